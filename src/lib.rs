@@ -1,1 +1,8 @@
 //! Direct Preference Optimization as an engine.
+
+pub mod backend;
+pub mod data;
+pub mod error;
+pub mod loss;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! The CPU backend: plain Rust, the definition of every op.

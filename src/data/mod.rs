@@ -1,0 +1,3 @@
+//! Preference data: input rows, shards, reference sidecars, batches. Knows tokens, never logits.
+
+pub mod batch;

@@ -1,0 +1,97 @@
+//! The one error type of the library. Every variant prints as one line: what, where, what to do.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong; see each variant for what its line says.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A buffer handed to an op has the wrong number of elements. Raised before anything is computed or launched.
+    #[error("{op}: `{name}` has {got} elements, expected {want} = {shape}")]
+    Shape {
+        /// The op.
+        op: &'static str,
+        /// The argument.
+        name: &'static str,
+        /// Elements it has.
+        got: usize,
+        /// Elements it must have.
+        want: usize,
+        /// The product that gives `want`, in words.
+        shape: String,
+    },
+    /// A file whose content cannot be used: damaged, of another kind, or inconsistent with another file.
+    #[error("{}: {why}", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        why: String,
+    },
+    /// The operating system refused to read or write.
+    #[error("{}: cannot {doing}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// `open`, `read`, `write`, ...
+        doing: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// An option, or a combination of options, that cannot be honoured.
+    #[error("{0}")]
+    Usage(String),
+    /// A kernel that could not be launched.
+    #[error("kernel `{kernel}`: {why}")]
+    Launch {
+        /// Its exported name.
+        kernel: &'static str,
+        /// The reason.
+        why: String,
+    },
+    /// A device that is missing, too old, out of memory or lost.
+    #[error("{0}")]
+    Device(String),
+    /// Training cannot go on: non-finite values, or the step-0 proof failed.
+    #[error("{0}")]
+    Training(String),
+}
+
+/// `std::result::Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::File`] about `path`.
+    pub fn file(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
+        Error::File { path: path.as_ref().to_owned(), why: why.into() }
+    }
+
+    /// For `map_err`: an [`Error::Io`] about `path`.
+    pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Error::Io { path, doing, source }
+    }
+
+    /// An [`Error::Usage`].
+    pub fn usage(why: impl Into<String>) -> Self {
+        Error::Usage(why.into())
+    }
+
+    /// The process exit code: 2 for what the user can mend (options, files), 1 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) | Error::File { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Checks that `name` has as many elements as the product of `dims`; overflow counts as a mismatch.
+pub fn expect_len(op: &'static str, name: &'static str, got: usize, dims: &[(&str, usize)]) -> Result<()> {
+    let want = dims.iter().try_fold(1usize, |n, (_, d)| n.checked_mul(*d));
+    if want == Some(got) {
+        return Ok(());
+    }
+    let shape = dims.iter().map(|(n, d)| format!("{n}={d}")).collect::<Vec<_>>().join(" * ");
+    Err(Error::Shape { op, name, got, want: want.unwrap_or(usize::MAX), shape })
+}

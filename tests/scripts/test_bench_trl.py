@@ -1,0 +1,78 @@
+"""bench_trl.py: what it takes from the data, and a whole run with a stand-in for the fusedpo binary."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import bench_trl  # noqa: E402
+
+STAND_IN = """#!{python} -B
+import json, sys
+from pathlib import Path
+argument = lambda name: sys.argv[sys.argv.index(name) + 1]
+if sys.argv[1] == "dpo":
+    if {broken}:
+        sys.exit("fusedpo: something is wrong")
+    run = Path(argument("--out"))
+    run.mkdir()
+    steps = [{{"step": i, "loss": 0.69, "pairs_per_second": 4.0}} for i in (1, 2)] + [{{"eval_loss": 1.0}}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + chr(10) for step in steps))
+"""
+
+
+class BenchTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "q", "responses": ["x", "y", "z"], "scores": [1, 2, 1]},
+                {"prompt": "p", "chosen": "c", "rejected": "a"}, {"prompt": "r", "chosen": "c", "rejected": "a"}]
+        self.data = self.folder / "rows.jsonl"
+        self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def test_rows_become_groups_by_prompt(self):
+        rows, groups, count = bench_trl.take_rows(self.data, 4)
+        self.assertEqual((len(rows), count), (3, 4))
+        self.assertEqual(groups, [{"prompt": "p", "responses": ["a", "b", "c", "a"], "pairs": [(0, 1), (2, 3)]},
+                                  {"prompt": "q", "responses": ["x", "y", "z"], "pairs": [(1, 0), (1, 2)]}])
+
+    def bench(self, broken=False, only="fusedpo-f32"):
+        binary = self.folder / "fusedpo"
+        binary.write_text(STAND_IN.format(python=sys.executable, broken=broken))
+        binary.chmod(0o755)
+        (self.folder / "config.json").write_text("{}")
+        out = self.folder / "result.md"
+        command = [sys.executable, "-B", str(SCRIPTS / "bench_trl.py"), "--model", str(self.folder), "--data", str(self.data),
+                   "--only", only, "--fusedpo", str(binary), "--out", str(out), "--work", str(self.folder)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        return result, out.read_text() if out.exists() else None
+
+    @unittest.skipUnless(hasattr(os, "wait4"), "needs os.wait4")
+    def test_whole_run(self):
+        result, page = self.bench()
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("| fusedpo-f32 | 1.00 | 2.0 |", page)  # 4 pairs a step at 4 pairs a second, two steps
+        self.assertFalse([name for name in os.listdir(self.folder) if name.startswith("fusedpo-bench-")])
+
+    def test_a_failing_program_is_reported(self):
+        result, page = self.bench(broken=True)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("something is wrong", page)
+        self.assertNotIn("Traceback", result.stderr)
+
+    def test_unknown_configuration(self):
+        result, page = self.bench(only="trl-f8")
+        self.assertEqual(result.returncode, 1)
+        self.assertIsNone(page)
+        self.assertIn("trl-f8: unknown", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -4,5 +4,6 @@ pub mod backend;
 pub mod data;
 pub mod error;
 pub mod loss;
+pub mod model;
 
 pub use error::{Error, Result};

@@ -1,0 +1,240 @@
+//! Everything a forward and backward pass writes, allocated once: nothing is allocated inside a step.
+//!
+//! Kept per layer: the residual stream before attention and before the MLP, both `rstd`s, `qkv` after the rotary
+//! embedding, attention's output and log-sum-exp, and the MLP's gates and ups. Norm outputs and SwiGLU products are
+//! computed again in the backward pass, into scratch that all layers share.
+
+use super::Model;
+use crate::backend::{Backend, Capacity, Chunk, PAIR_STATS, RESPONSE_STATS};
+use crate::data::batch::MicroBatch;
+use crate::error::{Error, Result};
+
+/// What the q/k norm of one layer keeps.
+pub struct QkNormActs<B: Backend> {
+    /// `[rows, q_width + kv_width]`: queries and keys before the norm.
+    pub raw: B::Buf<B::Act>,
+    /// `[rows, heads + kv_heads]`.
+    pub rstd: B::Buf<B::Acc>,
+}
+
+/// What one layer keeps; `rows` is the capacity's slots.
+pub struct LayerActs<B: Backend> {
+    /// `[rows]`.
+    pub rstd1: B::Buf<B::Acc>,
+    /// `[rows, qkv_width]`, after bias, q/k norm and rotary embedding.
+    pub qkv: B::Buf<B::Act>,
+    /// Qwen3's q/k norm.
+    pub qk_norm: Option<QkNormActs<B>>,
+    /// `[rows, q_width]`.
+    pub attn: B::Buf<B::Act>,
+    /// `[rows, heads]`.
+    pub lse: B::Buf<B::Acc>,
+    /// `[rows]`.
+    pub rstd2: B::Buf<B::Acc>,
+    /// `[rows, 2 ffn]`; becomes its own gradient in the backward pass.
+    pub gate_up: B::Buf<B::Act>,
+}
+
+impl<B: Backend> LayerActs<B> {
+    fn new(be: &B, model: &Model<B>, rows: usize) -> Result<Self> {
+        let (a, c) = (model.config.attn_shape(), &model.config);
+        let qk_norm = match c.qk_norm {
+            true => Some(QkNormActs {
+                raw: be.zeros("qk before norm", rows * (a.q_width() + a.kv_width()))?,
+                rstd: be.zeros("qk rstd", rows * (a.heads + a.kv_heads))?,
+            }),
+            false => None,
+        };
+        Ok(Self {
+            rstd1: be.zeros("rstd1", rows)?,
+            qkv: be.zeros("qkv", rows * a.qkv_width())?,
+            qk_norm,
+            attn: be.zeros("attention", rows * a.q_width())?,
+            lse: be.zeros("lse", rows * a.heads)?,
+            rstd2: be.zeros("rstd2", rows)?,
+            gate_up: be.zeros("gate_up", rows * 2 * c.intermediate_size)?,
+        })
+    }
+}
+
+/// Activations of the transformer below the head.
+pub struct Acts<B: Backend> {
+    /// The residual stream, `[rows, hidden]` each: before layer 0, after its attention, after its MLP, ... In training
+    /// 2 * layers + 1 buffers; else two that take turns.
+    pub resid: Vec<B::Buf<B::Act>>,
+    /// Per layer in training; else one.
+    pub layers: Vec<LayerActs<B>>,
+    /// Scratch `[rows, max(hidden, q_width)]`: norm outputs; gradients of norm outputs and of attention's output.
+    pub narrow: B::Buf<B::Act>,
+    /// Scratch `[rows, max(ffn, qkv_width)]`: SwiGLU products; gradients of them and of qkv.
+    pub wide: B::Buf<B::Act>,
+}
+
+/// Gradients of activations, in training only.
+pub struct Grads<B: Backend> {
+    /// Gradient of the residual stream, `[rows, hidden]`.
+    pub resid: B::Buf<B::Act>,
+    /// Scratch of the attention's backward pass, `[rows, heads]`.
+    pub delta: B::Buf<B::Acc>,
+    /// Gradient of [`Workspace::hidden`], `[predictions, hidden]`.
+    pub hidden: B::Buf<B::Act>,
+    /// Scratch of the head's backward pass, `[head_rows, hidden]`.
+    pub scaled: B::Buf<B::Act>,
+}
+
+/// Buffers for micro-batches within a capacity. Public buffers hold the content named, for the micro-batch loaded last.
+pub struct Workspace<B: Backend> {
+    /// The micro-batch on the device.
+    pub batch: B::Batch,
+    /// Parts of it that share the logits buffer; together they cover it.
+    pub chunks: Vec<Chunk>,
+    /// Predictions of the micro-batch.
+    pub predictions: usize,
+    /// Rows that ops compute.
+    pub rows: usize,
+    /// Largest micro-batch.
+    pub capacity: Capacity,
+    /// Rows of the logits buffer.
+    pub head_rows: usize,
+    /// Activations.
+    pub acts: Acts<B>,
+    /// Whether activations are kept for [`super::backward`], and their gradients.
+    pub grads: Option<Grads<B>>,
+    /// Residual rows that predict something, `[predictions, hidden]`.
+    pub gathered: B::Buf<B::Act>,
+    /// Final norm's `rstd`, `[predictions]`.
+    pub rstd: B::Buf<B::Acc>,
+    /// Final norm's output, `[predictions, hidden]`: the head's input.
+    pub hidden: B::Buf<B::Act>,
+    /// `[head_rows, vocab]`.
+    pub logits: B::Buf<B::Acc>,
+    /// `log p(target)`, nats, `[predictions]`.
+    pub logp: B::Buf<B::Acc>,
+    /// Entropy, nats, `[predictions]`.
+    pub entropy: B::Buf<B::Acc>,
+    /// `log sum p^2`, `[predictions]`.
+    pub log_sum_p2: B::Buf<B::Acc>,
+    /// 1 where the target is the argmax, `[predictions]`.
+    pub hit: B::Buf<B::Acc>,
+    /// `dL/dlogp`, `[predictions]`.
+    pub coef: B::Buf<B::Acc>,
+    /// `[responses, RESPONSE_STATS]`.
+    pub response_stats: B::Buf<f64>,
+    /// `[pairs, PAIR_STATS]`.
+    pub pair_stats: B::Buf<f64>,
+    vocab: usize,
+    max_positions: usize,
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Allocates for `capacity`, with logits for `head_rows` predictions at a time (at least those of the largest group).
+    /// With `train`, activations of all layers are kept.
+    pub fn new(be: &B, model: &Model<B>, capacity: Capacity, head_rows: usize, train: bool) -> Result<Self> {
+        let (c, a) = (&model.config, model.config.attn_shape());
+        let (rows, n, layers) = (capacity.slots, capacity.predictions, c.num_hidden_layers);
+        let head_rows = head_rows.min(n);
+        let resid = (0..if train { 2 * layers + 1 } else { 2 }).map(|_| be.zeros("residual", rows * c.hidden_size));
+        let acts = Acts {
+            resid: resid.collect::<Result<_>>()?,
+            layers: (0..if train { layers } else { 1 })
+                .map(|_| LayerActs::new(be, model, rows))
+                .collect::<Result<_>>()?,
+            narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
+            wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
+        };
+        let grads = match train {
+            true => Some(Grads {
+                resid: be.zeros("d residual", rows * c.hidden_size)?,
+                delta: be.zeros("attention delta", rows * a.heads)?,
+                hidden: be.zeros("d hidden", n * c.hidden_size)?,
+                scaled: be.zeros("head scratch", head_rows * c.hidden_size)?,
+            }),
+            false => None,
+        };
+        Ok(Self {
+            batch: be.new_batch(capacity)?,
+            chunks: Vec::new(),
+            predictions: 0,
+            rows: 0,
+            capacity,
+            head_rows,
+            acts,
+            grads,
+            gathered: be.zeros("gathered", n * c.hidden_size)?,
+            rstd: be.zeros("final rstd", n)?,
+            hidden: be.zeros("hidden", n * c.hidden_size)?,
+            logits: be.zeros("logits", head_rows * c.vocab_size)?,
+            logp: be.zeros("logp", n)?,
+            entropy: be.zeros("entropy", n)?,
+            log_sum_p2: be.zeros("log_sum_p2", n)?,
+            hit: be.zeros("hit", n)?,
+            coef: be.zeros("coef", n)?,
+            response_stats: be.zeros("response stats", capacity.responses * RESPONSE_STATS)?,
+            pair_stats: be.zeros("pair stats", capacity.pairs * PAIR_STATS)?,
+            vocab: c.vocab_size,
+            max_positions: model.max_positions,
+        })
+    }
+
+    /// Makes `from` the current micro-batch: checks it against the model and the capacity, uploads it, cuts it into
+    /// [`Workspace::chunks`].
+    pub fn load_batch(&mut self, be: &B, from: &MicroBatch) -> Result<()> {
+        self.check(from)?;
+        self.chunks = chunks(from, self.head_rows)?;
+        be.load_batch(&mut self.batch, from)?;
+        self.rows = be.rows(&self.batch);
+        self.predictions = from.predictions.len();
+        Ok(())
+    }
+
+    fn check(&self, from: &MicroBatch) -> Result<()> {
+        let cap = &self.capacity;
+        let sizes = [
+            ("slots", from.slots, cap.slots),
+            ("predictions", from.predictions.len(), cap.predictions),
+            ("responses", from.responses.len(), cap.responses),
+            ("pairs", from.pairs.len(), cap.pairs),
+        ];
+        if let Some((what, got, most)) = sizes.into_iter().find(|(_, got, most)| got > most) {
+            return Err(Error::usage(format!("a micro-batch of {got} {what} exceeds the workspace's {most}")));
+        }
+        let targets = from.predictions.iter().map(|p| &p.target);
+        if let Some(id) = from.tokens.iter().chain(targets).find(|id| **id as usize >= self.vocab) {
+            return Err(Error::usage(format!("token id {id} is outside the model's vocabulary of {}", self.vocab)));
+        }
+        match from.positions.iter().max() {
+            Some(p) if *p as usize >= self.max_positions => Err(Error::usage(format!(
+                "position {p} is outside the {} positions that the model was loaded for",
+                self.max_positions
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Cuts a micro-batch into runs of whole groups with at most `head_rows` predictions each, in order.
+///
+/// Errors: a group with more predictions than that.
+pub fn chunks(from: &MicroBatch, head_rows: usize) -> Result<Vec<Chunk>> {
+    let range = |r: &std::ops::Range<u32>| r.start as usize..r.end as usize;
+    let mut chunks: Vec<Chunk> = Vec::new();
+    for g in &from.groups {
+        let (responses, predictions, pairs) = (range(&g.responses), range(&g.predictions), range(&g.pairs));
+        if predictions.len() > head_rows {
+            return Err(Error::usage(format!(
+                "group {} predicts {} tokens, but the logits buffer has {head_rows} rows",
+                g.id,
+                predictions.len()
+            )));
+        }
+        match chunks.last_mut() {
+            Some(c) if predictions.end - c.predictions.start <= head_rows => {
+                c.responses.end = responses.end;
+                c.predictions.end = predictions.end;
+                c.pairs.end = pairs.end;
+            }
+            _ => chunks.push(Chunk { responses, predictions, pairs }),
+        }
+    }
+    Ok(chunks)
+}

@@ -1,0 +1,175 @@
+//! The backward pass, written out: from the gradient of the final norm's output to every parameter's.
+
+use super::acts::{Acts, Grads, LayerActs, Workspace};
+use super::forward::weight;
+use super::head::scoring_only;
+use super::params::{LayerParams, Model, Param};
+use crate::backend::{Backend, Rotation, Write};
+use crate::error::Result;
+
+/// Adds the gradient of every parameter that trains, below the head, to `grads` (an arena in the table's layout), from
+/// what [`super::forward`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
+pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+    let hidden = model.config.hidden_size;
+    let (n, rows) = (ws.predictions * hidden, ws.rows);
+    let g = ws.grads.as_mut().ok_or_else(scoring_only)?;
+    let norm = &model.table.norm;
+    // The norm's own output is not needed any more: its buffer takes the gradient of its input.
+    be.rmsnorm_bwd(
+        be.view_mut(&mut ws.hidden, 0..n),
+        gradient(be, grads, norm),
+        be.view(&g.hidden, 0..n),
+        be.view(&ws.gathered, 0..n),
+        weight(be, model, norm),
+        be.view(&ws.rstd, 0..ws.predictions),
+        Write::Set,
+    )?;
+    be.scatter_rows(be.view_mut(&mut g.resid, 0..rows * hidden), be.view(&ws.hidden, 0..n), &ws.batch, hidden)?;
+    for (l, params) in model.table.layers.iter().enumerate().rev() {
+        mlp(be, model, params, &mut ws.acts, l, g, rows, grads)?;
+        attention(be, model, params, &mut ws.acts, l, g, &ws.batch, rows, grads)?;
+    }
+    if let Some(d) = gradient(be, grads, &model.table.embed) {
+        be.embed_bwd(d, be.view(&g.resid, 0..rows * hidden), &ws.batch, hidden)?;
+    }
+    Ok(())
+}
+
+/// Where a weight's gradient goes; nowhere when frozen.
+fn gradient<'a, B: Backend>(be: &B, grads: &'a mut B::Buf<B::Acc>, p: &Param) -> Option<B::ViewMut<'a, B::Acc>> {
+    p.trains.then(|| be.view_mut(grads, p.at.clone()))
+}
+
+/// `x_out = x_mid + down(silu(gate) * up)`: gradient of `x_out` in `g.resid` -> gradient of `x_mid` in its place.
+#[allow(clippy::too_many_arguments)]
+fn mlp<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    params: &LayerParams,
+    acts: &mut Acts<B>,
+    l: usize,
+    g: &mut Grads<B>,
+    rows: usize,
+    grads: &mut B::Buf<B::Acc>,
+) -> Result<()> {
+    let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
+    let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
+    let LayerActs { rstd2, gate_up, .. } = &mut acts.layers[l];
+    let mid = be.view(&acts.resid[2 * l + 1], 0..n_hidden);
+
+    if let Some(dw) = gradient(be, grads, &params.down) {
+        be.swiglu_fwd(be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn), ffn)?;
+        let (dy, x) = (be.view(&g.resid, 0..n_hidden), be.view(&acts.wide, 0..n_ffn));
+        be.linear_bwd_weight(dw, dy, x, hidden, ffn)?;
+    }
+    let (dy, w) = (be.view(&g.resid, 0..n_hidden), weight(be, model, &params.down));
+    be.linear_bwd_input(be.view_mut(&mut acts.wide, 0..n_ffn), dy, w, hidden, ffn, Write::Set)?;
+    be.swiglu_bwd(be.view_mut(gate_up, 0..2 * n_ffn), be.view(&acts.wide, 0..n_ffn), ffn)?;
+
+    let norm = weight(be, model, &params.post_norm);
+    let rstd = be.view(rstd2, 0..rows);
+    let dy = be.view(gate_up, 0..2 * n_ffn);
+    if let Some(dw) = gradient(be, grads, &params.gate_up) {
+        be.rmsnorm_again(be.view_mut(&mut acts.narrow, 0..n_hidden), rstd, mid, norm)?;
+        be.linear_bwd_weight(dw, dy, be.view(&acts.narrow, 0..n_hidden), 2 * ffn, hidden)?;
+    }
+    let w = weight(be, model, &params.gate_up);
+    be.linear_bwd_input(be.view_mut(&mut acts.narrow, 0..n_hidden), dy, w, 2 * ffn, hidden, Write::Set)?;
+    be.rmsnorm_bwd(
+        be.view_mut(&mut g.resid, 0..n_hidden),
+        gradient(be, grads, &params.post_norm),
+        be.view(&acts.narrow, 0..n_hidden),
+        mid,
+        norm,
+        rstd,
+        Write::Add,
+    )
+}
+
+/// `x_mid = x_in + o(attention(qkv))`: gradient of `x_mid` in `g.resid` -> gradient of `x_in` in its place.
+#[allow(clippy::too_many_arguments)]
+fn attention<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    params: &LayerParams,
+    acts: &mut Acts<B>,
+    l: usize,
+    g: &mut Grads<B>,
+    batch: &B::Batch,
+    rows: usize,
+    grads: &mut B::Buf<B::Acc>,
+) -> Result<()> {
+    let (hidden, a) = (model.config.hidden_size, model.config.attn_shape());
+    let (n_hidden, n_q, n_qkv) = (rows * hidden, rows * a.q_width(), rows * a.qkv_width());
+    let layer = &mut acts.layers[l];
+
+    let dy = be.view(&g.resid, 0..n_hidden);
+    if let Some(dw) = gradient(be, grads, &params.o) {
+        be.linear_bwd_weight(dw, dy, be.view(&layer.attn, 0..n_q), hidden, a.q_width())?;
+    }
+    if let Some(db) = params.o_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
+        be.bias_bwd(db, dy)?;
+    }
+    let w = weight(be, model, &params.o);
+    be.linear_bwd_input(be.view_mut(&mut acts.narrow, 0..n_q), dy, w, hidden, a.q_width(), Write::Set)?;
+    be.attention_bwd(
+        be.view_mut(&mut acts.wide, 0..n_qkv),
+        be.view_mut(&mut g.delta, 0..rows * a.heads),
+        be.view(&acts.narrow, 0..n_q),
+        be.view(&layer.attn, 0..n_q),
+        be.view(&layer.lse, 0..rows * a.heads),
+        be.view(&layer.qkv, 0..n_qkv),
+        batch,
+        a,
+    )?;
+    let table = be.view(&model.rope, 0..model.max_positions * a.head_dim);
+    be.rope(be.view_mut(&mut acts.wide, 0..n_qkv), table, batch, a, Rotation::Backward)?;
+    qk_norm(be, model, params, layer, &mut acts.wide, rows, grads)?;
+
+    let dy = be.view(&acts.wide, 0..n_qkv);
+    if let Some(db) = params.qkv_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
+        be.bias_bwd(db, dy)?;
+    }
+    let x = be.view(&acts.resid[2 * l], 0..n_hidden);
+    let (norm, rstd) = (weight(be, model, &params.input_norm), be.view(&layer.rstd1, 0..rows));
+    if let Some(dw) = gradient(be, grads, &params.qkv) {
+        be.rmsnorm_again(be.view_mut(&mut acts.narrow, 0..n_hidden), rstd, x, norm)?;
+        be.linear_bwd_weight(dw, dy, be.view(&acts.narrow, 0..n_hidden), a.qkv_width(), hidden)?;
+    }
+    let w = weight(be, model, &params.qkv);
+    be.linear_bwd_input(be.view_mut(&mut acts.narrow, 0..n_hidden), dy, w, a.qkv_width(), hidden, Write::Set)?;
+    be.rmsnorm_bwd(
+        be.view_mut(&mut g.resid, 0..n_hidden),
+        gradient(be, grads, &params.input_norm),
+        be.view(&acts.narrow, 0..n_hidden),
+        x,
+        norm,
+        rstd,
+        Write::Add,
+    )
+}
+
+/// Backward of the q/k norm, where the model has one, in place in `dqkv`.
+fn qk_norm<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    params: &LayerParams,
+    layer: &mut LayerActs<B>,
+    dqkv: &mut B::Buf<B::Act>,
+    rows: usize,
+    grads: &mut B::Buf<B::Acc>,
+) -> Result<()> {
+    let (Some([wq, wk]), Some(kept)) = (&params.qk_norm, &layer.qk_norm) else { return Ok(()) };
+    let a = model.config.attn_shape();
+    let n = rows * a.qkv_width();
+    let raw = be.view(&kept.raw, 0..rows * (a.q_width() + a.kv_width()));
+    let rstd = be.view(&kept.rstd, 0..rows * (a.heads + a.kv_heads));
+    let (vq, vk) = (weight(be, model, wq), weight(be, model, wk));
+    // One arena cannot be borrowed twice, so the two weights' gradients come from two calls; the first works on a copy,
+    // in the buffer of the layer's qkv, which nothing reads any more.
+    if let Some(dwq) = gradient(be, grads, wq) {
+        be.copy(be.view_mut(&mut layer.qkv, 0..n), be.view(dqkv, 0..n))?;
+        be.qk_norm_bwd(be.view_mut(&mut layer.qkv, 0..n), Some(dwq), None, raw, rstd, vq, vk, a)?;
+    }
+    be.qk_norm_bwd(be.view_mut(dqkv, 0..n), None, gradient(be, grads, wk), raw, rstd, vq, vk, a)
+}

@@ -1,0 +1,79 @@
+//! The fused head over one chunk of a micro-batch at a time: never more than a chunk of logits alive.
+
+use super::acts::Workspace;
+use super::forward::weight;
+use super::params::Model;
+use crate::backend::{Backend, Chunk, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
+use crate::error::{Error, Result};
+use crate::loss::LossSpec;
+
+/// Log-probs and statistics of the chunk's predictions from [`Workspace::hidden`]; with [`HeadMode::Train`] the unscaled
+/// gradient stays in [`Workspace::logits`] for [`head_backward`].
+pub fn head<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, chunk: &Chunk, mode: HeadMode) -> Result<()> {
+    let (hidden, n) = (model.config.hidden_size, chunk.predictions.clone());
+    let stats = HeadStats {
+        logp: be.view_mut(&mut ws.logp, n.clone()),
+        entropy: be.view_mut(&mut ws.entropy, n.clone()),
+        log_sum_p2: be.view_mut(&mut ws.log_sum_p2, n.clone()),
+        hit: be.view_mut(&mut ws.hit, n.clone()),
+    };
+    be.head_fwd(
+        stats,
+        be.view_mut(&mut ws.logits, 0..n.len() * model.config.vocab_size),
+        be.view(&ws.hidden, n.start * hidden..n.end * hidden),
+        weight(be, model, &model.table.head),
+        &ws.batch,
+        chunk,
+        mode,
+    )
+}
+
+/// Coefficients ([`Workspace::coef`]) and statistics of a chunk whose [`head`] was computed. `scale` is
+/// 1 / (total pair weight of the global batch), or 1 / (predicted tokens of the global batch) for SFT.
+pub fn loss<B: Backend>(be: &B, ws: &mut Workspace<B>, chunk: &Chunk, spec: &LossSpec, scale: f64) -> Result<()> {
+    let (n, r, p) = (chunk.predictions.clone(), &chunk.responses, &chunk.pairs);
+    let out = LossOut {
+        coef: be.view_mut(&mut ws.coef, n.clone()),
+        responses: be.view_mut(&mut ws.response_stats, r.start * RESPONSE_STATS..r.end * RESPONSE_STATS),
+        pairs: be.view_mut(&mut ws.pair_stats, p.start * PAIR_STATS..p.end * PAIR_STATS),
+    };
+    be.loss(
+        out,
+        be.view(&ws.logp, n.clone()),
+        be.view(&ws.entropy, n.clone()),
+        be.view(&ws.hit, n),
+        &ws.batch,
+        chunk,
+        spec,
+        scale,
+    )
+}
+
+/// From the gradient that [`head`] left in the logits buffer and [`Workspace::coef`]: the gradient of
+/// [`Workspace::hidden`] for the chunk's rows, and `+=` the head's in `grads` (when tied, the embedding's).
+pub fn head_backward<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+    chunk: &Chunk,
+    grads: &mut B::Buf<B::Acc>,
+) -> Result<()> {
+    let (hidden, n) = (model.config.hidden_size, chunk.predictions.clone());
+    let rows = n.start * hidden..n.end * hidden;
+    let g = ws.grads.as_mut().ok_or_else(scoring_only)?;
+    let p = &model.table.head;
+    be.head_bwd(
+        be.view_mut(&mut g.hidden, rows.clone()),
+        p.trains.then(|| be.view_mut(grads, p.at.clone())),
+        be.view_mut(&mut g.scaled, 0..rows.len()),
+        be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
+        be.view(&ws.hidden, rows),
+        weight(be, model, p),
+        be.view(&ws.coef, n),
+    )
+}
+
+/// The error of a backward pass on a workspace that keeps nothing.
+pub(super) fn scoring_only() -> Error {
+    Error::usage("the workspace was made without `train`: it keeps no activations to go backward through")
+}

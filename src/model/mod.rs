@@ -1,0 +1,31 @@
+//! The transformer of the Llama family, written out over [`crate::backend::Backend`]: configuration, parameters, loading
+//! and export of Hugging Face directories, forward, backward, the fused head, generation. No device code, no optimiser.
+//!
+//! A step, for one micro-batch:
+//! ```text
+//! ws.load_batch(be, &micro_batch)?;                     // host -> device; cuts the groups into ws.chunks
+//! forward(be, &model, &mut ws)?;                        // ws.hidden: one normed row a prediction
+//! for chunk in ws.chunks.clone() {
+//!     head(be, &model, &mut ws, &chunk, HeadMode::Train)?;         // ws.logp, ws.entropy, ... and G in ws.logits
+//!     loss(be, &mut ws, &chunk, &spec, scale)?;                    // ws.coef, ws.response_stats, ws.pair_stats
+//!     head_backward(be, &model, &mut ws, &chunk, &mut grads)?;     // ws.d_hidden, and the head's gradient
+//! }
+//! backward(be, &model, &mut ws, &mut grads)?;           // everything below the head
+//! ```
+//! `grads` is one arena in the layout of [`params::ParamTable`], accumulated into: the caller clears it once a step.
+
+pub mod acts;
+pub mod backward;
+pub mod config;
+pub mod forward;
+pub mod head;
+pub mod load;
+pub mod params;
+pub mod sample;
+
+pub use acts::{Workspace, chunks};
+pub use backward::backward;
+pub use config::ModelConfig;
+pub use forward::forward;
+pub use head::{head, head_backward, loss};
+pub use params::{Model, ParamSpec, ParamTable};

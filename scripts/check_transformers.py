@@ -4,7 +4,7 @@
 Usage:   python scripts/check_transformers.py --model DIR --scores scores.jsonl --data-jsonl ROWS.jsonl
          [--tolerance 1e-3] [--dtype float32|float64|bfloat16] [--limit N]
 Input:   DIR, a Hugging Face model directory; ROWS, tokenised rows {"prompt_ids", "chosen_ids", "rejected_ids"} or
-         {"prompt_ids", "responses_ids"}, the file that was packed; scores.jsonl, which `fusedpo score` wrote:
+         {"prompt_ids", "responses_ids"} or {"prompt_ids", "completion_ids"}, the file that was packed; scores.jsonl, which `fusedpo score` wrote:
          {"row", "response", "num_tokens", "logp"}, with --per-token also "token_logps".
 Output:  the largest differences on stdout; exit status 1 when one is above the tolerance (nats a response).
 Needs:   torch, transformers (CPU is enough).
@@ -34,7 +34,8 @@ def read_data(path):
         if "responses_ids" in row:
             responses = field(row, "responses_ids", list, where)
         else:
-            responses = [field(row, name, list, where) for name in ("chosen_ids", "rejected_ids")]
+            names = ("completion_ids",) if "completion_ids" in row else ("chosen_ids", "rejected_ids")
+            responses = [field(row, name, list, where) for name in names]
         table.append((prompt, responses))
     return table
 

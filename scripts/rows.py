@@ -16,6 +16,8 @@ import tempfile
 import zlib
 from pathlib import Path
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 class InputError(ValueError):
     """The input cannot be used; the message says where and why."""
@@ -59,8 +61,10 @@ def read_rows(path):
         zipped = plain.read(2) == b"\x1f\x8b"
     with (gzip.open if zipped else open)(path, "rb") as file:
         try:
-            start = file.read(64).lstrip()
-            file.seek(0)
+            start = file.read(64)
+            mark = len(BYTE_ORDER_MARK) if start.startswith(BYTE_ORDER_MARK) else 0
+            file.seek(mark)
+            start = start[mark:].lstrip()
             for where, row in (read_array if start.startswith(b"[") else read_lines)(file, path):
                 yield where, row
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -88,7 +92,7 @@ def user(text):
 
 def assistant(text):
     """A response as a message list. Anything but a string is passed on as it is: `pack` counts and reports it."""
-    return [{"role": "assistant", "content": text.strip() if isinstance(text, str) else text}]
+    return [{"role": "assistant", "content": text.strip()}] if isinstance(text, str) else text
 
 
 def write_rows(out, rows):

@@ -100,6 +100,10 @@ class PandalmTest(Converting):
         self.assertEqual([(r["chosen"], r["rejected"]) for r in rows], [("one", ""), ("", "one")])
         self.assertIn("4 rows read, 2 written, 1 dropped (no majority), 1 dropped (tie)", self.counts)
 
+    def test_a_response_that_is_no_text_passes(self):
+        (row,) = self.convert("convert_pandalm", [{**self.row(2, 2, 2), "response1": True}], "--messages")
+        self.assertEqual((row["chosen"], row["rejected"]), ([say("assistant", "")], True))
+
     def test_bad_label(self):
         self.refuse("convert_pandalm", [self.row(1, 1, 1), self.row(1, 3, 1)], "in.jsonl:2", "expected 0 (tie), 1 or 2")
 
@@ -192,7 +196,7 @@ class InputTest(Converting):
         odd = dict(self.ROW, question="one\u2028two\x85three")
         data = json.dumps([odd, self.ROW], ensure_ascii=False, indent=1).encode()
         lines = (json.dumps(odd, ensure_ascii=False) + "\n\n" + json.dumps(self.ROW)).encode()
-        for variant in (data, gzip.compress(data), lines, gzip.compress(lines)):
+        for variant in (data, gzip.compress(data), lines, gzip.compress(lines), b"\xef\xbb\xbf" + data, b"\xef\xbb\xbf" + lines):
             rows = self.convert("convert_persona", variant)
             self.assertEqual(len(rows), 2)
             self.assertIn("one\u2028two\x85three", rows[0]["prompt"])

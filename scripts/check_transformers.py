@@ -3,9 +3,9 @@
 
 Usage:   python scripts/check_transformers.py --model DIR --scores scores.jsonl --data-jsonl ROWS.jsonl
          [--tolerance 1e-3] [--dtype float32|float64|bfloat16] [--limit N]
-Input:   DIR, a Hugging Face model directory; ROWS, tokenised rows {"prompt_ids", "chosen_ids", "rejected_ids"} or
-         {"prompt_ids", "responses_ids"} or {"prompt_ids", "completion_ids"}, the file that was packed; scores.jsonl, which `fusedpo score` wrote:
-         {"row", "response", "num_tokens", "logp"}, with --per-token also "token_logps".
+Input:   DIR, a Hugging Face model directory; ROWS, the file that was packed: tokenised rows of "prompt_ids" with
+         "chosen_ids" and "rejected_ids", "responses_ids", or "completion_ids"; scores.jsonl, which `fusedpo score`
+         wrote: {"row", "response", "num_tokens", "logp"}, with --per-token also "token_logps".
 Output:  the largest differences on stdout; exit status 1 when one is above the tolerance (nats a response).
 Needs:   torch, transformers (CPU is enough).
 """

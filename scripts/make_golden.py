@@ -31,7 +31,9 @@ try:
 except ImportError as error:
     sys.exit(f"make_golden: {error}; install: python -m pip install torch transformers")
 
-VOCAB, EOS = 97, 2
+from word_tokenizer import EOS, write_tokenizer
+
+VOCAB = 97
 BETA, SMOOTHING = 0.1, 0.1
 AMPLITUDE, FREQUENCY = 0.05, 0.37
 AGREEMENT = 2e-5  # nats between transformers' float32 and our float64; float32 rounding alone gives about 1e-6
@@ -103,26 +105,13 @@ def perturb(weights):
     return out
 
 
-def write_tokenizer(folder):
-    """One word a token, so that the directory also works where a tokenizer must be named."""
-    words = ["<unk>", "<s>", "</s>"] + [f"w{i}" for i in range(3, VOCAB)]
-    tokenizer = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [
-        {"id": i, "content": words[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-         "special": True} for i in range(3)],
-        "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {w: i for i, w in enumerate(words)}, "unk_token": "<unk>"}}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer) + "\n")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def write_model(model, name, folder):
     """Our own config.json replaces transformers' (which is v5 only), then the directory must load again unchanged."""
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     config = {"architectures": [type(model).__name__], **MODELS[name]}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_tokenizer(folder)
+    write_tokenizer(folder, VOCAB)
     again = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     if any(not torch.equal(w, again[key]) for key, w in model.named_parameters()):
         sys.exit(f"make_golden: {name}: the saved model differs after loading")

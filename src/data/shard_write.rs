@@ -1,0 +1,289 @@
+//! Writing a shard: tokens stream into a temporary sibling, the tables into unnamed temporary files, and `finish` puts
+//! them together, so memory does not grow with the shard. The file appears under its name whole or not at all, and its
+//! bytes depend on nothing but the groups and [`Meta`].
+
+use crate::data::format::{DESIRABLE, GroupRecord, HAS_LABEL, HAS_SCORE, HEADER_LEN, Header, IDENTITY_LEN, Meta};
+use crate::data::format::{PairRecord, ResponseRecord, TOKENS, token_padding};
+use crate::data::shard::pair_violation;
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// A group to write.
+#[derive(Clone, Debug)]
+pub struct NewGroup<'a> {
+    /// Prompt; may be empty.
+    pub prompt: &'a [u32],
+    /// At least one.
+    pub responses: Vec<NewResponse<'a>>,
+    /// Preferences among them; may be empty.
+    pub pairs: Vec<NewPair>,
+}
+
+/// A response to write.
+#[derive(Clone, Debug)]
+pub struct NewResponse<'a> {
+    /// At least one token.
+    pub tokens: &'a [u32],
+    /// Finite.
+    pub score: Option<f32>,
+    /// For a response judged by itself: whether it is desirable.
+    pub label: Option<bool>,
+    /// 0-based input row.
+    pub row: u64,
+    /// Place in that row: 0 chosen, 1 rejected, or the index in `responses`.
+    pub index: u32,
+}
+
+/// A preference to write.
+#[derive(Clone, Copy, Debug)]
+pub struct NewPair {
+    /// Index in the group of the preferred response.
+    pub chosen: u32,
+    /// Index in the group of the other.
+    pub rejected: u32,
+    /// Finite, greater than 0.
+    pub weight: f32,
+}
+
+/// What [`ShardWriter::finish`] wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardSummary {
+    /// The file.
+    pub path: PathBuf,
+    /// Groups.
+    pub groups: u64,
+    /// Responses.
+    pub responses: u64,
+    /// Pairs.
+    pub pairs: u64,
+    /// Tokens of prompts (each once) and responses.
+    pub tokens: u64,
+    /// Length of the file.
+    pub bytes: u64,
+    /// Its identity.
+    pub content_sha256: [u8; 32],
+}
+
+/// Writes one shard. Dropped before `finish`, it leaves nothing behind.
+#[derive(Debug)]
+pub struct ShardWriter {
+    path: PathBuf,
+    meta: Meta,
+    tokens: Sink<NamedTempFile>,
+    sha: Sha256,
+    tables: [Sink<File>; 3],
+    counts: [u64; 4],
+    failed: bool,
+}
+
+/// A buffered file with the checksum of what went into it.
+#[derive(Debug)]
+struct Sink<W: Write> {
+    to: BufWriter<W>,
+    crc: crc32fast::Hasher,
+}
+
+impl<W: Write> Sink<W> {
+    fn new(file: W) -> Self {
+        Sink { to: BufWriter::with_capacity(1 << 18, file), crc: crc32fast::Hasher::new() }
+    }
+    fn put(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.crc.update(bytes);
+        self.to.write_all(bytes)
+    }
+}
+
+/// A temporary file beside `path`, with the permissions of an ordinary new file.
+pub(crate) fn temp_sibling(path: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tmp-").suffix(".part");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder(path)).map_err(Error::io(path, "create"))
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes `temp` durable and gives it its name.
+pub(crate) fn persist(temp: NamedTempFile, path: &Path) -> Result<()> {
+    temp.as_file().sync_all().map_err(Error::io(path, "write"))?;
+    temp.persist(path).map_err(|e| Error::io(path, "write")(e.error))?;
+    // Some file systems cannot sync a folder; the rename is in order with the file's data all the same.
+    let _ = File::open(folder(path)).and_then(|d| d.sync_all());
+    Ok(())
+}
+
+impl ShardWriter {
+    /// Starts the shard that [`ShardWriter::finish`] will put at `path`, replacing what is there.
+    ///
+    /// Errors: [`Error::Usage`] for a `meta` that cannot be; [`Error::Io`] where the folder cannot be written.
+    pub fn create(path: &Path, meta: &Meta) -> Result<Self> {
+        meta.check().map_err(|why| Error::usage(format!("{}: cannot write a shard: {why}", path.display())))?;
+        let spool = || Ok(Sink::new(tempfile::tempfile_in(folder(path)).map_err(Error::io(path, "create"))?));
+        let mut tokens = Sink::new(temp_sibling(path)?);
+        tokens.to.write_all(&[0; HEADER_LEN]).map_err(Error::io(path, "write"))?;
+        Ok(ShardWriter {
+            path: path.to_owned(),
+            meta: meta.clone(),
+            tokens,
+            sha: Sha256::new(),
+            tables: [spool()?, spool()?, spool()?],
+            counts: [0; 4],
+            failed: false,
+        })
+    }
+
+    /// Appends a group.
+    ///
+    /// Errors: [`Error::Usage`] for a group that a shard cannot represent (the writer stays usable, nothing was
+    /// written); [`Error::Io`] after which only dropping the writer is of use.
+    pub fn push(&mut self, g: &NewGroup) -> Result<()> {
+        if self.failed {
+            return Err(self.broken());
+        }
+        self.check(g).map_err(|why| {
+            let row = g.responses.first().map_or(String::new(), |r| format!(" (input row {})", r.row));
+            Error::usage(format!("{}: group {}{row} cannot be stored: {why}", self.path.display(), self.counts[1]))
+        })?;
+        self.put(g).map_err(|e| {
+            self.failed = true;
+            Error::io(&self.path, "write")(e)
+        })
+    }
+
+    fn broken(&self) -> Error {
+        Error::file(&self.path, "was not written because of an earlier error: free some space and run again")
+    }
+
+    fn check(&self, g: &NewGroup) -> Result<(), String> {
+        let count = u32::try_from(g.responses.len()).map_err(|_| "more than 2^32 - 1 responses")?;
+        u32::try_from(g.pairs.len()).map_err(|_| "more than 2^32 - 1 pairs")?;
+        let total = g.prompt.len() + g.responses.iter().map(|r| r.tokens.len()).sum::<usize>();
+        u32::try_from(total).map_err(|_| "more than 2^32 - 1 tokens")?;
+        if count == 0 {
+            return Err("it has no response".into());
+        }
+        let bad = |t: &[u32]| t.iter().copied().find(|&t| t >= self.meta.vocab_size);
+        let out = |what: &str, t| format!("{what} has token id {t}, the vocabulary ends at {}", self.meta.vocab_size);
+        if let Some(t) = bad(g.prompt) {
+            return Err(out("its prompt", t));
+        }
+        for (i, r) in g.responses.iter().enumerate() {
+            if r.tokens.is_empty() {
+                return Err(format!("response {i} is empty; drop it while packing"));
+            }
+            if let Some(t) = bad(r.tokens) {
+                return Err(out(&format!("response {i}"), t));
+            }
+            if r.score.is_some_and(|s| !s.is_finite()) {
+                return Err(format!("response {i} has score {:?}, not a finite number", r.score));
+            }
+        }
+        let record = |p: &NewPair| PairRecord { chosen: p.chosen, rejected: p.rejected, weight: p.weight };
+        let pair = |(i, p)| pair_violation(&record(p), count).map(|w| format!("pair {i}: {w}"));
+        g.pairs.iter().enumerate().find_map(pair).map_or(Ok(()), Err)
+    }
+
+    fn put(&mut self, g: &NewGroup) -> std::io::Result<()> {
+        let [tokens, groups, responses, pairs] = self.counts;
+        let total = g.prompt.len() + g.responses.iter().map(|r| r.tokens.len()).sum::<usize>();
+        let record = GroupRecord {
+            token_start: tokens,
+            first_response: responses,
+            first_pair: pairs,
+            num_tokens: total as u32,
+            prompt_len: g.prompt.len() as u32,
+            num_responses: g.responses.len() as u32,
+            num_pairs: g.pairs.len() as u32,
+        };
+        self.put_tokens(g.prompt)?;
+        self.tables[0].put(bytemuck::bytes_of(&record))?;
+        let mut at = tokens + g.prompt.len() as u64;
+        for r in &g.responses {
+            let label = r.label.map_or(0, |l| HAS_LABEL | if l { DESIRABLE } else { 0 });
+            let record = ResponseRecord {
+                token_start: at,
+                row: r.row,
+                num_tokens: r.tokens.len() as u32,
+                index: r.index,
+                score: r.score.unwrap_or(0.0),
+                flags: label | if r.score.is_some() { HAS_SCORE } else { 0 },
+            };
+            self.put_tokens(r.tokens)?;
+            self.tables[1].put(bytemuck::bytes_of(&record))?;
+            at += r.tokens.len() as u64;
+        }
+        for p in &g.pairs {
+            let record = PairRecord { chosen: p.chosen, rejected: p.rejected, weight: p.weight };
+            self.tables[2].put(bytemuck::bytes_of(&record))?;
+        }
+        self.counts = [at, groups + 1, responses + g.responses.len() as u64, pairs + g.pairs.len() as u64];
+        Ok(())
+    }
+
+    fn put_tokens(&mut self, tokens: &[u32]) -> std::io::Result<()> {
+        let mut narrow = [0u16; 1024];
+        for part in tokens.chunks(narrow.len()) {
+            let bytes: &[u8] = if self.meta.token_width() == 2 {
+                // `check` saw every id below the vocabulary's size, which is at most 2^16.
+                part.iter().zip(&mut narrow).for_each(|(&t, n)| *n = t as u16);
+                bytemuck::cast_slice(&narrow[..part.len()])
+            } else {
+                bytemuck::cast_slice(part)
+            };
+            self.sha.update(bytes);
+            self.tokens.put(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Completes the shard: tables, checksums and header, then `fsync` and the rename.
+    ///
+    /// Errors: [`Error::Io`], with nothing left behind and what was at the path untouched.
+    pub fn finish(self) -> Result<ShardSummary> {
+        if self.failed {
+            return Err(self.broken());
+        }
+        let path = self.path.clone();
+        let (temp, header) = self.assemble().map_err(Error::io(&path, "write"))?;
+        persist(temp, &path)?;
+        let [tokens, groups, responses, pairs] = header.counts();
+        let (bytes, content_sha256) = (header.file_len(), header.content_sha256);
+        Ok(ShardSummary { path, groups, responses, pairs, tokens, bytes, content_sha256 })
+    }
+
+    fn assemble(mut self) -> std::io::Result<(NamedTempFile, Header)> {
+        let too_big = || std::io::Error::new(std::io::ErrorKind::FileTooLarge, "the shard's size overflows 64 bits");
+        let mut header = Header::new(&self.meta, self.counts).ok_or_else(too_big)?;
+        header.sections[TOKENS].crc32 = self.tokens.crc.finalize();
+        let mut out = self.tokens.to;
+        out.write_all(&[0; 8][..token_padding(header.sections[TOKENS].length) as usize])?;
+        for (entry, table) in header.sections[1..].iter_mut().zip(self.tables) {
+            entry.crc32 = table.crc.finalize();
+            let mut spool = table.to.into_inner().map_err(|e| e.into_error())?;
+            spool.seek(SeekFrom::Start(0))?;
+            let mut block = vec![0; 1 << 18];
+            loop {
+                let n = spool.read(&mut block)?;
+                if n == 0 {
+                    break;
+                }
+                self.sha.update(&block[..n]);
+                out.write_all(&block[..n])?;
+            }
+        }
+        self.sha.update(&bytemuck::bytes_of(&header)[..IDENTITY_LEN]);
+        header.content_sha256 = self.sha.finalize().into();
+        header.seal();
+        let mut temp = out.into_inner().map_err(|e| e.into_error())?;
+        temp.as_file_mut().seek(SeekFrom::Start(0))?;
+        temp.as_file_mut().write_all(bytemuck::bytes_of(&header))?;
+        Ok((temp, header))
+    }
+}

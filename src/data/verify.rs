@@ -1,0 +1,79 @@
+//! Reading a whole shard to prove that it is what was written.
+
+use crate::data::format::{IDENTITY_LEN, SECTIONS, TOKENS};
+use crate::data::shard::{Shard, Tokens};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+/// Bytes and records per parallel task: large against the cost of a task, small against a cache.
+const BLOCK: usize = 1 << 18;
+
+impl Shard {
+    /// Checks every checksum, record and token id. Parallel; reads the shard twice, once for SHA-256.
+    ///
+    /// Errors: [`Error::File`] naming the first thing wrong, in the order of checksums, records, tokens, identity.
+    pub fn verify(&self) -> Result<()> {
+        self.check_unchanged()?;
+        let (content, sha) = rayon::join(|| self.verify_content(), || self.content_hash());
+        content?;
+        if sha != self.content_sha256() {
+            let why = "its content is not what its header's SHA-256 names: pack or copy the file again";
+            return Err(Error::file(self.path(), why));
+        }
+        self.check_unchanged()
+    }
+
+    fn verify_content(&self) -> Result<()> {
+        for (s, name) in SECTIONS.into_iter().enumerate() {
+            let crc = self.section(s).par_chunks(BLOCK).map(hasher).reduce(crc32fast::Hasher::new, |mut a, b| {
+                a.combine(&b);
+                a
+            });
+            if crc.finalize() != self.header().sections[s].crc32 {
+                let why = format!("section {name} is damaged (CRC-32 mismatch): pack or copy the file again");
+                return Err(Error::file(self.path(), why));
+            }
+        }
+        let groups = self.groups().len();
+        let first_bad = (0..groups).into_par_iter().with_min_len(4096).find_map_first(|g| self.check_group(g).err());
+        if let Some(e) = first_bad {
+            return Err(e);
+        }
+        let [tokens, _, responses, pairs] = self.header().counts();
+        if groups == 0 && (tokens, responses, pairs) != (0, 0, 0) {
+            let why = "has records that belong to no group: pack the data again";
+            return Err(Error::file(self.path(), why));
+        }
+        self.verify_tokens()
+    }
+
+    fn verify_tokens(&self) -> Result<()> {
+        let vocab = self.header().vocab_size;
+        let bad = match self.tokens() {
+            Tokens::U16(t) => t.par_iter().with_min_len(BLOCK).position_first(|&t| u32::from(t) >= vocab),
+            Tokens::U32(t) => t.par_iter().with_min_len(BLOCK).position_first(|&t| t >= vocab),
+        };
+        bad.map_or(Ok(()), |at| {
+            let id = self.tokens().get(at);
+            let why = format!("token {at} has id {id}, the vocabulary ends at {vocab}: pack the data again");
+            Err(Error::file(self.path(), why))
+        })
+    }
+
+    /// The identity of what the file holds; [`Shard::content_sha256`] is what its header claims.
+    pub fn content_hash(&self) -> [u8; 32] {
+        let mut sha = Sha256::new();
+        for s in TOKENS..SECTIONS.len() {
+            sha.update(self.section(s));
+        }
+        sha.update(&bytemuck::bytes_of(self.header())[..IDENTITY_LEN]);
+        sha.finalize().into()
+    }
+}
+
+fn hasher(bytes: &[u8]) -> crc32fast::Hasher {
+    let mut h = crc32fast::Hasher::new();
+    h.update(bytes);
+    h
+}

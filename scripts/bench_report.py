@@ -26,8 +26,9 @@ def figures(summary, pair_tokens):
     tokens_per_s = f"{pair_tokens / summary['steps_s']:.0f}" if pair_tokens else "-"
     reference = "in the steps" if reference_in_steps(summary["config"]) else f"{summary['reference_s']:.1f}"
     memory = f"{summary['rss_gb']:.2f}" + ("" if summary["gpu_gb"] is None else f" + {summary['gpu_gb']:.2f} GPU")
-    return [summary["config"], f"{summary['step_s']:.2f}", f"{summary['steps_s']:.1f}", reference, f"{end_to_end(summary):.1f}",
-            f"{summary['wall_s']:.1f}", f"{pairs_per_s:.2f}", tokens_per_s, memory, f"{summary['others_cpus']:.2f}", summary["note"]]
+    return [summary["config"], f"{summary['step_s']:.2f}", f"{summary['steps_s']:.1f}", reference,
+            f"{end_to_end(summary):.1f}", f"{summary['wall_s']:.1f}", f"{pairs_per_s:.2f}", tokens_per_s, memory,
+            f"{summary['others_cpus']:.2f}", summary["note"]]
 
 
 def ratios(ours, peers):
@@ -37,7 +38,8 @@ def ratios(ours, peers):
         for own in ours:
             steps = peer["steps_s"] / peer["pairs"] / (own["steps_s"] / own["pairs"])
             whole = end_to_end(peer) / peer["pairs"] / (end_to_end(own) / own["pairs"])
-            rows.append([peer["config"], own["config"], f"{steps:.2f}x", f"{whole:.2f}x", f"{peer['rss_gb'] / own['rss_gb']:.2f}x"])
+            memory = peer["rss_gb"] / own["rss_gb"]
+            rows.append([peer["config"], own["config"], f"{steps:.2f}x", f"{whole:.2f}x", f"{memory:.2f}x"])
     return rows
 
 
@@ -56,9 +58,9 @@ def markdown(job, machine, summaries, failures):
             "\n".join(f"- {key}: {value}" for key, value in machine.items() if key != "date") + "\n",
             table(["configuration", "s/step", "steps, s", "reference, s", "steps + reference, s", "all processes, s", "pairs/s",
                    "tokens/s", "peak memory, GB", "others' CPUs", "note"], [figures(s, pair_tokens) for s in summaries])]
-    text.append("s/step: median after the first step. pairs/s and tokens/s: of the steps. Tokens are those of the pairs written out "
-                "(2 prompts + chosen + rejected), the same number for all. Others' CPUs: what the rest of the machine "
-                "used meanwhile. Losses at the first and the last step:\n")
+    text.append("s/step: median after the first step. pairs/s and tokens/s: of the steps. Tokens are those of the pairs "
+                "written out (2 prompts + chosen + rejected), the same number for all. Others' CPUs: what the rest of the "
+                "machine used meanwhile. Losses at the first and the last step:\n")
     text.append(table(["configuration", "first", "last"], losses(summaries)))
     if ours and peers:
         text.append("How many times the peer's time and memory is fusedpo's, a pair:\n")

@@ -220,9 +220,10 @@ def describe(args):
         cpu = names[0] if names else cpu
     except OSError:
         pass
-    versions = "import torch,transformers,trl;print('torch',torch.__version__+', transformers',transformers.__version__+', trl',trl.__version__)"
+    versions = "import torch, transformers, trl; print(*(f'{m.__name__} {m.__version__}' for m in (torch, transformers, trl)))"
+    commit = first_line(["git", "rev-parse", "--short", "HEAD"])
     machine = {"date": datetime.date.today().isoformat(), "cpu": f"{cpu}, {args.threads} threads",
-               "fusedpo": f"{first_line([str(args.fusedpo), '--version'])}, commit {first_line(['git', 'rev-parse', '--short', 'HEAD'])}",
+               "fusedpo": f"{first_line([str(args.fusedpo), '--version'])}, commit {commit}",
                "peers": first_line([args.python, "-c", versions])}
     if args.device == "cuda":
         machine["gpu"] = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])

@@ -256,9 +256,11 @@ ABOUT = {
     "policy": f"policy[i] = f32(w[i] + f32({AMPLITUDE} * sin({FREQUENCY} * i))) for every stored tensor, i the flat row-major "
               "index, sin in float64; policy_sha256 is over the tensors' bytes, concatenated in name order.",
     "reference": "the model as stored",
-    "losses": "TRL's; ipo divides each log-ratio by its own response's token count; sft is the token mean over response 0 of every row.",
+    "losses": "TRL's; ipo divides each log-ratio by its own response's token count; sft is the token mean over response 0 of "
+              "every row.",
     "gradient": "of the mean sigmoid loss at the policy, float64",
-    "loss_after_one_step": "mean sigmoid loss after one step from the policy: AdamW (0.9, 0.999, 1e-8, no weight decay), SGD; no clipping",
+    "loss_after_one_step": "mean sigmoid loss after one step from the policy: AdamW (0.9, 0.999, 1e-8, no weight decay), SGD; "
+                           "no clipping",
 }
 
 
@@ -273,8 +275,8 @@ def build(folder):
         model = random_model(name, seed)
         write_model(model, name, folder / name)
         golden["models"][name] = result = golden_of(model, name, rows, pairs)
-        print(f"{name}: sigmoid {result['losses']['sigmoid']['loss']:.6f}, gradient norm {result['gradient']['global_norm']:.4f}, "
-              f"after a step {result['loss_after_one_step']}, transformers within {result['transformers_f32_max_abs_diff']:.1e}")
+        print(f"{name}: sigmoid {result['losses']['sigmoid']['loss']:.6f}, after a step {result['loss_after_one_step']}, "
+              f"transformers within {result['transformers_f32_max_abs_diff']:.1e} nat a token")
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
 
 

@@ -122,14 +122,17 @@ def measure_all(args):
                 seconds = measure(args, model, work, length)
                 flop = flop_per_token(config, length)
                 points.append({"size": size, "length": length, "flop": flop, "seconds": seconds})
-                print(f"{size} length {length}: {seconds * 1e6:.1f} us a token, {flop / seconds / 1e9:.0f} GFLOP/s", file=sys.stderr)
+                rate = f"{seconds * 1e6:.1f} us a token, {flop / seconds / 1e9:.0f} GFLOP/s"
+                print(f"{size} length {length}: {rate}", file=sys.stderr)
     return points
 
 
 def table(points):
     lines = ["| model | row length | MFLOP/token | us/token | GFLOP/s |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {p['size']} | {p['length']} | {p['flop'] / 1e6:.2f} | {p['seconds'] * 1e6:.2f} | {p['flop'] / p['seconds'] / 1e9:.1f} |"
-              for p in points]
+    for p in points:
+        flop, seconds = p["flop"], p["seconds"]
+        numbers = f"{flop / 1e6:.2f} | {seconds * 1e6:.2f} | {flop / seconds / 1e9:.1f}"
+        lines.append(f"| {p['size']} | {p['length']} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,1 +1,378 @@
-//! The CPU backend: plain Rust, the definition of every op.
+//! The CPU backend: plain Rust, the definition of every op, on every core and with the SIMD that the CPU has.
+//!
+//! A file per op under the op's name. Underneath them: [`gemm`] and its micro-kernels (matrix products), [`simd`] (run-time
+//! dispatch), `real` (element types and fixed-order sums), `par` (dealing rows out to cores), `scratch` (memory that
+//! outlives an op). `Cpu<f32>` trains; `Cpu<f64>` is the same code as the tests' oracle.
+//!
+//! The number of threads never decides a bit: every output element is computed by one task, in an order that depends on
+//! sizes alone. Scratch memory is kept between ops, so that from its second use on a size allocates nothing.
+
+mod attention;
+mod batch;
+mod check;
+mod decode;
+mod embed;
+pub mod gemm;
+mod head;
+mod kernel;
+mod linear;
+mod loss;
+mod norm;
+mod optim;
+mod par;
+mod real;
+mod rope;
+mod rows;
+mod scratch;
+pub mod simd;
+mod swiglu;
+
+pub use batch::CpuBatch;
+use gemm::Gemm;
+pub use gemm::GemmPrecision;
+pub use real::Real;
+use scratch::Scratch;
+pub use simd::Level;
+
+use super::{AttnShape, Backend, Capacity, Chunk, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write};
+use crate::data::batch::MicroBatch;
+use crate::error::{Error, Result};
+use crate::loss::LossSpec;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Raised whenever an op's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
+const NUMERICS: u32 = 1;
+
+/// The CPU as a device; `S` is the type of everything: `f32`, or `f64` for tests.
+pub struct Cpu<S> {
+    gemm: Gemm,
+    memory: Mutex<Vec<(String, usize)>>,
+    element: PhantomData<S>,
+}
+
+impl<S: Real> Cpu<S> {
+    /// The best that this CPU has, products in `S`. Never fails today; the signature leaves room for other devices' reasons.
+    pub fn new() -> Result<Self> {
+        Self::with(GemmPrecision::Native)
+    }
+
+    /// As [`Cpu::new`], with a choice of how `linear_*`, `head_*` and `logits` multiply.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the CPU has no instructions for it; [`Error::Usage`] for bf16 products of `f64`.
+    pub fn with(precision: GemmPrecision) -> Result<Self> {
+        Self::at(Level::detect(), precision)
+    }
+
+    /// As [`Cpu::with`], restricted to a SIMD level (for tests and measurements).
+    pub fn at(level: Level, precision: GemmPrecision) -> Result<Self> {
+        let gemm = Gemm::new::<S>(level, precision)?;
+        Ok(Cpu { gemm, memory: Mutex::default(), element: PhantomData })
+    }
+
+    /// The products by themselves, for measurements.
+    pub fn gemm(&self) -> &Gemm {
+        &self.gemm
+    }
+
+    fn level(&self) -> Level {
+        self.gemm.level
+    }
+
+    fn record(&self, name: &str, bytes: usize) {
+        // A panic elsewhere leaves a valid table behind.
+        self.memory.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), bytes));
+    }
+}
+
+/// Whether an op without a third operand adds to its output; "plus nothing" can only mean the output itself.
+fn adds(write: Write<()>) -> bool {
+    !matches!(write, Write::Set)
+}
+
+impl<S: Real> Backend for Cpu<S> {
+    type Act = S;
+    type Acc = S;
+    type Buf<T: Storage> = Vec<T>;
+    type View<'a, T: Storage> = &'a [T];
+    type ViewMut<'a, T: Storage> = &'a mut [T];
+    type Batch = CpuBatch;
+
+    const MASTER_WEIGHTS: bool = false;
+
+    fn fingerprint(&self) -> String {
+        let products = match self.gemm.precision {
+            GemmPrecision::Native => "",
+            GemmPrecision::Bf16 => "-bf16",
+        };
+        format!("cpu-{}{products}-{}-v{NUMERICS}", S::NAME, self.level().name())
+    }
+    fn description(&self) -> String {
+        let products = match self.gemm.precision {
+            GemmPrecision::Native => "",
+            GemmPrecision::Bf16 => ", bf16 products",
+        };
+        let threads = rayon::current_num_threads();
+        format!("CPU, {threads} thread{}, {}{products}", if threads == 1 { "" } else { "s" }, self.level().label())
+    }
+
+    fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Vec<T>> {
+        let buf = bytemuck::allocation::try_zeroed_vec(len).map_err(|()| {
+            let gib = len as f64 * size_of::<T>() as f64 / f64::from(1u32 << 30);
+            Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller --token-budget or model"))
+        })?;
+        self.record(name, len * size_of::<T>());
+        Ok(buf)
+    }
+    fn memory_table(&self) -> Vec<(String, usize)> {
+        self.memory.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+    fn len<T: Storage>(&self, buf: &Vec<T>) -> usize {
+        buf.len()
+    }
+    fn view<'a, T: Storage>(&self, buf: &'a Vec<T>, range: Range<usize>) -> &'a [T] {
+        &buf[range]
+    }
+    fn view_mut<'a, T: Storage>(&self, buf: &'a mut Vec<T>, range: Range<usize>) -> &'a mut [T] {
+        &mut buf[range]
+    }
+    fn upload<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("upload", dst, src)
+    }
+    fn download<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("download", dst, src)
+    }
+    fn copy<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("copy", dst, src)
+    }
+    fn clear<T: Storage>(&self, dst: &mut [T]) -> Result<()> {
+        par::blocks(dst, |_, dst| dst.fill(T::zeroed()));
+        Ok(())
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn new_batch(&self, capacity: Capacity) -> Result<CpuBatch> {
+        let batch = CpuBatch::new(capacity);
+        self.record("batch", batch.bytes());
+        Ok(batch)
+    }
+    fn load_batch(&self, batch: &mut CpuBatch, from: &MicroBatch) -> Result<()> {
+        batch.load(from)
+    }
+    fn rows(&self, batch: &CpuBatch) -> usize {
+        batch.rows()
+    }
+
+    fn embed_fwd(&self, x: &mut [S], table: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
+        embed::fwd(x, table, batch, dim)
+    }
+
+    fn embed_bwd(&self, dtable: &mut [S], dx: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
+        embed::bwd(dtable, dx, batch, dim)
+    }
+
+    fn rmsnorm_fwd(&self, y: &mut [S], rstd: &mut [S], x: &[S], w: &[S], eps: f64) -> Result<()> {
+        norm::fwd(self.level(), y, rstd, x, w, eps)
+    }
+
+    fn rmsnorm_again(&self, y: &mut [S], rstd: &[S], x: &[S], w: &[S]) -> Result<()> {
+        norm::again(self.level(), y, rstd, x, w)
+    }
+
+    fn rmsnorm_bwd(
+        &self,
+        dx: &mut [S],
+        dw: Option<&mut [S]>,
+        dy: &[S],
+        x: &[S],
+        w: &[S],
+        rstd: &[S],
+        write: Write<()>,
+    ) -> Result<()> {
+        norm::bwd(self.level(), dx, dw, dy, x, w, rstd, write)
+    }
+
+    fn linear_fwd(&self, y: &mut [S], x: &[S], w: &[S], out: usize, inp: usize, write: Write<&[S]>) -> Result<()> {
+        linear::fwd(&self.gemm, y, x, w, out, inp, write)
+    }
+
+    fn linear_bwd_input(
+        &self,
+        dx: &mut [S],
+        dy: &[S],
+        w: &[S],
+        out: usize,
+        inp: usize,
+        write: Write<()>,
+    ) -> Result<()> {
+        linear::bwd_input(&self.gemm, dx, dy, w, out, inp, write)
+    }
+
+    fn linear_bwd_weight(&self, dw: &mut [S], dy: &[S], x: &[S], out: usize, inp: usize) -> Result<()> {
+        linear::bwd_weight(&self.gemm, dw, dy, x, out, inp)
+    }
+
+    fn bias_fwd(&self, y: &mut [S], bias: &[S]) -> Result<()> {
+        linear::bias_fwd(self.level(), y, bias)
+    }
+
+    fn bias_bwd(&self, dbias: &mut [S], dy: &[S]) -> Result<()> {
+        linear::bias_bwd(self.level(), dbias, dy)
+    }
+
+    fn qk_norm_fwd(
+        &self,
+        qkv: &mut [S],
+        raw: &mut [S],
+        rstd: &mut [S],
+        wq: &[S],
+        wk: &[S],
+        shape: AttnShape,
+        eps: f64,
+    ) -> Result<()> {
+        norm::qk_fwd(self.level(), qkv, raw, rstd, wq, wk, shape, eps)
+    }
+
+    fn qk_norm_bwd(
+        &self,
+        dqkv: &mut [S],
+        dwq: Option<&mut [S]>,
+        dwk: Option<&mut [S]>,
+        raw: &[S],
+        rstd: &[S],
+        wq: &[S],
+        wk: &[S],
+        shape: AttnShape,
+    ) -> Result<()> {
+        norm::qk_bwd(self.level(), dqkv, dwq, dwk, raw, rstd, wq, wk, shape)
+    }
+
+    fn rope(&self, qkv: &mut [S], table: &[S], batch: &CpuBatch, shape: AttnShape, direction: Rotation) -> Result<()> {
+        rope::rope(self.level(), qkv, table, batch, shape, direction)
+    }
+
+    fn attention_fwd(&self, out: &mut [S], lse: &mut [S], qkv: &[S], batch: &CpuBatch, shape: AttnShape) -> Result<()> {
+        attention::fwd(&self.gemm, out, lse, qkv, batch, shape)
+    }
+
+    fn attention_bwd(
+        &self,
+        dqkv: &mut [S],
+        delta: &mut [S],
+        dout: &[S],
+        out: &[S],
+        lse: &[S],
+        qkv: &[S],
+        batch: &CpuBatch,
+        shape: AttnShape,
+    ) -> Result<()> {
+        attention::bwd(&self.gemm, dqkv, delta, dout, out, lse, qkv, batch, shape)
+    }
+
+    fn swiglu_fwd(&self, act: &mut [S], gate_up: &[S], ffn: usize) -> Result<()> {
+        swiglu::fwd(self.level(), act, gate_up, ffn)
+    }
+
+    fn swiglu_bwd(&self, gate_up: &mut [S], dact: &[S], ffn: usize) -> Result<()> {
+        swiglu::bwd(self.level(), gate_up, dact, ffn)
+    }
+
+    fn gather_rows(&self, out: &mut [S], x: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
+        rows::gather(out, x, batch, dim)
+    }
+
+    fn scatter_rows(&self, dx: &mut [S], dout: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
+        rows::scatter(dx, dout, batch, dim)
+    }
+
+    fn head_fwd(
+        &self,
+        stats: HeadStats<'_, Self>,
+        logits: &mut [S],
+        x: &[S],
+        w: &[S],
+        batch: &CpuBatch,
+        chunk: &Chunk,
+        mode: HeadMode,
+    ) -> Result<()> {
+        let HeadStats { logp, entropy, log_sum_p2, hit } = stats;
+        head::fwd(&self.gemm, [logp, entropy, log_sum_p2, hit], logits, x, w, batch, chunk, mode)
+    }
+
+    fn logits(&self, logits: &mut [S], x: &[S], w: &[S], dim: usize) -> Result<()> {
+        head::logits(&self.gemm, logits, x, w, dim)
+    }
+
+    fn head_bwd(
+        &self,
+        dx: &mut [S],
+        dw: Option<&mut [S]>,
+        scaled: &mut [S],
+        logits: &[S],
+        x: &[S],
+        w: &[S],
+        coef: &[S],
+    ) -> Result<()> {
+        head::bwd(&self.gemm, dx, dw, scaled, logits, x, w, coef)
+    }
+
+    fn loss(
+        &self,
+        out: LossOut<'_, Self>,
+        logp: &[S],
+        entropy: &[S],
+        hit: &[S],
+        batch: &CpuBatch,
+        chunk: &Chunk,
+        spec: &LossSpec,
+        scale: f64,
+    ) -> Result<()> {
+        let out = (out.coef, out.responses, out.pairs);
+        loss::loss(&self.gemm.scratch, out, [logp, entropy, hit], batch, chunk, spec, scale)
+    }
+
+    fn kv_store(&self, k: &mut [S], v: &mut [S], qkv: &[S], dst: &[u32], shape: AttnShape) -> Result<()> {
+        decode::kv_store(k, v, qkv, dst, shape)
+    }
+
+    fn attention_decode(
+        &self,
+        out: &mut [S],
+        qkv: &[S],
+        k: &[S],
+        v: &[S],
+        lens: &[u32],
+        stride: usize,
+        shape: AttnShape,
+    ) -> Result<()> {
+        decode::attention(&self.gemm, out, qkv, k, v, lens, stride, shape)
+    }
+
+    fn grad_norm(&self, norm: &mut [f64], g: &[S]) -> Result<()> {
+        optim::grad_norm(self.level(), &self.gemm.scratch, norm, g)
+    }
+
+    fn update(
+        &self,
+        w: &mut [S],
+        master: Option<&mut [S]>,
+        m: &mut [S],
+        v: &mut [S],
+        g: &[S],
+        norm: &[f64],
+        max_grad_norm: f64,
+        update: &Update,
+    ) -> Result<()> {
+        optim::update(self.level(), w, master.is_some(), m, v, g, norm, max_grad_norm, update)
+    }
+}
+
+fn copy<T: Storage>(op: &'static str, dst: &mut [T], src: &[T]) -> Result<()> {
+    check::len(op, "src", src.len(), &[("elements of dst", dst.len())])?;
+    par::blocks(dst, |at, dst| dst.copy_from_slice(&src[at..at + dst.len()]));
+    Ok(())
+}

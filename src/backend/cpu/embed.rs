@@ -1,0 +1,51 @@
+//! Token embedding.
+
+use super::{CpuBatch, Real, check, par};
+use crate::error::Result;
+
+fn check_lens(
+    op: &'static str,
+    table: (&'static str, usize),
+    x: (&'static str, usize),
+    batch: &CpuBatch,
+    dim: usize,
+) -> Result<()> {
+    check::nonzero(op, "dim", dim)?;
+    check::rows(op, table.0, table.1, "dim", dim)?;
+    check::at_least(op, table.0, table.1, &[("largest token + 1", batch.tokens_end), ("dim", dim)])?;
+    check::len(op, x.0, x.1, &[("rows", batch.rows()), ("dim", dim)])
+}
+
+/// See [`crate::backend::Backend::embed_fwd`].
+pub(super) fn fwd<S: Real>(x: &mut [S], table: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
+    check_lens("embed_fwd", ("table", table.len()), ("x", x.len()), batch, dim)?;
+    par::rows(x, dim, |t, x| x.copy_from_slice(&table[batch.micro.tokens[t] as usize * dim..][..dim]));
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::embed_bwd`].
+pub(super) fn bwd<S: Real>(dtable: &mut [S], dx: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
+    check_lens("embed_bwd", ("dtable", dtable.len()), ("dx", dx.len()), batch, dim)?;
+    split(dtable, 0, &batch.micro.rows_by_token, dx, &batch.micro.tokens, dim);
+    Ok(())
+}
+
+/// Adds `rows` (sorted by token, then row) into `table`, whose first line is token `first`; halves run in parallel.
+fn split<S: Real>(table: &mut [S], first: usize, rows: &[u32], dx: &[S], tokens: &[u32], dim: usize) {
+    let token = |r: u32| tokens[r as usize] as usize;
+    if rows.len() > 64 {
+        // Rows of one token stay together.
+        let pivot = token(rows[rows.len() / 2]);
+        let at = rows.partition_point(|r| token(*r) < pivot);
+        if at > 0 {
+            let (low, high) = table.split_at_mut((pivot - first) * dim);
+            let (left, right) = rows.split_at(at);
+            rayon::join(|| split(low, first, left, dx, tokens, dim), || split(high, pivot, right, dx, tokens, dim));
+            return;
+        }
+    }
+    for r in rows {
+        let line = &mut table[(token(*r) - first) * dim..][..dim];
+        line.iter_mut().zip(&dx[*r as usize * dim..][..dim]).for_each(|(t, d)| *t += *d);
+    }
+}

@@ -1,0 +1,178 @@
+//! The fused head: logits, statistics, and the unscaled gradient in their place.
+
+use super::gemm::{Base, Gemm, Mat};
+use super::real::sum_lanes;
+use super::simd::simd_fn;
+use super::{CpuBatch, Level, Real, check, par};
+use crate::backend::{Chunk, HeadMode};
+use crate::error::Result;
+use rayon::prelude::*;
+
+/// Elements whose exponentials are summed in the element type; the sums of such blocks are added in f64.
+const BLOCK: usize = 1024;
+const LANES: usize = super::real::LANES;
+
+/// What the statistics of a row follow from.
+struct RowSums {
+    /// `sum e`, `e = exp(z - max)`.
+    e: f64,
+    /// `sum e (z - max)`.
+    ez: f64,
+    /// `sum e^2`.
+    ee: f64,
+}
+
+simd_fn! {
+    fn row_max<S>(z: &[S]) -> S {
+        let mut acc = [S::NEG_INFINITY; 4 * LANES];
+        let chunks = z.chunks_exact(4 * LANES);
+        for (a, z) in acc.iter_mut().zip(chunks.remainder()) {
+            *a = *z;
+        }
+        for z in chunks {
+            for l in 0..4 * LANES {
+                acc[l] = if z[l] > acc[l] { z[l] } else { acc[l] };
+            }
+        }
+        acc.into_iter().fold(S::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    }
+}
+simd_fn! {
+    /// The sums of a row; `keep`: leaves `e` in place of `z`.
+    fn row_sums<S>(z: &mut [S], max: S, keep: bool) -> RowSums {
+        let mut sums = RowSums { e: 0.0, ez: 0.0, ee: 0.0 };
+        for block in z.chunks_mut(BLOCK) {
+            let (mut e, mut ez, mut ee) = ([S::ZERO; LANES], [S::ZERO; LANES], [S::ZERO; LANES]);
+            let mut chunks = block.chunks_exact_mut(LANES);
+            for z in &mut chunks {
+                for l in 0..LANES {
+                    let d = z[l] - max;
+                    let x = d.exp();
+                    e[l] += x;
+                    ez[l] += x * d;
+                    ee[l] += x * x;
+                    z[l] = if keep { x } else { z[l] };
+                }
+            }
+            for (l, z) in chunks.into_remainder().iter_mut().enumerate() {
+                let d = *z - max;
+                let x = d.exp();
+                e[l] += x;
+                ez[l] += x * d;
+                ee[l] += x * x;
+                *z = if keep { x } else { *z };
+            }
+            sums.e += sum_lanes(e).to_f64();
+            sums.ez += sum_lanes(ez).to_f64();
+            sums.ee += sum_lanes(ee).to_f64();
+        }
+        sums
+    }
+}
+simd_fn! {
+    fn scale<S>(z: &mut [S], by: S) {
+        z.iter_mut().for_each(|z| *z *= by);
+    }
+}
+simd_fn! {
+    fn scaled_copy<S>(y: &mut [S], x: &[S], by: S) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = *x * by);
+    }
+}
+
+/// Statistics of one prediction: logp, entropy, `log sum p^2`, hit.
+fn row<S: Real>(level: Level, z: &mut [S], target: usize, mode: HeadMode) -> [f64; 4] {
+    let max = row_max(level, z);
+    let at_target = z[target];
+    let hit = at_target == max && z[..target].iter().all(|z| *z < max);
+    let sums = row_sums(level, z, max, mode == HeadMode::Train);
+    if mode == HeadMode::Train {
+        scale(level, z, S::from_f64(-1.0 / sums.e));
+        z[target] += S::ONE;
+    }
+    let log_e = sums.e.ln();
+    let logp = at_target.to_f64() - max.to_f64() - log_e;
+    [logp, log_e - sums.ez / sums.e, sums.ee.ln() - 2.0 * log_e, f64::from(u8::from(hit))]
+}
+
+/// See [`crate::backend::Backend::head_fwd`]; `stats`: logp, entropy, log_sum_p2, hit.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn fwd<S: Real>(
+    g: &Gemm,
+    stats: [&mut [S]; 4],
+    logits: &mut [S],
+    x: &[S],
+    w: &[S],
+    batch: &CpuBatch,
+    chunk: &Chunk,
+    mode: HeadMode,
+) -> Result<()> {
+    const OP: &str = "head_fwd";
+    batch.check_chunk(OP, chunk)?;
+    let n = chunk.predictions.len();
+    for (stat, name) in stats.iter().zip(["logp", "entropy", "log_sum_p2", "hit"]) {
+        check::len(OP, name, stat.len(), &[("predictions", n)])?;
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    let dim = check::rows(OP, "x", x.len(), "predictions", n)?;
+    let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
+    check::at_least(OP, "w", w.len(), &[("largest target + 1", batch.targets_end), ("dim", dim)])?;
+    check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
+    let logits = &mut logits[..n * vocab];
+    S::gemm(g, logits, Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), n, vocab, dim);
+    let [logp, entropy, log_sum_p2, hit] = stats;
+    let predictions = &batch.micro.predictions[chunk.predictions.clone()];
+    let rows = logits.par_chunks_exact_mut(vocab).zip(predictions);
+    rows.zip(logp).zip(entropy).zip(log_sum_p2).zip(hit).for_each(|(((((z, p), logp), entropy), p2), hit)| {
+        let s = row(g.level, z, p.target as usize, mode).map(S::from_f64);
+        (*logp, *entropy, *p2, *hit) = (s[0], s[1], s[2], s[3]);
+    });
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::logits`].
+pub(super) fn logits<S: Real>(g: &Gemm, logits: &mut [S], x: &[S], w: &[S], dim: usize) -> Result<()> {
+    const OP: &str = "logits";
+    let n = check::rows(OP, "x", x.len(), "dim", dim)?;
+    let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
+    check::at_least(OP, "logits", logits.len(), &[("rows", n), ("vocab", vocab)])?;
+    S::gemm(g, &mut logits[..n * vocab], Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), n, vocab, dim);
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::head_bwd`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn bwd<S: Real>(
+    g: &Gemm,
+    dx: &mut [S],
+    dw: Option<&mut [S]>,
+    scaled: &mut [S],
+    logits: &[S],
+    x: &[S],
+    w: &[S],
+    coef: &[S],
+) -> Result<()> {
+    const OP: &str = "head_bwd";
+    let n = coef.len();
+    if n == 0 {
+        check::len(OP, "dx", dx.len(), &[("predictions", 0)])?;
+        return check::len(OP, "x", x.len(), &[("predictions", 0)]);
+    }
+    let dim = check::rows(OP, "dx", dx.len(), "predictions", n)?;
+    check::len(OP, "x", x.len(), &[("predictions", n), ("dim", dim)])?;
+    let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
+    check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
+    let logits = &logits[..n * vocab];
+    if let Some(dw) = dw {
+        check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
+        check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
+        let scaled = &mut scaled[..n * dim];
+        par::rows(scaled, dim, |i, y| scaled_copy(g.level, y, &x[i * dim..][..dim], coef[i]));
+        S::gemm(g, dw, Base::Output, Mat::by_k(logits, vocab), Mat::by_k(scaled, dim), vocab, dim, n);
+    }
+    S::gemm(g, dx, Base::Zero, Mat::by_line(logits, vocab), Mat::by_k(w, dim), n, dim, vocab);
+    par::rows(dx, dim, |i, dx| scale(g.level, dx, coef[i]));
+    Ok(())
+}

@@ -1,0 +1,310 @@
+//! Micro-kernels: an MR x NR tile of `c = base + a b` in registers, one multiply-add after the other along `k`.
+//!
+//! Whatever the tile's place or the size of the matrix, an element sees the same operations in the same order, which
+//! is what makes a row of a product independent of the rows beside it.
+
+use super::Real;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// A micro-kernel on packed operands. `a` holds columns of MR units, `b` rows of NR units; a unit is `K` values that
+/// are adjacent along `k`.
+pub(super) trait Kernel: Send + Sync + 'static {
+    /// Type of the matrices.
+    type S: Real;
+    /// Packed unit.
+    type P: bytemuck::Pod + Send + Sync;
+    /// Rows of a tile.
+    const MR: usize;
+    /// Columns of a tile.
+    const NR: usize;
+    /// Values in a unit.
+    const K: usize;
+
+    /// `c[i, j] = base[i, j] + sum over u of a[u][i] . b[u][j]` on a whole tile; null `base`: 0.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions. Readable: MR units at `a + u * a_step` and NR at `b + u * b_step` for
+    /// `u < units`, NR elements at `base + i * base_ld` for `i < MR`. Writable: NR elements at `c + i * c_ld`.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tile(
+        units: usize,
+        a: *const Self::P,
+        a_step: usize,
+        b: *const Self::P,
+        b_step: usize,
+        c: *mut Self::S,
+        c_ld: usize,
+        base: *const Self::S,
+        base_ld: usize,
+    );
+
+    /// Packs `width` lines (at most MR for `a`, NR for `b`, given as `panel`) of `len` values each:
+    /// `dst[u * panel + w]` is unit `u` of line `w`, and zero beyond `width` or `len`.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions. Value `k` of line `w` is readable at `src + w * line + k * step`; `dst` holds
+    /// `panel * len.div_ceil(K)` units.
+    unsafe fn pack(
+        dst: &mut [Self::P],
+        panel: usize,
+        src: *const Self::S,
+        width: usize,
+        line: usize,
+        len: usize,
+        step: usize,
+    );
+}
+
+/// A SIMD register as the micro-kernel sees it.
+trait Lanes: Copy {
+    type S: Real;
+    const N: usize;
+    unsafe fn zero() -> Self;
+    unsafe fn load(p: *const Self::S) -> Self;
+    unsafe fn store(self, p: *mut Self::S);
+    unsafe fn splat(p: *const Self::S) -> Self;
+    unsafe fn add(self, o: Self) -> Self;
+    /// `a * b + self`
+    unsafe fn mul_acc(self, a: Self, b: Self) -> Self;
+}
+
+macro_rules! lanes {
+    ($v:ty, $s:ty, $n:literal, $zero:ident, $load:ident, $store:ident, $splat:ident, $add:ident, $fma:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        impl Lanes for $v {
+            type S = $s;
+            const N: usize = $n;
+            // SAFETY (all): callers are micro-kernels, whose contract is that the CPU has these instructions and that
+            // the pointers are readable or writable for N elements.
+            #[inline(always)]
+            unsafe fn zero() -> Self {
+                // SAFETY: see above.
+                unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const $s) -> Self {
+                // SAFETY: see above.
+                unsafe { $load(p) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, p: *mut $s) {
+                // SAFETY: see above.
+                unsafe { $store(p, self) }
+            }
+            #[inline(always)]
+            unsafe fn splat(p: *const $s) -> Self {
+                // SAFETY: see above.
+                unsafe { $splat(*p) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, o: Self) -> Self {
+                // SAFETY: see above.
+                unsafe { $add(self, o) }
+            }
+            #[inline(always)]
+            unsafe fn mul_acc(self, a: Self, b: Self) -> Self {
+                // SAFETY: see above.
+                unsafe { $fma(a, b, self) }
+            }
+        }
+    };
+}
+lanes!(
+    __m512,
+    f32,
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_add_ps,
+    _mm512_fmadd_ps
+);
+lanes!(
+    __m512d,
+    f64,
+    8,
+    _mm512_setzero_pd,
+    _mm512_loadu_pd,
+    _mm512_storeu_pd,
+    _mm512_set1_pd,
+    _mm512_add_pd,
+    _mm512_fmadd_pd
+);
+lanes!(
+    __m256,
+    f32,
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_add_ps,
+    _mm256_fmadd_ps
+);
+lanes!(
+    __m256d,
+    f64,
+    4,
+    _mm256_setzero_pd,
+    _mm256_loadu_pd,
+    _mm256_storeu_pd,
+    _mm256_set1_pd,
+    _mm256_add_pd,
+    _mm256_fmadd_pd
+);
+
+/// Four elements without intrinsics; the compiler maps it to what the target has.
+#[derive(Clone, Copy)]
+struct Quad<S>([S; 4]);
+
+impl<S: Real> Lanes for Quad<S> {
+    type S = S;
+    const N: usize = 4;
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Quad([S::ZERO; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const S) -> Self {
+        // SAFETY: the caller's contract: N elements are readable.
+        Quad(unsafe { p.cast::<[S; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut S) {
+        // SAFETY: the caller's contract: N elements are writable.
+        unsafe { p.cast::<[S; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const S) -> Self {
+        // SAFETY: the caller's contract: one element is readable.
+        Quad([unsafe { *p }; 4])
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        Quad(std::array::from_fn(|l| self.0[l] + o.0[l]))
+    }
+    #[inline(always)]
+    unsafe fn mul_acc(self, a: Self, b: Self) -> Self {
+        // Not fused: without the instruction a fused multiply-add is a library call.
+        Quad(std::array::from_fn(|l| a.0[l] * b.0[l] + self.0[l]))
+    }
+}
+
+/// The micro-kernel of every level; see [`Kernel::tile`].
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn tile<V: Lanes, const MR: usize, const NV: usize>(
+    units: usize,
+    a: *const V::S,
+    a_step: usize,
+    b: *const V::S,
+    b_step: usize,
+    c: *mut V::S,
+    c_ld: usize,
+    base: *const V::S,
+    base_ld: usize,
+) {
+    // SAFETY: indices stay below MR, NV * V::N and `units`, which the caller's contract covers.
+    unsafe {
+        let mut acc = [[V::zero(); NV]; MR];
+        for u in 0..units {
+            let (a, b) = (a.add(u * a_step), b.add(u * b_step));
+            let mut row = [V::zero(); NV];
+            for (v, r) in row.iter_mut().enumerate() {
+                *r = V::load(b.add(v * V::N));
+            }
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let x = V::splat(a.add(i));
+                for (t, r) in acc.iter_mut().zip(row) {
+                    *t = t.mul_acc(x, r);
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            for (v, t) in acc.iter().enumerate() {
+                let t = if base.is_null() { *t } else { V::load(base.add(i * base_ld + v * V::N)).add(*t) };
+                t.store(c.add(i * c_ld + v * V::N));
+            }
+        }
+    }
+}
+
+/// [`Kernel::pack`] for units of one value.
+#[inline(always)]
+unsafe fn pack<S: Real>(
+    dst: &mut [S],
+    panel: usize,
+    src: *const S,
+    width: usize,
+    line: usize,
+    len: usize,
+    step: usize,
+) {
+    for (k, out) in dst.chunks_exact_mut(panel).take(len).enumerate() {
+        for (w, o) in out.iter_mut().enumerate() {
+            // SAFETY: w < width and k < len: readable by the caller's contract.
+            *o = if w < width { unsafe { *src.add(w * line + k * step) } } else { S::ZERO };
+        }
+    }
+}
+
+macro_rules! kernel {
+    ($(#[$doc:meta])* $name:ident, $v:ty, $s:ty, $mr:literal x $nv:literal, $pack:ident $(, $feature:literal)?) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+        impl Kernel for $name {
+            type S = $s;
+            type P = $s;
+            const MR: usize = $mr;
+            const NR: usize = $nv * <$v as Lanes>::N;
+            const K: usize = 1;
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn tile(
+                units: usize, a: *const $s, a_step: usize, b: *const $s, b_step: usize,
+                c: *mut $s, c_ld: usize, base: *const $s, base_ld: usize,
+            ) {
+                // SAFETY: passed on to the caller.
+                unsafe { tile::<$v, $mr, $nv>(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn pack(
+                dst: &mut [$s], panel: usize, src: *const $s, width: usize, line: usize, len: usize, step: usize,
+            ) {
+                // SAFETY: passed on to the caller.
+                unsafe { $pack(dst, panel, src, width, line, len, step) }
+            }
+        }
+    };
+}
+
+// 24 accumulators of 32 registers, 12 of 16: the rest holds a row of b and a broadcast of a.
+#[cfg(target_arch = "x86_64")]
+kernel!(
+    /// `f32`, AVX-512.
+    F32Avx512, __m512, f32, 12 x 2, pack, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+);
+#[cfg(target_arch = "x86_64")]
+kernel!(
+    /// `f64`, AVX-512.
+    F64Avx512, __m512d, f64, 12 x 2, pack, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+);
+#[cfg(target_arch = "x86_64")]
+kernel!(
+    /// `f32`, AVX2 and FMA.
+    F32Avx2, __m256, f32, 6 x 2, pack, "avx2,fma"
+);
+#[cfg(target_arch = "x86_64")]
+kernel!(
+    /// `f64`, AVX2 and FMA.
+    F64Avx2, __m256d, f64, 6 x 2, pack, "avx2,fma"
+);
+kernel!(
+    /// `f32`, what the target guarantees.
+    F32Portable, Quad<f32>, f32, 4 x 2, pack
+);
+kernel!(
+    /// `f64`, what the target guarantees.
+    F64Portable, Quad<f64>, f64, 4 x 2, pack
+);

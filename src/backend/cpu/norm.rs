@@ -1,0 +1,233 @@
+//! RMSNorm, and Qwen3's norm of query and key heads.
+
+use super::real::dot;
+use super::simd::simd_fn;
+use super::{Level, Real, check, par};
+use crate::backend::{AttnShape, Write};
+use crate::error::Result;
+
+simd_fn! {
+    /// `y = x * r * w`.
+    fn apply<S>(y: &mut [S], x: &[S], w: &[S], r: S) {
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = *x * r * *w;
+        }
+    }
+}
+simd_fn! {
+    /// `x = x * r * w`.
+    fn apply_in_place<S>(x: &mut [S], w: &[S], r: S) {
+        for (x, w) in x.iter_mut().zip(w) {
+            *x = *x * r * *w;
+        }
+    }
+}
+simd_fn! {
+    fn sum_squares<S>(x: &[S]) -> S {
+        dot(x, x)
+    }
+}
+simd_fn! {
+    /// `dx {=,+=} r * w dy - x * r^3 * mean(w dy x)`.
+    fn row_bwd<S>(dx: &mut [S], dy: &[S], x: &[S], w: &[S], r: S, add: bool) {
+        let c = correction(dy, x, w, r);
+        let terms = dy.iter().zip(x).zip(w).map(|((dy, x), w)| r * (*w * *dy) - *x * c);
+        if add {
+            dx.iter_mut().zip(terms).for_each(|(d, t)| *d += t);
+        } else {
+            dx.iter_mut().zip(terms).for_each(|(d, t)| *d = t);
+        }
+    }
+}
+simd_fn! {
+    /// As [`row_bwd`], the gradient replaced in place.
+    fn row_bwd_in_place<S>(d: &mut [S], x: &[S], w: &[S], r: S) {
+        let c = correction(d, x, w, r);
+        for ((d, x), w) in d.iter_mut().zip(x).zip(w) {
+            *d = r * (*w * *d) - *x * c;
+        }
+    }
+}
+simd_fn! {
+    /// `dw += sum over rows of dy * x * rstd` for the columns from `at`; rows in order.
+    fn weight_bwd<S>(dw: &mut [S], dy: &[S], x: &[S], rstd: &[S], at: usize, dim: usize) {
+        let mut acc = [S::ZERO; 64];
+        let acc = &mut acc[..dw.len()];
+        for ((dy, x), r) in dy.chunks_exact(dim).zip(x.chunks_exact(dim)).zip(rstd) {
+            for ((a, dy), x) in acc.iter_mut().zip(&dy[at..at + dw.len()]).zip(&x[at..at + dw.len()]) {
+                *a += *dy * (*x * *r);
+            }
+        }
+        dw.iter_mut().zip(acc).for_each(|(d, a)| *d += *a);
+    }
+}
+
+/// `r^3 * mean(w dy x)`.
+#[inline(always)]
+fn correction<S: Real>(dy: &[S], x: &[S], w: &[S], r: S) -> S {
+    use super::real::{LANES, sum_lanes};
+    let mut acc = [S::ZERO; LANES];
+    let full = x.len() / LANES * LANES;
+    for ((dy, x), w) in
+        dy[..full].chunks_exact(LANES).zip(x[..full].chunks_exact(LANES)).zip(w[..full].chunks_exact(LANES))
+    {
+        for l in 0..LANES {
+            acc[l] += dy[l] * x[l] * w[l];
+        }
+    }
+    for (l, ((dy, x), w)) in dy[full..].iter().zip(&x[full..]).zip(&w[full..]).enumerate() {
+        acc[l] += *dy * *x * *w;
+    }
+    sum_lanes(acc) / S::from_f64(x.len() as f64) * (r * r * r)
+}
+
+fn rstd_of<S: Real>(level: Level, x: &[S], eps: f64) -> S {
+    S::from_f64(1.0 / (sum_squares(level, x).to_f64() / x.len() as f64 + eps).sqrt())
+}
+
+/// See [`crate::backend::Backend::rmsnorm_fwd`].
+pub(super) fn fwd<S: Real>(level: Level, y: &mut [S], rstd: &mut [S], x: &[S], w: &[S], eps: f64) -> Result<()> {
+    const OP: &str = "rmsnorm_fwd";
+    let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
+    check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
+    check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
+    par::rows2((y, w.len()), (rstd, 1), |t, y, r| {
+        let x = &x[t * w.len()..][..w.len()];
+        r[0] = rstd_of(level, x, eps);
+        apply(level, y, x, w, r[0]);
+    });
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::rmsnorm_again`].
+pub(super) fn again<S: Real>(level: Level, y: &mut [S], rstd: &[S], x: &[S], w: &[S]) -> Result<()> {
+    const OP: &str = "rmsnorm_again";
+    let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
+    check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
+    check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
+    par::rows(y, w.len(), |t, y| apply(level, y, &x[t * w.len()..][..w.len()], w, rstd[t]));
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::rmsnorm_bwd`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn bwd<S: Real>(
+    level: Level,
+    dx: &mut [S],
+    dw: Option<&mut [S]>,
+    dy: &[S],
+    x: &[S],
+    w: &[S],
+    rstd: &[S],
+    write: Write<()>,
+) -> Result<()> {
+    const OP: &str = "rmsnorm_bwd";
+    let dim = w.len();
+    let n = check::rows(OP, "x", x.len(), "dim", dim)?;
+    check::len(OP, "dx", dx.len(), &[("rows", n), ("dim", dim)])?;
+    check::len(OP, "dy", dy.len(), &[("rows", n), ("dim", dim)])?;
+    check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
+    if let Some(dw) = &dw {
+        check::len(OP, "dw", dw.len(), &[("dim", dim)])?;
+    }
+    let add = super::adds(write);
+    par::rows(dx, dim, |t, dx| {
+        let at = t * dim..(t + 1) * dim;
+        row_bwd(level, dx, &dy[at.clone()], &x[at], w, rstd[t], add);
+    });
+    if let Some(dw) = dw {
+        par::columns(dw, |at, dw| weight_bwd(level, dw, dy, x, rstd, at, dim));
+    }
+    Ok(())
+}
+
+/// Width of the queries and keys in a row of `qkv`, and their heads.
+fn qk(shape: &AttnShape) -> (usize, usize) {
+    (shape.q_width() + shape.kv_width(), shape.heads + shape.kv_heads)
+}
+
+fn check_qk(
+    op: &'static str,
+    qkv: usize,
+    raw: usize,
+    rstd: usize,
+    wq: usize,
+    wk: usize,
+    shape: &AttnShape,
+) -> Result<()> {
+    check::attn(op, shape)?;
+    let n = check::rows(op, "qkv", qkv, "qkv_width", shape.qkv_width())?;
+    let (width, heads) = qk(shape);
+    check::len(op, "raw", raw, &[("rows", n), ("q_width + kv_width", width)])?;
+    check::len(op, "rstd", rstd, &[("rows", n), ("heads + kv_heads", heads)])?;
+    check::len(op, "wq", wq, &[("head_dim", shape.head_dim)])?;
+    check::len(op, "wk", wk, &[("head_dim", shape.head_dim)])
+}
+
+/// See [`crate::backend::Backend::qk_norm_fwd`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn qk_fwd<S: Real>(
+    level: Level,
+    qkv: &mut [S],
+    raw: &mut [S],
+    rstd: &mut [S],
+    wq: &[S],
+    wk: &[S],
+    shape: AttnShape,
+    eps: f64,
+) -> Result<()> {
+    check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), &shape)?;
+    let (width, heads) = qk(&shape);
+    par::rows2((qkv, shape.qkv_width()), (raw, width), |_, row, raw| raw.copy_from_slice(&row[..width]));
+    let raw = &*raw;
+    par::rows2((qkv, shape.qkv_width()), (rstd, heads), |t, row, rstd| {
+        for (h, r) in rstd.iter_mut().enumerate() {
+            let at = h * shape.head_dim..(h + 1) * shape.head_dim;
+            *r = rstd_of(level, &raw[t * width..][at.clone()], eps);
+            apply_in_place(level, &mut row[at], if h < shape.heads { wq } else { wk }, *r);
+        }
+    });
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::qk_norm_bwd`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn qk_bwd<S: Real>(
+    level: Level,
+    dqkv: &mut [S],
+    dwq: Option<&mut [S]>,
+    dwk: Option<&mut [S]>,
+    raw: &[S],
+    rstd: &[S],
+    wq: &[S],
+    wk: &[S],
+    shape: AttnShape,
+) -> Result<()> {
+    const OP: &str = "qk_norm_bwd";
+    check_qk(OP, dqkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), &shape)?;
+    let (d, (width, heads)) = (shape.head_dim, qk(&shape));
+    for (name, dw, range) in [("dwq", dwq, 0..shape.heads), ("dwk", dwk, shape.heads..heads)] {
+        let Some(dw) = dw else { continue };
+        check::len(OP, name, dw.len(), &[("head_dim", d)])?;
+        let dqkv = &*dqkv;
+        par::columns(dw, |at, dw| {
+            let mut acc = [S::ZERO; 64];
+            for (t, row) in dqkv.chunks_exact(shape.qkv_width()).enumerate() {
+                for h in range.clone() {
+                    let (dy, x) = (&row[h * d + at..][..dw.len()], &raw[t * width + h * d + at..][..dw.len()]);
+                    let r = rstd[t * heads + h];
+                    acc.iter_mut().zip(dy).zip(x).for_each(|((a, dy), x)| *a += *dy * (*x * r));
+                }
+            }
+            dw.iter_mut().zip(acc).for_each(|(d, a)| *d += a);
+        });
+    }
+    par::rows(dqkv, shape.qkv_width(), |t, row| {
+        for h in 0..heads {
+            let at = h * d..(h + 1) * d;
+            let w = if h < shape.heads { wq } else { wk };
+            row_bwd_in_place(level, &mut row[at.clone()], &raw[t * width..][at], w, rstd[t * heads + h]);
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Gradient norm and optimiser updates.
+
+use super::simd::simd_fn;
+use super::{Level, Real, Scratch, check};
+use crate::backend::Update;
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+
+/// Elements of a block: fixed, so that neither the norm nor an update depends on the number of threads.
+const BLOCK: usize = 1 << 16;
+
+simd_fn! {
+    /// Sum of squares, each square exact to f64 rounding.
+    fn block_sum<S>(g: &[S]) -> f64 {
+        let mut acc = [0.0f64; 16];
+        let chunks = g.chunks_exact(16);
+        for (l, x) in chunks.remainder().iter().enumerate() {
+            acc[l] = x.to_f64() * x.to_f64();
+        }
+        for x in chunks {
+            for l in 0..16 {
+                let x = x[l].to_f64();
+                acc[l] += x * x;
+            }
+        }
+        super::real::sum_lanes(acc)
+    }
+}
+
+/// See [`crate::backend::Backend::grad_norm`].
+pub(super) fn grad_norm<S: Real>(level: Level, scratch: &Scratch, norm: &mut [f64], g: &[S]) -> Result<()> {
+    check::len("grad_norm", "norm", norm.len(), &[("numbers", 1)])?;
+    scratch.with(g.len().div_ceil(BLOCK), |sums: &mut [f64]| {
+        sums.par_iter_mut().zip(g.par_chunks(BLOCK)).for_each(|(s, g)| *s = block_sum(level, g));
+        norm[0] = sums.iter().sum::<f64>().sqrt();
+    });
+    Ok(())
+}
+
+/// The numbers of an update, rounded to the element type once, as torch does with Python floats.
+#[derive(Clone, Copy)]
+struct Scalars<S> {
+    clip: S,
+    lr: S,
+    decay: S,
+    beta1c: S,
+    beta2: S,
+    beta2c: S,
+    root: S,
+    eps: S,
+}
+
+simd_fn! {
+    /// `torch.optim.AdamW`'s single-tensor update, operation by operation.
+    fn adamw<S>(w: &mut [S], m: &mut [S], v: &mut [S], g: &[S], s: Scalars<S>) {
+        for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            let g = *g * s.clip;
+            *m += (g - *m) * s.beta1c;
+            *v = *v * s.beta2 + g * g * s.beta2c;
+            let denom = v.sqrt() / s.root + s.eps;
+            *w = *w * s.decay - s.lr * (*m / denom);
+        }
+    }
+}
+simd_fn! {
+    /// `torch.optim.RMSprop`'s update: not centred, no momentum; the decay is an L2 penalty.
+    fn rmsprop<S>(w: &mut [S], v: &mut [S], g: &[S], s: Scalars<S>) {
+        for ((w, v), g) in w.iter_mut().zip(v).zip(g) {
+            let g = *g * s.clip + s.decay * *w;
+            *v = *v * s.beta2 + g * g * s.beta2c;
+            *w -= s.lr * (g / (v.sqrt() + s.eps));
+        }
+    }
+}
+
+fn scalars<S: Real>(clip: f64, update: &Update) -> Scalars<S> {
+    let s = S::from_f64;
+    match *update {
+        Update::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
+            // Steps beyond i32 have long since reached the limit, 1.
+            let power = |b: f64| b.powi(i32::try_from(step).unwrap_or(i32::MAX));
+            Scalars {
+                clip: s(clip),
+                lr: s(lr / (1.0 - power(beta1))),
+                decay: s(1.0 - lr * weight_decay),
+                beta1c: s(1.0 - beta1),
+                beta2: s(beta2),
+                beta2c: s(1.0 - beta2),
+                root: s((1.0 - power(beta2)).sqrt()),
+                eps: s(eps),
+            }
+        }
+        Update::RmsProp { lr, alpha, eps, weight_decay } => Scalars {
+            clip: s(clip),
+            lr: s(lr),
+            decay: s(weight_decay),
+            beta1c: S::ZERO,
+            beta2: s(alpha),
+            beta2c: s(1.0 - alpha),
+            root: S::ONE,
+            eps: s(eps),
+        },
+    }
+}
+
+/// See [`crate::backend::Backend::update`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn update<S: Real>(
+    level: Level,
+    w: &mut [S],
+    master: bool,
+    m: &mut [S],
+    v: &mut [S],
+    g: &[S],
+    norm: &[f64],
+    max_grad_norm: f64,
+    update: &Update,
+) -> Result<()> {
+    const OP: &str = "update";
+    check::len(OP, "m", m.len(), &[("parameters", w.len())])?;
+    check::len(OP, "v", v.len(), &[("parameters", w.len())])?;
+    check::len(OP, "g", g.len(), &[("parameters", w.len())])?;
+    check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
+    if master {
+        let name = "master";
+        return Err(Error::Shape {
+            op: OP,
+            name,
+            got: 1,
+            want: 0,
+            shape: "no master weights: `w` is the master".into(),
+        });
+    }
+    if !norm[0].is_finite() {
+        return Ok(());
+    }
+    let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm[0] + 1e-6)).min(1.0) } else { 1.0 };
+    let s = scalars::<S>(clip, update);
+    let blocks =
+        w.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
+    blocks.for_each(|(((w, m), v), g)| match update {
+        Update::AdamW { .. } => adamw(level, w, m, v, g, s),
+        Update::RmsProp { .. } => rmsprop(level, w, v, g, s),
+    });
+    Ok(())
+}

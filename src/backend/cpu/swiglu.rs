@@ -1,0 +1,50 @@
+//! SwiGLU (Shazeer 2020): `silu(gate) * up`.
+
+use super::simd::simd_fn;
+use super::{Level, Real, check, par};
+use crate::error::Result;
+
+#[inline(always)]
+fn sigmoid<S: Real>(x: S) -> S {
+    S::ONE / (S::ONE + (-x).exp())
+}
+
+simd_fn! {
+    fn row_fwd<S>(act: &mut [S], gate: &[S], up: &[S]) {
+        for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
+            *a = *g * sigmoid(*g) * *u;
+        }
+    }
+}
+simd_fn! {
+    /// `d silu / dx = s (1 + x (1 - s))`, `s = sigmoid(x)`.
+    fn row_bwd<S>(gate: &mut [S], up: &mut [S], dact: &[S]) {
+        for ((g, u), d) in gate.iter_mut().zip(up).zip(dact) {
+            let s = sigmoid(*g);
+            let (dg, du) = (*d * *u * (s * (S::ONE + *g * (S::ONE - s))), *d * (*g * s));
+            (*g, *u) = (dg, du);
+        }
+    }
+}
+
+/// See [`crate::backend::Backend::swiglu_fwd`].
+pub(super) fn fwd<S: Real>(level: Level, act: &mut [S], gate_up: &[S], ffn: usize) -> Result<()> {
+    let n = check::rows("swiglu_fwd", "act", act.len(), "ffn", ffn)?;
+    check::len("swiglu_fwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
+    par::rows(act, ffn, |t, act| {
+        let (gate, up) = gate_up[2 * t * ffn..][..2 * ffn].split_at(ffn);
+        row_fwd(level, act, gate, up);
+    });
+    Ok(())
+}
+
+/// See [`crate::backend::Backend::swiglu_bwd`].
+pub(super) fn bwd<S: Real>(level: Level, gate_up: &mut [S], dact: &[S], ffn: usize) -> Result<()> {
+    let n = check::rows("swiglu_bwd", "dact", dact.len(), "ffn", ffn)?;
+    check::len("swiglu_bwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
+    par::rows(gate_up, 2 * ffn, |t, row| {
+        let (gate, up) = row.split_at_mut(ffn);
+        row_bwd(level, gate, up, &dact[t * ffn..][..ffn]);
+    });
+    Ok(())
+}

@@ -155,6 +155,17 @@ def training_rows(path):
     return rows
 
 
+def step_times(rows, args):
+    """Seconds of each step: given, or from its rate, its pairs being batch_size or what is left at the end."""
+    if "step_seconds" in rows[0]:
+        return [row["step_seconds"] for row in rows]
+    if len(rows) != -(-args.pair_count // args.batch_size):
+        raise RunFailed(f"{len(rows)} steps for {args.pair_count} pairs: steps of unequal size, and metrics.jsonl has no "
+                        "step_seconds; choose --batch-size as a multiple of the pairs of a prompt")
+    left = [args.pair_count - i * args.batch_size for i in range(len(rows))]
+    return [min(args.batch_size, n) / row["pairs_per_second"] for n, row in zip(left, rows)]
+
+
 def run_fusedpo(precision, args, work):
     binary, data, run = str(args.fusedpo), work / "shards", work / "run"
     numerics = ["--dtype", precision, "--device", args.device, "--token-budget", str(args.token_budget)]
@@ -169,13 +180,12 @@ def run_fusedpo(precision, args, work):
     environment = {"RAYON_NUM_THREADS": str(args.threads)}
     parts = {name: run_process(command, work / "log.txt", args.device, environment) for name, command in commands.items()}
     rows = training_rows(run / "metrics.jsonl")
-    # A step is batch_size pairs or a little more (whole groups); its own rate and size give its time.
-    steps = [row.get("step_seconds") or row.get("pairs", args.batch_size) / row["pairs_per_second"] for row in rows]
+    steps, note = step_times(rows, args), f"token budget {args.token_budget}; reference: whole command"
     gpu = [part["gpu_gb"] for part in parts.values() if part["gpu_gb"] is not None]
     return {"steps": steps, "losses": [row["loss"] for row in rows], "pairs": args.pair_count, "pair_tokens": None,
             "reference_s": parts["reference"]["wall_s"], "wall_s": sum(part["wall_s"] for part in parts.values()),
             "rss_gb": max(part["rss_gb"] for part in parts.values()), "gpu_gb": max(gpu) if gpu else None,
-            "others_cpus": parts["dpo"]["others_cpus"], "note": f"token budget {args.token_budget}; reference: whole command"}
+            "others_cpus": parts["dpo"]["others_cpus"], "note": note}
 
 
 def measure(config, args, rows, groups):

@@ -50,7 +50,7 @@ class BenchTest(unittest.TestCase):
         (self.folder / "config.json").write_text("{}")
         out = self.folder / "result.md"
         command = [sys.executable, "-B", str(SCRIPTS / "bench_trl.py"), "--model", str(self.folder), "--data", str(self.data),
-                   "--only", only, "--fusedpo", str(binary), "--out", str(out), "--work", str(self.folder)]
+                   "--only", only, "--pairs", "5", "--fusedpo", str(binary), "--out", str(out), "--work", str(self.folder)]
         result = subprocess.run(command, capture_output=True, text=True)
         return result, out.read_text() if out.exists() else None
 
@@ -58,7 +58,7 @@ class BenchTest(unittest.TestCase):
     def test_whole_run(self):
         result, page = self.bench()
         self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertIn("| fusedpo-f32 | 1.00 | 2.0 |", page)  # 4 pairs a step at 4 pairs a second, two steps
+        self.assertIn("| fusedpo-f32 | 0.25 | 1.2 |", page)  # 4 pairs, then 1, at 4 pairs a second
         self.assertFalse([name for name in os.listdir(self.folder) if name.startswith("fusedpo-bench-")])
 
     def test_a_failing_program_is_reported(self):

@@ -12,6 +12,7 @@
 //! - Ops enqueue; only [`Backend::download`] and [`Backend::synchronize`] wait. No op allocates.
 
 pub mod cpu;
+pub mod gpu;
 
 use crate::data::batch::MicroBatch;
 use crate::error::Result;

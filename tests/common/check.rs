@@ -94,8 +94,8 @@ pub fn disagreement(name: &str, got: &[f64], want: &[f64], rel: f64) -> Option<S
         return Some(format!("{name}: {} elements, want {}", got.len(), want.len()));
     }
     let floor = 0.05 * rel * want.iter().fold(0.0f64, |m, w| m.max(w.abs())) + 1e-30;
-    let bad = |(g, w): (&f64, &f64)| !((g - w).abs() <= rel * w.abs() + floor);
-    let i = got.iter().zip(want).position(bad)?;
+    let good = |(g, w): (&f64, &f64)| (g - w).abs() <= rel * w.abs() + floor; // false for NaN
+    let i = got.iter().zip(want).position(|p| !good(p))?;
     Some(format!("{name}[{i}]: got {}, want {}", got[i], want[i]))
 }
 

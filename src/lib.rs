@@ -1,6 +1,7 @@
 //! Direct Preference Optimization as an engine.
 
 pub mod backend;
+pub mod commands;
 pub mod data;
 pub mod error;
 pub mod loss;

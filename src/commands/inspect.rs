@@ -1,0 +1,26 @@
+//! `fusedpo inspect`.
+
+use crate::data::inspect::{InspectOptions, inspect};
+use crate::error::Result;
+use std::path::PathBuf;
+
+/// Show what a folder of shards holds.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InspectArgs {
+    /// Folder that `pack` wrote, or one .pref file.
+    pub data: PathBuf,
+    /// Show the first N groups with their tokens made visible.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub show: u64,
+    /// Check every checksum and every token id.
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Prints the description.
+pub fn run_inspect(args: &InspectArgs) -> Result<()> {
+    let text = inspect(&args.data, &InspectOptions { show: args.show, verify: args.verify })?;
+    // A reader that closes early (`| head`) is no error.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! `fusedpo pack`.
+
+use crate::data::boundary::PromptBoundary;
+use crate::data::input::rows::FieldMap;
+use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
+use crate::data::report::grouped;
+use crate::data::tokenize::{TemplateChoice, TokenizerOptions};
+use crate::error::{Error, Result};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Turn JSONL, JSON or Parquet rows into preference shards: tokenised once, each prompt stored once.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PackArgs {
+    /// Model directory (tokenizer.json, tokenizer_config.json, chat template) or a tokenizer file.
+    #[arg(long, value_name = "MODEL")]
+    pub tokenizer: PathBuf,
+    /// Input files: JSONL, a JSON array, either gzipped, or Parquet.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub input: Vec<PathBuf>,
+    /// Folder to make.
+    #[arg(long, value_name = "DATA")]
+    pub out: PathBuf,
+    /// Longest prompt + response in tokens; 0: no limit.
+    #[arg(long, default_value_t = 1024)]
+    pub max_length: usize,
+    /// What to do about longer rows.
+    #[arg(long, value_enum, default_value_t)]
+    pub truncation: Truncation,
+    /// Which column holds a field, e.g. prompt=question,completion=answer.
+    #[arg(long, value_name = "FIELD=COLUMN,...")]
+    pub map: Vec<String>,
+    /// Pairs of scored responses.
+    #[arg(long, value_enum, default_value_t)]
+    pub pairs: PairChoice,
+    /// Chat template for message rows: auto (the model's), none (refuse them), or a Jinja file.
+    #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
+    pub chat_template: String,
+    /// Where the prompt of a plain dialogue without a prompt column ends.
+    #[arg(long, value_enum, default_value_t)]
+    pub prompt_boundary: PromptBoundary,
+    /// EOS text, in place of the tokenizer configuration's.
+    #[arg(long, value_name = "TEXT")]
+    pub eos_token: Option<String>,
+    /// Share of the prompts held out for evaluation, by a hash of the prompt.
+    #[arg(long, default_value_t = 0.0, value_name = "F")]
+    pub eval_fraction: f64,
+    /// Seed of that hash.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Replace an existing folder of shards.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+impl PackArgs {
+    /// What was typed, checked.
+    pub fn resolve(&self) -> Result<PackOptions> {
+        let map = FieldMap::parse(&self.map.join(",")).map_err(Error::Usage)?;
+        let chat_template = parse_chat_template(&self.chat_template);
+        Ok(PackOptions {
+            tokenizer_options: TokenizerOptions { eos_token: self.eos_token.clone(), chat_template },
+            overwrite: self.overwrite,
+            max_length: self.max_length,
+            truncation: self.truncation,
+            map,
+            pairs: self.pairs,
+            prompt_boundary: self.prompt_boundary,
+            eval_fraction: self.eval_fraction,
+            seed: self.seed,
+            ..PackOptions::new(&self.tokenizer, self.input.clone(), &self.out)
+        })
+    }
+}
+
+/// `auto`, `none` or a file.
+pub fn parse_chat_template(text: &str) -> TemplateChoice {
+    match text {
+        "auto" => TemplateChoice::Auto,
+        "none" => TemplateChoice::None,
+        file => TemplateChoice::File(file.into()),
+    }
+}
+
+/// Packs, with a progress bar on a terminal and a line every few seconds elsewhere, and prints the report.
+pub fn run_pack(args: &PackArgs) -> Result<()> {
+    let options = args.resolve()?;
+    let start = Instant::now();
+    let mut tokens = 0;
+    let mut shown = Shown::new();
+    let report = pack(&options, &mut |p| {
+        tokens = p.tokens;
+        shown.update(p, start.elapsed());
+    });
+    shown.clear();
+    let report = report?;
+    print!("{report}");
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "wrote {} in {seconds:.1} s ({} tokens/s)",
+        options.out.display(),
+        grouped((tokens as f64 / seconds.max(1e-3)) as u64)
+    );
+    Ok(())
+}
+
+/// Progress as it suits the place where it is shown.
+enum Shown {
+    Bar(ProgressBar),
+    Lines { last: Duration },
+}
+
+impl Shown {
+    fn new() -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Shown::Lines { last: Duration::ZERO };
+        }
+        let style = ProgressStyle::with_template("packing {bar:30} {percent:>3}%  {msg}  {eta} left");
+        Shown::Bar(ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    fn update(&mut self, p: &Progress, elapsed: Duration) {
+        let rate = grouped((p.tokens as f64 / elapsed.as_secs_f64().max(1e-3)) as u64);
+        let text = format!("{} rows, {} tokens, {rate} tokens/s", grouped(p.rows), grouped(p.tokens));
+        match self {
+            Shown::Bar(bar) => {
+                bar.set_length(p.total_bytes.max(1));
+                bar.set_position(p.bytes);
+                bar.set_message(text);
+            }
+            Shown::Lines { last } if elapsed.saturating_sub(*last) >= Duration::from_secs(5) => {
+                *last = elapsed;
+                eprintln!("packing: {} of {}, {text}", HumanBytes(p.bytes), HumanBytes(p.total_bytes));
+            }
+            Shown::Lines { .. } => {}
+        }
+    }
+
+    fn clear(&self) {
+        if let Shown::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

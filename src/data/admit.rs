@@ -1,0 +1,230 @@
+//! One row after the other into its group: what is unusable is dropped and counted, what is too long is cut by the
+//! stated policy, and every oddity that spoils training without an error is counted.
+
+use super::boundary::{Refusal, TokenResponse, TokenRow};
+use super::groups::{Groups, fingerprint};
+use super::input::Place;
+use super::input::rows::{Pairs, Unusable};
+use super::pack::{Outcome, PackOptions, PairChoice, Truncation};
+use super::report::{DropReason, Histogram, PackReport};
+use super::tokenize::TextTokenizer;
+use crate::error::Result;
+
+/// Rows taken in so far.
+pub(super) struct Admission<'a> {
+    o: &'a PackOptions,
+    tok: &'a TextTokenizer,
+    pub groups: Groups,
+    pub report: PackReport,
+    pub used_template: bool,
+    pub tokens: u64,
+    prompts: Histogram,
+    responses: Histogram,
+    totals: Histogram,
+}
+
+impl<'a> Admission<'a> {
+    pub fn new(o: &'a PackOptions, tok: &'a TextTokenizer, groups: Groups) -> Self {
+        let report = PackReport::default();
+        let (prompts, responses, totals) = Default::default();
+        Self { o, tok, groups, report, used_template: false, tokens: 0, prompts, responses, totals }
+    }
+
+    /// Takes in the next row of the input.
+    pub fn row(&mut self, (place, tokens, ignored): Outcome) -> Result<()> {
+        let row_number = self.report.rows_read;
+        self.report.rows_read += 1;
+        for column in ignored {
+            *self.report.ignored_columns.entry(column).or_default() += 1;
+        }
+        let mut row = match tokens {
+            Ok(row) => row,
+            Err(Refusal::NoLastTurn) => {
+                self.drop_row(DropReason::NoLastTurn, &place);
+                return Ok(());
+            }
+            Err(Refusal::Error(why)) => return Err(place.error(why)),
+        };
+        *self.report.shapes.entry(row.shape.to_owned()).or_default() += 1;
+        self.used_template |= row.chat;
+        if !self.usable(&row, &place) {
+            return Ok(());
+        }
+        let same = |row: &TokenRow| {
+            matches!(row.pairs, Pairs::Given { .. }) && row.responses[0].tokens == row.responses[1].tokens
+        };
+        if same(&row) {
+            self.drop_row(DropReason::ChosenEqualsRejected, &place);
+            return Ok(());
+        }
+        self.notice(&row);
+        if !self.truncate(&mut row, &place) {
+            return Ok(());
+        }
+        if same(&row) {
+            self.drop_row(DropReason::EqualAfterTruncation, &place);
+            return Ok(());
+        }
+        self.report.rows_kept += 1;
+        self.store(row, row_number)
+    }
+
+    /// The finished report's quantiles.
+    pub fn finish(&mut self) {
+        self.report.prompt_lengths = self.prompts.lengths();
+        self.report.response_lengths = self.responses.lengths();
+        self.report.total_lengths = self.totals.lengths();
+    }
+
+    fn drop_row(&mut self, reason: DropReason, place: &Place) {
+        self.report.dropped(reason, true, || place.to_string());
+    }
+
+    /// Counts unusable responses; false where they take the row with them.
+    fn usable(&mut self, row: &TokenRow, place: &Place) -> bool {
+        let fatal = row.responses.is_empty() || (matches!(row.pairs, Pairs::Given { .. }) && row.responses.len() < 2);
+        for (i, (_, why)) in row.unusable.iter().enumerate() {
+            let reason = match why {
+                Unusable::Empty => DropReason::EmptyResponse,
+                Unusable::NotText => DropReason::NonStringResponse,
+            };
+            // A row is dropped once, for its first reason.
+            if !fatal || i == 0 {
+                self.report.dropped(reason, fatal, || place.to_string());
+            }
+        }
+        if fatal && row.unusable.is_empty() {
+            self.drop_row(DropReason::EmptyResponse, place); // `responses: []`
+        }
+        !fatal
+    }
+
+    /// Counts what spoils training quietly.
+    fn notice(&mut self, row: &TokenRow) {
+        let report = &mut self.report;
+        report.rows_with_moved_boundary += u64::from(row.prompt_tokens_cut > 0);
+        report.rows_repeating_prompt += u64::from(row.repeats_prompt);
+        if let Some(bos) = self.tok.bos.as_ref().map(|b| b.id) {
+            let first = row.prompt.iter().chain(&row.responses[0].tokens).take(2).collect::<Vec<_>>();
+            report.rows_with_double_bos += u64::from(first == [&bos, &bos]);
+            let wanted = !row.chat && self.tok.prefix().first() == Some(&bos);
+            report.rows_without_bos += u64::from(wanted && first.first() != Some(&&bos));
+        }
+        if let Some(eos) = self.tok.eos.as_ref().map(|e| e.id) {
+            for r in &row.responses {
+                match r.tokens.iter().filter(|t| **t == eos).count() {
+                    0 => report.responses_without_eos += 1,
+                    1 => {}
+                    _ => report.responses_with_many_eos += 1,
+                }
+            }
+        }
+    }
+
+    /// Cuts the row to `max_length`; false where it is dropped.
+    fn truncate(&mut self, row: &mut TokenRow, place: &Place) -> bool {
+        let max = self.o.max_length;
+        let longest = row.responses.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
+        if max == 0 || row.prompt.len() + longest <= max {
+            return true;
+        }
+        match self.o.truncation {
+            Truncation::KeepStart => {
+                if row.prompt.len() >= max {
+                    self.drop_row(DropReason::PromptFillsMaxLength, place);
+                    return false;
+                }
+                let room = max - row.prompt.len();
+                for r in row.responses.iter_mut().filter(|r| r.tokens.len() > room) {
+                    r.tokens.truncate(room);
+                    self.report.truncated_responses += 1;
+                }
+            }
+            Truncation::Drop => {
+                let room = max.saturating_sub(row.prompt.len());
+                return self.keep_responses(row, place, |r| r.tokens.len() <= room);
+            }
+            Truncation::PromptLeft => {
+                if !self.keep_responses(row, place, |r| r.tokens.len() < max) {
+                    return false;
+                }
+                let longest = row.responses.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
+                let cut = (row.prompt.len() + longest).saturating_sub(max);
+                // What the tokenizer puts first (BOS) stays first.
+                let first = if row.prompt.starts_with(self.tok.prefix()) { self.tok.prefix().len() } else { 0 };
+                let first = first.min(row.prompt.len() - cut);
+                row.prompt.drain(first..first + cut);
+                self.report.truncated_prompts += u64::from(cut > 0);
+            }
+        }
+        true
+    }
+
+    /// Keeps the responses that `fit`; false where the row is dropped as too long.
+    fn keep_responses(&mut self, row: &mut TokenRow, place: &Place, fit: impl Fn(&TokenResponse) -> bool) -> bool {
+        let fitting = row.responses.iter().filter(|r| fit(r)).count();
+        let pair = matches!(row.pairs, Pairs::Given { .. });
+        if fitting == 0 || (pair && fitting < row.responses.len()) {
+            self.drop_row(DropReason::TooLong, place);
+            return false;
+        }
+        for _ in fitting..row.responses.len() {
+            self.report.dropped(DropReason::TooLong, false, || place.to_string());
+        }
+        row.responses.retain(fit);
+        true
+    }
+
+    fn store(&mut self, row: TokenRow, row_number: u64) -> Result<()> {
+        // An empty prompt shares nothing; its rows are told apart by what they say.
+        let key = if row.has_prompt { row.prompt_key } else { fingerprint(&row.responses[0].tokens) };
+        let group = self.groups.group(&row.prompt, key, !row.has_prompt)?;
+        let mut local = Vec::with_capacity(row.responses.len());
+        self.prompts.add(row.prompt.len());
+        self.tokens += row.prompt.len() as u64;
+        for r in &row.responses {
+            self.responses.add(r.tokens.len());
+            self.totals.add(row.prompt.len() + r.tokens.len());
+            self.tokens += r.tokens.len() as u64;
+            local.push(self.groups.response(group, row_number, r)?);
+        }
+        let (pairs, weight) = match row.pairs {
+            Pairs::Given { weight } => (vec![(0, 1)], weight),
+            Pairs::FromScores { weight } => (scored_pairs(&row.responses, self.o.pairs), weight),
+            Pairs::None => return Ok(()),
+        };
+        self.report.rows_without_pair += u64::from(pairs.is_empty());
+        for (chosen, rejected) in pairs {
+            let [a, b] = [&row.responses[chosen].tokens, &row.responses[rejected].tokens];
+            if a == b {
+                self.report.identical_pairs += 1;
+                continue;
+            }
+            let prints = (fingerprint(a), fingerprint(b));
+            let novelty = self.groups.pair(group, (local[chosen], local[rejected], weight), prints)?;
+            self.report.duplicate_pairs += u64::from(novelty.duplicate);
+            self.report.contradictory_pairs += u64::from(novelty.contradictory);
+        }
+        Ok(())
+    }
+}
+
+/// Pairs of indices of `responses`, the better first; equal scores make none.
+fn scored_pairs(responses: &[TokenResponse], choice: PairChoice) -> Vec<(usize, usize)> {
+    let score = |i: usize| responses[i].score.unwrap_or(0.0);
+    let n = responses.len();
+    match choice {
+        PairChoice::All => {
+            let two = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
+            two.filter(|&(i, j)| score(i) != score(j))
+                .map(|(i, j)| if score(i) > score(j) { (i, j) } else { (j, i) })
+                .collect()
+        }
+        PairChoice::BestWorst => {
+            let first =
+                |better: fn(f32, f32) -> bool| (1..n).fold(0, |at, i| if better(score(i), score(at)) { i } else { at });
+            let (best, worst) = (first(|a, b| a > b), first(|a, b| a < b));
+            if n > 0 && score(best) > score(worst) { vec![(best, worst)] } else { Vec::new() }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! JSONL and JSON arrays, streamed: an element is cut out by counting brackets and parsed later, on another core.
+
+use super::{Place, RawBody, RawRow, RowIter};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::io::BufRead;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Rows of a JSON text: an array if its first character is `[`, otherwise one object a line. Blank lines are no rows.
+pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>) -> Result<RowIter> {
+    let path = Arc::new(path.to_owned());
+    let mut line = 1;
+    let mut first = true;
+    loop {
+        let head = text.fill_buf().map_err(|e| read_error(&path, line, e))?;
+        if std::mem::take(&mut first) && head.starts_with(b"\xef\xbb\xbf") {
+            text.consume(3); // a byte order mark
+            continue;
+        }
+        let blank = head.iter().take_while(|b| b.is_ascii_whitespace()).count();
+        line += head[..blank].iter().filter(|b| **b == b'\n').count() as u64;
+        match head.get(blank) {
+            Some(b'[') => {
+                text.consume(blank + 1);
+                return Ok(Box::new(ArrayRows { text, path, line, state: ArrayState::First }));
+            }
+            None if blank > 0 => text.consume(blank),
+            _ => {
+                text.consume(blank);
+                return Ok(Box::new(LineRows { text, path, line: line - 1, done: false }));
+            }
+        }
+    }
+}
+
+/// Parses one row. The error's line is the file's, also for rows of several lines.
+pub fn parse_object(place: &Place, bytes: &[u8]) -> Result<Map<String, Value>> {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(e) => {
+            let at = e.valid_up_to();
+            let lines = bytes[..at].iter().filter(|b| **b == b'\n').count() as u64;
+            let place = Place { line: place.line + lines, ..place.clone() };
+            return Err(place.error(format!(
+                "not UTF-8 (byte 0x{:02x} at byte {at} of the row); convert the file to UTF-8",
+                bytes[at]
+            )));
+        }
+    };
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => Err(place.error(format!("a row must be a JSON object, this one is {}", kind(&other)))),
+        Err(e) => {
+            let place = Place { line: place.line + (e.line() as u64).saturating_sub(1), ..place.clone() };
+            let full = e.to_string();
+            let what = full.rsplit_once(" at line ").map_or(full.as_str(), |(what, _)| what);
+            let hint = if what.starts_with("EOF") {
+                "; the row is cut short (JSONL needs one whole object a line)"
+            } else {
+                ""
+            };
+            Err(place.error(format!("malformed JSON at column {}: {what}{hint}", e.column())))
+        }
+    }
+}
+
+/// A JSON value's kind with its article, for messages.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn read_error(path: &Path, line: u64, source: std::io::Error) -> Error {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    match source.kind() {
+        InvalidData | InvalidInput | UnexpectedEof => {
+            Error::file(path, format!("damaged gzip stream near line {line} ({source}); fetch the file again"))
+        }
+        _ => Error::io(path, "read")(source),
+    }
+}
+
+struct LineRows {
+    text: Box<dyn BufRead + Send>,
+    path: Arc<std::path::PathBuf>,
+    line: u64,
+    done: bool,
+}
+
+impl Iterator for LineRows {
+    type Item = Result<RawRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.done {
+            let mut bytes = Vec::with_capacity(1024);
+            self.line += 1;
+            match self.text.read_until(b'\n', &mut bytes) {
+                Ok(0) => self.done = true,
+                Ok(_) if bytes.iter().all(u8::is_ascii_whitespace) => {}
+                Ok(_) => {
+                    let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
+                    return Some(Ok(RawRow { place, body: RawBody::Json(bytes) }));
+                }
+                Err(e) => {
+                    self.done = true;
+                    return Some(Err(read_error(&self.path, self.line, e)));
+                }
+            }
+        }
+        None
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum ArrayState {
+    First,
+    Later,
+    Done,
+}
+
+struct ArrayRows {
+    text: Box<dyn BufRead + Send>,
+    path: Arc<std::path::PathBuf>,
+    line: u64,
+    state: ArrayState,
+}
+
+impl Iterator for ArrayRows {
+    type Item = Result<RawRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.state == ArrayState::Done {
+            return None;
+        }
+        match self.element() {
+            Ok(Some(row)) => {
+                self.state = ArrayState::Later;
+                Some(Ok(row))
+            }
+            Ok(None) => {
+                self.state = ArrayState::Done;
+                None
+            }
+            Err(e) => {
+                self.state = ArrayState::Done;
+                Some(Err(e))
+            }
+        }
+    }
+}
+
+impl ArrayRows {
+    /// The next non-blank byte, not consumed.
+    fn peek(&mut self) -> Result<Option<u8>> {
+        loop {
+            let head = self.text.fill_buf().map_err(|e| read_error(&self.path, self.line, e))?;
+            if head.is_empty() {
+                return Ok(None);
+            }
+            let blank = head.iter().take_while(|b| b.is_ascii_whitespace()).count();
+            self.line += head[..blank].iter().filter(|b| **b == b'\n').count() as u64;
+            let found = head.get(blank).copied();
+            self.text.consume(blank);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn bad(&self, why: &str) -> Error {
+        Place { path: self.path.clone(), line: self.line, unit: "line" }.error(format!("malformed JSON: {why}"))
+    }
+
+    /// The next element, or `None` at the closing bracket.
+    fn element(&mut self) -> Result<Option<RawRow>> {
+        let cut = "the array is cut short: its closing `]` is missing";
+        let mut next = self.peek()?.ok_or_else(|| self.bad(cut))?;
+        if next == b']' {
+            self.text.consume(1);
+            return match self.peek()? {
+                None => Ok(None),
+                Some(_) => Err(self.bad("text after the array's closing `]`")),
+            };
+        }
+        if self.state == ArrayState::Later {
+            if next != b',' {
+                return Err(self.bad("a comma or `]` must follow an element of the array"));
+            }
+            self.text.consume(1);
+            next = self.peek()?.ok_or_else(|| self.bad(cut))?;
+        }
+        let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
+        if next != b'{' {
+            return Err(place.error("an element of the array is not a JSON object"));
+        }
+        let bytes = self.object()?;
+        Ok(Some(RawRow { place, body: RawBody::Json(bytes) }))
+    }
+
+    /// The bytes of an object up to its closing brace; brackets inside strings do not count.
+    fn object(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(1024);
+        let (mut depth, mut in_string, mut escaped) = (0u32, false, false);
+        loop {
+            let head = self.text.fill_buf().map_err(|e| read_error(&self.path, self.line, e))?;
+            if head.is_empty() {
+                return Err(self.bad("the file ends inside an object"));
+            }
+            let mut used = 0;
+            let mut closed = false;
+            for &b in head {
+                used += 1;
+                self.line += u64::from(b == b'\n');
+                if in_string {
+                    in_string = escaped || b != b'"';
+                    escaped = !escaped && b == b'\\';
+                    continue;
+                }
+                match b {
+                    b'"' => in_string = true,
+                    b'{' | b'[' => depth += 1,
+                    b'}' | b']' => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 {
+                    closed = true;
+                    break;
+                }
+            }
+            bytes.extend_from_slice(&head[..used]);
+            self.text.consume(used);
+            if closed {
+                return Ok(bytes);
+            }
+        }
+    }
+}

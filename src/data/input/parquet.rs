@@ -1,0 +1,122 @@
+//! Parquet through the `parquet` crate's row API: slower than Arrow, but tokenising is slower still, and Arrow
+//! would triple the compile time.
+
+use super::{Place, RawBody, RawRow, RowIter};
+use crate::error::{Error, Result};
+use parquet::basic::{LogicalType, Type as Physical};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use serde_json::{Map, Number, Value};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Rows of a Parquet file. Errors name the file: damaged, or a column type that no row shape uses.
+pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let size = file.metadata().map_err(Error::io(path, "read"))?.len();
+    let reader = SerializedFileReader::new(file).map_err(|e| damaged(path, &e.to_string()))?;
+    let meta = reader.metadata().file_metadata();
+    for column in meta.schema_descr().columns() {
+        // The row API panics on these; no field of a row is one of them.
+        let unusual = matches!(column.logical_type_ref(), Some(LogicalType::Time { .. } | LogicalType::Variant { .. }));
+        if unusual && column.physical_type() != Physical::BYTE_ARRAY {
+            return Err(Error::file(path, format!("column `{}` has a time type; leave it out", column.path())));
+        }
+    }
+    let rows = u64::try_from(meta.num_rows()).unwrap_or(0);
+    let path = Arc::new(path.to_owned());
+    Ok(Box::new(Rows { rows: reader.into_iter(), path, next: 0, total: rows.max(1), size, bytes_read, done: false }))
+}
+
+struct Rows {
+    rows: parquet::record::reader::RowIter<'static>,
+    path: Arc<PathBuf>,
+    next: u64,
+    total: u64,
+    size: u64,
+    bytes_read: Arc<AtomicU64>,
+    done: bool,
+}
+
+impl Iterator for Rows {
+    type Item = Result<RawRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let rows = &mut self.rows;
+        // A damaged page can make the crate panic; a user must see a line, not a backtrace.
+        let row = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rows.next())) {
+            Ok(row) => row?,
+            Err(_) => {
+                self.done = true;
+                return Some(Err(damaged(&self.path, &format!("row {} cannot be decoded", self.next + 1))));
+            }
+        };
+        self.next += 1;
+        let share = |n: u64| (self.size as u128 * n as u128 / self.total as u128) as u64;
+        self.bytes_read.fetch_add(share(self.next).saturating_sub(share(self.next - 1)), Ordering::Relaxed);
+        let place = Place { path: self.path.clone(), line: self.next, unit: "row" };
+        Some(match row {
+            Ok(row) => columns(row)
+                .map(|map| RawRow { body: RawBody::Columns(map), place: place.clone() })
+                .map_err(|why| place.error(why)),
+            Err(e) => {
+                self.done = true;
+                Err(damaged(&self.path, &e.to_string()))
+            }
+        })
+    }
+}
+
+fn damaged(path: &Path, why: &str) -> Error {
+    Error::file(path, format!("damaged or unsupported Parquet: {}; fetch or write the file again", why.trim()))
+}
+
+fn columns(row: parquet::record::Row) -> Result<Map<String, Value>, String> {
+    row.into_columns().into_iter().map(|(name, field)| Ok((name, value(field)?))).collect()
+}
+
+/// A Parquet field as the JSON value it stands for; types without one (dates, decimals) become their text.
+fn value(field: Field) -> Result<Value, String> {
+    let float = |x: f64| Number::from_f64(x).map_or(Value::Null, Value::Number);
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => x.into(),
+        Field::Byte(x) => x.into(),
+        Field::Short(x) => x.into(),
+        Field::Int(x) => x.into(),
+        Field::Long(x) => x.into(),
+        Field::UByte(x) => x.into(),
+        Field::UShort(x) => x.into(),
+        Field::UInt(x) => x.into(),
+        Field::ULong(x) => x.into(),
+        Field::Float16(x) => float(x.into()),
+        Field::Float(x) => float(x.into()),
+        Field::Double(x) => float(x),
+        Field::Str(x) => x.into(),
+        Field::Bytes(x) => match String::from_utf8(x.data().to_vec()) {
+            Ok(text) => text.into(),
+            Err(_) => return Err("a binary column is not UTF-8; convert it to strings".into()),
+        },
+        Field::Group(row) => Value::Object(columns(row)?),
+        Field::ListInternal(list) => {
+            list.elements().iter().map(|f| value(f.clone())).collect::<Result<Vec<_>, _>>()?.into()
+        }
+        Field::MapInternal(map) => {
+            let mut object = Map::new();
+            for (key, item) in map.entries() {
+                let key = match value(key.clone())? {
+                    Value::String(key) => key,
+                    other => other.to_string(),
+                };
+                object.insert(key, value(item.clone())?);
+            }
+            object.into()
+        }
+        other => other.to_string().into(),
+    })
+}

@@ -1,7 +1,9 @@
 //! `config.json` of the Llama family, as transformers 4 and 5 write it. What is not implemented is refused by name.
 
+use super::json::{Fields, read_json};
+use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// What loads, for messages.
@@ -40,73 +42,6 @@ impl Architecture {
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
         }
-    }
-}
-
-/// How rotary frequencies are stretched. Source: transformers `modeling_rope_utils.py`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// As trained.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a linear blend between.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths longer than `original / low_freq_factor` are low frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths shorter than `original / high_freq_factor` are high frequencies.
-        high_freq_factor: f64,
-        /// Positions of the model before it was stretched.
-        original_max_position_embeddings: f64,
-    },
-}
-
-/// Rotary embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rope {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// How they are stretched.
-    pub scaling: RopeScaling,
-}
-
-impl Rope {
-    /// `head_dim / 2` angular frequencies, radians per position.
-    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
-        let base = (0..head_dim / 2).map(|i| self.theta.powf(-((2 * i) as f64) / head_dim as f64));
-        base.map(|f| match self.scaling {
-            RopeScaling::None => f,
-            RopeScaling::Linear { factor } => f / factor,
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
-                let wavelength = 2.0 * std::f64::consts::PI / f;
-                let turns = original_max_position_embeddings / wavelength;
-                if turns > high_freq_factor {
-                    f
-                } else if turns < low_freq_factor {
-                    f / factor
-                } else {
-                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                    (1.0 - smooth) * f / factor + smooth * f
-                }
-            }
-        })
-        .collect()
-    }
-
-    /// The table of [`crate::backend::Backend::rope`]: positions x head_dim, head_dim/2 cosines, then as many sines.
-    pub fn table(&self, positions: usize, head_dim: usize) -> Vec<f64> {
-        let frequencies = self.frequencies(head_dim);
-        let mut table = Vec::with_capacity(positions * head_dim);
-        for p in 0..positions {
-            table.extend(frequencies.iter().map(|f| (p as f64 * f).cos()));
-            table.extend(frequencies.iter().map(|f| (p as f64 * f).sin()));
-        }
-        table
     }
 }
 
@@ -153,69 +88,6 @@ pub struct ModelConfig {
     pub dtype: Option<String>,
 }
 
-/// Reads fields of one JSON file; every error names the file and the field.
-struct Fields<'a> {
-    path: &'a Path,
-    map: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn bad(&self, why: impl Into<String>) -> Error {
-        Error::file(self.path, why)
-    }
-    /// The field, unless absent or null.
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.map.get(name).filter(|v| !v.is_null())
-    }
-    fn size_or(&self, name: &str, default: Option<usize>) -> Result<usize> {
-        let Some(v) = self.get(name) else {
-            return default.ok_or_else(|| self.bad(format!("`{name}` is missing")));
-        };
-        match v.as_u64() {
-            Some(n) if n >= 1 && n <= i32::MAX as u64 => Ok(n as usize),
-            _ => Err(self.bad(format!("`{name}` is {v}, expected an integer from 1 to {}", i32::MAX))),
-        }
-    }
-    fn size(&self, name: &str) -> Result<usize> {
-        self.size_or(name, None)
-    }
-    fn positive_or(&self, name: &str, default: Option<f64>) -> Result<f64> {
-        let Some(v) = self.get(name) else {
-            return default.ok_or_else(|| self.bad(format!("`{name}` is missing")));
-        };
-        match v.as_f64() {
-            Some(x) if x.is_finite() && x > 0.0 => Ok(x),
-            _ => Err(self.bad(format!("`{name}` is {v}, expected a number greater than 0"))),
-        }
-    }
-    fn flag(&self, name: &str) -> Result<bool> {
-        match self.get(name) {
-            None => Ok(false),
-            Some(v) => v.as_bool().ok_or_else(|| self.bad(format!("`{name}` is {v}, expected true or false"))),
-        }
-    }
-    /// A token id, a list of them, or nothing.
-    fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        let Some(v) = self.get(name) else { return Ok(Vec::new()) };
-        let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let ids = match v {
-            Value::Array(list) => list.iter().map(one).collect(),
-            v => one(v).map(|id| vec![id]),
-        };
-        ids.ok_or_else(|| self.bad(format!("`{name}` is {v}, expected a token id or a list of them")))
-    }
-}
-
-/// Reads a file that must hold one JSON object.
-pub(crate) fn read_json(path: &Path) -> Result<Map<String, Value>> {
-    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    match serde_json::from_slice(&text) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::file(path, "expected a JSON object")),
-        Err(e) => Err(Error::file(path, format!("not JSON: {e}"))),
-    }
-}
-
 impl ModelConfig {
     /// Reads and checks `dir/config.json`, and the end tokens of `dir/generation_config.json`.
     ///
@@ -226,7 +98,7 @@ impl ModelConfig {
         let mut config = Self::parse(&path, &read_json(&path)?)?;
         let path = dir.join("generation_config.json");
         if path.exists() {
-            let ids = Fields { path: &path, map: &read_json(&path)? }.ids("eos_token_id")?;
+            let ids = Fields::new(&path, &read_json(&path)?).ids("eos_token_id")?;
             if !ids.is_empty() {
                 config.eos_token_ids = ids;
             }
@@ -236,7 +108,7 @@ impl ModelConfig {
 
     /// Checks the content of a `config.json`; `path` is for messages.
     pub fn parse(path: &Path, map: &Map<String, Value>) -> Result<Self> {
-        let f = Fields { path, map };
+        let f = Fields::new(path, map);
         let architecture = architecture(&f)?;
         refuse(&f, architecture)?;
         let num_attention_heads = f.size("num_attention_heads")?;
@@ -303,6 +175,51 @@ impl ModelConfig {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// The fields as a config.json that transformers 4 and 5 read, for a model made from scratch.
+    pub fn to_json(&self, dtype: &str) -> Value {
+        let scaling = match self.rope.scaling {
+            RopeScaling::None => Value::Null,
+            RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                json!({
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low_freq_factor,
+                    "high_freq_factor": high_freq_factor,
+                    "original_max_position_embeddings": original_max_position_embeddings as u64,
+                })
+            }
+        };
+        let eos = match self.eos_token_ids.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            many => json!(many),
+        };
+        json!({
+            "architectures": [self.architecture.class()],
+            "model_type": self.architecture.model_type(),
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope.theta,
+            "rope_scaling": scaling,
+            "hidden_act": "silu",
+            "attention_bias": self.o_bias,
+            "sliding_window": self.sliding_window,
+            "use_sliding_window": self.sliding_window.is_some(),
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos,
+            "torch_dtype": dtype,
+        })
     }
 
     /// Attention geometry.
@@ -387,7 +304,7 @@ fn rope(f: &Fields) -> Result<Rope> {
         Some(Value::Object(map)) => map,
         Some(v) => return Err(f.bad(format!("`{name}` is {v}, expected an object"))),
     };
-    let r = Fields { path: f.path, map };
+    let r = Fields::new(f.path(), map);
     let theta = match r.get("rope_theta") {
         Some(_) => r.positive_or("rope_theta", None)?,
         None => f.positive_or("rope_theta", Some(10000.0))?,

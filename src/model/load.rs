@@ -3,7 +3,8 @@
 //! The files stay mapped while the model lives (its identity, master weights and export come from them): they must not
 //! be modified in place meanwhile. Replacing them by rename, as this crate does, is safe.
 
-use super::config::{ModelConfig, read_json};
+use super::config::ModelConfig;
+use super::json::read_json;
 use super::params::{Model, ParamSpec, ParamTable};
 use super::sample::normal;
 use crate::backend::{Backend, Float};

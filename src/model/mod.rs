@@ -17,15 +17,20 @@
 pub mod acts;
 pub mod backward;
 pub mod config;
+pub mod export;
 pub mod forward;
 pub mod head;
+mod json;
 pub mod load;
 pub mod params;
+pub mod rope;
 pub mod sample;
 
 pub use acts::{Workspace, chunks};
 pub use backward::backward;
 pub use config::ModelConfig;
+pub use export::{ExportReport, SaveDtype, export};
 pub use forward::forward;
 pub use head::{head, head_backward, loss};
 pub use params::{Model, ParamSpec, ParamTable};
+pub use rope::{Rope, RopeScaling};

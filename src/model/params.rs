@@ -198,7 +198,7 @@ pub struct Model<B: Backend> {
     pub table: ParamTable,
     /// The weights in compute precision, in the table's layout.
     pub weights: B::Buf<B::Act>,
-    /// Rotary table, positions x head_dim, of [`super::config::Rope::table`].
+    /// Rotary table, positions x head_dim, of [`super::Rope::table`].
     pub rope: B::Buf<B::Acc>,
     /// Positions of the rotary table: no row can be longer.
     pub max_positions: usize,

@@ -1,0 +1,396 @@
+//! A trained model as a Hugging Face directory: the source's tensor names, order, sharding and dtypes; its configuration
+//! and tokenizer files copied through. Every file is written to a temporary sibling, then renamed.
+
+use super::json::read_json;
+use super::load::{INDEX, Origin, SINGLE, SourceFile, decode, dtype_bytes};
+use super::params::{Model, ParamSpec};
+use crate::backend::{Backend, Float};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorInfo};
+use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::path::Path;
+
+/// Elements converted at a time.
+const PIECE: usize = 1 << 20;
+
+/// What travels with the weights, where the source has it.
+const SIDE_FILES: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// Dtype of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveDtype {
+    /// Each tensor's own in the source; f32 for a model made from scratch.
+    Source,
+    /// float32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// float16.
+    F16,
+}
+
+impl SaveDtype {
+    fn of(self, source: Dtype) -> Dtype {
+        match self {
+            Self::Source => source,
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+        }
+    }
+    /// `torch_dtype` in config.json.
+    fn torch(self) -> Option<&'static str> {
+        match self {
+            Self::Source => None,
+            Self::F32 => Some("float32"),
+            Self::Bf16 => Some("bfloat16"),
+            Self::F16 => Some("float16"),
+        }
+    }
+}
+
+/// What an export did. An update smaller than the spacing of the saved dtype vanishes: compare the two counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExportReport {
+    /// Weights written, a tied head counted once.
+    pub weights: u64,
+    /// Weights that training left different from the source's, before rounding to the saved dtype.
+    pub updated: u64,
+    /// Weights whose saved value differs from the source's, saved in the same dtype.
+    pub changed: u64,
+    /// Bytes of safetensors files.
+    pub bytes: u64,
+    /// Files written, by name.
+    pub files: Vec<String>,
+}
+
+impl ExportReport {
+    /// Share of weights that training updated.
+    pub fn updated_share(&self) -> f64 {
+        self.updated as f64 / self.weights.max(1) as f64
+    }
+    /// Share of weights that the saved files really changed.
+    pub fn changed_share(&self) -> f64 {
+        self.changed as f64 / self.weights.max(1) as f64
+    }
+}
+
+/// Writes `model` to `out`, from the `master` weights where given, else from its own.
+///
+/// A loaded model's other files are copied from where it was loaded. For a model made from scratch, config.json is
+/// written, and the tokenizer's files are copied from `side_files`, if given.
+///
+/// Errors: [`Error::Io`]; [`Error::File`] where `out` holds weights of another layout, or a weight is not finite or
+/// does not fit the dtype.
+pub fn export<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    master: Option<&B::Buf<B::Acc>>,
+    side_files: Option<&Path>,
+    out: &Path,
+    save: SaveDtype,
+) -> Result<ExportReport> {
+    std::fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    let mut e = Exporter { be, model, master, out, save, report: ExportReport::default() };
+    e.refuse_other_layout()?;
+    match &model.origin {
+        Origin::Files(source) => {
+            for file in &source.files {
+                e.source_file(file)?;
+            }
+            e.side_files(side_files.unwrap_or(&source.dir))?;
+            e.index(&source.dir)?;
+            e.config(&source.dir)?;
+        }
+        Origin::Values(_) => {
+            let tensors: Vec<_> = model
+                .table
+                .specs
+                .iter()
+                .map(|s| Tensor { spec: Some(s), ..Tensor::named(&s.name, s.shape.clone()) })
+                .collect();
+            e.tensors(SINGLE, &tensors, None, json!({"format": "pt"}))?;
+            if let Some(dir) = side_files {
+                e.side_files(dir)?;
+            }
+            e.new_config()?;
+        }
+    }
+    Ok(e.report)
+}
+
+/// A tensor to write: a parameter, or bytes copied as they are.
+struct Tensor<'a> {
+    name: String,
+    shape: Vec<usize>,
+    spec: Option<&'a ParamSpec>,
+    /// In the source.
+    dtype: Dtype,
+    bytes: &'a [u8],
+}
+
+impl Tensor<'_> {
+    fn named(name: &str, shape: Vec<usize>) -> Self {
+        Self { name: name.to_owned(), shape, spec: None, dtype: Dtype::F32, bytes: &[] }
+    }
+}
+
+struct Exporter<'a, B: Backend> {
+    be: &'a B,
+    model: &'a Model<B>,
+    master: Option<&'a B::Buf<B::Acc>>,
+    out: &'a Path,
+    save: SaveDtype,
+    report: ExportReport,
+}
+
+impl<B: Backend> Exporter<'_, B> {
+    /// A reader would mix ours with files that we do not replace.
+    fn refuse_other_layout(&self) -> Result<()> {
+        let sharded = matches!(&self.model.origin, Origin::Files(s) if s.files.iter().all(|f| f.name != SINGLE));
+        let other = self.out.join(if sharded { SINGLE } else { INDEX });
+        match other.exists() {
+            true => Err(Error::file(other, "weights of another model are in the way; choose an empty directory")),
+            false => Ok(()),
+        }
+    }
+
+    fn source_file(&mut self, file: &SourceFile) -> Result<()> {
+        let tensors: Vec<_> =
+            file.meta.offset_keys().iter().map(|name| source_tensor(self.model, file, name)).collect();
+        let same = tensors.iter().all(|t| t.spec.is_none() || self.save.of(t.dtype) == t.dtype);
+        let metadata = json!(file.meta.metadata());
+        self.tensors(&file.name, &tensors, same.then(|| file.header()), metadata)
+    }
+
+    /// Writes one safetensors file. `header`: the source's, where every dtype stays as it was.
+    fn tensors(&mut self, name: &str, tensors: &[Tensor], header: Option<&[u8]>, metadata: Value) -> Result<()> {
+        let path = self.out.join(name);
+        let header = match header {
+            Some(header) => header.to_vec(),
+            None => self.header(tensors, metadata),
+        };
+        let mut report = std::mem::take(&mut self.report);
+        let mut bytes = header.len() as u64;
+        write_file(&path, |w| {
+            w.write_all(&header).map_err(Error::io(&path, "write"))?;
+            for t in tensors {
+                bytes += self.tensor(w, &path, t, &mut report)?;
+            }
+            Ok(())
+        })?;
+        report.bytes += bytes;
+        report.files.push(name.to_owned());
+        self.report = report;
+        Ok(())
+    }
+
+    fn header(&self, tensors: &[Tensor], metadata: Value) -> Vec<u8> {
+        let mut map = Map::new();
+        if metadata.is_object() {
+            map.insert("__metadata__".into(), metadata);
+        }
+        let mut at = 0;
+        for t in tensors {
+            let (dtype, len) = match t.spec {
+                Some(spec) => (self.save.of(t.dtype), spec.at.len() * dtype_bytes(self.save.of(t.dtype))),
+                None => (t.dtype, t.bytes.len()),
+            };
+            map.insert(t.name.clone(), json!({"dtype": dtype, "shape": t.shape, "data_offsets": [at, at + len]}));
+            at += len;
+        }
+        let mut text = Value::Object(map).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        [&(text.len() as u64).to_le_bytes()[..], &text].concat()
+    }
+
+    /// Writes one tensor's data; returns its bytes.
+    fn tensor(&self, w: &mut dyn Write, path: &Path, t: &Tensor, report: &mut ExportReport) -> Result<u64> {
+        let Some(spec) = t.spec else {
+            w.write_all(t.bytes).map_err(Error::io(path, "write"))?;
+            return Ok(t.bytes.len() as u64);
+        };
+        let count = spec.name == t.name;
+        match self.master {
+            Some(master) => self.weights(w, path, spec, t.dtype, master, count.then_some(report)),
+            None => self.weights(w, path, spec, t.dtype, &self.model.weights, count.then_some(report)),
+        }
+    }
+
+    fn weights<T: Float>(
+        &self,
+        w: &mut dyn Write,
+        path: &Path,
+        spec: &ParamSpec,
+        source_dtype: Dtype,
+        from: &B::Buf<T>,
+        mut report: Option<&mut ExportReport>,
+    ) -> Result<u64> {
+        let dtype = self.save.of(source_dtype);
+        let (stored, source) = self.model.origin.bytes(spec);
+        let (mut values, mut before) = (Vec::<T>::new(), Vec::<f32>::new());
+        let (mut bytes, mut bytes_before) = (Vec::new(), Vec::new());
+        for start in spec.at.clone().step_by(PIECE) {
+            let end = spec.at.end.min(start + PIECE);
+            values.resize(end - start, T::from_f64(0.0));
+            self.be.download(&mut values, self.be.view(from, start..end))?;
+            if !encode(dtype, &values, &mut bytes) {
+                return Err(not_representable(path, spec, dtype));
+            }
+            w.write_all(&bytes).map_err(Error::io(path, "write"))?;
+            let Some(report) = report.as_deref_mut() else { continue };
+            let at = (start - spec.at.start) * dtype_bytes(stored)..(end - spec.at.start) * dtype_bytes(stored);
+            decode(stored, &source[at], &mut before);
+            encode(dtype, &before, &mut bytes_before);
+            let width = dtype_bytes(dtype);
+            let differ = bytes.par_chunks(width).zip(bytes_before.par_chunks(width)).with_min_len(4096);
+            report.changed += differ.filter(|(a, b)| a != b).count() as u64;
+            let differ = values.par_iter().zip(&before).with_min_len(4096);
+            report.updated += differ.filter(|(a, b)| a.to_f64() != f64::from(**b)).count() as u64;
+            report.weights += values.len() as u64;
+        }
+        Ok((spec.at.len() * dtype_bytes(dtype)) as u64)
+    }
+
+    /// Copies configuration and tokenizer files.
+    fn side_files(&mut self, dir: &Path) -> Result<()> {
+        for name in SIDE_FILES {
+            let from = dir.join(name);
+            if from.exists() {
+                let bytes = std::fs::read(&from).map_err(Error::io(&from, "read"))?;
+                self.file(name, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.out.join(name);
+        write_file(&path, |w| w.write_all(bytes).map_err(Error::io(&path, "write")))?;
+        self.report.files.push(name.to_owned());
+        Ok(())
+    }
+
+    /// The index of a sharded source, its total size brought up to date.
+    fn index(&mut self, dir: &Path) -> Result<()> {
+        if self.out.join(SINGLE).exists() {
+            return Ok(());
+        }
+        let from = dir.join(INDEX);
+        let bytes = std::fs::read(&from).map_err(Error::io(&from, "read"))?;
+        if self.save == SaveDtype::Source {
+            return self.file(INDEX, &bytes);
+        }
+        let mut index = read_json(&from)?;
+        let sizes = self.model.table.specs.iter().map(|s| {
+            let (dtype, _) = self.model.origin.bytes(s);
+            s.at.len() * dtype_bytes(self.save.of(dtype))
+        });
+        let total: usize = sizes.sum();
+        index.entry("metadata").or_insert_with(|| json!({}))["total_size"] = json!(total);
+        self.file(INDEX, pretty(&Value::Object(index)).as_bytes())
+    }
+
+    /// The source's config.json, its dtype brought up to date.
+    fn config(&mut self, dir: &Path) -> Result<()> {
+        let from = dir.join("config.json");
+        let Some(dtype) = self.save.torch() else {
+            let bytes = std::fs::read(&from).map_err(Error::io(&from, "read"))?;
+            return self.file("config.json", &bytes);
+        };
+        let mut config = read_json(&from)?;
+        let name = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        config.insert(name.to_owned(), json!(dtype));
+        self.file("config.json", pretty(&Value::Object(config)).as_bytes())
+    }
+
+    /// config.json and generation_config.json of a model made from scratch.
+    fn new_config(&mut self) -> Result<()> {
+        let config = &self.model.config;
+        self.file("config.json", pretty(&config.to_json(self.save.torch().unwrap_or("float32"))).as_bytes())?;
+        if !config.eos_token_ids.is_empty() && !self.report.files.iter().any(|f| f == "generation_config.json") {
+            let text = pretty(&json!({"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids}));
+            self.file("generation_config.json", text.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor of a source file, and the parameter that it holds.
+fn source_tensor<'a, B: Backend>(model: &'a Model<B>, file: &'a SourceFile, name: &str) -> Tensor<'a> {
+    let info: &TensorInfo = file.meta.info(name).expect("offset_keys lists what the file has");
+    // An old exporter's copy of a tied head follows the embedding.
+    let tied = name == "lm_head.weight" && model.config.tie_word_embeddings;
+    let spec = model.table.spec(if tied { "model.embed_tokens.weight" } else { name });
+    Tensor { name: name.to_owned(), shape: info.shape.clone(), spec, dtype: info.dtype, bytes: file.bytes(info) }
+}
+
+/// As transformers writes it: two spaces, a newline at the end.
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}
+
+/// Little-endian elements of F32, F16 or BF16, rounded to nearest even; false where one is not finite in that dtype.
+fn encode<T: Float>(dtype: Dtype, values: &[T], out: &mut Vec<u8>) -> bool {
+    let width = dtype_bytes(dtype);
+    out.resize(values.len() * width, 0);
+    let pairs = out.par_chunks_exact_mut(width).zip(values).with_min_len(4096);
+    pairs
+        .map(|(out, v)| match dtype {
+            Dtype::F32 => {
+                let v = v.to_f64() as f32;
+                out.copy_from_slice(&v.to_le_bytes());
+                v.is_finite()
+            }
+            Dtype::BF16 => {
+                let v = half::bf16::from_f64(v.to_f64());
+                out.copy_from_slice(&v.to_le_bytes());
+                v.is_finite()
+            }
+            _ => {
+                let v = half::f16::from_f64(v.to_f64());
+                out.copy_from_slice(&v.to_le_bytes());
+                v.is_finite()
+            }
+        })
+        .reduce(|| true, |a, b| a && b)
+}
+
+fn not_representable(path: &Path, spec: &ParamSpec, dtype: Dtype) -> Error {
+    Error::file(
+        path,
+        format!(
+            "tensor `{}` has a weight that is not finite in {dtype:?}; use another --save-dtype, or check the training",
+            spec.name
+        ),
+    )
+}
+
+/// Writes to a temporary sibling, then renames: a reader sees the old file or the new one, whole.
+fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    let builder = builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.prefix(".tmp-").tempfile_in(dir).map_err(Error::io(path, "create"))?;
+    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, file);
+    write(&mut buffered)?;
+    let file = buffered.into_inner().map_err(|e| Error::io(path, "write")(e.into_error()))?;
+    file.as_file().sync_all().map_err(Error::io(path, "write"))?;
+    file.persist(path).map_err(|e| Error::io(path, "rename")(e.error))?;
+    Ok(())
+}

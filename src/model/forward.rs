@@ -38,7 +38,13 @@ pub(super) fn weight<'a, B: Backend>(be: &B, model: &'a Model<B>, p: &Param) -> 
 }
 
 /// Attention over the batch's segments.
-fn attend<B: Backend>(be: &B, model: &Model<B>, layer: &mut LayerActs<B>, batch: &B::Batch, rows: usize) -> Result<()> {
+pub(super) fn attend<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    layer: &mut LayerActs<B>,
+    batch: &B::Batch,
+    rows: usize,
+) -> Result<()> {
     let a = model.config.attn_shape();
     be.attention_fwd(
         be.view_mut(&mut layer.attn, 0..rows * a.q_width()),

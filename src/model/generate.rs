@@ -1,0 +1,362 @@
+//! Generation: prompts packed through the ordinary forward pass, then one row a sequence against a key/value cache.
+//!
+//! Sequences live in cache slots `0..live`; a finished one gives its slot to the last, so the batch stays dense, and
+//! waiting sequences come in when half of the slots are free. What a sequence draws depends on its own number and the seed only.
+
+use super::acts::{LayerActs, Workspace};
+use super::forward::{attend, forward_with, weight};
+use super::params::Model;
+use super::sample::{sample, uniform};
+use crate::backend::{Backend, Capacity, Float};
+use crate::data::batch::{GroupSpan, MicroBatch, Prediction, ResponseSlot, Segment};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Tokens of prompts computed at a time, where one prompt is not longer.
+const PREFILL_TOKENS: usize = 2048;
+
+/// How to generate. Names are Hugging Face's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens a sequence, its end token included.
+    pub max_new_tokens: usize,
+    /// 0: greedy.
+    pub temperature: f64,
+    /// Share of probability to draw from, in `(0, 1]`.
+    pub top_p: f64,
+    /// Sequences a prompt; they share its computation.
+    pub num_return_sequences: usize,
+    /// Sequence `k` of prompt `p` draws from stream `p * num_return_sequences + k` of this seed.
+    pub seed: u64,
+    /// Tokens that end a sequence; usually the configuration's.
+    pub eos_token_ids: Vec<u32>,
+    /// Bytes that the key/value cache and the logits may take; at least one sequence always fits.
+    pub cache_bytes: usize,
+}
+
+/// One sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Generated {
+    /// New tokens, the end token included.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each under the model itself (temperature 1, all tokens), nats.
+    pub logps: Vec<f64>,
+    /// Whether it ended by an end token.
+    pub finished: bool,
+}
+
+/// Continues every prompt `num_return_sequences` times: one inner list a prompt, in order.
+///
+/// Errors: [`Error::Usage`] for options out of range, an empty prompt (nothing to continue), a token outside the
+/// vocabulary, or a prompt that with `max_new_tokens` exceeds the positions that the model was loaded for.
+pub fn generate<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+) -> Result<Vec<Vec<Generated>>> {
+    check(model, prompts, options)?;
+    if prompts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut g = Generator::new(be, model, prompts, options)?;
+    while g.next < g.out.len() || !g.live.is_empty() {
+        if g.live.len() <= g.slots / 2 {
+            while g.next < g.out.len() && g.live.len() < g.slots {
+                g.admit()?;
+            }
+        }
+        if !g.live.is_empty() {
+            g.step()?;
+        }
+    }
+    let mut all = g.out.into_iter();
+    Ok(prompts.iter().map(|_| all.by_ref().take(options.num_return_sequences).collect()).collect())
+}
+
+fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<()> {
+    if o.max_new_tokens == 0 || o.num_return_sequences == 0 {
+        return Err(Error::usage("--max-new-tokens and --num-return-sequences: must be at least 1"));
+    }
+    if !(o.temperature >= 0.0 && o.temperature.is_finite()) {
+        return Err(Error::usage(format!("--temperature {}: must be a finite number, at least 0", o.temperature)));
+    }
+    if !(o.top_p > 0.0 && o.top_p <= 1.0) {
+        return Err(Error::usage(format!("--top-p {}: must be in (0, 1]", o.top_p)));
+    }
+    for (i, prompt) in prompts.iter().enumerate() {
+        let n = i + 1;
+        if prompt.is_empty() {
+            return Err(Error::usage(format!(
+                "prompt {n} has no tokens: nothing to continue; start it with a BOS token"
+            )));
+        }
+        if prompt.len().saturating_add(o.max_new_tokens) > model.max_positions {
+            return Err(Error::usage(format!(
+                "prompt {n} has {} tokens; with {} new ones it exceeds the {} positions that the model was loaded for",
+                prompt.len(),
+                o.max_new_tokens,
+                model.max_positions
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Keys and values of every slot, by layer: slot `s` owns rows `s * stride .. (s + 1) * stride`.
+struct Cache<B: Backend> {
+    /// Keys and values, `[slots * stride, kv_width]` each.
+    layers: Vec<[B::Buf<B::Act>; 2]>,
+    /// `[stride, kv_width]`, to move a slot.
+    spare: B::Buf<B::Act>,
+    stride: usize,
+    kv_width: usize,
+}
+
+impl<B: Backend> Cache<B> {
+    fn new(be: &B, model: &Model<B>, slots: usize, stride: usize) -> Result<Self> {
+        let kv_width = model.config.attn_shape().kv_width();
+        let n = slots * stride * kv_width;
+        let layer = |_| Ok([be.zeros("cached keys", n)?, be.zeros("cached values", n)?]);
+        let layers = (0..model.config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, spare: be.zeros("cache move", stride * kv_width)?, stride, kv_width })
+    }
+
+    /// Stores the keys and values of `layer`'s rows: row `r` at `dst[r]`.
+    fn store(&mut self, be: &B, model: &Model<B>, l: usize, layer: &LayerActs<B>, dst: &[u32]) -> Result<()> {
+        let a = model.config.attn_shape();
+        let [k, v] = &mut self.layers[l];
+        let (nk, nv) = (be.len(k), be.len(v));
+        let qkv = be.view(&layer.qkv, 0..dst.len() * a.qkv_width());
+        be.kv_store(be.view_mut(k, 0..nk), be.view_mut(v, 0..nv), qkv, dst, a)
+    }
+
+    /// Copies the first `len` rows of slot `from` to slot `to`.
+    fn copy_slot(&mut self, be: &B, from: usize, to: usize, len: usize) -> Result<()> {
+        let n = len * self.kv_width;
+        let start = |slot: usize| slot * self.stride * self.kv_width;
+        for buf in self.layers.iter_mut().flatten() {
+            be.copy(be.view_mut(&mut self.spare, 0..n), be.view(buf, start(from)..start(from) + n))?;
+            be.copy(be.view_mut(buf, start(to)..start(to) + n), be.view(&self.spare, 0..n))?;
+        }
+        Ok(())
+    }
+}
+
+/// A sequence in a slot.
+struct Live {
+    /// Its number: `prompt * num_return_sequences + k`.
+    sequence: usize,
+    /// Rows of its slot that hold keys and values.
+    cached: usize,
+    /// Its newest token, not yet in the cache.
+    last: u32,
+}
+
+struct Generator<'a, B: Backend> {
+    be: &'a B,
+    model: &'a Model<B>,
+    prompts: &'a [Vec<u32>],
+    o: &'a GenerateOptions,
+    ws: Workspace<B>,
+    cache: Cache<B>,
+    slots: usize,
+    live: Vec<Live>,
+    /// First sequence that has not come in.
+    next: usize,
+    out: Vec<Generated>,
+    logits: Vec<B::Acc>,
+}
+
+impl<'a, B: Backend> Generator<'a, B> {
+    fn new(be: &'a B, model: &'a Model<B>, prompts: &'a [Vec<u32>], o: &'a GenerateOptions) -> Result<Self> {
+        let c = &model.config;
+        let sequences = prompts.len() * o.num_return_sequences;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let stride = longest + o.max_new_tokens;
+        let cached = stride * c.attn_shape().kv_width() * 2 * c.num_hidden_layers * size_of::<B::Act>();
+        let slots = (o.cache_bytes / (cached + c.vocab_size * size_of::<B::Acc>())).clamp(1, sequences);
+        // Cache rows are numbered in u32, u32::MAX meaning none.
+        let slots = slots.min((u32::MAX as usize - 1) / stride).max(1);
+        let tokens = prompts.iter().map(Vec::len).sum::<usize>().min(PREFILL_TOKENS).max(longest);
+        let capacity = Capacity { slots: tokens.max(slots), predictions: slots, responses: slots, pairs: 0 };
+        Ok(Self {
+            be,
+            model,
+            prompts,
+            o,
+            ws: Workspace::new(be, model, capacity, slots, false)?,
+            cache: Cache::new(be, model, slots, stride)?,
+            slots,
+            live: Vec::with_capacity(slots),
+            next: 0,
+            out: vec![Generated::default(); sequences],
+            logits: vec![B::Acc::from_f64(0.0); slots * c.vocab_size],
+        })
+    }
+
+    /// Brings in waiting sequences, as many as slots and the token budget of one prefill allow: computes their prompts
+    /// once each, fills their slots, draws their first tokens.
+    fn admit(&mut self) -> Result<()> {
+        let k = self.o.num_return_sequences;
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        let (mut free, mut tokens) = (self.slots - self.live.len(), 0);
+        while self.next < self.out.len() && free > 0 {
+            let prompt = self.next / k;
+            tokens += self.prompts[prompt].len();
+            if tokens > self.ws.capacity.slots {
+                break;
+            }
+            let end = (self.next + free).min((prompt + 1) * k);
+            free -= end - self.next;
+            groups.push(self.next..end);
+            self.next = end;
+        }
+        let prompts: Vec<&[u32]> = groups.iter().map(|g| self.prompts[g.start / k].as_slice()).collect();
+        self.ws.load_batch(self.be, &prompt_batch(&prompts))?;
+        let stores = self.stores(&groups, &prompts);
+        let (model, cache) = (self.model, &mut self.cache);
+        forward_with(self.be, model, &mut self.ws, |be, l, layer, batch, rows| {
+            stores.iter().try_for_each(|dst| cache.store(be, model, l, layer, dst))?;
+            attend(be, model, layer, batch, rows)
+        })?;
+        for g in &groups {
+            let cached = self.prompts[g.start / k].len();
+            self.live.extend(g.clone().map(|sequence| Live { sequence, cached, last: 0 }));
+        }
+        let first = self.live.len() - groups.iter().map(Range::len).sum::<usize>();
+        let rows: Vec<usize> = groups.iter().enumerate().flat_map(|(row, g)| g.clone().map(move |_| row)).collect();
+        self.draw(first, &rows)
+    }
+
+    /// Cache rows of the packed prompts' rows: one list for each copy of a prompt, as every sequence owns its slot.
+    fn stores(&self, groups: &[Range<usize>], prompts: &[&[u32]]) -> Vec<Vec<u32>> {
+        let copies = groups.iter().map(Range::len).max().unwrap_or(0);
+        let mut stores = vec![vec![u32::MAX; self.ws.rows]; copies];
+        let (mut slot, mut row) = (self.live.len(), 0);
+        for (group, prompt) in groups.iter().zip(prompts) {
+            for store in &mut stores[..group.len()] {
+                let at = slot * self.cache.stride;
+                store[row..row + prompt.len()].iter_mut().zip(at..).for_each(|(dst, at)| *dst = at as u32);
+                slot += 1;
+            }
+            row += prompt.len();
+        }
+        stores
+    }
+
+    /// One more token for every live sequence.
+    fn step(&mut self) -> Result<()> {
+        self.ws.load_batch(self.be, &decode_batch(&self.live))?;
+        let (a, stride) = (self.model.config.attn_shape(), self.cache.stride);
+        let mut dst: Vec<u32> = self.live.iter().enumerate().map(|(s, x)| (s * stride + x.cached) as u32).collect();
+        dst.resize(self.ws.rows, u32::MAX);
+        let lens: Vec<u32> = self.live.iter().map(|x| x.cached as u32 + 1).collect();
+        let (model, cache, n) = (self.model, &mut self.cache, lens.len());
+        forward_with(self.be, model, &mut self.ws, |be, l, layer, _, _| {
+            cache.store(be, model, l, layer, &dst)?;
+            let [k, v] = &cache.layers[l];
+            be.attention_decode(
+                be.view_mut(&mut layer.attn, 0..n * a.q_width()),
+                be.view(&layer.qkv, 0..n * a.qkv_width()),
+                be.view(k, 0..be.len(k)),
+                be.view(v, 0..be.len(v)),
+                &lens,
+                stride,
+                a,
+            )
+        })?;
+        self.live.iter_mut().for_each(|x| x.cached += 1);
+        self.draw(0, &(0..n).collect::<Vec<_>>())
+    }
+
+    /// Draws the next token of sequences `first..`, each from row `rows[i]` of the hidden states; those that end leave.
+    fn draw(&mut self, first: usize, rows: &[usize]) -> Result<()> {
+        let (c, be, n) = (&self.model.config, self.be, self.ws.predictions);
+        be.logits(
+            be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size),
+            be.view(&self.ws.hidden, 0..n * c.hidden_size),
+            weight(be, self.model, &self.model.table.head),
+            c.hidden_size,
+        )?;
+        let logits = &mut self.logits[..n * c.vocab_size];
+        be.download(logits, be.view(&self.ws.logits, 0..n * c.vocab_size))?;
+        let (o, out, logits) = (self.o, &self.out, &*logits);
+        let drawn: Vec<(u32, f64)> = (self.live[first..].par_iter().zip(rows))
+            .map(|(x, row)| {
+                let u = uniform(o.seed, x.sequence as u64, out[x.sequence].tokens.len() as u64);
+                sample(&logits[row * c.vocab_size..(row + 1) * c.vocab_size], o.temperature, o.top_p, u)
+            })
+            .collect();
+        for (x, (token, logp)) in self.live[first..].iter_mut().zip(drawn) {
+            let out = &mut self.out[x.sequence];
+            x.last = token;
+            out.tokens.push(token);
+            out.logps.push(logp);
+            out.finished = o.eos_token_ids.contains(&token);
+        }
+        self.retire(first)
+    }
+
+    /// Takes out the sequences among `first..` that have ended.
+    fn retire(&mut self, first: usize) -> Result<()> {
+        for slot in (first..self.live.len()).rev() {
+            let out = &self.out[self.live[slot].sequence];
+            if !out.finished && out.tokens.len() < self.o.max_new_tokens {
+                continue;
+            }
+            let last = self.live.len() - 1;
+            if slot < last {
+                self.cache.copy_slot(self.be, last, slot, self.live[last].cached)?;
+            }
+            self.live.swap_remove(slot);
+        }
+        Ok(())
+    }
+}
+
+/// Whole prompts, one after another; the last row of each predicts.
+fn prompt_batch(prompts: &[&[u32]]) -> MicroBatch {
+    let mut b = MicroBatch::default();
+    for (i, prompt) in prompts.iter().enumerate() {
+        let (i, start, len) = (i as u32, b.tokens.len() as u32, prompt.len() as u32);
+        b.tokens.extend_from_slice(prompt);
+        b.positions.extend(0..len);
+        b.segments.push(Segment { start, len, prefix_start: start, prefix_len: 0 });
+        b.predictions.push(Prediction { row: start + len - 1, target: 0, response: i });
+        b.responses.push(ResponseSlot { id: i.into(), predictions: i..i + 1, ref_logp: 0.0 });
+        b.groups.push(GroupSpan {
+            id: i.into(),
+            prompt: start..start + len,
+            segments: i..i + 1,
+            responses: i..i + 1,
+            predictions: i..i + 1,
+            pairs: 0..0,
+            end: start + len,
+        });
+    }
+    complete(b)
+}
+
+/// The newest token of every sequence, a row each, in no segment: their attention goes through the cache.
+fn decode_batch(live: &[Live]) -> MicroBatch {
+    let mut b = MicroBatch::default();
+    for (i, x) in live.iter().enumerate() {
+        b.tokens.push(x.last);
+        b.positions.push(x.cached as u32);
+        b.predictions.push(Prediction { row: i as u32, target: 0, response: i as u32 });
+        b.responses.push(ResponseSlot { id: i as u64, predictions: i as u32..i as u32 + 1, ref_logp: 0.0 });
+    }
+    complete(b)
+}
+
+/// Fills in what follows from the rest.
+fn complete(mut b: MicroBatch) -> MicroBatch {
+    b.slots = b.tokens.len();
+    b.used = b.slots;
+    b.rows_by_token = (0..b.used as u32).collect();
+    b.rows_by_token.sort_by_key(|r| (b.tokens[*r as usize], *r));
+    b.predictions_by_row = (0..b.predictions.len() as u32).collect();
+    b
+}

@@ -29,7 +29,7 @@ pub mod sample;
 
 pub use acts::{Workspace, chunks};
 pub use backward::backward;
-pub use config::ModelConfig;
+pub use config::{Architecture, ModelConfig};
 pub use export::{ExportReport, SaveDtype, export};
 pub use forward::forward;
 pub use generate::{GenerateOptions, Generated, generate};

@@ -1,0 +1,178 @@
+//! Shared by the tests of the model: micro-batches by hand, and a whole forward and backward pass over them.
+#![allow(dead_code)]
+
+use fusedpo::backend::cpu::Cpu;
+use fusedpo::backend::{Backend, Capacity, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
+use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use fusedpo::loss::LossSpec;
+use fusedpo::model::{self, Model, Workspace};
+use std::path::PathBuf;
+
+/// A prompt, its responses with their reference log-probs, and pairs of them.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    pub prompt: Vec<u32>,
+    pub responses: Vec<Vec<u32>>,
+    pub ref_logps: Vec<f64>,
+    pub pairs: Vec<(usize, usize, f32)>,
+}
+
+/// Packs groups, in order, followed by `tail` dummy slots.
+pub fn pack(groups: &[Group], tail: usize) -> MicroBatch {
+    let mut b = MicroBatch::default();
+    for (id, g) in groups.iter().enumerate() {
+        let start = b.tokens.len() as u32;
+        let prompt_len = g.prompt.len() as u32;
+        let first = [b.segments.len(), b.responses.len(), b.predictions.len(), b.pairs.len()].map(|n| n as u32);
+        b.tokens.extend(&g.prompt);
+        b.positions.extend(0..prompt_len);
+        if prompt_len > 0 {
+            b.segments.push(Segment { start, len: prompt_len, prefix_start: start, prefix_len: 0 });
+        }
+        for (i, response) in g.responses.iter().enumerate() {
+            let at = b.tokens.len() as u32;
+            let (n, slot) = (response.len() as u32, b.responses.len() as u32);
+            b.tokens.extend(response);
+            b.positions.extend(prompt_len..prompt_len + n);
+            b.segments.push(Segment { start: at, len: n, prefix_start: start, prefix_len: prompt_len });
+            let from = b.predictions.len() as u32;
+            for (j, target) in (0u32..).zip(response) {
+                let row = match (j, prompt_len) {
+                    (0, 0) => continue,
+                    (0, _) => start + prompt_len - 1,
+                    _ => at + j - 1,
+                };
+                b.predictions.push(Prediction { row, target: *target, response: slot });
+            }
+            let ref_logp = g.ref_logps.get(i).copied().unwrap_or(0.0);
+            let to = b.predictions.len() as u32;
+            b.responses.push(ResponseSlot { id: slot.into(), predictions: from..to, ref_logp });
+        }
+        for (chosen, rejected, weight) in &g.pairs {
+            let id = b.pairs.len() as u64;
+            let slot = |i: &usize| first[1] + *i as u32;
+            b.pairs.push(PairSlot { chosen: slot(chosen), rejected: slot(rejected), weight: *weight, id });
+        }
+        b.groups.push(GroupSpan {
+            id: id as u64,
+            prompt: start..start + prompt_len,
+            segments: first[0]..b.segments.len() as u32,
+            responses: first[1]..b.responses.len() as u32,
+            predictions: first[2]..b.predictions.len() as u32,
+            pairs: first[3]..b.pairs.len() as u32,
+            end: b.tokens.len() as u32,
+        });
+    }
+    b.used = b.tokens.len();
+    b.slots = b.used + tail;
+    b.tokens.resize(b.slots, 0);
+    b.positions.resize(b.slots, 0);
+    b.rows_by_token = (0..b.used as u32).collect();
+    b.rows_by_token.sort_by_key(|r| (b.tokens[*r as usize], *r));
+    b.predictions_by_row = (0..b.predictions.len() as u32).collect();
+    b.predictions_by_row.sort_by_key(|n| (b.predictions[*n as usize].row, *n));
+    b
+}
+
+/// The capacity that micro-batches need.
+pub fn capacity(batches: &[MicroBatch]) -> Capacity {
+    let most = |f: fn(&MicroBatch) -> usize| batches.iter().map(f).max().unwrap_or(0);
+    Capacity {
+        slots: most(|b| b.slots),
+        predictions: most(|b| b.predictions.len()),
+        responses: most(|b| b.responses.len()),
+        pairs: most(|b| b.pairs.len()),
+    }
+}
+
+pub fn workspace<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], train: bool) -> Workspace<B> {
+    let head_rows = batches.iter().flat_map(|b| &b.groups).map(|g| g.predictions.len()).max().unwrap_or(0);
+    Workspace::new(be, m, capacity(batches), head_rows, train).unwrap()
+}
+
+/// The first `len` elements of a buffer, as f64.
+pub fn read<B: Backend, T: Float>(be: &B, buf: &B::Buf<T>, len: usize) -> Vec<f64> {
+    let mut out = vec![T::from_f64(f64::NAN); len];
+    be.download(&mut out, be.view(buf, 0..len)).unwrap();
+    out.into_iter().map(T::to_f64).collect()
+}
+
+/// Token log-probs of every response, batch after batch, without keeping activations.
+pub fn score<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch]) -> Vec<Vec<f64>> {
+    let mut ws = workspace(be, m, batches, false);
+    let mut out = Vec::new();
+    for b in batches {
+        ws.load_batch(be, b).unwrap();
+        model::forward(be, m, &mut ws).unwrap();
+        for chunk in ws.chunks.clone() {
+            model::head(be, m, &mut ws, &chunk, HeadMode::Score).unwrap();
+        }
+        let logp = read(be, &ws.logp, b.predictions.len());
+        out.extend(b.responses.iter().map(|r| logp[r.predictions.start as usize..r.predictions.end as usize].to_vec()));
+    }
+    out
+}
+
+/// Everything that a training step computes.
+pub struct Step {
+    /// Unscaled loss of every pair.
+    pub pair_losses: Vec<f64>,
+    /// Sum of every response's token log-probs.
+    pub logps: Vec<f64>,
+    /// Loss of every response (SFT).
+    pub response_losses: Vec<f64>,
+    /// Gradient arena.
+    pub grads: Vec<f64>,
+}
+
+/// Forward and backward over micro-batches, gradients accumulated.
+pub fn train<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], spec: &LossSpec, scale: f64) -> Step {
+    let mut ws = workspace(be, m, batches, true);
+    let mut grads = be.zeros("gradients", m.table.len).unwrap();
+    let mut step =
+        Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
+    for b in batches {
+        ws.load_batch(be, b).unwrap();
+        model::forward(be, m, &mut ws).unwrap();
+        for chunk in ws.chunks.clone() {
+            model::head(be, m, &mut ws, &chunk, HeadMode::Train).unwrap();
+            model::loss(be, &mut ws, &chunk, spec, scale).unwrap();
+            model::head_backward(be, m, &mut ws, &chunk, &mut grads).unwrap();
+        }
+        model::backward(be, m, &mut ws, &mut grads).unwrap();
+        let pairs = read(be, &ws.pair_stats, b.pairs.len() * PAIR_STATS);
+        step.pair_losses.extend(pairs.chunks(PAIR_STATS).map(|p| p[0]));
+        let responses = read(be, &ws.response_stats, b.responses.len() * RESPONSE_STATS);
+        step.logps.extend(responses.chunks(RESPONSE_STATS).map(|r| r[0]));
+        step.response_losses.extend(responses.chunks(RESPONSE_STATS).map(|r| r[3]));
+    }
+    step.grads = read(be, &grads, m.table.len);
+    step
+}
+
+pub fn cpu64() -> Cpu<f64> {
+    Cpu::new().unwrap()
+}
+
+pub fn cpu32() -> Cpu<f32> {
+    Cpu::new().unwrap()
+}
+
+/// A folder of the project.
+pub fn project(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A folder of the shared test data, or `None`, having said so.
+pub fn test_data(test: &str, path: &str) -> Option<PathBuf> {
+    let Some(root) = std::env::var_os("FUSEDPO_TEST_DATA") else {
+        println!("skipped: {test} (FUSEDPO_TEST_DATA is not set)");
+        return None;
+    };
+    Some(PathBuf::from(root).join(path))
+}
+
+/// sqrt of the sum of squares.
+pub fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|v| v * v).sum::<f64>().sqrt()
+}

@@ -1,0 +1,97 @@
+//! SmolLM2-135M-Instruct against the f64 truth and TRL's numbers on 16 real preference pairs.
+//!
+//! Needs `FUSEDPO_TEST_DATA` (goldens/golden_hh16.json) and `FUSEDPO_TEST_MODEL`, the model's directory as
+//! `scripts/fetch_smollm2.py` makes it; skipped otherwise.
+
+mod model_common;
+
+use fusedpo::backend::cpu::Cpu;
+use fusedpo::backend::Backend;
+use fusedpo::data::batch::MicroBatch;
+use fusedpo::loss::{LossSpec, LossType};
+use fusedpo::model::Model;
+use model_common::*;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// Nats, of a sum over up to 300 tokens.
+const LOGP_TOL: f64 = 1e-3;
+/// Relative.
+const GRAD_TOL: f64 = 1e-3;
+
+fn inputs() -> Option<(Value, PathBuf)> {
+    let data = test_data("parity", "goldens/golden_hh16.json")?;
+    let Some(model) = std::env::var_os("FUSEDPO_TEST_MODEL") else {
+        println!("skipped: parity (FUSEDPO_TEST_MODEL is not set)");
+        return None;
+    };
+    Some((serde_json::from_slice(&std::fs::read(data).unwrap()).unwrap(), model.into()))
+}
+
+fn ids(v: &Value) -> Vec<u32> {
+    v.as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect()
+}
+
+fn group(pair: &Value) -> Group {
+    Group {
+        prompt: ids(&pair["prompt_ids"]),
+        responses: vec![ids(&pair["chosen_ids"]), ids(&pair["rejected_ids"])],
+        ref_logps: ["ref_chosen_logp_f64", "ref_rejected_logp_f64"].map(|k| pair[k].as_f64().unwrap()).to_vec(),
+        pairs: vec![(0, 1, 1.0)],
+    }
+}
+
+/// `w[r,c] = f32(w + f32(0.02*sin(0.01*i)))`, i = r*1536 + c, on every down projection.
+fn perturb(be: &Cpu<f32>, m: &mut Model<Cpu<f32>>) {
+    for spec in m.table.specs.iter().filter(|s| s.name.ends_with("mlp.down_proj.weight")) {
+        let mut w = vec![0f32; spec.at.len()];
+        be.download(&mut w, be.view(&m.weights, spec.at.clone())).unwrap();
+        w.iter_mut().enumerate().for_each(|(i, v)| *v += (0.02 * (0.01 * i as f64).sin()) as f32);
+        be.upload(be.view_mut(&mut m.weights, spec.at.clone()), &w).unwrap();
+    }
+}
+
+fn check_logps(what: &str, got: &[Vec<f64>], golden: &Value) {
+    let mut worst: f64 = 0.0;
+    for (i, pair) in golden["pairs"].as_array().unwrap().iter().enumerate() {
+        for (j, side) in ["chosen", "rejected"].iter().enumerate() {
+            let want = pair[format!("{what}_{side}_logp_f64")].as_f64().unwrap();
+            let sum: f64 = got[2 * i + j].iter().sum();
+            assert!((sum - want).abs() <= LOGP_TOL, "{what} pair {i} {side}: {sum}, golden {want}");
+            worst = worst.max((sum - want).abs());
+        }
+    }
+    println!("{what}: worst sequence log-prob differs by {worst:.1e} nat");
+}
+
+fn check_gradient(be: &Cpu<f32>, m: &Model<Cpu<f32>>, groups: &[Group], want: &Value) {
+    let batches: Vec<MicroBatch> = groups[..4].chunks(2).map(|g| pack(g, 0)).collect();
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let step = train(be, m, &batches, &spec, 0.25);
+    let loss = step.pair_losses.iter().sum::<f64>() / 4.0;
+    let golden = want["loss_f64"].as_f64().unwrap();
+    assert!((loss - golden).abs() <= 1e-4, "loss {loss}, golden {golden}");
+    let mut worst: f64 = 0.0;
+    let mut relative = |what: &str, got: f64, want: f64| {
+        assert!((got / want - 1.0).abs() <= GRAD_TOL, "gradient norm of {what}: {got}, golden {want}");
+        worst = worst.max((got / want - 1.0).abs());
+    };
+    relative("all", norm(&step.grads), want["global_norm_f64"].as_f64().unwrap());
+    for (name, want) in want["tensors"].as_object().unwrap() {
+        relative(name, norm(&step.grads[m.table.spec(name).unwrap().at.clone()]), want["norm_f64"].as_f64().unwrap());
+    }
+    println!("gradient norms: worst differs by {worst:.1e} relative");
+}
+
+#[test]
+fn smollm2_agrees_with_the_f64_truth() {
+    let Some((golden, dir)) = inputs() else { return };
+    let groups: Vec<Group> = golden["pairs"].as_array().unwrap().iter().map(group).collect();
+    let batches: Vec<MicroBatch> = groups.chunks(4).map(|g| pack(g, 0)).collect();
+    let be = cpu32();
+    let mut m = Model::load(&be, &dir, 1024).unwrap();
+    check_logps("ref", &score(&be, &m, &batches), &golden);
+    perturb(&be, &mut m);
+    check_logps("policy", &score(&be, &m, &batches), &golden);
+    check_gradient(&be, &m, &groups, &golden["grad4_sigmoid"]);
+}

@@ -47,17 +47,19 @@ fn configs() -> Vec<(&'static str, ModelConfig)> {
     let llama = tiny(Architecture::Llama);
     vec![
         ("llama, grouped queries, tied", llama.clone()),
-        ("llama, untied, one head a group", ModelConfig {
-            tie_word_embeddings: false,
-            num_key_value_heads: 3,
-            ..llama.clone()
-        }),
-        ("llama, biases, linear rope", ModelConfig {
-            qkv_bias: true,
-            o_bias: true,
-            rope: Rope { theta: 1000.0, scaling: RopeScaling::Linear { factor: 2.0 } },
-            ..llama.clone()
-        }),
+        (
+            "llama, untied, one head a group",
+            ModelConfig { tie_word_embeddings: false, num_key_value_heads: 3, ..llama.clone() },
+        ),
+        (
+            "llama, biases, linear rope",
+            ModelConfig {
+                qkv_bias: true,
+                o_bias: true,
+                rope: Rope { theta: 1000.0, scaling: RopeScaling::Linear { factor: 2.0 } },
+                ..llama.clone()
+            },
+        ),
         ("llama3 rope", ModelConfig { rope: Rope { theta: 100.0, scaling: llama3 }, ..llama }),
         ("qwen2", ModelConfig { tie_word_embeddings: false, ..tiny(Architecture::Qwen2) }),
         ("qwen3, wide heads", ModelConfig { head_dim: 10, ..tiny(Architecture::Qwen3) }),
@@ -165,7 +167,13 @@ fn packed_against_alone<B: Backend>(be: &B, config: &ModelConfig) -> f64 {
     let packed = score(be, &m, &[pack(&groups, 4)]);
     let alone: Vec<_> = groups
         .iter()
-        .flat_map(|g| g.responses.iter().map(|r| Group { prompt: g.prompt.clone(), responses: vec![r.clone()], ..Group::default() }))
+        .flat_map(|g| {
+            g.responses.iter().map(|r| Group {
+                prompt: g.prompt.clone(),
+                responses: vec![r.clone()],
+                ..Group::default()
+            })
+        })
         .map(|g| pack(&[g], 0))
         .collect();
     let alone = score(be, &m, &alone);
@@ -316,10 +324,7 @@ fn generation_refuses_what_it_cannot_do() {
         "prompt 1 has 60 tokens; with 5 new ones it exceeds the 64 positions that the model was loaded for"
     );
     assert_eq!(error(&[vec![29]], options(4)), "token id 29 is outside the model's vocabulary of 29");
-    assert_eq!(
-        error(&[vec![1]], GenerateOptions { top_p: 0.0, ..options(4) }),
-        "--top-p 0: must be in (0, 1]"
-    );
+    assert_eq!(error(&[vec![1]], GenerateOptions { top_p: 0.0, ..options(4) }), "--top-p 0: must be in (0, 1]");
 }
 
 /// llama2.c's published golden text for this model.

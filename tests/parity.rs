@@ -5,8 +5,8 @@
 
 mod model_common;
 
-use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::Backend;
+use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;

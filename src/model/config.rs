@@ -9,6 +9,9 @@ use std::path::Path;
 /// What loads, for messages.
 pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3";
 
+/// Bound on a damaged file's claims; the deepest models have a few hundred.
+const MAX_LAYERS: usize = 4096;
+
 /// Families that differ in which extra parameters they have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -142,6 +145,9 @@ impl ModelConfig {
     }
 
     fn check(&self, f: &Fields) -> Result<()> {
+        if self.num_hidden_layers > MAX_LAYERS {
+            return Err(f.bad(format!("`num_hidden_layers` {} exceeds {MAX_LAYERS}", self.num_hidden_layers)));
+        }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(f.bad(format!(
                 "`num_attention_heads` {} is not a multiple of `num_key_value_heads` {}",

@@ -1,6 +1,8 @@
 //! Shared by the tests of the model: micro-batches by hand, and a whole forward and backward pass over them.
 #![allow(dead_code)]
 
+pub mod files;
+
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::{Backend, Capacity, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
@@ -129,8 +131,7 @@ pub struct Step {
 pub fn train<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], spec: &LossSpec, scale: f64) -> Step {
     let mut ws = workspace(be, m, batches, true);
     let mut grads = be.zeros("gradients", m.table.len).unwrap();
-    let mut step =
-        Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
+    let mut step = Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
     for b in batches {
         ws.load_batch(be, b).unwrap();
         model::forward(be, m, &mut ws).unwrap();

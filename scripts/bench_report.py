@@ -60,7 +60,8 @@ def markdown(job, machine, summaries, failures):
                    "tokens/s", "peak memory, GB", "others' CPUs", "note"], [figures(s, pair_tokens) for s in summaries])]
     text.append("s/step: median after the first step. pairs/s and tokens/s: of the steps. Tokens are those of the pairs "
                 "written out (2 prompts + chosen + rejected), the same number for all. Others' CPUs: what the rest of the "
-                "machine used meanwhile. Losses at the first and the last step:\n")
+                "machine used meanwhile. Losses at the first and the last step (the peers go in file order, fusedpo shuffles, so "
+                "only the first must agree):\n")
     text.append(table(["configuration", "first", "last"], losses(summaries)))
     if ours and peers:
         text.append("How many times the peer's time and memory is fusedpo's, a pair:\n")

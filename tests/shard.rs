@@ -1,68 +1,10 @@
 //! Shards: round trips, damage of every kind, and the Python twin.
 
+mod shards;
+
 use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::format::Meta;
-use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardSummary, ShardWriter};
 use proptest::prelude::*;
-use std::path::Path;
-
-/// A group that owns its tokens.
-#[derive(Clone, Debug)]
-struct Own {
-    prompt: Vec<u32>,
-    responses: Vec<(Vec<u32>, Option<f32>, Option<bool>, u64, u32)>,
-    pairs: Vec<(u32, u32, f32)>,
-}
-
-impl Own {
-    fn new(&self) -> NewGroup<'_> {
-        NewGroup {
-            prompt: &self.prompt,
-            responses: self
-                .responses
-                .iter()
-                .map(|(t, score, label, row, index)| NewResponse {
-                    tokens: t,
-                    score: *score,
-                    label: *label,
-                    row: *row,
-                    index: *index,
-                })
-                .collect(),
-            pairs: self.pairs.iter().map(|&(chosen, rejected, weight)| NewPair { chosen, rejected, weight }).collect(),
-        }
-    }
-}
-
-fn meta(vocab_size: u32) -> Meta {
-    Meta {
-        vocab_size,
-        eos_id: Some(2),
-        bos_rule: 1,
-        tokenizer_sha256: [7; 32],
-        template_sha256: [0; 32],
-        max_length: 1024,
-        truncation: 1,
-        boundary: 1,
-    }
-}
-
-fn write(path: &Path, meta: &Meta, groups: &[Own]) -> ShardSummary {
-    let mut w = ShardWriter::create(path, meta).unwrap();
-    groups.iter().for_each(|g| w.push(&g.new()).unwrap());
-    w.finish().unwrap()
-}
-
-fn own_group(vocab: u32) -> impl Strategy<Value = Own> {
-    let tokens = move |min| prop::collection::vec(0..vocab, min..9);
-    let response = (tokens(1), prop::option::of(-9f32..9.0), prop::option::of(any::<bool>()), 0u64..1 << 40, 0u32..9);
-    (tokens(0), prop::collection::vec(response, 1..5), prop::collection::vec((0u32..99, 0u32..99, 0.1f32..3.0), 0..5))
-        .prop_map(|(prompt, responses, pairs)| {
-            let n = responses.len() as u32;
-            let pairs = pairs.into_iter().map(|(c, r, w)| (c % n, r % n, w)).filter(|(c, r, _)| c != r).collect();
-            Own { prompt, responses, pairs }
-        })
-}
+use shards::{meta, own_group, write};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]

@@ -62,7 +62,7 @@ impl Dataset {
         let mut num_tokens = 0u64;
         for s in &shards {
             let h = s.header();
-            let mut next = *starts.last().unwrap_or(&[0; 3]);
+            let mut next: [u64; 3] = starts.last().copied().unwrap_or_default();
             for (n, count) in next.iter_mut().zip([h.num_groups, h.num_responses, h.num_pairs]) {
                 // A count is below the length of a file that exists, so a sum cannot overflow before 2^20 shards; a
                 // sparse file could lie, so it is checked.
@@ -275,15 +275,23 @@ impl<'a> Group<'a> {
         let group = *self;
         (0..group.num_responses()).map(move |i| group.response(i))
     }
-    /// The pairs in order.
-    pub fn pairs(&self) -> impl ExactSizeIterator<Item = Pair> + use<'a> {
-        let at = self.record.first_pair as usize;
-        let id = self.first[2] + self.record.first_pair;
-        self.shard.pairs()[at..at + self.num_pairs()].iter().enumerate().map(move |(i, p)| Pair {
-            id: id + i as u64,
+    /// Pair `i`. Panics unless `i < num_pairs()`.
+    pub fn pair(&self, i: usize) -> Pair {
+        let p = self.shard.pairs()[self.record.first_pair as usize..][..self.num_pairs()][i];
+        Pair {
+            id: self.first[2] + self.record.first_pair + i as u64,
             chosen: p.chosen as usize,
             rejected: p.rejected as usize,
             weight: p.weight,
-        })
+        }
+    }
+    /// The pairs in order.
+    pub fn pairs(&self) -> impl ExactSizeIterator<Item = Pair> + use<'a> {
+        let group = *self;
+        (0..group.num_pairs()).map(move |i| group.pair(i))
+    }
+    /// The response with the data-set-wide index `id`. Panics where it is another group's.
+    pub fn response_by_id(&self, id: u64) -> Response<'a> {
+        self.response((id - self.first[1] - self.record.first_response) as usize)
     }
 }

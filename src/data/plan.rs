@@ -1,0 +1,264 @@
+//! Steps: which groups, in which micro-batches. Everything is a pure function of the data, the options, the epoch and
+//! the step.
+//!
+//! - The order of an epoch is [`order::permutation`] of the usable groups, or their own order.
+//! - A step takes whole groups until it holds at least `batch_size` pairs (responses for [`Objective::Sft`] and
+//!   [`Objective::Score`]); the last step of an epoch may hold fewer.
+//! - Within a step, groups are packed best-fit decreasing into micro-batches of exactly `T` token slots. A group that
+//!   needs more is cut: each pair is in exactly one piece, with both its responses; the prompt is repeated, and a
+//!   response may be. Micro-batches, and groups in them, are in the order of the epoch.
+//! - An empty prompt predicts nothing, so a response's first token is not scored. A response of one token after an empty
+//!   prompt has no prediction at all: [`Objective::Preference`] leaves out pairs with such a response and
+//!   [`Objective::Sft`] leaves out the response, both counted ([`Planner::unscorable`]); [`Objective::Score`]
+//!   takes it along without predictions, its log-probability being the empty sum, 0.
+
+use crate::backend::Capacity;
+use crate::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use crate::data::dataset::Dataset;
+use crate::data::order;
+pub use crate::data::pieces::Objective;
+use crate::data::pieces::{Piece, Selection, best_fit_decreasing};
+use crate::data::survey::{Survey, survey};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Options of a [`Planner`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// What the steps are for.
+    pub objective: Objective,
+    /// Pairs a step, or responses; at least 1.
+    pub batch_size: usize,
+    /// Token slots of a micro-batch. `None`: 2048, or as many as the largest pair (response) needs, rounded up to a
+    /// multiple of 256.
+    pub token_budget: Option<usize>,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Whether epochs are shuffled, each in its own way.
+    pub shuffle: bool,
+}
+
+/// Cuts a data set into steps.
+#[derive(Debug)]
+pub struct Planner<'a> {
+    data: &'a Dataset,
+    options: PlanOptions,
+    survey: Survey,
+    budget: usize,
+    capacity: Capacity,
+    /// The epoch asked for last: steps are mostly asked for in order.
+    cache: Mutex<Option<Arc<Epoch>>>,
+}
+
+/// One epoch's order and cuts.
+#[derive(Debug)]
+struct Epoch {
+    number: u64,
+    /// Indices into `Survey::usable`; `None`: ascending.
+    order: Option<Vec<u32>>,
+    /// First position of each step; `None`: every `batch_size`, as every group is one unit.
+    cuts: Option<Vec<u32>>,
+}
+
+impl<'a> Planner<'a> {
+    /// Surveys `data`: one parallel pass over the records (tokens are not read). Memory: at most 8 bytes a group, and
+    /// 8 more for the epoch at hand.
+    ///
+    /// Errors: [`Error::Usage`] where nothing can be planned (no pairs), a pair or response does not fit into the budget
+    /// (naming its input row and the budget it needs), or an option is out of range; [`Error::File`] for damaged records.
+    pub fn new(data: &'a Dataset, o: &PlanOptions) -> Result<Self> {
+        if o.batch_size == 0 {
+            return Err(Error::usage("batch size 0: give at least 1"));
+        }
+        let survey = survey(data, o.objective)?;
+        let budget = budget(&survey, o)?;
+        let capacity = survey.capacity(data, o, budget);
+        Ok(Planner { data, options: *o, survey, budget, capacity, cache: Mutex::new(None) })
+    }
+
+    /// Token slots of every micro-batch.
+    pub fn token_budget(&self) -> usize {
+        self.budget
+    }
+    /// Bounds that hold for every micro-batch of every epoch.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+    /// Groups without anything for the objective.
+    pub fn skipped_groups(&self) -> u64 {
+        self.data.num_groups() - self.survey.usable.len() as u64
+    }
+    /// Pairs or responses left out because a response has no predicted token: see the module's notes.
+    pub fn unscorable(&self) -> u64 {
+        self.survey.unscorable
+    }
+    /// Pairs (responses) an epoch.
+    pub fn units(&self) -> u64 {
+        self.survey.units
+    }
+
+    /// Steps of `epoch`. Epochs may differ by a few where groups hold several pairs.
+    pub fn steps_in_epoch(&self, epoch: u64) -> u64 {
+        if self.survey.counts.is_none() {
+            return self.survey.usable.len().div_ceil(self.options.batch_size) as u64;
+        }
+        self.epoch(epoch).cuts.as_ref().map_or(0, |c| c.len() as u64)
+    }
+
+    /// Ids of the groups of a step, in order; empty unless `step < steps_in_epoch(epoch)`.
+    pub fn step_groups(&self, epoch: u64, step: u64) -> Vec<u64> {
+        let e = self.epoch(epoch);
+        let n = self.survey.usable.len();
+        let Ok(step) = usize::try_from(step) else { return Vec::new() };
+        let range = match &e.cuts {
+            Some(c) if step < c.len() => c[step] as usize..c.get(step + 1).map_or(n, |&c| c as usize),
+            Some(_) => 0..0,
+            None => {
+                let at = |s: usize| s.saturating_mul(self.options.batch_size).min(n);
+                at(step)..at(step + 1)
+            }
+        };
+        range.map(|i| self.survey.usable[e.order.as_ref().map_or(i, |o| o[i] as usize)].into()).collect()
+    }
+
+    /// The micro-batches of a step (0-based); empty unless `step < steps_in_epoch(epoch)`.
+    /// [`ResponseSlot::ref_logp`] is 0: the caller fills it.
+    pub fn step(&self, epoch: u64, step: u64) -> Vec<MicroBatch> {
+        let mut pieces = Vec::new();
+        let mut selection = Selection::default();
+        for id in self.step_groups(epoch, step) {
+            let g = self.data.group(id);
+            selection.select(&g, self.options.objective);
+            selection.pieces(&g, self.budget as u64, &mut pieces);
+        }
+        let sizes: Vec<u64> = pieces.iter().map(|p| p.slots).collect();
+        let bins = best_fit_decreasing(&sizes, self.budget as u64);
+        bins.par_iter().map(|bin| build(self.data, self.budget, bin.iter().map(|&i| &pieces[i]))).collect()
+    }
+
+    fn epoch(&self, number: u64) -> Arc<Epoch> {
+        let number = if self.options.shuffle { number } else { 0 };
+        // The lock is held while the epoch is made, so that threads do not make it twice. The cache is whole or absent
+        // at any time: a poisoned lock is no harm.
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cache {
+            Some(e) if e.number == number => e.clone(),
+            _ => cache.insert(Arc::new(self.make_epoch(number))).clone(),
+        }
+    }
+
+    fn make_epoch(&self, number: u64) -> Epoch {
+        let n = self.survey.usable.len() as u32;
+        let order = self.options.shuffle.then(|| order::permutation(n, self.options.seed, number));
+        let cuts = self.survey.counts.as_ref().map(|counts| {
+            let (mut cuts, mut held) = (vec![0], 0);
+            for i in 0..n {
+                if held >= self.options.batch_size {
+                    cuts.push(i);
+                    held = 0;
+                }
+                held += counts[order.as_ref().map_or(i, |o| o[i as usize]) as usize] as usize;
+            }
+            cuts
+        });
+        Epoch { number, order, cuts }
+    }
+}
+
+fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
+    let unit = if o.objective == Objective::Preference { "pair" } else { "response" };
+    let needed = s.largest.0;
+    if needed > u64::from(u32::MAX / 2) {
+        return Err(Error::usage(format!(
+            "input row {}: a {unit} needs {needed} token slots: pack with a smaller --max-length",
+            s.largest.1
+        )));
+    }
+    let rounded = (needed as usize).div_ceil(256) * 256;
+    let Some(budget) = o.token_budget else { return Ok(rounded.max(2048)) };
+    if budget as u64 >= needed && budget <= (u32::MAX / 2) as usize {
+        return Ok(budget);
+    }
+    Err(Error::usage(if budget as u64 >= needed {
+        format!("--token-budget {budget} is too large: at most {}", u32::MAX / 2)
+    } else {
+        format!(
+            "--token-budget {budget} is too small: the largest {unit} (input row {}) needs {needed} token slots with its \
+             prompt: give at least that ({rounded} is a good size), or pack with a smaller --max-length",
+            s.largest.1
+        )
+    }))
+}
+
+/// Lays `pieces` out in `slots` token slots.
+fn build<'p>(data: &Dataset, slots: usize, pieces: impl Iterator<Item = &'p Piece>) -> MicroBatch {
+    let mut mb = MicroBatch { slots, tokens: Vec::with_capacity(slots), ..Default::default() };
+    mb.positions.reserve(slots);
+    for piece in pieces {
+        push_piece(&mut mb, data, piece);
+    }
+    mb.used = mb.tokens.len();
+    mb.tokens.resize(slots, 0);
+    mb.positions.resize(slots, 0);
+    // One key of (value, index) each: a plain integer sort, and no ties.
+    let sorted = |values: &mut dyn Iterator<Item = u32>| {
+        let mut keys: Vec<u64> = values.enumerate().map(|(i, v)| u64::from(v) << 32 | i as u64).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|k| k as u32).collect()
+    };
+    mb.rows_by_token = sorted(&mut mb.tokens[..mb.used].iter().copied());
+    mb.predictions_by_row = sorted(&mut mb.predictions.iter().map(|p| p.row));
+    mb
+}
+
+fn push_piece(mb: &mut MicroBatch, data: &Dataset, piece: &Piece) {
+    let g = data.group(piece.group);
+    let prompt = g.prompt();
+    let (start, prefix_len) = (mb.tokens.len() as u32, prompt.len() as u32);
+    let first = |v: usize| v as u32;
+    let (segment, response, prediction, pair) =
+        (first(mb.segments.len()), first(mb.responses.len()), first(mb.predictions.len()), first(mb.pairs.len()));
+    prompt.extend_into(&mut mb.tokens);
+    mb.positions.extend(0..prefix_len);
+    if prefix_len > 0 {
+        mb.segments.push(Segment { start, len: prefix_len, prefix_start: start, prefix_len: 0 });
+    }
+    for &i in &piece.responses {
+        let r = g.response(i as usize);
+        let (at, len) = (mb.tokens.len() as u32, r.tokens.len() as u32);
+        let slot = mb.responses.len() as u32;
+        let begin = mb.predictions.len() as u32;
+        r.tokens.extend_into(&mut mb.tokens);
+        mb.positions.extend(prefix_len..prefix_len + len);
+        mb.segments.push(Segment { start: at, len, prefix_start: start, prefix_len });
+        if prefix_len > 0 {
+            let (row, target) = (start + prefix_len - 1, mb.tokens[at as usize]);
+            mb.predictions.push(Prediction { row, target, response: slot });
+        }
+        for row in at..at + len - 1 {
+            mb.predictions.push(Prediction { row, target: mb.tokens[row as usize + 1], response: slot });
+        }
+        let predictions = begin..mb.predictions.len() as u32;
+        mb.responses.push(ResponseSlot { id: r.id, predictions, ref_logp: 0.0 });
+    }
+    push_pairs(mb, &g, piece, response);
+    mb.groups.push(GroupSpan {
+        id: piece.group,
+        prompt: start..start + prefix_len,
+        segments: segment..mb.segments.len() as u32,
+        responses: response..mb.responses.len() as u32,
+        predictions: prediction..mb.predictions.len() as u32,
+        pairs: pair..mb.pairs.len() as u32,
+        end: mb.tokens.len() as u32,
+    });
+}
+
+fn push_pairs(mb: &mut MicroBatch, g: &crate::data::dataset::Group<'_>, piece: &Piece, first_slot: u32) {
+    // `responses` ascends, and holds both ends of each of the piece's pairs.
+    let slot = |local: usize| first_slot + piece.responses.partition_point(|&r| (r as usize) < local) as u32;
+    for &i in &piece.pairs {
+        let p = g.pair(i as usize);
+        mb.pairs.push(PairSlot { chosen: slot(p.chosen), rejected: slot(p.rejected), weight: p.weight, id: p.id });
+    }
+}

@@ -18,6 +18,8 @@ pub mod render;
 pub mod report;
 pub mod shard;
 pub mod shard_write;
+pub mod sidecar;
+mod sidecar_file;
 mod survey;
 pub mod template;
 pub mod tokenize;

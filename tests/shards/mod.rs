@@ -52,6 +52,7 @@ pub fn write(path: &Path, meta: &Meta, groups: &[Own]) -> ShardSummary {
     w.finish().unwrap()
 }
 
+#[allow(dead_code)] // shared by several test programs
 pub fn own_group(vocab: u32) -> impl Strategy<Value = Own> {
     let tokens = move |min| prop::collection::vec(0..vocab, min..9);
     let response = (tokens(1), prop::option::of(-9f32..9.0), prop::option::of(any::<bool>()), 0u64..1 << 40, 0u32..9);

@@ -1,0 +1,211 @@
+//! Reference log-probabilities beside the shards, `NAME.pref.ref-HASH`: one f64 a response and a bitmap of those known.
+//!
+//! The sums are kept as the f64 in which they are made. f32 would save 4 bytes a response, a thousandth of its tokens'
+//! share, and cost the step-0 proof: a margin would be the rounding of two sums instead of 0.
+//!
+//! A sidecar is for one shard, one set of weights and one way of computing ([`RefKey`]). All three are in its header
+//! and, hashed, in its name, so the sidecar of another key is never read: it lies beside, and [`Sidecars::notes`] tells
+//! what is different. A file that has the right name and another key, or is damaged, is refused.
+//!
+//! [`Sidecars::flush`] writes a shard's whole sidecar to a temporary sibling and renames it. Whenever the process dies,
+//! the file is that of the last flush: all of it valid, nothing else in it. `docs/shard-format.md` has the bytes.
+
+use crate::data::dataset::Dataset;
+use crate::data::format::hex;
+use crate::data::shard::Shard;
+use crate::data::shard_write::{persist, temp_sibling};
+use crate::data::sidecar_file::{self, Header};
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// What reference log-probs depend on besides the shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefKey {
+    /// Identity of the weights.
+    pub model_sha256: [u8; 32],
+    /// Identity of the arithmetic: backend, dtype, SIMD level or GPU, plans, token budget. At most 256 bytes of UTF-8.
+    pub fingerprint: String,
+}
+
+/// The sidecars of a data set, in memory: 8 bytes a response and a bit.
+#[derive(Debug)]
+pub struct Sidecars {
+    files: Vec<Sidecar>,
+    /// First response id of each, and one past the last.
+    starts: Vec<u64>,
+    missing: u64,
+    notes: Vec<String>,
+    /// The first value that cannot be stored: response and value.
+    unusable: Option<(u64, f64)>,
+}
+
+/// One shard's values.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    pub(crate) path: PathBuf,
+    pub(crate) header: Header,
+    /// 0 where not filled.
+    pub(crate) values: Vec<f64>,
+    /// Bit `i % 64` of word `i / 64`.
+    pub(crate) filled: Vec<u64>,
+    dirty: bool,
+}
+
+impl Sidecars {
+    /// Opens the sidecars of `data` under `key`, beside the shards or in the folder `cache`, and creates empty ones
+    /// where there are none: that it can write is known before hours are spent on values.
+    ///
+    /// Errors: [`Error::File`] for a damaged file or one whose header has another key, with the reason; [`Error::Io`]
+    /// where the folder cannot be read or written; [`Error::Usage`] for a fingerprint that is too long.
+    pub fn open(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Self> {
+        if let Some(dir) = cache {
+            std::fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
+        }
+        let (mut files, mut notes) = (Vec::new(), Vec::new());
+        for shard in data.shards() {
+            files.push(open_one(shard, cache, key, &mut notes)?);
+        }
+        let missing = files.iter().map(Sidecar::missing).sum();
+        let starts = data.response_starts().collect();
+        Ok(Sidecars { files, starts, missing, notes, unusable: None })
+    }
+
+    /// The log-probability of response `response_id` of the data set; `None` where it is not filled, or not there.
+    pub fn get(&self, response_id: u64) -> Option<f64> {
+        let (file, i) = self.locate(response_id)?;
+        let f = &self.files[file];
+        (f.filled[i / 64] >> (i % 64) & 1 == 1).then(|| f.values[i])
+    }
+
+    /// Stores a value, in memory until [`Sidecars::flush`]. Panics unless there is such a response.
+    /// A value that is not finite stays unfilled and makes the next flush fail.
+    pub fn set(&mut self, response_id: u64, logp: f64) {
+        let (file, i) = self.locate(response_id).expect("a response of the data set");
+        if !logp.is_finite() {
+            self.unusable.get_or_insert((response_id, logp));
+            return;
+        }
+        let f = &mut self.files[file];
+        let bit = 1 << (i % 64);
+        if f.filled[i / 64] & bit == 0 {
+            f.filled[i / 64] |= bit;
+            self.missing -= 1;
+        }
+        f.values[i] = logp;
+        f.dirty = true;
+    }
+
+    /// Responses without a value.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// Why sidecars that lie beside the shards are not the ones to read: a line each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Makes what was set survive the process (and, where the disk keeps its word, the machine). Rewrites the sidecars
+    /// of the shards that changed: 8.13 bytes for each of their responses, so not after every step.
+    ///
+    /// Errors: [`Error::Io`], the file being as after the last flush; [`Error::Training`] once a value that is not
+    /// finite was set (everything else is written all the same).
+    pub fn flush(&mut self) -> Result<()> {
+        for f in self.files.iter_mut().filter(|f| f.dirty) {
+            f.write()?;
+        }
+        match self.unusable {
+            None => Ok(()),
+            Some((id, logp)) => Err(Error::Training(format!(
+                "response {id} has the reference log-probability {logp}: the reference model's weights are not usable"
+            ))),
+        }
+    }
+
+    fn locate(&self, id: u64) -> Option<(usize, usize)> {
+        let file = self.starts.partition_point(|&s| s <= id).checked_sub(1).filter(|&f| f < self.files.len())?;
+        Some((file, (id - self.starts[file]) as usize))
+    }
+}
+
+impl Sidecar {
+    fn missing(&self) -> u64 {
+        self.values.len() as u64 - self.filled.iter().map(|w| u64::from(w.count_ones())).sum::<u64>()
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let temp = temp_sibling(&self.path)?;
+        sidecar_file::write(self, temp.as_file()).map_err(Error::io(&self.path, "write"))?;
+        persist(temp, &self.path)?;
+        self.dirty = false;
+        Ok(())
+    }
+}
+
+/// `NAME.pref`'s sidecar under a key: the first 16 hex digits of SHA-256(shard identity, model identity, fingerprint).
+pub fn path(shard: &Shard, cache: Option<&Path>, key: &RefKey) -> PathBuf {
+    let mut sha = Sha256::new();
+    sha.update(shard.content_sha256());
+    sha.update(key.model_sha256);
+    sha.update(key.fingerprint.as_bytes());
+    let mut name = file_prefix(shard);
+    name.push(&hex(&sha.finalize())[..16]);
+    let dir = cache.or(shard.path().parent()).unwrap_or(Path::new(""));
+    dir.join(name)
+}
+
+fn file_prefix(shard: &Shard) -> OsString {
+    let mut name = shard.path().file_name().unwrap_or_default().to_owned();
+    name.push(".ref-");
+    name
+}
+
+fn open_one(shard: &Shard, cache: Option<&Path>, key: &RefKey, notes: &mut Vec<String>) -> Result<Sidecar> {
+    let want = Header::new(shard, key)?;
+    let path = path(shard, cache, key);
+    if path.try_exists().map_err(Error::io(&path, "open"))? {
+        let (header, values, filled) = sidecar_file::read(&path)?;
+        if let Some(why) = want.difference(&header) {
+            let why = format!("{why}: delete it, and the reference pass makes it again");
+            return Err(Error::file(&path, why));
+        }
+        return Ok(Sidecar { path, header, values, filled, dirty: false });
+    }
+    note_others(shard, &path, &want, notes);
+    let n = shard.header().num_responses;
+    let len = usize::try_from(n).map_err(|_| Error::file(&path, "is too large for this machine"))?;
+    let mut new =
+        Sidecar { path, header: want, values: vec![0.0; len], filled: vec![0; len.div_ceil(64)], dirty: true };
+    new.write().map_err(|e| match (e, cache) {
+        (Error::Io { path, doing, source }, None) if read_only(&source) => {
+            let folder = path.parent().unwrap_or(&path).display();
+            Error::file(&path, format!("cannot {doing}: {source}: the folder {folder} is read-only, give --cache DIR"))
+        }
+        (e, _) => e,
+    })?;
+    Ok(new)
+}
+
+fn read_only(e: &std::io::Error) -> bool {
+    matches!(e.kind(), std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Tells why other sidecars of the shard do not serve. They are left alone, and none of this is an error.
+fn note_others(shard: &Shard, path: &Path, want: &Header, notes: &mut Vec<String>) {
+    let prefix = file_prefix(shard);
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let mut others: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+    others.sort();
+    for other in others {
+        let name = other.file_name().unwrap_or_default().as_encoded_bytes();
+        if name.starts_with(prefix.as_encoded_bytes()) {
+            let why = sidecar_file::read_header(&other).map(|h| want.difference(&h));
+            if let Ok(Some(why)) = why {
+                notes.push(format!("{}: not used: {why}", other.display()));
+            }
+        }
+    }
+}

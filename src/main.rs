@@ -1,2 +1,42 @@
-//! Command line of fusedpo.
-fn main() {}
+//! `fusedpo`: parse, run one command, print an error as one line, map it to an exit code.
+
+use clap::Parser;
+use fusedpo::cli::{Cli, Command};
+use fusedpo::{commands, signal};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quiet_panics();
+    signal::install();
+    let result = match Cli::parse().command {
+        Command::Pack(args) => commands::pack::run_pack(&args),
+        Command::Inspect(args) => commands::inspect::run_inspect(&args),
+        Command::Sft(args) => commands::train::sft(args),
+        Command::Reference(args) => commands::reference::run(&args),
+        Command::Dpo { train, dpo } => commands::train::dpo(train, dpo),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Score(args) => commands::score::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Doctor => commands::doctor::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("fusedpo: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+/// A panic is a bug of ours: one line that says where, and for a reader that went away (`| head`) not even that.
+fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let what = info.payload_as_str().unwrap_or("no message");
+        if what.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        eprintln!("fusedpo: internal error at {at}: {what}; please report it with the command that led here");
+        std::process::exit(70);
+    }));
+}

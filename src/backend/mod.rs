@@ -143,6 +143,18 @@ pub struct Capacity {
     pub pairs: usize,
 }
 
+impl Capacity {
+    /// What both need.
+    pub fn or_larger(self, o: Capacity) -> Capacity {
+        Capacity {
+            slots: self.slots.max(o.slots),
+            predictions: self.predictions.max(o.predictions),
+            responses: self.responses.max(o.responses),
+            pairs: self.pairs.max(o.pairs),
+        }
+    }
+}
+
 /// Per-prediction outputs of the head, each `[predictions]`.
 pub struct HeadStats<'a, B: Backend> {
     /// `log softmax(z)[target]`, nats.
@@ -218,6 +230,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// True where `Act` is narrower than `Acc`, so that the optimiser needs master weights of its own.
     const MASTER_WEIGHTS: bool;
+    /// True where a row's bits are the same only among batches of the same number of slots: the number is then part of
+    /// what a reference log-prob is kept under.
+    const FIXED_SHAPES: bool = false;
 
     /// What decides the last bit of a result: backend, dtype, SIMD level or architecture. Part of a sidecar's key.
     fn fingerprint(&self) -> String;

@@ -1,4 +1,10 @@
-//! One file a command: what the user types, and a thin function that calls the library and prints.
+//! One file a command: its options and what it does with the library.
 
+pub mod doctor;
+pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod pack;
+pub mod reference;
+pub mod score;
+pub mod train;

@@ -128,6 +128,16 @@ pub const LOSSES: &[LossDef] = &[
 ];
 
 impl LossType {
+    /// TRL's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LossType::Sigmoid => "sigmoid",
+            LossType::Hinge => "hinge",
+            LossType::Ipo => "ipo",
+            LossType::Sft => "sft",
+        }
+    }
+
     /// Its row of [`LOSSES`].
     pub fn def(self) -> &'static LossDef {
         LOSSES.iter().find(|d| d.loss_type == self).expect("every LossType has a row")

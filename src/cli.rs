@@ -1,0 +1,44 @@
+//! The command line: which command, with which options. No work is done here.
+
+use crate::commands::{eval, generate, inspect, pack, reference, score};
+use crate::train::config::{DpoArgs, TrainArgs};
+use clap::{Parser, Subcommand};
+
+/// Trains language models on preferences: SFT, then Direct Preference Optimization.
+#[derive(Parser)]
+#[command(name = "fusedpo", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Turn JSONL, JSON or Parquet into memory-mapped shards of token ids
+    Pack(pack::PackArgs),
+    /// Show what a folder of shards holds
+    Inspect(inspect::InspectArgs),
+    /// Fine-tune on completions (of pairs: the chosen ones)
+    Sft(TrainArgs),
+    /// Compute and keep the reference's log-probs; interrupted, it goes on
+    Reference(reference::ReferenceArgs),
+    /// Train on preferences
+    Dpo {
+        /// Options shared with `sft`.
+        #[command(flatten)]
+        train: TrainArgs,
+        /// Options of DPO.
+        #[command(flatten)]
+        dpo: DpoArgs,
+    },
+    /// Loss, rewards, accuracy and KL on held-out pairs
+    Eval(eval::EvalArgs),
+    /// Log-probability of every response, as JSON lines
+    Score(score::ScoreArgs),
+    /// Continue prompts
+    Generate(generate::GenerateArgs),
+    /// Which devices, libraries and SIMD levels were found, and what to do about the rest
+    Doctor,
+}

@@ -1,0 +1,28 @@
+//! `fusedpo doctor`: what this machine offers, and what to do about the rest.
+
+use crate::backend::Backend;
+use crate::backend::cpu::{Cpu, GemmPrecision};
+use crate::error::Result;
+
+/// Runs the command.
+pub fn run() -> Result<()> {
+    println!("fusedpo {}", env!("CARGO_PKG_VERSION"));
+    let cpu = Cpu::<f32>::with(GemmPrecision::Native)?;
+    println!("cpu     {}", cpu.description());
+    println!("        numerics {}", cpu.fingerprint());
+    match Cpu::<f32>::with(GemmPrecision::Bf16) {
+        Ok(be) => println!("        --dtype bf16: {}", be.fingerprint()),
+        Err(e) => println!("        --dtype bf16: not here: {e}"),
+    }
+    if let Some(bytes) = memory_available() {
+        println!("memory  {} available", crate::output::bytes(bytes));
+    }
+    Ok(())
+}
+
+/// Linux's own estimate of what can be had without swapping.
+fn memory_available() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
+}

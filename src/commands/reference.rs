@@ -1,0 +1,73 @@
+//! `fusedpo reference`: log-probs of all responses under the reference model, kept beside the shards.
+
+use crate::backend::Backend;
+use crate::data::dataset::Dataset;
+use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::device::{self, Task};
+use crate::error::Result;
+use crate::train::check::{check_data, open_splits};
+use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::reference::{self, ReferenceReport};
+use std::path::PathBuf;
+
+/// Options of `fusedpo reference`.
+#[derive(clap::Args)]
+pub struct ReferenceArgs {
+    /// Hugging Face directory of the reference
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Folder of shards written by `fusedpo pack`
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Folder for the sidecars [default: beside the shards]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Token slots of a micro-batch; as in the run that will read the result
+    #[arg(long)]
+    pub token_budget: Option<usize>,
+    /// Precision of the matrix products
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: DtypeChoice,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceChoice,
+}
+
+/// Runs the command.
+pub fn run(args: &ReferenceArgs) -> Result<()> {
+    let r = device::dispatch(args.device, args.dtype, Pass(args))?;
+    let found = r.responses - r.computed.min(r.responses);
+    let speed = if r.seconds > 0.0 { r.tokens as f64 / r.seconds } else { 0.0 };
+    println!(
+        "{} responses: {} computed, {found} found; {} tokens in {:.1} s, {speed:.0} tokens/s",
+        r.responses, r.computed, r.tokens, r.seconds
+    );
+    Ok(())
+}
+
+struct Pass<'a>(&'a ReferenceArgs);
+
+impl Task for Pass<'_> {
+    type Out = ReferenceReport;
+    fn run<B: Backend>(self, be: &B) -> Result<ReferenceReport> {
+        let a = self.0;
+        let mut all = ReferenceReport::default();
+        for data in open_splits(&a.data)? {
+            check_data(&a.model, &data)?;
+            let slots = training_slots(&data, a.token_budget)?;
+            let (_, r) = reference::ensure(be, &a.model, &data, a.cache.as_deref(), slots)?;
+            all.responses += r.responses;
+            all.computed += r.computed;
+            all.tokens += r.tokens;
+            all.seconds += r.seconds;
+        }
+        Ok(all)
+    }
+}
+
+/// The token budget that `dpo` would choose for this data: where results depend on it, the sidecars must be made with it.
+pub fn training_slots(data: &Dataset, asked: Option<usize>) -> Result<usize> {
+    let objective = if data.num_pairs() > 0 { Objective::Preference } else { Objective::Score };
+    let options = PlanOptions { objective, batch_size: 1, token_budget: asked, seed: 0, shuffle: false };
+    Ok(Planner::new(data, &options)?.token_budget())
+}

@@ -1,0 +1,127 @@
+//! `fusedpo score`: the log-probability of every response, one JSON line each, in input order.
+
+use crate::backend::Backend;
+use crate::data::dataset::Dataset;
+use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::device::{self, Task};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::output;
+use crate::progress::Progress;
+use crate::signal;
+use crate::train::check::{check_data, longest_row, open_splits};
+use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::engine::{Engine, Purpose};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Options of `fusedpo score`.
+#[derive(clap::Args)]
+pub struct ScoreArgs {
+    /// Hugging Face directory of the model
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Folder of shards written by `fusedpo pack`; all splits are scored
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// File to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Add `token_logps`, one number per scored token
+    #[arg(long)]
+    pub per_token: bool,
+    /// Token slots of a micro-batch
+    #[arg(long)]
+    pub token_budget: Option<usize>,
+    /// Precision of the matrix products
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: DtypeChoice,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceChoice,
+}
+
+/// One line of the output.
+#[derive(Clone, Debug, Serialize)]
+struct Line {
+    row: u64,
+    response: u32,
+    group: u64,
+    num_tokens: usize,
+    logp: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_logps: Option<Vec<f64>>,
+}
+
+/// Runs the command.
+pub fn run(args: &ScoreArgs) -> Result<()> {
+    let lines = device::dispatch(args.device, args.dtype, Score(args))?;
+    let mut text = String::new();
+    for line in &lines {
+        text += &serde_json::to_string(line).expect("plain values");
+        text.push('\n');
+    }
+    output::write_atomic(&args.out, text.as_bytes())?;
+    println!("{} responses scored: {}", lines.len(), args.out.display());
+    Ok(())
+}
+
+struct Score<'a>(&'a ScoreArgs);
+
+impl Task for Score<'_> {
+    type Out = Vec<Line>;
+    fn run<B: Backend>(self, be: &B) -> Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        let mut groups = 0;
+        for data in open_splits(&self.0.data)? {
+            check_data(&self.0.model, &data)?;
+            lines.extend(score(be, self.0, &data, groups)?);
+            groups += data.num_groups();
+        }
+        lines.sort_by_key(|l| (l.row, l.response));
+        Ok(lines)
+    }
+}
+
+fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) -> Result<Vec<Line>> {
+    let options = PlanOptions {
+        objective: Objective::Score,
+        batch_size: 64,
+        token_budget: a.token_budget,
+        seed: 0,
+        shuffle: false,
+    };
+    let planner = Planner::new(data, &options)?;
+    let model = Model::load(be, &a.model, longest_row(data))?;
+    let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
+    let mut progress = Progress::new("score", data.num_responses());
+    let mut lines = Vec::with_capacity(data.num_responses() as usize);
+    for step in 0..planner.steps_in_epoch(0) {
+        for mb in planner.step(0, step) {
+            let logps = engine.score(&mb)?;
+            let tokens = if a.per_token { Some(engine.token_logps(&mb)?) } else { None };
+            for g in &mb.groups {
+                let group = data.group(g.id);
+                for i in g.responses.clone() {
+                    let slot = &mb.responses[i as usize];
+                    let r = group.responses().find(|r| r.id == slot.id).expect("the plan was made from this group");
+                    let scored = slot.predictions.start as usize..slot.predictions.end as usize;
+                    lines.push(Line {
+                        row: r.row,
+                        response: r.index,
+                        group: first_group + g.id,
+                        num_tokens: scored.len(),
+                        logp: logps[i as usize],
+                        token_logps: tokens.as_ref().map(|t| t[scored].to_vec()),
+                    });
+                }
+            }
+        }
+        progress.set(lines.len() as u64, String::new);
+        if signal::stop_requested() {
+            return Err(Error::Training("stopped; nothing was written".into()));
+        }
+    }
+    progress.finish();
+    Ok(lines)
+}

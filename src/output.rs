@@ -1,0 +1,96 @@
+//! Files of a run, and numbers for people.
+
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A new folder that a run fills: `config.toml`, `metrics.jsonl`, and in the end the model.
+pub struct RunDir {
+    path: PathBuf,
+    metrics: File,
+}
+
+impl RunDir {
+    /// Makes `path`, which must not exist or be empty, and writes `config.toml`.
+    pub fn create(path: &Path, config: &str) -> Result<Self> {
+        create_empty_dir(path)?;
+        write_atomic(&path.join("config.toml"), config.as_bytes())?;
+        let file = path.join("metrics.jsonl");
+        let metrics = File::create(&file).map_err(Error::io(&file, "create"))?;
+        Ok(Self { path: path.to_owned(), metrics })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends a line to `metrics.jsonl`.
+    pub fn log(&mut self, row: &Map<String, Value>) -> Result<()> {
+        let line = serde_json::to_string(row).expect("a map of plain values") + "\n";
+        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join("metrics.jsonl"), "write"))
+    }
+}
+
+/// Makes `path`; refuses one that holds anything.
+pub fn create_empty_dir(path: &Path) -> Result<()> {
+    refuse_occupied(path)?;
+    fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))
+}
+
+/// Refuses a file, or a folder that holds anything: said before the work, not after it.
+pub fn refuse_occupied(path: &Path) -> Result<()> {
+    let occupied = match fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => path.exists(),
+    };
+    match occupied {
+        true => Err(Error::file(path, "the output folder exists and is not empty; name a new one or remove it")),
+        false => Ok(()),
+    }
+}
+
+/// Writes a sibling, then renames it: readers see the old file or the new one.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut tmp = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(path, "write beside"))?;
+    tmp.write_all(bytes).map_err(Error::io(path, "write"))?;
+    tmp.as_file().sync_all().map_err(Error::io(path, "write"))?;
+    tmp.persist(path).map_err(|e| Error::io(path, "rename into place")(e.error))?;
+    Ok(())
+}
+
+/// `1.5 GiB`.
+pub fn bytes(n: usize) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let step = (0..units.len() - 1).take_while(|i| n as f64 >= 1024f64.powi(*i as i32 + 1)).count();
+    format!("{:.*} {}", usize::from(step > 0), n as f64 / 1024f64.powi(step as i32), units[step])
+}
+
+/// Prints what a run has reserved, before its first step.
+pub fn print_memory(table: &[(String, usize)]) {
+    eprintln!("memory: {}", bytes(table.iter().map(|(_, b)| b).sum()));
+    for (name, size) in largest(table, 8) {
+        eprintln!("  {:>10}  {name}", bytes(size));
+    }
+}
+
+/// The `n` largest entries of a memory table, equal names added up, the rest as one.
+fn largest(table: &[(String, usize)], n: usize) -> Vec<(String, usize)> {
+    let mut sums: Vec<(String, usize)> = Vec::new();
+    for (name, bytes) in table {
+        match sums.iter_mut().find(|(k, _)| k == name) {
+            Some((_, sum)) => *sum += bytes,
+            None => sums.push((name.clone(), *bytes)),
+        }
+    }
+    sums.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let rest: usize = sums.iter().skip(n).map(|(_, b)| b).sum();
+    sums.truncate(n);
+    if rest > 0 {
+        sums.push(("everything else".into(), rest));
+    }
+    sums
+}

@@ -1,0 +1,21 @@
+//! Ctrl-C: the first asks for an orderly stop, the second ends the process.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Installs the handler; harmless when called again.
+pub fn install() {
+    // Fails only where a handler is installed already.
+    let _ = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping: finishing the step and saving (Ctrl-C again ends at once, without saving)");
+    });
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn stop_requested() -> bool {
+    STOP.load(Ordering::SeqCst)
+}

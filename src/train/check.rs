@@ -1,0 +1,49 @@
+//! Whether a model and a data set belong together.
+
+use crate::data::dataset::{Dataset, Split};
+use crate::data::tokenize::tokenizer_sha256;
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Every split of a folder of shards, train first.
+pub fn open_splits(dir: &Path) -> Result<Vec<Dataset>> {
+    let mut all = vec![Dataset::open(dir, Split::Train)?];
+    if Dataset::has_split(dir, Split::Eval) {
+        all.push(Dataset::open(dir, Split::Eval)?);
+    }
+    Ok(all)
+}
+
+/// Refuses data of another tokenizer, token ids that the model has no row for, and rows that it has no positions for;
+/// then checks every byte of the shards.
+pub fn check_data(model: &Path, data: &Dataset) -> Result<()> {
+    let (config, meta) = (ModelConfig::load(model)?, data.meta());
+    if meta.vocab_size as usize > config.vocab_size {
+        return Err(Error::file(
+            model,
+            format!(
+                "has {} tokens, but the shards were made with {}; pack them with this model's tokenizer",
+                config.vocab_size, meta.vocab_size
+            ),
+        ));
+    }
+    if model.join("tokenizer.json").is_file() && tokenizer_sha256(model)? != meta.tokenizer_sha256 {
+        return Err(Error::file(
+            model,
+            "its tokenizer.json is not the one that the shards were made with; pack them with this model's tokenizer",
+        ));
+    }
+    data.verify()?;
+    config.check_positions(longest_row(data))
+}
+
+/// Tokens of the longest prompt with one of its responses: the positions that a model must have.
+pub fn longest_row(data: &Dataset) -> usize {
+    let row = |id: u64| {
+        let g = data.group(id);
+        g.prompt().len() + g.responses().map(|r| r.tokens.len()).max().unwrap_or(0)
+    };
+    (0..data.num_groups()).into_par_iter().map(row).max().unwrap_or(0)
+}

@@ -1,0 +1,356 @@
+//! Training options: what the user typed ([`TrainArgs`]), merged with `--config` and checked ([`TrainConfig`]).
+//!
+//! Every option is also a key of the TOML file, with `_` for `-`; flags win. `RUN/config.toml` holds every resolved
+//! value but `out`, so that `--config RUN/config.toml --out RUN2` repeats the run.
+
+use super::schedule::SchedulerType;
+use crate::error::{Error, Result};
+use crate::loss::{LossSpec, LossType};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceChoice {
+    /// A GPU where one can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU; an error where there is none.
+    Cuda,
+}
+
+/// Precision of the matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DtypeChoice {
+    /// f32 on the CPU, bf16 on a GPU.
+    Auto,
+    /// Single precision throughout.
+    #[serde(alias = "float32")]
+    #[clap(alias = "float32")]
+    F32,
+    /// bf16 inputs, fp32 accumulation, fp32 master weights.
+    #[serde(alias = "bfloat16")]
+    #[clap(alias = "bfloat16")]
+    Bf16,
+}
+
+/// Precision of saved weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum SaveDtypeChoice {
+    /// Each tensor as in the model that training started from.
+    Source,
+    /// Single precision.
+    #[serde(alias = "float32")]
+    #[clap(alias = "float32")]
+    F32,
+    /// bfloat16.
+    #[serde(alias = "bfloat16")]
+    #[clap(alias = "bfloat16")]
+    Bf16,
+    /// IEEE half precision.
+    #[serde(alias = "float16")]
+    #[clap(alias = "float16")]
+    F16,
+}
+
+/// Optimiser, by Hugging Face's name where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerChoice {
+    /// Decoupled weight decay (Loshchilov & Hutter 2019).
+    Adamw,
+    /// The DPO paper's choice.
+    Rmsprop,
+}
+
+/// Which stage a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Supervised fine-tuning on completions.
+    Sft,
+    /// Preference optimisation.
+    Dpo,
+}
+
+/// Training options as typed; `None` means not given.
+#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+pub struct TrainArgs {
+    /// Hugging Face directory of the starting policy
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Folder of shards written by `fusedpo pack`
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// New folder for the trained model, metrics.jsonl and config.toml
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// TOML file with any of these options as keys (`learning_rate = 1e-6`); flags win
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Peak learning rate [default: 1e-6]
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+    /// Schedule after warm-up [default: linear]
+    #[arg(long, value_enum)]
+    pub lr_scheduler_type: Option<SchedulerType>,
+    /// Steps of linear warm-up [default: 0]
+    #[arg(long)]
+    pub warmup_steps: Option<u64>,
+    /// Warm-up as a share of all steps [default: 0]
+    #[arg(long)]
+    pub warmup_ratio: Option<f64>,
+    /// Decay of matrices and embeddings, not of norms and biases [default: 0]
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
+    /// Gradient norm to clip to; 0: no clipping [default: 1]
+    #[arg(long)]
+    pub max_grad_norm: Option<f64>,
+    /// AdamW's first decay [default: 0.9]
+    #[arg(long)]
+    pub adam_beta1: Option<f64>,
+    /// AdamW's second decay [default: 0.999]
+    #[arg(long)]
+    pub adam_beta2: Option<f64>,
+    /// Added to the root of the second moment, RMSprop's too [default: 1e-8]
+    #[arg(long)]
+    pub adam_epsilon: Option<f64>,
+    /// Optimiser [default: adamw]
+    #[arg(long, value_enum)]
+    pub optim: Option<OptimizerChoice>,
+    /// Pairs (sft: responses) a step, at least; a step takes whole groups [default: 8]
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+    /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
+    #[arg(long)]
+    pub token_budget: Option<usize>,
+    /// Steps; wins over --num-train-epochs
+    #[arg(long)]
+    pub max_steps: Option<u64>,
+    /// Passes over the data; may be a fraction [default: 1]
+    #[arg(long)]
+    pub num_train_epochs: Option<f64>,
+    /// Precision of the matrix products [default: auto]
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeChoice>,
+    /// Precision of the saved weights [default: source]
+    #[arg(long, value_enum)]
+    pub save_dtype: Option<SaveDtypeChoice>,
+    /// Seed of the data order [default: 42]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where to compute [default: auto]
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceChoice>,
+    /// Evaluate every N steps on the eval split; 0: before the first and after the last step [default: 0]
+    #[arg(long, value_name = "N")]
+    pub eval_steps: Option<u64>,
+}
+
+/// Options of `dpo` as typed.
+#[derive(Clone, Debug, Default, clap::Args, Serialize, Deserialize)]
+pub struct DpoArgs {
+    /// Hugging Face directory of the reference [default: the starting policy]
+    #[arg(long, value_name = "DIR")]
+    pub ref_model: Option<PathBuf>,
+    /// Strength of the pull towards the reference (DPO eq. 7) [default: 0.1]
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Loss [default: sigmoid]
+    #[arg(long, value_enum)]
+    pub loss_type: Option<LossType>,
+    /// Probability that a label is flipped (cDPO), in [0, 0.5); sigmoid only [default: 0]
+    #[arg(long)]
+    pub label_smoothing: Option<f64>,
+    /// Folder for reference sidecars [default: beside the shards]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
+/// Checked options of a run. Serialised as `RUN/config.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// Starting policy.
+    pub model: PathBuf,
+    /// Shards.
+    pub data: PathBuf,
+    /// Where the result goes.
+    #[serde(skip)]
+    pub out: PathBuf,
+    /// Reference; `None` (and for SFT): the starting policy.
+    pub ref_model: Option<PathBuf>,
+    /// Folder for sidecars.
+    pub cache: Option<PathBuf>,
+    /// DPO's beta.
+    pub beta: Option<f64>,
+    /// Which loss.
+    pub loss_type: LossType,
+    /// cDPO's epsilon.
+    pub label_smoothing: Option<f64>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Schedule after warm-up.
+    pub lr_scheduler_type: SchedulerType,
+    /// Warm-up in steps.
+    pub warmup_steps: u64,
+    /// Warm-up as a share.
+    pub warmup_ratio: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Clipping; 0: none.
+    pub max_grad_norm: f64,
+    /// AdamW's first decay.
+    pub adam_beta1: f64,
+    /// AdamW's second decay.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Optimiser.
+    pub optim: OptimizerChoice,
+    /// Pairs a step.
+    pub batch_size: usize,
+    /// Token slots of a micro-batch; `None`: chosen from the data.
+    pub token_budget: Option<usize>,
+    /// Steps; `None`: by epochs.
+    pub max_steps: Option<u64>,
+    /// Epochs.
+    pub num_train_epochs: f64,
+    /// Precision of the matrix products.
+    pub dtype: DtypeChoice,
+    /// Precision of the saved weights.
+    pub save_dtype: SaveDtypeChoice,
+    /// Seed of the data order.
+    pub seed: u64,
+    /// Device.
+    pub device: DeviceChoice,
+    /// Steps between evaluations; 0: first and last only.
+    pub eval_steps: u64,
+}
+
+/// Overlays what was typed on the keys of `--config`. Keys that the stage does not know are refused by name.
+pub fn merge_config(stage: Stage, train: TrainArgs, dpo: DpoArgs) -> Result<(TrainArgs, DpoArgs)> {
+    let Some(path) = train.config.clone() else { return Ok((train, dpo)) };
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read the configuration"))?;
+    let bad = |e: toml::de::Error| Error::file(&path, e.message().lines().next().unwrap_or("not valid TOML"));
+    let mut file: toml::Table = text.parse().map_err(bad)?;
+    // An SFT run's own config.toml says so; in that stage there is nothing else to choose.
+    if stage == Stage::Sft && file.get("loss_type").and_then(|v| v.as_str()) == Some("sft") {
+        file.remove("loss_type");
+    }
+    let train = overlay(&mut file, &train).map_err(bad)?;
+    let dpo = match stage {
+        Stage::Dpo => overlay(&mut file, &dpo).map_err(bad)?,
+        Stage::Sft => dpo,
+    };
+    match file.keys().next() {
+        Some(key) => Err(Error::file(&path, format!("`{key}` is not an option of this command"))),
+        None => Ok((train, dpo)),
+    }
+}
+
+/// Takes the keys of `A` out of `file`, and puts on top what was typed.
+fn overlay<A: Serialize + serde::de::DeserializeOwned>(
+    file: &mut toml::Table,
+    typed: &A,
+) -> Result<A, toml::de::Error> {
+    let keys = serde_json::to_value(typed).expect("options are plain values");
+    let mut mine = toml::Table::new();
+    for key in keys.as_object().into_iter().flat_map(|o| o.keys()) {
+        mine.extend(file.remove_entry(key));
+    }
+    mine.extend(toml::Table::try_from(typed).expect("options are plain values"));
+    mine.try_into()
+}
+
+fn required<T>(value: Option<T>, flag: &str) -> Result<T> {
+    value.ok_or_else(|| Error::usage(format!("{flag} is required (as a flag or in --config)")))
+}
+
+impl TrainConfig {
+    /// Applies defaults (TRL 1.16's, but one epoch) and checks every range.
+    pub fn resolve(stage: Stage, t: TrainArgs, d: DpoArgs) -> Result<Self> {
+        let loss_type = match stage {
+            Stage::Sft => LossType::Sft,
+            Stage::Dpo => d.loss_type.unwrap_or(LossType::Sigmoid),
+        };
+        let pairwise = loss_type.def().pair.is_some();
+        if !pairwise && (d.beta.is_some() || d.label_smoothing.is_some()) {
+            return Err(Error::usage("--beta and --label-smoothing: the sft loss has neither; leave them out"));
+        }
+        let c = TrainConfig {
+            model: required(t.model, "--model")?,
+            data: required(t.data, "--data")?,
+            out: required(t.out, "--out")?,
+            ref_model: d.ref_model,
+            cache: d.cache,
+            beta: pairwise.then_some(d.beta.unwrap_or(0.1)),
+            loss_type,
+            label_smoothing: pairwise.then_some(d.label_smoothing.unwrap_or(0.0)),
+            learning_rate: t.learning_rate.unwrap_or(1e-6),
+            lr_scheduler_type: t.lr_scheduler_type.unwrap_or(SchedulerType::Linear),
+            warmup_steps: t.warmup_steps.unwrap_or(0),
+            warmup_ratio: t.warmup_ratio.unwrap_or(0.0),
+            weight_decay: t.weight_decay.unwrap_or(0.0),
+            max_grad_norm: t.max_grad_norm.unwrap_or(1.0),
+            adam_beta1: t.adam_beta1.unwrap_or(0.9),
+            adam_beta2: t.adam_beta2.unwrap_or(0.999),
+            adam_epsilon: t.adam_epsilon.unwrap_or(1e-8),
+            optim: t.optim.unwrap_or(OptimizerChoice::Adamw),
+            batch_size: t.batch_size.unwrap_or(8),
+            token_budget: t.token_budget,
+            max_steps: t.max_steps,
+            num_train_epochs: t.num_train_epochs.unwrap_or(1.0),
+            dtype: t.dtype.unwrap_or(DtypeChoice::Auto),
+            save_dtype: t.save_dtype.unwrap_or(SaveDtypeChoice::Source),
+            seed: t.seed.unwrap_or(42),
+            device: t.device.unwrap_or_default(),
+            eval_steps: t.eval_steps.unwrap_or(0),
+        };
+        c.check()?;
+        Ok(c)
+    }
+
+    fn check(&self) -> Result<()> {
+        let range = |ok: bool, flag: &str, value: &dyn std::fmt::Display, want: &str| match ok {
+            true => Ok(()),
+            false => Err(Error::usage(format!("--{flag} {value}: must be {want}"))),
+        };
+        let finite_from_0 = |x: f64| x.is_finite() && x >= 0.0;
+        range(finite_from_0(self.learning_rate), "learning-rate", &self.learning_rate, "a finite number, 0 or more")?;
+        range(finite_from_0(self.weight_decay), "weight-decay", &self.weight_decay, "a finite number, 0 or more")?;
+        range(finite_from_0(self.max_grad_norm), "max-grad-norm", &self.max_grad_norm, "a finite number, 0 or more")?;
+        range((0.0..1.0).contains(&self.adam_beta1), "adam-beta1", &self.adam_beta1, "in [0, 1)")?;
+        range((0.0..1.0).contains(&self.adam_beta2), "adam-beta2", &self.adam_beta2, "in [0, 1)")?;
+        range(
+            self.adam_epsilon.is_finite() && self.adam_epsilon > 0.0,
+            "adam-epsilon",
+            &self.adam_epsilon,
+            "greater than 0",
+        )?;
+        range(self.batch_size > 0, "batch-size", &self.batch_size, "1 or more")?;
+        range(self.token_budget != Some(0), "token-budget", &0, "1 or more")?;
+        range(self.max_steps != Some(0), "max-steps", &0, "1 or more")?;
+        let e = self.num_train_epochs;
+        range(e.is_finite() && e > 0.0, "num-train-epochs", &e, "greater than 0")?;
+        self.loss().check()
+    }
+
+    /// The loss with its hyper-parameters.
+    pub fn loss(&self) -> LossSpec {
+        LossSpec {
+            loss_type: self.loss_type,
+            beta: self.beta.unwrap_or(1.0),
+            label_smoothing: self.label_smoothing.unwrap_or(0.0),
+        }
+    }
+
+    /// The reference model's directory.
+    pub fn reference(&self) -> &Path {
+        self.ref_model.as_deref().unwrap_or(&self.model)
+    }
+}

@@ -1,0 +1,70 @@
+//! Evaluation: the loss and TRL's metrics over a data set, without gradients.
+
+use super::engine::Engine;
+use super::metrics::{Totals, wilson_95};
+use crate::backend::Backend;
+use crate::data::batch::MicroBatch;
+use crate::data::plan::Planner;
+use crate::data::sidecar::Sidecars;
+use crate::error::{Error, Result};
+use crate::loss::LossSpec;
+use crate::progress::Progress;
+
+/// What an evaluation reads.
+pub struct EvalSet<'a> {
+    /// The data, in order.
+    pub plan: Planner<'a>,
+    /// The reference, where the loss has one.
+    pub sidecars: Option<Sidecars>,
+}
+
+/// The whole of `set` under `spec`.
+pub fn evaluate<B: Backend>(engine: &mut Engine<'_, B>, set: &EvalSet<'_>, spec: &LossSpec) -> Result<Totals> {
+    let steps = set.plan.steps_in_epoch(0);
+    let mut progress = Progress::new("evaluation", steps);
+    let mut totals = Totals::default();
+    for step in 0..steps {
+        let mut batches = set.plan.step(0, step);
+        if let Some(sidecars) = &set.sidecars {
+            fill_reference(&mut batches, sidecars)?;
+        }
+        for mb in &batches {
+            engine.evaluate(mb, spec, &mut totals)?;
+        }
+        progress.set(step + 1, String::new);
+    }
+    progress.finish();
+    Ok(totals)
+}
+
+/// Copies the reference's log-probs into the batches.
+pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars) -> Result<()> {
+    for slot in batches.iter_mut().flat_map(|mb| &mut mb.responses) {
+        slot.ref_logp = sidecars.get(slot.id).ok_or_else(|| {
+            Error::Training(format!("response {} has no reference log-prob: run `fusedpo reference` again", slot.id))
+        })?;
+    }
+    Ok(())
+}
+
+/// One over what the loss is a mean over: pair weights of the whole step, or its scored tokens.
+pub fn mean_scale(batches: &[MicroBatch]) -> f64 {
+    let weight: f64 = batches.iter().flat_map(|mb| &mb.pairs).map(|p| f64::from(p.weight)).sum();
+    let tokens: usize = batches.iter().map(|mb| mb.predictions.len()).sum();
+    if weight > 0.0 { 1.0 / weight } else { 1.0 / tokens.max(1) as f64 }
+}
+
+/// The result in one line.
+pub fn line(t: &Totals) -> String {
+    if t.pairs == 0 {
+        return format!("loss {:.4}, token accuracy {:.3}", t.mean_loss(), t.hits / t.chosen_tokens as f64);
+    }
+    let [lo, hi] = wilson_95(t.accuracy(), t.pairs);
+    let margin = (t.reward_chosen - t.reward_rejected) / t.pairs as f64;
+    format!(
+        "loss {:.4}, accuracy {:.3} [{lo:.3}, {hi:.3}], margin {margin:.4}, {} pairs",
+        t.mean_loss(),
+        t.accuracy(),
+        t.pairs
+    )
+}

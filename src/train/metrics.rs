@@ -1,0 +1,173 @@
+//! What a step or an evaluation reports, under TRL's names.
+//!
+//! Means are over the pairs of the whole global batch, whatever the micro-batches: `rewards/*` of `beta * (logp - ref_logp)`,
+//! `logps/*` of sums over completion tokens. `entropy` and `mean_token_accuracy` are means over the completion tokens of
+//! all responses, and of the chosen ones. A tie counts one half in `rewards/accuracies` (TRL: nothing).
+
+use crate::backend::{PAIR_STATS, RESPONSE_STATS};
+use crate::data::batch::MicroBatch;
+use serde_json::{Map, Value, json};
+
+/// Sums over pairs and responses; the order of additions is the order of the micro-batches.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Pairs.
+    pub pairs: u64,
+    /// Sum of pair weights.
+    pub weight: f64,
+    /// Weighted sum of pair losses, or the sum of response losses of SFT.
+    pub loss: f64,
+    /// Sum of rewards of chosen responses.
+    pub reward_chosen: f64,
+    /// Sum of rewards of rejected responses.
+    pub reward_rejected: f64,
+    /// Pairs in which the chosen reward is higher, plus half the ties.
+    pub correct: f64,
+    /// Sum of log-probs of chosen responses.
+    pub logp_chosen: f64,
+    /// Sum of log-probs of rejected responses.
+    pub logp_rejected: f64,
+    /// Responses.
+    pub responses: u64,
+    /// Scored tokens of all responses.
+    pub scored_tokens: u64,
+    /// Sum of their entropies, nats.
+    pub entropy: f64,
+    /// Scored tokens of chosen responses (of all responses where there are no pairs).
+    pub chosen_tokens: u64,
+    /// How many of them were the argmax.
+    pub hits: f64,
+    /// Tokens computed, each prompt once.
+    pub tokens: u64,
+    /// Tokens as TRL counts them: each response with its prompt.
+    pub tokens_with_prompts: u64,
+    /// Ids of pairs whose loss is not finite.
+    pub non_finite: Vec<u64>,
+    /// Pairs on which policy and reference do not agree to the bit.
+    pub off_reference: u64,
+}
+
+impl Totals {
+    /// Adds a micro-batch, from the numbers that [`crate::backend::Backend::loss`] wrote.
+    pub fn add(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]) {
+        let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
+        let scored = |i: u32| mb.responses[i as usize].predictions.len() as u64;
+        for (i, p) in mb.pairs.iter().enumerate() {
+            let &[loss, chosen, rejected] = &pairs[i * PAIR_STATS..][..PAIR_STATS] else {
+                unreachable!("PAIR_STATS is 3")
+            };
+            if !loss.is_finite() {
+                self.non_finite.push(p.id);
+            }
+            // Written so that NaN counts.
+            self.off_reference += u64::from(!(chosen == 0.0 && rejected == 0.0));
+            self.loss += f64::from(p.weight) * loss;
+            self.weight += f64::from(p.weight);
+            self.reward_chosen += chosen;
+            self.reward_rejected += rejected;
+            self.correct += if chosen > rejected {
+                1.0
+            } else if chosen == rejected {
+                0.5
+            } else {
+                0.0
+            };
+            self.logp_chosen += response(p.chosen)[0];
+            self.logp_rejected += response(p.rejected)[0];
+            self.hits += response(p.chosen)[2];
+            self.chosen_tokens += scored(p.chosen);
+        }
+        self.pairs += mb.pairs.len() as u64;
+        for i in 0..mb.responses.len() as u32 {
+            self.entropy += response(i)[1];
+            self.scored_tokens += scored(i);
+            if mb.pairs.is_empty() {
+                self.loss += response(i)[3];
+                self.hits += response(i)[2];
+                self.chosen_tokens += scored(i);
+            }
+        }
+        self.responses += mb.responses.len() as u64;
+        self.count_tokens(mb);
+    }
+
+    fn count_tokens(&mut self, mb: &MicroBatch) {
+        self.tokens += mb.used as u64;
+        for g in &mb.groups {
+            let prompt = g.prompt.len() as u64;
+            let all = u64::from(g.end - g.prompt.start);
+            self.tokens_with_prompts += all - prompt + prompt * g.responses.len() as u64;
+        }
+    }
+
+    /// Adds the sums of other micro-batches.
+    pub fn merge(&mut self, o: Totals) {
+        self.pairs += o.pairs;
+        self.weight += o.weight;
+        self.loss += o.loss;
+        self.reward_chosen += o.reward_chosen;
+        self.reward_rejected += o.reward_rejected;
+        self.correct += o.correct;
+        self.logp_chosen += o.logp_chosen;
+        self.logp_rejected += o.logp_rejected;
+        self.responses += o.responses;
+        self.scored_tokens += o.scored_tokens;
+        self.entropy += o.entropy;
+        self.chosen_tokens += o.chosen_tokens;
+        self.hits += o.hits;
+        self.tokens += o.tokens;
+        self.tokens_with_prompts += o.tokens_with_prompts;
+        self.non_finite.extend(o.non_finite);
+        self.off_reference += o.off_reference;
+    }
+
+    /// Mean loss: over pair weights, or over scored tokens for SFT.
+    pub fn mean_loss(&self) -> f64 {
+        if self.pairs > 0 { self.loss / self.weight } else { self.loss / self.scored_tokens as f64 }
+    }
+
+    /// Share of pairs ordered rightly, ties one half.
+    pub fn accuracy(&self) -> f64 {
+        self.correct / self.pairs as f64
+    }
+
+    /// TRL's metrics, each key behind `prefix` (`eval_` or nothing).
+    pub fn to_json(&self, prefix: &str) -> Map<String, Value> {
+        let mut row = Map::new();
+        let mut put = |key: &str, value: f64| row.insert(format!("{prefix}{key}"), json!(value));
+        put("loss", self.mean_loss());
+        put("entropy", self.entropy / self.scored_tokens as f64);
+        put("mean_token_accuracy", self.hits / self.chosen_tokens as f64);
+        if self.pairs > 0 {
+            let n = self.pairs as f64;
+            put("rewards/chosen", self.reward_chosen / n);
+            put("rewards/rejected", self.reward_rejected / n);
+            put("rewards/accuracies", self.accuracy());
+            put("rewards/margins", (self.reward_chosen - self.reward_rejected) / n);
+            put("logps/chosen", self.logp_chosen / n);
+            put("logps/rejected", self.logp_rejected / n);
+        }
+        row
+    }
+}
+
+/// Wilson's 95 % interval for a share `p` of `n` (Wilson 1927).
+pub fn wilson_95(p: f64, n: u64) -> [f64; 2] {
+    let (n, z) = (n as f64, 1.959963984540054_f64);
+    let centre = p + z * z / (2.0 * n);
+    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 / (1.0 + z * z / n);
+    [(scale * (centre - half)).max(0.0), (scale * (centre + half)).min(1.0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wilson_known_values() {
+        // 8 of 10: [0.4901625, 0.9433178] (statsmodels proportion_confint, method wilson).
+        let [lo, hi] = wilson_95(0.8, 10);
+        assert!((lo - 0.4901624715).abs() <= 1e-8 && (hi - 0.9433178485).abs() <= 1e-8, "{lo} {hi}");
+    }
+}

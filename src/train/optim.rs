@@ -1,0 +1,89 @@
+//! AdamW and RMSprop over the flat parameter arena: moments, clipping, master weights.
+
+use super::config::{OptimizerChoice, TrainConfig};
+use crate::backend::{Backend, Update};
+use crate::error::Result;
+use crate::model::Model;
+
+/// `torch.optim.RMSprop`'s default smoothing constant, which the DPO paper's code keeps.
+const RMSPROP_ALPHA: f64 = 0.99;
+
+/// Optimiser state, in the layout of the parameter arena.
+pub struct Optimizer<B: Backend> {
+    kind: OptimizerChoice,
+    betas: (f64, f64),
+    eps: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    steps: u64,
+    m: B::Buf<B::Acc>,
+    v: B::Buf<B::Acc>,
+    /// fp32 master weights, where the backend computes in a narrower type.
+    pub master: Option<B::Buf<B::Acc>>,
+    norm: B::Buf<f64>,
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// Zero moments for `model`. Master weights start as the model's stored values, not as their bf16 rounding.
+    pub fn new(be: &B, model: &Model<B>, c: &TrainConfig) -> Result<Self> {
+        let n = model.table.len;
+        // RMSprop has no first moment.
+        let m = if c.optim == OptimizerChoice::Adamw { n } else { 0 };
+        Ok(Self {
+            kind: c.optim,
+            betas: (c.adam_beta1, c.adam_beta2),
+            eps: c.adam_epsilon,
+            weight_decay: c.weight_decay,
+            max_grad_norm: c.max_grad_norm,
+            steps: 0,
+            m: be.zeros("optimizer first moment", m)?,
+            v: be.zeros("optimizer second moment", n)?,
+            master: if B::MASTER_WEIGHTS { Some(model.master(be)?) } else { None },
+            norm: be.zeros("gradient norm", 1)?,
+        })
+    }
+
+    fn update(&self, lr: f64, weight_decay: f64) -> Update {
+        match self.kind {
+            OptimizerChoice::Adamw => Update::AdamW {
+                lr,
+                beta1: self.betas.0,
+                beta2: self.betas.1,
+                eps: self.eps,
+                weight_decay,
+                step: self.steps,
+            },
+            OptimizerChoice::Rmsprop => Update::RmsProp { lr, alpha: RMSPROP_ALPHA, eps: self.eps, weight_decay },
+        }
+    }
+
+    /// One step at `lr`; returns the gradient norm before clipping. Where it is not finite, nothing has changed and the
+    /// step does not count.
+    pub fn step(&mut self, be: &B, model: &mut Model<B>, grads: &B::Buf<B::Acc>, lr: f64) -> Result<f64> {
+        let n = model.table.len;
+        self.steps += 1;
+        be.grad_norm(be.view_mut(&mut self.norm, 0..1), be.view(grads, 0..n))?;
+        // Norm weights and biases stand last in the arena and do not decay.
+        let decay = model.table.decay_len;
+        for (range, weight_decay) in [(0..decay, self.weight_decay), (decay..n, 0.0)] {
+            let update = self.update(lr, weight_decay);
+            let m = if self.kind == OptimizerChoice::Adamw { range.clone() } else { 0..0 };
+            be.update(
+                be.view_mut(&mut model.weights, range.clone()),
+                self.master.as_mut().map(|w| be.view_mut(w, range.clone())),
+                be.view_mut(&mut self.m, m),
+                be.view_mut(&mut self.v, range.clone()),
+                be.view(grads, range),
+                be.view(&self.norm, 0..1),
+                self.max_grad_norm,
+                &update,
+            )?;
+        }
+        let mut norm = [0.0];
+        be.download(&mut norm, be.view(&self.norm, 0..1))?;
+        if !norm[0].is_finite() {
+            self.steps -= 1;
+        }
+        Ok(norm[0])
+    }
+}

@@ -1,0 +1,110 @@
+//! The reference pass: log-probs of every response under the reference, kept in sidecars beside the shards.
+//!
+//! A sidecar belongs to one shard, one set of weights and one way of computing; nothing else may read it. The pass
+//! writes as it goes, so an interrupted one goes on where it stopped.
+
+use super::check::longest_row;
+use super::engine::{Engine, Purpose};
+use crate::backend::Backend;
+use crate::data::dataset::Dataset;
+use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::sidecar::{RefKey, Sidecars};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::progress::Progress;
+use crate::signal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How much work an interruption may lose.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
+
+/// What a pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ReferenceReport {
+    /// Responses of the data set.
+    pub responses: u64,
+    /// Responses that were computed now.
+    pub computed: u64,
+    /// Tokens computed now, each prompt once.
+    pub tokens: u64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// The reference's log-probs for all of `data`, computed where they are missing. `slots` is the token budget of the
+/// run that will read them: it is part of the key where results depend on it.
+pub fn ensure<B: Backend>(
+    be: &B,
+    model_dir: &Path,
+    data: &Dataset,
+    cache: Option<&Path>,
+    slots: usize,
+) -> Result<(Sidecars, ReferenceReport)> {
+    let begun = Instant::now();
+    let model = Model::load(be, model_dir, longest_row(data))?;
+    let shapes = if B::FIXED_SHAPES { format!(" T={slots}") } else { String::new() };
+    let key = RefKey { model_sha256: model.sha256(), fingerprint: be.fingerprint() + &shapes };
+    let mut sidecars = Sidecars::open(data, cache, &key)?;
+    for note in sidecars.notes() {
+        eprintln!("{note}");
+    }
+    let mut report = ReferenceReport { responses: data.num_responses(), ..Default::default() };
+    if sidecars.missing() > 0 {
+        let options = PlanOptions {
+            objective: Objective::Score,
+            batch_size: 64,
+            token_budget: Some(slots),
+            seed: 0,
+            shuffle: false,
+        };
+        let planner = Planner::new(data, &options)?;
+        let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
+        fill(&mut engine, &planner, &mut sidecars, &mut report)?;
+    }
+    report.seconds = begun.elapsed().as_secs_f64();
+    Ok((sidecars, report))
+}
+
+fn fill<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    planner: &Planner<'_>,
+    sidecars: &mut Sidecars,
+    report: &mut ReferenceReport,
+) -> Result<()> {
+    let steps = planner.steps_in_epoch(0);
+    let mut progress = Progress::new("reference", report.responses);
+    let (mut flushed, mut seen) = (Instant::now(), 0);
+    for step in 0..steps {
+        for mb in planner.step(0, step) {
+            seen += mb.responses.len() as u64;
+            if mb.responses.iter().all(|r| sidecars.get(r.id).is_some()) {
+                continue;
+            }
+            for (slot, logp) in mb.responses.iter().zip(engine.score(&mb)?) {
+                if !logp.is_finite() {
+                    return Err(Error::Training(format!(
+                        "the reference gives response {} the log-probability {logp}: its weights are not usable",
+                        slot.id
+                    )));
+                }
+                sidecars.set(slot.id, logp);
+            }
+            report.computed += mb.responses.len() as u64;
+            report.tokens += mb.used as u64;
+        }
+        if flushed.elapsed() >= FLUSH_EVERY || signal::stop_requested() {
+            sidecars.flush()?;
+            flushed = Instant::now();
+        }
+        if signal::stop_requested() {
+            return Err(Error::Training(format!(
+                "stopped: {} responses still to do; the same command goes on from here",
+                sidecars.missing()
+            )));
+        }
+        progress.set(seen, String::new);
+    }
+    progress.finish();
+    sidecars.flush()
+}

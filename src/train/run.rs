@@ -1,0 +1,308 @@
+//! A training run: data, reference, steps, evaluation, export.
+
+use super::check::{check_data, longest_row, open_splits};
+use super::config::{SaveDtypeChoice, TrainConfig};
+use super::engine::{Engine, Purpose};
+use super::eval::{self, EvalSet};
+use super::metrics::Totals;
+use super::optim::Optimizer;
+use super::reference;
+use super::schedule::Schedule;
+use crate::backend::Backend;
+use crate::data::dataset::Dataset;
+use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::sidecar::Sidecars;
+use crate::error::{Error, Result};
+use crate::loss::LossSpec;
+use crate::model::{self, Model};
+use crate::output::{self, RunDir};
+use crate::progress::Progress;
+use crate::signal;
+use serde_json::{Map, Value, json};
+use std::time::Instant;
+
+/// Steps in a row that may be skipped for non-finite values.
+const MAX_SKIPPED: u32 = 3;
+
+/// What a run came to.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Steps taken.
+    pub steps: u64,
+    /// Last training metrics.
+    pub last: Map<String, Value>,
+    /// First and last evaluation.
+    pub eval: Option<(Totals, Totals)>,
+    /// Seconds of the reference pass.
+    pub reference_seconds: f64,
+    /// Seconds of the steps.
+    pub train_seconds: f64,
+    /// Share of weights that the saved files change.
+    pub changed_share: f64,
+}
+
+/// Trains as `c` says and leaves the model in `c.out`.
+pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
+    let spec = c.loss();
+    let splits = open_splits(&c.data)?;
+    for d in &splits {
+        check_data(&c.model, d)?;
+    }
+    let (data, held_out) = (&splits[0], splits.get(1));
+    let options = plan_options(c);
+    let planner = Planner::new(data, &options)?;
+    let total = total_steps(c, &planner);
+    let schedule = Schedule::new(c.lr_scheduler_type, c.learning_rate, c.warmup_steps, c.warmup_ratio, total)?;
+    let out = RunDir::create(&c.out, &toml::to_string(c).map_err(|e| Error::usage(e.to_string()))?)?;
+    announce(be, c, &planner, &schedule);
+
+    let slots = planner.token_budget();
+    let mut run = Run { c, spec, be, schedule, sidecars: None, eval: None, out, summary: Summary::default() };
+    let needs_reference = spec.loss_type.def().reference;
+    if needs_reference {
+        run.sidecars = Some(run.reference(data, slots)?);
+    }
+    if let Some(d) = held_out {
+        let sidecars = if needs_reference { Some(run.reference(d, slots)?) } else { None };
+        let plan = Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options })?;
+        run.eval = Some(EvalSet { plan, sidecars });
+    }
+    let positions = splits.iter().map(longest_row).max().unwrap_or(0);
+    // Whatever the reference pass used is free again.
+    let before = be.memory_table().len();
+    let policy = Model::load(be, &c.model, positions)?;
+    let mut capacity = planner.capacity();
+    if let Some(e) = &run.eval {
+        capacity = capacity.or_larger(e.plan.capacity());
+    }
+    let mut engine = Engine::new(be, policy, capacity, Purpose::Train)?;
+    let mut optimizer = Optimizer::new(be, &engine.model, c)?;
+    output::print_memory(&be.memory_table()[before..]);
+    run.steps(&mut engine, &mut optimizer, &planner, total)?;
+    run.save(&engine.model, optimizer.master.as_ref())?;
+    Ok(run.summary)
+}
+
+/// How the run reads its data.
+fn plan_options(c: &TrainConfig) -> PlanOptions {
+    let objective = if c.loss().loss_type.def().pair.is_some() { Objective::Preference } else { Objective::Sft };
+    PlanOptions { objective, batch_size: c.batch_size, token_budget: c.token_budget, seed: c.seed, shuffle: true }
+}
+
+/// Steps of the run: `max_steps`, or whole epochs and the given share of the last.
+fn total_steps(c: &TrainConfig, planner: &Planner<'_>) -> u64 {
+    c.max_steps.unwrap_or_else(|| {
+        let whole = c.num_train_epochs.floor() as u64;
+        let part = c.num_train_epochs - whole as f64;
+        let steps: u64 = (0..whole).map(|e| planner.steps_in_epoch(e)).sum();
+        steps + (part * planner.steps_in_epoch(whole) as f64).ceil() as u64
+    })
+}
+
+fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Schedule) {
+    eprintln!("{}: {} {} -> {}", be.description(), c.model.display(), c.data.display(), c.out.display());
+    let what = if c.loss().loss_type.def().pair.is_some() { "pairs" } else { "responses" };
+    let beta = c.beta.map_or_else(String::new, |b| format!(" beta {b}"));
+    eprintln!(
+        "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",
+        planner.units(),
+        c.batch_size,
+        s.total,
+        c.loss_type.name(),
+        c.optim,
+        c.learning_rate,
+        c.lr_scheduler_type,
+        s.warmup,
+        c.max_grad_norm,
+        c.weight_decay,
+        planner.token_budget(),
+        c.seed
+    );
+    if planner.skipped_groups() > 0 {
+        eprintln!("{} prompts have nothing to train this stage on and are skipped", planner.skipped_groups());
+    }
+}
+
+struct Run<'a, B: Backend> {
+    c: &'a TrainConfig,
+    spec: LossSpec,
+    be: &'a B,
+    schedule: Schedule,
+    sidecars: Option<Sidecars>,
+    eval: Option<EvalSet<'a>>,
+    out: RunDir,
+    summary: Summary,
+}
+
+impl<B: Backend> Run<'_, B> {
+    fn reference(&mut self, data: &Dataset, slots: usize) -> Result<Sidecars> {
+        let (sidecars, report) = reference::ensure(self.be, self.c.reference(), data, self.c.cache.as_deref(), slots)?;
+        self.summary.reference_seconds += report.seconds;
+        let was = if report.computed == 0 { "found" } else { "computed" };
+        eprintln!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
+        Ok(sidecars)
+    }
+
+    /// Policy and reference start from the same weights, so that step 0 must show no difference at all.
+    fn starts_at_reference(&self) -> bool {
+        self.sidecars.is_some() && self.c.ref_model.as_ref().is_none_or(|r| *r == self.c.model)
+    }
+
+    fn steps(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        opt: &mut Optimizer<B>,
+        plan: &Planner<'_>,
+        total: u64,
+    ) -> Result<()> {
+        self.evaluate(engine, 0)?;
+        let mut progress = Progress::new(if self.sidecars.is_some() { "dpo" } else { "sft" }, total);
+        let (mut epoch, mut at, mut skipped, mut seen) = (0, 0, 0, Totals::default());
+        for step in 1..=total {
+            if at == plan.steps_in_epoch(epoch) {
+                (epoch, at) = (epoch + 1, 0);
+            }
+            let begun = Instant::now();
+            let (totals, norm, lr) = self.step(engine, opt, plan, epoch, at, step)?;
+            let seconds = begun.elapsed().as_secs_f64();
+            at += 1;
+            skipped = self.check_finite(&totals, norm, step, skipped, &progress)?;
+            self.summary.train_seconds += seconds;
+            self.summary.steps = step;
+            seen.tokens_with_prompts += totals.tokens_with_prompts;
+            let epochs = epoch as f64 + at as f64 / plan.steps_in_epoch(epoch) as f64;
+            let row = row(step, epochs, &totals, norm, lr, seen.tokens_with_prompts, seconds);
+            self.out.log(&row)?;
+            progress.set(step, || note(&totals, seconds));
+            self.summary.last = row;
+            let stop = signal::stop_requested();
+            if step == total || stop || (self.c.eval_steps > 0 && step % self.c.eval_steps == 0) {
+                self.evaluate(engine, step)?;
+            }
+            if stop {
+                progress.say(&format!("stopped after step {step} of {total}; saving what was learned so far"));
+                break;
+            }
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        opt: &mut Optimizer<B>,
+        plan: &Planner<'_>,
+        epoch: u64,
+        at: u64,
+        step: u64,
+    ) -> Result<(Totals, f64, f64)> {
+        let mut batches = plan.step(epoch, at);
+        if let Some(sidecars) = &self.sidecars {
+            eval::fill_reference(&mut batches, sidecars)?;
+        }
+        let scale = eval::mean_scale(&batches);
+        engine.clear_grads()?;
+        let mut totals = Totals::default();
+        for mb in &batches {
+            engine.accumulate(mb, &self.spec, scale, &mut totals)?;
+        }
+        if step == 1 && self.starts_at_reference() {
+            prove_step_0(&totals, &self.spec)?;
+        }
+        let lr = self.schedule.at(step - 1);
+        let grads = engine.grads.as_ref().expect("an engine made to train has gradients");
+        let norm = opt.step(engine.be, &mut engine.model, grads, lr)?;
+        Ok((totals, norm, lr))
+    }
+
+    fn check_finite(&self, totals: &Totals, norm: f64, step: u64, skipped: u32, progress: &Progress) -> Result<u32> {
+        if norm.is_finite() && totals.non_finite.is_empty() {
+            return Ok(0);
+        }
+        let shown: Vec<_> = totals.non_finite.iter().take(8).collect();
+        progress
+            .say(&format!("step {step} skipped: gradient norm {norm}, loss {}, pairs {shown:?}", totals.mean_loss()));
+        if skipped + 1 < MAX_SKIPPED {
+            return Ok(skipped + 1);
+        }
+        Err(Error::Training(format!(
+            "{MAX_SKIPPED} steps in a row had no finite gradient, the last was step {step}: lower --learning-rate, or look at pairs {shown:?}"
+        )))
+    }
+
+    fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<()> {
+        let Some(set) = &self.eval else { return Ok(()) };
+        let totals = eval::evaluate(engine, set, &self.spec)?;
+        let mut row = Map::new();
+        row.insert("step".into(), json!(step));
+        row.extend(totals.to_json("eval_"));
+        self.out.log(&row)?;
+        eprintln!("step {step}: held-out {}", eval::line(&totals));
+        let first = self.summary.eval.take().map_or_else(|| totals.clone(), |(first, _)| first);
+        self.summary.eval = Some((first, totals));
+        Ok(())
+    }
+
+    fn save(&mut self, model: &Model<B>, master: Option<&B::Buf<B::Acc>>) -> Result<()> {
+        let dtype = match self.c.save_dtype {
+            SaveDtypeChoice::Source => model::SaveDtype::Source,
+            SaveDtypeChoice::F32 => model::SaveDtype::F32,
+            SaveDtypeChoice::Bf16 => model::SaveDtype::Bf16,
+            SaveDtypeChoice::F16 => model::SaveDtype::F16,
+        };
+        let report = model::export(self.be, model, master, None, self.out.path(), dtype)?;
+        self.summary.changed_share = report.changed_share();
+        let [updated, changed] = [report.updated_share(), report.changed_share()].map(|x| 100.0 * x);
+        eprintln!(
+            "saved {}: training changed {updated:.1} % of the weights, {changed:.1} % in the saved precision",
+            self.out.path().display()
+        );
+        if changed < 0.5 * updated {
+            eprintln!("most updates are smaller than the saved precision can show; --save-dtype f32 keeps them");
+        }
+        Ok(())
+    }
+}
+
+/// DESIGN's step-0 proof: policy and reference are the same model, so that every margin is exactly 0 and the loss is
+/// exactly its value there. Anything else means that the numbers cannot be trusted, and the run ends.
+fn prove_step_0(totals: &Totals, spec: &LossSpec) -> Result<()> {
+    let want = spec.at_reference().expect("a loss with a reference is a loss of pairs");
+    let loss = totals.mean_loss();
+    if totals.off_reference == 0 && loss as f32 == want as f32 {
+        return Ok(());
+    }
+    Err(Error::Training(format!(
+        "step-0 proof failed: policy and reference are the same weights, yet {} of {} pairs differ and the loss is {loss} instead of {want}; \
+         delete the reference sidecars and try again, and report this if it stays",
+        totals.off_reference, totals.pairs
+    )))
+}
+
+fn row(step: u64, epoch: f64, t: &Totals, norm: f64, lr: f64, tokens: u64, seconds: f64) -> Map<String, Value> {
+    let mut row = Map::new();
+    row.insert("step".into(), json!(step));
+    row.insert("epoch".into(), json!(epoch));
+    row.extend(t.to_json(""));
+    row.insert("grad_norm".into(), json!(norm));
+    row.insert("learning_rate".into(), json!(lr));
+    row.insert("num_tokens".into(), json!(tokens));
+    row.insert("step_seconds".into(), json!(seconds));
+    row.insert("tokens_per_second".into(), json!(t.tokens as f64 / seconds));
+    let units = if t.pairs > 0 { ("pairs_per_second", t.pairs) } else { ("samples_per_second", t.responses) };
+    row.insert(units.0.into(), json!(units.1 as f64 / seconds));
+    row
+}
+
+fn note(t: &Totals, seconds: f64) -> String {
+    let tokens_per_s = t.tokens as f64 / seconds;
+    match t.pairs {
+        0 => format!(
+            "loss {:.4} token accuracy {:.3} {tokens_per_s:.0} tokens/s",
+            t.mean_loss(),
+            t.hits / t.chosen_tokens as f64
+        ),
+        _ => format!("loss {:.4} accuracy {:.2} {tokens_per_s:.0} tokens/s", t.mean_loss(), t.accuracy()),
+    }
+}

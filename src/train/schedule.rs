@@ -1,0 +1,83 @@
+//! Learning-rate schedules, as Hugging Face's `get_scheduler`: `step` counts from 0.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Shape of the schedule after warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[clap(rename_all = "snake_case")]
+pub enum SchedulerType {
+    /// Stays at the peak.
+    Constant,
+    /// Falls linearly to 0 at the last step.
+    Linear,
+    /// Falls to 0 along half a cosine.
+    Cosine,
+}
+
+/// A learning rate for every step of a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Schedule {
+    /// Shape after warm-up.
+    pub kind: SchedulerType,
+    /// Peak learning rate.
+    pub peak: f64,
+    /// Steps of linear warm-up from 0.
+    pub warmup: u64,
+    /// Steps of the run.
+    pub total: u64,
+}
+
+impl Schedule {
+    /// `warmup_steps` and `warmup_ratio` exclude each other; the ratio is of `total`, rounded up.
+    pub fn new(kind: SchedulerType, peak: f64, warmup_steps: u64, warmup_ratio: f64, total: u64) -> Result<Self> {
+        if warmup_steps > 0 && warmup_ratio > 0.0 {
+            return Err(Error::usage("--warmup-steps and --warmup-ratio: give one of them, not both"));
+        }
+        if !(0.0..=1.0).contains(&warmup_ratio) {
+            return Err(Error::usage(format!("--warmup-ratio {warmup_ratio}: must be in [0, 1]")));
+        }
+        let warmup = if warmup_steps > 0 { warmup_steps } else { (total as f64 * warmup_ratio).ceil() as u64 };
+        Ok(Self { kind, peak, warmup, total })
+    }
+
+    /// Learning rate of step `step`, the first being 0.
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.peak * step as f64 / self.warmup as f64;
+        }
+        let after = self.total.saturating_sub(self.warmup).max(1) as f64;
+        let done = ((step - self.warmup) as f64 / after).min(1.0);
+        self.peak
+            * match self.kind {
+                SchedulerType::Constant => 1.0,
+                SchedulerType::Linear => 1.0 - done,
+                SchedulerType::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_transformers() {
+        let s = |kind, warm, total| Schedule::new(kind, 2.0, warm, 0.0, total).unwrap();
+        let rates = |s: Schedule| (0..s.total).map(|i| s.at(i)).collect::<Vec<_>>();
+        assert_eq!(rates(s(SchedulerType::Linear, 0, 4)), [2.0, 1.5, 1.0, 0.5]);
+        assert_eq!(rates(s(SchedulerType::Linear, 2, 4)), [0.0, 1.0, 2.0, 1.0]);
+        assert_eq!(rates(s(SchedulerType::Constant, 2, 4)), [0.0, 1.0, 2.0, 2.0]);
+        let c = rates(s(SchedulerType::Cosine, 0, 4));
+        for (got, want) in c.iter().zip([2.0, 1.7071067811865475, 1.0, 0.2928932188134524]) {
+            assert!((got - want).abs() <= 1e-12, "{got} {want}");
+        }
+        assert_eq!(Schedule::new(SchedulerType::Linear, 1.0, 0, 0.1, 25).unwrap().warmup, 3);
+    }
+
+    #[test]
+    fn both_warmups_are_refused() {
+        assert!(Schedule::new(SchedulerType::Linear, 1.0, 5, 0.1, 10).is_err());
+    }
+}

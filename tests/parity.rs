@@ -10,12 +10,18 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
+use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
+use fusedpo::train::engine::{Engine, Purpose};
+use fusedpo::train::metrics::Totals;
+use fusedpo::train::optim::Optimizer;
 use model_common::*;
 use serde_json::Value;
 use std::path::PathBuf;
 
 /// Nats, of a sum over up to 300 tokens.
 const LOGP_TOL: f64 = 1e-3;
+/// Of a mean over pairs.
+const LOSS_TOL: f64 = 1e-4;
 /// Relative.
 const GRAD_TOL: f64 = 1e-3;
 
@@ -83,6 +89,86 @@ fn check_gradient(be: &Cpu<f32>, m: &Model<Cpu<f32>>, groups: &[Group], want: &V
     println!("gradient norms: worst differs by {worst:.1e} relative");
 }
 
+fn evaluate(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], spec: &LossSpec) -> Totals {
+    let mut totals = Totals::default();
+    batches.iter().for_each(|mb| engine.evaluate(mb, spec, &mut totals).unwrap());
+    totals
+}
+
+fn check_losses(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], golden: &Value) {
+    let table = [
+        ("sigmoid", LossType::Sigmoid, 0.0),
+        ("cdpo_0.1 (not in TRL 1.16)", LossType::Sigmoid, 0.1),
+        ("hinge", LossType::Hinge, 0.0),
+        ("ipo", LossType::Ipo, 0.0),
+    ];
+    for (key, loss_type, label_smoothing) in table {
+        let got = evaluate(engine, batches, &LossSpec { loss_type, beta: 0.1, label_smoothing }).mean_loss();
+        let want = golden["losses"][key]["loss_f64"].as_f64().unwrap();
+        assert!((got - want).abs() <= LOSS_TOL, "{key}: {got}, golden {want}");
+        println!("{key}: mean loss differs by {:.1e}", (got - want).abs());
+    }
+    // SFT trains on the chosen responses alone.
+    let chosen: Vec<MicroBatch> = golden["pairs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| {
+            let mut g = group(p);
+            g.responses.truncate(1);
+            g.pairs.clear();
+            pack(&[g], 0)
+        })
+        .collect();
+    let spec = LossSpec { loss_type: LossType::Sft, beta: 1.0, label_smoothing: 0.0 };
+    let (got, want) =
+        (evaluate(engine, &chosen, &spec).mean_loss(), golden["losses"]["sft"]["loss_f64"].as_f64().unwrap());
+    assert!((got - want).abs() <= LOSS_TOL, "sft: {got}, golden {want}");
+}
+
+/// What TRL itself logged for these 16 pairs as one batch.
+fn check_metrics(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], want: &Value) {
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let totals = evaluate(engine, batches, &spec);
+    let got = totals.to_json("");
+    for key in [
+        "entropy",
+        "mean_token_accuracy",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+    ] {
+        let (got, want) = (got[key].as_f64().unwrap(), want[key].as_f64().unwrap());
+        assert!((got - want).abs() <= 1e-4 + 1e-6 * want.abs(), "{key}: {got}, TRL {want}");
+    }
+    assert_eq!(totals.tokens_with_prompts, want["num_tokens"].as_u64().unwrap());
+}
+
+/// The loss of four pairs after one AdamW step from the perturbed policy.
+fn check_step(engine: &mut Engine<'_, Cpu<f32>>, groups: &[Group], want: &Value) {
+    let batches = [pack(groups, 0)];
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let args = TrainArgs {
+        model: Some("-".into()),
+        data: Some("-".into()),
+        out: Some("-".into()),
+        max_grad_norm: Some(0.0),
+        ..Default::default()
+    };
+    let c = TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap();
+    let mut opt = Optimizer::new(engine.be, &engine.model, &c).unwrap();
+    engine.clear_grads().unwrap();
+    engine.accumulate(&batches[0], &spec, 0.25, &mut Totals::default()).unwrap();
+    opt.step(engine.be, &mut engine.model, engine.grads.as_ref().unwrap(), 1e-6).unwrap();
+    let got = evaluate(engine, &batches, &spec).mean_loss();
+    let want = want["adamw_lr_1e-6"]["loss_after_f64"].as_f64().unwrap();
+    assert!((got - want).abs() <= 1e-3, "after one AdamW step: {got}, golden {want}");
+    println!("after one AdamW step the loss differs by {:.1e}", (got - want).abs());
+}
+
 #[test]
 fn smollm2_agrees_with_the_f64_truth() {
     let Some((golden, dir)) = inputs() else { return };
@@ -94,4 +180,8 @@ fn smollm2_agrees_with_the_f64_truth() {
     perturb(&be, &mut m);
     check_logps("policy", &score(&be, &m, &batches), &golden);
     check_gradient(&be, &m, &groups, &golden["grad4_sigmoid"]);
+    let mut engine = Engine::new(&be, m, capacity(&batches), Purpose::Train).unwrap();
+    check_losses(&mut engine, &batches, &golden);
+    check_metrics(&mut engine, &batches, &golden["trl_metrics_batch"]);
+    check_step(&mut engine, &groups[..4], &golden["step4"]);
 }

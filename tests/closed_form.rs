@@ -1,0 +1,181 @@
+//! DPO's theory as a test (paper, section 4): on a problem small enough to enumerate, trained on Bradley-Terry pairs
+//! drawn from a known reward, the implicit reward `beta log(pi/pi_ref)` recovers that reward up to a constant per
+//! prompt, and the policy approaches the closed-form optimum `pi* ~ pi_ref exp(r / beta)`.
+
+use fusedpo::backend::cpu::{Cpu, GemmPrecision};
+use fusedpo::backend::{Backend, Capacity};
+use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use fusedpo::loss::{LossSpec, LossType, sigmoid_of};
+use fusedpo::model::sample::uniform;
+use fusedpo::model::{Model, ModelConfig};
+use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
+use fusedpo::train::engine::{Engine, Purpose};
+use fusedpo::train::metrics::Totals;
+use fusedpo::train::optim::Optimizer;
+
+const VOCAB: u32 = 5;
+const PROMPTS: u32 = 3;
+/// All sequences of two tokens: `VOCAB^2` responses to a prompt, so that probabilities can be summed exactly.
+const RESPONSES: usize = (VOCAB * VOCAB) as usize;
+const BETA: f64 = 0.5;
+
+/// Every response to every prompt. A prompt is two different tokens: attention cannot tell how often a token repeats.
+fn all_responses() -> MicroBatch {
+    let mut mb = MicroBatch::default();
+    for p in 0..PROMPTS {
+        let start = mb.tokens.len() as u32;
+        let first = mb.responses.len() as u32;
+        let (first_prediction, first_segment) = (mb.predictions.len() as u32, mb.segments.len() as u32);
+        mb.tokens.extend([p, p + 1]);
+        mb.positions.extend([0, 1]);
+        mb.segments.push(Segment { start, len: 2, prefix_start: start, prefix_len: 0 });
+        for y in 0..RESPONSES as u32 {
+            let (at, response, n) = (mb.tokens.len() as u32, mb.responses.len() as u32, mb.predictions.len() as u32);
+            let (a, b) = (y / VOCAB, y % VOCAB);
+            mb.tokens.extend([a, b]);
+            mb.positions.extend([2, 3]);
+            mb.segments.push(Segment { start: at, len: 2, prefix_start: start, prefix_len: 2 });
+            mb.predictions.push(Prediction { row: start + 1, target: a, response });
+            mb.predictions.push(Prediction { row: at, target: b, response });
+            mb.responses.push(ResponseSlot { id: u64::from(response), predictions: n..n + 2, ref_logp: 0.0 });
+        }
+        mb.groups.push(GroupSpan {
+            id: u64::from(p),
+            prompt: start..start + 2,
+            segments: first_segment..mb.segments.len() as u32,
+            responses: first..mb.responses.len() as u32,
+            predictions: first_prediction..mb.predictions.len() as u32,
+            pairs: 0..0,
+            end: mb.tokens.len() as u32,
+        });
+    }
+    mb.used = mb.tokens.len();
+    mb.slots = mb.used;
+    mb.rows_by_token = (0..mb.used as u32).collect();
+    mb.rows_by_token.sort_by_key(|r| (mb.tokens[*r as usize], *r));
+    mb.predictions_by_row = (0..mb.predictions.len() as u32).collect();
+    mb.predictions_by_row.sort_by_key(|n| (mb.predictions[*n as usize].row, *n));
+    mb
+}
+
+/// `draws` pairs a prompt: two responses of the reference, labelled by Bradley-Terry; equal draws become weights.
+fn draw_pairs(mb: &mut MicroBatch, reference: &[f64], reward: &[f64], draws: u64) {
+    for p in 0..PROMPTS as usize {
+        let base = p * RESPONSES;
+        let pick = |u: f64| {
+            let mut left = u;
+            (0..RESPONSES)
+                .find(|y| {
+                    left -= reference[base + y].exp();
+                    left < 0.0
+                })
+                .unwrap_or(RESPONSES - 1)
+        };
+        let mut counts = vec![0f32; RESPONSES * RESPONSES];
+        for d in 0..draws {
+            let [u, v, label] = [0, 1, 2].map(|k| uniform(7, p as u64, 3 * d + k));
+            let (a, b) = (pick(u), pick(v));
+            let a_wins = label < sigmoid_of(reward[base + a] - reward[base + b]);
+            if a != b {
+                let (w, l) = if a_wins { (a, b) } else { (b, a) };
+                counts[w * RESPONSES + l] += 1.0;
+            }
+        }
+        let first = mb.pairs.len() as u32;
+        for (i, weight) in counts.into_iter().enumerate().filter(|(_, n)| *n > 0.0) {
+            let [chosen, rejected] = [i / RESPONSES, i % RESPONSES].map(|y| (base + y) as u32);
+            mb.pairs.push(PairSlot { chosen, rejected, weight, id: mb.pairs.len() as u64 });
+        }
+        mb.groups[p].pairs = first..mb.pairs.len() as u32;
+    }
+}
+
+fn config() -> ModelConfig {
+    let json = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB,
+        "max_position_embeddings": 16, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false
+    });
+    ModelConfig::parse(std::path::Path::new("config.json"), json.as_object().unwrap()).unwrap()
+}
+
+/// A reference that is far from uniform: random weights, five times the usual size.
+fn reference_model(be: &Cpu<f64>) -> Model<Cpu<f64>> {
+    let mut model = Model::random(be, config(), 3, 16).unwrap();
+    let n = model.table.len;
+    let mut values = vec![0.0; n];
+    be.download(&mut values, be.view(&model.weights, 0..n)).unwrap();
+    values[..model.table.decay_len].iter_mut().for_each(|w| *w *= 8.0);
+    be.upload(be.view_mut(&mut model.weights, 0..n), &values).unwrap();
+    model
+}
+
+#[test]
+fn dpo_finds_the_closed_form_optimum() {
+    let be = Cpu::<f64>::with(GemmPrecision::Native).unwrap();
+    let mut mb = all_responses();
+    let reward: Vec<f64> = (0..mb.responses.len() as u64).map(|i| 1.5 * (2.0 * uniform(11, 0, i) - 1.0)).collect();
+    let capacity = Capacity {
+        slots: mb.slots,
+        predictions: mb.predictions.len(),
+        responses: mb.responses.len(),
+        pairs: RESPONSES * RESPONSES * PROMPTS as usize,
+    };
+    let mut engine = Engine::new(&be, reference_model(&be), capacity, Purpose::Train).unwrap();
+
+    let reference = engine.score(&mb).unwrap();
+    for p in reference.chunks(RESPONSES) {
+        let total: f64 = p.iter().map(|l| l.exp()).sum();
+        assert!((total - 1.0).abs() <= 1e-12, "the responses to a prompt are all there is: {total}");
+    }
+    for (slot, logp) in mb.responses.iter_mut().zip(&reference) {
+        slot.ref_logp = *logp;
+    }
+    draw_pairs(&mut mb, &reference, &reward, 1_000_000);
+    let (before, _) = distance(&reference, &reference, &reward);
+
+    let path = |s: &str| Some(s.into());
+    let args =
+        TrainArgs { model: path("m"), data: path("d"), out: path("o"), max_grad_norm: Some(0.0), ..Default::default() };
+    let c = TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap();
+    let mut opt = Optimizer::new(&be, &engine.model, &c).unwrap();
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: BETA, label_smoothing: 0.0 };
+    let weight: f64 = mb.pairs.iter().map(|p| f64::from(p.weight)).sum();
+    const STEPS: usize = 1200;
+    for step in 0..STEPS {
+        engine.clear_grads().unwrap();
+        let mut totals = Totals::default();
+        engine.accumulate(&mb, &spec, 1.0 / weight, &mut totals).unwrap();
+        if step == 0 {
+            assert_eq!(totals.off_reference, 0);
+            assert_eq!(totals.mean_loss() as f32, std::f32::consts::LN_2);
+        }
+        let lr = 3e-3 * (1.0 - step as f64 / STEPS as f64);
+        let grads = engine.grads.as_ref().unwrap();
+        opt.step(&be, &mut engine.model, grads, lr).unwrap();
+    }
+    let policy = engine.score(&mb).unwrap();
+    let (kl, error) = distance(&policy, &reference, &reward);
+    println!("KL(pi || pi*): {before:.4} before, {kl:.2e} after; reward error {error:.3} (rewards span 3)");
+    assert!(before > 0.3, "{before}");
+    assert!(kl < 1e-3, "{kl}");
+    assert!(error < 0.03, "{error}");
+}
+
+/// Mean over prompts of KL(policy || pi*), and the pi*-weighted RMS error of the implicit reward, each prompt's
+/// constant taken out.
+fn distance(policy: &[f64], reference: &[f64], reward: &[f64]) -> (f64, f64) {
+    let (mut kl, mut square) = (0.0, 0.0);
+    for p in 0..PROMPTS as usize {
+        let all = p * RESPONSES..(p + 1) * RESPONSES;
+        let score = |y: usize| reference[y] + reward[y] / BETA;
+        let z: f64 = all.clone().map(|y| score(y).exp()).sum::<f64>().ln();
+        let optimum = |y: usize| score(y) - z;
+        kl += all.clone().map(|y| policy[y].exp() * (policy[y] - optimum(y))).sum::<f64>() / f64::from(PROMPTS);
+        let gap = |y: usize| BETA * (policy[y] - reference[y]) - reward[y];
+        let mean: f64 = all.clone().map(|y| optimum(y).exp() * gap(y)).sum();
+        square += all.map(|y| optimum(y).exp() * (gap(y) - mean).powi(2)).sum::<f64>() / f64::from(PROMPTS);
+    }
+    (kl, square.sqrt())
+}

@@ -10,7 +10,7 @@
 #define DYNAMIC_SHARED(type, name)                          \
     extern __shared__ __align__(128) unsigned char name##_[]; \
     type* const name = reinterpret_cast<type*>(name##_)
-#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
+#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #define EXPORT_KERNEL(name)
 #else
 #include "host/cuda_host.h"
@@ -42,7 +42,8 @@ typedef float T;
 template <> struct cuda_host::TypeName<bf16> { static constexpr const char* value = "bf16"; };
 #endif
 
-// KERNEL(256, op)(parameters) { ... } EXPORT_KERNEL(op): a kernel for at most 256 threads a block.
+// KERNEL(256, op)(parameters) { ... } EXPORT_KERNEL(op): a kernel for at most 256 threads a block. The bound asks for one
+// block a multiprocessor only, so that ptxas never spills to fit more.
 #define KERNEL(threads, name) KERNEL_(threads, EXPORTED(name))
 #define KERNEL_(threads, name) KERNEL__(threads, name)
 #define KERNEL__(threads, name) \

@@ -63,6 +63,8 @@ pub enum Arg {
     },
     /// `int`.
     I32(i32),
+    /// `long long`.
+    I64(i64),
     /// `float`.
     F32(f32),
     /// `double`.
@@ -76,6 +78,7 @@ impl Arg {
             Arg::Memory { element, write: true, .. } => format!("{element}*"),
             Arg::Memory { element, write: false, .. } => format!("const {element}*"),
             Arg::I32(_) => "i32".into(),
+            Arg::I64(_) => "i64".into(),
             Arg::F32(_) => "f32".into(),
             Arg::F64(_) => "f64".into(),
         }
@@ -86,6 +89,7 @@ impl Arg {
         match *self {
             Arg::Memory { at, .. } => at,
             Arg::I32(v) => u64::from(v as u32),
+            Arg::I64(v) => v as u64,
             Arg::F32(v) => u64::from(v.to_bits()),
             Arg::F64(v) => v.to_bits(),
         }

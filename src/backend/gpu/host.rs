@@ -219,7 +219,10 @@ unsafe fn get(m: &Matrix, i: usize) -> f32 {
     }
 }
 
-/// The definition, row by row: sums over k in order, so a row does not depend on the others.
+/// Products whose f32 sum is added to the total at once: keeps rounding near that of a tensor core.
+const BLOCK: usize = 32;
+
+/// The definition, row by row: sums over blocks of k in order, so a row does not depend on the others.
 ///
 /// # Safety
 /// As [`Driver::matmul`].
@@ -230,11 +233,14 @@ unsafe fn matmul(p: &MatMul) {
         .map(|(k, j)| unsafe { get(&p.b, if p.b_transposed { j * p.b.ld + k } else { k * p.b.ld + j }) })
         .collect();
     (0..p.m).into_par_iter().for_each(|i| {
-        let mut sum = vec![0.0f32; p.n];
+        let (mut sum, mut block) = (vec![0.0f32; p.n], vec![0.0f32; p.n]);
         for k in 0..p.k {
             // SAFETY: as above.
             let a = unsafe { get(&p.a, if p.a_transposed { k * p.a.ld + i } else { i * p.a.ld + k }) };
-            sum.iter_mut().zip(&b[k * p.n..][..p.n]).for_each(|(s, b)| *s += a * b);
+            block.iter_mut().zip(&b[k * p.n..][..p.n]).for_each(|(s, b)| *s += a * b);
+            if (k + 1) % BLOCK == 0 || k + 1 == p.k {
+                sum.iter_mut().zip(&mut block).for_each(|(s, b)| *s += std::mem::take(b));
+            }
         }
         for (j, s) in sum.iter().enumerate() {
             let at = i * p.d.ld + j;

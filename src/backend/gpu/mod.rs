@@ -5,9 +5,24 @@
 //! the geometry before it launches; a kernel checks none. Activations are bf16 (or f32, for checks), statistics and
 //! gradients of parameters f32.
 
+mod attention;
+mod backend;
+mod batch;
+mod check;
+mod decode;
 pub mod driver;
+mod embed;
+mod head;
 pub mod host;
+mod linear;
+mod loss;
+mod norm;
+mod optim;
+mod rope;
+mod rows;
 mod swiglu;
+
+pub use batch::GpuBatch;
 
 use crate::backend::{Float, Storage};
 use crate::error::{Error, Result};
@@ -63,18 +78,35 @@ impl<D: Driver, T: Storage> Buf<D, T> {
     }
 }
 
+/// Most parts that a sum over rows is cut into; more blocks than any GPU runs at once.
+const SLABS: usize = 512;
+/// Numbers in the scratch of sums over rows: a row of the widest norm for every part.
+const SCRATCH: usize = SLABS * 8192;
+
+/// Memory that ops use between two launches; held while they are enqueued, as another op on it must come after both.
+struct Scratch<D: Driver> {
+    floats: Buf<D, f32>,
+    doubles: Buf<D, f64>,
+    words: Option<Buf<D, u32>>,
+}
+
 /// A device with storage type `A` for weights and activations.
 pub struct Gpu<D: Driver, A: GpuFloat> {
     driver: Arc<D>,
     /// Name and bytes of every buffer handed out.
     memory: Mutex<Vec<(String, usize)>>,
+    scratch: Mutex<Scratch<D>>,
     storage: PhantomData<A>,
 }
 
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// A backend over `driver`.
     pub fn new(driver: D) -> Result<Self> {
-        Ok(Gpu { driver: Arc::new(driver), memory: Mutex::default(), storage: PhantomData })
+        let (driver, memory) = (Arc::new(driver), Mutex::default());
+        let floats = alloc(&driver, &memory, "sums over rows", SCRATCH)?;
+        let doubles = alloc(&driver, &memory, "sums over rows", 2 * SLABS)?;
+        let scratch = Mutex::new(Scratch { floats, doubles, words: None });
+        Ok(Gpu { driver, memory, scratch, storage: PhantomData })
     }
 
     /// The driver.
@@ -84,11 +116,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 
     /// `len` zeros, entered in the memory table under `name`. Errors: [`Error::Device`], naming what was asked for.
     pub fn alloc<T: Storage>(&self, name: &str, len: usize) -> Result<Buf<D, T>> {
-        let bytes =
-            len.checked_mul(size_of::<T>()).ok_or_else(|| Error::Device(format!("`{name}`: {len} elements")))?;
-        let at = self.driver.alloc(bytes).map_err(|e| Error::Device(format!("`{name}` ({bytes} bytes): {e}")))?;
-        lock(&self.memory).push((name.to_owned(), bytes));
-        Ok(Buf { driver: self.driver.clone(), at, len, element: PhantomData })
+        alloc(&self.driver, &self.memory, name, len)
     }
 
     /// Host to device. Errors: [`Error::Shape`] where lengths differ.
@@ -117,6 +145,18 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         // wrapper on a driver that finds writes outside.
         unsafe { self.driver.launch(Kernel { op, dtype }, grid, args) }
     }
+}
+
+fn alloc<D: Driver, T: Storage>(
+    driver: &Arc<D>,
+    memory: &Mutex<Vec<(String, usize)>>,
+    name: &str,
+    len: usize,
+) -> Result<Buf<D, T>> {
+    let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::Device(format!("`{name}`: {len} elements")))?;
+    let at = driver.alloc(bytes).map_err(|e| Error::Device(format!("`{name}` ({bytes} bytes): {e}")))?;
+    lock(memory).push((name.to_owned(), bytes));
+    Ok(Buf { driver: driver.clone(), at, len, element: PhantomData })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

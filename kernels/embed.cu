@@ -1,0 +1,39 @@
+// Embedding. x[t] = table[token[t]];   dtable[id] += sum of dx[t] over live rows t with token id.
+// Shapes     x, dx (rows, dim)   table, dtable (vocab, dim)   token (rows)   rows_by_token: live rows by (token, row).
+//            Storage T; dtable f32.
+// Launch     grid = (ceil(packs of dim / 256), min(rows, 65535)), a thread per pack; rows by grid stride, no shared memory.
+//            Backward: only the block at the start of a run of equal tokens works; it takes the whole run.
+// Traffic    forward 2 dim elements a row. Backward dim elements a row and 8 bytes for every dtable element of a token that
+//            occurs; a token that occurs often is summed by one block (4 rows in flight).
+// Order      backward: rows in order, one thread per column. No atomics.
+// Limits     token ids < vocab, rows < 2^31: checked by the wrapper.
+// Reference  src/backend/cpu/embed.rs.   Tried: not yet measured on a GPU.
+#include "common.cuh"
+
+KERNEL(256, embed_fwd)(T* __restrict__ x, const T* __restrict__ table, const unsigned* __restrict__ token, int rows, int dim) {
+    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
+    if (c >= dim) return;
+    for (size_t t = blockIdx.y; t < size_t(rows); t += gridDim.y)
+        store_pack(x + t * dim + c, load_pack(table + size_t(token[t]) * dim + c, dim - c), dim - c);
+}
+EXPORT_KERNEL(embed_fwd)
+
+KERNEL(256, embed_bwd)(float* __restrict__ dtable, const T* __restrict__ dx, const unsigned* __restrict__ token,
+                       const unsigned* __restrict__ rows_by_token, int used, int dim) {
+    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
+    if (c >= dim) return;
+    for (int i = blockIdx.y; i < used; i += gridDim.y) {
+        const unsigned id = token[rows_by_token[i]];
+        if (i > 0 && token[rows_by_token[i - 1]] == id) continue;
+        float* to = dtable + size_t(id) * dim + c;
+        auto sum = load_floats<PACK(T)>(to, dim - c);
+#pragma unroll 4
+        for (int j = i; j < used && token[rows_by_token[j]] == id; ++j) {
+            const auto d = load_pack(dx + size_t(rows_by_token[j]) * dim + c, dim - c);
+#pragma unroll
+            for (int e = 0; e < PACK(T); ++e) sum[e] += d[e];
+        }
+        store_floats(to, sum, dim - c);
+    }
+}
+EXPORT_KERNEL(embed_bwd)

@@ -1,0 +1,139 @@
+// RMSNorm.   y = x rstd w,  rstd = 1 / sqrt(mean_c(x^2) + eps).
+//            dx {=,+=} rstd (w dy - x rstd^2 mean_c(w dy x)),   dw_c = sum over rows of dy x rstd.
+// Source     Zhang & Sennrich 2019, eq. 4; eps inside the root as in Hugging Face Llama.
+// Shapes     x, y, dx, dy (rows, dim)   w (dim)   rstd (rows) f32   part (blocks, dim) f32.   Storage T, computed in f32.
+// Launch     block = (X, Y): X threads, whole warps, hold a row in registers, K packs each (a kernel per K); Y rows at a time.
+//            Forward: grid = ceil(rows / Y). Backward: a block takes `slab` consecutive rows, Y at a time, and leaves its
+//            part of dw, which reduce_slabs (reduce.cu) adds up. Backward has 4 dim bytes of dynamic shared memory.
+// Traffic    forward 2, again 2, backward 3 (4 where it adds) elements per element of x, each once: the least; plus
+//            8 dim bytes a block in backward.
+// Order      a row's sum: within a thread by pack, butterfly in a warp, warps in order. dw: rows y, y + Y, ... of the slab
+//            in a thread, y in order, slabs as reduce.cu says. All depend on shapes alone. No atomics.
+// Limits     dim <= 8192: 512 threads with 16 elements each.
+// Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
+#include "common.cuh"
+
+template <int K>
+__device__ __forceinline__ void fwd_row(T* __restrict__ y, float* __restrict__ rstd, const T* __restrict__ x,
+                                        const T* __restrict__ w, int rows, int dim, float eps, float* part) {
+    const size_t row = size_t(blockIdx.x) * blockDim.y + threadIdx.y;
+    const bool live = row < size_t(rows);
+    Floats<PACK(T)> v[K];
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
+        v[k] = load_pack(x + row * dim + c, live ? dim - c : 0);
+#pragma unroll
+        for (int i = 0; i < PACK(T); ++i) sum += v[k][i] * v[k][i];
+    }
+    const float scale = rsqrtf(block_sum_x(sum, part) / float(dim) + eps);
+    if (!live) return;
+    if (threadIdx.x == 0) rstd[row] = scale;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
+        const auto weight = load_pack(w + c, dim - c);
+#pragma unroll
+        for (int i = 0; i < PACK(T); ++i) v[k][i] = v[k][i] * scale * weight[i];
+        store_pack(y + row * dim + c, v[k], dim - c);
+    }
+}
+
+#define RMSNORM_FWD(K)                                                                                                  \
+    KERNEL(512, rmsnorm_fwd_##K)(T* __restrict__ y, float* __restrict__ rstd, const T* __restrict__ x,                  \
+                                 const T* __restrict__ w, int rows, int dim, float eps) {                               \
+        SHARED(float, part, 32);                                                                                        \
+        fwd_row<K>(y, rstd, x, w, rows, dim, eps, part);                                                                \
+    }                                                                                                                   \
+    EXPORT_KERNEL(rmsnorm_fwd_##K)
+RMSNORM_FWD(1)
+RMSNORM_FWD(2)
+#ifdef STORAGE_F32
+RMSNORM_FWD(4)
+#endif
+
+KERNEL(256, rmsnorm_again)(T* __restrict__ y, const float* __restrict__ rstd, const T* __restrict__ x,
+                           const T* __restrict__ w, int rows, int dim) {
+    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
+    if (c >= dim) return;
+    const auto weight = load_pack(w + c, dim - c);
+    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+        auto v = load_pack(x + r * dim + c, dim - c);
+        const float scale = rstd[r];
+#pragma unroll
+        for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * weight[i];
+        store_pack(y + r * dim + c, v, dim - c);
+    }
+}
+EXPORT_KERNEL(rmsnorm_again)
+
+template <int K>
+__device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__ part, const T* __restrict__ dy,
+                                         const T* __restrict__ x, const T* __restrict__ w, const float* __restrict__ rstd,
+                                         int rows, int dim, int slab, int add, float* sums, float* columns) {
+    Floats<PACK(T)> dw[K] = {};
+    const size_t first = size_t(blockIdx.x) * slab;
+    const size_t end = first + slab < size_t(rows) ? first + slab : size_t(rows);
+    for (size_t row0 = first; row0 < end; row0 += blockDim.y) {
+        const size_t row = row0 + threadIdx.y;
+        const bool live = row < end;
+        const float scale = live ? rstd[row] : 0.0f;
+        Floats<PACK(T)> v[K], g[K];
+        float sum = 0.0f;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
+            v[k] = load_pack(x + row * dim + c, have);
+            g[k] = load_pack(dy + row * dim + c, have);
+            const auto weight = load_pack(w + c, dim - c);
+#pragma unroll
+            for (int i = 0; i < PACK(T); ++i) {
+                dw[k][i] += g[k][i] * v[k][i] * scale;
+                g[k][i] *= weight[i];
+                sum += g[k][i] * v[k][i];
+            }
+        }
+        const float mean = block_sum_x(sum, sums) / float(dim) * scale * scale;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
+            T* to = dx + row * dim + c;
+            Floats<PACK(T)> old{};
+            if (add) old = load_pack<T>(to, have);
+#pragma unroll
+            for (int i = 0; i < PACK(T); ++i) g[k][i] = old[i] + scale * (g[k][i] - v[k][i] * mean);
+            store_pack(to, g[k], have);
+        }
+    }
+    // The Y sums of a column meet in shared memory, in the order of y.
+    for (int y = 0; y < int(blockDim.y); ++y) {
+        if (int(threadIdx.y) == y) {
+#pragma unroll
+            for (int k = 0; k < K; ++k)
+#pragma unroll
+                for (int i = 0; i < PACK(T); ++i) {
+                    const int c = (threadIdx.x + k * blockDim.x) * PACK(T) + i;
+                    if (c < dim) columns[c] = y ? columns[c] + dw[k][i] : dw[k][i];
+                }
+        }
+        __syncthreads();
+    }
+    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < dim; c += blockDim.x * blockDim.y)
+        part[size_t(blockIdx.x) * dim + c] = columns[c];
+}
+
+#define RMSNORM_BWD(K)                                                                                                  \
+    KERNEL(512, rmsnorm_bwd_##K)(T* __restrict__ dx, float* __restrict__ part, const T* __restrict__ dy,                \
+                                 const T* __restrict__ x, const T* __restrict__ w, const float* __restrict__ rstd,      \
+                                 int rows, int dim, int slab, int add) {                                                \
+        SHARED(float, sums, 32);                                                                                        \
+        DYNAMIC_SHARED(float, columns);                                                                                 \
+        bwd_slab<K>(dx, part, dy, x, w, rstd, rows, dim, slab, add, sums, columns);                                     \
+    }                                                                                                                   \
+    EXPORT_KERNEL(rmsnorm_bwd_##K)
+RMSNORM_BWD(1)
+RMSNORM_BWD(2)
+#ifdef STORAGE_F32
+RMSNORM_BWD(4)
+#endif

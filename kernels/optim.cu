@@ -1,0 +1,98 @@
+// Gradient norm and updates, over a range of the flat arena.
+//   norm     norm[0] = sqrt(sum g^2).
+//   clip     g *= min(1, max_norm / (norm + 1e-6)); max_norm 0: not at all. A norm that is not finite: nothing is written.
+//   adamw    m += (g - m)(1 - beta1);  v = v beta2 + g^2 (1 - beta2);  p = p decay - lr (m / (sqrt(v) / root + eps)),
+//            lr = lr / (1 - beta1^t), root = sqrt(1 - beta2^t), decay = 1 - lr weight_decay: from the host.
+//   rmsprop  g += decay p;  v = v beta2 + g^2 (1 - beta2);  p -= lr (g / (sqrt(v) + eps)).
+// Source     Loshchilov & Hutter 2019, as torch.optim.AdamW; torch.optim.RMSprop.
+// Shapes     w (n) T   p = master, m, v, g (n) f32   norm (1), part (blocks) f64. f32 storage: master is w itself.
+// Launch     norm: grid = 1024 or fewer, block = 256, a contiguous part each; then one block. Updates: a thread per 8 (bf16) or
+//            4 (f32) parameters, block = 256. The host does not wait for the norm.
+// Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32) bytes a parameter: the least.
+// Order      norm: thread-strided sums in f64, butterfly, warps in order, blocks in order. No atomics.
+// Limits     none that memory does not set.
+// Reference  src/backend/cpu/optim.rs.   Tried: not yet measured on a GPU.
+#include "common.cuh"
+
+#ifdef STORAGE_F32
+__device__ __forceinline__ double block_total(double v, double* part) { return block_sum_x(v, part); }
+
+KERNEL(256, sum_squares)(double* __restrict__ part, const float* __restrict__ g, long long n, long long slab) {
+    SHARED(double, sums, 32);
+    const long long first = blockIdx.x * slab, end = first + slab < n ? first + slab : n;
+    double sum = 0.0;
+#pragma unroll 4
+    for (long long i = first + threadIdx.x * 4; i < end; i += 4 * blockDim.x) {
+        const auto v = load_pack(g + i, int(end - i < 4 ? end - i : 4));
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum += double(v[e]) * double(v[e]);
+    }
+    sum = block_total(sum, sums);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+EXPORT_KERNEL(sum_squares)
+
+KERNEL(256, norm_of_sums)(double* __restrict__ norm, const double* __restrict__ part, int count) {
+    SHARED(double, sums, 32);
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += part[i];
+    sum = block_total(sum, sums);
+    if (threadIdx.x == 0) norm[0] = sqrt(sum);
+}
+EXPORT_KERNEL(norm_of_sums)
+#endif
+
+// The factor for the gradient; false: leave everything as it is.
+__device__ __forceinline__ bool clip(const double* norm, float max_norm, float& factor) {
+    const double n = norm[0];
+    const double f = double(max_norm) / (n + 1e-6);
+    factor = max_norm > 0.0f && f < 1.0 ? float(f) : 1.0f;
+    return n - n == 0.0;  // finite
+}
+
+__device__ __forceinline__ void store_weights(float*, const Floats<4>&, int) {}  // master is w
+__device__ __forceinline__ void store_weights(bf16* w, const Floats<8>& p, int live) { store_pack(w, p, live); }
+
+KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
+                   const double* __restrict__ norm, long long n, float lr, float decay, float beta1c, float beta2,
+                   float beta2c, float root, float eps, float max_norm) {
+    constexpr int N = PACK(T);
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
+    float factor;
+    if (i >= n || !clip(norm, max_norm, factor)) return;
+    const int live = int(n - i < N ? n - i : N);
+    auto gradient = load_floats<N>(g + i, live), first = load_floats<N>(m + i, live), second = load_floats<N>(v + i, live);
+    auto p = load_floats<N>(master + i, live);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+        const float d = gradient[e] * factor;
+        first[e] += (d - first[e]) * beta1c;
+        second[e] = second[e] * beta2 + d * d * beta2c;
+        p[e] = p[e] * decay - lr * (first[e] / (sqrtf(second[e]) / root + eps));
+    }
+    store_floats(m + i, first, live);
+    store_floats(v + i, second, live);
+    store_floats(master + i, p, live);
+    store_weights(w + i, p, live);
+}
+EXPORT_KERNEL(adamw)
+
+KERNEL(256, rmsprop)(T* w, float* master, float* __restrict__ v, const float* __restrict__ g, const double* __restrict__ norm,
+                     long long n, float lr, float decay, float beta2, float beta2c, float eps, float max_norm) {
+    constexpr int N = PACK(T);
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
+    float factor;
+    if (i >= n || !clip(norm, max_norm, factor)) return;
+    const int live = int(n - i < N ? n - i : N);
+    auto gradient = load_floats<N>(g + i, live), second = load_floats<N>(v + i, live), p = load_floats<N>(master + i, live);
+#pragma unroll
+    for (int e = 0; e < N; ++e) {
+        const float d = gradient[e] * factor + decay * p[e];
+        second[e] = second[e] * beta2 + d * d * beta2c;
+        p[e] -= lr * (d / (sqrtf(second[e]) + eps));
+    }
+    store_floats(v + i, second, live);
+    store_floats(master + i, p, live);
+    store_weights(w + i, p, live);
+}
+EXPORT_KERNEL(rmsprop)

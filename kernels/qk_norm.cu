@@ -1,0 +1,79 @@
+// Q/K norm.  RMSNorm (norm.cu has the formulas) of every query head by wq and every key head by wk, in place in qkv.
+// Source     Qwen3, as in Hugging Face.
+// Shapes     qkv, dqkv (rows, (heads + 2 kv_heads) head_dim)   raw (rows, (heads + kv_heads) head_dim): queries and keys from before
+//            rstd (rows, heads + kv_heads) f32   wq, wk (head_dim)   part (blocks, 2 head_dim) f32: dwq, dwk.   Storage T.
+// Launch     `width` lanes (a power of two) hold one head, a pack each; block = 256. Forward: a group of lanes per head.
+//            Backward: a block takes `slab` rows, its groups their heads in turn; reduce_slabs (reduce.cu) adds up part.
+// Traffic    forward 3, backward 3 elements per element of queries and keys.
+// Order      butterfly within a head; dw: heads g, g + groups, ... in a thread, groups in order, then reduce.cu. No atomics.
+// Limits     head_dim <= 32 packs (256 bf16, 128 f32).
+// Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
+#include "common.cuh"
+
+KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __restrict__ rstd, const T* __restrict__ wq,
+                         const T* __restrict__ wk, int rows, int heads, int kv_heads, int head_dim, int width, float eps) {
+    const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
+    const size_t item = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / width, row = item / all;
+    const int head = int(item % all);
+    const bool live = row < size_t(rows);
+    const int have = live ? head_dim - c : 0;
+    T* at = qkv + row * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
+    auto v = load_pack<T>(at, have);
+    store_pack(raw + item * head_dim + c, v, have);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PACK(T); ++i) sum += v[i] * v[i];
+    const float scale = rsqrtf(warp_sum(sum, width) / float(head_dim) + eps);
+    if (live && c == 0) rstd[item] = scale;
+    const auto w = load_pack((head < heads ? wq : wk) + c, have);
+#pragma unroll
+    for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * w[i];
+    store_pack(at, v, have);
+}
+EXPORT_KERNEL(qk_norm_fwd)
+
+KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T* __restrict__ raw,
+                         const float* __restrict__ rstd, const T* __restrict__ wq, const T* __restrict__ wk, int rows,
+                         int heads, int kv_heads, int head_dim, int width, int slab) {
+    SHARED(float, sums, 2 * 256 * PACK(T));
+    const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
+    const int group = threadIdx.x / width, groups = 256 / width;
+    const size_t first = size_t(blockIdx.x) * slab * all, last = size_t(rows) * all;
+    const size_t end = first + size_t(slab) * all < last ? first + size_t(slab) * all : last;
+    const auto weight_q = load_pack(wq + c, head_dim - c), weight_k = load_pack(wk + c, head_dim - c);
+    Floats<PACK(T)> dwq{}, dwk{};
+    for (size_t item0 = first; item0 < end; item0 += groups) {
+        const size_t item = item0 + group;
+        const int have = item < end ? head_dim - c : 0, head = int(item % all);
+        const float scale = item < end ? rstd[item] : 0.0f;
+        T* at = dqkv + item / all * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
+        auto g = load_pack<T>(at, have);
+        const auto v = load_pack(raw + item * head_dim + c, have);
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PACK(T); ++i) {
+            const float dw = g[i] * v[i] * scale;
+            if (head < heads) dwq[i] += dw;
+            else dwk[i] += dw;
+            g[i] *= head < heads ? weight_q[i] : weight_k[i];
+            sum += g[i] * v[i];
+        }
+        const float mean = warp_sum(sum, width) / float(head_dim) * scale * scale;
+#pragma unroll
+        for (int i = 0; i < PACK(T); ++i) g[i] = scale * (g[i] - v[i] * mean);
+        store_pack(at, g, have);
+    }
+#pragma unroll
+    for (int i = 0; i < PACK(T); ++i) {
+        sums[(group * 2 + 0) * width * PACK(T) + c + i] = dwq[i];
+        sums[(group * 2 + 1) * width * PACK(T) + c + i] = dwk[i];
+    }
+    __syncthreads();
+    for (int o = threadIdx.x; o < 2 * head_dim; o += blockDim.x) {
+        const int which = o / head_dim, column = o % head_dim;
+        float sum = 0.0f;
+        for (int g = 0; g < groups; ++g) sum += sums[(g * 2 + which) * width * PACK(T) + column];
+        part[size_t(blockIdx.x) * 2 * head_dim + o] = sum;
+    }
+}
+EXPORT_KERNEL(qk_norm_bwd)

@@ -1,0 +1,33 @@
+// RoPE.      NeoX halves, in place: (a, b) -> (a cos - b sin, b cos + a sin), a = element i, b = element i + head_dim / 2 of a
+//            head; backward with -sin. Queries and keys only; values stay.
+// Source     Su et al. 2021 (arXiv 2104.09864), layout of Hugging Face's rotate_half.
+// Shapes     qkv (rows, width), its first `heads` heads of head_dim   table (positions, head_dim) f32: cosines, then sines
+//            position (rows).   Storage T, computed in f32.
+// Launch     a thread per pack of a half head: grid = (ceil(heads * packs of half / 256), min(rows, 65535)), rows by grid stride.
+// Traffic    2 elements per element of queries and keys, and head_dim floats of the table a row (from L2).
+// Order      elementwise.
+// Limits     head_dim even; positions within the table: checked by the wrapper.
+// Reference  src/backend/cpu/rope.rs.   Tried: not yet measured on a GPU.
+#include "common.cuh"
+
+KERNEL(256, rope)(T* __restrict__ qkv, const float* __restrict__ table, const unsigned* __restrict__ position, int rows,
+                  int width, int heads, int head_dim, float sign) {
+    const int half = head_dim / 2, packs = (half + PACK(T) - 1) / PACK(T);
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, head = i / packs, c = i % packs * PACK(T);
+    if (head >= heads) return;
+    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+        const float* angles = table + size_t(position[r]) * head_dim + c;
+        T* at = qkv + r * width + size_t(head) * head_dim + c;
+        const auto cosine = load_floats<PACK(T)>(angles, half - c), sine = load_floats<PACK(T)>(angles + half, half - c);
+        auto a = load_pack<T>(at, half - c), b = load_pack<T>(at + half, half - c);
+#pragma unroll
+        for (int e = 0; e < PACK(T); ++e) {
+            const float s = sign * sine[e], old = a[e];
+            a[e] = old * cosine[e] - b[e] * s;
+            b[e] = b[e] * cosine[e] + old * s;
+        }
+        store_pack(at, a, half - c);
+        store_pack(at + half, b, half - c);
+    }
+}
+EXPORT_KERNEL(rope)

@@ -1,0 +1,298 @@
+//! A micro-batch on the device: checked once, with the tables that kernels follow without looking.
+
+use super::attention::Tables;
+use super::driver::{Driver, View};
+use super::{Buf, Gpu, GpuFloat, check};
+use crate::backend::{Capacity, Chunk};
+use crate::data::batch::{GroupSpan, MicroBatch};
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// Where each table of a batch of some [`Capacity`] starts in its buffer of `u32`; two uploads fill a batch.
+struct Layout {
+    positions: usize,
+    rows_by_token: usize,
+    prediction_rows: usize,
+    targets: usize,
+    starts: usize,
+    by_row: usize,
+    spans: usize,
+    pairs: usize,
+    groups: usize,
+    len: usize,
+}
+
+impl Layout {
+    fn new(c: Capacity) -> Layout {
+        let mut at = c.slots; // tokens come first
+        let mut next = |len: usize| {
+            let start = at;
+            at += len;
+            start
+        };
+        Layout {
+            positions: next(c.slots),
+            rows_by_token: next(c.slots),
+            prediction_rows: next(c.predictions),
+            targets: next(c.predictions),
+            starts: next(c.slots + 1),
+            by_row: next(c.predictions),
+            spans: next(2 * c.responses),
+            pairs: next(2 * c.pairs),
+            groups: next(4 * c.responses), // a group has at least one response
+            len: at,
+        }
+    }
+}
+
+/// A [`MicroBatch`] on the device. Made by `new_batch`, filled by `load_batch`, which allocates nothing.
+pub struct GpuBatch<D: Driver> {
+    capacity: Capacity,
+    layout: Layout,
+    slots: usize,
+    /// Live rows.
+    pub(super) used: usize,
+    predictions: usize,
+    pairs: usize,
+    /// Predictions of every response.
+    spans: Vec<Range<u32>>,
+    groups: Vec<GroupSpan>,
+    /// One past the largest token, position, target.
+    pub(super) tokens_end: usize,
+    pub(super) positions_end: usize,
+    pub(super) targets_end: usize,
+    words: Buf<D, u32>,
+    /// Reference log-probs of the responses, then weights of the pairs.
+    doubles: Buf<D, f64>,
+    staged_words: Vec<u32>,
+    staged_doubles: Vec<f64>,
+    /// What attention needs.
+    pub(super) attention: Tables<D>,
+}
+
+impl<D: Driver> GpuBatch<D> {
+    /// An empty batch with memory for any micro-batch within `capacity`.
+    pub fn new<A: GpuFloat>(gpu: &Gpu<D, A>, capacity: Capacity) -> Result<Self> {
+        let layout = Layout::new(capacity);
+        let doubles = capacity.responses + capacity.pairs;
+        Ok(GpuBatch {
+            words: gpu.alloc("batch", layout.len)?,
+            doubles: gpu.alloc("batch", doubles)?,
+            staged_words: vec![0; layout.len],
+            staged_doubles: vec![0.0; doubles],
+            attention: Tables::new(gpu, capacity)?,
+            spans: Vec::with_capacity(capacity.responses),
+            groups: Vec::with_capacity(capacity.responses),
+            capacity,
+            layout,
+            slots: 0,
+            used: 0,
+            predictions: 0,
+            pairs: 0,
+            tokens_end: 0,
+            positions_end: 0,
+            targets_end: 0,
+        })
+    }
+
+    /// Replaces the content; on an error the batch is empty.
+    pub fn load<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>, from: &MicroBatch) -> Result<()> {
+        (self.slots, self.used, self.predictions, self.pairs) = (0, 0, 0, 0);
+        self.spans.clear();
+        self.groups.clear();
+        check_sizes(&self.capacity, from)?;
+        check_indices(from)?;
+        self.stage(from);
+        gpu.put(self.words.all_mut(), &self.staged_words)?;
+        gpu.put(self.doubles.all_mut(), &self.staged_doubles)?;
+        self.attention.load(gpu, from)?;
+        self.spans.extend(from.responses.iter().map(|r| r.predictions.clone()));
+        self.groups.extend_from_slice(&from.groups);
+        let end = |v: &[u32]| v.iter().max().map_or(0, |m| *m as usize + 1);
+        self.tokens_end = end(&from.tokens);
+        self.positions_end = end(&from.positions);
+        self.targets_end = from.predictions.iter().map(|p| p.target as usize + 1).max().unwrap_or(0);
+        (self.slots, self.used) = (from.slots, from.used);
+        (self.predictions, self.pairs) = (from.predictions.len(), from.pairs.len());
+        Ok(())
+    }
+
+    fn stage(&mut self, from: &MicroBatch) {
+        let (l, w) = (&self.layout, &mut self.staged_words);
+        let mut fill = |at: usize, values: &mut dyn Iterator<Item = u32>| {
+            w[at..].iter_mut().zip(values).for_each(|(w, v)| *w = v);
+        };
+        fill(0, &mut from.tokens.iter().copied());
+        fill(l.positions, &mut from.positions.iter().copied());
+        fill(l.rows_by_token, &mut from.rows_by_token.iter().copied());
+        fill(l.prediction_rows, &mut from.predictions.iter().map(|p| p.row));
+        fill(l.targets, &mut from.predictions.iter().map(|p| p.target));
+        fill(l.by_row, &mut from.predictions_by_row.iter().copied());
+        fill(l.spans, &mut from.responses.iter().flat_map(|r| [r.predictions.start, r.predictions.end]));
+        fill(l.pairs, &mut from.pairs.iter().flat_map(|p| [p.chosen, p.rejected]));
+        let group = |g: &GroupSpan| [g.responses.start, g.responses.end, g.pairs.start, g.pairs.end];
+        fill(l.groups, &mut from.groups.iter().flat_map(group));
+        let mut at = 0;
+        let row = |n: u32| from.predictions[n as usize].row as usize;
+        let starts = (0..=from.slots).map(|t| {
+            while at < from.predictions_by_row.len() && row(from.predictions_by_row[at]) < t {
+                at += 1;
+            }
+            at as u32
+        });
+        fill(l.starts, &mut starts.into_iter());
+        let refs = from.responses.iter().map(|r| r.ref_logp);
+        self.staged_doubles.iter_mut().zip(refs).for_each(|(d, r)| *d = r);
+        let weights = from.pairs.iter().map(|p| f64::from(p.weight));
+        self.staged_doubles[self.capacity.responses..].iter_mut().zip(weights).for_each(|(d, w)| *d = w);
+    }
+
+    /// Rows that ops compute: all slots, so that shapes are fixed.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+    /// Predictions of the micro-batch.
+    pub fn num_predictions(&self) -> usize {
+        self.predictions
+    }
+
+    fn table(&self, start: usize, len: usize) -> View<'_, u32> {
+        self.words.view(start..start + len)
+    }
+    pub(super) fn tokens(&self) -> View<'_, u32> {
+        self.table(0, self.slots)
+    }
+    pub(super) fn positions(&self) -> View<'_, u32> {
+        self.table(self.layout.positions, self.slots)
+    }
+    pub(super) fn rows_by_token(&self) -> View<'_, u32> {
+        self.table(self.layout.rows_by_token, self.used)
+    }
+    pub(super) fn prediction_rows(&self) -> View<'_, u32> {
+        self.table(self.layout.prediction_rows, self.predictions)
+    }
+    pub(super) fn targets(&self, range: Range<usize>) -> View<'_, u32> {
+        self.table(self.layout.targets, self.predictions).part(range)
+    }
+    /// Where each row's predictions start, and the predictions in that order.
+    pub(super) fn predictions_by_row(&self) -> (View<'_, u32>, View<'_, u32>) {
+        (self.table(self.layout.starts, self.slots + 1), self.table(self.layout.by_row, self.predictions))
+    }
+    pub(super) fn spans(&self) -> View<'_, u32> {
+        self.table(self.layout.spans, 2 * self.spans.len())
+    }
+    pub(super) fn pairs(&self) -> View<'_, u32> {
+        self.table(self.layout.pairs, 2 * self.pairs)
+    }
+    pub(super) fn groups(&self, range: Range<usize>) -> View<'_, u32> {
+        self.table(self.layout.groups, 4 * self.groups.len()).part(4 * range.start..4 * range.end)
+    }
+    pub(super) fn ref_logp(&self) -> View<'_, f64> {
+        self.doubles.view(0..self.spans.len())
+    }
+    pub(super) fn weights(&self) -> View<'_, f64> {
+        self.doubles.view(self.capacity.responses..self.capacity.responses + self.pairs)
+    }
+
+    /// Checks that a chunk lies in the batch and that its responses' predictions are those it names.
+    pub(super) fn check_chunk(&self, op: &'static str, chunk: &Chunk) -> Result<()> {
+        for (name, range, len) in [
+            ("chunk.responses", &chunk.responses, self.spans.len()),
+            ("chunk.predictions", &chunk.predictions, self.predictions),
+            ("chunk.pairs", &chunk.pairs, self.pairs),
+        ] {
+            if range.start > range.end || range.end > len {
+                return Err(Error::Shape { op, name, got: range.end, want: len, shape: format!("within {len}") });
+            }
+        }
+        let mut at = chunk.predictions.start;
+        for span in &self.spans[chunk.responses.clone()] {
+            if span.start as usize != at {
+                let why = "a chunk's responses and predictions do not belong together";
+                return Err(Error::Training(format!("{op}: {why}")));
+            }
+            at = span.end as usize;
+        }
+        check::len(op, "chunk.predictions", at, &[("end of the last response", chunk.predictions.end)])
+    }
+
+    /// The groups that make up a chunk. Errors: a chunk that cuts a group.
+    pub(super) fn groups_of(&self, op: &'static str, chunk: &Chunk) -> Result<Range<usize>> {
+        let before = |g: &GroupSpan, response: usize| (g.responses.start as usize) < response;
+        let first = self.groups.partition_point(|g| before(g, chunk.responses.start));
+        let end = self.groups.partition_point(|g| before(g, chunk.responses.end)).max(first);
+        let groups = &self.groups[first..end];
+        let whole = match (groups.first(), groups.last()) {
+            (Some(a), Some(b)) => {
+                a.responses.start as usize == chunk.responses.start
+                    && b.responses.end as usize == chunk.responses.end
+                    && a.pairs.start as usize == chunk.pairs.start
+                    && b.pairs.end as usize == chunk.pairs.end
+            }
+            _ => chunk.responses.is_empty() && chunk.pairs.is_empty(),
+        };
+        if whole {
+            return Ok(first..end);
+        }
+        Err(Error::Training(format!("{op}: a chunk must hold whole groups")))
+    }
+}
+
+fn malformed(why: String) -> Error {
+    Error::Training(format!("load_batch: {why}; the micro-batch was put together wrongly"))
+}
+
+fn check_sizes(c: &Capacity, from: &MicroBatch) -> Result<()> {
+    const OP: &str = "load_batch";
+    for (name, got, most) in [
+        ("slots", from.slots, c.slots),
+        ("used", from.used, from.slots),
+        ("predictions", from.predictions.len(), c.predictions),
+        ("responses", from.responses.len(), c.responses),
+        ("groups", from.groups.len(), c.responses),
+        ("pairs", from.pairs.len(), c.pairs),
+    ] {
+        check::at_most(OP, name, got, most)?;
+    }
+    for (name, got, want) in [
+        ("tokens", from.tokens.len(), from.slots),
+        ("positions", from.positions.len(), from.slots),
+        ("rows_by_token", from.rows_by_token.len(), from.used),
+        ("predictions_by_row", from.predictions_by_row.len(), from.predictions.len()),
+    ] {
+        check::len(OP, name, got, &[("entries", want)])?;
+    }
+    Ok(())
+}
+
+/// Everything that a kernel follows without looking.
+fn check_indices(from: &MicroBatch) -> Result<()> {
+    let (used, n) = (from.used as u32, from.predictions.len() as u32);
+    if from.rows_by_token.iter().any(|r| *r >= used)
+        || !from.rows_by_token.is_sorted_by_key(|r| (from.tokens[*r as usize], *r))
+    {
+        return Err(malformed("`rows_by_token` is not the live rows by (token, row)".into()));
+    }
+    if let Some(p) = from.predictions.iter().find(|p| p.row >= used) {
+        return Err(malformed(format!("a prediction reads row {} of {used}", p.row)));
+    }
+    if from.predictions_by_row.iter().any(|p| *p >= n)
+        || !from.predictions_by_row.is_sorted_by_key(|p| (from.predictions[*p as usize].row, *p))
+    {
+        return Err(malformed("`predictions_by_row` is not the predictions by (row, index)".into()));
+    }
+    let inside = |r: &Range<u32>, end: usize| r.start <= r.end && r.end as usize <= end;
+    if !from.responses.iter().all(|r| inside(&r.predictions, from.predictions.len())) {
+        return Err(malformed("a response has predictions that do not exist".into()));
+    }
+    for g in &from.groups {
+        if !inside(&g.responses, from.responses.len()) || !inside(&g.pairs, from.pairs.len()) {
+            return Err(malformed(format!("group {} has responses or pairs that do not exist", g.id)));
+        }
+        let pairs = &from.pairs[g.pairs.start as usize..g.pairs.end as usize];
+        if let Some(p) = pairs.iter().find(|p| !g.responses.contains(&p.chosen) || !g.responses.contains(&p.rejected)) {
+            return Err(malformed(format!("pair {} reaches outside its group", p.id)));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! RMSNorm and Qwen3's q/k norm. Kernels: `kernels/norm.cu`, `kernels/qk_norm.cu`, `kernels/reduce.cu`; reference:
+//! `backend/cpu/norm.rs`.
+
+use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
+use super::{Gpu, GpuFloat, SLABS, check, columns, lock, pack};
+use crate::backend::{AttnShape, Write};
+use crate::error::Result;
+
+/// Geometry of the kernels that hold rows in registers.
+struct RowTile {
+    /// Packs a thread: 1, 2 or 4.
+    k: usize,
+    /// Threads a row.
+    x: usize,
+    /// Rows at a time.
+    y: usize,
+}
+
+fn row_tile<A: GpuFloat>(op: &'static str, dim: usize) -> Result<RowTile> {
+    check::at_most(op, "dim", dim, 8192)?;
+    let packs = dim.div_ceil(pack::<A>());
+    // At most 16 elements a thread: 2 packs of bf16, 4 of f32.
+    let k = [1, 2, 4].into_iter().find(|k| packs.div_ceil(*k) <= 512).expect("4 packs of 512 threads hold 8192");
+    let x = packs.div_ceil(k).next_multiple_of(32);
+    Ok(RowTile { k, x, y: (256 / x).max(1) })
+}
+
+fn named(names: [&'static str; 3], k: usize) -> &'static str {
+    names[k.trailing_zeros() as usize]
+}
+
+impl<D: Driver, A: GpuFloat> Gpu<D, A> {
+    /// See [`crate::backend::Backend::rmsnorm_fwd`].
+    pub fn rmsnorm_fwd(
+        &self,
+        mut y: ViewMut<A>,
+        mut rstd: ViewMut<f32>,
+        x: View<A>,
+        w: View<A>,
+        eps: f64,
+    ) -> Result<()> {
+        const OP: &str = "rmsnorm_fwd";
+        let (rows, dim) = (rstd.len(), w.len());
+        check::len(OP, "x", x.len(), &[("rows", rows), ("dim", dim)])?;
+        check::len(OP, "y", y.len(), &[("rows", rows), ("dim", dim)])?;
+        let tile = row_tile::<A>(OP, dim)?;
+        let (rows_arg, dim_arg) = (Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?);
+        let args = [y.arg(), rstd.arg(), x.arg(), w.arg(), rows_arg, dim_arg, Arg::F32(eps as f32)];
+        let grid = Grid { blocks: [rows.div_ceil(tile.y), 1, 1], threads: [tile.x, tile.y, 1], shared: 0 };
+        self.launch(named(["rmsnorm_fwd_1", "rmsnorm_fwd_2", "rmsnorm_fwd_4"], tile.k), grid, &args)
+    }
+
+    /// See [`crate::backend::Backend::rmsnorm_again`].
+    pub fn rmsnorm_again(&self, mut y: ViewMut<A>, rstd: View<f32>, x: View<A>, w: View<A>) -> Result<()> {
+        const OP: &str = "rmsnorm_again";
+        let (rows, dim) = (rstd.len(), w.len());
+        check::len(OP, "x", x.len(), &[("rows", rows), ("dim", dim)])?;
+        check::len(OP, "y", y.len(), &[("rows", rows), ("dim", dim)])?;
+        let (rows_arg, dim_arg) = (Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?);
+        let args = [y.arg(), rstd.arg(), x.arg(), w.arg(), rows_arg, dim_arg];
+        let (blocks, threads) = columns::<A>(dim, 256);
+        self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+    }
+
+    /// See [`crate::backend::Backend::rmsnorm_bwd`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn rmsnorm_bwd(
+        &self,
+        mut dx: ViewMut<A>,
+        dw: Option<ViewMut<f32>>,
+        dy: View<A>,
+        x: View<A>,
+        w: View<A>,
+        rstd: View<f32>,
+        write: Write<()>,
+    ) -> Result<()> {
+        const OP: &str = "rmsnorm_bwd";
+        let (rows, dim) = (rstd.len(), w.len());
+        for (name, len) in [("dx", dx.len()), ("dy", dy.len()), ("x", x.len())] {
+            check::len(OP, name, len, &[("rows", rows), ("dim", dim)])?;
+        }
+        if let Some(dw) = &dw {
+            check::len(OP, "dw", dw.len(), &[("dim", dim)])?;
+        }
+        let tile = row_tile::<A>(OP, dim)?;
+        let slab = rows.div_ceil(SLABS).max(1).next_multiple_of(tile.y);
+        let slabs = rows.div_ceil(slab);
+        let mut scratch = lock(&self.scratch);
+        let mut part = scratch.floats.view_mut(0..slabs * dim);
+        let sizes = [Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "slab", slab)?];
+        let add = Arg::I32(i32::from(!matches!(write, Write::Set)));
+        let args = [dx.arg(), part.arg(), dy.arg(), x.arg(), w.arg(), rstd.arg(), sizes[0], sizes[1], sizes[2], add];
+        let grid = Grid { blocks: [slabs, 1, 1], threads: [tile.x, tile.y, 1], shared: dim * 4 };
+        self.launch(named(["rmsnorm_bwd_1", "rmsnorm_bwd_2", "rmsnorm_bwd_4"], tile.k), grid, &args)?;
+        dw.map_or(Ok(()), |dw| self.reduce_slabs(dw, part.as_view(), slabs, dim))
+    }
+
+    /// `out[c] += sum of part[s * stride + c]` over `slabs`; `part` starts at the first column.
+    pub(super) fn reduce_slabs(
+        &self,
+        mut out: ViewMut<f32>,
+        part: View<f32>,
+        slabs: usize,
+        stride: usize,
+    ) -> Result<()> {
+        const OP: &str = "reduce_slabs";
+        let dim = out.len();
+        let last = slabs.saturating_sub(1) * stride + dim;
+        check::at_least(OP, "part", part.len(), &[("(slabs - 1) * stride + dim", if slabs == 0 { 0 } else { last })])?;
+        let sizes = [Arg::int(OP, "slabs", slabs)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "stride", stride)?];
+        let grid = Grid { blocks: [dim.div_ceil(32), 1, 1], threads: [32, 8, 1], shared: 0 };
+        self.launch_as(Dtype::F32, OP, grid, &[out.arg(), part.arg(), sizes[0], sizes[1], sizes[2]])
+    }
+
+    /// See [`crate::backend::Backend::qk_norm_fwd`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn qk_norm_fwd(
+        &self,
+        mut qkv: ViewMut<A>,
+        mut raw: ViewMut<A>,
+        mut rstd: ViewMut<f32>,
+        wq: View<A>,
+        wk: View<A>,
+        shape: AttnShape,
+        eps: f64,
+    ) -> Result<()> {
+        const OP: &str = "qk_norm_fwd";
+        let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), shape)?;
+        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), wq.arg(), wk.arg()];
+        args.extend(sizes);
+        args.push(Arg::F32(eps as f32));
+        let lanes = rows * (shape.heads + shape.kv_heads) * width;
+        self.launch(OP, Grid::new([lanes.div_ceil(256), 1], 256), &args)
+    }
+
+    /// See [`crate::backend::Backend::qk_norm_bwd`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn qk_norm_bwd(
+        &self,
+        mut dqkv: ViewMut<A>,
+        dwq: Option<ViewMut<f32>>,
+        dwk: Option<ViewMut<f32>>,
+        raw: View<A>,
+        rstd: View<f32>,
+        wq: View<A>,
+        wk: View<A>,
+        shape: AttnShape,
+    ) -> Result<()> {
+        const OP: &str = "qk_norm_bwd";
+        let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), shape)?;
+        let dim = shape.head_dim;
+        for (name, dw) in [("dwq", &dwq), ("dwk", &dwk)] {
+            check::len(OP, name, dw.as_ref().map_or(dim, ViewMut::len), &[("head_dim", dim)])?;
+        }
+        let slab = rows.div_ceil(SLABS).max(1);
+        let slabs = rows.div_ceil(slab);
+        let mut scratch = lock(&self.scratch);
+        let mut part = scratch.floats.view_mut(0..slabs * 2 * dim);
+        let mut args = vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), wq.arg(), wk.arg()];
+        args.extend(sizes);
+        args.push(Arg::int(OP, "slab", slab)?);
+        self.launch(OP, Grid::new([slabs, 1], 256), &args)?;
+        if slabs == 0 {
+            return Ok(());
+        }
+        let part = part.as_view();
+        if let Some(dwq) = dwq {
+            self.reduce_slabs(dwq, part, slabs, 2 * dim)?;
+        }
+        dwk.map_or(Ok(()), |dwk| self.reduce_slabs(dwk, part.part(dim..part.len()), slabs, 2 * dim))
+    }
+}
+
+/// Rows, lanes a head, and the arguments rows, heads, kv_heads, head_dim, lanes.
+fn qk_sizes<A: GpuFloat>(
+    op: &'static str,
+    qkv: usize,
+    raw: usize,
+    rstd: usize,
+    wq: usize,
+    wk: usize,
+    shape: AttnShape,
+) -> Result<(usize, usize, [Arg; 5])> {
+    check::attn(op, &shape)?;
+    check::at_most(op, "head_dim", shape.head_dim, 32 * pack::<A>())?;
+    let rows = check::rows(op, "qkv", qkv, shape.qkv_width())?;
+    check::len(op, "raw", raw, &[("rows", rows), ("q_width + kv_width", shape.q_width() + shape.kv_width())])?;
+    check::len(op, "rstd", rstd, &[("rows", rows), ("heads + kv_heads", shape.heads + shape.kv_heads)])?;
+    check::len(op, "wq", wq, &[("head_dim", shape.head_dim)])?;
+    check::len(op, "wk", wk, &[("head_dim", shape.head_dim)])?;
+    let width = shape.head_dim.div_ceil(pack::<A>()).next_power_of_two();
+    let int = |name, v| Arg::int(op, name, v);
+    let sizes = [
+        int("rows", rows)?,
+        int("heads", shape.heads)?,
+        int("kv_heads", shape.kv_heads)?,
+        int("head_dim", shape.head_dim)?,
+        int("lanes", width)?,
+    ];
+    Ok((rows, width, sizes))
+}

@@ -1,0 +1,35 @@
+//! Rotary embedding. Kernel: `kernels/rope.cu`; reference: `backend/cpu/rope.rs`.
+
+use super::batch::GpuBatch;
+use super::driver::{Arg, Driver, Grid, View, ViewMut};
+use super::{Gpu, GpuFloat, check, pack};
+use crate::backend::{AttnShape, Rotation};
+use crate::error::Result;
+
+impl<D: Driver, A: GpuFloat> Gpu<D, A> {
+    /// See [`crate::backend::Backend::rope`].
+    pub fn rope(
+        &self,
+        mut qkv: ViewMut<A>,
+        table: View<f32>,
+        batch: &GpuBatch<D>,
+        shape: AttnShape,
+        direction: Rotation,
+    ) -> Result<()> {
+        const OP: &str = "rope";
+        check::attn(OP, &shape)?;
+        let (rows, dim, heads) = (batch.slots(), shape.head_dim, shape.heads + shape.kv_heads);
+        check::len(OP, "head_dim", dim, &[("2", 2), ("halves", dim / 2)])?;
+        check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
+        let positions = check::rows(OP, "table", table.len(), dim)?;
+        check::at_least(OP, "table", positions, &[("largest position + 1", batch.positions_end)])?;
+        let sign = Arg::F32(if direction == Rotation::Forward { 1.0 } else { -1.0 });
+        let int = |name, v| Arg::int(OP, name, v);
+        let sizes = [int("rows", rows)?, int("width", shape.qkv_width())?, int("heads", heads)?, int("dim", dim)?];
+        let args = [qkv.arg(), table.arg(), batch.positions().arg(), sizes[0], sizes[1], sizes[2], sizes[3], sign];
+        let packs = heads * (dim / 2).div_ceil(pack::<A>());
+        let blocks = packs.div_ceil(256);
+        let threads = packs.div_ceil(blocks).next_multiple_of(32);
+        self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+    }
+}

@@ -1,0 +1,166 @@
+//! The fused head: statistics, the gradient in place of the logits, and the products behind it.
+
+use crate::batches::{capacity, chunk, micro_batch};
+use crate::check::{assert_bf16_rule, assert_close};
+use crate::{Case, F32, Noise, Outputs, SEEDS, both, buf, compare, fetch, unset, v};
+use fusedpo::backend::cpu::Cpu;
+use fusedpo::backend::gpu::driver::Dtype;
+use fusedpo::backend::gpu::{Gpu, GpuFloat};
+use fusedpo::backend::{Backend, HeadMode, HeadStats};
+use fusedpo::data::batch::MicroBatch;
+use half::bf16;
+use std::ops::Range;
+
+struct Head {
+    micro: MicroBatch,
+    groups: Range<usize>,
+    dim: usize,
+    vocab: usize,
+    x: Vec<f64>,
+    w: Vec<f64>,
+    coef: Vec<f64>,
+    mode: HeadMode,
+    /// Storage type, for `plain`.
+    bf16: bool,
+}
+
+impl Head {
+    /// Statistics, and the logits buffer as it is left.
+    fn forward<B: Backend>(&self, be: &B) -> ([Vec<f64>; 4], B::Buf<B::Acc>) {
+        let mut batch = be.new_batch(capacity(&self.micro)).unwrap();
+        be.load_batch(&mut batch, &self.micro).unwrap();
+        let chunk = chunk(&self.micro, self.groups.clone());
+        let n = chunk.predictions.len();
+        let (x, w) = (buf::<B, B::Act>(be, &self.x), buf::<B, B::Act>(be, &self.w));
+        let mut logits = unset::<B, B::Acc>(be, (n + 1) * self.vocab);
+        let mut stats = [(); 4].map(|()| unset::<B, B::Acc>(be, n));
+        let [logp, entropy, log_sum_p2, hit] = &mut stats;
+        let out = HeadStats {
+            logp: v!(be, mut *logp),
+            entropy: v!(be, mut *entropy),
+            log_sum_p2: v!(be, mut *log_sum_p2),
+            hit: v!(be, mut *hit),
+        };
+        be.head_fwd(out, v!(be, mut logits), v!(be, x), v!(be, w), &batch, &chunk, self.mode).unwrap();
+        (stats.map(|s| fetch::<B, B::Acc>(be, &s)), logits)
+    }
+    fn rows(&self) -> usize {
+        self.coef.len()
+    }
+    /// G in f64.
+    fn gradient(&self) -> Vec<f64> {
+        fetch::<Cpu<f64>, f64>(&Cpu::new().unwrap(), &self.forward(&Cpu::<f64>::new().unwrap()).1)
+            [..self.rows() * self.vocab]
+            .to_vec()
+    }
+}
+
+impl Case for Head {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let ([logp, entropy, p2, hit], logits) = self.forward(be);
+        let mut outputs =
+            vec![("logp", logp, false), ("entropy", entropy, false), ("log_sum_p2", p2, false), ("hit", hit, false)];
+        if self.mode == HeadMode::Train {
+            let (x, w) = (buf::<B, B::Act>(be, &self.x), buf::<B, B::Act>(be, &self.w));
+            let coef = buf::<B, B::Acc>(be, &self.coef);
+            let mut dx = unset::<B, B::Act>(be, self.x.len());
+            let mut dw = buf::<B, B::Acc>(be, &vec![0.125; self.w.len()]);
+            let mut scaled = unset::<B, B::Act>(be, self.x.len() + 5);
+            let (scratch, z) = (v!(be, mut scaled), v!(be, logits));
+            be.head_bwd(v!(be, mut dx), Some(v!(be, mut dw)), scratch, z, v!(be, x), v!(be, w), v!(be, coef)).unwrap();
+            // dw sums bf16 products: an activation's rounding, in f32.
+            outputs.extend([("dx", fetch(be, &dx), true), ("dw", fetch(be, &dw), true)]);
+        }
+        outputs
+    }
+    /// Logarithms of sums that start at 1.
+    fn terms(&self, output: &str) -> f64 {
+        if ["logp", "entropy", "log_sum_p2"].contains(&output) { 1.0 } else { 0.0 }
+    }
+    /// G, `c x` and the product before `c` are kept in bf16.
+    fn plain(&self) -> Option<Outputs> {
+        if !self.bf16 || self.mode == HeadMode::Score {
+            return None;
+        }
+        let r = |x: f64| bf16::from_f64(x).to_f64();
+        let g: Vec<f64> = self.gradient().into_iter().map(r).collect();
+        let (dim, vocab) = (self.dim, self.vocab);
+        let mut dx = vec![0.0; self.x.len()];
+        let mut dw = vec![0.125; self.w.len()];
+        for n in 0..self.rows() {
+            let (g, c) = (&g[n * vocab..][..vocab], self.coef[n]);
+            for j in 0..dim {
+                let sum: f64 = g.iter().enumerate().map(|(t, g)| g * self.w[t * dim + j]).sum();
+                dx[n * dim + j] = r(c * r(sum));
+                let scaled = r(c * self.x[n * dim + j]);
+                g.iter().enumerate().for_each(|(t, g)| dw[t * dim + j] += g * scaled);
+            }
+        }
+        let empty = ("", Vec::new(), false);
+        Some(vec![empty.clone(), empty.clone(), empty.clone(), empty, ("dx", dx, true), ("dw", dw, true)])
+    }
+}
+
+fn case<A: GpuFloat>(vocab: usize, dim: usize, scale: f64, mode: HeadMode) -> Head {
+    let mut noise = Noise(vocab as u64);
+    let groups: [(u32, &[u32]); 3] = [(2, &[1, 2]), (3, &[2, 1]), (1, &[1])];
+    let micro = micro_batch(24, &groups, vocab as u32, || noise.uniform());
+    let groups = 1..3;
+    let n = chunk(&micro, groups.clone()).predictions.len();
+    Head {
+        micro,
+        groups,
+        dim,
+        vocab,
+        x: noise.vec::<A>(n * dim, scale),
+        w: noise.vec::<A>(vocab * dim, 1.0),
+        coef: noise.vec::<f32>(n, 0.1),
+        mode,
+        bf16: A::DTYPE == Dtype::Bf16,
+    }
+}
+
+// Odd, one tile, several, more than a pass of the first loop holds; flat and peaked rows.
+const SIZES: [(usize, usize, f64); 6] =
+    [(2, 3, 1.0), (33, 4, 1.0), (1000, 8, 6.0), (4099, 3, 2.0), (8200, 2, 1.0), (16404, 2, 9.0)];
+
+fn head<A: GpuFloat>() {
+    for (vocab, dim, scale) in SIZES {
+        for mode in [HeadMode::Train, HeadMode::Score] {
+            compare::<A>(&format!("head of {vocab}, {mode:?}"), &case::<A>(vocab, dim, scale, mode));
+        }
+    }
+}
+both!(head);
+
+/// G itself, where it lies: each row of G at the start of its row of logits.
+fn gradient_in_place<A: GpuFloat>() {
+    for (vocab, dim, scale) in SIZES {
+        let case = case::<A>(vocab, dim, scale, HeadMode::Train);
+        let want = case.gradient();
+        for seed in SEEDS {
+            let Some(driver) = crate::host::host_driver(seed) else { return };
+            let gpu = Gpu::<_, A>::new(driver).unwrap();
+            let logits = case.forward(&gpu).1;
+            let mut raw = vec![0.0f32; (case.rows() + 1) * vocab];
+            gpu.get(&mut raw, logits.all()).unwrap();
+            let elements: &[A] = bytemuck::cast_slice(&raw);
+            let ld = vocab * 4 / size_of::<A>();
+            let got: Vec<f64> =
+                (0..case.rows()).flat_map(|n| elements[n * ld..][..vocab].iter().map(|g| g.to_f64())).collect();
+            let name = format!("G of {vocab}, schedule {seed}");
+            match A::DTYPE {
+                Dtype::Bf16 => {
+                    let plain: Vec<f64> = want.iter().map(|w| bf16::from_f64(*w).to_f64()).collect();
+                    assert_bf16_rule(&name, &got, &plain, &want, 0.0);
+                }
+                Dtype::F32 => assert_close(&name, &got, &want, F32, 0.0),
+            }
+            assert!(
+                raw[case.rows() * vocab..].iter().all(|z| z.is_nan()),
+                "{name}: rows behind the chunk are untouched"
+            );
+        }
+    }
+}
+both!(gradient_in_place);

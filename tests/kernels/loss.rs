@@ -1,0 +1,58 @@
+//! Per-response sums, losses and coefficients, for every loss of the table.
+
+use crate::batches::{capacity, chunk, micro_batch};
+use crate::{Case, Noise, Outputs, buf, compare, fetch, unset, v};
+use fusedpo::backend::{Backend, LossOut, PAIR_STATS, RESPONSE_STATS};
+use fusedpo::data::batch::MicroBatch;
+use fusedpo::loss::{LOSSES, LossSpec, LossType};
+use std::ops::Range;
+
+struct Loss {
+    micro: MicroBatch,
+    groups: Range<usize>,
+    spec: LossSpec,
+    logp: Vec<f64>,
+    entropy: Vec<f64>,
+    hit: Vec<f64>,
+}
+impl Case for Loss {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let mut batch = be.new_batch(capacity(&self.micro)).unwrap();
+        be.load_batch(&mut batch, &self.micro).unwrap();
+        let chunk = chunk(&self.micro, self.groups.clone());
+        let stats = [&self.logp, &self.entropy, &self.hit].map(|s| buf::<B, B::Acc>(be, s));
+        let mut coef = unset::<B, B::Acc>(be, chunk.predictions.len());
+        let mut responses = unset::<B, f64>(be, chunk.responses.len() * RESPONSE_STATS);
+        let mut pairs = unset::<B, f64>(be, chunk.pairs.len() * PAIR_STATS);
+        let out = LossOut { coef: v!(be, mut coef), responses: v!(be, mut responses), pairs: v!(be, mut pairs) };
+        let [logp, entropy, hit] = &stats;
+        be.loss(out, v!(be, *logp), v!(be, *entropy), v!(be, *hit), &batch, &chunk, &self.spec, 0.125).unwrap();
+        vec![
+            ("coef", fetch(be, &coef), false),
+            ("responses", fetch(be, &responses), false),
+            ("pairs", fetch(be, &pairs), false),
+        ]
+    }
+}
+
+#[test]
+fn loss() {
+    for def in LOSSES {
+        for (label_smoothing, groups) in [(0.0, 0..4), (0.1, 1..3), (0.0, 3..4)] {
+            let label_smoothing = if def.loss_type == LossType::Sigmoid { label_smoothing } else { 0.0 };
+            let mut noise = Noise(7);
+            let sizes: [(u32, &[u32]); 4] = [(2, &[40, 3]), (3, &[2, 1, 70, 4, 9]), (1, &[1, 1]), (4, &[5, 33, 2, 8])];
+            let micro = micro_batch(200, &sizes, 50, || noise.uniform());
+            let n = chunk(&micro, groups.clone()).predictions.len();
+            let case = Loss {
+                micro,
+                groups: groups.clone(),
+                spec: LossSpec { loss_type: def.loss_type, beta: 0.3, label_smoothing },
+                logp: (0..n).map(|_| f64::from(-3.0 * noise.uniform() as f32)).collect(),
+                entropy: noise.vec::<f32>(n, 1.0),
+                hit: (0..n).map(|_| noise.uniform().round()).collect(),
+            };
+            compare::<f32>(&format!("loss {:?} of {groups:?}", def.loss_type), &case);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Gradient norm and updates.
+
+use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
+use fusedpo::backend::gpu::GpuFloat;
+use fusedpo::backend::{Backend, Update};
+
+struct Steps {
+    w: Vec<f64>,
+    g: Vec<Vec<f64>>,
+    max_grad_norm: f64,
+    rmsprop: bool,
+}
+impl Case for Steps {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let n = self.w.len();
+        let mut w = buf::<B, B::Act>(be, &self.w);
+        let mut master = B::MASTER_WEIGHTS.then(|| buf::<B, B::Acc>(be, &self.w));
+        let (mut m, mut v) = (buf::<B, B::Acc>(be, &vec![0.0; n]), buf::<B, B::Acc>(be, &vec![0.0; n]));
+        let mut norms = Vec::new();
+        for (i, g) in self.g.iter().enumerate() {
+            let (g, mut norm) = (buf::<B, B::Acc>(be, g), unset::<B, f64>(be, 1));
+            be.grad_norm(v!(be, mut norm), v!(be, g)).unwrap();
+            norms.extend(fetch::<B, f64>(be, &norm));
+            let (lr, eps, weight_decay) = (1e-2, 1e-8, 0.1);
+            let update = if self.rmsprop {
+                Update::RmsProp { lr, alpha: 0.99, eps, weight_decay }
+            } else {
+                Update::AdamW { lr, beta1: 0.9, beta2: 0.999, eps, weight_decay, step: i as u64 + 1 }
+            };
+            let shadow = master.as_mut().map(|m| v!(be, mut *m));
+            let (first, second) = (v!(be, mut m), v!(be, mut v));
+            be.update(v!(be, mut w), shadow, first, second, v!(be, g), v!(be, norm), self.max_grad_norm, &update)
+                .unwrap();
+        }
+        let finite: Vec<f64> = norms.iter().map(|n| if n.is_finite() { *n } else { -1.0 }).collect();
+        let master = master.map_or_else(|| fetch::<B, B::Act>(be, &w), |m| fetch::<B, B::Acc>(be, &m));
+        vec![
+            ("norm", finite, false),
+            ("m", fetch(be, &m), false),
+            ("v", fetch(be, &v), false),
+            ("master", master, false),
+            ("w", fetch(be, &w), true),
+        ]
+    }
+}
+
+fn updates<A: GpuFloat>() {
+    for (n, max_grad_norm, rmsprop) in
+        [(1, 0.0, false), (37, 1.0, false), (5000, 1e6, false), (2055, 1.0, true), (8, 0.0, true)]
+    {
+        let mut noise = Noise(n as u64);
+        // Gradients of the first step are not small beside eps; the third one's are not all finite.
+        let mut g: Vec<Vec<f64>> = (0..4).map(|_| noise.vec::<f32>(n, 0.5)).collect();
+        g[2][n / 2] = f64::NAN;
+        let case = Steps { w: noise.vec::<A>(n, 1.0), g, max_grad_norm, rmsprop };
+        compare::<A>(&format!("update of {n}, clip {max_grad_norm}, rmsprop {rmsprop}"), &case);
+    }
+}
+both!(updates);
+
+/// A norm that is not finite leaves every number as it was, whatever the options.
+fn not_finite_changes_nothing<A: GpuFloat>() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let w: Vec<f64> = Noise(5).vec::<A>(20, 1.0);
+        let case = Steps { w: w.clone(), g: vec![vec![bad; 20]], max_grad_norm: 1.0, rmsprop: false };
+        let Some(driver) = crate::host::host_driver(1) else { return };
+        let got = case.run(&fusedpo::backend::gpu::Gpu::<_, A>::new(driver).unwrap());
+        assert_eq!(got[3].1, w);
+        assert_eq!(got[4].1, w.iter().map(|x| A::from_f64(*x).to_f64()).collect::<Vec<_>>());
+        assert!(got[1].1.iter().chain(&got[2].1).all(|x| *x == 0.0));
+    }
+}
+both!(not_finite_changes_nothing);

@@ -1,0 +1,103 @@
+//! Ops that follow a micro-batch: embedding, RoPE, gather and scatter.
+
+use crate::batches::{capacity, micro_batch};
+use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
+use fusedpo::backend::gpu::GpuFloat;
+use fusedpo::backend::{AttnShape, Backend, Rotation};
+use fusedpo::data::batch::MicroBatch;
+
+const VOCAB: usize = 11;
+
+/// Groups of many shapes: a lone response, an empty prompt, several responses, and a dummy tail.
+pub fn mixed(noise: &mut Noise) -> MicroBatch {
+    micro_batch(70, &[(5, &[3, 1]), (0, &[4]), (1, &[2, 2, 7]), (9, &[6, 5, 4, 3])], VOCAB as u32, || noise.uniform())
+}
+
+struct Rows {
+    micro: MicroBatch,
+    dim: usize,
+    table: Vec<f64>,
+    x: Vec<f64>,
+    out: Vec<f64>,
+}
+impl Case for Rows {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let (m, dim) = (&self.micro, self.dim);
+        let mut batch = be.new_batch(capacity(m)).unwrap();
+        be.load_batch(&mut batch, m).unwrap();
+        // The GPU computes all slots, the CPU the live ones: those are compared.
+        let (rows, live) = (be.rows(&batch), m.used * dim);
+        let table = buf::<B, B::Act>(be, &self.table);
+        let mut x = unset::<B, B::Act>(be, rows * dim);
+        be.embed_fwd(v!(be, mut x), v!(be, table), &batch, dim).unwrap();
+        let dx = buf::<B, B::Act>(be, &self.x[..rows * dim]);
+        let mut dtable = buf::<B, B::Acc>(be, &self.table);
+        be.embed_bwd(v!(be, mut dtable), v!(be, dx), &batch, dim).unwrap();
+        let mut gathered = unset::<B, B::Act>(be, m.predictions.len() * dim);
+        be.gather_rows(v!(be, mut gathered), v!(be, dx), &batch, dim).unwrap();
+        let out = buf::<B, B::Act>(be, &self.out);
+        let mut scattered = unset::<B, B::Act>(be, rows * dim);
+        be.scatter_rows(v!(be, mut scattered), v!(be, out), &batch, dim).unwrap();
+        let scattered = fetch::<B, B::Act>(be, &scattered);
+        assert!(scattered[live..].iter().all(|x| *x == 0.0), "rows that predict nothing get no gradient");
+        vec![
+            ("x", fetch::<B, B::Act>(be, &x)[..live].to_vec(), true),
+            ("dtable", fetch(be, &dtable), false),
+            ("gathered", fetch(be, &gathered), true),
+            ("scattered", scattered[..live].to_vec(), true),
+        ]
+    }
+}
+fn rows<A: GpuFloat>() {
+    for dim in [1, 13, 64, 2056] {
+        let mut noise = Noise(dim as u64);
+        let micro = mixed(&mut noise);
+        let case = Rows {
+            dim,
+            table: noise.vec::<A>(VOCAB * dim, 1.0),
+            x: noise.vec::<A>(micro.slots * dim, 1.0),
+            out: noise.vec::<A>(micro.predictions.len() * dim, 1.0),
+            micro,
+        };
+        compare::<A>(&format!("rows of {dim}"), &case);
+    }
+}
+both!(rows);
+
+struct Rope {
+    micro: MicroBatch,
+    shape: AttnShape,
+    table: Vec<f64>,
+    qkv: Vec<f64>,
+}
+impl Case for Rope {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let mut batch = be.new_batch(capacity(&self.micro)).unwrap();
+        be.load_batch(&mut batch, &self.micro).unwrap();
+        let width = self.shape.qkv_width();
+        let (rows, live) = (be.rows(&batch) * width, self.micro.used * width);
+        let table = buf::<B, B::Acc>(be, &self.table);
+        let turn = |direction| {
+            let mut qkv = buf::<B, B::Act>(be, &self.qkv[..rows]);
+            be.rope(v!(be, mut qkv), v!(be, table), &batch, self.shape, direction).unwrap();
+            fetch::<B, B::Act>(be, &qkv)[..live].to_vec()
+        };
+        vec![("forward", turn(Rotation::Forward), true), ("backward", turn(Rotation::Backward), true)]
+    }
+}
+fn rope<A: GpuFloat>() {
+    for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 6), (4, 2, 64), (9, 3, 40), (5, 1, 128)] {
+        let shape = AttnShape { heads, kv_heads, head_dim };
+        let mut noise = Noise(head_dim as u64);
+        let micro = mixed(&mut noise);
+        let positions = 20;
+        let angle = |i: usize| (i / head_dim) as f64 * 0.7_f64.powi((i % (head_dim / 2)) as i32);
+        let half = head_dim / 2;
+        let table =
+            (0..positions * head_dim).map(|i| if i % head_dim < half { angle(i).cos() } else { angle(i).sin() });
+        let table = table.map(|x| f64::from(x as f32)).collect();
+        let case = Rope { shape, table, qkv: noise.vec::<A>(micro.slots * shape.qkv_width(), 1.0), micro };
+        compare::<A>(&format!("rope {heads}/{kv_heads} x {head_dim}"), &case);
+    }
+}
+both!(rope);

@@ -13,7 +13,7 @@ pub fn micro_batch(slots: usize, groups: &[Sizes], vocab: u32, mut random: impl 
     for (id, (prompt, responses)) in groups.iter().enumerate() {
         let start = m.tokens.len() as u32;
         let first = (m.segments.len(), m.responses.len(), m.predictions.len(), m.pairs.len());
-        let mut push = |m: &mut MicroBatch, position, random: &mut dyn FnMut() -> f64| {
+        let push = |m: &mut MicroBatch, position, random: &mut dyn FnMut() -> f64| {
             m.tokens.push((random() * f64::from(vocab)) as u32 % vocab);
             m.positions.push(position);
         };

@@ -69,10 +69,7 @@ fn sound_kernels_pass_and_faulty_ones_fail() {
 #[test]
 fn errors_say_what_is_wrong() {
     let block = |threads| Grid::new([1, 1], threads);
-    let error = |kernel, grid, extra: &[Arg]| match run(kernel, grid, N, 1, extra) {
-        None => None,
-        Some(result) => Some(result.expect_err(kernel)),
-    };
+    let error = |kernel, grid, extra: &[Arg]| run(kernel, grid, N, 1, extra).map(|result| result.expect_err(kernel));
     let check = |got: Option<String>, want: &str| {
         if let Some(got) = got {
             assert!(got.contains(want), "{got}");
@@ -105,8 +102,8 @@ fn swapped_and_foreign_arguments_are_refused() {
     let mut buf: Buf<HostDriver, f32> = gpu.alloc("x", N).unwrap();
     let (write, read) = (buf.all_mut().arg(), buf.all().arg());
     let launch = |args: &[Arg]| {
-        // SAFETY: refused before anything runs; that is what is tested.
         let kernel = Kernel { op: "fault_none", dtype: Dtype::F32 };
+        // SAFETY: refused before anything runs; that is what is tested.
         unsafe { gpu.driver().launch(kernel, Grid::new([1, 1], N), args) }.unwrap_err().to_string()
     };
     assert!(launch(&[read, write]).contains("arguments are `const f32*,f32*`"));

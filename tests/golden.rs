@@ -3,7 +3,7 @@
 
 mod model_common;
 
-use fusedpo::backend::{Backend, Float};
+use fusedpo::backend::{Backend, Float, Update};
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
 use model_common::*;
@@ -132,6 +132,53 @@ fn gradients<B: Backend>(
 #[test]
 fn f64_agrees_to_1e_9() {
     MODELS.iter().for_each(|name| check(&cpu64(), name, 1e-9));
+}
+
+/// Mean over the tokens of every row's first response.
+#[test]
+fn sft_loss_agrees() {
+    let (be, g) = (cpu64(), golden());
+    let spec = LossSpec { loss_type: LossType::Sft, beta: 0.1, label_smoothing: 0.0 };
+    for name in MODELS {
+        let mut m = load(&be, name);
+        perturb(&be, &mut m);
+        let mut groups = groups(&g, name);
+        groups.iter_mut().for_each(|g| {
+            g.responses.truncate(1);
+            g.pairs.clear();
+        });
+        let batch = pack(&groups, 0);
+        let tokens = batch.predictions.len() as f64;
+        let loss = train(&be, &m, &[batch], &spec, 1.0 / tokens).response_losses.iter().sum::<f64>() / tokens;
+        close(&format!("{name} sft"), loss, g["models"][name]["losses"]["sft"]["loss"].as_f64().unwrap(), 1e-9);
+    }
+}
+
+/// Mean sigmoid loss after one step from the policy. Adam's first step is nearly lr * sign(g), so only f64 is compared.
+#[test]
+fn one_optimiser_step_agrees() {
+    let (be, g) = (cpu64(), golden());
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let adam = Update::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+    for name in MODELS {
+        let batches = [pack(&groups(&g, name), 0)];
+        for (key, update) in [("adamw_lr_1e-3", Some(adam)), ("sgd_lr_1e-1", None)] {
+            let mut m = load(&be, name);
+            perturb(&be, &mut m);
+            let grads = train(&be, &m, &batches, &spec, 1.0 / 8.0).grads;
+            match update {
+                Some(update) => {
+                    let (mut first, mut second) = (vec![0.0; grads.len()], vec![0.0; grads.len()]);
+                    let norm = [norm(&grads)];
+                    be.update(&mut m.weights, None, &mut first, &mut second, &grads, &norm, 0.0, &update).unwrap();
+                }
+                None => m.weights.iter_mut().zip(&grads).for_each(|(w, g)| *w -= 0.1 * g),
+            }
+            let loss = train(&be, &m, &batches, &spec, 1.0 / 8.0).pair_losses.iter().sum::<f64>() / 8.0;
+            let want = g["models"][name]["loss_after_one_step"][key].as_f64().unwrap();
+            close(&format!("{name} {key}"), loss, want, 1e-9);
+        }
+    }
 }
 
 /// The golden's own script allows 2e-5 between transformers in f32 and f64; hinge and IPO add up 40 token log-probs of

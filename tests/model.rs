@@ -224,6 +224,22 @@ fn two_runs_give_the_same_bits() {
     }
 }
 
+#[test]
+fn a_step_allocates_nothing() {
+    let be = cpu32();
+    for (name, config) in configs() {
+        let m = model(&be, &config, 23);
+        let batches = [pack(&groups(24), 1), pack(&groups(25)[..2], 0)];
+        let mut ws = workspace(&be, &m, &batches, true);
+        let mut grads = be.zeros("gradients", m.table.len).unwrap();
+        let before = be.memory_table().len();
+        for b in &batches {
+            run(&be, &m, &mut ws, b, &SIGMOID, 0.2, &mut grads);
+        }
+        assert_eq!(be.memory_table().len(), before, "{name}");
+    }
+}
+
 /// The step-0 proof rests on it: the reference pass keeps no activations, training does.
 #[test]
 fn scoring_and_training_give_the_same_bits() {

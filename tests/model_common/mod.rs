@@ -127,20 +127,33 @@ pub struct Step {
     pub grads: Vec<f64>,
 }
 
+/// Forward and backward over one micro-batch.
+pub fn run<B: Backend>(
+    be: &B,
+    m: &Model<B>,
+    ws: &mut Workspace<B>,
+    batch: &MicroBatch,
+    spec: &LossSpec,
+    scale: f64,
+    grads: &mut B::Buf<B::Acc>,
+) {
+    ws.load_batch(be, batch).unwrap();
+    model::forward(be, m, ws).unwrap();
+    for chunk in ws.chunks.clone() {
+        model::head(be, m, ws, &chunk, HeadMode::Train).unwrap();
+        model::loss(be, ws, &chunk, spec, scale).unwrap();
+        model::head_backward(be, m, ws, &chunk, grads).unwrap();
+    }
+    model::backward(be, m, ws, grads).unwrap();
+}
+
 /// Forward and backward over micro-batches, gradients accumulated.
 pub fn train<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], spec: &LossSpec, scale: f64) -> Step {
     let mut ws = workspace(be, m, batches, true);
     let mut grads = be.zeros("gradients", m.table.len).unwrap();
     let mut step = Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
     for b in batches {
-        ws.load_batch(be, b).unwrap();
-        model::forward(be, m, &mut ws).unwrap();
-        for chunk in ws.chunks.clone() {
-            model::head(be, m, &mut ws, &chunk, HeadMode::Train).unwrap();
-            model::loss(be, &mut ws, &chunk, spec, scale).unwrap();
-            model::head_backward(be, m, &mut ws, &chunk, &mut grads).unwrap();
-        }
-        model::backward(be, m, &mut ws, &mut grads).unwrap();
+        run(be, m, &mut ws, b, spec, scale, &mut grads);
         let pairs = read(be, &ws.pair_stats, b.pairs.len() * PAIR_STATS);
         step.pair_losses.extend(pairs.chunks(PAIR_STATS).map(|p| p[0]));
         let responses = read(be, &ws.response_stats, b.responses.len() * RESPONSE_STATS);

@@ -98,7 +98,7 @@ pub struct Workspace<B: Backend> {
     pub head_rows: usize,
     /// Activations.
     pub acts: Acts<B>,
-    /// Whether activations are kept for [`super::backward`], and their gradients.
+    /// Whether activations are kept for [`super::backward()`], and their gradients.
     pub grads: Option<Grads<B>>,
     /// Residual rows that predict something, `[predictions, hidden]`.
     pub gathered: B::Buf<B::Act>,

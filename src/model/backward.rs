@@ -8,7 +8,7 @@ use crate::backend::{Backend, Rotation, Write};
 use crate::error::Result;
 
 /// Adds the gradient of every parameter that trains, below the head, to `grads` (an arena in the table's layout), from
-/// what [`super::forward`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
+/// what [`super::forward()`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
 pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
     let hidden = model.config.hidden_size;
     let (n, rows) = (ws.predictions * hidden, ws.rows);

@@ -6,7 +6,7 @@ use crate::backend::{Backend, Rotation, Write};
 use crate::error::Result;
 
 /// Computes [`Workspace::hidden`] for the micro-batch loaded last. A training workspace keeps its activations for
-/// [`super::backward`]; the other kind keeps one layer's. Both give the same bits.
+/// [`super::backward()`]; the other kind keeps one layer's. Both give the same bits.
 pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
     forward_with(be, model, ws, |be, _, layer, batch, rows| attend(be, model, layer, batch, rows))
 }

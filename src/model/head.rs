@@ -28,7 +28,7 @@ pub fn head<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, chunk: 
     )
 }
 
-/// Coefficients ([`Workspace::coef`]) and statistics of a chunk whose [`head`] was computed. `scale` is
+/// Coefficients ([`Workspace::coef`]) and statistics of a chunk whose [`head()`] was computed. `scale` is
 /// 1 / (total pair weight of the global batch), or 1 / (predicted tokens of the global batch) for SFT.
 pub fn loss<B: Backend>(be: &B, ws: &mut Workspace<B>, chunk: &Chunk, spec: &LossSpec, scale: f64) -> Result<()> {
     let (n, r, p) = (chunk.predictions.clone(), &chunk.responses, &chunk.pairs);
@@ -49,7 +49,7 @@ pub fn loss<B: Backend>(be: &B, ws: &mut Workspace<B>, chunk: &Chunk, spec: &Los
     )
 }
 
-/// From the gradient that [`head`] left in the logits buffer and [`Workspace::coef`]: the gradient of
+/// From the gradient that [`head()`] left in the logits buffer and [`Workspace::coef`]: the gradient of
 /// [`Workspace::hidden`] for the chunk's rows, and `+=` the head's in `grads` (when tied, the embedding's).
 pub fn head_backward<B: Backend>(
     be: &B,

@@ -14,6 +14,7 @@ mod outdir;
 pub mod pack;
 mod pieces;
 pub mod plan;
+mod python;
 pub mod render;
 pub mod report;
 pub mod shard;

@@ -189,6 +189,7 @@ pub fn pack(o: &PackOptions, progress: &mut (dyn FnMut(&Progress) + Send)) -> Re
     groups.seal()?;
     write_shards(o, &tok, used_template, &mut groups, out.path(), &mut report)?;
     report.warn();
+    report.warnings.extend(tok.warning());
     write_side_files(&tok, out.path(), &report)?;
     out.commit()?;
     Ok(report)

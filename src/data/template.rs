@@ -4,8 +4,9 @@
 //! `tojson` that prints as Python's `json.dumps`), Python's string and dict methods, and the `{% generation %}` tag,
 //! which only marks text and renders its body.
 
+use super::python;
 use crate::error::{Error, Result};
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::ValueKind;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::Map;
 use sha2::{Digest, Sha256};
@@ -33,8 +34,19 @@ impl ChatTemplate {
         env.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        env.add_function("strftime_now", |format: String| strftime(&format, unix_now()));
-        env.add_filter("tojson", tojson);
+        env.add_function("strftime_now", |format: String| python::strftime(&format, unix_now()));
+        env.add_filter("tojson", python::tojson);
+        env.add_filter("string", |value: Value| python::text(&value));
+        env.add_filter("trim", |value: Value, chars: Option<String>| match chars {
+            Some(chars) => python::text(&value).trim_matches(|c| chars.contains(c)).to_owned(),
+            None => python::text(&value).trim().to_owned(),
+        });
+        env.set_formatter(|out, _, value| out.write_str(&python::text(value)).map_err(minijinja::Error::from));
+        // Jinja2 asks Python: None cannot be iterated, strings and dicts have a length and items.
+        env.add_test("iterable", |v: &Value| {
+            v.is_undefined() || python::has_items(v) || v.kind() == ValueKind::Iterable
+        });
+        env.add_test("sequence", |v: &Value| v.is_undefined() || python::has_items(v));
         let sha256 = Sha256::digest(source.as_bytes()).into();
         env.add_template_owned(NAME, without_generation_tags(&source))
             .map_err(|e| Error::file(origin, format!("chat template: {}", one_line(&e))))?;
@@ -116,161 +128,6 @@ fn one_line(error: &minijinja::Error) -> String {
     format!("{}{line}", what.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Python's `json.dumps(x, ensure_ascii, indent, separators, sort_keys)`, which does not escape HTML.
-fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let json = serde_json::to_value(&value)
-        .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
-    let ascii: bool = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let indent: Option<Value> = kwargs.get("indent")?;
-    let sort: bool = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let separators: Option<Vec<String>> = kwargs.get("separators")?;
-    kwargs.assert_all_used()?;
-    let indent = match indent {
-        Some(v) if v.kind() == ValueKind::Number => Some(" ".repeat(usize::try_from(v).unwrap_or(0))),
-        Some(v) if v.kind() == ValueKind::String => v.as_str().map(str::to_owned),
-        _ => None,
-    };
-    let default = if indent.is_some() { (",", ": ") } else { (", ", ": ") };
-    let (item, key) = match &separators {
-        Some(s) if s.len() == 2 => (s[0].as_str(), s[1].as_str()),
-        _ => default,
-    };
-    let mut out = String::new();
-    Dumps { ascii, indent, sort, item, key }.write(&json, 0, &mut out);
-    Ok(Value::from_safe_string(out))
-}
-
-struct Dumps<'a> {
-    ascii: bool,
-    indent: Option<String>,
-    sort: bool,
-    item: &'a str,
-    key: &'a str,
-}
-
-impl Dumps<'_> {
-    fn write(&self, value: &serde_json::Value, depth: usize, out: &mut String) {
-        match value {
-            serde_json::Value::String(s) => self.string(s, out),
-            serde_json::Value::Array(items) => {
-                self.list(['[', ']'], items.len(), depth, out, |i, out| self.write(&items[i], depth + 1, out));
-            }
-            serde_json::Value::Object(map) => {
-                let mut entries: Vec<_> = map.iter().collect();
-                if self.sort {
-                    entries.sort_by_key(|(k, _)| *k);
-                }
-                self.list(['{', '}'], entries.len(), depth, out, |i, out| {
-                    self.string(entries[i].0, out);
-                    out.push_str(self.key);
-                    self.write(entries[i].1, depth + 1, out);
-                });
-            }
-            other => out.push_str(&other.to_string()),
-        }
-    }
-
-    fn list(&self, ends: [char; 2], n: usize, depth: usize, out: &mut String, item: impl Fn(usize, &mut String)) {
-        let newline = |depth: usize, out: &mut String| {
-            if let Some(indent) = &self.indent {
-                out.push('\n');
-                out.push_str(&indent.repeat(depth));
-            }
-        };
-        out.push(ends[0]);
-        for i in 0..n {
-            if i > 0 {
-                out.push_str(self.item);
-            }
-            newline(depth + 1, out);
-            item(i, out);
-        }
-        if n > 0 {
-            newline(depth, out);
-        }
-        out.push(ends[1]);
-    }
-
-    fn string(&self, s: &str, out: &mut String) {
-        let quoted = serde_json::Value::from(s).to_string();
-        if !self.ascii {
-            out.push_str(&quoted);
-            return;
-        }
-        for c in quoted.chars() {
-            if c.is_ascii() {
-                out.push(c);
-            } else {
-                let mut units = [0u16; 2];
-                c.encode_utf16(&mut units).iter().for_each(|u| out.push_str(&format!("\\u{u:04x}")));
-            }
-        }
-    }
-}
-
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-/// `datetime.strftime` in UTC, for the directives templates use.
-fn strftime(format: &str, unix: u64) -> Result<String, minijinja::Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let (days, seconds) = (unix / 86_400, unix % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        out += &match chars.next() {
-            Some('Y') => year.to_string(),
-            Some('y') => format!("{:02}", year % 100),
-            Some('m') => format!("{month:02}"),
-            Some('d') => format!("{day:02}"),
-            Some('B') => month_name.into(),
-            Some('b') => month_name[..3].into(),
-            Some('A') => day_name.into(),
-            Some('a') => day_name[..3].into(),
-            Some('H') => format!("{hour:02}"),
-            Some('I') => format!("{:02}", (hour + 11) % 12 + 1),
-            Some('M') => format!("{minute:02}"),
-            Some('S') => format!("{second:02}"),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.into(),
-            Some('%') => "%".into(),
-            other => {
-                let what = format!("strftime_now: %{} is not supported", other.unwrap_or(' '));
-                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, what));
-            }
-        };
-    }
-    Ok(out)
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: u64) -> (u64, u64, u64) {
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + u64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }

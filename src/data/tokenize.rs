@@ -134,7 +134,7 @@ impl TextTokenizer {
         };
         let eos = special("eos_token", eos.map(str::to_owned).or_else(|| special_text(&config["eos_token"])))?;
         let bos = special("bos_token", special_text(&config["bos_token"]))?;
-        let (prefix, suffix) = around(path, &mut inner, &description, &config, bos.as_ref(), eos.as_ref())?;
+        let (prefix, suffix) = around(path, &mut inner)?;
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1));
         let cuttable = cuts::proven(&description) && (!added_here || texts.iter().all(|t| !cuts::spans_a_cut(t)));
         let sha256 = Sha256::digest(&json).into();
@@ -255,6 +255,17 @@ impl TextTokenizer {
         &self.json
     }
 
+    /// What a reader should know about this tokenizer: a flag that asks for BOS and is not obeyed.
+    pub fn warning(&self) -> Option<String> {
+        let adds = self.bos.as_ref().is_some_and(|bos| self.prefix.contains(&bos.id));
+        let asks = self.config["add_bos_token"] == true && self.bos.is_some();
+        (asks && !adds).then(|| {
+            "tokenizer_config.json has add_bos_token, but tokenizer.json has no post_processor that adds it: plain text gets \
+             no BOS, as in transformers 5"
+                .to_owned()
+        })
+    }
+
     /// A `tokenizer_config.json` that says what this tokenizer was used with, EOS and template included.
     pub fn config_json(&self) -> Value {
         let mut config = self.config.as_object().cloned().unwrap_or_default();
@@ -302,25 +313,9 @@ fn config_template(config: &Value) -> Option<String> {
     }
 }
 
-/// What the tokenizer puts before and after a text. As transformers 5 decides it: `add_bos_token`/`add_eos_token` in the
-/// configuration win over the file's post-processor, which counts where they are absent. Leaves `inner` without one.
-fn around(
-    path: &Path,
-    inner: &mut Tokenizer,
-    description: &Value,
-    config: &Value,
-    bos: Option<&Special>,
-    eos: Option<&Special>,
-) -> Result<(Vec<u32>, Vec<u32>)> {
-    let flag = |name: &str| config[name].as_bool();
-    let told = config.get("add_bos_token").is_some() || config.get("add_eos_token").is_some();
-    if told || description["post_processor"].is_null() {
-        let ids = |wanted: bool, token: Option<&Special>| {
-            if wanted { token.map(|t| t.id).into_iter().collect() } else { Vec::new() }
-        };
-        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-        return Ok((ids(flag("add_bos_token") == Some(true), bos), ids(flag("add_eos_token") == Some(true), eos)));
-    }
+/// What the tokenizer puts before and after a text: its file's post-processor decides alone, as in transformers 5, which
+/// ignores `add_bos_token` where there is a `tokenizer.json`. Leaves `inner` without a post-processor.
+fn around(path: &Path, inner: &mut Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
     let encode = |text: &str, special: bool| {
         inner.encode_fast(text, special).map(|e| e.get_ids().to_vec()).map_err(|e| Error::file(path, e.to_string()))
     };

@@ -105,6 +105,7 @@ impl Iterator for LineRows {
                 Ok(0) => self.done = true,
                 Ok(_) if bytes.iter().all(u8::is_ascii_whitespace) => {}
                 Ok(_) => {
+                    bytes.truncate(bytes.trim_ascii_end().len());
                     let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
                     return Some(Ok(RawRow { place, body: RawBody::Json(bytes) }));
                 }

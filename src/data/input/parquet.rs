@@ -7,16 +7,19 @@ use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Number, Value};
+use std::cell::Cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 /// Rows of a Parquet file. Errors name the file: damaged, or a column type that no row shape uses.
 pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let size = file.metadata().map_err(Error::io(path, "read"))?.len();
-    let reader = SerializedFileReader::new(file).map_err(|e| damaged(path, &e.to_string()))?;
+    let reader = quietly(|| SerializedFileReader::new(file))
+        .ok_or_else(|| damaged(path, "its footer cannot be decoded"))?
+        .map_err(|e| damaged(path, &e.to_string()))?;
     let meta = reader.metadata().file_metadata();
     for column in meta.schema_descr().columns() {
         // The row API panics on these; no field of a row is one of them.
@@ -48,10 +51,9 @@ impl Iterator for Rows {
             return None;
         }
         let rows = &mut self.rows;
-        // A damaged page can make the crate panic; a user must see a line, not a backtrace.
-        let row = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rows.next())) {
-            Ok(row) => row?,
-            Err(_) => {
+        let row = match quietly(|| rows.next()) {
+            Some(row) => row?,
+            None => {
                 self.done = true;
                 return Some(Err(damaged(&self.path, &format!("row {} cannot be decoded", self.next + 1))));
             }
@@ -70,6 +72,28 @@ impl Iterator for Rows {
             }
         })
     }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`; `None` where it panics, as the crate does on some damaged pages. The user gets one line from us, so the
+/// panic hook keeps silent on this thread meanwhile.
+fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let outer = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                outer(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+    QUIET.set(false);
+    result.ok()
 }
 
 fn damaged(path: &Path, why: &str) -> Error {

@@ -1,0 +1,204 @@
+//! The command line from end to end, on a model of two layers: what each command writes and prints.
+
+mod cli_common;
+
+use cli_common::*;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+fn keys(row: &Value) -> BTreeSet<&str> {
+    row.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// The rows of metrics.jsonl without times and speeds.
+fn timeless(cli: &Cli, run: &str) -> Vec<Value> {
+    let mut rows = cli.json_lines(&format!("{run}/metrics.jsonl"));
+    for row in &mut rows {
+        row.as_object_mut().unwrap().retain(|k, _| !k.contains("second"));
+    }
+    rows
+}
+
+fn same_run(cli: &Cli, a: &str, b: &str) {
+    let file = |run: &str, name: &str| cli.bytes(&format!("{run}/{name}"));
+    assert!(file(a, "model.safetensors") == file(b, "model.safetensors"), "{a} and {b}: weights differ");
+    assert_eq!(file(a, "config.toml"), file(b, "config.toml"));
+    assert_eq!(timeless(cli, a), timeless(cli, b));
+}
+
+const PAIR_KEYS: &[&str] = &[
+    "loss",
+    "entropy",
+    "mean_token_accuracy",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+];
+const STEP_KEYS: &[&str] =
+    &["step", "epoch", "grad_norm", "learning_rate", "num_tokens", "step_seconds", "tokens_per_second"];
+
+#[test]
+fn pack_inspect_sft_reference_dpo_eval_score_generate() {
+    let cli = Cli::with_data();
+    let shown = cli.ok("inspect d --verify --show 1").out;
+    for part in ["train: 1 shards", "eval: 1 shards", "every checksum and every token id is right", "group 0: prompt"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+
+    cli.ok("sft --model m --data d --out s --learning-rate 1e-3 --batch-size 4");
+    let rows = cli.json_lines("s/metrics.jsonl");
+    let steps: Vec<&Value> = rows.iter().filter(|r| r.get("grad_norm").is_some()).collect();
+    let mut want: BTreeSet<&str> = STEP_KEYS.iter().copied().collect();
+    want.extend(["loss", "entropy", "mean_token_accuracy", "samples_per_second"]);
+    assert_eq!(keys(steps[0]), want);
+    assert_eq!(steps[0]["step"], 1);
+
+    let said = cli.ok("reference --model s --data d").out;
+    assert!(said.starts_with("48 responses: 48 computed, 0 found"), "{said}");
+    let said = cli.ok("reference --model s --data d").out;
+    assert!(said.starts_with("48 responses: 0 computed, 48 found"), "{said}");
+
+    let ran = cli.ok("dpo --model s --data d --out p --learning-rate 1e-3 --batch-size 4 --num-train-epochs 3");
+    assert!(ran.err.contains("responses found in"), "{ran:?}");
+    let rows = cli.json_lines("p/metrics.jsonl");
+    let (evals, steps): (Vec<&Value>, Vec<&Value>) = rows.iter().partition(|r| r.get("eval_loss").is_some());
+    let mut want: BTreeSet<&str> = STEP_KEYS.iter().chain(PAIR_KEYS).copied().collect();
+    want.insert("pairs_per_second");
+    assert_eq!(keys(steps[0]), want);
+    assert_eq!(steps[0]["loss"].as_f64().unwrap() as f32, std::f32::consts::LN_2);
+    assert!(steps.iter().enumerate().all(|(i, r)| r["step"] == i + 1));
+    let eval_keys: Vec<String> = PAIR_KEYS.iter().map(|k| format!("eval_{k}")).collect();
+    assert_eq!(keys(evals[0]), eval_keys.iter().map(String::as_str).chain(["step"]).collect());
+    assert_eq!((evals.len(), &evals[0]["step"]), (2, &json!(0)), "before the first and after the last step");
+    let last = steps.last().unwrap();
+    assert!(last["loss"].as_f64().unwrap() < 0.6, "three epochs at a high rate must learn: {last}");
+
+    let e = cli.ok("eval --model p --data d --json").json();
+    for key in PAIR_KEYS.iter().chain(&["pairs", "responses", "accuracy", "accuracy_ci95", "kl", "kl_ci95"]) {
+        assert!(e.get(*key).is_some(), "eval --json has no {key}: {e}");
+    }
+    let metrics = evals[1]["eval_loss"].as_f64().unwrap();
+    // The files hold f32 weights, as the run did.
+    assert!((e["loss"].as_f64().unwrap() - metrics).abs() <= 1e-12, "{e} {metrics}");
+
+    scores(&cli);
+
+    let text = cli.ok("generate --model p --prompt w5 --max-new-tokens 4");
+    assert_eq!(text.out.lines().count(), 1, "{text:?}");
+    assert_eq!(cli.ok("generate --model p --prompt w5 --max-new-tokens 4").out, text.out);
+    cli.write("prompts.jsonl", "{\"prompt\": \"w5 w6\"}\n{\"prompt\": \"w7\"}\n");
+    let many =
+        cli.ok("generate --model p --input prompts.jsonl --num-return-sequences 2 --temperature 1 --max-new-tokens 5");
+    let many: Vec<Value> = many.out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let at: Vec<(u64, u64)> = many.iter().map(|r| (r["row"].as_u64().unwrap(), r["index"].as_u64().unwrap())).collect();
+    assert_eq!(at, [(0, 0), (0, 1), (1, 0), (1, 1)]);
+}
+
+/// Lines of `score`: input order, fields, and sums that agree with their parts.
+fn scores(cli: &Cli) {
+    cli.ok("score --model p --data d --out scores.jsonl --per-token");
+    let lines = cli.json_lines("scores.jsonl");
+    let at: Vec<_> = lines.iter().map(|l| (l["row"].as_u64().unwrap(), l["response"].as_u64().unwrap())).collect();
+    assert_eq!(at, (0..24).flat_map(|r| [(r, 0), (r, 1)]).collect::<Vec<_>>());
+    let rows = pairs(24);
+    for l in &lines {
+        assert_eq!(
+            l.as_object().unwrap().keys().collect::<Vec<_>>(),
+            ["row", "response", "group", "num_tokens", "logp", "token_logps"]
+        );
+        let tokens: Vec<f64> = l["token_logps"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let field = if l["response"] == 0 { "chosen" } else { "rejected" };
+        let text = rows[l["row"].as_u64().unwrap() as usize][field].as_str().unwrap();
+        assert_eq!(tokens.len(), text.split_whitespace().count() + 1, "words and EOS");
+        assert_eq!(l["num_tokens"], tokens.len());
+        let (sum, logp) = (tokens.iter().sum::<f64>(), l["logp"].as_f64().unwrap());
+        assert!((sum - logp).abs() <= 1e-9 * logp.abs(), "{l}");
+    }
+    cli.ok("score --model p --data d --out plain.jsonl");
+    let plain = cli.json_lines("plain.jsonl");
+    assert!(plain.iter().zip(&lines).all(|(a, b)| a["logp"] == b["logp"] && a.get("token_logps").is_none()));
+}
+
+#[test]
+fn a_configuration_repeats_its_run_to_the_byte() {
+    let cli = Cli::with_data();
+    for stage in ["sft", "dpo"] {
+        cli.ok(&format!("{stage} --model m --data d --out {stage}1 --learning-rate 1e-3 --seed 7 --batch-size 3"));
+        cli.ok(&format!("{stage} --config {stage}1/config.toml --out {stage}2"));
+        same_run(&cli, &format!("{stage}1"), &format!("{stage}2"));
+        cli.ok(&format!("{stage} --config {stage}1/config.toml --out {stage}3 --seed 8"));
+        assert!(cli.bytes(&format!("{stage}1/model.safetensors")) != cli.bytes(&format!("{stage}3/model.safetensors")));
+    }
+}
+
+#[test]
+fn threads_and_token_budgets_do_not_change_results() {
+    let cli = Cli::with_data();
+    let run = |out: &str, threads: &str, more: &str| {
+        let args = format!("dpo --model m --data d --cache c-{out} --out {out} --learning-rate 1e-3 {more}");
+        let done = cli.command(&args).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    run("one", "1", "");
+    run("two", "2", "");
+    let same = |name: &str| assert!(cli.bytes(&format!("one/{name}")) == cli.bytes(&format!("two/{name}")), "{name}");
+    same("model.safetensors");
+    assert_eq!(timeless(&cli, "one"), timeless(&cli, "two"));
+    run("small", "2", "--token-budget 40");
+    let (a, b) = (timeless(&cli, "one"), timeless(&cli, "small"));
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(keys(a), keys(b));
+        for (key, x) in a.as_object().unwrap() {
+            let (x, y) = (x.as_f64().unwrap(), b[key].as_f64().unwrap());
+            // Step 1 is the same weights: sums of f64 in another order. Later, weights differ by f32 rounding.
+            let first = a["step"].as_u64().unwrap() <= 1 && key != "grad_norm";
+            let tolerance = if first { 1e-12 } else { 2e-4 };
+            assert!((x - y).abs() <= tolerance * x.abs().max(1e-3), "{key}: {x} {y} in {a}");
+        }
+    }
+}
+
+#[test]
+fn dpo_and_eval_make_missing_sidecars() {
+    let cli = Cli::with_data();
+    assert!(cli.names("d", ".ref-").is_empty());
+    cli.ok("dpo --model m --data d --out a --max-steps 1");
+    assert_eq!(cli.names("d", ".ref-").len(), 2, "one beside each shard");
+    cli.ok("dpo --model m --data d --out b --max-steps 1 --cache c");
+    assert_eq!(cli.names("c", ".ref-").len(), 2);
+    assert_eq!(cli.names("d", ".ref-").len(), 2);
+    let ran = cli.ok("eval --model m --data d --json --kl-samples 0");
+    assert!(ran.err.contains("no --ref-model: rewards are measured against the policy itself, and are 0"), "{ran:?}");
+    let e = ran.json();
+    assert_eq!((&e["rewards/margins"], &e["accuracy"]), (&json!(0.0), &json!(0.5)), "ties count one half");
+    assert_eq!(e["loss"].as_f64().unwrap() as f32, std::f32::consts::LN_2);
+    assert!(e.get("kl").is_none());
+    let by_run = cli.ok("eval --model a --data d --json");
+    assert!(by_run.err.contains("reference: m (from a/config.toml)"), "{by_run:?}");
+}
+
+#[test]
+fn the_saved_precision_can_be_chosen() {
+    let cli = Cli::with_data();
+    for (name, dtype) in [("bf16", safetensors::Dtype::BF16), ("f16", safetensors::Dtype::F16)] {
+        cli.ok(&format!("dpo --model m --data d --out {name} --save-dtype {name} --max-steps 2"));
+        let bytes = cli.bytes(&format!("{name}/model.safetensors"));
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert!(file.iter().all(|(_, t)| t.dtype() == dtype));
+        cli.ok(&format!("eval --model {name} --data d --json"));
+    }
+}
+
+#[test]
+fn a_reference_of_other_weights_skips_the_proof() {
+    let cli = Cli::with_data();
+    cli.model("other", "qwen3");
+    cli.ok("dpo --model m --ref-model other --data d --out a --max-steps 2");
+    let first = &timeless(&cli, "a")[1];
+    assert!(first["rewards/margins"].as_f64().unwrap() != 0.0, "{first}");
+    assert!(first["loss"].as_f64().unwrap() as f32 != std::f32::consts::LN_2);
+}

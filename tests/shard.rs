@@ -255,18 +255,18 @@ fn the_writer_refuses_what_a_shard_cannot_hold_and_leaves_nothing_behind() {
     for (change, want) in cases {
         let mut g = example().remove(0);
         change(&mut g);
-        let e = w.push(&g.new()).unwrap_err().to_string();
+        let e = w.push(&g.view()).unwrap_err().to_string();
         assert!(e.contains(want) && e.contains("group 0") && !e.contains('\n'), "{e}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one temporary file, no shard");
     // Still usable, as nothing of the refused groups was written.
-    example().iter().for_each(|g| w.push(&g.new()).unwrap());
+    example().iter().for_each(|g| w.push(&g.view()).unwrap());
     let summary = w.finish().unwrap();
     assert_eq!((summary.groups, summary.responses, summary.pairs, summary.tokens), (3, 6, 3, 14));
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!((summary.bytes, bytes.clone()), (bytes.len() as u64, example_file().2), "a pure function of the input");
     let mut w = ShardWriter::create(&path, &meta(100)).unwrap();
-    w.push(&example()[0].new()).unwrap();
+    w.push(&example()[0].view()).unwrap();
     drop(w);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     assert_eq!(std::fs::read(&path).unwrap(), bytes, "an abandoned writer leaves the old shard");
@@ -380,4 +380,45 @@ fn the_python_twin_writes_and_reads_the_same_bytes() {
         let (ok, said) = run_twin(&python, &["verify", theirs.to_str().unwrap()], "");
         assert!(ok && said.contains("sound"), "{said}");
     }
+}
+
+#[test]
+fn a_full_disk_is_one_clear_error() {
+    // Needs a small file system: mount -t tmpfs -o size=1m tmpfs DIR.
+    let Some(dir) = std::env::var_os("FUSEDPO_SMALL_DISK").map(std::path::PathBuf::from) else {
+        println!("skipped: a full disk (FUSEDPO_SMALL_DISK, a folder on a file system of 1 MB, is not set)");
+        return;
+    };
+    let path = dir.join("train-00000.pref");
+    let mut w = ShardWriter::create(&path, &meta(100)).unwrap();
+    let long = Own { prompt: vec![7; 40_000], ..example().remove(0) };
+    let mut pushed = (0..).map(|_| w.push(&long.view()));
+    let e = pushed.find_map(Result::err).unwrap().to_string();
+    assert!(e.contains("train-00000.pref: cannot write: No space left on device"), "{e}");
+    drop(pushed);
+    assert!(w.push(&long.view()).unwrap_err().to_string().contains("earlier error"));
+    assert!(w.finish().unwrap_err().to_string().contains("earlier error"));
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
+fn opening_ten_million_pairs_reads_headers_alone() {
+    let (dir, path, good) = example_file();
+    // A file of holes: its records are wrong, which nobody notices who reads the header alone.
+    let counts = [6_000_000_000, 10_000_000, 20_000_000, 10_000_000];
+    let sections = fusedpo::data::format::layout(2, counts).unwrap();
+    let header = with_header(&good, |h| {
+        [h.num_tokens, h.num_groups, h.num_responses, h.num_pairs] = counts;
+        h.sections.iter_mut().zip(sections).for_each(|(s, (offset, length))| (s.offset, s.length) = (offset, length));
+    });
+    std::fs::write(&path, &header[..HEADER_LEN]).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    if file.set_len(sections[3].0 + sections[3].1).is_err() {
+        println!("skipped: a shard of 13 GB (the file system has no sparse files)");
+        return;
+    }
+    let begun = std::time::Instant::now();
+    let data = Dataset::open(dir.path(), Split::Train).unwrap();
+    assert!(begun.elapsed() < std::time::Duration::from_millis(100), "{:?}", begun.elapsed());
+    assert_eq!(data.num_pairs(), 10_000_000);
 }

@@ -77,7 +77,7 @@ fn every_flipped_byte_and_every_length_is_refused() {
     (0..7).for_each(|i| s.set(i, value(i)));
     s.flush().unwrap();
     let file = path(&data.shards()[0], None, &key());
-    assert_eq!(sidecar_files(dir.path()), [file.clone()]);
+    assert_eq!(sidecar_files(dir.path()), std::slice::from_ref(&file));
     let good = std::fs::read(&file).unwrap();
     for at in 0..good.len() {
         for flip in [1u8, 0x80, 0xff] {

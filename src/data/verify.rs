@@ -50,9 +50,10 @@ impl Shard {
 
     fn verify_tokens(&self) -> Result<()> {
         let vocab = self.header().vocab_size;
+        // Whole blocks first: a maximum is vectorised, a search with its early exit is not.
         let bad = match self.tokens() {
-            Tokens::U16(t) => t.par_iter().with_min_len(BLOCK).position_first(|&t| u32::from(t) >= vocab),
-            Tokens::U32(t) => t.par_iter().with_min_len(BLOCK).position_first(|&t| t >= vocab),
+            Tokens::U16(t) => first_from(t, |&t| u32::from(t) >= vocab),
+            Tokens::U32(t) => first_from(t, |&t| t >= vocab),
         };
         bad.map_or(Ok(()), |at| {
             let id = self.tokens().get(at);
@@ -70,6 +71,13 @@ impl Shard {
         sha.update(&bytemuck::bytes_of(self.header())[..IDENTITY_LEN]);
         sha.finalize().into()
     }
+}
+
+/// Index of the first token for which `bad` holds.
+fn first_from<T: Sync>(tokens: &[T], bad: impl Fn(&T) -> bool + Sync) -> Option<usize> {
+    let block = tokens.par_chunks(BLOCK).position_first(|c| c.iter().fold(false, |any, t| any | bad(t)))?;
+    let start = block * BLOCK;
+    tokens[start..].iter().position(bad).map(|i| start + i)
 }
 
 fn hasher(bytes: &[u8]) -> crc32fast::Hasher {

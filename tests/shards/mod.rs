@@ -5,16 +5,19 @@ use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardSummary, S
 use proptest::prelude::*;
 use std::path::Path;
 
+/// Tokens, score, label, row, index.
+pub type OwnResponse = (Vec<u32>, Option<f32>, Option<bool>, u64, u32);
+
 /// A group that owns its tokens.
 #[derive(Clone, Debug)]
 pub struct Own {
     pub prompt: Vec<u32>,
-    pub responses: Vec<(Vec<u32>, Option<f32>, Option<bool>, u64, u32)>,
+    pub responses: Vec<OwnResponse>,
     pub pairs: Vec<(u32, u32, f32)>,
 }
 
 impl Own {
-    pub fn new(&self) -> NewGroup<'_> {
+    pub fn view(&self) -> NewGroup<'_> {
         NewGroup {
             prompt: &self.prompt,
             responses: self
@@ -48,7 +51,7 @@ pub fn meta(vocab_size: u32) -> Meta {
 
 pub fn write(path: &Path, meta: &Meta, groups: &[Own]) -> ShardSummary {
     let mut w = ShardWriter::create(path, meta).unwrap();
-    groups.iter().for_each(|g| w.push(&g.new()).unwrap());
+    groups.iter().for_each(|g| w.push(&g.view()).unwrap());
     w.finish().unwrap()
 }
 

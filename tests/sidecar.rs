@@ -56,6 +56,7 @@ fn a_pass_goes_on_where_it_stopped() {
     }
     s.flush().unwrap();
     s.set(1, -77.0); // never flushed
+    assert!(!s.flush_if_due(std::time::Duration::from_secs(3600)).unwrap());
     drop(s);
     let mut s = Sidecars::open(&data, None, &key()).unwrap();
     assert_eq!(s.missing(), n - n.div_ceil(3));

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What reference log-probs depend on besides the shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Sidecars {
     notes: Vec<String>,
     /// The first value that cannot be stored: response and value.
     unusable: Option<(u64, f64)>,
+    /// When the last flush ended, and how long it took.
+    flushed: (Instant, Duration),
 }
 
 /// One shard's values.
@@ -69,7 +72,7 @@ impl Sidecars {
         }
         let missing = files.iter().map(Sidecar::missing).sum();
         let starts = data.response_starts().collect();
-        Ok(Sidecars { files, starts, missing, notes, unusable: None })
+        Ok(Sidecars { files, starts, missing, notes, unusable: None, flushed: (Instant::now(), Duration::ZERO) })
     }
 
     /// The log-probability of response `response_id` of the data set; `None` where it is not filled, or not there.
@@ -113,15 +116,28 @@ impl Sidecars {
     /// Errors: [`Error::Io`], the file being as after the last flush; [`Error::Training`] once a value that is not
     /// finite was set (everything else is written all the same).
     pub fn flush(&mut self) -> Result<()> {
+        let begun = Instant::now();
         for f in self.files.iter_mut().filter(|f| f.dirty) {
             f.write()?;
         }
+        self.flushed = (Instant::now(), begun.elapsed());
         match self.unusable {
             None => Ok(()),
             Some((id, logp)) => Err(Error::Training(format!(
                 "response {id} has the reference log-probability {logp}: the reference model's weights are not usable"
             ))),
         }
+    }
+
+    /// Flushes if the last time is `every` ago, and 50 times as long as that flush took: large sidecars are written
+    /// less often, for 2 % of the time at most. Returns whether it did. Errors: as [`Sidecars::flush`].
+    pub fn flush_if_due(&mut self, every: Duration) -> Result<bool> {
+        let (at, cost) = self.flushed;
+        let due = at.elapsed() >= every.max(50 * cost);
+        if due {
+            self.flush()?;
+        }
+        Ok(due)
     }
 
     fn locate(&self, id: u64) -> Option<(usize, usize)> {

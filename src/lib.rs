@@ -1,3 +1,55 @@
+//! Direct Preference Optimization ([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)) as an engine: SFT, then DPO, on
+//! a Hugging Face model directory; the result is one too. This page is the architecture; the README is for users.
+//!
+//! # The shape of it
+//!
+//! ```text
+//!  rows (JSONL, JSON, Parquet)            Hugging Face directory
+//!        | data::pack                            | model::load
+//!        v                                       v
+//!  shards ---------- data::plan ---------> micro-batches          model::Model<B>
+//!    |   groups: a prompt, K responses       T token slots,           |
+//!    |   scores, pairs                       each prompt once         |
+//!    v                                           |                    |
+//!  sidecars: reference log-probs --------------> train::engine <------+
+//!        ^                                       |   forward, head and loss by chunks, backward
+//!        | train::reference                      v
+//!        +----------------------------      train::optim -> model::export
+//! ```
+//!
+//! Every method is the same three steps, so there is one path and no matrix of flags. **Forward**: a micro-batch of groups
+//! gives a log-probability per response token. **Loss** ([`loss::LOSSES`]): a small function from policy and reference
+//! log-probs to a number and to `dL/dlogp`, usually one coefficient per response. **Backward**: one pass seeded by the
+//! coefficients. A coefficient is a scalar per row, so it commutes with the head's two products: the head leaves the
+//! unscaled `onehot - softmax` in its logits buffer, and the coefficient is applied on the hidden side, after the whole
+//! response is known. Logits exist for one chunk of rows at a time, for completion tokens only.
+//!
+//! # Code map
+//!
+//! - [`data`]: rows, tokenisation and templates, shards and sidecars, plans and micro-batches. Knows tokens, never logits.
+//! - [`loss`]: the table of losses: formula, derivative, source, and what each needs.
+//! - [`backend`]: the trait of about thirty ops that every device implements. [`backend::cpu`] is the definition, in f32
+//!   and f64; [`backend::gpu`] launches the kernels of `kernels/`, on a GPU or on the host.
+//! - [`model`]: configuration, parameter table, loading and export, forward and backward written out, generation.
+//! - [`train`]: configuration, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics, runs.
+//! - [`device`]: from `--device` to a backend, the one `match` over devices.
+//! - [`commands`], [`cli`]: one file a command; what the user types.
+//! - [`output`], [`progress`], [`signal`]: files of a run, progress for people, Ctrl-C.
+//!
+//! The same word names an op everywhere: `kernels/norm.cu`, `src/backend/cpu/norm.rs`, `src/backend/gpu/norm.rs`.
+//!
+//! # Invariants
+//!
+//! - `model`, `loss` and `train` never name a device: they are generic over [`backend::Backend`].
+//! - Training never tokenises, and never reads a byte of a shard that was not checked.
+//! - An op allocates nothing on its device; all memory of a step is asked for, by name, before the first.
+//! - An output row depends on its own inputs alone, not on what is packed beside it. So the reference's log-probs, computed
+//!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
+//!   proves it or does not start.
+//! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads.
+//! - The loss is a mean over the pairs of the whole step: gradients do not depend on how it was cut into micro-batches.
+//! - Files appear whole or not at all: a temporary sibling, then a rename.
+//! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 //! Direct Preference Optimization as an engine.
 
 pub mod backend;

@@ -60,7 +60,7 @@ pub fn ensure<B: Backend>(
         };
         let planner = Planner::new(data, &options)?;
         let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
-        fill(&mut engine, &planner, &mut sidecars, &mut report)?;
+        fill(&mut engine, data, &planner, &mut sidecars, &mut report)?;
     }
     report.seconds = begun.elapsed().as_secs_f64();
     Ok((sidecars, report))
@@ -68,36 +68,30 @@ pub fn ensure<B: Backend>(
 
 fn fill<B: Backend>(
     engine: &mut Engine<'_, B>,
+    data: &Dataset,
     planner: &Planner<'_>,
     sidecars: &mut Sidecars,
     report: &mut ReferenceReport,
 ) -> Result<()> {
     let steps = planner.steps_in_epoch(0);
     let mut progress = Progress::new("reference", report.responses);
-    let (mut flushed, mut seen) = (Instant::now(), 0);
+    let mut seen = 0;
     for step in 0..steps {
+        data.check_unchanged()?;
         for mb in planner.step(0, step) {
             seen += mb.responses.len() as u64;
             if mb.responses.iter().all(|r| sidecars.get(r.id).is_some()) {
                 continue;
             }
             for (slot, logp) in mb.responses.iter().zip(engine.score(&mb)?) {
-                if !logp.is_finite() {
-                    return Err(Error::Training(format!(
-                        "the reference gives response {} the log-probability {logp}: its weights are not usable",
-                        slot.id
-                    )));
-                }
                 sidecars.set(slot.id, logp);
             }
             report.computed += mb.responses.len() as u64;
             report.tokens += mb.used as u64;
         }
-        if flushed.elapsed() >= FLUSH_EVERY || signal::stop_requested() {
-            sidecars.flush()?;
-            flushed = Instant::now();
-        }
+        sidecars.flush_if_due(FLUSH_EVERY)?;
         if signal::stop_requested() {
+            sidecars.flush()?;
             return Err(Error::Training(format!(
                 "stopped: {} responses still to do; the same command goes on from here",
                 sidecars.missing()

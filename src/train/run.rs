@@ -57,7 +57,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     announce(be, c, &planner, &schedule);
 
     let slots = planner.token_budget();
-    let mut run = Run { c, spec, be, schedule, sidecars: None, eval: None, out, summary: Summary::default() };
+    let mut run = Run { c, data, spec, be, schedule, sidecars: None, eval: None, out, summary: Summary::default() };
     let needs_reference = spec.loss_type.def().reference;
     if needs_reference {
         run.sidecars = Some(run.reference(data, slots)?);
@@ -118,6 +118,12 @@ fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Sche
         planner.token_budget(),
         c.seed
     );
+    if planner.unscorable() > 0 {
+        eprintln!(
+            "{} {what} are skipped: a response of one token after an empty prompt has nothing to predict it",
+            planner.unscorable()
+        );
+    }
     if planner.skipped_groups() > 0 {
         eprintln!("{} prompts have nothing to train this stage on and are skipped", planner.skipped_groups());
     }
@@ -125,6 +131,7 @@ fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Sche
 
 struct Run<'a, B: Backend> {
     c: &'a TrainConfig,
+    data: &'a Dataset,
     spec: LossSpec,
     be: &'a B,
     schedule: Schedule,
@@ -197,6 +204,7 @@ impl<B: Backend> Run<'_, B> {
         at: u64,
         step: u64,
     ) -> Result<(Totals, f64, f64)> {
+        self.data.check_unchanged()?;
         let mut batches = plan.step(epoch, at);
         if let Some(sidecars) = &self.sidecars {
             eval::fill_reference(&mut batches, sidecars)?;

@@ -40,25 +40,31 @@ macro_rules! storage {
 storage!(f32 = "f32", f64 = "f64", u32 = "u32", half::bf16 = "bf16");
 
 impl Float for f32 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x as f32
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self.into()
     }
 }
 impl Float for f64 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         self
     }
 }
 impl Float for half::bf16 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         half::bf16::from_f64(x)
     }
+    #[inline(always)]
     fn to_f64(self) -> f64 {
         half::bf16::to_f64(self)
     }

@@ -8,8 +8,8 @@ use crate::backend::{Chunk, HeadMode};
 use crate::error::Result;
 use rayon::prelude::*;
 
-/// Elements whose exponentials are summed in the element type; the sums of such blocks are added in f64.
-const BLOCK: usize = 1024;
+/// Elements whose exponentials are summed in the element type, 16 to a lane; the sums of such blocks are added in f64.
+const BLOCK: usize = 16 * LANES;
 const LANES: usize = super::real::LANES;
 
 /// What the statistics of a row follow from.
@@ -40,33 +40,20 @@ simd_fn! {
 simd_fn! {
     /// The sums of a row; `keep`: leaves `e` in place of `z`.
     fn row_sums<S>(z: &mut [S], max: S, keep: bool) -> RowSums {
-        let mut sums = RowSums { e: 0.0, ez: 0.0, ee: 0.0 };
+        let mut total = [[0.0f64; LANES]; 3];
         for block in z.chunks_mut(BLOCK) {
-            let (mut e, mut ez, mut ee) = ([S::ZERO; LANES], [S::ZERO; LANES], [S::ZERO; LANES]);
+            let mut sums = [[S::ZERO; LANES]; 3];
             let mut chunks = block.chunks_exact_mut(LANES);
             for z in &mut chunks {
-                for l in 0..LANES {
-                    let d = z[l] - max;
-                    let x = d.exp();
-                    e[l] += x;
-                    ez[l] += x * d;
-                    ee[l] += x * x;
-                    z[l] = if keep { x } else { z[l] };
-                }
+                add_terms(z, max, keep, &mut sums);
             }
-            for (l, z) in chunks.into_remainder().iter_mut().enumerate() {
-                let d = *z - max;
-                let x = d.exp();
-                e[l] += x;
-                ez[l] += x * d;
-                ee[l] += x * x;
-                *z = if keep { x } else { *z };
+            add_terms(chunks.into_remainder(), max, keep, &mut sums);
+            for (total, sums) in total.iter_mut().zip(sums) {
+                total.iter_mut().zip(sums).for_each(|(t, s)| *t += s.to_f64());
             }
-            sums.e += sum_lanes(e).to_f64();
-            sums.ez += sum_lanes(ez).to_f64();
-            sums.ee += sum_lanes(ee).to_f64();
         }
-        sums
+        let [e, ez, ee] = total.map(sum_lanes);
+        RowSums { e, ez, ee }
     }
 }
 simd_fn! {
@@ -93,6 +80,19 @@ fn row<S: Real>(level: Level, z: &mut [S], target: usize, mode: HeadMode) -> [f6
     let log_e = sums.e.ln();
     let logp = at_target.to_f64() - max.to_f64() - log_e;
     [logp, log_e - sums.ez / sums.e, sums.ee.ln() - 2.0 * log_e, f64::from(u8::from(hit))]
+}
+
+/// Adds the terms of at most [`LANES`] logits to the lanes of the three sums.
+#[inline(always)]
+fn add_terms<S: Real>(z: &mut [S], max: S, keep: bool, [e, ez, ee]: &mut [[S; LANES]; 3]) {
+    for (l, z) in z.iter_mut().enumerate() {
+        let d = *z - max;
+        let x = d.exp();
+        e[l] += x;
+        ez[l] += x * d;
+        ee[l] += x * x;
+        *z = if keep { x } else { *z };
+    }
 }
 
 /// See [`crate::backend::Backend::head_fwd`]; `stats`: logp, entropy, log_sum_p2, hit.

@@ -95,7 +95,7 @@ pub(super) fn sum_lanes<S: Real>(mut acc: [S; LANES]) -> S {
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {
-            acc[l] = acc[l] + acc[l + half];
+            acc[l] += acc[l + half];
         }
         half /= 2;
     }

@@ -1,0 +1,226 @@
+//! Every backward pass against central differences of its forward pass, in f64, on odd sizes.
+
+use super::run;
+use super::support::*;
+use fusedpo::backend::{AttnShape, Backend, HeadMode, Rotation, Write};
+use fusedpo::loss::{LossSpec, LossType};
+
+#[test]
+fn linear() {
+    let (cpu, mut noise) = (cpu64(), Noise(1));
+    let (rows, out, inp) = (7, 13, 5);
+    let (x, w, dy) = (noise.vec(rows * inp), noise.vec(out * inp), noise.vec(rows * out));
+    let mut dx = nan(rows * inp);
+    cpu.linear_bwd_input(&mut dx, &dy, &w, out, inp, Write::Set).unwrap();
+    check_gradient("dx", &x, &dx, |x| inner(&run::linear(&cpu, x, &w, out, inp), &dy));
+    let mut dw = vec![2.0; out * inp];
+    cpu.linear_bwd_weight(&mut dw, &dy, &x, out, inp).unwrap();
+    let added: Vec<f64> = dw.iter().map(|d| d - 2.0).collect();
+    check_gradient("dw", &w, &added, |w| inner(&run::linear(&cpu, &x, w, out, inp), &dy));
+    let before = dx.clone();
+    cpu.linear_bwd_input(&mut dx, &dy, &w, out, inp, Write::Add).unwrap();
+    assert_close("dx added", &dx, &before.iter().map(|d| 2.0 * d).collect::<Vec<_>>(), 1e-14);
+}
+
+#[test]
+fn linear_writes() {
+    let (cpu, mut noise) = (cpu64(), Noise(2));
+    let (rows, out, inp) = (5, 37, 801);
+    let (x, w, plus) = (noise.vec(rows * inp), noise.vec(out * inp), noise.vec(rows * out));
+    let product = run::linear(&cpu, &x, &w, out, inp);
+    let want: Vec<f64> = product.iter().zip(&plus).map(|(a, b)| a + b).collect();
+    let mut y = nan(rows * out);
+    cpu.linear_fwd(&mut y, &x, &w, out, inp, Write::Plus(&plus)).unwrap();
+    assert_close("plus", &y, &want, 1e-13);
+    y.clone_from(&plus);
+    cpu.linear_fwd(&mut y, &x, &w, out, inp, Write::Add).unwrap();
+    assert_close("add", &y, &want, 1e-13);
+}
+
+#[test]
+fn bias() {
+    let (cpu, mut noise) = (cpu64(), Noise(3));
+    let (rows, dim) = (9, 131);
+    let (x, b, dy) = (noise.vec(rows * dim), noise.vec(dim), noise.vec(rows * dim));
+    let mut db = vec![1.5; dim];
+    cpu.bias_bwd(&mut db, &dy).unwrap();
+    db.iter_mut().for_each(|d| *d -= 1.5);
+    check_gradient("dbias", &b, &db, |b| {
+        let mut y = x.clone();
+        cpu.bias_fwd(&mut y, b).unwrap();
+        inner(&y, &dy)
+    });
+}
+
+#[test]
+fn rmsnorm() {
+    let (cpu, mut noise) = (cpu64(), Noise(4));
+    for (rows, dim) in [(1, 1), (4, 3), (5, 16), (6, 77), (3, 200)] {
+        let (x, w, dy) = (noise.vec(rows * dim), noise.vec(dim), noise.vec(rows * dim));
+        let (y, rstd) = run::rmsnorm(&cpu, &x, &w);
+        let mut again = nan(rows * dim);
+        cpu.rmsnorm_again(&mut again, &rstd, &x, &w).unwrap();
+        assert_eq!(again, y);
+        let (mut dx, mut dw) = (nan(rows * dim), vec![0.25; dim]);
+        cpu.rmsnorm_bwd(&mut dx, Some(&mut dw), &dy, &x, &w, &rstd, Write::Set).unwrap();
+        dw.iter_mut().for_each(|d| *d -= 0.25);
+        if dim > 1 {
+            check_gradient("dx", &x, &dx, |x| inner(&run::rmsnorm(&cpu, x, &w).0, &dy));
+        }
+        check_gradient("dw", &w, &dw, |w| inner(&run::rmsnorm(&cpu, &x, w).0, &dy));
+        let mut added = vec![3.0; rows * dim];
+        cpu.rmsnorm_bwd(&mut added, None, &dy, &x, &w, &rstd, Write::Add).unwrap();
+        assert_close("dx added", &added, &dx.iter().map(|d| d + 3.0).collect::<Vec<_>>(), 1e-14);
+    }
+}
+
+#[test]
+fn qk_norm() {
+    let (cpu, mut noise, rows) = (cpu64(), Noise(5), 5);
+    for shape in SHAPES {
+        let (width, heads) = (shape.q_width() + shape.kv_width(), shape.heads + shape.kv_heads);
+        let qkv = noise.vec(rows * shape.qkv_width());
+        let (wq, wk) = (noise.vec(shape.head_dim), noise.vec(shape.head_dim));
+        let d = noise.vec(qkv.len());
+        let forward = |qkv: &[f64], wq: &[f64], wk: &[f64]| {
+            let (mut y, mut raw, mut rstd) = (qkv.to_vec(), nan(rows * width), nan(rows * heads));
+            cpu.qk_norm_fwd(&mut y, &mut raw, &mut rstd, wq, wk, *shape, 1e-6).unwrap();
+            (y, raw, rstd)
+        };
+        let (_, raw, rstd) = forward(&qkv, &wq, &wk);
+        let (mut dqkv, mut dwq, mut dwk) = (d.clone(), vec![1.0; shape.head_dim], vec![1.0; shape.head_dim]);
+        cpu.qk_norm_bwd(&mut dqkv, Some(&mut dwq), Some(&mut dwk), &raw, &rstd, &wq, &wk, *shape).unwrap();
+        dwq.iter_mut().chain(&mut dwk).for_each(|d| *d -= 1.0);
+        check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x, &wq, &wk).0, &d));
+        check_gradient("dwq", &wq, &dwq, |w| inner(&forward(&qkv, w, &wk).0, &d));
+        check_gradient("dwk", &wk, &dwk, |w| inner(&forward(&qkv, &wq, w).0, &d));
+    }
+}
+
+#[test]
+fn rope() {
+    let (cpu, mut noise) = (cpu64(), Noise(6));
+    for shape in SHAPES {
+        let m = micro(FEW, 3, 11, &mut noise);
+        let batch = loaded(&cpu, &m);
+        let table = run::rope_table(9, shape.head_dim);
+        let qkv = noise.vec(m.used * shape.qkv_width());
+        let d = noise.vec(qkv.len());
+        let forward = |x: &[f64]| {
+            let mut y = x.to_vec();
+            cpu.rope(&mut y, &table, &batch, *shape, Rotation::Forward).unwrap();
+            y
+        };
+        let mut dqkv = d.clone();
+        cpu.rope(&mut dqkv, &table, &batch, *shape, Rotation::Backward).unwrap();
+        check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x), &d));
+    }
+}
+
+#[test]
+fn swiglu() {
+    let (cpu, mut noise) = (cpu64(), Noise(7));
+    for (rows, ffn) in [(1, 1), (3, 5), (7, 33)] {
+        let (gate_up, d) = (noise.vec(2 * rows * ffn), noise.vec(rows * ffn));
+        let mut grad = gate_up.clone();
+        cpu.swiglu_bwd(&mut grad, &d, ffn).unwrap();
+        check_gradient("gate_up", &gate_up, &grad, |x| inner(&run::swiglu(&cpu, x, ffn), &d));
+    }
+}
+
+#[test]
+fn attention() {
+    let (cpu, mut noise) = (cpu64(), Noise(8));
+    for (shape, groups) in SHAPES.iter().flat_map(|s| [(*s, FEW), (*s, GROUPS)]) {
+        let m = micro(groups, 5, 11, &mut noise);
+        let batch = loaded(&cpu, &m);
+        let (qkv, dout) = (noise.vec(m.used * shape.qkv_width()), noise.vec(m.used * shape.q_width()));
+        let dqkv = run::attention_bwd(&cpu, &dout, &qkv, &batch, shape);
+        check_gradient("dqkv", &qkv, &dqkv, |x| inner(&run::attention(&cpu, x, &batch, shape).0, &dout));
+    }
+}
+
+#[test]
+fn embedding_and_rows() {
+    let (cpu, mut noise) = (cpu64(), Noise(9));
+    let (vocab, dim) = (13, 7);
+    let m = micro(GROUPS, 4, vocab, &mut noise);
+    let batch = loaded(&cpu, &m);
+    let (table, dx) = (noise.vec(vocab * dim), noise.vec(m.used * dim));
+    let mut dtable = vec![0.5; vocab * dim];
+    cpu.embed_bwd(&mut dtable, &dx, &batch, dim).unwrap();
+    dtable.iter_mut().for_each(|d| *d -= 0.5);
+    check_gradient("dtable", &table, &dtable, |table| {
+        let mut x = nan(m.used * dim);
+        cpu.embed_fwd(&mut x, table, &batch, dim).unwrap();
+        inner(&x, &dx)
+    });
+    let (x, dout) = (noise.vec(m.used * dim), noise.vec(m.predictions.len() * dim));
+    let mut scattered = nan(m.used * dim);
+    cpu.scatter_rows(&mut scattered, &dout, &batch, dim).unwrap();
+    check_gradient("scatter", &x, &scattered, |x| {
+        let mut out = nan(dout.len());
+        cpu.gather_rows(&mut out, x, &batch, dim).unwrap();
+        inner(&out, &dout)
+    });
+}
+
+/// From the hidden rows and the head's weight to the loss: statistics, loss and both gradients, for every loss.
+#[test]
+fn head_and_loss() {
+    let (cpu, mut noise) = (cpu64(), Noise(10));
+    let (vocab, dim, scale) = (67, 5, 0.37);
+    let m = micro(FEW, 2, vocab, &mut noise);
+    let (batch, chunk, n) = (loaded(&cpu, &m), whole(&m), m.predictions.len());
+    let (x, w) = (noise.vec(n * dim), noise.vec(vocab * dim));
+    for loss_type in [LossType::Sigmoid, LossType::Hinge, LossType::Ipo, LossType::Sft] {
+        let label_smoothing = if loss_type == LossType::Sigmoid { 0.1 } else { 0.0 };
+        let spec = LossSpec { loss_type, beta: 0.3, label_smoothing };
+        let total = |x: &[f64], w: &[f64]| {
+            let h = run::head(&cpu, x, w, vocab, &batch, &chunk, HeadMode::Score);
+            let l = run::loss(&cpu, &h, &batch, &chunk, &spec, scale);
+            if loss_type == LossType::Sft {
+                return scale * l.responses.chunks(4).map(|r| r[3]).sum::<f64>();
+            }
+            scale * l.pairs.chunks(3).zip(&m.pairs).map(|(l, p)| f64::from(p.weight) * l[0]).sum::<f64>()
+        };
+        let h = run::head(&cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Train);
+        let l = run::loss(&cpu, &h, &batch, &chunk, &spec, scale);
+        let (mut dx, mut dw, mut scaled) = (nan(n * dim), vec![1.0; vocab * dim], nan(n * dim));
+        cpu.head_bwd(&mut dx, Some(&mut dw), &mut scaled, &h.logits, &x, &w, &l.coef).unwrap();
+        dw.iter_mut().for_each(|d| *d -= 1.0);
+        check_gradient("dx", &x, &dx, |x| total(x, &w));
+        check_gradient("dw", &w, &dw, |w| total(&x, w));
+        let mut frozen = nan(n * dim);
+        cpu.head_bwd(&mut frozen, None, &mut [], &h.logits, &x, &w, &l.coef).unwrap();
+        assert_eq!(frozen, dx);
+    }
+}
+
+/// The decode op has no backward pass: it must equal the last row of ordinary attention.
+#[test]
+fn decode_is_the_last_row() {
+    let (cpu, mut noise) = (cpu64(), Noise(11));
+    for shape in SHAPES {
+        let AttnShape { .. } = *shape;
+        let lens = [7usize, 1, 101];
+        let stride = 103;
+        let groups: Vec<Lens> = vec![(0, &[7]), (0, &[1]), (0, &[101])];
+        let m = micro(&groups, 0, 11, &mut noise);
+        let batch = loaded(&cpu, &m);
+        let qkv = noise.vec(m.used * shape.qkv_width());
+        let (want, _) = run::attention(&cpu, &qkv, &batch, *shape);
+        let (mut k, mut v) = (nan(3 * stride * shape.kv_width()), nan(3 * stride * shape.kv_width()));
+        let dst: Vec<u32> =
+            lens.iter().enumerate().flat_map(|(s, l)| (0..*l).map(move |i| (s * stride + i) as u32)).collect();
+        cpu.kv_store(&mut k, &mut v, &qkv, &dst, *shape).unwrap();
+        let last: Vec<usize> = vec![6, 7, 108];
+        let queries: Vec<f64> =
+            last.iter().flat_map(|t| qkv[t * shape.qkv_width()..][..shape.qkv_width()].to_vec()).collect();
+        let mut out = nan(3 * shape.q_width());
+        cpu.attention_decode(&mut out, &queries, &k, &v, &lens.map(|l| l as u32), stride, *shape).unwrap();
+        let want: Vec<f64> =
+            last.iter().flat_map(|t| want[t * shape.q_width()..][..shape.q_width()].to_vec()).collect();
+        assert_close("decode", &out, &want, 1e-12);
+    }
+}

@@ -1,0 +1,10 @@
+//! The CPU backend's ops: derivatives, values, independence of rows, determinism, refusals.
+
+mod gradients;
+mod independence;
+mod naive;
+mod optimiser;
+mod refusals;
+mod run;
+mod support;
+mod values;

@@ -1,0 +1,194 @@
+//! Wrong lengths are refused by name before anything is written; nothing is allocated while ops run.
+
+use super::support::*;
+use fusedpo::Error;
+use fusedpo::backend::cpu::GemmPrecision;
+use fusedpo::backend::*;
+use fusedpo::loss::{LossSpec, LossType};
+
+/// The op and the argument that an error names.
+fn shape_error(r: fusedpo::Result<()>) -> (&'static str, &'static str) {
+    match r {
+        Err(Error::Shape { op, name, .. }) => (op, name),
+        other => panic!("expected a shape error, got {other:?}"),
+    }
+}
+
+/// Calls `$call` once per listed argument with that argument one element longer.
+macro_rules! one_too_long {
+    ($op:literal, $cpu:ident.$f:ident, [$($len:expr => $name:literal),* $(,)?], |$v:ident| ($($arg:expr),* $(,)?)) => {{
+        let lens = [$(($len, $name)),*];
+        for wrong in 0..=lens.len() {
+            let mut $v: Vec<Vec<f64>> = lens.iter().enumerate().map(|(i, l)| vec![0.5; l.0 + usize::from(i == wrong)]).collect();
+            let mut $v: Vec<&mut [f64]> = $v.iter_mut().map(|v| v.as_mut_slice()).collect();
+            $v.reverse();
+            let r = $cpu.$f($($arg),*);
+            if wrong == lens.len() {
+                r.unwrap();
+            } else {
+                let (op, name) = shape_error(r);
+                assert_eq!(op, $op);
+                assert!(name == lens[wrong].1 || lens[wrong].1 == "*", "{}: {} was wrong, {name} is blamed", $op, lens[wrong].1);
+            }
+        }
+    }};
+}
+
+#[test]
+fn wrong_lengths_are_refused() {
+    let (cpu, mut noise) = (cpu64(), Noise(80));
+    let m = micro(FEW, 2, 11, &mut noise);
+    let (batch, chunk) = (loaded(&cpu, &m), whole(&m));
+    let (rows, n, dim) = (m.used, m.predictions.len(), 7);
+    let s = AttnShape { heads: 4, kv_heads: 2, head_dim: 6 };
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    one_too_long!("embed_fwd", cpu.embed_fwd, [rows * dim => "x", 11 * dim => "table"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+    one_too_long!("embed_bwd", cpu.embed_bwd, [11 * dim => "dtable", rows * dim => "dx"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+    one_too_long!("rmsnorm_fwd", cpu.rmsnorm_fwd, [14 => "y", 2 => "rstd", 14 => "x", 7 => "*"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 1e-5));
+    one_too_long!("rmsnorm_again", cpu.rmsnorm_again, [14 => "y", 2 => "rstd", 14 => "x", 7 => "*"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap()));
+    one_too_long!("rmsnorm_bwd", cpu.rmsnorm_bwd, [14 => "dx", 7 => "dw", 14 => "dy", 14 => "x", 7 => "*", 2 => "rstd"],
+        |v| (v.pop().unwrap(), v.pop(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), Write::Set));
+    one_too_long!("linear_fwd", cpu.linear_fwd, [6 => "*", 10 => "x", 15 => "w", 6 => "plus"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 3, 5, Write::Plus(v.pop().unwrap())));
+    one_too_long!("linear_bwd_input", cpu.linear_bwd_input, [10 => "dx", 6 => "*", 15 => "w"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 3, 5, Write::Set));
+    one_too_long!("linear_bwd_weight", cpu.linear_bwd_weight, [15 => "dw", 6 => "*", 10 => "x"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 3, 5));
+    one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| (v.pop().unwrap(), v.pop().unwrap()));
+    one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| (v.pop().unwrap(), v.pop().unwrap()));
+    let (qkv, qk, heads) = (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * 6);
+    one_too_long!("qk_norm_fwd", cpu.qk_norm_fwd, [qkv => "qkv", qk => "raw", heads => "rstd", 6 => "wq", 6 => "wk"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s, 1e-6));
+    one_too_long!("qk_norm_bwd", cpu.qk_norm_bwd,
+        [qkv => "qkv", 6 => "dwq", 6 => "dwk", qk => "raw", heads => "rstd", 6 => "wq", 6 => "wk"],
+        |v| (v.pop().unwrap(), v.pop(), v.pop(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s));
+    let out = rows * s.q_width();
+    one_too_long!("attention_fwd", cpu.attention_fwd, [out => "out", rows * 4 => "lse", qkv => "qkv"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), &batch, s));
+    one_too_long!("attention_bwd", cpu.attention_bwd,
+        [qkv => "dqkv", rows * 4 => "delta", out => "dout", out => "out", rows * 4 => "lse", qkv => "qkv"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), &batch, s));
+    one_too_long!("swiglu_fwd", cpu.swiglu_fwd, [10 => "*", 20 => "gate_up"], |v| (v.pop().unwrap(), v.pop().unwrap(), 5));
+    one_too_long!("swiglu_bwd", cpu.swiglu_bwd, [20 => "gate_up", 10 => "*"], |v| (v.pop().unwrap(), v.pop().unwrap(), 5));
+    one_too_long!("gather_rows", cpu.gather_rows, [n * dim => "out", rows * dim => "x"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+    one_too_long!("scatter_rows", cpu.scatter_rows, [rows * dim => "dx", n * dim => "dout"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+    one_too_long!("head_bwd", cpu.head_bwd, [n * dim => "*", 11 * dim => "dw"],
+        |v| (v.pop().unwrap(), v.pop(), &mut vec![0.0; n * dim], &vec![0.0; n * 11], &vec![0.5; n * dim], &vec![0.5; 11 * dim], &vec![1.0; n]));
+    let head = |stats: [usize; 4], logits: usize, x: usize, w: usize| {
+        let [mut a, mut b, mut c, mut d] = stats.map(|n| vec![0.0; n]);
+        let stats = HeadStats { logp: &mut a[..], entropy: &mut b[..], log_sum_p2: &mut c[..], hit: &mut d[..] };
+        cpu.head_fwd(stats, &mut vec![0.0; logits], &vec![0.0; x], &vec![0.0; w], &batch, &chunk, HeadMode::Score)
+    };
+    head([n; 4], n * 11, n * dim, 11 * dim).unwrap();
+    head([n; 4], n * 11 + 3, n * dim, 11 * dim).unwrap(); // a larger logits buffer is allowed
+    assert_eq!(shape_error(head([n + 1, n, n, n], n * 11, n * dim, 11 * dim)).1, "logp");
+    assert_eq!(shape_error(head([n, n, n, n + 1], n * 11, n * dim, 11 * dim)).1, "hit");
+    assert_eq!(shape_error(head([n; 4], n * 11 - 1, n * dim, 11 * dim)).1, "logits");
+    assert_eq!(shape_error(head([n; 4], n * 11, n * dim + 1, 11 * dim)).1, "x");
+    assert_eq!(shape_error(head([n; 4], n * 11, n * dim, 11 * dim + 1)).1, "w");
+    let (r, p) = (m.responses.len(), m.pairs.len());
+    let loss = |coef: usize, responses: usize, pairs: usize, stat: usize| {
+        let (mut a, mut b, mut c) = (vec![0.0; coef], vec![0.0; responses], vec![0.0; pairs]);
+        let out = LossOut { coef: &mut a[..], responses: &mut b[..], pairs: &mut c[..] };
+        cpu.loss(out, &vec![0.0; stat], &vec![0.0; n], &vec![0.0; n], &batch, &chunk, &spec, 1.0)
+    };
+    loss(n, 4 * r, 3 * p, n).unwrap();
+    assert_eq!(shape_error(loss(n + 1, 4 * r, 3 * p, n)).1, "coef");
+    assert_eq!(shape_error(loss(n, 4 * r + 1, 3 * p, n)).1, "responses");
+    assert_eq!(shape_error(loss(n, 4 * r, 3 * p + 1, n)).1, "pairs");
+    assert_eq!(shape_error(loss(n, 4 * r, 3 * p, n + 1)).1, "logp");
+}
+
+#[test]
+fn indices_beyond_a_table_are_refused() {
+    let (cpu, mut noise) = (cpu64(), Noise(81));
+    let m = micro(FEW, 2, 11, &mut noise);
+    let batch = loaded(&cpu, &m);
+    let largest = *m.tokens[..m.used].iter().max().unwrap() as usize;
+    let r = cpu.embed_fwd(&mut vec![0.0; m.used * 3], &vec![0.0; largest * 3], &batch, 3);
+    assert_eq!(shape_error(r), ("embed_fwd", "table"));
+    let s = AttnShape { heads: 2, kv_heads: 1, head_dim: 4 };
+    let mut qkv = vec![0.0; m.used * s.qkv_width()];
+    let r = cpu.rope(&mut qkv, &[0.0; 5 * 4], &batch, s, Rotation::Forward);
+    assert_eq!(shape_error(r), ("rope", "table"));
+    let (mut k, mut v) = (vec![0.0; 12], vec![0.0; 12]);
+    assert_eq!(shape_error(cpu.kv_store(&mut k, &mut v, &[0.0; 16], &[3], s)).0, "kv_store");
+    for lens in [[0, 1], [1, 3]] {
+        let r = cpu.attention_decode(&mut [0.0; 16], &[0.0; 32], &[0.0; 16], &[0.0; 16], &lens, 2, s);
+        assert_eq!(shape_error(r), ("attention_decode", "lens"));
+    }
+    let uneven = AttnShape { heads: 3, kv_heads: 2, head_dim: 4 };
+    let r = cpu.attention_fwd(&mut [], &mut [], &[], &batch, uneven);
+    assert_eq!(shape_error(r), ("attention_fwd", "heads"));
+}
+
+#[test]
+fn malformed_batches_are_refused() {
+    let (cpu, mut noise) = (cpu64(), Noise(82));
+    let good = micro(FEW, 2, 11, &mut noise);
+    let mut batch = cpu.new_batch(capacity(&good)).unwrap();
+    let mut refused = |change: &dyn Fn(&mut fusedpo::data::batch::MicroBatch)| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        let why = cpu.load_batch(&mut batch, &bad).unwrap_err().to_string();
+        assert!(why.contains("load_batch") && !why.contains('\n'), "{why}");
+        assert_eq!(cpu.rows(&batch), 0, "a refused batch is empty");
+    };
+    refused(&|m| m.segments[1].start -= 1);
+    refused(&|m| m.segments[1].prefix_len -= 1);
+    refused(&|m| m.segments.last_mut().unwrap().len += 1);
+    refused(&|m| m.segments[0].len = 0);
+    refused(&|m| m.predictions[0].row = m.used as u32);
+    refused(&|m| m.predictions_by_row.swap(0, 5));
+    refused(&|m| m.predictions_by_row[0] = 1000);
+    refused(&|m| m.rows_by_token.swap(0, 1));
+    refused(&|m| m.rows_by_token[0] = 1000);
+    refused(&|m| m.used = m.slots + 1);
+    refused(&|m| {
+        m.tokens.pop();
+    });
+    refused(&|m| m.predictions.push(m.predictions[0]));
+    refused(&|m| m.pairs.push(m.pairs[0]));
+    cpu.load_batch(&mut batch, &good).unwrap();
+    assert_eq!(cpu.rows(&batch), good.used);
+}
+
+#[test]
+fn memory_is_named_and_counted() {
+    let cpu = cpu32();
+    let a = cpu.zeros::<f32>("weights", 10).unwrap();
+    let b = cpu.zeros::<f64>("norm", 3).unwrap();
+    assert_eq!((cpu.len(&a), cpu.len(&b)), (10, 3));
+    assert_eq!(cpu.memory_table(), [("weights".into(), 40), ("norm".into(), 24)]);
+    let why = cpu.zeros::<f64>("far too much", usize::MAX / 16).unwrap_err().to_string();
+    assert!(why.contains("far too much") && why.contains("out of memory"), "{why}");
+}
+
+#[test]
+fn copies_check_their_lengths() {
+    let (cpu, mut three) = (cpu32(), [0f32; 3]);
+    assert_eq!(shape_error(cpu.upload(&mut three, &[1.0; 4])).0, "upload");
+    assert_eq!(shape_error(cpu.download(&mut three, &[1.0; 2])).0, "download");
+    assert_eq!(shape_error(cpu.copy(&mut three, &[1.0; 2])).0, "copy");
+    cpu.copy(&mut three, &[1.0, 2.0, 3.0]).unwrap();
+    assert_eq!(three, [1.0, 2.0, 3.0]);
+    cpu.clear(&mut three).unwrap();
+    assert_eq!(three, [0.0; 3]);
+}
+
+#[test]
+fn it_says_what_it_is() {
+    let (c32, c64) = (cpu32(), cpu64());
+    assert!(c32.fingerprint().starts_with("cpu-f32-") && c64.fingerprint().starts_with("cpu-f64-"));
+    assert!(c32.description().starts_with("CPU, "));
+    assert!(
+        fusedpo::backend::cpu::Cpu::<f64>::with(GemmPrecision::Bf16).is_err(),
+        "bf16 products of f64 make no sense"
+    );
+}

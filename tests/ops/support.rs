@@ -1,0 +1,187 @@
+//! Random numbers, micro-batches, and derivatives by finite differences.
+
+use fusedpo::backend::cpu::{Cpu, CpuBatch};
+use fusedpo::backend::{AttnShape, Backend, Capacity, Float};
+use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+
+/// SplitMix64 (Steele et al. 2014).
+pub struct Noise(pub u64);
+
+impl Noise {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    /// Uniform in `[-1, 1)`.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+    pub fn vec(&mut self, n: usize) -> Vec<f64> {
+        (0..n).map(|_| self.unit()).collect()
+    }
+    /// Values that `f32` holds exactly, so that both element types start from the same numbers.
+    pub fn vec32(&mut self, n: usize) -> Vec<f64> {
+        (0..n).map(|_| f64::from(self.unit() as f32)).collect()
+    }
+}
+
+/// Converts test numbers to an element type.
+pub fn of<S: Float>(x: &[f64]) -> Vec<S> {
+    x.iter().map(|x| S::from_f64(*x)).collect()
+}
+
+/// And back.
+pub fn f64s<S: Float>(x: &[S]) -> Vec<f64> {
+    x.iter().map(|x| x.to_f64()).collect()
+}
+
+/// An output that nobody has written yet.
+pub fn nan<S: Float>(n: usize) -> Vec<S> {
+    vec![S::from_f64(f64::NAN); n]
+}
+
+/// A prompt's length and its responses' lengths.
+pub type Lens<'a> = (usize, &'a [usize]);
+
+/// Groups of every kind: one to four responses, empty prompts, single tokens, more than one tile of queries and of keys.
+pub const GROUPS: &[Lens] =
+    &[(5, &[3, 1]), (0, &[4]), (1, &[1, 2, 7]), (37, &[33, 2, 101, 5]), (0, &[2, 3]), (3, &[6])];
+/// A smaller set of the same kinds, where every element is differentiated.
+pub const FEW: &[Lens] = &[(3, &[2, 1, 3]), (0, &[3]), (1, &[2])];
+
+/// A micro-batch of `groups` with a dummy tail; every response is in a pair with the next of its group.
+pub fn micro(groups: &[Lens], tail: usize, vocab: usize, noise: &mut Noise) -> MicroBatch {
+    let mut m = MicroBatch::default();
+    let row = |m: &mut MicroBatch, position: usize, noise: &mut Noise| {
+        m.tokens.push(noise.below(vocab) as u32);
+        m.positions.push(position as u32);
+    };
+    for (id, (prompt, responses)) in groups.iter().enumerate() {
+        let start = m.tokens.len() as u32;
+        let from = (m.segments.len(), m.responses.len(), m.predictions.len(), m.pairs.len());
+        (0..*prompt).for_each(|p| row(&mut m, p, noise));
+        let prefix_len = *prompt as u32;
+        if *prompt > 0 {
+            m.segments.push(Segment { start, len: prefix_len, prefix_start: start, prefix_len: 0 });
+        }
+        for len in *responses {
+            let at = m.tokens.len() as u32;
+            m.segments.push(Segment { start: at, len: *len as u32, prefix_start: start, prefix_len });
+            let (response, first) = (m.responses.len() as u32, m.predictions.len() as u32);
+            for i in 0..*len {
+                row(&mut m, prompt + i, noise);
+                let by = if i > 0 {
+                    Some(at + i as u32 - 1)
+                } else {
+                    (start + prefix_len).checked_sub(1).filter(|_| *prompt > 0)
+                };
+                if let Some(row) = by {
+                    m.predictions.push(Prediction { row, target: noise.below(vocab) as u32, response });
+                }
+            }
+            let predictions = first..m.predictions.len() as u32;
+            m.responses.push(ResponseSlot { id: u64::from(response), predictions, ref_logp: -3.0 + noise.unit() });
+        }
+        for r in from.1 as u32..m.responses.len() as u32 - 1 {
+            let id = m.pairs.len() as u64;
+            m.pairs.push(PairSlot { chosen: r + 1, rejected: r, weight: 0.5 + noise.unit() as f32 * 0.25, id });
+        }
+        m.groups.push(GroupSpan {
+            id: id as u64,
+            prompt: start..start + prefix_len,
+            segments: from.0 as u32..m.segments.len() as u32,
+            responses: from.1 as u32..m.responses.len() as u32,
+            predictions: from.2 as u32..m.predictions.len() as u32,
+            pairs: from.3 as u32..m.pairs.len() as u32,
+            end: m.tokens.len() as u32,
+        });
+    }
+    m.used = m.tokens.len();
+    m.slots = m.used + tail;
+    m.tokens.resize(m.slots, 0);
+    m.positions.resize(m.slots, 0);
+    m.rows_by_token = (0..m.used as u32).collect();
+    m.rows_by_token.sort_by_key(|r| (m.tokens[*r as usize], *r));
+    m.predictions_by_row = (0..m.predictions.len() as u32).collect();
+    m.predictions_by_row.sort_by_key(|n| (m.predictions[*n as usize].row, *n));
+    m
+}
+
+/// The capacity that a micro-batch needs.
+pub fn capacity(m: &MicroBatch) -> Capacity {
+    Capacity { slots: m.slots, predictions: m.predictions.len(), responses: m.responses.len(), pairs: m.pairs.len() }
+}
+
+/// Loads a micro-batch.
+pub fn loaded<S: fusedpo::backend::cpu::Real>(cpu: &Cpu<S>, m: &MicroBatch) -> CpuBatch {
+    let mut batch = cpu.new_batch(capacity(m)).unwrap();
+    cpu.load_batch(&mut batch, m).unwrap();
+    batch
+}
+
+/// The whole micro-batch as one chunk.
+pub fn whole(m: &MicroBatch) -> fusedpo::backend::Chunk {
+    fusedpo::backend::Chunk {
+        responses: 0..m.responses.len(),
+        predictions: 0..m.predictions.len(),
+        pairs: 0..m.pairs.len(),
+    }
+}
+
+/// Grouped, multi-query and plain attention; head widths below, beside and above the tile sizes.
+pub const SHAPES: &[AttnShape] = &[
+    AttnShape { heads: 3, kv_heads: 1, head_dim: 4 },
+    AttnShape { heads: 2, kv_heads: 2, head_dim: 6 },
+    AttnShape { heads: 4, kv_heads: 2, head_dim: 14 },
+    AttnShape { heads: 9, kv_heads: 3, head_dim: 64 },
+];
+
+pub fn cpu64() -> Cpu<f64> {
+    Cpu::new().unwrap()
+}
+pub fn cpu32() -> Cpu<f32> {
+    Cpu::new().unwrap()
+}
+
+/// Every element within `rel * |want|`, plus a twentieth of that of the largest for elements that cancel; NaN never is.
+#[track_caller]
+pub fn assert_close(name: &str, got: &[f64], want: &[f64], rel: f64) {
+    assert_eq!(got.len(), want.len(), "{name}: lengths");
+    let floor = 0.05 * rel * want.iter().fold(0.0f64, |m, w| m.max(w.abs())) + 1e-30;
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((g - w).abs() <= rel * w.abs() + floor, "{name}[{i}]: got {g}, want {w}, relative tolerance {rel:e}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "x[1]")]
+fn nan_is_not_close() {
+    assert_close("x", &[1.0, f64::NAN], &[1.0, 1.0], 1e9);
+}
+
+pub fn inner(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Checks `grad` against central differences of `f` at `x`, at every element or at some 60 of many. `f` must be smooth:
+/// the truncation error is about `h^2`, the rounding error `1e-16 / h`.
+#[track_caller]
+pub fn check_gradient(name: &str, x: &[f64], grad: &[f64], f: impl Fn(&[f64]) -> f64) {
+    assert_eq!(x.len(), grad.len(), "{name}");
+    let (h, mut at) = (1e-5, x.to_vec());
+    let scale = grad.iter().fold(0.0f64, |m, g| m.max(g.abs()));
+    assert!(scale > 0.0, "{name}: the gradient is zero everywhere, so nothing is checked");
+    for i in (0..x.len()).step_by((x.len() / 60).max(1)) {
+        at[i] = x[i] + h;
+        let up = f(&at);
+        at[i] = x[i] - h;
+        let slope = (up - f(&at)) / (2.0 * h);
+        at[i] = x[i];
+        assert!((grad[i] - slope).abs() <= 1e-7 * (1.0 + scale), "{name}[{i}]: got {}, slope {slope}", grad[i]);
+    }
+}

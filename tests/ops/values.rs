@@ -1,0 +1,231 @@
+//! Values: against plain f64 loops, and `f32` against `f64` on the same numbers, at every SIMD level of this CPU.
+
+use super::naive;
+use super::run::{self, Head};
+use super::support::*;
+use fusedpo::backend::cpu::gemm::{Base, HasGemm, Mat};
+use fusedpo::backend::cpu::{Cpu, GemmPrecision, Level, Real};
+use fusedpo::backend::{Backend, HeadMode, Rotation, Write};
+use fusedpo::data::batch::MicroBatch;
+
+/// Within `units` of 2^-24 of the largest wanted value: for results that are sums of terms of about that size, whose
+/// rounding errors add up like a random walk.
+#[track_caller]
+fn assert_f32(name: &str, got: &[f32], want: &[f64], units: f64) {
+    assert_eq!(got.len(), want.len(), "{name}");
+    let tol = units * 2f64.powi(-24) * want.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((f64::from(*g) - w).abs() <= tol, "{name}[{i}]: got {g}, want {w}, tolerance {tol:e}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "x[1]")]
+fn nan_is_not_close() {
+    assert_f32("x", &[1.0, f32::NAN], &[1.0, 1.0], 1e9);
+}
+
+fn levels() -> Vec<(Cpu<f32>, Cpu<f64>)> {
+    let at = |l| (Cpu::at(l, GemmPrecision::Native).unwrap(), Cpu::at(l, GemmPrecision::Native).unwrap());
+    Level::available().into_iter().map(at).collect()
+}
+
+/// `a b^T` in all four layouts and three bases, sizes around tiles and blocks.
+#[test]
+fn products() {
+    let mut noise = Noise(20);
+    let sizes =
+        [(1, 1, 1), (2, 3, 1), (13, 33, 7), (12, 32, 384), (25, 64, 385), (61, 7, 769), (5, 131, 1000), (131, 5, 3)];
+    for (c32, c64) in levels() {
+        for (m, n, k) in sizes {
+            let (a, b, plus) = (noise.vec32(m * k), noise.vec32(n * k), noise.vec32(m * n));
+            let want: Vec<f64> =
+                (0..m * n).map(|i| (0..k).map(|p| a[i / n * k + p] * b[i % n * k + p]).sum()).collect();
+            let flip =
+                |x: &[f64], lines: usize| (0..x.len()).map(|i| x[i % lines * k + i / lines]).collect::<Vec<f64>>();
+            let (at, bt) = (flip(&a, m), flip(&b, n));
+            for (a_by_k, b_by_k) in [(false, false), (false, true), (true, false), (true, true)] {
+                let (a, b) = (if a_by_k { &at } else { &a }, if b_by_k { &bt } else { &b });
+                fn mat<S>(x: &[S], by_k: bool, lines: usize, k: usize) -> Mat<'_, S> {
+                    if by_k { Mat::by_k(x, lines) } else { Mat::by_line(x, k) }
+                }
+                let mut c = nan(m * n);
+                f64::gemm(c64.gemm(), &mut c, Base::Zero, mat(a, a_by_k, m, k), mat(b, b_by_k, n, k), m, n, k);
+                assert_close("f64", &c, &want, 1e-12);
+                let (a, b, mut c) = (of::<f32>(a), of::<f32>(b), nan(m * n));
+                let (a, b) = (mat(&a, a_by_k, m, k), mat(&b, b_by_k, n, k));
+                f32::gemm(c32.gemm(), &mut c, Base::Zero, a, b, m, n, k);
+                let units = 4.0 + 2.0 * (k as f64).sqrt();
+                assert_f32("f32", &c, &want, units);
+                let sum: Vec<f64> = want.iter().zip(&plus).map(|(w, p)| w + p).collect();
+                let (plus, mut d) = (of::<f32>(&plus), nan(m * n));
+                f32::gemm(c32.gemm(), &mut d, Base::Other(&plus), a, b, m, n, k);
+                assert_f32("f32 plus", &d, &sum, units + 2.0);
+                d.clone_from(&plus);
+                f32::gemm(c32.gemm(), &mut d, Base::Output, a, b, m, n, k);
+                assert_f32("f32 add", &d, &sum, units + 2.0);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_is_the_masked_formula() {
+    let mut noise = Noise(21);
+    for (c32, c64) in levels() {
+        for shape in SHAPES {
+            let m = micro(GROUPS, 5, 11, &mut noise);
+            let qkv: Vec<f64> = noise.vec32(m.used * shape.qkv_width()).iter().map(|x| 3.0 * x).collect();
+            let (out, lse) = naive::attention(&qkv, &m, *shape);
+            let (got, got_lse) = run::attention(&c64, &qkv, &loaded(&c64, &m), *shape);
+            assert_close("out", &got, &out, 1e-11);
+            assert_close("lse", &got_lse, &lse, 1e-11);
+            let qkv32 = of::<f32>(&qkv);
+            let (got, got_lse) = run::attention(&c32, &qkv32, &loaded(&c32, &m), *shape);
+            // Scores of up to 9 sqrt(d) carry errors of some 2^-24 of that into the exponent.
+            let units = 16.0 + 36.0 * (shape.head_dim as f64).sqrt();
+            assert_f32("out f32", &got, &out, units);
+            assert_f32("lse f32", &got_lse, &lse, 64.0);
+            let dout = noise.vec32(m.used * shape.q_width());
+            let want = run::attention_bwd(&c64, &dout, &qkv, &loaded(&c64, &m), *shape);
+            let got = run::attention_bwd(&c32, &of::<f32>(&dout), &qkv32, &loaded(&c32, &m), *shape);
+            assert_f32("dqkv f32", &got, &want, 4.0 * units);
+        }
+    }
+}
+
+/// Rows that no segment holds give zeros, and their gradient is zero.
+#[test]
+fn rows_in_no_segment() {
+    let (cpu, mut noise, shape) = (cpu64(), Noise(22), SHAPES[0]);
+    let mut m = micro(&[(3, &[2, 4]), (2, &[3])], 0, 11, &mut noise);
+    m.segments.remove(2); // the second response of the first group: rows 5..9
+    let batch = loaded(&cpu, &m);
+    let qkv = noise.vec(m.used * shape.qkv_width());
+    let (out, lse) = run::attention(&cpu, &qkv, &batch, shape);
+    let want = naive::attention(&qkv, &m, shape);
+    assert_close("out", &out, &want.0, 1e-12);
+    assert_close("lse", &lse, &want.1, 1e-12);
+    let dqkv = run::attention_bwd(&cpu, &vec![1.0; out.len()], &qkv, &batch, shape);
+    assert!(dqkv[5 * shape.qkv_width()..9 * shape.qkv_width()].iter().all(|d| *d == 0.0));
+}
+
+#[test]
+fn elementwise_f32_against_f64() {
+    let mut noise = Noise(23);
+    for (c32, c64) in levels() {
+        let (rows, dim) = (9, 201);
+        let (x, w, dy) = (noise.vec32(rows * dim), noise.vec32(dim), noise.vec32(rows * dim));
+        let (x32, w32, dy32) = (of::<f32>(&x), of::<f32>(&w), of::<f32>(&dy));
+        let ((y, rstd), (y32, rstd32)) = (run::rmsnorm(&c64, &x, &w), run::rmsnorm(&c32, &x32, &w32));
+        assert_f32("rmsnorm y", &y32, &y, 4.0);
+        assert_f32("rmsnorm rstd", &rstd32, &rstd, 2.0);
+        let (mut dx, mut dw) = (nan(rows * dim), vec![0.0; dim]);
+        c64.rmsnorm_bwd(&mut dx, Some(&mut dw), &dy, &x, &w, &rstd, Write::Set).unwrap();
+        let (mut dx32, mut dw32) = (nan(rows * dim), vec![0.0; dim]);
+        c32.rmsnorm_bwd(&mut dx32, Some(&mut dw32), &dy32, &x32, &w32, &rstd32, Write::Set).unwrap();
+        assert_f32("rmsnorm dx", &dx32, &dx, 8.0);
+        assert_f32("rmsnorm dw", &dw32, &dw, 16.0);
+
+        let gate_up: Vec<f64> = noise.vec32(2 * rows * dim).iter().map(|x| 12.0 * x).collect();
+        let act = run::swiglu(&c64, &gate_up, dim);
+        assert_f32("swiglu", &run::swiglu(&c32, &of::<f32>(&gate_up), dim), &act, 4.0);
+        let (mut d, mut d32) = (gate_up.clone(), of::<f32>(&gate_up));
+        c64.swiglu_bwd(&mut d, &dy, dim).unwrap();
+        c32.swiglu_bwd(&mut d32, &dy32, dim).unwrap();
+        // Ten roundings one after the other, and an exp of 2 ulp.
+        assert_f32("swiglu backward", &d32, &d, 14.0);
+
+        let shape = SHAPES[3];
+        let m = micro(GROUPS, 2, 11, &mut noise);
+        let mut qkv = noise.vec32(m.used * shape.qkv_width());
+        let mut qkv32 = of::<f32>(&qkv);
+        c64.rope(&mut qkv, &run::rope_table(150, 64), &loaded(&c64, &m), shape, Rotation::Forward).unwrap();
+        c32.rope(&mut qkv32, &run::rope_table(150, 64), &loaded(&c32, &m), shape, Rotation::Forward).unwrap();
+        assert_f32("rope", &qkv32, &qkv, 4.0);
+    }
+}
+
+/// Statistics of logits, from their definitions.
+fn statistics(logits: &[f64], vocab: usize, m: &MicroBatch) -> Head<f64> {
+    let mut want = Head { logits: vec![], logp: vec![], entropy: vec![], log_sum_p2: vec![], hit: vec![] };
+    for (z, p) in logits.chunks(vocab).zip(&m.predictions) {
+        let max = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
+        let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        let p_of = |z: &f64| (z - lse).exp();
+        want.logp.push(z[p.target as usize] - lse);
+        want.entropy.push(-z.iter().map(|z| p_of(z) * (z - lse)).sum::<f64>());
+        want.log_sum_p2.push(z.iter().map(|z| p_of(z).powi(2)).sum::<f64>().ln());
+        want.hit.push(f64::from(u8::from(z[p.target as usize] == max)));
+        want.logits.extend(z.iter().enumerate().map(|(i, z)| f64::from(u8::from(i == p.target as usize)) - p_of(z)));
+    }
+    want
+}
+
+/// Statistics and gradient of the logits that the backend itself computes, over more than one block of the vocabulary:
+/// within `tol` of the formulas, relative. The logits are checked as products.
+fn check_head<S: Real>(cpu: &Cpu<S>, m: &MicroBatch, x: &[f64], w: &[f64], dim: usize, tol: f64) {
+    let (batch, chunk, vocab, n) = (loaded(cpu, m), whole(m), w.len() / dim, m.predictions.len());
+    let (x, w) = (of::<S>(x), of::<S>(w));
+    let mut logits = nan(n * vocab);
+    cpu.logits(&mut logits, &x, &w, dim).unwrap();
+    let want = statistics(&f64s(&logits), vocab, m);
+    let got = run::head(cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Train);
+    let score = run::head(cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Score);
+    assert_eq!((&score.logp, &score.entropy), (&got.logp, &got.entropy), "both modes agree to the bit");
+    let close = |name: &str, got: &[S], want: &[f64], tol: f64| {
+        for (i, (g, w)) in f64s(got).iter().zip(want).enumerate() {
+            assert!((g - w).abs() <= tol * (1.0 + w.abs()), "{name}[{i}]: {g} {w}");
+        }
+    };
+    close("logp", &got.logp, &want.logp, tol);
+    close("entropy", &got.entropy, &want.entropy, tol);
+    close("log_sum_p2", &got.log_sum_p2, &want.log_sum_p2, tol);
+    close("hit", &got.hit, &want.hit, 0.0);
+    close("G", &got.logits, &want.logits, tol);
+}
+
+#[test]
+fn head_statistics() {
+    let (mut noise, vocab, dim) = (Noise(24), 2049, 24);
+    let m = micro(GROUPS, 2, vocab, &mut noise);
+    let x: Vec<f64> = noise.vec32(m.predictions.len() * dim).iter().map(|x| 4.0 * x).collect();
+    let w = noise.vec32(vocab * dim);
+    for (c32, c64) in levels() {
+        check_head(&c64, &m, &x, &w, dim, 1e-13);
+        // Sixteen additions to a sum between 1 and 2 round by at most 2^-24 each: half of that.
+        check_head(&c32, &m, &x, &w, dim, 5e-7);
+    }
+}
+
+/// Equal logits: the lowest index counts as the argmax.
+#[test]
+fn a_tie_goes_to_the_lowest_index() {
+    let (cpu, mut noise) = (cpu64(), Noise(25));
+    let mut m = micro(&[(1, &[1]), (1, &[1])], 0, 5, &mut noise);
+    (m.predictions[0].target, m.predictions[1].target) = (1, 3);
+    let w = [0.0, 1.0, 0.5, 1.0, -1.0];
+    let h = run::head(&cpu, &[1.0, 1.0], &w, 5, &loaded(&cpu, &m), &whole(&m), HeadMode::Score);
+    assert_eq!(h.hit, [1.0, 0.0]);
+}
+
+/// A non-finite logit must reach the statistics, or a broken model would train on.
+#[test]
+fn nan_and_infinity_are_not_swallowed() {
+    let (cpu, mut noise) = (cpu32(), Noise(26));
+    let m = micro(&[(1, &[1])], 0, 40, &mut noise);
+    for bad in [f32::NAN, f32::INFINITY] {
+        for at in [0, 20, 39] {
+            let mut w = vec![0.5; 40];
+            w[at] = bad;
+            let h = run::head(&cpu, &[1.0], &w, 40, &loaded(&cpu, &m), &whole(&m), HeadMode::Train);
+            assert!(!h.logp[0].is_finite(), "{bad} at {at}: {}", h.logp[0]);
+        }
+        let act = run::swiglu(&cpu, &[bad, 1.0], 1);
+        assert!(!act[0].is_finite());
+        assert!(run::swiglu(&cpu, &[1.0, f32::NAN], 1)[0].is_nan());
+    }
+    let mut norm = [0.0];
+    cpu.grad_norm(&mut norm, &[1.0, f32::NAN, 2.0]).unwrap();
+    assert!(norm[0].is_nan());
+}

@@ -17,17 +17,20 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=kernels");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
-    let (mut list, mut built) = (String::new(), String::from("built without CUDA kernels: no nvcc was found"));
+    let (mut list, mut built, mut version) = (String::new(), String::from("no CUDA kernels"), 0);
     if let Some(nvcc) = find_nvcc() {
         let targets = targets(&nvcc);
         for file in fatbins(&nvcc, &targets, &out) {
             list += &format!("    include_bytes!({file:?}),\n");
         }
-        built = format!("CUDA kernels for {}", targets.join(", "));
+        version = toolkit(&nvcc);
+        built = format!("CUDA {}.{} kernels for {}", version / 1000, version % 1000 / 10, targets.join(", "));
     }
     let source = format!(
         "/// Compiled kernels, one image per file and storage type.\npub const FATBINS: &[&[u8]] = &[\n{list}];\n\
-         /// What was compiled, for people.\npub const BUILT: &str = {built:?};\n"
+         /// What was compiled, for people.\npub const BUILT: &str = {built:?};\n\
+         /// CUDA version of the compiler as the driver counts: 13000 for 13.0; 0 without kernels.\n\
+         pub const TOOLKIT: i32 = {version};\n"
     );
     fs::write(out.join("fatbins.rs"), source).expect("OUT_DIR can be written");
 }
@@ -44,6 +47,15 @@ fn find_nvcc() -> Option<PathBuf> {
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|h| PathBuf::from(h).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
     homes.chain(env::split_paths(&path)).map(|dir| dir.join("nvcc")).find(|p| p.is_file())
+}
+
+/// 13000 for nvcc 13.0.
+fn toolkit(nvcc: &Path) -> i32 {
+    let text = Command::new(nvcc).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let release = text.split_once("release ").and_then(|(_, r)| r.split(',').next()).unwrap_or_default();
+    let mut parts = release.split('.').map(|p| p.trim().parse::<i32>().unwrap_or(0));
+    parts.next().unwrap_or(0) * 1000 + parts.next().unwrap_or(0) * 10
 }
 
 /// The targets that this nvcc knows; those asked for by name must be known.

@@ -11,28 +11,32 @@
 KERNEL(256, bias_fwd)(T* __restrict__ y, const T* __restrict__ bias, int rows, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    const auto b = load_pack(bias + c, dim - c);
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        auto v = load_pack<T>(y + r * dim + c, dim - c);
+    if_whole(dim, [&](auto whole) {
+        const auto b = load_pack<whole>(bias + c, dim - c);
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            auto v = load_pack<whole>(y + r * dim + c, dim - c);
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) v[i] += b[i];
-        store_pack(y + r * dim + c, v, dim - c);
-    }
+            for (int i = 0; i < PACK(T); ++i) v[i] += b[i];
+            store_pack<whole>(y + r * dim + c, v, dim - c);
+        }
+    }, y, bias);
 }
 EXPORT_KERNEL(bias_fwd)
 
 KERNEL(256, bias_bwd)(float* __restrict__ part, const T* __restrict__ dy, int rows, int dim, int slab) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    const size_t first = size_t(blockIdx.y) * slab;
-    const size_t end = first + slab < size_t(rows) ? first + slab : size_t(rows);
-    Floats<PACK(T)> sum{};
+    if_whole(dim, [&](auto whole) {
+        const size_t first = size_t(blockIdx.y) * slab;
+        const size_t end = first + slab < size_t(rows) ? first + slab : size_t(rows);
+        Floats<PACK(T)> sum{};
 #pragma unroll 4
-    for (size_t r = first; r < end; ++r) {
-        const auto d = load_pack(dy + r * dim + c, dim - c);
+        for (size_t r = first; r < end; ++r) {
+            const auto d = load_pack<whole>(dy + r * dim + c, dim - c);
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) sum[i] += d[i];
-    }
-    store_floats(part + size_t(blockIdx.y) * dim + c, sum, dim - c);
+            for (int i = 0; i < PACK(T); ++i) sum[i] += d[i];
+        }
+        store_floats<whole>(part + size_t(blockIdx.y) * dim + c, sum, dim - c);
+    }, part, dy);
 }
 EXPORT_KERNEL(bias_bwd)

@@ -124,45 +124,58 @@ __device__ __forceinline__ uint4 packed(const Floats<8>& f) {
 
 __device__ __forceinline__ bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// The pack at p, of which only the first `live` elements exist (any number; the others read as 0). One 16-byte load
-// where the pack is whole and aligned, else element by element: rows of any width work, multiples of a pack are fast.
-template <class S> __device__ __forceinline__ Floats<PACK(S)> load_pack(const S* p, int live) {
+// Which of the two ways rows are read: `whole` where every pack of every row is whole and aligned (widths that are multiples of a
+// pack, as all models have), else element by element. Kernels are written once, as a lambda over Yes or No, so that the
+// common way has no branch between its loads.
+struct Yes { static constexpr bool value = true; constexpr operator bool() const { return true; } };
+struct No { static constexpr bool value = false; constexpr operator bool() const { return false; } };
+template <class F, class... P>
+__device__ __forceinline__ void if_whole(long long width, const F& body, const P*... pointers) {
+    const bool aligned = ((uintptr_t(0) | ... | reinterpret_cast<uintptr_t>(pointers)) % 16) == 0;
+    if (width % PACK(T) == 0 && aligned) body(Yes());
+    else body(No());
+}
+
+// The pack at p, of which the first `live` elements exist (any number; the others read as 0; all or none where WHOLE).
+template <bool WHOLE, class S> __device__ __forceinline__ Floats<PACK(S)> load_pack(const S* p, int live) {
     Floats<PACK(S)> out;
-    if (live >= PACK(S) && aligned16(p)) {
-        unpack(load16(p), out);
+    if constexpr (WHOLE) {
+        uint4 v{0, 0, 0, 0};
+        if (live > 0) v = load16(p);
+        unpack(v, out);
     } else {
 #pragma unroll
         for (int i = 0; i < PACK(S); ++i) out[i] = i < live ? to_float(p[i]) : 0.0f;
     }
     return out;
 }
-template <class S> __device__ __forceinline__ void store_pack(S* p, const Floats<PACK(S)>& f, int live) {
-    if (live >= PACK(S) && aligned16(p)) {
-        store16(p, packed(f));
+template <bool WHOLE, class S> __device__ __forceinline__ void store_pack(S* p, const Floats<PACK(S)>& f, int live) {
+    if constexpr (WHOLE) {
+        if (live > 0) store16(p, packed(f));
     } else {
 #pragma unroll
         for (int i = 0; i < PACK(S); ++i)
             if (i < live) from_float(f[i], p[i]);
     }
 }
-// As many floats as a pack of S has elements (two 16-byte accesses beside a pack of bf16).
-template <int N> __device__ __forceinline__ Floats<N> load_floats(const float* p, int live) {
-    Floats<N> out;
+// As many floats as a pack of T has elements (two 16-byte accesses beside a pack of bf16).
+template <bool WHOLE> __device__ __forceinline__ Floats<PACK(T)> load_floats(const float* p, int live) {
+    Floats<PACK(T)> out;
 #pragma unroll
-    for (int h = 0; h < N; h += 4) {
-        Floats<4> part = load_pack(p + h, live - h);
+    for (int h = 0; h < PACK(T); h += 4) {
+        const Floats<4> part = load_pack<WHOLE>(p + h, live - h);
 #pragma unroll
         for (int i = 0; i < 4; ++i) out[h + i] = part[i];
     }
     return out;
 }
-template <int N> __device__ __forceinline__ void store_floats(float* p, const Floats<N>& f, int live) {
+template <bool WHOLE> __device__ __forceinline__ void store_floats(float* p, const Floats<PACK(T)>& f, int live) {
 #pragma unroll
-    for (int h = 0; h < N; h += 4) {
+    for (int h = 0; h < PACK(T); h += 4) {
         Floats<4> part;
 #pragma unroll
         for (int i = 0; i < 4; ++i) part[i] = f[h + i];
-        store_pack(p + h, part, live - h);
+        store_pack<WHOLE>(p + h, part, live - h);
     }
 }
 

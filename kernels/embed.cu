@@ -13,8 +13,10 @@
 KERNEL(256, embed_fwd)(T* __restrict__ x, const T* __restrict__ table, const unsigned* __restrict__ token, int rows, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    for (size_t t = blockIdx.y; t < size_t(rows); t += gridDim.y)
-        store_pack(x + t * dim + c, load_pack(table + size_t(token[t]) * dim + c, dim - c), dim - c);
+    if_whole(dim, [&](auto whole) {
+        for (size_t t = blockIdx.y; t < size_t(rows); t += gridDim.y)
+            store_pack<whole>(x + t * dim + c, load_pack<whole>(table + size_t(token[t]) * dim + c, dim - c), dim - c);
+    }, x, table);
 }
 EXPORT_KERNEL(embed_fwd)
 
@@ -22,18 +24,20 @@ KERNEL(256, embed_bwd)(float* __restrict__ dtable, const T* __restrict__ dx, con
                        const unsigned* __restrict__ rows_by_token, int used, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    for (int i = blockIdx.y; i < used; i += gridDim.y) {
-        const unsigned id = token[rows_by_token[i]];
-        if (i > 0 && token[rows_by_token[i - 1]] == id) continue;
-        float* to = dtable + size_t(id) * dim + c;
-        auto sum = load_floats<PACK(T)>(to, dim - c);
+    if_whole(dim, [&](auto whole) {
+        for (int i = blockIdx.y; i < used; i += gridDim.y) {
+            const unsigned id = token[rows_by_token[i]];
+            if (i > 0 && token[rows_by_token[i - 1]] == id) continue;
+            float* to = dtable + size_t(id) * dim + c;
+            auto sum = load_floats<whole>(to, dim - c);
 #pragma unroll 4
-        for (int j = i; j < used && token[rows_by_token[j]] == id; ++j) {
-            const auto d = load_pack(dx + size_t(rows_by_token[j]) * dim + c, dim - c);
+            for (int j = i; j < used && token[rows_by_token[j]] == id; ++j) {
+                const auto d = load_pack<whole>(dx + size_t(rows_by_token[j]) * dim + c, dim - c);
 #pragma unroll
-            for (int e = 0; e < PACK(T); ++e) sum[e] += d[e];
+                for (int e = 0; e < PACK(T); ++e) sum[e] += d[e];
+            }
+            store_floats<whole>(to, sum, dim - c);
         }
-        store_floats(to, sum, dim - c);
-    }
+    }, dtable, dx);
 }
 EXPORT_KERNEL(embed_bwd)

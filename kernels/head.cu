@@ -52,15 +52,15 @@ __device__ __forceinline__ Running shuffled(const Running& r, int lanes) {
                    __shfl_xor_sync(FULL, r.sum_sq, lanes), __shfl_xor_sync(FULL, r.index, lanes)};
 }
 
-__device__ __forceinline__ Running scan(const float* z, int vocab) {
-    Running r{-INFINITY, 0.0f, 0.0f, 0.0f, 0x7fffffff};
-    for (int c0 = threadIdx.x * 4; c0 < vocab; c0 += TILES * 4 * THREADS) {
+// Logits from..to of the row. Until the END every pack exists.
+template <bool WHOLE, bool END> __device__ __forceinline__ void scan(Running& r, const float* z, int from, int to) {
+    for (int c0 = from + threadIdx.x * 4; c0 < to; c0 += TILES * 4 * THREADS) {
         Floats<4> v[TILES];
         float max = -INFINITY;
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
-            const int live = vocab - (c0 + t * 4 * THREADS);
-            v[t] = load_pack(z + (c0 + t * 4 * THREADS), live);
+            const int live = !END ? 4 : to - (c0 + t * 4 * THREADS);
+            v[t] = load_pack<WHOLE>(z + (c0 + t * 4 * THREADS), live);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 if (i >= live) v[t][i] = -INFINITY;
@@ -85,17 +85,32 @@ __device__ __forceinline__ Running scan(const float* z, int vocab) {
                 r.sum_sq += e * e;
             }
     }
-    return r;
 }
 
-__device__ __forceinline__ void store_gradient(float* to, const Floats<4>& g, int live) { store_pack(to, g, live); }
-__device__ __forceinline__ void store_gradient(bf16* to, const Floats<4>& g, int live) {
-    if (live >= 4 && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
-        *reinterpret_cast<uint2*>(to) = uint2{pack_bf16(g[0], g[1]), pack_bf16(g[2], g[3])};
+template <bool WHOLE> __device__ __forceinline__ void store_gradient(float* to, const Floats<4>& g, int live) {
+    store_pack<WHOLE>(to, g, live);
+}
+template <bool WHOLE> __device__ __forceinline__ void store_gradient(bf16* to, const Floats<4>& g, int live) {
+    if constexpr (WHOLE) {
+        if (live > 0) *reinterpret_cast<uint2*>(to) = uint2{pack_bf16(g[0], g[1]), pack_bf16(g[2], g[3])};
     } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (i < live) from_float(g[i], to[i]);
+    }
+}
+
+// Second pass: logits become the gradient.
+template <bool WHOLE>
+__device__ __forceinline__ void replace(float* z, int vocab, int aim, float max, float shift) {
+    T* gradient = reinterpret_cast<T*>(z);
+    for (int tile = 0; tile < vocab; tile += 4 * THREADS) {
+        const int c = tile + threadIdx.x * 4, live = vocab - c;
+        Floats<4> g = load_pack<WHOLE>(z + c, live);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) g[i] = (c + i == aim ? 1.0f : 0.0f) - fast_exp2((g[i] - max) * LOG2E - shift);
+        __syncthreads();
+        store_gradient<WHOLE>(gradient + c, g, live);
     }
 }
 
@@ -105,7 +120,12 @@ KERNEL(1024, head)(float* __restrict__ logp, float* __restrict__ entropy, float*
     float* z = logits + size_t(blockIdx.x) * vocab;
     const int aim = int(target[blockIdx.x]);
     const float at_target = z[aim];  // before anything is overwritten
-    Running r = scan(z, vocab);
+    const bool whole = vocab % 4 == 0 && aligned16(logits);
+    const int loops = whole ? vocab / (TILES * 4 * THREADS) * (TILES * 4 * THREADS) : 0;
+    Running r{-INFINITY, 0.0f, 0.0f, 0.0f, 0x7fffffff};
+    scan<true, false>(r, z, 0, loops);
+    if (whole) scan<true, true>(r, z, loops, vocab);
+    else scan<false, true>(r, z, 0, vocab);
 #pragma unroll
     for (int lanes = 16; lanes; lanes >>= 1) r = combine(r, shuffled(r, lanes));
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = r;
@@ -120,15 +140,8 @@ KERNEL(1024, head)(float* __restrict__ logp, float* __restrict__ entropy, float*
         hit[blockIdx.x] = r.index == aim ? 1.0f : 0.0f;
     }
     if (!train) return;
-    T* gradient = reinterpret_cast<T*>(z);
     const float shift = log_sum * LOG2E;
-    for (int tile = 0; tile < vocab; tile += 4 * THREADS) {
-        const int c = tile + threadIdx.x * 4, live = vocab - c;
-        Floats<4> g = load_pack<float>(z + c, live);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) g[i] = (c + i == aim ? 1.0f : 0.0f) - fast_exp2((g[i] - r.max) * LOG2E - shift);
-        __syncthreads();
-        store_gradient(gradient + c, g, live);
-    }
+    if (whole) replace<true>(z, vocab, aim, r.max, shift);
+    else replace<false>(z, vocab, aim, r.max, shift);
 }
 EXPORT_KERNEL(head)

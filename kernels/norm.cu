@@ -13,7 +13,7 @@
 // Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
 #include "common.cuh"
 
-template <int K>
+template <int K, bool WHOLE>
 __device__ __forceinline__ void fwd_row(T* __restrict__ y, float* __restrict__ rstd, const T* __restrict__ x,
                                         const T* __restrict__ w, int rows, int dim, float eps, float* part) {
     const size_t row = size_t(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -23,7 +23,7 @@ __device__ __forceinline__ void fwd_row(T* __restrict__ y, float* __restrict__ r
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
-        v[k] = load_pack(x + row * dim + c, live ? dim - c : 0);
+        v[k] = load_pack<WHOLE>(x + row * dim + c, live ? dim - c : 0);
 #pragma unroll
         for (int i = 0; i < PACK(T); ++i) sum += v[k][i] * v[k][i];
     }
@@ -33,10 +33,10 @@ __device__ __forceinline__ void fwd_row(T* __restrict__ y, float* __restrict__ r
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
-        const auto weight = load_pack(w + c, dim - c);
+        const auto weight = load_pack<WHOLE>(w + c, dim - c);
 #pragma unroll
         for (int i = 0; i < PACK(T); ++i) v[k][i] = v[k][i] * scale * weight[i];
-        store_pack(y + row * dim + c, v[k], dim - c);
+        store_pack<WHOLE>(y + row * dim + c, v[k], dim - c);
     }
 }
 
@@ -44,7 +44,7 @@ __device__ __forceinline__ void fwd_row(T* __restrict__ y, float* __restrict__ r
     KERNEL(512, rmsnorm_fwd_##K)(T* __restrict__ y, float* __restrict__ rstd, const T* __restrict__ x,                  \
                                  const T* __restrict__ w, int rows, int dim, float eps) {                               \
         SHARED(float, part, 32);                                                                                        \
-        fwd_row<K>(y, rstd, x, w, rows, dim, eps, part);                                                                \
+        if_whole(dim, [&](auto whole) { fwd_row<K, whole>(y, rstd, x, w, rows, dim, eps, part); }, y, x, w);            \
     }                                                                                                                   \
     EXPORT_KERNEL(rmsnorm_fwd_##K)
 RMSNORM_FWD(1)
@@ -57,18 +57,20 @@ KERNEL(256, rmsnorm_again)(T* __restrict__ y, const float* __restrict__ rstd, co
                            const T* __restrict__ w, int rows, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    const auto weight = load_pack(w + c, dim - c);
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        auto v = load_pack(x + r * dim + c, dim - c);
-        const float scale = rstd[r];
+    if_whole(dim, [&](auto whole) {
+        const auto weight = load_pack<whole>(w + c, dim - c);
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            auto v = load_pack<whole>(x + r * dim + c, dim - c);
+            const float scale = rstd[r];
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * weight[i];
-        store_pack(y + r * dim + c, v, dim - c);
-    }
+            for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * weight[i];
+            store_pack<whole>(y + r * dim + c, v, dim - c);
+        }
+    }, y, x, w);
 }
 EXPORT_KERNEL(rmsnorm_again)
 
-template <int K>
+template <int K, bool WHOLE>
 __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__ part, const T* __restrict__ dy,
                                          const T* __restrict__ x, const T* __restrict__ w, const float* __restrict__ rstd,
                                          int rows, int dim, int slab, int add, float* sums, float* columns) {
@@ -84,9 +86,9 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
 #pragma unroll
         for (int k = 0; k < K; ++k) {
             const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
-            v[k] = load_pack(x + row * dim + c, have);
-            g[k] = load_pack(dy + row * dim + c, have);
-            const auto weight = load_pack(w + c, dim - c);
+            v[k] = load_pack<WHOLE>(x + row * dim + c, have);
+            g[k] = load_pack<WHOLE>(dy + row * dim + c, have);
+            const auto weight = load_pack<WHOLE>(w + c, dim - c);
 #pragma unroll
             for (int i = 0; i < PACK(T); ++i) {
                 dw[k][i] += g[k][i] * v[k][i] * scale;
@@ -100,10 +102,10 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
             const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
             T* to = dx + row * dim + c;
             Floats<PACK(T)> old{};
-            if (add) old = load_pack<T>(to, have);
+            if (add) old = load_pack<WHOLE>(to, have);
 #pragma unroll
             for (int i = 0; i < PACK(T); ++i) g[k][i] = old[i] + scale * (g[k][i] - v[k][i] * mean);
-            store_pack(to, g[k], have);
+            store_pack<WHOLE>(to, g[k], have);
         }
     }
     // The Y sums of a column meet in shared memory, in the order of y.
@@ -129,7 +131,9 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
                                  int rows, int dim, int slab, int add) {                                                \
         SHARED(float, sums, 32);                                                                                        \
         DYNAMIC_SHARED(float, columns);                                                                                 \
-        bwd_slab<K>(dx, part, dy, x, w, rstd, rows, dim, slab, add, sums, columns);                                     \
+        if_whole(dim, [&](auto whole) {                                                                                 \
+            bwd_slab<K, whole>(dx, part, dy, x, w, rstd, rows, dim, slab, add, sums, columns);                          \
+        }, dx, part, dy, x, w);                                                                                         \
     }                                                                                                                   \
     EXPORT_KERNEL(rmsnorm_bwd_##K)
 RMSNORM_BWD(1)

@@ -21,12 +21,16 @@ KERNEL(256, sum_squares)(double* __restrict__ part, const float* __restrict__ g,
     SHARED(double, sums, 32);
     const long long first = blockIdx.x * slab, end = first + slab < n ? first + slab : n;
     double sum = 0.0;
+    const long long packs = first + (end - first) / 4 * 4;
+    if_whole(0, [&](auto whole) {
 #pragma unroll 4
-    for (long long i = first + threadIdx.x * 4; i < end; i += 4 * blockDim.x) {
-        const auto v = load_pack(g + i, int(end - i < 4 ? end - i : 4));
+        for (long long i = first + threadIdx.x * 4; i < packs; i += 4 * blockDim.x) {
+            const auto v = load_pack<whole>(g + i, 4);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sum += double(v[e]) * double(v[e]);
-    }
+            for (int e = 0; e < 4; ++e) sum += double(v[e]) * double(v[e]);
+        }
+    }, g);
+    if (packs + threadIdx.x < end) sum += double(g[packs + threadIdx.x]) * double(g[packs + threadIdx.x]);
     sum = block_total(sum, sums);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
@@ -50,8 +54,10 @@ __device__ __forceinline__ bool clip(const double* norm, float max_norm, float& 
     return n - n == 0.0;  // finite
 }
 
-__device__ __forceinline__ void store_weights(float*, const Floats<4>&, int) {}  // master is w
-__device__ __forceinline__ void store_weights(bf16* w, const Floats<8>& p, int live) { store_pack(w, p, live); }
+template <bool WHOLE> __device__ __forceinline__ void store_weights(float*, const Floats<4>&, int) {}  // master is w
+template <bool WHOLE> __device__ __forceinline__ void store_weights(bf16* w, const Floats<8>& p, int live) {
+    store_pack<WHOLE>(w, p, live);
+}
 
 KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
                    const double* __restrict__ norm, long long n, float lr, float decay, float beta1c, float beta2,
@@ -60,20 +66,22 @@ KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     float factor;
     if (i >= n || !clip(norm, max_norm, factor)) return;
-    const int live = int(n - i < N ? n - i : N);
-    auto gradient = load_floats<N>(g + i, live), first = load_floats<N>(m + i, live), second = load_floats<N>(v + i, live);
-    auto p = load_floats<N>(master + i, live);
+    if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
+        const int live = int(n - i < N ? n - i : N);
+        auto gradient = load_floats<whole>(g + i, live), first = load_floats<whole>(m + i, live), second = load_floats<whole>(v + i, live);
+        auto p = load_floats<whole>(master + i, live);
 #pragma unroll
-    for (int e = 0; e < N; ++e) {
-        const float d = gradient[e] * factor;
-        first[e] += (d - first[e]) * beta1c;
-        second[e] = second[e] * beta2 + d * d * beta2c;
-        p[e] = p[e] * decay - lr * (first[e] / (sqrtf(second[e]) / root + eps));
-    }
-    store_floats(m + i, first, live);
-    store_floats(v + i, second, live);
-    store_floats(master + i, p, live);
-    store_weights(w + i, p, live);
+        for (int e = 0; e < N; ++e) {
+            const float d = gradient[e] * factor;
+            first[e] += (d - first[e]) * beta1c;
+            second[e] = second[e] * beta2 + d * d * beta2c;
+            p[e] = p[e] * decay - lr * (first[e] / (sqrtf(second[e]) / root + eps));
+        }
+        store_floats<whole>(m + i, first, live);
+        store_floats<whole>(v + i, second, live);
+        store_floats<whole>(master + i, p, live);
+        store_weights<whole>(w + i, p, live);
+    }, w, master, m, v, g);
 }
 EXPORT_KERNEL(adamw)
 
@@ -83,16 +91,18 @@ KERNEL(256, rmsprop)(T* w, float* master, float* __restrict__ v, const float* __
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     float factor;
     if (i >= n || !clip(norm, max_norm, factor)) return;
-    const int live = int(n - i < N ? n - i : N);
-    auto gradient = load_floats<N>(g + i, live), second = load_floats<N>(v + i, live), p = load_floats<N>(master + i, live);
+    if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
+        const int live = int(n - i < N ? n - i : N);
+        auto gradient = load_floats<whole>(g + i, live), second = load_floats<whole>(v + i, live), p = load_floats<whole>(master + i, live);
 #pragma unroll
-    for (int e = 0; e < N; ++e) {
-        const float d = gradient[e] * factor + decay * p[e];
-        second[e] = second[e] * beta2 + d * d * beta2c;
-        p[e] -= lr * (d / (sqrtf(second[e]) + eps));
-    }
-    store_floats(v + i, second, live);
-    store_floats(master + i, p, live);
-    store_weights(w + i, p, live);
+        for (int e = 0; e < N; ++e) {
+            const float d = gradient[e] * factor + decay * p[e];
+            second[e] = second[e] * beta2 + d * d * beta2c;
+            p[e] -= lr * (d / (sqrtf(second[e]) + eps));
+        }
+        store_floats<whole>(v + i, second, live);
+        store_floats<whole>(master + i, p, live);
+        store_weights<whole>(w + i, p, live);
+    }, w, master, v, g);
 }
 EXPORT_KERNEL(rmsprop)

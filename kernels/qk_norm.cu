@@ -12,23 +12,25 @@
 
 KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __restrict__ rstd, const T* __restrict__ wq,
                          const T* __restrict__ wk, int rows, int heads, int kv_heads, int head_dim, int width, float eps) {
-    const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
-    const size_t item = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / width, row = item / all;
-    const int head = int(item % all);
-    const bool live = row < size_t(rows);
-    const int have = live ? head_dim - c : 0;
-    T* at = qkv + row * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
-    auto v = load_pack<T>(at, have);
-    store_pack(raw + item * head_dim + c, v, have);
-    float sum = 0.0f;
+    if_whole(head_dim, [&](auto whole) {
+        const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
+        const size_t item = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / width, row = item / all;
+        const int head = int(item % all);
+        const bool live = row < size_t(rows);
+        const int have = live ? head_dim - c : 0;
+        T* at = qkv + row * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
+        auto v = load_pack<whole>(at, have);
+        store_pack<whole>(raw + item * head_dim + c, v, have);
+        float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < PACK(T); ++i) sum += v[i] * v[i];
-    const float scale = rsqrtf(warp_sum(sum, width) / float(head_dim) + eps);
-    if (live && c == 0) rstd[item] = scale;
-    const auto w = load_pack((head < heads ? wq : wk) + c, have);
+        for (int i = 0; i < PACK(T); ++i) sum += v[i] * v[i];
+        const float scale = rsqrtf(warp_sum(sum, width) / float(head_dim) + eps);
+        if (live && c == 0) rstd[item] = scale;
+        const auto w = load_pack<whole>((head < heads ? wq : wk) + c, have);
 #pragma unroll
-    for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * w[i];
-    store_pack(at, v, have);
+        for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * w[i];
+        store_pack<whole>(at, v, have);
+    }, qkv, raw, wq, wk);
 }
 EXPORT_KERNEL(qk_norm_fwd)
 
@@ -36,44 +38,46 @@ KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T
                          const float* __restrict__ rstd, const T* __restrict__ wq, const T* __restrict__ wk, int rows,
                          int heads, int kv_heads, int head_dim, int width, int slab) {
     SHARED(float, sums, 2 * 256 * PACK(T));
-    const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
-    const int group = threadIdx.x / width, groups = 256 / width;
-    const size_t first = size_t(blockIdx.x) * slab * all, last = size_t(rows) * all;
-    const size_t end = first + size_t(slab) * all < last ? first + size_t(slab) * all : last;
-    const auto weight_q = load_pack(wq + c, head_dim - c), weight_k = load_pack(wk + c, head_dim - c);
-    Floats<PACK(T)> dwq{}, dwk{};
-    for (size_t item0 = first; item0 < end; item0 += groups) {
-        const size_t item = item0 + group;
-        const int have = item < end ? head_dim - c : 0, head = int(item % all);
-        const float scale = item < end ? rstd[item] : 0.0f;
-        T* at = dqkv + item / all * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
-        auto g = load_pack<T>(at, have);
-        const auto v = load_pack(raw + item * head_dim + c, have);
-        float sum = 0.0f;
+    if_whole(head_dim, [&](auto whole) {
+        const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
+        const int group = threadIdx.x / width, groups = 256 / width;
+        const size_t first = size_t(blockIdx.x) * slab * all, last = size_t(rows) * all;
+        const size_t end = first + size_t(slab) * all < last ? first + size_t(slab) * all : last;
+        const auto weight_q = load_pack<whole>(wq + c, head_dim - c), weight_k = load_pack<whole>(wk + c, head_dim - c);
+        Floats<PACK(T)> dwq{}, dwk{};
+        for (size_t item0 = first; item0 < end; item0 += groups) {
+            const size_t item = item0 + group;
+            const int have = item < end ? head_dim - c : 0, head = int(item % all);
+            const float scale = item < end ? rstd[item] : 0.0f;
+            T* at = dqkv + item / all * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
+            auto g = load_pack<whole>(at, have);
+            const auto v = load_pack<whole>(raw + item * head_dim + c, have);
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < PACK(T); ++i) {
+                const float dw = g[i] * v[i] * scale;
+                if (head < heads) dwq[i] += dw;
+                else dwk[i] += dw;
+                g[i] *= head < heads ? weight_q[i] : weight_k[i];
+                sum += g[i] * v[i];
+            }
+            const float mean = warp_sum(sum, width) / float(head_dim) * scale * scale;
+#pragma unroll
+            for (int i = 0; i < PACK(T); ++i) g[i] = scale * (g[i] - v[i] * mean);
+            store_pack<whole>(at, g, have);
+        }
 #pragma unroll
         for (int i = 0; i < PACK(T); ++i) {
-            const float dw = g[i] * v[i] * scale;
-            if (head < heads) dwq[i] += dw;
-            else dwk[i] += dw;
-            g[i] *= head < heads ? weight_q[i] : weight_k[i];
-            sum += g[i] * v[i];
+            sums[(group * 2 + 0) * width * PACK(T) + c + i] = dwq[i];
+            sums[(group * 2 + 1) * width * PACK(T) + c + i] = dwk[i];
         }
-        const float mean = warp_sum(sum, width) / float(head_dim) * scale * scale;
-#pragma unroll
-        for (int i = 0; i < PACK(T); ++i) g[i] = scale * (g[i] - v[i] * mean);
-        store_pack(at, g, have);
-    }
-#pragma unroll
-    for (int i = 0; i < PACK(T); ++i) {
-        sums[(group * 2 + 0) * width * PACK(T) + c + i] = dwq[i];
-        sums[(group * 2 + 1) * width * PACK(T) + c + i] = dwk[i];
-    }
-    __syncthreads();
-    for (int o = threadIdx.x; o < 2 * head_dim; o += blockDim.x) {
-        const int which = o / head_dim, column = o % head_dim;
-        float sum = 0.0f;
-        for (int g = 0; g < groups; ++g) sum += sums[(g * 2 + which) * width * PACK(T) + column];
-        part[size_t(blockIdx.x) * 2 * head_dim + o] = sum;
-    }
+        __syncthreads();
+        for (int o = threadIdx.x; o < 2 * head_dim; o += blockDim.x) {
+            const int which = o / head_dim, column = o % head_dim;
+            float sum = 0.0f;
+            for (int g = 0; g < groups; ++g) sum += sums[(g * 2 + which) * width * PACK(T) + column];
+            part[size_t(blockIdx.x) * 2 * head_dim + o] = sum;
+        }
+    }, dqkv, raw, wq, wk);
 }
 EXPORT_KERNEL(qk_norm_bwd)

@@ -15,19 +15,21 @@ KERNEL(256, rope)(T* __restrict__ qkv, const float* __restrict__ table, const un
     const int half = head_dim / 2, packs = (half + PACK(T) - 1) / PACK(T);
     const int i = blockIdx.x * blockDim.x + threadIdx.x, head = i / packs, c = i % packs * PACK(T);
     if (head >= heads) return;
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        const float* angles = table + size_t(position[r]) * head_dim + c;
-        T* at = qkv + r * width + size_t(head) * head_dim + c;
-        const auto cosine = load_floats<PACK(T)>(angles, half - c), sine = load_floats<PACK(T)>(angles + half, half - c);
-        auto a = load_pack<T>(at, half - c), b = load_pack<T>(at + half, half - c);
+    if_whole(half, [&](auto whole) {
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            const float* angles = table + size_t(position[r]) * head_dim + c;
+            T* at = qkv + r * width + size_t(head) * head_dim + c;
+            const auto cosine = load_floats<whole>(angles, half - c), sine = load_floats<whole>(angles + half, half - c);
+            auto a = load_pack<whole>(at, half - c), b = load_pack<whole>(at + half, half - c);
 #pragma unroll
-        for (int e = 0; e < PACK(T); ++e) {
-            const float s = sign * sine[e], old = a[e];
-            a[e] = old * cosine[e] - b[e] * s;
-            b[e] = b[e] * cosine[e] + old * s;
+            for (int e = 0; e < PACK(T); ++e) {
+                const float s = sign * sine[e], old = a[e];
+                a[e] = old * cosine[e] - b[e] * s;
+                b[e] = b[e] * cosine[e] + old * s;
+            }
+            store_pack<whole>(at, a, half - c);
+            store_pack<whole>(at + half, b, half - c);
         }
-        store_pack(at, a, half - c);
-        store_pack(at + half, b, half - c);
-    }
+    }, qkv, table);
 }
 EXPORT_KERNEL(rope)

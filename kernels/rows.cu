@@ -12,8 +12,10 @@
 KERNEL(256, gather_rows)(T* __restrict__ out, const T* __restrict__ x, const unsigned* __restrict__ row, int n, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    for (size_t i = blockIdx.y; i < size_t(n); i += gridDim.y)
-        store_pack(out + i * dim + c, load_pack(x + size_t(row[i]) * dim + c, dim - c), dim - c);
+    if_whole(dim, [&](auto whole) {
+        for (size_t i = blockIdx.y; i < size_t(n); i += gridDim.y)
+            store_pack<whole>(out + i * dim + c, load_pack<whole>(x + size_t(row[i]) * dim + c, dim - c), dim - c);
+    }, out, x);
 }
 EXPORT_KERNEL(gather_rows)
 
@@ -21,27 +23,31 @@ KERNEL(256, scatter_rows)(T* __restrict__ dx, const T* __restrict__ dout, const 
                           const unsigned* __restrict__ by_row, int rows, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        Floats<PACK(T)> sum{};
-        for (unsigned i = start[r]; i < start[r + 1]; ++i) {
-            const auto d = load_pack(dout + size_t(by_row[i]) * dim + c, dim - c);
+    if_whole(dim, [&](auto whole) {
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            Floats<PACK(T)> sum{};
+            for (unsigned i = start[r]; i < start[r + 1]; ++i) {
+                const auto d = load_pack<whole>(dout + size_t(by_row[i]) * dim + c, dim - c);
 #pragma unroll
-            for (int e = 0; e < PACK(T); ++e) sum[e] += d[e];
+                for (int e = 0; e < PACK(T); ++e) sum[e] += d[e];
+            }
+            store_pack<whole>(dx + r * dim + c, sum, dim - c);
         }
-        store_pack(dx + r * dim + c, sum, dim - c);
-    }
+    }, dx, dout);
 }
 EXPORT_KERNEL(scatter_rows)
 
 KERNEL(256, scale_rows)(T* y, const T* x, const float* __restrict__ factor, int rows, int dim) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        auto v = load_pack(x + r * dim + c, dim - c);
-        const float by = factor[r];
+    if_whole(dim, [&](auto whole) {
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            auto v = load_pack<whole>(x + r * dim + c, dim - c);
+            const float by = factor[r];
 #pragma unroll
-        for (int e = 0; e < PACK(T); ++e) v[e] *= by;
-        store_pack(y + r * dim + c, v, dim - c);
-    }
+            for (int e = 0; e < PACK(T); ++e) v[e] *= by;
+            store_pack<whole>(y + r * dim + c, v, dim - c);
+        }
+    }, y, x);
 }
 EXPORT_KERNEL(scale_rows)

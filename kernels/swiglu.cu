@@ -12,32 +12,36 @@
 KERNEL(256, swiglu_fwd)(T* __restrict__ act, const T* __restrict__ gate_up, int rows, int ffn) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= ffn) return;
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        const T* row = gate_up + r * 2 * ffn;
-        auto gate = load_pack(row + c, ffn - c), up = load_pack(row + ffn + c, ffn - c);
+    if_whole(ffn, [&](auto whole) {
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            const T* row = gate_up + r * 2 * ffn;
+            auto gate = load_pack<whole>(row + c, ffn - c), up = load_pack<whole>(row + ffn + c, ffn - c);
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
-        store_pack(act + r * ffn + c, gate, ffn - c);
-    }
+            for (int i = 0; i < PACK(T); ++i) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+            store_pack<whole>(act + r * ffn + c, gate, ffn - c);
+        }
+    }, act, gate_up);
 }
 EXPORT_KERNEL(swiglu_fwd)
 
 KERNEL(256, swiglu_bwd)(T* __restrict__ gate_up, const T* __restrict__ dact, int rows, int ffn) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= ffn) return;
-    for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-        T* row = gate_up + r * 2 * ffn;
-        auto gate = load_pack(row + c, ffn - c), up = load_pack(row + ffn + c, ffn - c);
-        auto d = load_pack(dact + r * ffn + c, ffn - c);
+    if_whole(ffn, [&](auto whole) {
+        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
+            T* row = gate_up + r * 2 * ffn;
+            auto gate = load_pack<whole>(row + c, ffn - c), up = load_pack<whole>(row + ffn + c, ffn - c);
+            auto d = load_pack<whole>(dact + r * ffn + c, ffn - c);
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) {
-            const float s = 1.0f / (1.0f + expf(-gate[i]));
-            const float dgate = d[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s));
-            up[i] = d[i] * gate[i] * s;
-            gate[i] = dgate;
+            for (int i = 0; i < PACK(T); ++i) {
+                const float s = 1.0f / (1.0f + expf(-gate[i]));
+                const float dgate = d[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s));
+                up[i] = d[i] * gate[i] * s;
+                gate[i] = dgate;
+            }
+            store_pack<whole>(row + c, gate, ffn - c);
+            store_pack<whole>(row + ffn + c, up, ffn - c);
         }
-        store_pack(row + c, gate, ffn - c);
-        store_pack(row + ffn + c, up, ffn - c);
-    }
+    }, gate_up, dact);
 }
 EXPORT_KERNEL(swiglu_bwd)

@@ -9,6 +9,8 @@ mod attention;
 mod backend;
 mod batch;
 mod check;
+mod cublaslt;
+pub mod cuda;
 mod decode;
 pub mod driver;
 mod embed;

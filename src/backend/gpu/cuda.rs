@@ -1,0 +1,305 @@
+//! A real GPU through the CUDA driver API, loaded at run time: one binary serves machines with and without one.
+//!
+//! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but
+//! [`Driver::download`] and [`Driver::synchronize`]. Errors of earlier work surface there, or at any later call.
+
+use super::cublaslt::CublasLt;
+use super::driver::{Arg, Driver, Grid, Kernel, MatMul};
+use crate::error::{Error, Result};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::{CudaContext, CudaStream};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex};
+
+mod images {
+    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+}
+
+/// What was compiled into this binary, for people: `CUDA 13.0 kernels for 80, 90a, ptx80`.
+pub const BUILT: &str = images::BUILT;
+
+/// A kernel as the driver knows it.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory that it may ask for, in bytes.
+    shared: usize,
+}
+// SAFETY: the handle is a name for something that lives as long as its module; the driver API is thread-safe.
+unsafe impl Send for Function {}
+
+/// Loaded images of the kernels.
+struct Modules(Vec<sys::CUmodule>);
+// SAFETY: as for `Function`.
+unsafe impl Send for Modules {}
+// SAFETY: as for `Function`; never changed after loading.
+unsafe impl Sync for Modules {}
+
+/// One GPU.
+pub struct CudaDriver {
+    // Dropped in this order: the library before the stream before the context.
+    lt: CublasLt,
+    functions: Mutex<HashMap<Kernel, Function>>,
+    modules: Modules,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    max_shared: usize,
+    capability: (i32, i32),
+    name: String,
+}
+
+fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
+    let doing = doing.to_owned();
+    move |e| {
+        let text = e.error_string().map(|s| s.to_string_lossy().into_owned());
+        Error::Device(format!("CUDA: cannot {doing}: {}", text.unwrap_or_else(|_| format!("{e:?}"))))
+    }
+}
+
+/// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
+pub fn unavailable() -> Option<String> {
+    if images::FATBINS.is_empty() {
+        return Some(
+            "this binary has no CUDA kernels, as no nvcc was found when it was built: scripts/install_nvcc.sh DIR gets \
+             one; then build again with FUSEDPO_NVCC=DIR/nvidia/cu13/bin/nvcc"
+                .into(),
+        );
+    }
+    // SAFETY: only tries to open the library.
+    if !unsafe { sys::is_culib_present() } {
+        return Some("no NVIDIA driver on this machine (libcuda.so was not found)".into());
+    }
+    // SAFETY: only tries to open the library.
+    if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        return Some(
+            "libcublasLt.so was not found: install CUDA 13's cuBLAS (or pip's nvidia-cublas) and put it on LD_LIBRARY_PATH"
+                .into(),
+        );
+    }
+    let version = match driver_version() {
+        Ok(v) => v,
+        Err(e) => return Some(e.to_string()),
+    };
+    // Code for a major version of CUDA runs on every driver of that major version.
+    (version / 1000 < images::TOOLKIT / 1000).then(|| {
+        let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+        format!(
+            "the NVIDIA driver is too old: it serves CUDA {}, the kernels need {} (driver 580 or newer for CUDA 13)",
+            show(version),
+            show(images::TOOLKIT / 1000 * 1000)
+        )
+    })
+}
+
+fn driver_version() -> Result<i32> {
+    result::init().map_err(error("start the driver"))?;
+    let mut version = 0;
+    // SAFETY: writes one int.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(error("ask for the driver's version"))?;
+    Ok(version)
+}
+
+impl CudaDriver {
+    /// GPU number `ordinal`. Errors: [`Error::Device`] with what is missing and how to get it.
+    pub fn open(ordinal: usize) -> Result<CudaDriver> {
+        if let Some(why) = unavailable() {
+            return Err(Error::Device(why));
+        }
+        let count = CudaContext::device_count().map_err(error("count the GPUs"))?;
+        if ordinal >= count as usize {
+            return Err(Error::Device(format!("GPU {ordinal} was asked for, this machine has {count}")));
+        }
+        let context = CudaContext::new(ordinal).map_err(error("open the GPU"))?;
+        // SAFETY: this driver has one stream and orders everything on it; it makes no `CudaSlice`.
+        unsafe { context.disable_event_tracking() };
+        let name = context.name().map_err(error("ask for the GPU's name"))?;
+        let capability = context.compute_capability().map_err(error("ask for the GPU's architecture"))?;
+        if capability < (8, 0) {
+            let (major, minor) = capability;
+            let why = format!("{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer");
+            return Err(Error::Device(why));
+        }
+        let optin = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let max_shared = context.attribute(optin).map_err(error("ask for the GPU's shared memory"))? as usize;
+        let stream = context.new_stream().map_err(error("make a stream"))?;
+        let mut modules = Vec::with_capacity(images::FATBINS.len());
+        for image in images::FATBINS {
+            // SAFETY: a fatbin that nvcc wrote, embedded whole; the driver reads its own header for the length.
+            let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            modules.push(loaded.map_err(error(&format!("load the kernels ({BUILT}) on {name}")))?);
+        }
+        let lt = CublasLt::new(&stream)?;
+        let functions = Mutex::default();
+        Ok(CudaDriver { lt, functions, modules: Modules(modules), stream, context, max_shared, capability, name })
+    }
+
+    /// The stream that everything is enqueued on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Bytes of device memory: free, and in all.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(error("ask for the GPU's memory"))
+    }
+
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(error("use the GPU from this thread"))
+    }
+
+    /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.
+    fn function(&self, kernel: Kernel, shared: usize) -> Result<sys::CUfunction> {
+        let mut all = super::lock(&self.functions);
+        let mut f = match all.get(&kernel) {
+            Some(f) => *f,
+            None => {
+                let name = CString::new(kernel.name()).expect("names have no NUL");
+                // SAFETY: the modules stay loaded as long as this driver lives.
+                let mut found = self
+                    .modules
+                    .0
+                    .iter()
+                    .filter_map(|m| unsafe { result::module::get_function(*m, name.clone()) }.ok());
+                let handle = found.next().ok_or_else(|| Error::Launch {
+                    kernel: kernel.op,
+                    why: format!("no kernel `{}` in this binary ({BUILT})", kernel.name()),
+                })?;
+                Function { handle, shared: 48 * 1024 }
+            }
+        };
+        if shared > f.shared {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a live function; the value was checked against the device's limit.
+            unsafe { result::function::set_function_attribute(f.handle, attribute, shared as i32) }.map_err(|e| {
+                Error::Launch { kernel: kernel.op, why: format!("{shared} bytes of shared memory: {e:?}") }
+            })?;
+            f.shared = shared;
+        }
+        all.insert(kernel, f);
+        Ok(f.handle)
+    }
+}
+
+impl Drop for CudaDriver {
+    fn drop(&mut self) {
+        if self.bind().is_ok() {
+            let _ = self.synchronize();
+            for module in &self.modules.0 {
+                // SAFETY: loaded in `open`, unloaded once, and nothing runs any more. A failure leaves nothing to do.
+                let _ = unsafe { result::module::unload(*module) };
+            }
+        }
+    }
+}
+
+impl Driver for CudaDriver {
+    fn fingerprint(&self) -> String {
+        format!(
+            "sm_{}{}-{}-cublaslt{}",
+            self.capability.0,
+            self.capability.1,
+            self.name.replace(' ', "_"),
+            self.lt.version()
+        )
+    }
+
+    fn description(&self) -> String {
+        let gib = self.memory().map_or(0.0, |(_, all)| all as f64 / f64::from(1 << 30));
+        format!("{}, {gib:.0} GiB, compute capability {}.{}", self.name, self.capability.0, self.capability.1)
+    }
+
+    fn max_shared(&self) -> usize {
+        self.max_shared
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let size = bytes.max(1);
+        // SAFETY: the memory is written in full before anyone can read it.
+        let at = unsafe { result::malloc_sync(size) }.map_err(|e| {
+            let (free, all) = self.memory().unwrap_or((0, 0));
+            let gib = |b: usize| b as f64 / f64::from(1 << 30);
+            let why = "out of device memory: use a smaller --token-budget, or a smaller model";
+            Error::Device(format!("{why} ({:.2} of {:.2} GiB free; {e:?})", gib(free), gib(all)))
+        })?;
+        // SAFETY: `size` bytes were allocated just now.
+        unsafe { result::memset_d8_async(at, 0, size, self.stream.cu_stream()) }.map_err(error("clear memory"))?;
+        Ok(at)
+    }
+
+    unsafe fn free(&self, at: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: the caller's promise; the driver waits for work that uses it. A failure leaves nothing to do.
+            let _ = unsafe { result::free_sync(at) };
+        }
+    }
+
+    unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise. From pageable memory the call returns once the source has been staged.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))
+    }
+
+    unsafe fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
+        self.bind()?;
+        if !to.is_empty() {
+            // SAFETY: the caller's promise; `to` is not touched before the synchronisation below.
+            unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
+                .map_err(error("copy from the GPU"))?;
+        }
+        self.synchronize()
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(error("copy on the GPU"))
+    }
+
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(error("clear memory"))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.stream.synchronize().map_err(error("finish what was enqueued (the GPU may be lost)"))
+    }
+
+    unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
+        grid.check(&kernel, self.max_shared)?;
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        self.bind()?;
+        let function = self.function(kernel, grid.shared)?;
+        let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let ([bx, by, bz], [tx, ty, tz]) = (grid.blocks.map(|n| n as u32), grid.threads.map(|n| n as u32));
+        let stream = self.stream.cu_stream();
+        // SAFETY: each value lies in eight bytes, the widest that a parameter reads; that the list fits the kernel's
+        // declaration is checked for every wrapper by the host driver, which sees the C++ types (tests/kernels.rs).
+        unsafe {
+            result::launch_kernel(function, (bx, by, bz), (tx, ty, tz), grid.shared as u32, stream, &mut pointers)
+        }
+        .map_err(|e| Error::Launch { kernel: kernel.op, why: error("launch")(e).to_string() })
+    }
+
+    unsafe fn matmul(&self, product: &MatMul) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise that the operands cover their shapes.
+        unsafe { self.lt.matmul(&self.stream, product) }
+    }
+}

@@ -1,27 +1,251 @@
 //! Attention over segments with a shared prefix. Kernels: `kernels/attention*.cu`; reference: `backend/cpu/attention.rs`.
+//!
+//! The host cuts a micro-batch into tiles, orders them longest first (the grid's last blocks are then the short ones), and
+//! uploads the list; a kernel's block takes one tile and looks nothing up. Tables have a fixed capacity and so has the
+//! grid: blocks past the last tile find an empty entry and return, so that a launch depends on shapes alone.
+
+mod schedule;
 
 use super::batch::GpuBatch;
-use super::driver::{Driver, View, ViewMut};
-use super::{Gpu, GpuFloat};
+use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
+use super::{Buf, Gpu, GpuFloat, check, lock};
 use crate::backend::{AttnShape, Capacity};
 use crate::data::batch::MicroBatch;
 use crate::error::{Error, Result};
-use std::marker::PhantomData;
+use schedule::{KEY_WORDS, QUERY_ROWS, QUERY_WORDS, Span};
+use std::sync::{Mutex, MutexGuard};
 
-/// Tables of a batch that the attention kernels follow.
+/// Threads of a block; `kAttnThreads` in `kernels/attention.cuh`.
+const THREADS: usize = 128;
+
+/// The kernels for one storage type and head width, with what a launch of each needs.
+#[derive(Clone, Copy, Debug)]
+struct Kernels {
+    fwd: &'static str,
+    delta: &'static str,
+    dq: &'static str,
+    dkv: &'static str,
+    /// Bytes of dynamic shared memory of `fwd`, `dq`, `dkv`.
+    shared: [usize; 3],
+    /// Blocks that share one entry of the query table in `dq`.
+    dq_parts: usize,
+    /// Rows of an entry of the key table.
+    key_rows: usize,
+    /// Elements of delta a block.
+    delta_items: usize,
+    /// The kernels take the head's width as an argument, and no alignment is needed.
+    plain: bool,
+}
+
+impl Kernels {
+    /// Tensor cores for bf16 and head widths that they take, else the plain kernels.
+    fn choose(dtype: Dtype, head_dim: usize) -> Kernels {
+        // Rows and columns of tiles as in the last lines of attention.cu and attention_bwd.cu: a block holds its own rows
+        // once (forward) or twice, and two stages of two tiles of the other side.
+        macro_rules! tensor_cores {
+            ($hd:literal, fwd $fm:literal x $fn:literal, dq $qm:literal x $qn:literal, dkv $km:literal x $kn:literal) => {
+                Kernels {
+                    fwd: concat!("attention_fwd_hd", $hd),
+                    delta: concat!("attention_bwd_delta_hd", $hd),
+                    dq: concat!("attention_bwd_dq_hd", $hd),
+                    dkv: concat!("attention_bwd_dkv_hd", $hd),
+                    shared: [
+                        2 * $hd * ($fm + 4 * $fn),
+                        2 * $hd * (2 * $qm + 4 * $qn),
+                        2 * $hd * (2 * $km + 4 * $kn) + 4 * 4 * $kn,
+                    ],
+                    dq_parts: QUERY_ROWS / $qm,
+                    key_rows: $km,
+                    delta_items: THREADS / 4,
+                    plain: false,
+                }
+            };
+        }
+        match (dtype, head_dim) {
+            (Dtype::Bf16, 32) => tensor_cores!(32, fwd 128 x 64, dq 128 x 64, dkv 128 x 64),
+            (Dtype::Bf16, 64) => tensor_cores!(64, fwd 128 x 64, dq 128 x 64, dkv 64 x 64),
+            (Dtype::Bf16, 96) => tensor_cores!(96, fwd 128 x 64, dq 128 x 64, dkv 64 x 64),
+            (Dtype::Bf16, 128) => tensor_cores!(128, fwd 128 x 32, dq 64 x 32, dkv 64 x 32),
+            _ => Kernels {
+                fwd: "attention_fwd_plain",
+                delta: "attention_bwd_delta_plain",
+                dq: "attention_bwd_dq_plain",
+                dkv: "attention_bwd_dkv_plain",
+                shared: [4 * (THREADS / 32) * (4 * head_dim + 64); 3],
+                dq_parts: 1,
+                key_rows: 64,
+                delta_items: THREADS / 32,
+                plain: true,
+            },
+        }
+    }
+}
+
+/// Tables of a batch that the attention kernels follow. They depend on the heads as well, which a batch does not know: the
+/// first op on a batch fixes the geometry, and from then on loading a batch fills the tables at once.
 pub struct Tables<D: Driver> {
-    driver: PhantomData<D>,
+    /// Most slots, and most segments, the dummy tail included.
+    slots: usize,
+    spans: usize,
+    state: Mutex<State<D>>,
+}
+
+struct State<D: Driver> {
+    /// Who attends to whom in the loaded batch; the dummy tail last.
+    spans: Vec<Span>,
+    /// Geometry that the tables were made for.
+    made_for: Option<Geometry>,
+    /// Whether they hold the loaded batch.
+    current: bool,
+    query: Option<Buf<D, u32>>,
+    key: Option<Buf<D, u32>>,
+    staged: Vec<u32>,
+    entries: Vec<[u32; QUERY_WORDS]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Geometry {
+    group: usize,
+    key_rows: usize,
+}
+
+/// Entries of a table: what a sum of rounded-up parts can come to.
+fn entries(rows: usize, rows_per_entry: usize, spans: usize) -> usize {
+    rows / rows_per_entry + spans
 }
 
 impl<D: Driver> Tables<D> {
     /// Memory for any micro-batch within `capacity`.
-    pub(super) fn new<A: GpuFloat>(_gpu: &Gpu<D, A>, _capacity: Capacity) -> Result<Self> {
-        Ok(Tables { driver: PhantomData })
+    pub(super) fn new<A: GpuFloat>(_gpu: &Gpu<D, A>, capacity: Capacity) -> Result<Self> {
+        let spans = capacity.slots.min(2 * capacity.responses) + 1; // a group has a response, so there are no more prompts
+        let state = State {
+            spans: Vec::with_capacity(spans),
+            made_for: None,
+            current: false,
+            query: None,
+            key: None,
+            staged: Vec::new(),
+            entries: Vec::new(),
+        };
+        Ok(Tables { slots: capacity.slots, spans, state: Mutex::new(state) })
     }
 
-    /// Replaces the content.
-    pub(super) fn load<A: GpuFloat>(&mut self, _gpu: &Gpu<D, A>, _from: &MicroBatch) -> Result<()> {
+    /// Replaces the content. Errors: segments that do not follow one another as [`MicroBatch`] says.
+    pub(super) fn load<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>, from: &MicroBatch) -> Result<()> {
+        const OP: &str = "load_batch";
+        check::at_most(OP, "slots", from.slots, self.slots)?;
+        check::at_most(OP, "segments", from.segments.len() + 1, self.spans)?;
+        let mut state = lock(&self.state);
+        state.current = false;
+        schedule::spans(&mut state.spans, from)?;
+        match state.made_for {
+            Some(geometry) => state.fill(gpu, geometry),
+            None => Ok(()),
+        }
+    }
+
+    /// The tables, filled for this geometry. Allocates when a geometry is met for the first time.
+    fn ready<A: GpuFloat>(&self, gpu: &Gpu<D, A>, geometry: Geometry) -> Result<MutexGuard<'_, State<D>>> {
+        let mut state = lock(&self.state);
+        if state.made_for != Some(geometry) {
+            let queries = entries(self.slots * geometry.group, QUERY_ROWS, self.spans);
+            let keys = entries(self.slots, geometry.key_rows, self.spans);
+            state.query = Some(gpu.alloc("attention: query tiles", queries * QUERY_WORDS)?);
+            state.key = Some(gpu.alloc("attention: key tiles", keys * KEY_WORDS)?);
+            state.staged = vec![0; queries.max(keys) * QUERY_WORDS];
+            state.entries = Vec::with_capacity(queries.max(keys));
+            state.made_for = Some(geometry);
+            state.current = false;
+        }
+        if !state.current {
+            state.fill(gpu, geometry)?;
+        }
+        Ok(state)
+    }
+}
+
+impl<D: Driver> State<D> {
+    fn fill<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>, geometry: Geometry) -> Result<()> {
+        let (Some(query), Some(key)) = (&mut self.query, &mut self.key) else { return Ok(()) };
+        schedule::query_tiles(&mut self.entries, &self.spans, geometry.group);
+        let len = query.all().len();
+        stage(&mut self.staged[..len], QUERY_WORDS, &self.entries);
+        gpu.put(query.all_mut(), &self.staged[..len])?;
+        schedule::key_tiles(&mut self.entries, &self.spans, geometry.key_rows);
+        let len = key.all().len();
+        stage(&mut self.staged[..len], KEY_WORDS, &self.entries);
+        gpu.put(key.all_mut(), &self.staged[..len])?;
+        self.current = true;
         Ok(())
+    }
+
+    /// A table as an argument, and its entries.
+    fn table(buf: &Option<Buf<D, u32>>, words: usize) -> (Arg, usize) {
+        let view = buf.as_ref().map(Buf::all).expect("`ready` made it");
+        (view.arg(), view.len() / words)
+    }
+    fn query_table(&self) -> (Arg, usize) {
+        Self::table(&self.query, QUERY_WORDS)
+    }
+    fn key_table(&self) -> (Arg, usize) {
+        Self::table(&self.key, KEY_WORDS)
+    }
+}
+
+/// The first `words` numbers of every entry, one after the other; zeros (nothing to do) behind them.
+fn stage(to: &mut [u32], words: usize, entries: &[[u32; QUERY_WORDS]]) {
+    let (live, rest) = to.split_at_mut(entries.len() * words);
+    live.chunks_exact_mut(words).zip(entries).for_each(|(to, e)| to.copy_from_slice(&e[..words]));
+    rest.fill(0);
+}
+
+/// What both directions check and pass on.
+struct Launch {
+    op: &'static str,
+    kernels: Kernels,
+    geometry: Geometry,
+    /// heads, kv_heads, (head_dim,) scale: the last arguments.
+    tail: Vec<Arg>,
+    kv_heads: usize,
+}
+
+impl Launch {
+    fn new(op: &'static str, dtype: Dtype, rows: usize, shape: &AttnShape) -> Result<Launch> {
+        check::attn(op, shape)?;
+        let group = shape.heads / shape.kv_heads;
+        // Quotients by the group are a product with a 31-bit inverse in the kernels, exact below this.
+        check::at_most(op, "rows * group^2", rows.saturating_mul(group).saturating_mul(group), i32::MAX as usize)?;
+        let kernels = Kernels::choose(dtype, shape.head_dim);
+        let mut tail = vec![Arg::int(op, "heads", shape.heads)?, Arg::int(op, "kv_heads", shape.kv_heads)?];
+        if kernels.plain {
+            tail.push(Arg::int(op, "head_dim", shape.head_dim)?);
+        }
+        tail.push(Arg::F32((1.0 / (shape.head_dim as f64).sqrt()) as f32));
+        let geometry = Geometry { group, key_rows: kernels.key_rows };
+        Ok(Launch { op, kernels, geometry, tail, kv_heads: shape.kv_heads })
+    }
+
+    /// The tensor-core kernels move 16 bytes at a time: rows are multiples of that, the first element must be.
+    fn aligned(&self, args: &[(&str, Arg)]) -> Result<()> {
+        for (name, arg) in args {
+            if let Arg::Memory { at, .. } = arg
+                && !self.kernels.plain
+                && !at.is_multiple_of(16)
+            {
+                let why = format!("`{name}` does not start at a multiple of 16 bytes");
+                return Err(Error::Launch { kernel: self.op, why });
+            }
+        }
+        Ok(())
+    }
+
+    /// Key/value heads side by side, so that the blocks that read the same rows run together; then tiles, longest first.
+    fn grid(&self, tiles: usize, parts: usize, shared: usize) -> Grid {
+        Grid { blocks: [self.kv_heads, tiles, parts], threads: [THREADS, 1, 1], shared }
+    }
+
+    fn args(&self, first: &[Arg]) -> Vec<Arg> {
+        [first, &self.tail].concat()
     }
 }
 
@@ -29,28 +253,62 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// See [`crate::backend::Backend::attention_fwd`].
     pub fn attention_fwd(
         &self,
-        _out: ViewMut<A>,
-        _lse: ViewMut<f32>,
-        _qkv: View<A>,
-        _batch: &GpuBatch<D>,
-        _shape: AttnShape,
+        mut out: ViewMut<A>,
+        mut lse: ViewMut<f32>,
+        qkv: View<A>,
+        batch: &GpuBatch<D>,
+        shape: AttnShape,
     ) -> Result<()> {
-        Err(Error::Launch { kernel: "attention_fwd", why: "not in this build".into() })
+        const OP: &str = "attention_fwd";
+        let rows = batch.slots();
+        let launch = Launch::new(OP, A::DTYPE, rows, &shape)?;
+        check::len(OP, "out", out.len(), &[("rows", rows), ("q_width", shape.q_width())])?;
+        check::len(OP, "lse", lse.len(), &[("rows", rows), ("heads", shape.heads)])?;
+        check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
+        launch.aligned(&[("out", out.arg()), ("qkv", qkv.arg())])?;
+        let tables = batch.attention.ready(self, launch.geometry)?;
+        let (table, tiles) = tables.query_table();
+        let grid = launch.grid(tiles, 1, launch.kernels.shared[0]);
+        self.launch(launch.kernels.fwd, grid, &launch.args(&[out.arg(), lse.arg(), qkv.arg(), table]))
     }
 
     /// See [`crate::backend::Backend::attention_bwd`].
     #[allow(clippy::too_many_arguments)]
     pub fn attention_bwd(
         &self,
-        _dqkv: ViewMut<A>,
-        _delta: ViewMut<f32>,
-        _dout: View<A>,
-        _out: View<A>,
-        _lse: View<f32>,
-        _qkv: View<A>,
-        _batch: &GpuBatch<D>,
-        _shape: AttnShape,
+        mut dqkv: ViewMut<A>,
+        mut delta: ViewMut<f32>,
+        dout: View<A>,
+        out: View<A>,
+        lse: View<f32>,
+        qkv: View<A>,
+        batch: &GpuBatch<D>,
+        shape: AttnShape,
     ) -> Result<()> {
-        Err(Error::Launch { kernel: "attention_bwd", why: "not in this build".into() })
+        const OP: &str = "attention_bwd";
+        let rows = batch.slots();
+        let launch = Launch::new(OP, A::DTYPE, rows, &shape)?;
+        let kernels = launch.kernels;
+        check::len(OP, "dqkv", dqkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
+        check::len(OP, "delta", delta.len(), &[("rows", rows), ("heads", shape.heads)])?;
+        check::len(OP, "dout", dout.len(), &[("rows", rows), ("q_width", shape.q_width())])?;
+        check::len(OP, "out", out.len(), &[("rows", rows), ("q_width", shape.q_width())])?;
+        check::len(OP, "lse", lse.len(), &[("rows", rows), ("heads", shape.heads)])?;
+        check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
+        launch.aligned(&[("dqkv", dqkv.arg()), ("dout", dout.arg()), ("out", out.arg()), ("qkv", qkv.arg())])?;
+        let tables = batch.attention.ready(self, launch.geometry)?;
+
+        let items = rows * shape.heads;
+        let mut args = vec![delta.arg(), dout.arg(), out.arg(), Arg::int(OP, "rows * heads", items)?];
+        if kernels.plain {
+            args.push(Arg::int(OP, "head_dim", shape.head_dim)?);
+        }
+        self.launch(kernels.delta, Grid::new([items.div_ceil(kernels.delta_items), 1], THREADS), &args)?;
+        let delta = delta.as_view();
+        let mut with = |table| launch.args(&[dqkv.arg(), dout.arg(), lse.arg(), delta.arg(), qkv.arg(), table]);
+        let (table, tiles) = tables.query_table();
+        self.launch(kernels.dq, launch.grid(tiles, kernels.dq_parts, kernels.shared[1]), &with(table))?;
+        let (table, tiles) = tables.key_table();
+        self.launch(kernels.dkv, launch.grid(tiles, 1, kernels.shared[2]), &with(table))
     }
 }

@@ -1,0 +1,199 @@
+// Attention, forward, on tensor cores (bf16).   out = softmax(scale * q k^T) v,   lse = log sum exp(scale * q k^T),
+//            for every query over the keys that it sees: its prompt's, and its own segment's up to itself. scale = head_dim^-1/2.
+// Source     Milakov & Gimelshein 2018 (online softmax); Dao 2023, FlashAttention-2 (arXiv 2307.08691), alg. 1; shared prefixes
+//            as one logical key sequence: attention.cuh.
+// Shapes     qkv (rows, (heads + 2 kv_heads) HD)   out (rows, heads HD)   lse (rows, heads) f32.   HD = 32, 64, 96, 128.
+//            bf16 in and out; products accumulate in f32; P is rounded to bf16 for P v, its sum is taken before rounding.
+// Launch     grid = (kv_heads, entries of the query table), block = 128; the table: attention.cuh. One block: 128 packed queries
+//            (4 warps of 32), keys and values in tiles of BN through two stages of cp.async, one barrier a tile.
+//            HD            32     64     96    128
+//            BN            64     64     64     32
+//            shared bytes  24576  49152  73728  65536     = 2 HD (128 + 4 BN)
+//            blocks an SM   3      2      2      2        by registers (launch bounds), 228 KiB of shared memory
+// FLOPs      4 HD heads a visible (query, key) pair; executed: whole tiles, but a warp skips tiles that none of its rows sees.
+// Traffic    least: qkv and out once, 2 rows ((2 heads + 2 kv_heads) HD) + 4 rows heads bytes. Keys and values are read once per
+//            128 packed queries of their kv head, from L2 but for the first time.
+// Order      keys from the prompt's first to the own: tiles of BN of the logical sequence, inside a tile the tensor core's
+//            order; row sums lane by lane, then over 4 lanes. Nothing depends on the place of a row in its tile: hidden keys
+//            add exact zeros. No atomics.
+// Limits     rows * group^2 < 2^31 (quotients by a 31-bit inverse); 16-byte aligned buffers; a NaN in a key reaches the
+//            earlier queries of its tile (0 * NaN).
+// Reference  src/backend/cpu/attention.rs; attention_plain.cu.
+// Weighed    32 rows a warp, not 16: every fragment of K and V then feeds two products, 128 bytes of shared memory an mma
+//            instead of 256 (at 256 the 128 bytes a cycle of an SM are the limit before the tensor cores are). BN = 32 at
+//            HD = 128: 48 and 64 spill on some target. Q stays in registers at 32 and 64 (32 of them), above it is read again
+//            from shared memory. One list of tiles, longest first, instead of a persistent grid. wgmma and TMA: docs/kernels.md.
+//            Nothing here was measured on a GPU yet.
+#include "attention.cuh"
+#ifdef STORAGE_BF16
+
+// Shape of the work of one CTA: 4 warps, each MI blocks of 16 packed queries, against BN keys at a time, STAGES tiles of keys in flight.
+template <int HD, int MI, int BN, bool Q_IN_REGISTERS>
+struct FwdTile {
+    static constexpr int kRows = 16 * MI * kAttnWarps;
+    static constexpr int kStages = 2;
+    static constexpr int kSharedElements = kRows * HD + kStages * 2 * BN * HD;
+};
+
+template <int HD, int MI, int BN, bool Q_IN_REGISTERS>
+__device__ __forceinline__ void attention_fwd_tile(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,
+                                                   const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
+    using Tile = FwdTile<HD, MI, BN, Q_IN_REGISTERS>;
+    const QueryTile t = load_query_tile(tiles, blockIdx.y);
+    if (t.m_end == t.m_begin) return;
+    const Heads h = heads_of(heads, kv_heads, blockIdx.x);
+    DYNAMIC_SHARED(bf16, shared);
+    bf16* q_tile = shared;
+    bf16* kv_tiles = shared + Tile::kRows * HD;  // stage s: keys at 2 * s * BN * HD, values BN * HD behind
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row0 = warp * 16 * MI;
+    const int at_mk = lane_mk<HD>(lane), at_nk = lane_nk<HD>(lane);
+    const bf16* kv = qkv + size_t(heads + h.kv_head) * HD;
+
+    // Whole warps are skipped, or spared the test for hidden keys, by these two.
+    const int first_m = t.m_begin + row0, lane_m = first_m + (lane >> 2);
+    const int warp_end = first_m + 16 * MI < t.m_end ? first_m + 16 * MI : t.m_end;
+    const int warp_first = t.prefix_len + h.row_of(first_m);  // last key of the first row
+    const int warp_last = first_m < warp_end ? t.prefix_len + h.row_of(warp_end - 1) : -1;
+
+    float o[MI][HD / 8][4], row_max[2 * MI], row_sum[2 * MI];
+    uint32_t q[Q_IN_REGISTERS ? MI : 1][Q_IN_REGISTERS ? HD / 16 : 1][4];
+    zero(o);
+#pragma unroll
+    for (int i = 0; i < 2 * MI; ++i) {
+        row_max[i] = -INFINITY;
+        row_sum[i] = 0.0f;
+    }
+    const float scale2 = scale * LOG2E;
+    const int key_tiles = (t.kv_len + BN - 1) / BN;
+    if (key_tiles > 0) {
+        load_queries<HD, Tile::kRows, true>(q_tile, qkv, h, t.seg_start, t.m_begin, t.m_end);
+        load_keys<HD, BN>(kv_tiles, kv_tiles + BN * HD, kv, h, t, 0);
+    }
+    cp_async_commit();
+
+    for (int j = 0; j < key_tiles; ++j) {
+        const int key0 = j * BN;
+        cp_async_wait<0>();
+        __syncthreads();  // tile j is visible to all, and nobody reads tile j - 1 any more
+        if (j + 1 < key_tiles) {
+            bf16* next = kv_tiles + ((j + 1) & 1) * 2 * BN * HD;
+            load_keys<HD, BN>(next, next + BN * HD, kv, h, t, key0 + BN);
+        }
+        cp_async_commit();
+        if (Q_IN_REGISTERS && j == 0) {
+#pragma unroll
+            for (int mi = 0; mi < MI; ++mi)
+#pragma unroll
+                for (int k = 0; k < HD / 16; ++k) load_a<HD>(q[Q_IN_REGISTERS ? mi : 0][Q_IN_REGISTERS ? k : 0], q_tile, at_mk, row0 + 16 * mi, 16 * k);
+        }
+        if (key0 > warp_last) continue;  // nothing here for this warp, but it meets the barriers
+        // Either the pointer or this lane's offset moves from stage to stage, whichever leaves fewer permuted addresses in
+        // registers (by the compiler's report: with the other choice one of the targets spills).
+        constexpr bool kMoveOffset = HD == 64;
+        const int keys = (j & 1) * 2 * BN * HD, values = keys + BN * HD;
+        const bf16* k_tile = kMoveOffset ? kv_tiles : kv_tiles + keys;
+        const bf16* v_tile = kMoveOffset ? kv_tiles : kv_tiles + values;
+        const int keys_at = kMoveOffset ? at_nk + keys : at_nk, values_at = kMoveOffset ? at_mk + values : at_mk;
+
+        float s[MI][BN / 8][4];
+        zero(s);
+#pragma unroll (Q_IN_REGISTERS ? HD / 16 : 4)
+        for (int k = 0; k < HD / 16; ++k) {
+            uint32_t from_shared[MI][4];
+            if (!Q_IN_REGISTERS) {
+#pragma unroll
+                for (int mi = 0; mi < MI; ++mi) load_a<HD>(from_shared[mi], q_tile, at_mk, row0 + 16 * mi, 16 * k);
+            }
+#pragma unroll
+            for (int n = 0; n < BN / 16; ++n) {
+                uint32_t b[4];
+                load_b_nk<HD>(b, k_tile, keys_at, 16 * n, 16 * k);
+#pragma unroll
+                for (int mi = 0; mi < MI; ++mi)
+                    mma_16x16(s[mi][2 * n], s[mi][2 * n + 1], Q_IN_REGISTERS ? q[Q_IN_REGISTERS ? mi : 0][Q_IN_REGISTERS ? k : 0] : from_shared[mi], b);
+            }
+        }
+        if (key0 + BN - 1 > warp_first) {
+            const int bound = (key0 + 2 * (lane & 3) - t.prefix_len) * h.group;
+#pragma unroll
+            for (int mi = 0; mi < MI; ++mi)
+#pragma unroll
+                for (int n = 0; n < BN / 8; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        if (hidden(lane_m + 16 * mi + 8 * (e >> 1), bound + (8 * n + (e & 1)) * h.group)) s[mi][n][e] = -INFINITY;
+        }
+        // Online softmax. Key 0 is in the first tile and every row sees it, so the maximum is finite from then on.
+#pragma unroll
+        for (int i = 0; i < 2 * MI; ++i) {
+            const int mi = i >> 1, e = 2 * (i & 1);
+            float top = row_max[i];
+#pragma unroll
+            for (int n = 0; n < BN / 8; ++n) top = fmaxf(top, fmaxf(s[mi][n][e], s[mi][n][e + 1]));
+            top = fmaxf(top, __shfl_xor_sync(FULL, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(FULL, top, 2));
+            const float shrink = fast_exp2((row_max[i] - top) * scale2), offset = top * scale2;
+            row_max[i] = top;
+            float sum = 0.0f;
+#pragma unroll
+            for (int n = 0; n < BN / 8; ++n) {
+                s[mi][n][e] = fast_exp2(s[mi][n][e] * scale2 - offset);
+                s[mi][n][e + 1] = fast_exp2(s[mi][n][e + 1] * scale2 - offset);
+                sum += s[mi][n][e] + s[mi][n][e + 1];
+            }
+            row_sum[i] = row_sum[i] * shrink + sum;
+#pragma unroll
+            for (int n = 0; n < HD / 8; ++n) {
+                o[mi][n][e] *= shrink;
+                o[mi][n][e + 1] *= shrink;
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < BN / 16; ++k) {
+            uint32_t p[MI][4];
+#pragma unroll
+            for (int mi = 0; mi < MI; ++mi) pack_a(p[mi], s[mi][2 * k], s[mi][2 * k + 1]);
+#pragma unroll
+            for (int n = 0; n < HD / 16; ++n) {
+                uint32_t b[4];
+                load_b_kn<HD>(b, v_tile, values_at, 16 * k, 16 * n);
+#pragma unroll
+                for (int mi = 0; mi < MI; ++mi) mma_16x16(o[mi][2 * n], o[mi][2 * n + 1], p[mi], b);
+            }
+        }
+    }
+
+    // Each warp alone reads its rows of q_tile, so it may reuse them to turn accumulators into whole 16-byte stores.
+#pragma unroll
+    for (int mi = 0; mi < MI; ++mi) {
+        float inverse[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int i = 2 * mi + half, m = lane_m + 8 * i;
+            float sum = row_sum[i];
+            sum += __shfl_xor_sync(FULL, sum, 1);
+            sum += __shfl_xor_sync(FULL, sum, 2);
+            inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;  // no keys: rows of no segment
+            if ((lane & 3) == 0 && m < t.m_end) lse[row_head(h, t.seg_start, m)] = sum > 0.0f ? row_max[i] * scale + logf(sum) : 0.0f;
+        }
+        stage_rows<HD>(q_tile, row0 + 16 * mi, o[mi], inverse);
+    }
+    __syncwarp();
+    store_rows<HD, MI>(q_tile, row0, [&](int r) -> bf16* {
+        const int m = t.m_begin + r;
+        return m < t.m_end ? out + row_head(h, t.seg_start, m) * HD : nullptr;
+    });
+}
+
+#define ATTENTION_FWD(HD, CTAS, ...)                                                                                   \
+    ATTENTION_KERNEL(attention_fwd_hd##HD, CTAS)(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv, \
+                                                 const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) { \
+        attention_fwd_tile<HD, __VA_ARGS__>(out, lse, qkv, tiles, heads, kv_heads, scale);                             \
+    }                                                                                                                  \
+    EXPORT_KERNEL(attention_fwd_hd##HD)
+
+ATTENTION_FWD(32, 3, 2, 64, true)
+ATTENTION_FWD(64, 2, 2, 64, true)
+ATTENTION_FWD(96, 2, 2, 64, false)
+ATTENTION_FWD(128, 2, 2, 32, false)
+#endif  // STORAGE_BF16

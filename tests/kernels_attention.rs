@@ -1,0 +1,318 @@
+//! The attention kernels on the host driver: against masked attention written out in f64 and in bf16, and against the CPU
+//! backend; random groups, every head width, several schedules. Results do not depend on packing, bit for bit, and
+//! planted faults are found.
+
+#[path = "common/check.rs"]
+mod check;
+#[path = "common/host.rs"]
+mod host;
+#[path = "attention_common/mod.rs"]
+mod naive;
+
+use check::{assert_bf16_rule, assert_close, disagreement};
+use fusedpo::backend::gpu::driver::Dtype;
+use fusedpo::backend::gpu::host::HostDriver;
+use fusedpo::backend::gpu::{Buf, Gpu, GpuBatch, GpuFloat};
+use fusedpo::backend::{AttnShape, Backend, cpu::Cpu};
+use half::bf16;
+use naive::{Group, Noise, Results, batch, capacity, naive};
+
+/// Schedules a kernel must agree under; 0 runs everything in order.
+const SEEDS: [u64; 4] = [0, 1, 2, 3];
+
+/// Inputs of an attention op, as numbers that the storage type holds.
+struct Case {
+    groups: Vec<Group>,
+    slots: usize,
+    shape: AttnShape,
+    qkv: Vec<f64>,
+    dout: Vec<f64>,
+}
+
+impl Case {
+    fn new(groups: &[Group], tail: usize, (heads, kv_heads, head_dim): (usize, usize, usize), seed: u64) -> Case {
+        let shape = AttnShape { heads, kv_heads, head_dim };
+        let slots = groups.iter().map(Group::rows).sum::<usize>() + tail;
+        let mut noise = Noise(seed);
+        let mut numbers = |n: usize, scale: f64| -> Vec<f64> {
+            (0..n).map(|_| bf16::from_f64(noise.normal() * scale).to_f64()).collect()
+        };
+        let qkv = numbers(slots * shape.qkv_width(), 1.3);
+        let dout = numbers(slots * shape.q_width(), 1.0);
+        Case { groups: groups.to_vec(), slots, shape, qkv, dout }
+    }
+
+    /// Forward and backward through the GPU backend; outputs start as NaN.
+    fn run<A: GpuFloat>(&self, gpu: &Gpu<HostDriver, A>) -> fusedpo::Result<Results> {
+        let micro = batch(&self.groups, self.slots);
+        // More than is needed: the tables' unused entries and the grid's idle blocks are part of the matter.
+        let mut b = GpuBatch::new(gpu, capacity(self.slots + 37, micro.responses.len() + 2))?;
+        b.load(gpu, &micro)?;
+        self.run_on(gpu, &b)
+    }
+
+    fn run_on<A: GpuFloat>(&self, gpu: &Gpu<HostDriver, A>, b: &GpuBatch<HostDriver>) -> fusedpo::Result<Results> {
+        let (rows, s) = (self.slots, self.shape);
+        let qkv = device::<A, A>(gpu, &self.qkv);
+        let mut out = unset::<A, A>(gpu, rows * s.q_width());
+        let mut lse = unset::<A, f32>(gpu, rows * s.heads);
+        let mut delta = unset::<A, f32>(gpu, rows * s.heads);
+        let mut dqkv = unset::<A, A>(gpu, rows * s.qkv_width());
+        gpu.attention_fwd(out.all_mut(), lse.all_mut(), qkv.all(), b, s)?;
+        let dout = device::<A, A>(gpu, &self.dout);
+        gpu.attention_bwd(dqkv.all_mut(), delta.all_mut(), dout.all(), out.all(), lse.all(), qkv.all(), b, s)?;
+        Ok(Results { out: fetch(gpu, &out), lse: fetch(gpu, &lse), dqkv: fetch(gpu, &dqkv), shape: s })
+    }
+
+    fn exact(&self) -> Results {
+        naive(&self.groups, self.slots, self.shape, &self.qkv, &self.dout, |x| x)
+    }
+    fn plain_bf16(&self) -> Results {
+        naive(&self.groups, self.slots, self.shape, &self.qkv, &self.dout, |x| bf16::from_f64(x).to_f64())
+    }
+}
+
+fn device<A: GpuFloat, S: GpuFloat>(gpu: &Gpu<HostDriver, A>, data: &[f64]) -> Buf<HostDriver, S> {
+    let data: Vec<S> = data.iter().map(|x| S::from_f64(*x)).collect();
+    let mut buf = gpu.alloc("test", data.len()).unwrap();
+    gpu.put(buf.all_mut(), &data).unwrap();
+    buf
+}
+fn unset<A: GpuFloat, S: GpuFloat>(gpu: &Gpu<HostDriver, A>, len: usize) -> Buf<HostDriver, S> {
+    device(gpu, &vec![f64::NAN; len])
+}
+fn fetch<A: GpuFloat, S: GpuFloat>(gpu: &Gpu<HostDriver, A>, buf: &Buf<HostDriver, S>) -> Vec<f64> {
+    let mut out = vec![S::from_f64(0.0); buf.all().len()];
+    gpu.get(&mut out, buf.all()).unwrap();
+    out.iter().map(|x| x.to_f64()).collect()
+}
+fn gpu<A: GpuFloat>(seed: u64) -> Option<Gpu<HostDriver, A>> {
+    Some(Gpu::new(host::host_driver(seed)?).unwrap())
+}
+
+/// Runs the case under every schedule: same bits each time, and right by the rule of the storage type.
+#[track_caller]
+fn agrees<A: GpuFloat>(case: &Case) {
+    let (exact, plain) = (case.exact(), case.plain_bf16());
+    let mut first: Option<Results> = None;
+    for seed in SEEDS {
+        let Some(gpu) = gpu::<A>(seed) else { return };
+        let got = case.run(&gpu).unwrap();
+        if let Some(first) = &first {
+            assert!(got.same_bits(first), "schedule {seed} gives other bits");
+            continue;
+        }
+        assert_close("lse", &got.lse, &exact.lse, 4e-6, 0.0);
+        for ((name, g), ((_, w), (_, p))) in got.parts().into_iter().zip(exact.parts().into_iter().zip(plain.parts())) {
+            match A::DTYPE {
+                Dtype::Bf16 => assert_bf16_rule(name, &g, &p, &w, 0.0),
+                Dtype::F32 => assert_close(name, &g, &w, 3e-5, 0.0),
+            }
+        }
+        first = Some(got);
+    }
+}
+
+fn group(prompt: usize, responses: &[usize]) -> Group {
+    Group { prompt, responses: responses.to_vec() }
+}
+
+#[test]
+fn tensor_cores_head_dim_64() {
+    // Lengths around the tiles' borders (64 keys, 128 packed queries); an empty prompt; one response; five.
+    let groups = [group(63, &[65, 1]), group(0, &[64]), group(128, &[17, 2, 3, 1, 66]), group(1, &[1, 129])];
+    agrees::<bf16>(&Case::new(&groups, 5, (3, 1, 64), 1));
+    agrees::<bf16>(&Case::new(&[group(64, &[64, 63])], 0, (2, 2, 64), 2));
+    agrees::<bf16>(&Case::new(&[group(70, &[20, 31])], 65, (8, 1, 64), 3));
+    agrees::<bf16>(&Case::new(&[group(257, &[43, 9])], 1, (4, 2, 64), 4));
+}
+
+#[test]
+fn tensor_cores_other_head_dims() {
+    for (i, hd) in [32, 96, 128].into_iter().enumerate() {
+        let seed = 10 + i as u64;
+        agrees::<bf16>(&Case::new(&[group(33, &[64, 1, 31]), group(0, &[32, 97])], 3, (3, 1, hd), seed));
+        agrees::<bf16>(&Case::new(&[group(127, &[2, 30]), group(65, &[63])], 0, (2, 2, hd), seed + 10));
+        agrees::<bf16>(&Case::new(&[group(40, &[25])], 0, (7, 1, hd), seed + 20));
+        agrees::<bf16>(&Case::new(&[group(20, &[45])], 130, (10, 2, hd), seed + 30));
+    }
+}
+
+#[test]
+fn tensor_cores_random_groups() {
+    let mut noise = Noise(77);
+    for case in 0..12 {
+        let groups: Vec<Group> = (0..1 + noise.below(3))
+            .map(|_| {
+                let prompt = if noise.below(5) == 0 { 0 } else { noise.length(150) };
+                Group { prompt, responses: (0..1 + noise.below(5)).map(|_| noise.length(70)).collect() }
+            })
+            .collect();
+        let kv_heads = 1 + noise.below(2);
+        let heads = kv_heads * (1 + noise.below(if kv_heads == 1 { 8 } else { 3 }));
+        let hd = [32, 64, 96, 128][case % 4];
+        agrees::<bf16>(&Case::new(&groups, noise.below(70), (heads, kv_heads, hd), 1000 + case as u64));
+    }
+}
+
+#[test]
+fn large_scores() {
+    // Scores of hundreds: the running maximum moves, old sums vanish.
+    let mut case = Case::new(&[group(100, &[90, 30])], 0, (2, 1, 64), 5);
+    let mut noise = Noise(6);
+    case.qkv.iter_mut().for_each(|x| *x = bf16::from_f64(*x * (1.0 + 9.0 * noise.uniform())).to_f64());
+    agrees::<bf16>(&case);
+}
+
+#[test]
+fn plain_kernels() {
+    for (hd, heads) in [(64, (3, 1)), (8, (4, 2)), (37, (2, 2)), (80, (5, 1)), (1, (1, 1))] {
+        let case =
+            Case::new(&[group(33, &[20, 1]), group(0, &[40]), group(1, &[7])], 4, (heads.0, heads.1, hd), hd as u64);
+        agrees::<f32>(&case);
+        if hd % 32 != 0 {
+            agrees::<bf16>(&case);
+        }
+    }
+}
+
+#[test]
+fn agrees_with_the_cpu_backend() {
+    let case = Case::new(&[group(50, &[33, 70, 2]), group(0, &[65])], 6, (6, 2, 64), 9);
+    let Some(gpu) = gpu::<f32>(1) else { return };
+    let got = case.run(&gpu).unwrap();
+    let f32s = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
+    let (cpu, s) = (Cpu::<f32>::new().unwrap(), case.shape);
+    let micro = batch(&case.groups, case.slots);
+    let mut b = cpu.new_batch(capacity(case.slots, micro.responses.len())).unwrap();
+    cpu.load_batch(&mut b, &micro).unwrap();
+    let rows = cpu.rows(&b);
+    let (qkv, dout) = (f32s(&case.qkv[..rows * s.qkv_width()]), f32s(&case.dout[..rows * s.q_width()]));
+    let (mut out, mut lse) = (vec![f32::NAN; rows * s.q_width()], vec![f32::NAN; rows * s.heads]);
+    cpu.attention_fwd(&mut out, &mut lse, &qkv, &b, s).unwrap();
+    let (mut dqkv, mut delta) = (vec![f32::NAN; rows * s.qkv_width()], vec![f32::NAN; rows * s.heads]);
+    cpu.attention_bwd(&mut dqkv, &mut delta, &dout, &out, &lse, &qkv, &b, s).unwrap();
+    for (name, got, want) in [("out", &got.out, &out), ("lse", &got.lse, &lse), ("dqkv", &got.dqkv, &dqkv)] {
+        let want: Vec<f64> = want.iter().map(|x| f64::from(*x)).collect();
+        assert_close(name, &got[..want.len()], &want, 2e-5, 0.0);
+        assert!(got[want.len()..].iter().all(|x| *x == 0.0), "{name}: rows of no segment are zero");
+    }
+}
+
+/// Rows `from` of `a`, placed at rows `to` of `b`: inputs are copied so that they agree.
+fn place(b: &mut Case, to: usize, a: &Case, from: std::ops::Range<usize>) {
+    let (w, q) = (a.shape.qkv_width(), a.shape.q_width());
+    b.qkv[to * w..][..from.len() * w].copy_from_slice(&a.qkv[from.start * w..from.end * w]);
+    b.dout[to * q..][..from.len() * q].copy_from_slice(&a.dout[from.start * q..from.end * q]);
+}
+
+#[test]
+fn a_row_does_not_depend_on_packing() {
+    for hd in [32, 64, 96, 128, 40] {
+        let alone = Case::new(&[group(75, &[40, 66])], 0, (3, 1, hd), 20);
+        let rows = alone.slots;
+        let others = [group(13, &[1, 90]), group(0, &[31]), group(75, &[40, 66]), group(200, &[5])];
+        let mut packed = Case::new(&others, 11, (3, 1, hd), 21);
+        let at = 13 + 91 + 31;
+        place(&mut packed, at, &alone, 0..rows);
+        let (Some(one), Some(two)) = (gpu::<bf16>(1), gpu::<bf16>(2)) else { return };
+        let (a, b) = (alone.run(&one).unwrap(), packed.run(&two).unwrap());
+        assert!(a.rows(0..rows).same_bits(&b.rows(at..at + rows)), "head_dim {hd}");
+    }
+}
+
+#[test]
+fn sharing_a_prompt_gives_the_bits_of_repeating_it() {
+    for hd in [32, 64, 96, 128, 40] {
+        let shared = Case::new(&[group(75, &[40, 66])], 0, (2, 1, hd), 30);
+        // The same rows as: prompt and first response in one segment, then the prompt again with the second.
+        let mut repeated = Case::new(&[group(115, &[1]), group(75, &[66])], 0, (2, 1, hd), 31);
+        place(&mut repeated, 0, &shared, 0..115);
+        place(&mut repeated, 116, &shared, 0..75);
+        place(&mut repeated, 191, &shared, 115..181);
+        let Some(gpu) = gpu::<bf16>(1) else { return };
+        let (a, b) = (shared.run(&gpu).unwrap(), repeated.run(&gpu).unwrap());
+        assert!(a.rows(0..115).same_forward(&b.rows(0..115)), "head_dim {hd}: prompt and first response");
+        assert!(a.rows(0..75).same_forward(&b.rows(116..191)), "head_dim {hd}: the prompt again");
+        assert!(a.rows(115..181).same_bits(&b.rows(191..257)), "head_dim {hd}: second response, gradients included");
+    }
+}
+
+#[test]
+fn a_batch_is_refilled_and_takes_other_heads() {
+    let Some(gpu) = gpu::<bf16>(3) else { return };
+    let small = Case::new(&[group(20, &[9, 30])], 2, (3, 1, 64), 40);
+    let large = Case::new(&[group(90, &[70]), group(0, &[64])], 0, (3, 1, 64), 41);
+    let other = Case::new(&[group(90, &[70]), group(0, &[64])], 0, (2, 2, 32), 42);
+    let mut b = GpuBatch::new(&gpu, capacity(300, 6)).unwrap();
+    for case in [&large, &small, &other, &large, &small] {
+        b.load(&gpu, &batch(&case.groups, case.slots)).unwrap();
+        let tables = |gpu: &Gpu<HostDriver, bf16>| {
+            gpu.memory_table().iter().filter(|(name, _)| name.starts_with("attention")).count()
+        };
+        let before = tables(&gpu);
+        let got = case.run_on(&gpu, &b).unwrap();
+        assert!(got.same_bits(&case.run(&self::gpu::<bf16>(0).unwrap()).unwrap()));
+        let after = tables(&gpu);
+        let again = case.run_on(&gpu, &b).unwrap();
+        assert!(got.same_bits(&again));
+        assert_eq!(tables(&gpu), after, "a known geometry allocates nothing");
+        assert!(after <= before + 2);
+    }
+}
+
+#[test]
+fn lengths_and_geometry_are_checked_before_a_launch() {
+    let Some(gpu) = gpu::<bf16>(1) else { return };
+    let case = Case::new(&[group(4, &[4])], 0, (2, 1, 64), 50);
+    let mut b = GpuBatch::new(&gpu, capacity(8, 2)).unwrap();
+    b.load(&gpu, &batch(&case.groups, 8)).unwrap();
+    let launches = gpu.driver().launches();
+    let (mut out, mut lse) = (unset::<bf16, bf16>(&gpu, 8 * 128 + 8), unset::<bf16, f32>(&gpu, 16));
+    let qkv = unset::<bf16, bf16>(&gpu, 8 * 256);
+    let mut fwd = |at: usize, len: usize, stats: usize, shape: AttnShape| {
+        gpu.attention_fwd(out.view_mut(at..at + len), lse.view_mut(0..stats), qkv.all(), &b, shape)
+            .unwrap_err()
+            .to_string()
+    };
+    let shape = case.shape;
+    assert_eq!(fwd(0, 1020, 16, shape), "attention_fwd: `out` has 1020 elements, expected 1024 = rows=8 * q_width=128");
+    assert_eq!(fwd(0, 1024, 15, shape), "attention_fwd: `lse` has 15 elements, expected 16 = rows=8 * heads=2");
+    let why = fwd(1, 1024, 16, shape);
+    assert_eq!(why, "kernel `attention_fwd`: `out` does not start at a multiple of 16 bytes");
+    assert!(fwd(0, 1024, 16, AttnShape { heads: 3, kv_heads: 2, head_dim: 64 }).contains("a multiple of kv_heads=2"));
+    assert!(fwd(0, 1024, 16, AttnShape { heads: 65536, kv_heads: 1, head_dim: 1 }).contains("rows * group^2"));
+    assert_eq!(gpu.driver().launches(), launches);
+}
+
+/// The case with a faulty kernel in place of the right one, under one schedule.
+fn with_fault(case: &Case, fault: &str, seed: u64) -> Option<fusedpo::Result<Results>> {
+    let driver = host::host_driver_with_fault(seed, fault)?;
+    Some(case.run(&Gpu::<_, bf16>::new(driver).unwrap()))
+}
+
+#[test]
+fn planted_faults_are_found() {
+    for (hd, seed) in [(64, 60), (128, 61)] {
+        let case = Case::new(&[group(90, &[70, 30])], 3, (2, 1, hd), seed);
+        let (exact, plain) = (case.exact(), case.plain_bf16());
+        for fault in ["no_barrier", "no_wait", "late_wait", "off_by_one", "swapped"] {
+            let mut found = 0;
+            for seed in SEEDS {
+                let Some(got) = with_fault(&case, fault, seed) else { return };
+                let Ok(got) = got else {
+                    found += 1;
+                    continue;
+                };
+                let wrong =
+                    |((name, g), ((_, w), (_, p))): ((&'static str, Vec<f64>), ((_, Vec<f64>), (_, Vec<f64>)))| {
+                        std::panic::catch_unwind(|| assert_bf16_rule(name, &g, &p, &w, 0.0)).is_err()
+                    };
+                let parts = got.parts().into_iter().zip(exact.parts().into_iter().zip(plain.parts()));
+                let lse = disagreement("lse", &got.lse, &exact.lse, 4e-6, 0.0).is_some();
+                found += usize::from(lse | parts.map(wrong).fold(false, |a, b| a | b));
+            }
+            assert!(found > 0, "fault `{fault}` at head_dim {hd} passes under every schedule");
+        }
+    }
+}

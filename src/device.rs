@@ -2,8 +2,11 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, GemmPrecision};
-use crate::error::{Error, Result};
+use crate::backend::gpu::Gpu;
+use crate::backend::gpu::cuda::{self, CudaDriver};
+use crate::error::Result;
 use crate::train::config::{DeviceChoice, DtypeChoice};
+use half::bf16;
 
 /// Work that any backend can do.
 pub trait Task {
@@ -13,18 +16,17 @@ pub trait Task {
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out>;
 }
 
-/// Runs `task` where the user asked for it.
+/// Runs `task` where the user asked for it. `auto` takes a GPU where one can be used.
 pub fn dispatch<T: Task>(device: DeviceChoice, dtype: DtypeChoice, task: T) -> Result<T::Out> {
-    match device {
-        DeviceChoice::Cuda => {
-            Err(Error::Device("--device cuda: this build has no CUDA engine yet; use --device cpu".into()))
-        }
-        DeviceChoice::Auto | DeviceChoice::Cpu => {
-            let precision = match dtype {
-                DtypeChoice::Auto | DtypeChoice::F32 => GemmPrecision::Native,
-                DtypeChoice::Bf16 => GemmPrecision::Bf16,
-            };
-            task.run(&Cpu::<f32>::with(precision)?)
-        }
+    let gpu = match device {
+        DeviceChoice::Cpu => false,
+        DeviceChoice::Cuda => true,
+        DeviceChoice::Auto => cuda::unavailable().is_none(),
+    };
+    match (gpu, dtype) {
+        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(&Gpu::<_, bf16>::new(CudaDriver::open(0)?)?),
+        (true, DtypeChoice::F32) => task.run(&Gpu::<_, f32>::new(CudaDriver::open(0)?)?),
+        (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(&Cpu::<f32>::with(GemmPrecision::Native)?),
+        (false, DtypeChoice::Bf16) => task.run(&Cpu::<f32>::with(GemmPrecision::Bf16)?),
     }
 }

@@ -2,7 +2,10 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, GemmPrecision};
+use crate::backend::gpu::cuda::{self, CudaDriver};
+use crate::backend::gpu::driver::Driver;
 use crate::error::Result;
+use crate::output;
 
 /// Runs the command.
 pub fn run() -> Result<()> {
@@ -15,7 +18,17 @@ pub fn run() -> Result<()> {
         Err(e) => println!("        --dtype bf16: not here: {e}"),
     }
     if let Some(bytes) = memory_available() {
-        println!("memory  {} available", crate::output::bytes(bytes));
+        println!("memory  {} available", output::bytes(bytes));
+    }
+    match cuda::unavailable() {
+        Some(why) => println!("gpu     none that can be used: {why}"),
+        None => match CudaDriver::open(0) {
+            Ok(gpu) => {
+                let (free, all) = gpu.memory()?;
+                println!("gpu     {}, {} of {} free", gpu.description(), output::bytes(free), output::bytes(all));
+            }
+            Err(e) => println!("gpu     found, but: {e}"),
+        },
     }
     Ok(())
 }

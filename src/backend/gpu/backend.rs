@@ -23,6 +23,8 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     type Batch = GpuBatch<D>;
 
     const MASTER_WEIGHTS: bool = matches!(A::DTYPE, Dtype::Bf16);
+    // The library may take another algorithm for another number of rows.
+    const FIXED_SHAPES: bool = true;
 
     fn fingerprint(&self) -> String {
         format!("gpu-{}-{}-v{NUMERICS}", self.driver.fingerprint(), A::NAME)

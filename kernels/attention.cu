@@ -186,7 +186,7 @@ __device__ __forceinline__ void attention_fwd_tile(bf16* __restrict__ out, float
 }
 
 #define ATTENTION_FWD(HD, CTAS, ...)                                                                                   \
-    ATTENTION_KERNEL(attention_fwd_hd##HD, CTAS)(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv, \
+    ATTENTION_KERNEL(kAttnThreads, attention_fwd_hd##HD, CTAS)(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv, \
                                                  const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) { \
         attention_fwd_tile<HD, __VA_ARGS__>(out, lse, qkv, tiles, heads, kv_heads, scale);                             \
     }                                                                                                                  \

@@ -17,17 +17,17 @@
 constexpr int kAttnWarps = 4;
 constexpr int kAttnThreads = 32 * kAttnWarps;
 
-// ATTENTION_KERNEL(name, ctas)(parameters) { ... } EXPORT_KERNEL(name): registers few enough for `ctas` blocks on one SM.
+// ATTENTION_KERNEL(kAttnThreads, name, ctas)(parameters) { ... } EXPORT_KERNEL(name): registers few enough for `ctas` blocks on one SM.
 #ifdef __CUDACC__
-#define ATTENTION_BOUNDS(ctas) __launch_bounds__(kAttnThreads, ctas)
+#define ATTENTION_BOUNDS(threads, ctas) __launch_bounds__(threads, ctas)
 #else
-#define ATTENTION_BOUNDS(ctas)
+#define ATTENTION_BOUNDS(threads, ctas)
 #endif
-#define ATTENTION_KERNEL(name, ctas) ATTENTION_KERNEL_(EXPORTED(name), ctas)
-#define ATTENTION_KERNEL_(name, ctas) ATTENTION_KERNEL__(name, ctas)
-#define ATTENTION_KERNEL__(name, ctas)                \
-    enum : unsigned { max_threads_##name = kAttnThreads }; \
-    extern "C" __global__ void ATTENTION_BOUNDS(ctas) name
+#define ATTENTION_KERNEL(threads, name, ctas) ATTENTION_KERNEL_(threads, EXPORTED(name), ctas)
+#define ATTENTION_KERNEL_(threads, name, ctas) ATTENTION_KERNEL__(threads, name, ctas)
+#define ATTENTION_KERNEL__(threads, name, ctas)       \
+    enum : unsigned { max_threads_##name = threads }; \
+    extern "C" __global__ void ATTENTION_BOUNDS(threads, ctas) name
 
 // One entry of the query schedule (8 numbers), made by src/backend/gpu/attention.rs: up to kQueryRows packed queries of one
 // segment. m_end == m_begin: nothing to do. kv_len == 0: rows of no segment, which get zeros.

@@ -356,7 +356,7 @@ __device__ __forceinline__ void attention_bwd_dkv_tile(bf16* __restrict__ dqkv, 
     }                                                                                                                   \
     EXPORT_KERNEL(attention_bwd_delta_hd##HD)
 #define ATTENTION_BWD(KIND, HD, CTAS, ...)                                                                              \
-    ATTENTION_KERNEL(attention_bwd_##KIND##_hd##HD, CTAS)(                                                              \
+    ATTENTION_KERNEL(kAttnThreads, attention_bwd_##KIND##_hd##HD, CTAS)(                                                              \
         bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,                          \
         const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads,        \
         int kv_heads, float scale) {                                                                                    \

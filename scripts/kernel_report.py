@@ -85,13 +85,16 @@ def instructions(tools, cubin):
 
 def declared_threads():
     """Kernel (without its dtype) -> most threads a block, from KERNEL(threads, name) and the macros that use it."""
-    threads = {}
-    for source in sorted((ROOT / "kernels").glob("*.cu*")):
+    threads, shared_constants = {}, {}
+    for source in sorted((ROOT / "kernels").glob("*.cuh")) + sorted((ROOT / "kernels").glob("*.cu")):
         text = source.read_text()
         constants = {k: v for k, v in re.findall(r"constexpr int (\w+) = ([^;]+);", text)}
-        for count, name in re.findall(r"\bKERNEL\(([^,()]+),\s*([\w#]+)\)", text):
-            while count.strip() in constants:
-                count = constants[count.strip()]
+        if source.suffix == ".cuh":
+            shared_constants.update(constants)
+        constants = {**shared_constants, **constants}
+        for count, name in re.findall(r"\b(?:ATTENTION_)?KERNEL\(([^,()]+),\s*([\w#]+)[,)]", text):
+            while known := re.search(r"\b(" + "|".join(constants) + r")\b", count) if constants else None:
+                count = count.replace(known.group(), constants[known.group()])
             if re.fullmatch(r"[\d\s*+]+", count):
                 threads[name] = eval(count)  # digits and operators only
     return threads

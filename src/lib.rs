@@ -50,7 +50,6 @@
 //! - The loss is a mean over the pairs of the whole step: gradients do not depend on how it was cut into micro-batches.
 //! - Files appear whole or not at all: a temporary sibling, then a rename.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
-//! Direct Preference Optimization as an engine.
 
 pub mod backend;
 pub mod cli;

@@ -62,7 +62,8 @@ impl Float for f64 {
 impl Float for half::bf16 {
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
-        half::bf16::from_f64(x)
+        // half's own from_f64 looks at the upper 32 bits only, so that some f32 values round as if they were ties.
+        half::bf16::from_f32(x as f32)
     }
     #[inline(always)]
     fn to_f64(self) -> f64 {

@@ -50,6 +50,11 @@ fn rows_of_a_product() {
         }
         rows_alone::<f64>(&Cpu::at(level, GemmPrecision::Native).unwrap(), 97, 577, &mut noise);
     }
+    if let Some(cpu) = cpu_bf16() {
+        for (out, inp) in [(1, 1), (33, 7), (97, 769), (32, 577), (3, 2049), (960, 576)] {
+            rows_alone::<f32>(&cpu, out, inp, &mut noise);
+        }
+    }
 }
 
 /// SmolLM2's shapes over hundreds of rows; also gradients with respect to the input.

@@ -148,6 +148,15 @@ pub fn cpu32() -> Cpu<f32> {
     Cpu::new().unwrap()
 }
 
+/// Products on bf16 instructions; `None`, said on stderr, where this CPU has none.
+pub fn cpu_bf16() -> Option<Cpu<f32>> {
+    let cpu = Cpu::with(fusedpo::backend::cpu::GemmPrecision::Bf16);
+    if let Err(why) = &cpu {
+        eprintln!("skipped: {why}");
+    }
+    cpu.ok()
+}
+
 /// Every element within `rel * |want|`, plus a twentieth of that of the largest for elements that cancel; NaN never is.
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f64], want: &[f64], rel: f64) {

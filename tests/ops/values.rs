@@ -69,6 +69,31 @@ fn products() {
     }
 }
 
+/// bf16 products are the f32 products of operands rounded to bf16, to f32 rounding, in every layout.
+#[test]
+fn bf16_products() {
+    let Some(cpu) = cpu_bf16() else { return };
+    assert!(cpu.fingerprint().contains("bf16") && cpu.description().contains("bf16"));
+    let mut noise = Noise(27);
+    for (m, n, k) in [(1, 1, 1), (2, 3, 1), (5, 33, 7), (12, 32, 768), (13, 65, 769), (61, 7, 33), (5, 131, 1600)] {
+        let (a, b, plus) = (noise.vec32(m * k), noise.vec32(n * k), noise.vec32(m * n));
+        let round = |x: &[f64]| x.iter().map(|x| half::bf16::from_f32(*x as f32).to_f64()).collect::<Vec<f64>>();
+        let (ra, rb) = (round(&a), round(&b));
+        let product = |i: usize| (0..k).map(|p| ra[i / n * k + p] * rb[i % n * k + p]).sum::<f64>();
+        let want: Vec<f64> = (0..m * n).map(|i| product(i) + plus[i]).collect();
+        let flip = |x: &[f64], lines: usize| (0..x.len()).map(|i| x[i % lines * k + i / lines]).collect::<Vec<f64>>();
+        let (a32, at, b32, bt) = (of::<f32>(&a), of::<f32>(&flip(&a, m)), of::<f32>(&b), of::<f32>(&flip(&b, n)));
+        let plus = of::<f32>(&plus);
+        for a in [Mat::by_line(&a32, k), Mat::by_k(&at, m)] {
+            for b in [Mat::by_line(&b32, k), Mat::by_k(&bt, n)] {
+                let mut c = nan(m * n);
+                f32::gemm(cpu.gemm(), &mut c, Base::Other(&plus), a, b, m, n, k);
+                assert_f32("bf16", &c, &want, 6.0 + 2.0 * (k as f64).sqrt());
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_is_the_masked_formula() {
     let mut noise = Noise(21);

@@ -4,7 +4,7 @@
 //! its place among them (the step-0 proof compares two packings). Here that holds by construction: an element is the
 //! sum of blocks along `k`, whose bounds depend on `k` alone, each summed in order by [`Kernel::tile`].
 
-use super::kernel::{self, Kernel};
+use super::kernel::{self, Kernel, LOW};
 use super::simd::Isa;
 use super::{Level, Real, Scratch};
 use crate::error::{Error, Result};
@@ -85,7 +85,7 @@ pub trait HasGemm: Sized {
 }
 
 macro_rules! has_gemm {
-    ($s:ty, $portable:ident, $avx2:ident, $avx512:ident, $bf16:expr) => {
+    ($s:ty, $portable:ident, $avx2:ident, $avx512:ident $(, $bf16:ident)?) => {
         impl HasGemm for $s {
             fn gemm(
                 g: &Gemm,
@@ -101,6 +101,8 @@ macro_rules! has_gemm {
                     Isa::Portable => run::<kernel::$portable>(g, c, base, a, b, m, n, k),
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => run::<kernel::$avx2>(g, c, base, a, b, m, n, k),
+                    $(#[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 if g.precision == GemmPrecision::Bf16 => run::<super::bf16::$bf16>(g, c, base, a, b, m, n, k),)?
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 => run::<kernel::$avx512>(g, c, base, a, b, m, n, k),
                 }
@@ -138,8 +140,8 @@ macro_rules! has_gemm {
         }
     };
 }
-has_gemm!(f32, F32Portable, F32Avx2, F32Avx512, None);
-has_gemm!(f64, F64Portable, F64Avx2, F64Avx512, None);
+has_gemm!(f32, F32Portable, F32Avx2, F32Avx512, Bf16Avx512);
+has_gemm!(f64, F64Portable, F64Avx2, F64Avx512);
 
 /// What a product needs of the backend.
 pub struct Gemm {
@@ -152,20 +154,26 @@ impl Gemm {
     /// Products of `S` at `level`; see [`super::Cpu::with`] for errors.
     pub(super) fn new<S: Real>(level: Level, precision: GemmPrecision) -> Result<Self> {
         if precision == GemmPrecision::Bf16 {
-            return Err(Error::Device("bf16 products are not there yet".into()));
+            if S::NAME != "f32" {
+                return Err(Error::usage(format!("bf16 products: defined for f32 only, not for {}", S::NAME)));
+            }
+            if !level.has_bf16() {
+                let why = "bf16 products need a CPU with AVX512_BF16 (Zen 4, Cooper Lake or newer); use f32";
+                return Err(Error::Device(why.into()));
+            }
         }
         Ok(Gemm { level, precision, scratch: Scratch::default() })
     }
 }
 
-/// Longest block along `k`: an MR-wide panel of it stays in half a 32 KiB L1 cache.
+/// Units of the longest block along `k`: an MR-wide panel of it stays in half a 32 KiB L1 cache.
 const K_BLOCK: usize = 384;
 /// Bytes of a packed block of `b` that should stay in L2 while the rows of `a` pass by.
 const L2_BLOCK: usize = 512 * 1024;
 
-/// Blocks along `k`: equal, even, at most [`K_BLOCK`], a function of `k` alone.
-fn k_blocks(k: usize) -> impl Iterator<Item = Range<usize>> {
-    let len = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).next_multiple_of(2);
+/// Blocks along `k`: equal, even, at most `most`: a function of `k` and the kernel alone.
+fn k_blocks(k: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(2);
     (0..k).step_by(len.max(1)).map(move |at| at..(at + len).min(k))
 }
 
@@ -215,7 +223,7 @@ fn run<K: Kernel>(
         Base::Other(p) => p.as_ptr(),
     };
     let c = c.as_mut_ptr();
-    for ks in k_blocks(k) {
+    for ks in k_blocks(k, K_BLOCK * K::K) {
         let out = Out { c, base: if ks.start == 0 { first } else { c.cast_const() }, ld: n };
         // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.
         unsafe {
@@ -372,7 +380,8 @@ unsafe fn edge<K: Kernel>(
     let mut buf = [K::S::ZERO; MAX_TILE];
     // SAFETY: panels are whole and the buffer holds a tile; the part inside the output is the caller's contract.
     unsafe {
-        K::tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, buf.as_mut_ptr(), K::NR, std::ptr::null(), 0);
+        let tile = if height <= LOW { K::low_tile } else { K::tile };
+        tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, buf.as_mut_ptr(), K::NR, std::ptr::null(), 0);
         for (i, row) in buf.chunks_exact(K::NR).take(height).enumerate() {
             for (j, v) in row.iter().take(width).enumerate() {
                 let at = i * ld + j;

@@ -7,6 +7,9 @@ use super::Real;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+/// Rows of a [`Kernel::low_tile`], which spares generation (a row or a few) most of a tile's work.
+pub(super) const LOW: usize = 4;
+
 /// A micro-kernel on packed operands. `a` holds columns of MR units, `b` rows of NR units; a unit is `K` values that
 /// are adjacent along `k`.
 pub(super) trait Kernel: Send + Sync + 'static {
@@ -28,6 +31,23 @@ pub(super) trait Kernel: Send + Sync + 'static {
     /// `u < units`, NR elements at `base + i * base_ld` for `i < MR`. Writable: NR elements at `c + i * c_ld`.
     #[allow(clippy::too_many_arguments)]
     unsafe fn tile(
+        units: usize,
+        a: *const Self::P,
+        a_step: usize,
+        b: *const Self::P,
+        b_step: usize,
+        c: *mut Self::S,
+        c_ld: usize,
+        base: *const Self::S,
+        base_ld: usize,
+    );
+
+    /// As [`Kernel::tile`] for the first [`LOW`] rows only: the same operations on each.
+    ///
+    /// # Safety
+    /// As [`Kernel::tile`], with [`LOW`] in place of MR.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn low_tile(
         units: usize,
         a: *const Self::P,
         a_step: usize,
@@ -251,7 +271,7 @@ unsafe fn pack<S: Real>(
 }
 
 macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $v:ty, $s:ty, $mr:literal x $nv:literal, $pack:ident $(, $feature:literal)?) => {
+    ($(#[$doc:meta])* $name:ident, $v:ty, $s:ty, $mr:literal x $nv:literal, $pack:path $(, $feature:literal)?) => {
         $(#[$doc])*
         pub(super) struct $name;
         impl Kernel for $name {
@@ -269,6 +289,14 @@ macro_rules! kernel {
                 unsafe { tile::<$v, $mr, $nv>(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
             }
             $(#[target_feature(enable = $feature)])?
+            unsafe fn low_tile(
+                units: usize, a: *const $s, a_step: usize, b: *const $s, b_step: usize,
+                c: *mut $s, c_ld: usize, base: *const $s, base_ld: usize,
+            ) {
+                // SAFETY: passed on to the caller.
+                unsafe { tile::<$v, LOW, $nv>(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
+            }
+            $(#[target_feature(enable = $feature)])?
             unsafe fn pack(
                 dst: &mut [$s], panel: usize, src: *const $s, width: usize, line: usize, len: usize, step: usize,
             ) {
@@ -283,7 +311,7 @@ macro_rules! kernel {
 #[cfg(target_arch = "x86_64")]
 kernel!(
     /// `f32`, AVX-512.
-    F32Avx512, __m512, f32, 12 x 2, pack, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+    F32Avx512, __m512, f32, 12 x 2, super::pack512::pack_f32, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 );
 #[cfg(target_arch = "x86_64")]
 kernel!(

@@ -9,6 +9,8 @@
 
 mod attention;
 mod batch;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod check;
 mod decode;
 mod embed;
@@ -19,6 +21,8 @@ mod linear;
 mod loss;
 mod norm;
 mod optim;
+#[cfg(target_arch = "x86_64")]
+mod pack512;
 mod par;
 mod real;
 mod rope;

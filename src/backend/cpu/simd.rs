@@ -62,6 +62,15 @@ impl Level {
         }
     }
 
+    /// Whether this level includes products of bf16 pairs (AVX512_BF16).
+    pub(super) fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Isa::Avx512 {
+            return std::arch::is_x86_feature_detected!("avx512bf16");
+        }
+        false
+    }
+
     pub(super) fn isa(self) -> Isa {
         self.0
     }

@@ -77,10 +77,18 @@ impl Error {
         Error::Usage(why.into())
     }
 
-    /// The process exit code: 2 for what the user can mend (options, files), 1 for the rest.
+    /// The process exit code: 2 for what the user can mend (options, files, paths, permissions, a full disk), 1 for the
+    /// rest (failing hardware, non-finite training, bugs).
     pub fn exit_code(&self) -> u8 {
+        use std::io::ErrorKind::*;
         match self {
             Error::Usage(_) | Error::File { .. } => 2,
+            Error::Io { source, .. } => match source.kind() {
+                NotFound | PermissionDenied | AlreadyExists | NotADirectory | IsADirectory | DirectoryNotEmpty
+                | ReadOnlyFilesystem | StorageFull | QuotaExceeded | FileTooLarge | InvalidInput | InvalidData
+                | InvalidFilename | CrossesDevices => 2,
+                _ => 1,
+            },
             _ => 1,
         }
     }

@@ -1,6 +1,7 @@
 //! `fusedpo`: parse, run one command, print an error as one line, map it to an exit code.
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::{commands, signal};
 use std::process::ExitCode;
@@ -8,7 +9,13 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     quiet_panics();
     signal::install();
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, and help in place of a missing command.
+        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
+        Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
+    };
+    let result = match cli.command {
         Command::Pack(args) => commands::pack::run_pack(&args),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
         Command::Sft(args) => commands::train::sft(args),
@@ -21,11 +28,21 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("fusedpo: {e}");
-            ExitCode::from(e.exit_code())
-        }
+        Err(e) => fail(&e.to_string(), e.exit_code()),
     }
+}
+
+/// Says why, on one line whatever a library's own message looks like.
+fn fail(why: &str, code: u8) -> ExitCode {
+    eprintln!("fusedpo: {}", why.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" "));
+    ExitCode::from(code)
+}
+
+/// What clap says, without its usage block.
+fn usage_line(text: &str) -> String {
+    let said = text.split("\nUsage:").next().unwrap_or(text).trim().trim_start_matches("error: ");
+    let said = said.split("\n\nFor more information").next().unwrap_or(said);
+    said.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A panic is a bug of ours: one line that says where, and for a reader that went away (`| head`) not even that.

@@ -7,19 +7,50 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A new folder that a run fills: `config.toml`, `metrics.jsonl`, and in the end the model.
+///
+/// Dropped before its first line of metrics, it takes its files away again: a run that could not begin leaves nothing,
+/// and the same command can be given again.
 pub struct RunDir {
     path: PathBuf,
     metrics: File,
+    /// Whether the folder was there before.
+    existed: bool,
+    begun: bool,
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if self.begun {
+            return;
+        }
+        // The error that ends the run is the one to report, whatever happens here.
+        for name in ["metrics.jsonl", "config.toml"] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        if !self.existed {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
 }
 
 impl RunDir {
     /// Makes `path`, which must not exist or be empty, and writes `config.toml`.
     pub fn create(path: &Path, config: &str) -> Result<Self> {
+        let existed = path.exists();
         create_empty_dir(path)?;
-        write_atomic(&path.join("config.toml"), config.as_bytes())?;
         let file = path.join("metrics.jsonl");
-        let metrics = File::create(&file).map_err(Error::io(&file, "create"))?;
-        Ok(Self { path: path.to_owned(), metrics })
+        let metrics = match File::create(&file).map_err(Error::io(&file, "create")) {
+            Ok(metrics) => metrics,
+            Err(e) => {
+                if !existed {
+                    let _ = fs::remove_dir(path);
+                }
+                return Err(e);
+            }
+        };
+        let this = Self { path: path.to_owned(), metrics, existed, begun: false };
+        write_atomic(&path.join("config.toml"), config.as_bytes())?;
+        Ok(this)
     }
 
     /// The folder.
@@ -29,6 +60,7 @@ impl RunDir {
 
     /// Appends a line to `metrics.jsonl`.
     pub fn log(&mut self, row: &Map<String, Value>) -> Result<()> {
+        self.begun = true;
         let line = serde_json::to_string(row).expect("a map of plain values") + "\n";
         self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join("metrics.jsonl"), "write"))
     }
@@ -55,11 +87,26 @@ pub fn refuse_occupied(path: &Path) -> Result<()> {
 /// Writes a sibling, then renames it: readers see the old file or the new one.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut tmp = tempfile::NamedTempFile::new_in(dir).map_err(Error::io(path, "write beside"))?;
+    check_target(path)?;
+    // tempfile's own errors repeat the temporary path.
+    let plain = |e: std::io::Error| e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error);
+    let mut tmp = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(path, "write a file beside")(plain(e)))?;
     tmp.write_all(bytes).map_err(Error::io(path, "write"))?;
     tmp.as_file().sync_all().map_err(Error::io(path, "write"))?;
     tmp.persist(path).map_err(|e| Error::io(path, "rename into place")(e.error))?;
     Ok(())
+}
+
+/// Refuses a path that no file can be written to: said before the work, not after it.
+pub fn check_target(path: &Path) -> Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() {
+        return Err(Error::file(path, "is a folder; name a file"));
+    }
+    match dir.is_dir() {
+        true => Ok(()),
+        false => Err(Error::file(path, format!("its folder {} does not exist; make it first", dir.display()))),
+    }
 }
 
 /// `1.5 GiB`.

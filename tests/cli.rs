@@ -202,3 +202,76 @@ fn a_reference_of_other_weights_skips_the_proof() {
     assert!(first["rewards/margins"].as_f64().unwrap() != 0.0, "{first}");
     assert!(first["loss"].as_f64().unwrap() as f32 != std::f32::consts::LN_2);
 }
+
+/// Waits until `done`, for a minute at most.
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed().as_secs() < 60, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn ctrl_c_finishes_the_step_and_saves() {
+    let cli = Cli::with_data();
+    for stage in ["dpo", "sft"] {
+        let child = cli.spawn(&format!("{stage} --model m --data d --out {stage} --max-steps 1000000"));
+        let metrics = cli.path(&format!("{stage}/metrics.jsonl"));
+        until("the run takes steps", || std::fs::read_to_string(&metrics).is_ok_and(|t| t.lines().count() > 5));
+        signal(&child, "INT");
+        let ran = finish(child);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(ran.err.contains("\nstopping: finishing the step and saving"), "{ran:?}");
+        let steps = cli.json_lines(&format!("{stage}/metrics.jsonl"));
+        // The last step, then its evaluation.
+        let last = steps.iter().rev().find(|r| r.get("loss").is_some()).unwrap()["step"].as_u64().unwrap();
+        let said = format!("stopped after step {last} of 1000000; saving what was learned so far");
+        assert!(ran.err.contains(&said), "{said}: {ran:?}");
+        assert!(steps.last().unwrap().get("eval_loss").is_some());
+        cli.ok(&format!("eval --model {stage} --data d --kl-samples 0"));
+    }
+}
+
+#[test]
+fn a_killed_reference_pass_goes_on() {
+    let cli = Cli::new();
+    cli.write_rows("rows.jsonl", &many_pairs(6000));
+    cli.ok("pack --tokenizer m --input rows.jsonl --out d --eval-fraction 0.8");
+    let train = cli.ok("inspect d/train-00000.pref").out;
+    let train: u64 = field(&train, "  responses ");
+    let mut child = cli.spawn("reference --model m --data d");
+    // The train split's sidecar is written whole when its pass ends; the eval split's pass is four times as long.
+    until("the first split is done", || {
+        let Some(name) = cli.names("d", "train-00000.pref.ref-").pop() else { return false };
+        // Bytes 24..32 of the header: how many are filled.
+        let bytes = cli.bytes(&format!("d/{name}"));
+        bytes.get(24..32).is_some_and(|b| u64::from_le_bytes(b.try_into().unwrap()) == train)
+    });
+    child.kill().unwrap();
+    assert_eq!(child.wait().unwrap().code(), None, "killed before it ended");
+    let said = cli.ok("reference --model m --data d").out;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let (all, computed, found): (u64, u64, u64) =
+        (words[0].parse().unwrap(), words[2].parse().unwrap(), words[4].parse().unwrap());
+    assert_eq!(all, computed + found, "{said}");
+    assert!(found >= train && computed > 0, "{said} ({train} were done)");
+    assert_eq!(cli.names("d", ".tmp"), Vec::<String>::new());
+    cli.ok("dpo --model m --data d --out p --max-steps 1");
+}
+
+/// A number of `inspect`.
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+    line[name.len()..].trim().replace(',', "").parse().unwrap()
+}
+
+/// Like [`pairs`], with prompts that differ far longer.
+fn many_pairs(n: usize) -> Vec<Value> {
+    let mut rows = pairs(n);
+    for (i, row) in rows.iter_mut().enumerate() {
+        row["prompt"] = json!(format!("w{} w{} w{}", 3 + i % 90, 3 + i / 90 % 90, 3 + i / 8100));
+    }
+    rows
+}

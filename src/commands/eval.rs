@@ -7,7 +7,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::model::{Model, ModelConfig};
-use crate::train::check::{check_data, longest_row};
+use crate::train::check::{check_data, check_model, longest_row};
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
@@ -119,7 +119,7 @@ impl Task for Eval<'_> {
         let reference_dir = if paired { Some(reference_dir(a)?) } else { None };
         let sidecars = match &reference_dir {
             Some(dir) => {
-                check_data(dir, &data)?;
+                check_model(dir, &data)?;
                 Some(reference::ensure(be, dir, &data, a.cache.as_deref(), slots)?.0)
             }
             None => None,
@@ -128,7 +128,7 @@ impl Task for Eval<'_> {
         let longest = longest_row(&data);
         // Room for samples, where the model has it.
         let limit = ModelConfig::load(&a.model)?.max_position_embeddings;
-        let positions = longest.max(limit.min(longest + a.kl_max_new_tokens));
+        let positions = longest.max(limit.min(longest.saturating_add(a.kl_max_new_tokens)));
         let set = EvalSet { plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &a.model, positions)?, capacity, Purpose::Score)?;
         let totals = eval::evaluate(&mut engine, &set, &spec)?;
@@ -147,6 +147,9 @@ fn spec(a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
     let default = if data.num_pairs() > 0 { LossType::Sigmoid } else { LossType::Sft };
     let spec = LossSpec { loss_type: a.loss_type.unwrap_or(default), beta: a.beta, label_smoothing: a.label_smoothing };
     spec.check()?;
+    if a.kl_samples > 0 && a.kl_max_new_tokens == 0 {
+        return Err(Error::usage("--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out"));
+    }
     Ok(spec)
 }
 

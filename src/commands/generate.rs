@@ -7,7 +7,7 @@ use crate::data::render::{encode_prompt, user_turn};
 use crate::data::tokenize::{TextTokenizer, TokenizerOptions};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::model::{self, GenerateOptions, Generated, Model};
+use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model};
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use std::io::Write;
 use std::path::PathBuf;
@@ -129,6 +129,12 @@ impl Task for Run<'_> {
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
         let a = self.args;
+        if a.max_new_tokens > MAX_NEW_TOKENS {
+            return Err(Error::usage(format!(
+                "--max-new-tokens {}: must be at most {MAX_NEW_TOKENS}",
+                a.max_new_tokens
+            )));
+        }
         let longest = self.prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
         let model = Model::load(be, &a.model, longest + a.max_new_tokens)?;
         let options = GenerateOptions {

@@ -55,6 +55,7 @@ struct Line {
 
 /// Runs the command.
 pub fn run(args: &ScoreArgs) -> Result<()> {
+    output::check_target(&args.out)?;
     let lines = device::dispatch(args.device, args.dtype, Score(args))?;
     let mut text = String::new();
     for line in &lines {
@@ -97,6 +98,7 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) ->
     let mut progress = Progress::new("score", data.num_responses());
     let mut lines = Vec::with_capacity(data.num_responses() as usize);
     for step in 0..planner.steps_in_epoch(0) {
+        data.check_unchanged()?;
         for mb in planner.step(0, step) {
             let logps = engine.score(&mb)?;
             let tokens = if a.per_token { Some(engine.token_logps(&mb)?) } else { None };

@@ -77,6 +77,10 @@ impl<'a> Planner<'a> {
         Ok(Planner { data, options: *o, survey, budget, capacity, cache: Mutex::new(None) })
     }
 
+    /// The data set that is cut.
+    pub fn data(&self) -> &'a Dataset {
+        self.data
+    }
     /// Token slots of every micro-batch.
     pub fn token_budget(&self) -> usize {
         self.budget

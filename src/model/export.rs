@@ -104,6 +104,7 @@ pub fn export<B: Backend>(
     out: &Path,
     save: SaveDtype,
 ) -> Result<ExportReport> {
+    model.origin.check_whole()?;
     std::fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
     let mut e = Exporter { be, model, master, out, save, report: ExportReport::default() };
     e.refuse_other_layout()?;

@@ -16,6 +16,11 @@ use std::ops::Range;
 /// Tokens of prompts computed at a time, where one prompt is not longer.
 const PREFILL_TOKENS: usize = 2048;
 
+/// Most sequences a prompt, and most new tokens: each is far beyond any use, and small enough to be counted with.
+const MAX_SEQUENCES: usize = 1 << 16;
+/// See [`MAX_SEQUENCES`].
+pub const MAX_NEW_TOKENS: usize = 1 << 20;
+
 /// How to generate. Names are Hugging Face's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
@@ -78,6 +83,12 @@ pub fn generate<B: Backend>(
 fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<()> {
     if o.max_new_tokens == 0 || o.num_return_sequences == 0 {
         return Err(Error::usage("--max-new-tokens and --num-return-sequences: must be at least 1"));
+    }
+    if o.num_return_sequences > MAX_SEQUENCES {
+        return Err(Error::usage(format!(
+            "--num-return-sequences {}: must be at most {MAX_SEQUENCES}",
+            o.num_return_sequences
+        )));
     }
     if !(o.temperature >= 0.0 && o.temperature.is_finite()) {
         return Err(Error::usage(format!("--temperature {}: must be a finite number, at least 0", o.temperature)));

@@ -1,7 +1,9 @@
 //! Weights from Hugging Face directories: safetensors, single or sharded, mapped into memory and checked before use.
 //!
 //! The files stay mapped while the model lives (its identity, master weights and export come from them): they must not
-//! be modified in place meanwhile. Replacing them by rename, as this crate does, is safe.
+//! be modified in place meanwhile: writes show through, and a page that a truncation took away kills the process
+//! (`SIGBUS`). Each later use asks the file system first whether the file is as long as it was, which turns all but a
+//! truncation in that very moment into an error. Replacing files by rename, as this crate does, is safe.
 
 use super::config::ModelConfig;
 use super::json::read_json;
@@ -38,6 +40,7 @@ pub(super) struct SourceFile {
     /// Name within the directory.
     pub name: String,
     path: PathBuf,
+    file: std::fs::File,
     map: Mmap,
     /// Bytes before the tensors: length field and header.
     pub head: usize,
@@ -54,7 +57,18 @@ impl SourceFile {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "map"))?;
         let (n, meta) = safetensors::SafeTensors::read_metadata(&map)
             .map_err(|e| Error::file(&path, format!("damaged safetensors file ({e}); download or export it again")))?;
-        Ok(Self { name: name.to_owned(), path, map, head: 8 + n, meta })
+        Ok(Self { name: name.to_owned(), path, file, map, head: 8 + n, meta })
+    }
+
+    /// Fails where the file is shorter than its map: reading the pages that are gone would kill the process. (A change
+    /// of time alone is no reason to lose a trained model at its export.)
+    fn check_whole(&self) -> Result<()> {
+        let stat = self.file.metadata().map_err(Error::io(&self.path, "read the length of"))?;
+        if stat.len() >= self.map.len() as u64 {
+            return Ok(());
+        }
+        let why = "was cut short while in use: leave a model's files alone during a run, and start it again";
+        Err(Error::file(&self.path, why))
     }
 
     /// The file's first bytes: length field and header.
@@ -236,6 +250,7 @@ impl<B: Backend> Model<B> {
 
     /// The weights as they were loaded, unrounded: what an optimiser's master weights start from.
     pub fn master(&self, be: &B) -> Result<B::Buf<B::Acc>> {
+        self.origin.check_whole()?;
         let mut master = be.zeros("master weights", self.table.len)?;
         fill(be, &mut master, &self.table, &self.origin)?;
         Ok(master)
@@ -259,6 +274,14 @@ impl<B: Backend> Model<B> {
 }
 
 impl Origin {
+    /// Fails where a mapped file was cut short since it was opened.
+    pub fn check_whole(&self) -> Result<()> {
+        match self {
+            Origin::Files(source) => source.files.iter().try_for_each(SourceFile::check_whole),
+            Origin::Values(_) => Ok(()),
+        }
+    }
+
     /// A tensor's dtype and little-endian bytes. Present: [`Source::open`] found every tensor of the table.
     pub fn bytes(&self, spec: &ParamSpec) -> (Dtype, &[u8]) {
         match self {

@@ -32,7 +32,7 @@ pub use backward::backward;
 pub use config::{Architecture, ModelConfig};
 pub use export::{ExportReport, SaveDtype, export};
 pub use forward::forward;
-pub use generate::{GenerateOptions, Generated, generate};
+pub use generate::{GenerateOptions, Generated, MAX_NEW_TOKENS, generate};
 pub use head::{head, head_backward, loss};
 pub use params::{Model, ParamSpec, ParamTable};
 pub use rope::{Rope, RopeScaling};

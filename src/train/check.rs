@@ -16,9 +16,21 @@ pub fn open_splits(dir: &Path) -> Result<Vec<Dataset>> {
     Ok(all)
 }
 
-/// Refuses data of another tokenizer, token ids that the model has no row for, and rows that it has no positions for;
-/// then checks every byte of the shards.
+/// Checks every byte of the shards, and [`check_model`].
 pub fn check_data(model: &Path, data: &Dataset) -> Result<()> {
+    // First what is quick to find.
+    check_vocabulary(model, data)?;
+    data.verify()?;
+    check_model(model, data)
+}
+
+/// Refuses data of another tokenizer, token ids that the model has no row for, and rows that it has no positions for.
+/// The data are verified already.
+pub fn check_model(model: &Path, data: &Dataset) -> Result<()> {
+    check_vocabulary(model, data)?.check_positions(longest_row(data))
+}
+
+fn check_vocabulary(model: &Path, data: &Dataset) -> Result<ModelConfig> {
     let (config, meta) = (ModelConfig::load(model)?, data.meta());
     if meta.vocab_size as usize > config.vocab_size {
         return Err(Error::file(
@@ -35,8 +47,7 @@ pub fn check_data(model: &Path, data: &Dataset) -> Result<()> {
             "its tokenizer.json is not the one that the shards were made with; pack them with this model's tokenizer",
         ));
     }
-    data.verify()?;
-    config.check_positions(longest_row(data))
+    Ok(config)
 }
 
 /// Tokens of the longest prompt with one of its responses: the positions that a model must have.

@@ -9,6 +9,9 @@ use crate::loss::{LossSpec, LossType};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+/// Most epochs: beyond it, counting the steps alone would not end.
+const MAX_EPOCHS: f64 = 1e6;
+
 /// Where to compute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -236,8 +239,11 @@ pub struct TrainConfig {
 pub fn merge_config(stage: Stage, train: TrainArgs, dpo: DpoArgs) -> Result<(TrainArgs, DpoArgs)> {
     let Some(path) = train.config.clone() else { return Ok((train, dpo)) };
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read the configuration"))?;
-    let bad = |e: toml::de::Error| Error::file(&path, e.message().lines().next().unwrap_or("not valid TOML"));
-    let mut file: toml::Table = text.parse().map_err(bad)?;
+    let bad = |why: String| Error::file(&path, why);
+    let mut file: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+        bad(format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
+    })?;
     // An SFT run's own config.toml says so; in that stage there is nothing else to choose.
     if stage == Stage::Sft && file.get("loss_type").and_then(|v| v.as_str()) == Some("sft") {
         file.remove("loss_type");
@@ -254,17 +260,22 @@ pub fn merge_config(stage: Stage, train: TrainArgs, dpo: DpoArgs) -> Result<(Tra
 }
 
 /// Takes the keys of `A` out of `file`, and puts on top what was typed.
-fn overlay<A: Serialize + serde::de::DeserializeOwned>(
-    file: &mut toml::Table,
-    typed: &A,
-) -> Result<A, toml::de::Error> {
+fn overlay<A: Serialize + serde::de::DeserializeOwned>(file: &mut toml::Table, typed: &A) -> Result<A, String> {
     let keys = serde_json::to_value(typed).expect("options are plain values");
     let mut mine = toml::Table::new();
     for key in keys.as_object().into_iter().flat_map(|o| o.keys()) {
-        mine.extend(file.remove_entry(key));
+        let Some((key, value)) = file.remove_entry(key) else { continue };
+        // One by one, so that the error can name its key.
+        let alone: Result<A, _> = toml::Table::from_iter([(key.clone(), value.clone())]).try_into();
+        alone.map_err(|e| format!("`{key}`: {}", first_line(&e)))?;
+        mine.insert(key, value);
     }
-    mine.extend(toml::Table::try_from(typed).expect("options are plain values"));
-    mine.try_into()
+    mine.extend(toml::Table::try_from(typed).map_err(|e| format!("an option cannot be written as TOML: {e}"))?);
+    mine.try_into().map_err(|e| first_line(&e))
+}
+
+fn first_line(e: &toml::de::Error) -> String {
+    e.message().lines().next().unwrap_or("not valid TOML").to_owned()
 }
 
 fn required<T>(value: Option<T>, flag: &str) -> Result<T> {
@@ -335,8 +346,15 @@ impl TrainConfig {
         range(self.batch_size > 0, "batch-size", &self.batch_size, "1 or more")?;
         range(self.token_budget != Some(0), "token-budget", &0, "1 or more")?;
         range(self.max_steps != Some(0), "max-steps", &0, "1 or more")?;
+        // config.toml must be able to hold it.
+        range(i64::try_from(self.seed).is_ok(), "seed", &self.seed, "at most 2^63 - 1")?;
         let e = self.num_train_epochs;
-        range(e.is_finite() && e > 0.0, "num-train-epochs", &e, "greater than 0")?;
+        range(
+            e > 0.0 && e <= MAX_EPOCHS,
+            "num-train-epochs",
+            &format_args!("{e:?}"),
+            "greater than 0, and at most 1000000",
+        )?;
         self.loss().check()
     }
 

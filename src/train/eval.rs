@@ -24,6 +24,7 @@ pub fn evaluate<B: Backend>(engine: &mut Engine<'_, B>, set: &EvalSet<'_>, spec:
     let mut progress = Progress::new("evaluation", steps);
     let mut totals = Totals::default();
     for step in 0..steps {
+        set.plan.data().check_unchanged()?;
         let mut batches = set.plan.step(0, step);
         if let Some(sidecars) = &set.sidecars {
             fill_reference(&mut batches, sidecars)?;

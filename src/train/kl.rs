@@ -61,7 +61,10 @@ pub fn estimate<B: Backend>(
     };
     let samples: Vec<Generated> = generate(be, policy, &prompts, &options)?.into_iter().flatten().collect();
     let reference = Model::load(be, reference, policy.max_positions)?;
-    let scored = score(be, reference, data.meta(), &prompts, &samples)?;
+    // A model may have more rows than its tokenizer has tokens, and draw one of them.
+    let vocab_size = policy.config.vocab_size.min(u32::MAX as usize) as u32;
+    let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
+    let scored = score(be, reference, &meta, &prompts, &samples)?;
     let gaps: Vec<f64> = samples.iter().zip(scored).map(|(s, logp)| s.logps.iter().sum::<f64>() - logp).collect();
     mean_with_interval(&gaps).map(Some)
 }

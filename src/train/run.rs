@@ -1,6 +1,6 @@
 //! A training run: data, reference, steps, evaluation, export.
 
-use super::check::{check_data, longest_row, open_splits};
+use super::check::{check_data, check_model, longest_row, open_splits};
 use super::config::{SaveDtypeChoice, TrainConfig};
 use super::engine::{Engine, Purpose};
 use super::eval::{self, EvalSet};
@@ -47,6 +47,9 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     let splits = open_splits(&c.data)?;
     for d in &splits {
         check_data(&c.model, d)?;
+        if spec.loss_type.def().reference {
+            check_model(c.reference(), d)?;
+        }
     }
     let (data, held_out) = (&splits[0], splits.get(1));
     let options = plan_options(c);
@@ -173,7 +176,7 @@ impl<B: Backend> Run<'_, B> {
             let (totals, norm, lr) = self.step(engine, opt, plan, epoch, at, step)?;
             let seconds = begun.elapsed().as_secs_f64();
             at += 1;
-            skipped = self.check_finite(&totals, norm, step, skipped, &progress)?;
+            skipped = self.check_finite(&totals, norm, step, skipped, &progress, || pair_ids(plan, epoch, at - 1))?;
             self.summary.train_seconds += seconds;
             self.summary.steps = step;
             seen.tokens_with_prompts += totals.tokens_with_prompts;
@@ -224,18 +227,31 @@ impl<B: Backend> Run<'_, B> {
         Ok((totals, norm, lr))
     }
 
-    fn check_finite(&self, totals: &Totals, norm: f64, step: u64, skipped: u32, progress: &Progress) -> Result<u32> {
+    /// Reports a step that was skipped; ends the run after [`MAX_SKIPPED`] in a row, or where it skipped all it had.
+    fn check_finite(
+        &self,
+        totals: &Totals,
+        norm: f64,
+        step: u64,
+        skipped: u32,
+        progress: &Progress,
+        pairs: impl Fn() -> Vec<u64>,
+    ) -> Result<u32> {
         if norm.is_finite() && totals.non_finite.is_empty() {
             return Ok(0);
         }
-        let shown: Vec<_> = totals.non_finite.iter().take(8).collect();
-        progress
-            .say(&format!("step {step} skipped: gradient norm {norm}, loss {}, pairs {shown:?}", totals.mean_loss()));
-        if skipped + 1 < MAX_SKIPPED {
-            return Ok(skipped + 1);
+        // Where every loss is finite and the gradient is not, any of the step's pairs may be the cause.
+        let mut ids = if totals.non_finite.is_empty() { pairs() } else { totals.non_finite.clone() };
+        ids.sort_unstable();
+        ids.dedup();
+        ids.truncate(8);
+        progress.say(&format!("step {step} skipped: gradient norm {norm}, loss {}, pairs {ids:?}", totals.mean_loss()));
+        let skipped = skipped + 1;
+        if skipped < MAX_SKIPPED && !(step == self.schedule.total && u64::from(skipped) == step) {
+            return Ok(skipped);
         }
         Err(Error::Training(format!(
-            "{MAX_SKIPPED} steps in a row had no finite gradient, the last was step {step}: lower --learning-rate, or look at pairs {shown:?}"
+            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower --learning-rate, or look at pairs {ids:?}; no model was saved"
         )))
     }
 
@@ -271,6 +287,11 @@ impl<B: Backend> Run<'_, B> {
         }
         Ok(())
     }
+}
+
+/// Ids of the pairs of a step.
+fn pair_ids(plan: &Planner<'_>, epoch: u64, at: u64) -> Vec<u64> {
+    plan.step(epoch, at).iter().flat_map(|mb| &mb.pairs).map(|p| p.id).collect()
 }
 
 /// DESIGN's step-0 proof: policy and reference are the same model, so that every margin is exactly 0 and the loss is

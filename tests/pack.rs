@@ -596,3 +596,67 @@ fn inspect_shows_tokens_and_refuses_another_tokenizer() {
     std::fs::remove_file(o.out.join("tokenizer.json")).unwrap();
     assert!(inspect(&o.out, &InspectOptions { show: 1, verify: false }).unwrap().contains("    262 261\n"));
 }
+
+/// Rows of every shape, to be damaged.
+const SEEDS: [&str; 8] = [
+    r#"{"prompt":"in the","chosen":" a\n","rejected":"é","weight":2}"#,
+    r#"{"chosen":"\n\nHuman: x\n\nAssistant: I do","rejected":"\n\nHuman: x\n\nAssistant: é"}"#,
+    r#"{"prompt":[{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"a"}],"rejected":"b","tools":"[]"}"#,
+    r#"{"prompt":"q","responses":["a","",[{"role":"user","content":"q"},{"role":"assistant","content":null}]],"scores":[1,2,3.5]}"#,
+    r#"{"messages":[{"role":"user","content":[{"type":"text","text":"q"}]},{"role":"assistant","content":"a"}],"chat_template_kwargs":{}}"#,
+    r#"{"prompt_ids":[1,2],"responses_ids":[[3],[4,5]],"scores":[1,0]}"#,
+    r#"[{"prompt":"p","completion":"c","label":true}, {"text":"t"}]"#,
+    r#"{"prompt":"p","chosen":[],"rejected":{}}"#,
+];
+
+/// Cuts, repeats, swaps or overwrites bytes of `text`, or puts in a JSON value where it may not belong.
+fn mutate(random: &mut pack_common::Random, text: &mut Vec<u8>) {
+    const VALUES: [&str; 10] =
+        ["null", "\"\"", "[]", "{}", "-1", "1e400", "\"\\ud800\"", "true", "\"role\"", "[[[[[[[["];
+    let at = random.below(text.len());
+    let len = 1 + random.below(8.min(text.len() - at));
+    match random.below(5) {
+        0 => drop(text.drain(at..at + len)),
+        1 => text[at] = random.below(256) as u8,
+        2 => text.splice(at..at, VALUES[random.below(VALUES.len())].bytes()).for_each(drop),
+        3 => text.splice(at..at + len, VALUES[random.below(VALUES.len())].bytes()).for_each(drop),
+        _ => {
+            let piece = text[at..at + len].to_vec();
+            let to = random.below(text.len());
+            text.splice(to..to, piece).for_each(drop);
+        }
+    }
+}
+
+#[test]
+fn damaged_rows_are_refused_or_understood_and_never_panic() {
+    use fusedpo::data::boundary::tokenise;
+    use fusedpo::data::input::{open, rows::parse};
+    let tries = std::env::var("FUSEDPO_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
+    let place = Place::new();
+    let tok = TextTokenizer::load(&place.model, &TokenizerOptions::default()).unwrap();
+    let mut random = pack_common::Random(0x2545_f491_4f6c_dd1d);
+    for i in 0..tries {
+        let mut text = SEEDS[i % SEEDS.len()].as_bytes().to_vec();
+        for _ in 0..1 + random.below(3) {
+            if !text.is_empty() {
+                mutate(&mut random, &mut text);
+            }
+        }
+        let Ok(rows) = open(&place.write("row.jsonl", &text), Default::default()) else { continue };
+        for raw in rows {
+            let Ok(raw) = raw else { break };
+            let at = raw.place.clone();
+            let row = raw.fields().and_then(|f| parse(f, &FieldMap::default()).map_err(|why| at.error(why)));
+            match row {
+                Err(e) => assert!(!e.to_string().contains('\n'), "{e}"),
+                Ok(row) => {
+                    for boundary in [PromptBoundary::Trl, PromptBoundary::LastTurn] {
+                        let Ok(tokens) = tokenise(row.clone(), &tok, boundary) else { continue };
+                        assert!(tokens.responses.iter().all(|r| !r.tokens.is_empty()));
+                    }
+                }
+            }
+        }
+    }
+}

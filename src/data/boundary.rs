@@ -132,7 +132,10 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
     let mut implicit = false;
     let prompt = match prompt {
         Prompt::Text(prompt) => prompt,
-        Prompt::Implicit if texts.len() < 2 => return Ok(out), // a dropped pair: its prompt does not matter
+        Prompt::Implicit if texts.len() < 2 => {
+            out.responses.clear(); // the pair is dropped, and without it there is no telling the prompt
+            return Ok(out);
+        }
         Prompt::Implicit => {
             implicit = true;
             extract_prompt(&mut texts, boundary)?

@@ -171,6 +171,7 @@ pub fn pack(o: &PackOptions, progress: &mut (dyn FnMut(&Progress) + Send)) -> Re
                 for outcome in batch? {
                     admission.row(outcome)?;
                 }
+                check_stop()?;
                 let (rows, tokens) = (admission.report.rows_read, admission.tokens);
                 progress(&Progress { bytes: bytes.load(Ordering::Relaxed), total_bytes, rows, tokens });
             }
@@ -193,6 +194,14 @@ pub fn pack(o: &PackOptions, progress: &mut (dyn FnMut(&Progress) + Send)) -> Re
     write_side_files(&tok, out.path(), &report)?;
     out.commit()?;
     Ok(report)
+}
+
+/// Ctrl-C leaves nothing behind: the temporary folder goes with the error.
+fn check_stop() -> Result<()> {
+    match crate::signal::stop_requested() {
+        true => Err(Error::usage("stopped by Ctrl-C; nothing was written")),
+        false => Ok(()),
+    }
 }
 
 /// Reads the files one after the other and sends their rows in batches, up to the first error.
@@ -285,6 +294,7 @@ fn write_shards(
             if (o.eval_fraction > 0.0 && groups.is_eval(at, o.eval_fraction, o.seed)) != eval {
                 continue;
             }
+            check_stop()?;
             groups.read(at, &mut data)?;
             let (shard, bytes) = match &mut writer {
                 Some(open) => open,

@@ -300,7 +300,7 @@ impl fmt::Display for PackReport {
             line(f, name, n)?;
         }
         if !self.ignored_columns.is_empty() {
-            let names: Vec<_> = self.ignored_columns.keys().map(String::as_str).collect();
+            let names: Vec<_> = self.ignored_columns.keys().map(|k| k.escape_debug().to_string()).collect();
             writeln!(f, "ignored columns: {}", names.join(", "))?;
         }
         self.warnings.iter().try_for_each(|w| writeln!(f, "warning: {w}"))

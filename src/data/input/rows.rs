@@ -174,7 +174,8 @@ fn names(fields: &Map<String, Value>) -> String {
     if fields.is_empty() {
         return "no fields".into();
     }
-    fields.keys().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
+    let shown = fields.keys().take(20).map(|k| format!("`{}`", k.escape_debug())).collect::<Vec<_>>().join(", ");
+    if fields.len() > 20 { format!("{shown} and {} more", fields.len() - 20) } else { shown }
 }
 
 /// Understands a row. The error says what is wrong with which field; the caller adds file and line.

@@ -21,109 +21,62 @@
 // Reference  src/backend/cpu/attention.rs; attention_plain.cu.
 // Weighed    32 rows a warp, not 16: every fragment of K and V then feeds two products, 128 bytes of shared memory an mma
 //            instead of 256 (at 256 the 128 bytes a cycle of an SM are the limit before the tensor cores are). BN = 32 at
-//            HD = 128: 48 and 64 spill on some target. Q stays in registers at 32 and 64 (32 of them), above it is read again
-//            from shared memory. One list of tiles, longest first, instead of a persistent grid. wgmma and TMA: docs/kernels.md.
+//            HD = 128: 48 and 64 spill on some target. Q stays in registers at HD = 64 (32 of them), elsewhere it is read again
+//            from shared memory. One list of tiles, longest first, instead of a persistent grid. wgmma and TMA: docs/attention.md.
 //            Nothing here was measured on a GPU yet.
 #include "attention.cuh"
 #ifdef STORAGE_BF16
 
-// Shape of the work of one CTA: 4 warps, each MI blocks of 16 packed queries, against BN keys at a time, STAGES tiles of keys in flight.
-template <int HD, int MI, int BN, bool Q_IN_REGISTERS>
-struct FwdTile {
-    static constexpr int kRows = 16 * MI * kAttnWarps;
-    static constexpr int kStages = 2;
-    static constexpr int kSharedElements = kRows * HD + kStages * 2 * BN * HD;
-};
+// MI: blocks of 16 packed queries a warp. BN: keys a tile. Q_KEPT: Q's fragments stay in registers.
+template <int HD, int MI, int BN, bool Q_KEPT>
+struct Forward {
+    static constexpr int kRows = 16 * MI * kAttnWarps, kTile = BN * HD;
+    // Where this lane reads keys and values of a stage: either the pointer or the lane's offset moves from stage to stage,
+    // whichever leaves fewer permuted addresses in registers (with the other choice one of the targets spills).
+    static constexpr bool kMoveOffset = HD == 64;
+    typedef uint32_t Query[Q_KEPT ? MI : 1][Q_KEPT ? HD / 16 : 1][4];
+    typedef float Scores[MI][BN / 8][4];
+    typedef float Output[MI][HD / 8][4];
+    typedef float Rows[2 * MI];  // rows g and g + 8 of every block, g = lane / 4
 
-template <int HD, int MI, int BN, bool Q_IN_REGISTERS>
-__device__ __forceinline__ void attention_fwd_tile(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,
-                                                   const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
-    using Tile = FwdTile<HD, MI, BN, Q_IN_REGISTERS>;
-    const QueryTile t = load_query_tile(tiles, blockIdx.y);
-    if (t.m_end == t.m_begin) return;
-    const Heads h = heads_of(heads, kv_heads, blockIdx.x);
-    DYNAMIC_SHARED(bf16, shared);
-    bf16* q_tile = shared;
-    bf16* kv_tiles = shared + Tile::kRows * HD;  // stage s: keys at 2 * s * BN * HD, values BN * HD behind
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row0 = warp * 16 * MI;
-    const int at_mk = lane_mk<HD>(lane), at_nk = lane_nk<HD>(lane);
-    const bf16* kv = qkv + size_t(heads + h.kv_head) * HD;
-
-    // Whole warps are skipped, or spared the test for hidden keys, by these two.
-    const int first_m = t.m_begin + row0, lane_m = first_m + (lane >> 2);
-    const int warp_end = first_m + 16 * MI < t.m_end ? first_m + 16 * MI : t.m_end;
-    const int warp_first = t.prefix_len + h.row_of(first_m);  // last key of the first row
-    const int warp_last = first_m < warp_end ? t.prefix_len + h.row_of(warp_end - 1) : -1;
-
-    float o[MI][HD / 8][4], row_max[2 * MI], row_sum[2 * MI];
-    uint32_t q[Q_IN_REGISTERS ? MI : 1][Q_IN_REGISTERS ? HD / 16 : 1][4];
-    zero(o);
-#pragma unroll
-    for (int i = 0; i < 2 * MI; ++i) {
-        row_max[i] = -INFINITY;
-        row_sum[i] = 0.0f;
-    }
-    const float scale2 = scale * LOG2E;
-    const int key_tiles = (t.kv_len + BN - 1) / BN;
-    if (key_tiles > 0) {
-        load_queries<HD, Tile::kRows, true>(q_tile, qkv, h, t.seg_start, t.m_begin, t.m_end);
-        load_keys<HD, BN>(kv_tiles, kv_tiles + BN * HD, kv, h, t, 0);
-    }
-    cp_async_commit();
-
-    for (int j = 0; j < key_tiles; ++j) {
-        const int key0 = j * BN;
-        cp_async_wait<0>();
-        __syncthreads();  // tile j is visible to all, and nobody reads tile j - 1 any more
-        if (j + 1 < key_tiles) {
-            bf16* next = kv_tiles + ((j + 1) & 1) * 2 * BN * HD;
-            load_keys<HD, BN>(next, next + BN * HD, kv, h, t, key0 + BN);
-        }
-        cp_async_commit();
-        if (Q_IN_REGISTERS && j == 0) {
-#pragma unroll
-            for (int mi = 0; mi < MI; ++mi)
-#pragma unroll
-                for (int k = 0; k < HD / 16; ++k) load_a<HD>(q[Q_IN_REGISTERS ? mi : 0][Q_IN_REGISTERS ? k : 0], q_tile, at_mk, row0 + 16 * mi, 16 * k);
-        }
-        if (key0 > warp_last) continue;  // nothing here for this warp, but it meets the barriers
-        // Either the pointer or this lane's offset moves from stage to stage, whichever leaves fewer permuted addresses in
-        // registers (by the compiler's report: with the other choice one of the targets spills).
-        constexpr bool kMoveOffset = HD == 64;
-        const int keys = (j & 1) * 2 * BN * HD, values = keys + BN * HD;
-        const bf16* k_tile = kMoveOffset ? kv_tiles : kv_tiles + keys;
-        const bf16* v_tile = kMoveOffset ? kv_tiles : kv_tiles + values;
-        const int keys_at = kMoveOffset ? at_nk + keys : at_nk, values_at = kMoveOffset ? at_mk + values : at_mk;
-
-        float s[MI][BN / 8][4];
+    // s = q k^T.
+    static __device__ __forceinline__ void scores(Scores& s, const Query& q, const bf16* q_tile, int q_at, int row0,
+            const bf16* k_tile, int keys_at) {
         zero(s);
-#pragma unroll (Q_IN_REGISTERS ? HD / 16 : 4)
+#pragma unroll(Q_KEPT ? HD / 16 : 4)
         for (int k = 0; k < HD / 16; ++k) {
-            uint32_t from_shared[MI][4];
-            if (!Q_IN_REGISTERS) {
+            uint32_t read[MI][4];
+            if (!Q_KEPT) {
 #pragma unroll
-                for (int mi = 0; mi < MI; ++mi) load_a<HD>(from_shared[mi], q_tile, at_mk, row0 + 16 * mi, 16 * k);
+                for (int mi = 0; mi < MI; ++mi) load_a<HD>(read[mi], q_tile, q_at, row0 + 16 * mi, 16 * k);
             }
 #pragma unroll
             for (int n = 0; n < BN / 16; ++n) {
                 uint32_t b[4];
                 load_b_nk<HD>(b, k_tile, keys_at, 16 * n, 16 * k);
 #pragma unroll
-                for (int mi = 0; mi < MI; ++mi)
-                    mma_16x16(s[mi][2 * n], s[mi][2 * n + 1], Q_IN_REGISTERS ? q[Q_IN_REGISTERS ? mi : 0][Q_IN_REGISTERS ? k : 0] : from_shared[mi], b);
+                for (int mi = 0; mi < MI; ++mi) {
+                    if constexpr (Q_KEPT) mma_16x16(s[mi][2 * n], s[mi][2 * n + 1], q[mi][k], b);
+                    else mma_16x16(s[mi][2 * n], s[mi][2 * n + 1], read[mi], b);
+                }
             }
         }
-        if (key0 + BN - 1 > warp_first) {
-            const int bound = (key0 + 2 * (lane & 3) - t.prefix_len) * h.group;
+    }
+
+    // Minus infinity where packed query lane_m + 16 mi (+ 8) does not see the key; `bound` belongs to this lane's first.
+    static __device__ __forceinline__ void hide(Scores& s, int lane_m, int bound, int group) {
 #pragma unroll
-            for (int mi = 0; mi < MI; ++mi)
+        for (int mi = 0; mi < MI; ++mi)
 #pragma unroll
-                for (int n = 0; n < BN / 8; ++n)
+            for (int n = 0; n < BN / 8; ++n)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e)
-                        if (hidden(lane_m + 16 * mi + 8 * (e >> 1), bound + (8 * n + (e & 1)) * h.group)) s[mi][n][e] = -INFINITY;
-        }
-        // Online softmax. Key 0 is in the first tile and every row sees it, so the maximum is finite from then on.
+                for (int e = 0; e < 4; ++e)
+                    if (hidden(lane_m + 16 * mi + 8 * (e >> 1), bound + (8 * n + (e & 1)) * group)) s[mi][n][e] = -INFINITY;
+    }
+
+    // Scores become exp(scale (s - max)); what was summed under a smaller maximum shrinks. Key 0 is in the first tile and
+    // every row sees it, so the maximum is finite from then on.
+    static __device__ __forceinline__ void online_softmax(Scores& s, Output& o, Rows& row_max, Rows& row_sum, float scale2) {
 #pragma unroll
         for (int i = 0; i < 2 * MI; ++i) {
             const int mi = i >> 1, e = 2 * (i & 1);
@@ -148,51 +101,109 @@ __device__ __forceinline__ void attention_fwd_tile(bf16* __restrict__ out, float
                 o[mi][n][e + 1] *= shrink;
             }
         }
+    }
+
+    // o += p v.
+    static __device__ __forceinline__ void add_values(Output& o, const Scores& p, const bf16* v_tile, int values_at) {
 #pragma unroll
         for (int k = 0; k < BN / 16; ++k) {
-            uint32_t p[MI][4];
+            uint32_t a[MI][4];
 #pragma unroll
-            for (int mi = 0; mi < MI; ++mi) pack_a(p[mi], s[mi][2 * k], s[mi][2 * k + 1]);
+            for (int mi = 0; mi < MI; ++mi) pack_a(a[mi], p[mi][2 * k], p[mi][2 * k + 1]);
 #pragma unroll
             for (int n = 0; n < HD / 16; ++n) {
                 uint32_t b[4];
                 load_b_kn<HD>(b, v_tile, values_at, 16 * k, 16 * n);
 #pragma unroll
-                for (int mi = 0; mi < MI; ++mi) mma_16x16(o[mi][2 * n], o[mi][2 * n + 1], p[mi], b);
+                for (int mi = 0; mi < MI; ++mi) mma_16x16(o[mi][2 * n], o[mi][2 * n + 1], a[mi], b);
             }
         }
     }
 
-    // Each warp alone reads its rows of q_tile, so it may reuse them to turn accumulators into whole 16-byte stores.
+    // Divides by the sums, writes lse, and leaves the rows of this warp in `tile` and then in out. Only this warp reads its rows of
+    // q_tile, so that is what `tile` may be.
+    static __device__ __forceinline__ void finish(bf16* __restrict__ out, float* __restrict__ lse, bf16* tile, const Output& o,
+                                                  const Rows& row_max, const Rows& row_sum, const Heads& h, const QueryTile& t,
+                                                  int row0, float scale) {
+        const int lane_m = t.m_begin + row0 + (threadIdx.x & 31) / 4;
 #pragma unroll
-    for (int mi = 0; mi < MI; ++mi) {
-        float inverse[2];
+        for (int mi = 0; mi < MI; ++mi) {
+            float inverse[2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int i = 2 * mi + half, m = lane_m + 8 * i;
-            float sum = row_sum[i];
-            sum += __shfl_xor_sync(FULL, sum, 1);
-            sum += __shfl_xor_sync(FULL, sum, 2);
-            inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;  // no keys: rows of no segment
-            if ((lane & 3) == 0 && m < t.m_end) lse[row_head(h, t.seg_start, m)] = sum > 0.0f ? row_max[i] * scale + logf(sum) : 0.0f;
+            for (int half = 0; half < 2; ++half) {
+                const int i = 2 * mi + half, m = lane_m + 8 * i;
+                float sum = row_sum[i];
+                sum += __shfl_xor_sync(FULL, sum, 1);
+                sum += __shfl_xor_sync(FULL, sum, 2);
+                inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;  // no keys: rows of no segment
+                if ((threadIdx.x & 3) == 0 && m < t.m_end) lse[row_head(h, t.seg_start,
+                        m)] = sum > 0.0f ? row_max[i] * scale + logf(sum) : 0.0f;
+            }
+            stage_rows<HD>(tile, row0 + 16 * mi, o[mi], inverse);
         }
-        stage_rows<HD>(q_tile, row0 + 16 * mi, o[mi], inverse);
+        __syncwarp();
+        store_rows<HD, MI>(tile, row0, [&](int r) -> bf16* {
+            const int m = t.m_begin + r;
+            return m < t.m_end ? out + row_head(h, t.seg_start, m) * HD : nullptr;
+        });
     }
-    __syncwarp();
-    store_rows<HD, MI>(q_tile, row0, [&](int r) -> bf16* {
-        const int m = t.m_begin + r;
-        return m < t.m_end ? out + row_head(h, t.seg_start, m) * HD : nullptr;
-    });
-}
 
-#define ATTENTION_FWD(HD, CTAS, ...)                                                                                   \
-    ATTENTION_KERNEL(kAttnThreads, attention_fwd_hd##HD, CTAS)(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv, \
-                                                 const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) { \
-        attention_fwd_tile<HD, __VA_ARGS__>(out, lse, qkv, tiles, heads, kv_heads, scale);                             \
-    }                                                                                                                  \
+    static __device__ __forceinline__ void run(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,
+                                               const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
+        const QueryTile t = load_query_tile(tiles, blockIdx.y);
+        if (t.m_end == t.m_begin) return;
+        const Heads h = heads_of(heads, kv_heads, blockIdx.x);
+        DYNAMIC_SHARED(bf16, shared);
+        bf16 *q_tile = shared, *kv_tiles = shared + kRows * HD;  // stage s: keys at 2 s kTile, values kTile behind
+        const int lane = threadIdx.x & 31, row0 = int(threadIdx.x >> 5) * 16 * MI;
+        const int at_mk = lane_mk<HD>(lane), at_nk = lane_nk<HD>(lane);
+        const bf16* kv = qkv + size_t(heads + h.kv_head) * HD;
+        const WarpRows rows = warp_rows(t, h, row0, 16 * MI);
+        Output o;
+        Rows row_max, row_sum;
+        Query q;
+        zero(o);
+#pragma unroll
+        for (int i = 0; i < 2 * MI; ++i) {
+            row_max[i] = -INFINITY;
+            row_sum[i] = 0.0f;
+        }
+        const int key_tiles = (t.kv_len + BN - 1) / BN;
+        if (key_tiles > 0) {
+            load_queries<HD, kRows, true>(q_tile, qkv, h, t.seg_start, t.m_begin, t.m_end);
+            load_keys<HD, BN>(kv_tiles, kv_tiles + kTile, kv, h, t, 0);
+        }
+        cp_async_commit();
+        for (int j = 0; j < key_tiles; ++j) {
+            const int key0 = j * BN, keys = (j & 1) * 2 * kTile, values = keys + kTile;
+            cp_async_wait<0>();
+            __syncthreads();  // tile j is visible to all, and nobody reads tile j - 1 any more
+            if (j + 1 < key_tiles) {
+                bf16* next = kv_tiles + ((j + 1) & 1) * 2 * kTile;
+                load_keys<HD, BN>(next, next + kTile, kv, h, t, key0 + BN);
+            }
+            cp_async_commit();
+            if (Q_KEPT && j == 0) load_fragments<HD>(q, q_tile, at_mk, row0);
+            if (key0 > rows.last_key) continue;  // nothing here for this warp, but it meets the barriers
+            Scores s;
+            scores(s, q, q_tile, at_mk, row0, kMoveOffset ? kv_tiles : kv_tiles + keys, kMoveOffset ? at_nk + keys : at_nk);
+            if (key0 + BN - 1 > rows.first_key) hide(s, rows.lane_m, (key0 + 2 * (lane & 3) - t.prefix_len) * h.group, h.group);
+            online_softmax(s, o, row_max, row_sum, scale * LOG2E);
+            add_values(o, s, kMoveOffset ? kv_tiles : kv_tiles + values, kMoveOffset ? at_mk + values : at_mk);
+        }
+        finish(out, lse, q_tile, o, row_max, row_sum, h, t, row0, scale);
+    }
+};
+
+#define ATTENTION_FWD(HD, CTAS, ...)                                                                      \
+    ATTENTION_KERNEL(kAttnThreads, attention_fwd_hd##HD, CTAS)(                                           \
+        bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,                    \
+        const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {                       \
+        Forward<HD, __VA_ARGS__>::run(out, lse, qkv, tiles, heads, kv_heads, scale);                      \
+    }                                                                                                     \
     EXPORT_KERNEL(attention_fwd_hd##HD)
 
-ATTENTION_FWD(32, 3, 2, 64, true)
+ATTENTION_FWD(32, 3, 2, 64, false)
 ATTENTION_FWD(64, 2, 2, 64, true)
 ATTENTION_FWD(96, 2, 2, 64, false)
 ATTENTION_FWD(128, 2, 2, 32, false)

@@ -63,6 +63,16 @@ __device__ __forceinline__ Heads heads_of(int heads, int kv_heads, int kv_head) 
     const unsigned group = unsigned(heads) / unsigned(kv_heads);
     return {heads, kv_heads, int(group), kv_head, (0x80000000u + group - 1) / group};
 }
+// The packed queries of one warp: the first of this lane, and the last key that the warp's first and last query see (-1: it
+// has none, as the segment ends before). Tiles of keys beyond the latter are skipped, up to the former nothing is hidden.
+struct WarpRows {
+    int lane_m, first_key, last_key;
+};
+__device__ __forceinline__ WarpRows warp_rows(const QueryTile& t, const Heads& h, int row0, int rows) {
+    const int first = t.m_begin + row0, end = first + rows < t.m_end ? first + rows : t.m_end;
+    return {first + int(threadIdx.x & 31) / 4, t.prefix_len + h.row_of(first),
+            first < end ? t.prefix_len + h.row_of(end - 1) : -1};
+}
 // Part `part` of the ROWS-high parts of an entry; empty where the entry ends before it.
 template <int ROWS>
 __device__ __forceinline__ QueryTile part_of(QueryTile t, int part, const Heads& h) {
@@ -121,7 +131,8 @@ __device__ __forceinline__ int lane_nk(int lane) {
 // Starts copying packed queries m_begin .. m_begin + ROWS of a segment into `tile`; those >= m_end become zeros. `src` is
 // qkv with QKV = true, else a rows x heads x HD array.
 template <int HD, int ROWS, bool QKV>
-__device__ __forceinline__ void load_queries(bf16* tile, const bf16* __restrict__ src, const Heads& h, int seg_start, int m_begin, int m_end) {
+__device__ __forceinline__ void load_queries(bf16* tile, const bf16* __restrict__ src, const Heads& h, int seg_start,
+        int m_begin, int m_end) {
     constexpr int kChunks = HD / 8;
 #pragma unroll 2
     for (int i = threadIdx.x; i < ROWS * kChunks; i += kAttnThreads) {
@@ -135,7 +146,8 @@ __device__ __forceinline__ void load_queries(bf16* tile, const bf16* __restrict_
 
 // Starts copying logical keys j .. j + ROWS and their values; those >= kv_len become zeros. `kv` is qkv + offset of the key head.
 template <int HD, int ROWS>
-__device__ __forceinline__ void load_keys(bf16* k_tile, bf16* v_tile, const bf16* __restrict__ kv, const Heads& h, const QueryTile& t, int j) {
+__device__ __forceinline__ void load_keys(bf16* k_tile, bf16* v_tile, const bf16* __restrict__ kv, const Heads& h,
+        const QueryTile& t, int j) {
     constexpr int kChunks = HD / 8;
 #pragma unroll 2
     for (int i = threadIdx.x; i < ROWS * kChunks; i += kAttnThreads) {
@@ -163,6 +175,14 @@ __device__ __forceinline__ void load_b_kn(uint32_t (&b)[4], const bf16* tile, in
 template <int HD>
 __device__ __forceinline__ void load_a(uint32_t (&a)[4], const bf16* tile, int base, int row, int col) {
     ldmatrix_x4(a, tile + row * HD + shift_to<HD>(base, col));
+}
+// The first K fragments of each of a warp's blocks of 16 rows, to keep.
+template <int HD, int BLOCKS, int K>
+__device__ __forceinline__ void load_fragments(uint32_t (&a)[BLOCKS][K][4], const bf16* tile, int base, int row0) {
+#pragma unroll
+    for (int i = 0; i < BLOCKS; ++i)
+#pragma unroll
+        for (int k = 0; k < K; ++k) load_a<HD>(a[i][k], tile, base, row0 + 16 * i, 16 * k);
 }
 // Two mma: columns 0-7 and 8-15 of a 16-column block.
 __device__ __forceinline__ void mma_16x16(float (&d0)[4], float (&d1)[4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {

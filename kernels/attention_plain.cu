@@ -1,6 +1,6 @@
 // Attention, forward and backward, row by row: any head width, bf16 or f32. For checks, and for head widths that the tensor-core
-//            kernels do not take. Mathematics, schedule tables and argument order of attention.cu and attention_bwd.cu, with head_dim
-//            before scale.
+//            kernels do not take. Mathematics, schedule tables and argument order of attention.cu and attention_bwd_*.cu,
+//            with head_dim before scale.
 // Shapes     as there.   Storage T, everything else in f32, probabilities included.
 // Launch     grid and tables as there, block = 128: one warp a packed query (a key), 32 keys (queries) at a time, then the columns
 //            of the head over the lanes. Dynamic shared = 4 warps (4 head_dim + 64) floats.
@@ -10,7 +10,7 @@
 // Reference  src/backend/cpu/attention.rs.
 #include "attention.cuh"
 
-// Row-wise twins of attention.cu and attention_bwd.cu: one warp a query (a key), lanes over 32 keys (queries) and then over
+// Row-wise twins of attention.cu and attention_bwd_*.cu: one warp a query (a key), lanes over 32 keys (queries) and then over
 // the columns of the head. `shared` is split in four, one part a warp, of 4 * head_dim + 64 floats.
 struct PlainShape : Heads {
     int head_dim;
@@ -34,7 +34,8 @@ __device__ __forceinline__ int row_of_key(const QueryTile& t, int key) {
 }
 
 KERNEL(kAttnThreads, attention_fwd_plain)(T* __restrict__ out, float* __restrict__ lse, const T* __restrict__ qkv,
-                                          const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim, float scale) {
+                                          const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim,
+                                                  float scale) {
     const PlainShape h(heads, kv_heads, head_dim);
     const QueryTile t = load_query_tile(tiles, blockIdx.y);
     DYNAMIC_SHARED(float, shared);
@@ -74,7 +75,8 @@ KERNEL(kAttnThreads, attention_fwd_plain)(T* __restrict__ out, float* __restrict
 }
 EXPORT_KERNEL(attention_fwd_plain)
 
-KERNEL(kAttnThreads, attention_bwd_delta_plain)(float* __restrict__ delta, const T* __restrict__ dout, const T* __restrict__ out, int n, int head_dim) {
+KERNEL(kAttnThreads, attention_bwd_delta_plain)(float* __restrict__ delta, const T* __restrict__ dout,
+        const T* __restrict__ out, int n, int head_dim) {
     const int i = int(blockIdx.x) * kAttnWarps + int(threadIdx.x >> 5);
     float sum = 0.0f;
     for (int d = threadIdx.x & 31; i < n && d < head_dim; d += 32)
@@ -86,7 +88,8 @@ EXPORT_KERNEL(attention_bwd_delta_plain)
 
 KERNEL(kAttnThreads, attention_bwd_dq_plain)(T* __restrict__ dqkv, const T* __restrict__ dout, const float* __restrict__ lse,
                                              const float* __restrict__ delta, const T* __restrict__ qkv,
-                                             const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim, float scale) {
+                                             const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim,
+                                                     float scale) {
     const PlainShape h(heads, kv_heads, head_dim);
     const QueryTile t = load_query_tile(tiles, blockIdx.y);
     DYNAMIC_SHARED(float, shared);
@@ -122,7 +125,8 @@ EXPORT_KERNEL(attention_bwd_dq_plain)
 
 KERNEL(kAttnThreads, attention_bwd_dkv_plain)(T* __restrict__ dqkv, const T* __restrict__ dout, const float* __restrict__ lse,
                                               const float* __restrict__ delta, const T* __restrict__ qkv,
-                                              const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim, float scale) {
+                                              const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim,
+                                                      float scale) {
     const PlainShape h(heads, kv_heads, head_dim);
     const KeyTile t = load_key_tile(tiles, blockIdx.y);
     DYNAMIC_SHARED(float, shared);

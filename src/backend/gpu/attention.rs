@@ -40,7 +40,7 @@ struct Kernels {
 impl Kernels {
     /// Tensor cores for bf16 and head widths that they take, else the plain kernels.
     fn choose(dtype: Dtype, head_dim: usize) -> Kernels {
-        // Rows and columns of tiles as in the last lines of attention.cu and attention_bwd.cu: a block holds its own rows
+        // Rows and columns of tiles as in the last lines of attention.cu and attention_bwd_*.cu: a block holds its own rows
         // once (forward) or twice, and two stages of two tiles of the other side.
         macro_rules! tensor_cores {
             ($hd:literal, fwd $fm:literal x $fn:literal, dq $qm:literal x $qn:literal, dkv $km:literal x $kn:literal) => {

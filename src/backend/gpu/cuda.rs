@@ -126,6 +126,8 @@ impl CudaDriver {
         let stream = context.new_stream().map_err(error("make a stream"))?;
         let mut modules = Vec::with_capacity(images::FATBINS.len());
         for image in images::FATBINS {
+            // Embedded bytes may start anywhere; the loader wants them aligned, as an allocation is.
+            let image = image.to_vec();
             // SAFETY: a fatbin that nvcc wrote, embedded whole; the driver reads its own header for the length.
             let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
             modules.push(loaded.map_err(error(&format!("load the kernels ({BUILT}) on {name}")))?);

@@ -1,6 +1,7 @@
 //! The command line: which command, with which options. No work is done here.
 
 use crate::commands::{eval, generate, inspect, pack, reference, score};
+use crate::demo::DemoArgs;
 use crate::train::config::{DpoArgs, TrainArgs};
 use clap::{Parser, Subcommand};
 
@@ -16,6 +17,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand)]
 pub enum Command {
+    /// The whole method on data the program makes itself: SFT, sampling, DPO, and what it changed
+    Demo(DemoArgs),
     /// Turn JSONL, JSON or Parquet into memory-mapped shards of token ids
     Pack(pack::PackArgs),
     /// Show what a folder of shards holds

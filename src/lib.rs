@@ -34,6 +34,7 @@
 //! - [`train`]: configuration, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics, runs.
 //! - [`device`]: from `--device` to a backend, the one `match` over devices.
 //! - [`commands`], [`cli`]: one file a command; what the user types.
+//! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`output`], [`progress`], [`signal`]: files of a run, progress for people, Ctrl-C.
 //!
 //! The same word names an op everywhere: `kernels/norm.cu`, `src/backend/cpu/norm.rs`, `src/backend/gpu/norm.rs`.
@@ -55,6 +56,7 @@ pub mod backend;
 pub mod cli;
 pub mod commands;
 pub mod data;
+pub mod demo;
 pub mod device;
 pub mod error;
 pub mod loss;

@@ -3,7 +3,7 @@
 use clap::Parser;
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
-use fusedpo::{commands, signal};
+use fusedpo::{commands, demo, signal};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
     };
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Pack(args) => commands::pack::run_pack(&args),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
         Command::Sft(args) => commands::train::sft(args),

@@ -78,7 +78,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     if let Some(kl) = kl {
         println!(
             "  {:<22} {:.4} +- {:.4} nats a response ({} samples of the policy, at most {} tokens)",
-            "kl", kl.mean, kl.half_width_95, kl.samples, args.kl_max_new_tokens
+            "kl", kl.mean, kl.half_width_95, kl.samples, kl.max_new_tokens
         );
     }
     Ok(())
@@ -96,6 +96,7 @@ fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
         row.insert("kl".into(), json!(kl.mean));
         row.insert("kl_ci95".into(), json!([kl.mean - kl.half_width_95, kl.mean + kl.half_width_95]));
         row.insert("kl_samples".into(), json!(kl.samples));
+        row.insert("kl_max_new_tokens".into(), json!(kl.max_new_tokens));
     }
     row
 }

@@ -30,6 +30,8 @@ pub struct KlEstimate {
     pub half_width_95: f64,
     /// Responses.
     pub samples: usize,
+    /// Longest response, tokens: as asked, or what the model's positions leave beside a prompt.
+    pub max_new_tokens: usize,
 }
 
 /// Samples a response of `policy` at temperature 1 to each of the first prompts of `data` and scores it under both.
@@ -41,7 +43,8 @@ pub fn estimate<B: Backend>(
     data: &Dataset,
     o: &KlOptions,
 ) -> Result<Option<KlEstimate>> {
-    let room = policy.max_positions.saturating_sub(o.max_new_tokens);
+    let max_new_tokens = o.max_new_tokens.min(policy.max_positions / 2).max(1);
+    let room = policy.max_positions.saturating_sub(max_new_tokens);
     let prompts: Vec<Vec<u32>> = (0..data.num_groups())
         .map(|g| data.group(g).prompt().iter().collect::<Vec<u32>>())
         .filter(|p| !p.is_empty() && p.len() <= room)
@@ -51,7 +54,7 @@ pub fn estimate<B: Backend>(
         return Ok(None);
     }
     let options = GenerateOptions {
-        max_new_tokens: o.max_new_tokens,
+        max_new_tokens,
         temperature: 1.0,
         top_p: 1.0,
         num_return_sequences: 1,
@@ -66,7 +69,7 @@ pub fn estimate<B: Backend>(
     let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
     let scored = score(be, reference, &meta, &prompts, &samples)?;
     let gaps: Vec<f64> = samples.iter().zip(scored).map(|(s, logp)| s.logps.iter().sum::<f64>() - logp).collect();
-    mean_with_interval(&gaps).map(Some)
+    mean_with_interval(&gaps, max_new_tokens).map(Some)
 }
 
 /// Log-probs of `samples` under `model`. They go through a shard of their own, so that there is one way to score.
@@ -101,12 +104,12 @@ fn score<B: Backend>(
     Ok(scored)
 }
 
-fn mean_with_interval(x: &[f64]) -> Result<KlEstimate> {
+fn mean_with_interval(x: &[f64], max_new_tokens: usize) -> Result<KlEstimate> {
     let n = x.len() as f64;
     let mean = x.iter().sum::<f64>() / n;
     if !mean.is_finite() {
         return Err(Error::Training("the KL estimate is not finite: a model gives non-finite log-probs".into()));
     }
     let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    Ok(KlEstimate { mean, half_width_95: 1.96 * (variance / n).sqrt(), samples: x.len() })
+    Ok(KlEstimate { mean, half_width_95: 1.96 * (variance / n).sqrt(), samples: x.len(), max_new_tokens })
 }

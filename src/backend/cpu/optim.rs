@@ -117,7 +117,9 @@ pub(super) fn update<S: Real>(
     update: &Update,
 ) -> Result<()> {
     const OP: &str = "update";
-    check::len(OP, "m", m.len(), &[("parameters", w.len())])?;
+    if let Update::AdamW { .. } = update {
+        check::len(OP, "m", m.len(), &[("parameters", w.len())])?;
+    }
     check::len(OP, "v", v.len(), &[("parameters", w.len())])?;
     check::len(OP, "g", g.len(), &[("parameters", w.len())])?;
     check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
@@ -136,11 +138,36 @@ pub(super) fn update<S: Real>(
     }
     let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm[0] + 1e-6)).min(1.0) } else { 1.0 };
     let s = scalars::<S>(clip, update);
-    let blocks =
-        w.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
-    blocks.for_each(|(((w, m), v), g)| match update {
-        Update::AdamW { .. } => adamw(level, w, m, v, g, s),
-        Update::RmsProp { .. } => rmsprop(level, w, v, g, s),
-    });
+    let blocks = w.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
+    match update {
+        Update::AdamW { .. } => {
+            blocks.zip(m.par_chunks_mut(BLOCK)).for_each(|(((w, v), g), m)| adamw(level, w, m, v, g, s));
+        }
+        Update::RmsProp { .. } => blocks.for_each(|((w, v), g)| rmsprop(level, w, v, g, s)),
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rmsprop_needs_no_first_moment() {
+        // torch.optim.RMSprop: v = alpha v + (1 - alpha) g^2; w -= lr g / (sqrt(v) + eps).
+        let n = BLOCK + 3;
+        let g: Vec<f64> = (0..n).map(|i| (i as f64 * 0.37).sin()).collect();
+        let rmsprop = Update::RmsProp { lr: 0.1, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        let adamw = Update::AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+        for level in Level::available() {
+            let (mut w, mut v) = (vec![1.0; n], vec![0.5; n]);
+            update(level, &mut w, false, &mut [], &mut v, &g, &[1.0], 0.0, &rmsprop).unwrap();
+            for i in 0..n {
+                let want_v = 0.99 * 0.5 + 0.01 * g[i] * g[i];
+                let want = 1.0 - 0.1 * g[i] / (want_v.sqrt() + 1e-8);
+                assert!((v[i] - want_v).abs() <= 1e-14 && (w[i] - want).abs() <= 1e-14, "{i}: {} {want}", w[i]);
+            }
+            assert!(update(level, &mut w, false, &mut [], &mut v, &g, &[1.0], 0.0, &adamw).is_err());
+        }
+    }
 }

@@ -1,0 +1,156 @@
+//! `fusedpo demo`: the method's pipeline in one command, on data that the program makes itself.
+//!
+//! It is the controlled-sentiment experiment of the DPO paper (section 6.1) with a grammar in place of film reviews and
+//! of the sentiment classifier, so that the reward is known exactly:
+//! 1. write reviews ([`grammar`]) and train a small Llama from scratch on them (SFT),
+//! 2. let it continue prompts, several times each, and score what it wrote,
+//! 3. train on the resulting preferences (DPO), the SFT model being the reference,
+//! 4. compare both models on prompts that DPO did not see ([`report`]).
+//!
+//! Every stage runs the same functions as the ordinary commands ([`stages`]) and leaves its files behind. What is
+//! printed on stdout is the same in every run; what takes time is told on stderr.
+
+pub mod folder;
+pub mod grammar;
+pub mod report;
+pub mod samples;
+pub mod stages;
+pub mod tokenizer;
+
+use crate::backend::Backend;
+use crate::device::{self, Task};
+use crate::error::{Error, Result};
+use crate::signal;
+use crate::train::config::{DeviceChoice, DtypeChoice};
+use folder::Folder;
+use grammar::{Draws, Grammar, join};
+use report::Report;
+use samples::Judge;
+use stages::Stages;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Options of `fusedpo demo`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Folder for data and models; what an earlier demo left there is replaced
+    #[arg(long, value_name = "DIR", default_value = "fusedpo-demo")]
+    pub out: PathBuf,
+    /// Seed of everything that is drawn
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Steps of SFT; fewer also mean fewer prompts, for a rougher and quicker demo
+    #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(20..=100_000))]
+    pub steps: u64,
+}
+
+/// Reviews of a step of SFT.
+const SFT_BATCH: usize = 36;
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Steps of SFT.
+    pub sft_steps: u64,
+    /// Reviews a step.
+    pub sft_batch: usize,
+    /// Reviews to train on.
+    pub reviews: usize,
+    /// Prompts, held-out ones included.
+    pub prompts: usize,
+    /// Responses a prompt.
+    pub responses: usize,
+    /// Pairs a step of DPO.
+    pub dpo_batch: usize,
+}
+
+impl Sizes {
+    /// Steps of SFT in the full demo.
+    pub const STEPS: u64 = 1600;
+
+    /// Sizes for `steps` steps of SFT.
+    fn new(steps: u64) -> Self {
+        let share = (steps as f64 / Self::STEPS as f64).min(1.0);
+        Self {
+            sft_steps: steps,
+            sft_batch: SFT_BATCH,
+            // One epoch: no text twice.
+            reviews: steps as usize * SFT_BATCH,
+            prompts: (1000.0 * share).max(120.0) as usize,
+            responses: 4,
+            dpo_batch: 32,
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &DemoArgs) -> Result<()> {
+    let folder = Folder::create(&args.out)?;
+    device::dispatch(args.device, DtypeChoice::Auto, Demo { args, folder })
+}
+
+struct Demo<'a> {
+    args: &'a DemoArgs,
+    folder: Folder,
+}
+
+impl Task for Demo<'_> {
+    type Out = ();
+
+    fn run<B: Backend>(self, be: &B) -> Result<()> {
+        let begun = Instant::now();
+        let (seed, sizes) = (self.args.seed, Sizes::new(self.args.steps));
+        let grammar = Grammar::reviews();
+        let stages = Stages { be, dir: self.folder.path(), sizes, seed, device: self.args.device };
+
+        title(1, "Write reviews, and train a small Llama on them from scratch");
+        let reviews: Vec<_> = (0..sizes.reviews).map(|i| grammar.generate(&mut Draws::new(seed, i as u64))).collect();
+        println!("{} reviews from a grammar of {} words, for example:", reviews.len(), grammar.vocabulary().len());
+        for r in &reviews[..3] {
+            println!("    {:+.2}  {}", grammar.reward(&r.words), join(&r.words));
+        }
+        println!(
+            "The number is a text's reward: the mean score of its opinions, from -1 to 1. Training does not see it."
+        );
+        stages.init(&grammar.vocabulary())?;
+        stages.sft(&reviews)?;
+        go_on()?;
+
+        title(2, "Let the model write, and score what it wrote");
+        let judge = Judge::new(&grammar, &self.folder.path().join("init"))?;
+        let prompts = samples::prompts(&grammar, sizes.prompts, seed);
+        let before = stages.generate("sft", &prompts, &judge)?;
+        let held_out = stages.preferences(&prompts, &before)?;
+        go_on()?;
+
+        title(3, "Direct Preference Optimization, with the SFT model as reference");
+        let accuracy = stages.dpo()?;
+        go_on()?;
+
+        title(4, "What it changed, on prompts that DPO did not see");
+        let prompts: Vec<_> = held_out.iter().map(|&i| prompts[i].clone()).collect();
+        let before: Vec<_> = held_out.iter().map(|&i| before[i].clone()).collect();
+        let after = stages.generate("dpo", &prompts, &judge)?;
+        let kl = stages.kl()?;
+        Report { grammar: &grammar, prompts: &prompts, before: &before, after: &after, kl, accuracy }.print();
+        println!();
+        report::print_next(self.folder.path());
+        eprintln!("the demo took {:.0} s", begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+fn title(n: usize, text: &str) {
+    println!("{}{n}. {text}", if n == 1 { "" } else { "\n" });
+}
+
+/// Ctrl-C ends a training run after its step; it ends the demo too.
+fn go_on() -> Result<()> {
+    match signal::stop_requested() {
+        true => Err(Error::Training("the demo was stopped; the next one begins anew".into())),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,281 @@
+//! The stages of the demo. Each is what an ordinary command does, with the same functions, and prints that command.
+
+use super::Sizes;
+use super::grammar::{Review, join};
+use super::samples::{Judge, Sample};
+use super::tokenizer;
+use crate::backend::Backend;
+use crate::data::dataset::{Dataset, Split};
+use crate::data::pack::{PackOptions, pack};
+use crate::data::report::PackReport;
+use crate::error::{Error, Result};
+use crate::model::{self, GenerateOptions, Model, ModelConfig, SaveDtype};
+use crate::output::write_atomic;
+use crate::train::config::{DeviceChoice, DpoArgs, OptimizerChoice, Stage, TrainArgs, TrainConfig};
+use crate::train::kl::{self, KlEstimate, KlOptions};
+use crate::train::run::{self, Summary};
+use crate::train::schedule::SchedulerType;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Longest response in tokens; the longest review of the grammar has 44 words.
+const MAX_NEW_TOKENS: usize = 48;
+/// Positions of the model: the longest prompt, the longest response and BOS fit.
+const POSITIONS: usize = 64;
+/// Token slots of SFT: what [`Sizes::sft_batch`] reviews fill.
+const SFT_TOKENS: usize = 1024;
+/// Share of prompts that DPO does not train on.
+const EVAL_FRACTION: f64 = 0.2;
+
+/// What all stages need.
+pub struct Stages<'a, B: Backend> {
+    /// The device.
+    pub be: &'a B,
+    /// The demo's folder.
+    pub dir: &'a Path,
+    /// How much of everything.
+    pub sizes: Sizes,
+    /// Seed of everything that is drawn.
+    pub seed: u64,
+    /// The device, as asked for.
+    pub device: DeviceChoice,
+}
+
+/// Accuracy of the implicit reward on held-out pairs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accuracy {
+    /// Share of pairs ordered rightly, ties one half.
+    pub share: f64,
+    /// Pairs.
+    pub pairs: u64,
+}
+
+/// A Llama with grouped queries and a tied head, small enough to learn the language in half a minute on two cores.
+fn config(vocab_size: usize) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": vocab_size,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+    })
+}
+
+impl<B: Backend> Stages<'_, B> {
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.join(name)
+    }
+
+    /// `init`: tokenizer and random weights.
+    pub fn init(&self, words: &[String]) -> Result<()> {
+        let dir = self.path("init");
+        tokenizer::write(&dir, words)?;
+        let config = config(words.len() + tokenizer::SPECIAL.len());
+        let config = ModelConfig::parse(&dir.join("config.json"), config.as_object().expect("an object"))?;
+        let model = Model::random(self.be, config, self.seed, POSITIONS)?;
+        model::export(self.be, &model, None, None, &dir, SaveDtype::F32)?;
+        println!(
+            "\nA Llama of {} parameters, with random weights: {}",
+            thousands(model.table.num_parameters()),
+            dir.display()
+        );
+        Ok(())
+    }
+
+    /// `sft.jsonl` -> `sft-data` -> `sft`.
+    pub fn sft(&self, reviews: &[Review]) -> Result<()> {
+        self.write_jsonl("sft.jsonl", reviews.iter().map(|r| json!({ "text": join(&r.words) })))?;
+        self.pack("sft.jsonl", "sft-data", 0.0)?;
+        let args = TrainArgs {
+            learning_rate: Some(8e-3),
+            lr_scheduler_type: Some(SchedulerType::Cosine),
+            warmup_ratio: Some(0.03),
+            adam_beta2: Some(0.98),
+            token_budget: Some(SFT_TOKENS),
+            batch_size: Some(self.sizes.sft_batch),
+            max_steps: Some(self.sizes.sft_steps),
+            ..self.train_args("init", "sft-data", "sft")
+        };
+        let s = self.train(Stage::Sft, args, DpoArgs::default())?;
+        let number = |key: &str| s.last.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        println!(
+            "after {} steps: loss {:.3} nats a token, {:.0} % of the next words guessed",
+            s.steps,
+            number("loss"),
+            100.0 * number("mean_token_accuracy")
+        );
+        Ok(())
+    }
+
+    /// Continues every prompt with the model in `name`, at temperature 1.
+    pub fn generate(&self, name: &str, prompts: &[String], judge: &Judge<'_>) -> Result<Vec<Vec<Sample>>> {
+        let model = Model::load(self.be, &self.path(name), POSITIONS)?;
+        let ids = prompts.iter().map(|p| judge.tokenizer.encode(p)).collect::<Result<Vec<_>>>()?;
+        let options = GenerateOptions {
+            max_new_tokens: MAX_NEW_TOKENS,
+            temperature: 1.0,
+            top_p: 1.0,
+            num_return_sequences: self.sizes.responses,
+            seed: self.seed,
+            eos_token_ids: model.config.eos_token_ids.clone(),
+            cache_bytes: 1 << 30,
+        };
+        let all = model::generate(self.be, &model, &ids, &options)?;
+        let judged = prompts.iter().zip(&ids).zip(&all);
+        judged.map(|((p, ids), texts)| texts.iter().map(|g| judge.judge(p, ids, g)).collect()).collect()
+    }
+
+    /// `preferences.jsonl` -> `preferences`; which of `prompts` are held out.
+    pub fn preferences(&self, prompts: &[String], samples: &[Vec<Sample>]) -> Result<Vec<usize>> {
+        // A text that the model did not end has no end to learn from.
+        let ended = |i: usize| samples[i].iter().filter(|s| s.finished);
+        let used: Vec<usize> = (0..prompts.len()).filter(|&i| ended(i).count() > 0).collect();
+        let rows = used.iter().map(|&i| {
+            let responses: Vec<_> = ended(i).map(|s| &s.response).collect();
+            let scores: Vec<_> = ended(i).map(|s| s.reward).collect();
+            json!({ "prompt": prompts[i], "responses": responses, "scores": scores })
+        });
+        self.write_jsonl("preferences.jsonl", rows)?;
+        let unfinished = samples.iter().flatten().filter(|s| !s.finished).count();
+        println!(
+            "{} prompts (beginnings of new reviews), {} responses each; {unfinished} had no end after {MAX_NEW_TOKENS} words and are left out",
+            prompts.len(),
+            self.sizes.responses
+        );
+        println!("for example: {}", prompts[used[0]]);
+        for s in ended(used[0]) {
+            println!("    {:+.2}  ...{}", s.reward, s.response);
+        }
+        let report = self.pack("preferences.jsonl", "preferences", EVAL_FRACTION)?;
+        println!(
+            "every two responses with different rewards make a pair: {} to train on; {} of {} prompts held out",
+            thousands(report.train.pairs as usize),
+            thousands(report.eval.pairs as usize),
+            report.eval.groups
+        );
+        let held_out = Dataset::open(&self.path("preferences"), Split::Eval)?;
+        Ok((0..held_out.num_groups()).map(|g| used[held_out.group(g).response(0).row as usize]).collect())
+    }
+
+    /// `dpo`; accuracy on the held-out pairs in the end.
+    pub fn dpo(&self) -> Result<Accuracy> {
+        let args = TrainArgs {
+            learning_rate: Some(1.5e-4),
+            optim: Some(OptimizerChoice::Rmsprop),
+            batch_size: Some(self.sizes.dpo_batch),
+            ..self.train_args("sft", "preferences", "dpo")
+        };
+        let s = self.train(Stage::Dpo, args, DpoArgs { beta: Some(0.1), ..Default::default() })?;
+        let (first, last) = s.eval.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
+        println!(
+            "before the first step every margin is 0 and the loss {:.4} = ln 2, to the bit; after {} steps: {:.4} on held-out pairs",
+            first.mean_loss(),
+            s.steps,
+            last.mean_loss()
+        );
+        Ok(Accuracy { share: last.accuracy(), pairs: last.pairs })
+    }
+
+    /// KL divergence of `dpo` from `sft`, on held-out prompts.
+    pub fn kl(&self) -> Result<KlEstimate> {
+        let data = Dataset::open(&self.path("preferences"), Split::Eval)?;
+        let policy = Model::load(self.be, &self.path("dpo"), POSITIONS)?;
+        let o = KlOptions { samples: data.num_groups() as usize, max_new_tokens: MAX_NEW_TOKENS, seed: self.seed };
+        let estimate = kl::estimate(self.be, &policy, &self.path("sft"), &data, &o)?;
+        estimate.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))
+    }
+
+    fn write_jsonl(&self, name: &str, rows: impl Iterator<Item = Value>) -> Result<()> {
+        let text: String = rows.map(|row| row.to_string() + "\n").collect();
+        write_atomic(&self.path(name), text.as_bytes())
+    }
+
+    fn pack(&self, input: &str, out: &str, eval_fraction: f64) -> Result<PackReport> {
+        let [tokenizer, input, out] = ["init", input, out].map(|name| self.path(name));
+        let fraction = if eval_fraction > 0.0 { format!(" --eval-fraction {eval_fraction}") } else { String::new() };
+        println!(
+            "  $ fusedpo pack --tokenizer {} --input {} --out {}{fraction}",
+            tokenizer.display(),
+            input.display(),
+            out.display()
+        );
+        let options = PackOptions { eval_fraction, ..PackOptions::new(tokenizer, vec![input], out) };
+        pack(&options, &mut |_| {})
+    }
+
+    fn train_args(&self, model: &str, data: &str, out: &str) -> TrainArgs {
+        TrainArgs {
+            model: Some(self.path(model)),
+            data: Some(self.path(data)),
+            out: Some(self.path(out)),
+            seed: Some(self.seed),
+            device: (self.device != DeviceChoice::Auto).then_some(self.device),
+            ..Default::default()
+        }
+    }
+
+    fn train(&self, stage: Stage, train: TrainArgs, dpo: DpoArgs) -> Result<Summary> {
+        println!("  $ {}", command(stage, &train, &dpo));
+        run::train(self.be, &TrainConfig::resolve(stage, train, dpo)?)
+    }
+}
+
+/// The command line that means these options.
+fn command(stage: Stage, train: &TrainArgs, dpo: &DpoArgs) -> String {
+    let mut text = String::from(if stage == Stage::Sft { "fusedpo sft" } else { "fusedpo dpo" });
+    let options = [toml::Table::try_from(train), toml::Table::try_from(dpo)];
+    for (key, value) in options.into_iter().flatten().flatten() {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text += &format!(" --{} {value}", key.replace('_', "-"));
+    }
+    text
+}
+
+/// `12,345`.
+pub fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, d) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(d);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_threes() {
+        assert_eq!([0, 999, 1000, 1234567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn the_printed_command_is_the_options() {
+        let train = TrainArgs {
+            learning_rate: Some(5e-4),
+            max_steps: Some(3),
+            model: Some("a/b".into()),
+            ..Default::default()
+        };
+        let dpo = DpoArgs { beta: Some(0.1), ..Default::default() };
+        let line = command(Stage::Dpo, &train, &dpo);
+        for part in ["fusedpo dpo ", " --learning-rate 0.0005", " --max-steps 3", " --model a/b", " --beta 0.1"] {
+            assert!(line.contains(part), "{line}");
+        }
+    }
+}

@@ -69,7 +69,7 @@ impl Error {
     /// For `map_err`: an [`Error::Io`] about `path`.
     pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
-        move |source| Error::Io { path, doing, source }
+        move |source| Error::Io { path, doing, source: plain(source) }
     }
 
     /// An [`Error::Usage`].
@@ -92,6 +92,13 @@ impl Error {
             _ => 1,
         }
     }
+}
+
+/// The system's own error, where `tempfile` wrapped it in one that names a temporary path: it means nothing to a user.
+fn plain(e: std::io::Error) -> std::io::Error {
+    let text = e.to_string();
+    let code = text.split_once("(os error ").and_then(|(_, rest)| rest.split_once(") at path")?.0.parse().ok());
+    code.map_or(e, std::io::Error::from_raw_os_error)
 }
 
 /// Checks that `name` has as many elements as the product of `dims`; overflow counts as a mismatch.

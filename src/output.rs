@@ -86,11 +86,7 @@ pub fn refuse_occupied(path: &Path) -> Result<()> {
 
 /// Writes a sibling, then renames it: readers see the old file or the new one.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    check_target(path)?;
-    // tempfile's own errors repeat the temporary path.
-    let plain = |e: std::io::Error| e.raw_os_error().map_or(e, std::io::Error::from_raw_os_error);
-    let mut tmp = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(path, "write a file beside")(plain(e)))?;
+    let mut tmp = beside(path)?;
     tmp.write_all(bytes).map_err(Error::io(path, "write"))?;
     tmp.as_file().sync_all().map_err(Error::io(path, "write"))?;
     tmp.persist(path).map_err(|e| Error::io(path, "rename into place")(e.error))?;
@@ -99,14 +95,19 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Refuses a path that no file can be written to: said before the work, not after it.
 pub fn check_target(path: &Path) -> Result<()> {
+    beside(path).map(drop)
+}
+
+/// A temporary file that can be renamed to `path`; gone when dropped.
+fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if path.is_dir() {
         return Err(Error::file(path, "is a folder; name a file"));
     }
-    match dir.is_dir() {
-        true => Ok(()),
-        false => Err(Error::file(path, format!("its folder {} does not exist; make it first", dir.display()))),
+    if !dir.is_dir() {
+        return Err(Error::file(path, format!("its folder {} does not exist; make it first", dir.display())));
     }
+    tempfile::NamedTempFile::new_in(dir).map_err(Error::io(path, "write a file beside"))
 }
 
 /// `1.5 GiB`.

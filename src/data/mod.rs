@@ -15,6 +15,7 @@ pub mod pack;
 mod pieces;
 pub mod plan;
 mod python;
+mod quietly;
 pub mod render;
 pub mod report;
 pub mod shard;

@@ -107,7 +107,8 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find("{%") {
-        let Some(len) = rest[at..].find("%}") else { break };
+        // From behind the opening: `{%}` is no tag.
+        let Some(len) = rest[at + 2..].find("%}").map(|n| n + 2) else { break };
         let tag = &rest[at..at + len + 2];
         let inner = tag[2..tag.len() - 2].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         out.push_str(&rest[..at]);

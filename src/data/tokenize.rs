@@ -6,6 +6,7 @@
 //! whatever stands further left or right, so the text may be cut there. Elsewhere every text is tokenised whole.
 
 use super::cuts;
+use super::quietly::quietly;
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -100,8 +101,10 @@ impl TextTokenizer {
     }
 
     fn from_json(path: &Path, json: Vec<u8>, config: Value, eos: Option<&str>) -> Result<Self> {
-        let mut inner =
-            Tokenizer::from_bytes(&json).map_err(|e| Error::file(path, format!("not a tokenizer.json: {e}")))?;
+        // The crate panics on some damaged descriptions.
+        let mut inner = quietly(|| Tokenizer::from_bytes(&json))
+            .ok_or_else(|| Error::file(path, "not a tokenizer.json: it cannot be decoded"))?
+            .map_err(|e| Error::file(path, format!("not a tokenizer.json: {e}")))?;
         let description: Value = serde_json::from_slice(&json).map_err(|e| Error::file(path, e.to_string()))?;
         if description["model"]["dropout"].as_f64().is_some_and(|p| p > 0.0) {
             return Err(Error::file(path, "BPE dropout makes tokenising random; set `model.dropout` to null"));

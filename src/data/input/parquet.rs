@@ -2,16 +2,16 @@
 //! would triple the compile time.
 
 use super::{Place, RawBody, RawRow, RowIter};
+use crate::data::quietly::quietly;
 use crate::error::{Error, Result};
 use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Number, Value};
-use std::cell::Cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
 
 /// Rows of a Parquet file. Errors name the file: damaged, or a column type that no row shape uses.
 pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
@@ -72,28 +72,6 @@ impl Iterator for Rows {
             }
         })
     }
-}
-
-thread_local! {
-    static QUIET: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Runs `f`; `None` where it panics, as the crate does on some damaged pages. The user gets one line from us, so the
-/// panic hook keeps silent on this thread meanwhile.
-fn quietly<T>(f: impl FnOnce() -> T) -> Option<T> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let outer = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                outer(info);
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
-    QUIET.set(false);
-    result.ok()
 }
 
 fn damaged(path: &Path, why: &str) -> Error {

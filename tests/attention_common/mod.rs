@@ -156,10 +156,10 @@ pub fn naive(
                 for ((key, p), dp) in keys.iter().zip(&p).zip(&dp) {
                     out.iter_mut().zip(at(*key, v)).for_each(|(o, v)| *o += p * v);
                     let ds = round(round(p * (dp - delta)) * scale);
-                    for c in 0..d {
+                    for (c, g) in g.iter().enumerate() {
                         r.dqkv[row * w + q + c] += ds * at(*key, k)[c];
                         r.dqkv[key * w + k + c] += ds * at(row, q)[c];
-                        r.dqkv[key * w + v + c] += p * g[c];
+                        r.dqkv[key * w + v + c] += p * g;
                     }
                 }
             }

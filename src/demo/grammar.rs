@@ -185,7 +185,7 @@ impl Grammar {
         found
     }
 
-    /// The reward of a text: the mean score of its opinions over [`MAX_SCORE`], in [-1, 1]; 0 without any.
+    /// The reward of a text: the mean score of its opinions over `MAX_SCORE`, in [-1, 1]; 0 without any.
     pub fn reward<S: AsRef<str>>(&self, words: &[S]) -> f64 {
         let found = self.opinions(words);
         let sum: i32 = found.iter().map(|(_, score)| score).sum();

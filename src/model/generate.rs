@@ -16,9 +16,9 @@ use std::ops::Range;
 /// Tokens of prompts computed at a time, where one prompt is not longer.
 const PREFILL_TOKENS: usize = 2048;
 
-/// Most sequences a prompt, and most new tokens: each is far beyond any use, and small enough to be counted with.
+/// Most sequences a prompt: far beyond any use, and small enough to be counted with.
 const MAX_SEQUENCES: usize = 1 << 16;
-/// See [`MAX_SEQUENCES`].
+/// Most new tokens; likewise.
 pub const MAX_NEW_TOKENS: usize = 1 << 20;
 
 /// How to generate. Names are Hugging Face's.

@@ -2,7 +2,7 @@
 //!
 //! Own code rather than a crate's because a row of the result must have the same bits whatever the number of rows and
 //! its place among them (the step-0 proof compares two packings). Here that holds by construction: an element is the
-//! sum of blocks along `k`, whose bounds depend on `k` alone, each summed in order by [`Kernel::tile`].
+//! sum of blocks along `k`, whose bounds depend on `k` alone, each summed in order by `Kernel::tile`.
 
 use super::kernel::{self, Kernel, LOW};
 use super::simd::Isa;

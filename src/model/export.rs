@@ -358,12 +358,12 @@ fn encode<T: Float>(dtype: Dtype, values: &[T], out: &mut Vec<u8>) -> bool {
                 v.is_finite()
             }
             Dtype::BF16 => {
-                let v = half::bf16::from_f64(v.to_f64());
+                let v = half::bf16::from_f32(v.to_f64() as f32);
                 out.copy_from_slice(&v.to_le_bytes());
                 v.is_finite()
             }
             _ => {
-                let v = half::f16::from_f64(v.to_f64());
+                let v = half::f16::from_f32(v.to_f64() as f32);
                 out.copy_from_slice(&v.to_le_bytes());
                 v.is_finite()
             }

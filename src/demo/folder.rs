@@ -16,7 +16,7 @@ sft-data           the same, packed
 init               a Llama with random weights, and its tokenizer
 sft                the Llama trained on the reviews
 preferences.jsonl  prompts, each with four responses of `sft` and their scores
-preferences        the same, packed; a fifth of the prompts is held out
+preferences        the same, packed; a tenth of the prompts is held out
 dpo                the Llama trained on the preferences
 ";
 /// Everything that a demo makes.

@@ -79,7 +79,7 @@ impl Sizes {
             sft_batch: SFT_BATCH,
             // One epoch: no text twice.
             reviews: steps as usize * SFT_BATCH,
-            prompts: (1000.0 * share).max(120.0) as usize,
+            prompts: (2500.0 * share).max(1200.0) as usize,
             responses: 4,
             dpo_batch: 32,
         }

@@ -89,7 +89,7 @@ impl Report<'_> {
         let row = |name: &str, [before, after]: [String; 2]| line(name, &before, &after);
         row("reward (-1 to 1)", both(&|s| Mean::of(s, |t| t.reward).show(1.0, 3, "")));
         line("  has the higher reward", "", &self.wins().show(100.0, 1, " %"));
-        line("pairs ranked rightly", "50.0 %", &format!("{:.1} %", 100.0 * self.accuracy.share));
+        line("implicit-reward accuracy", "50.0 %", &format!("{:.1} %", 100.0 * self.accuracy.share));
         let kl = Mean { mean: self.kl.mean, half_width_95: self.kl.half_width_95 };
         line("KL to SFT, nats a text", "0", &kl.show(1.0, 2, ""));
         row("well-formed", both(&|s| Mean::of(s, |t| f64::from(t.well_formed)).show(100.0, 1, " %")));
@@ -140,20 +140,20 @@ impl Report<'_> {
 
     fn texts(&self) {
         let every = (self.prompts.len() / SHOWN).max(1);
-        println!("\nThe first text of each model for every {every}th prompt, not picked:");
+        println!("\nThe first text of each model for one prompt (in brackets) in {every}, not picked:");
         for i in (0..self.prompts.len()).step_by(every).take(SHOWN) {
-            println!("\n  {}...", self.prompts[i]);
+            println!();
             for (name, samples) in [("SFT", self.before), ("DPO", self.after)] {
                 let s = &samples[i][0];
                 let note = if s.well_formed { "" } else { "   (not well-formed)" };
-                println!("    {name} {:+.2}  ...{}{note}", s.reward, s.response);
+                println!("  {name} {:+.2}  [{}]{}{note}", s.reward, self.prompts[i], s.response);
             }
         }
     }
 }
 
 fn line(name: &str, before: &str, after: &str) {
-    println!("  {name:<24} {before:>18} {after:>18}");
+    println!("  {name:<26} {before:>16} {after:>18}");
 }
 
 /// Share of texts that are not a repetition of an earlier one.
@@ -183,7 +183,7 @@ Everything is in {dir}. Next:
     $ fusedpo inspect {dir}/preferences --show 2
   Ask the models for more
     $ fusedpo generate --model {dir}/dpo --prompt \"the film was\" --temperature 1 --num-return-sequences 5
-  Pull harder towards the reference: less reward, less KL
+  Try another strength of the pull towards the reference
     $ fusedpo dpo --config {dir}/dpo/config.toml --beta 0.5 --out {dir}-beta-0.5
     $ fusedpo eval --model {dir}-beta-0.5 --data {dir}/preferences
   Your own data: JSONL with prompt, chosen, rejected, and any Llama, Mistral or Qwen folder

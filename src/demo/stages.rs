@@ -11,7 +11,7 @@ use crate::data::report::PackReport;
 use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Model, ModelConfig, SaveDtype};
 use crate::output::write_atomic;
-use crate::train::config::{DeviceChoice, DpoArgs, OptimizerChoice, Stage, TrainArgs, TrainConfig};
+use crate::train::config::{DeviceChoice, DpoArgs, Stage, TrainArgs, TrainConfig};
 use crate::train::kl::{self, KlEstimate, KlOptions};
 use crate::train::run::{self, Summary};
 use crate::train::schedule::SchedulerType;
@@ -20,12 +20,12 @@ use std::path::Path;
 
 /// Longest response in tokens; the longest review of the grammar has 44 words.
 const MAX_NEW_TOKENS: usize = 48;
-/// Positions of the model: the longest prompt, the longest response and BOS fit.
-const POSITIONS: usize = 64;
+/// Positions of the model: the KL estimate lets a sampled text take half of them.
+const POSITIONS: usize = 96;
 /// Token slots of SFT: what [`Sizes::sft_batch`] reviews fill.
 const SFT_TOKENS: usize = 1024;
 /// Share of prompts that DPO does not train on.
-const EVAL_FRACTION: f64 = 0.2;
+const EVAL_FRACTION: f64 = 0.1;
 
 /// What all stages need.
 pub struct Stages<'a, B: Backend> {
@@ -153,9 +153,9 @@ impl<B: Backend> Stages<'_, B> {
             prompts.len(),
             self.sizes.responses
         );
-        println!("for example: {}", prompts[used[0]]);
+        println!("for example, the prompt in brackets:");
         for s in ended(used[0]) {
-            println!("    {:+.2}  ...{}", s.reward, s.response);
+            println!("    {:+.2}  [{}]{}", s.reward, prompts[used[0]], s.response);
         }
         let report = self.pack("preferences.jsonl", "preferences", EVAL_FRACTION)?;
         println!(
@@ -171,8 +171,8 @@ impl<B: Backend> Stages<'_, B> {
     /// `dpo`; accuracy on the held-out pairs in the end.
     pub fn dpo(&self) -> Result<Accuracy> {
         let args = TrainArgs {
-            learning_rate: Some(1.5e-4),
-            optim: Some(OptimizerChoice::Rmsprop),
+            learning_rate: Some(2e-4),
+            warmup_ratio: Some(0.1),
             batch_size: Some(self.sizes.dpo_batch),
             ..self.train_args("sft", "preferences", "dpo")
         };
@@ -231,11 +231,14 @@ impl<B: Backend> Stages<'_, B> {
     }
 }
 
-/// The command line that means these options.
+/// The command line that means these options; the folders come first.
 fn command(stage: Stage, train: &TrainArgs, dpo: &DpoArgs) -> String {
-    let mut text = String::from(if stage == Stage::Sft { "fusedpo sft" } else { "fusedpo dpo" });
     let options = [toml::Table::try_from(train), toml::Table::try_from(dpo)];
-    for (key, value) in options.into_iter().flatten().flatten() {
+    let mut options: Vec<_> = options.into_iter().flatten().flatten().collect();
+    let place = |key: &str| ["model", "data", "out"].iter().position(|k| *k == key).unwrap_or(3);
+    options.sort_by_key(|(key, _)| place(key));
+    let mut text = String::from(if stage == Stage::Sft { "fusedpo sft" } else { "fusedpo dpo" });
+    for (key, value) in options {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         text += &format!(" --{} {value}", key.replace('_', "-"));
     }
@@ -274,7 +277,7 @@ mod tests {
         };
         let dpo = DpoArgs { beta: Some(0.1), ..Default::default() };
         let line = command(Stage::Dpo, &train, &dpo);
-        for part in ["fusedpo dpo ", " --learning-rate 0.0005", " --max-steps 3", " --model a/b", " --beta 0.1"] {
+        for part in ["fusedpo dpo --model a/b ", " --learning-rate 0.0005", " --max-steps 3", " --beta 0.1"] {
             assert!(line.contains(part), "{line}");
         }
     }

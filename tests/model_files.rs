@@ -88,8 +88,8 @@ fn saving_in_another_dtype_rounds_and_says_so() {
             let back = Model::load(&be, out.path(), 64).unwrap();
             let (a, b) = (read(&be, &m.weights, m.table.len), read(&be, &back.weights, m.table.len));
             let round = |x: f64| match save {
-                SaveDtype::Bf16 => half::bf16::from_f64(x).to_f64(),
-                _ => half::f16::from_f64(x).to_f64(),
+                SaveDtype::Bf16 => half::bf16::from_f32(x as f32).to_f64(),
+                _ => half::f16::from_f32(x as f32).to_f64(),
             };
             a.iter().zip(&b).for_each(|(a, b)| assert_eq!(round(*a), *b));
         }

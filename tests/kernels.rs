@@ -1,11 +1,13 @@
-//! Every kernel, on the host driver, against the CPU backend in f64: odd shapes, several schedules, outputs that start as
-//! NaN. Each op is written once, generic over the backend. bf16 results may be twice as far from f64 as a plain bf16
-//! implementation, f32 results a few ulp.
+//! Every kernel, on the host driver and on a GPU where there is one (`common/device.rs`), against the CPU backend in f64: odd
+//! shapes, several schedules, outputs that start as NaN. Each op is written once, generic over the backend. bf16 results may
+//! be twice as far from f64 as a plain bf16 implementation, f32 results a few ulp.
 
 #[path = "common/batches.rs"]
 mod batches;
 #[path = "common/check.rs"]
 mod check;
+#[path = "common/device.rs"]
+mod device;
 #[path = "common/host.rs"]
 mod host;
 
@@ -23,9 +25,9 @@ mod rows;
 mod simple;
 
 use check::{assert_bf16_rule, assert_close};
+use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::driver::Dtype;
-use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::{Backend, Float};
 use half::bf16;
@@ -96,23 +98,27 @@ pub trait Case {
     fn terms(&self, _output: &str) -> f64 {
         0.0
     }
+    /// The same for a matrix product, which the library adds up in an order of its own on a GPU.
+    fn product_terms(&self, _output: &str) -> f64 {
+        0.0
+    }
 }
 
 /// Relative error of f32 sums that these tests' sizes lead to.
 const F32: f64 = 40.0 * f32::EPSILON as f64;
 
-/// Runs `case` on the CPU in f64 and on the host driver under every schedule, and compares.
+/// Runs `case` on the CPU in f64 and on every device, and compares.
 #[track_caller]
 pub fn compare<A: GpuFloat>(what: &str, case: &impl Case) {
     let exact = case.run(&Cpu::<f64>::new().unwrap());
     let plain = case.plain();
-    let mut first: Option<Outputs> = None;
-    for seed in SEEDS {
-        let Some(driver) = host::host_driver(seed) else { return };
-        let got = case.run(&Gpu::<HostDriver, A>::new(driver).unwrap());
-        for (i, ((name, got, activation), (_, want, _))) in got.iter().zip(&exact).enumerate() {
-            let floor = 4.0 * f64::from(f32::EPSILON) * case.terms(name);
-            let name = format!("{what}, schedule {seed}: {name}");
+    let mut bits = SameBits::new();
+    on_devices!(A, SEEDS, |gpu, place| {
+        let outputs = case.run(gpu);
+        for (i, ((name, got, activation), (_, want, _))) in outputs.iter().zip(&exact).enumerate() {
+            let product = if let Place::Cuda(_) = place { case.product_terms(name) } else { 0.0 };
+            let floor = 4.0 * f64::from(f32::EPSILON) * (case.terms(name) + product);
+            let name = format!("{what} ({place}): {name}");
             if *activation && A::DTYPE == Dtype::Bf16 {
                 let rounded: Vec<f64> = want.iter().map(|w| bf16::from_f64(*w).to_f64()).collect();
                 assert_bf16_rule(&name, got, plain.as_ref().map_or(&rounded, |p| &p[i].1), want, floor);
@@ -120,9 +126,8 @@ pub fn compare<A: GpuFloat>(what: &str, case: &impl Case) {
                 assert_close(&name, got, want, F32, floor);
             }
         }
-        let first = first.get_or_insert_with(|| got.clone());
-        assert!(first == &got, "{what}: schedule {seed} gives other bits than schedule 0");
-    }
+        bits.see(what, place, outputs);
+    });
 }
 
 /// Instantiates a generic test for both storage types.

@@ -1,16 +1,19 @@
-//! The attention kernels on the host driver: against masked attention written out in f64 and in bf16, and against the CPU
-//! backend; random groups, every head width, several schedules. Results do not depend on packing, bit for bit, and
-//! planted faults are found.
+//! The attention kernels on the host driver, and on a GPU where there is one (`common/device.rs`): against masked attention
+//! written out in f64 and in bf16, and against the CPU backend; random groups, every head width, several schedules. Results
+//! do not depend on packing, bit for bit, and planted faults are found.
 
 #[path = "common/check.rs"]
 mod check;
+#[path = "common/device.rs"]
+mod device;
 #[path = "common/host.rs"]
 mod host;
 #[path = "attention_common/mod.rs"]
 mod naive;
 
 use check::{assert_bf16_rule, assert_close, disagreement};
-use fusedpo::backend::gpu::driver::Dtype;
+use device::SameBits;
+use fusedpo::backend::gpu::driver::{Driver, Dtype};
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Buf, Gpu, GpuBatch, GpuFloat};
 use fusedpo::backend::{AttnShape, Backend, cpu::Cpu};
@@ -43,7 +46,7 @@ impl Case {
     }
 
     /// Forward and backward through the GPU backend; outputs start as NaN.
-    fn run<A: GpuFloat>(&self, gpu: &Gpu<HostDriver, A>) -> fusedpo::Result<Results> {
+    fn run<D: Driver, A: GpuFloat>(&self, gpu: &Gpu<D, A>) -> fusedpo::Result<Results> {
         let micro = batch(&self.groups, self.slots);
         // More than is needed: the tables' unused entries and the grid's idle blocks are part of the matter.
         let mut b = GpuBatch::new(gpu, capacity(self.slots + 37, micro.responses.len() + 2))?;
@@ -51,15 +54,15 @@ impl Case {
         self.run_on(gpu, &b)
     }
 
-    fn run_on<A: GpuFloat>(&self, gpu: &Gpu<HostDriver, A>, b: &GpuBatch<HostDriver>) -> fusedpo::Result<Results> {
+    fn run_on<D: Driver, A: GpuFloat>(&self, gpu: &Gpu<D, A>, b: &GpuBatch<D>) -> fusedpo::Result<Results> {
         let (rows, s) = (self.slots, self.shape);
-        let qkv = device::<A, A>(gpu, &self.qkv);
-        let mut out = unset::<A, A>(gpu, rows * s.q_width());
-        let mut lse = unset::<A, f32>(gpu, rows * s.heads);
-        let mut delta = unset::<A, f32>(gpu, rows * s.heads);
-        let mut dqkv = unset::<A, A>(gpu, rows * s.qkv_width());
+        let qkv = filled::<D, A, A>(gpu, &self.qkv);
+        let mut out = unset::<D, A, A>(gpu, rows * s.q_width());
+        let mut lse = unset::<D, A, f32>(gpu, rows * s.heads);
+        let mut delta = unset::<D, A, f32>(gpu, rows * s.heads);
+        let mut dqkv = unset::<D, A, A>(gpu, rows * s.qkv_width());
         gpu.attention_fwd(out.all_mut(), lse.all_mut(), qkv.all(), b, s)?;
-        let dout = device::<A, A>(gpu, &self.dout);
+        let dout = filled::<D, A, A>(gpu, &self.dout);
         gpu.attention_bwd(dqkv.all_mut(), delta.all_mut(), dout.all(), out.all(), lse.all(), qkv.all(), b, s)?;
         Ok(Results { out: fetch(gpu, &out), lse: fetch(gpu, &lse), dqkv: fetch(gpu, &dqkv), shape: s })
     }
@@ -72,16 +75,16 @@ impl Case {
     }
 }
 
-fn device<A: GpuFloat, S: GpuFloat>(gpu: &Gpu<HostDriver, A>, data: &[f64]) -> Buf<HostDriver, S> {
+fn filled<D: Driver, A: GpuFloat, S: GpuFloat>(gpu: &Gpu<D, A>, data: &[f64]) -> Buf<D, S> {
     let data: Vec<S> = data.iter().map(|x| S::from_f64(*x)).collect();
     let mut buf = gpu.alloc("test", data.len()).unwrap();
     gpu.put(buf.all_mut(), &data).unwrap();
     buf
 }
-fn unset<A: GpuFloat, S: GpuFloat>(gpu: &Gpu<HostDriver, A>, len: usize) -> Buf<HostDriver, S> {
-    device(gpu, &vec![f64::NAN; len])
+fn unset<D: Driver, A: GpuFloat, S: GpuFloat>(gpu: &Gpu<D, A>, len: usize) -> Buf<D, S> {
+    filled(gpu, &vec![f64::NAN; len])
 }
-fn fetch<A: GpuFloat, S: GpuFloat>(gpu: &Gpu<HostDriver, A>, buf: &Buf<HostDriver, S>) -> Vec<f64> {
+fn fetch<D: Driver, A: GpuFloat, S: GpuFloat>(gpu: &Gpu<D, A>, buf: &Buf<D, S>) -> Vec<f64> {
     let mut out = vec![S::from_f64(0.0); buf.all().len()];
     gpu.get(&mut out, buf.all()).unwrap();
     out.iter().map(|x| x.to_f64()).collect()
@@ -90,27 +93,23 @@ fn gpu<A: GpuFloat>(seed: u64) -> Option<Gpu<HostDriver, A>> {
     Some(Gpu::new(host::host_driver(seed)?).unwrap())
 }
 
-/// Runs the case under every schedule: same bits each time, and right by the rule of the storage type.
+/// Runs the case on every device: same bits each time, and right by the rule of the storage type.
 #[track_caller]
 fn agrees<A: GpuFloat>(case: &Case) {
     let (exact, plain) = (case.exact(), case.plain_bf16());
-    let mut first: Option<Results> = None;
-    for seed in SEEDS {
-        let Some(gpu) = gpu::<A>(seed) else { return };
-        let got = case.run(&gpu).unwrap();
-        if let Some(first) = &first {
-            assert!(got.same_bits(first), "schedule {seed} gives other bits");
-            continue;
-        }
-        assert_close("lse", &got.lse, &exact.lse, 4e-6, 0.0);
+    let mut bits = SameBits::new();
+    on_devices!(A, SEEDS, |gpu, place| {
+        let got = case.run(gpu).unwrap();
+        assert_close(&format!("{place}: lse"), &got.lse, &exact.lse, 4e-6, 0.0);
         for ((name, g), ((_, w), (_, p))) in got.parts().into_iter().zip(exact.parts().into_iter().zip(plain.parts())) {
+            let name = format!("{place}: {name}");
             match A::DTYPE {
-                Dtype::Bf16 => assert_bf16_rule(name, &g, &p, &w, 0.0),
-                Dtype::F32 => assert_close(name, &g, &w, 3e-5, 0.0),
+                Dtype::Bf16 => assert_bf16_rule(&name, &g, &p, &w, 0.0),
+                Dtype::F32 => assert_close(&name, &g, &w, 3e-5, 0.0),
             }
         }
-        first = Some(got);
-    }
+        bits.see("attention", place, got.bits());
+    });
 }
 
 fn group(prompt: usize, responses: &[usize]) -> Group {
@@ -179,8 +178,6 @@ fn plain_kernels() {
 #[test]
 fn agrees_with_the_cpu_backend() {
     let case = Case::new(&[group(50, &[33, 70, 2]), group(0, &[65])], 6, (6, 2, 64), 9);
-    let Some(gpu) = gpu::<f32>(1) else { return };
-    let got = case.run(&gpu).unwrap();
     let f32s = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
     let (cpu, s) = (Cpu::<f32>::new().unwrap(), case.shape);
     let micro = batch(&case.groups, case.slots);
@@ -192,11 +189,14 @@ fn agrees_with_the_cpu_backend() {
     cpu.attention_fwd(&mut out, &mut lse, &qkv, &b, s).unwrap();
     let (mut dqkv, mut delta) = (vec![f32::NAN; rows * s.qkv_width()], vec![f32::NAN; rows * s.heads]);
     cpu.attention_bwd(&mut dqkv, &mut delta, &dout, &out, &lse, &qkv, &b, s).unwrap();
-    for (name, got, want) in [("out", &got.out, &out), ("lse", &got.lse, &lse), ("dqkv", &got.dqkv, &dqkv)] {
-        let want: Vec<f64> = want.iter().map(|x| f64::from(*x)).collect();
-        assert_close(name, &got[..want.len()], &want, 2e-5, 0.0);
-        assert!(got[want.len()..].iter().all(|x| *x == 0.0), "{name}: rows of no segment are zero");
-    }
+    on_devices!(f32, [1], |gpu, place| {
+        let got = case.run(gpu).unwrap();
+        for (name, got, want) in [("out", &got.out, &out), ("lse", &got.lse, &lse), ("dqkv", &got.dqkv, &dqkv)] {
+            let want: Vec<f64> = want.iter().map(|x| f64::from(*x)).collect();
+            assert_close(name, &got[..want.len()], &want, 2e-5, 0.0);
+            assert!(got[want.len()..].iter().all(|x| *x == 0.0), "{place}: {name}: rows of no segment are zero");
+        }
+    });
 }
 
 /// Rows `from` of `a`, placed at rows `to` of `b`: inputs are copied so that they agree.
@@ -215,9 +215,12 @@ fn a_row_does_not_depend_on_packing() {
         let mut packed = Case::new(&others, 11, (3, 1, hd), 21);
         let at = 13 + 91 + 31;
         place(&mut packed, at, &alone, 0..rows);
-        let (Some(one), Some(two)) = (gpu::<bf16>(1), gpu::<bf16>(2)) else { return };
-        let (a, b) = (alone.run(&one).unwrap(), packed.run(&two).unwrap());
-        assert!(a.rows(0..rows).same_bits(&b.rows(at..at + rows)), "head_dim {hd}");
+        let mut bits = SameBits::new();
+        on_devices!(bf16, [1, 2], |gpu, place| {
+            let (a, b) = (alone.run(gpu).unwrap(), packed.run(gpu).unwrap());
+            bits.see(&format!("head_dim {hd}, alone"), place, a.rows(0..rows).bits());
+            bits.see(&format!("head_dim {hd}, packed"), place, b.rows(at..at + rows).bits());
+        });
     }
 }
 
@@ -230,34 +233,43 @@ fn sharing_a_prompt_gives_the_bits_of_repeating_it() {
         place(&mut repeated, 0, &shared, 0..115);
         place(&mut repeated, 116, &shared, 0..75);
         place(&mut repeated, 191, &shared, 115..181);
-        let Some(gpu) = gpu::<bf16>(1) else { return };
-        let (a, b) = (shared.run(&gpu).unwrap(), repeated.run(&gpu).unwrap());
-        assert!(a.rows(0..115).same_forward(&b.rows(0..115)), "head_dim {hd}: prompt and first response");
-        assert!(a.rows(0..75).same_forward(&b.rows(116..191)), "head_dim {hd}: the prompt again");
-        assert!(a.rows(115..181).same_bits(&b.rows(191..257)), "head_dim {hd}: second response, gradients included");
+        on_devices!(bf16, [1], |gpu, place| {
+            let (a, b) = (shared.run(gpu).unwrap(), repeated.run(gpu).unwrap());
+            let at = format!("{place}: head_dim {hd}");
+            assert!(a.rows(0..115).same_forward(&b.rows(0..115)), "{at}: prompt and first response");
+            assert!(a.rows(0..75).same_forward(&b.rows(116..191)), "{at}: the prompt again");
+            assert!(a.rows(115..181).same_bits(&b.rows(191..257)), "{at}: second response, gradients included");
+        });
+    }
+}
+
+/// On a backend that nobody else uses: its memory table is counted.
+fn refill<D: Driver>(gpu: &Gpu<D, bf16>) {
+    let small = Case::new(&[group(20, &[9, 30])], 2, (3, 1, 64), 40);
+    let large = Case::new(&[group(90, &[70]), group(0, &[64])], 0, (3, 1, 64), 41);
+    let other = Case::new(&[group(90, &[70]), group(0, &[64])], 0, (2, 2, 32), 42);
+    let mut b = GpuBatch::new(gpu, capacity(300, 6)).unwrap();
+    for case in [&large, &small, &other, &large, &small] {
+        b.load(gpu, &batch(&case.groups, case.slots)).unwrap();
+        let tables = || gpu.memory_table().iter().filter(|(name, _)| name.starts_with("attention")).count();
+        let before = tables();
+        let got = case.run_on(gpu, &b).unwrap();
+        let after = tables();
+        let again = case.run_on(gpu, &b).unwrap();
+        assert!(got.same_bits(&again));
+        assert_eq!(tables(), after, "a known geometry allocates nothing");
+        assert!(after <= before + 2);
+        assert!(got.same_bits(&case.run(gpu).unwrap()), "a batch of its own");
     }
 }
 
 #[test]
 fn a_batch_is_refilled_and_takes_other_heads() {
-    let Some(gpu) = gpu::<bf16>(3) else { return };
-    let small = Case::new(&[group(20, &[9, 30])], 2, (3, 1, 64), 40);
-    let large = Case::new(&[group(90, &[70]), group(0, &[64])], 0, (3, 1, 64), 41);
-    let other = Case::new(&[group(90, &[70]), group(0, &[64])], 0, (2, 2, 32), 42);
-    let mut b = GpuBatch::new(&gpu, capacity(300, 6)).unwrap();
-    for case in [&large, &small, &other, &large, &small] {
-        b.load(&gpu, &batch(&case.groups, case.slots)).unwrap();
-        let tables = |gpu: &Gpu<HostDriver, bf16>| {
-            gpu.memory_table().iter().filter(|(name, _)| name.starts_with("attention")).count()
-        };
-        let before = tables(&gpu);
-        let got = case.run_on(&gpu, &b).unwrap();
-        assert!(got.same_bits(&case.run(&self::gpu::<bf16>(0).unwrap()).unwrap()));
-        let after = tables(&gpu);
-        let again = case.run_on(&gpu, &b).unwrap();
-        assert!(got.same_bits(&again));
-        assert_eq!(tables(&gpu), after, "a known geometry allocates nothing");
-        assert!(after <= before + 2);
+    if let Some(gpu) = gpu::<bf16>(3) {
+        refill(&gpu);
+    }
+    if let Some(driver) = device::cuda_driver() {
+        refill(&Gpu::<_, bf16>::new(driver).unwrap());
     }
 }
 
@@ -268,8 +280,8 @@ fn lengths_and_geometry_are_checked_before_a_launch() {
     let mut b = GpuBatch::new(&gpu, capacity(8, 2)).unwrap();
     b.load(&gpu, &batch(&case.groups, 8)).unwrap();
     let launches = gpu.driver().launches();
-    let (mut out, mut lse) = (unset::<bf16, bf16>(&gpu, 8 * 128 + 8), unset::<bf16, f32>(&gpu, 16));
-    let qkv = unset::<bf16, bf16>(&gpu, 8 * 256);
+    let (mut out, mut lse) = (unset::<_, bf16, bf16>(&gpu, 8 * 128 + 8), unset::<_, bf16, f32>(&gpu, 16));
+    let qkv = unset::<_, bf16, bf16>(&gpu, 8 * 256);
     let mut fwd = |at: usize, len: usize, stats: usize, shape: AttnShape| {
         gpu.attention_fwd(out.view_mut(at..at + len), lse.view_mut(0..stats), qkv.all(), &b, shape)
             .unwrap_err()

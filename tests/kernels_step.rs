@@ -1,19 +1,22 @@
-//! A whole training step through the kernels on the host: forward, head, loss, backward, AdamW on models of every supported
-//! kind, against the CPU backend in f64; and a short training run. Products are the host's, everything else is `kernels/`.
+//! A whole training step through the kernels: forward, head, loss, backward, AdamW on models of every supported kind, against
+//! the CPU backend in f64; and a short training run. On the host, where products are Rust's and everything else is `kernels/`,
+//! and on a GPU where there is one (`common/device.rs`).
 
+#[path = "common/device.rs"]
+mod device;
 #[path = "common/host.rs"]
 mod host;
 mod model_common;
 
+use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::backend::gpu::host::HostDriver;
-use fusedpo::backend::gpu::{Gpu, GpuFloat};
+use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{Backend, Update};
 use fusedpo::data::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
 use half::bf16;
-use model_common::{Group, norm, pack, read, score, train, workspace};
+use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
 
 const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.3, label_smoothing: 0.1 };
@@ -22,9 +25,6 @@ const POSITIONS: usize = 64;
 
 fn golden(name: &str) -> PathBuf {
     model_common::project("tests/golden").join(name)
-}
-fn gpu<A: GpuFloat>(seed: u64) -> Option<Gpu<HostDriver, A>> {
-    Some(Gpu::new(host::host_driver(seed)?).unwrap())
 }
 fn load<B: Backend>(be: &B, dir: &Path) -> Model<B> {
     Model::load(be, dir, POSITIONS).unwrap()
@@ -60,41 +60,18 @@ fn distance(got: &[f64], want: &[f64]) -> f64 {
     norm(&got.iter().zip(want).map(|(g, w)| g - w).collect::<Vec<_>>()) / norm(want)
 }
 
-/// Relative errors of losses, log-probs and gradients of a step against f64.
-fn step_errors<A: GpuFloat>(dir: &Path, seed: u64) -> Option<[f64; 3]> {
+/// A step in f64 with the model as it is.
+fn exact_step(dir: &Path) -> Step {
     let exact = Cpu::<f64>::new().unwrap();
     let model = load(&exact, dir);
-    let batches = batches(model.config.vocab_size);
-    let want = train(&exact, &model, &batches, &SPEC, 0.2);
-    let be = gpu::<A>(seed)?;
-    let got = train(&be, &load(&be, dir), &batches, &SPEC, 0.2);
-    Some([
-        distance(&got.pair_losses, &want.pair_losses),
-        distance(&got.logps, &want.logps),
-        distance(&got.grads, &want.grads),
-    ])
+    train(&exact, &model, &batches(model.config.vocab_size), &SPEC, 0.2)
 }
-
-#[test]
-fn a_step_in_f32_agrees_with_f64() {
-    for (seed, name) in MODELS.iter().enumerate() {
-        let Some(errors) = step_errors::<f32>(&golden(name), seed as u64) else { return };
-        println!("{name}: losses {:.1e}, log-probs {:.1e}, gradients {:.1e}", errors[0], errors[1], errors[2]);
-        // Sums of a few hundred f32 terms, through two layers and back.
-        assert!(errors.iter().all(|e| *e <= 2e-6), "{name}: {errors:?}");
-    }
+fn step<B: Backend>(be: &B, dir: &Path) -> Step {
+    let model = load(be, dir);
+    train(be, &model, &batches(model.config.vocab_size), &SPEC, 0.2)
 }
-
-/// The same step in f64 with the weights rounded to bf16: what no bf16 engine can avoid.
-fn errors_of_rounded_weights(dir: &Path) -> [f64; 3] {
-    let exact = Cpu::<f64>::new().unwrap();
-    let model = load(&exact, dir);
-    let batches = batches(model.config.vocab_size);
-    let want = train(&exact, &model, &batches, &SPEC, 0.2);
-    let weights = read(&exact, &model.weights, model.table.len);
-    let rounded = weights.iter().map(|w| bf16::from_f64(*w).to_f32()).collect();
-    let rounded = Model::from_f32(&exact, model.config.clone(), rounded, POSITIONS).unwrap();
-    let got = train(&exact, &rounded, &batches, &SPEC, 0.2);
+/// Relative errors of losses, log-probs and gradients.
+fn errors(got: &Step, want: &Step) -> [f64; 3] {
     [
         distance(&got.pair_losses, &want.pair_losses),
         distance(&got.logps, &want.logps),
@@ -102,53 +79,80 @@ fn errors_of_rounded_weights(dir: &Path) -> [f64; 3] {
     ]
 }
 
+#[test]
+fn a_step_in_f32_agrees_with_f64() {
+    for (seed, name) in MODELS.iter().enumerate() {
+        let (want, mut bits) = (exact_step(&golden(name)), SameBits::new());
+        on_devices!(f32, [seed as u64], |be, place| {
+            let got = step(be, &golden(name));
+            let errors = errors(&got, &want);
+            println!("{name}, {place}: losses, log-probs, gradients {errors:?}");
+            // Sums of a few hundred f32 terms, through two layers and back.
+            assert!(errors.iter().all(|e| *e <= 2e-6), "{name}, {place}: {errors:?}");
+            bits.see(name, place, (got.pair_losses, got.logps, got.grads));
+        });
+    }
+}
+
+/// The same step in f64 with the weights rounded to bf16: what no bf16 engine can avoid.
+fn errors_of_rounded_weights(dir: &Path, want: &Step) -> [f64; 3] {
+    let exact = Cpu::<f64>::new().unwrap();
+    let model = load(&exact, dir);
+    let weights = read(&exact, &model.weights, model.table.len);
+    let rounded = weights.iter().map(|w| bf16::from_f64(*w).to_f32()).collect();
+    let rounded = Model::from_f32(&exact, model.config.clone(), rounded, POSITIONS).unwrap();
+    errors(&train(&exact, &rounded, &batches(model.config.vocab_size), &SPEC, 0.2), want)
+}
+
 /// Rounding the weights once is one of about a dozen roundings that a number meets on its way through a layer and back; errors
 /// that are independent add up to less than twice the largest. The mean over the models, as one alone can be lucky.
 #[test]
 fn a_step_in_bf16_is_within_bf16_rounding() {
-    let (mut ours, mut least) = ([0.0; 3], [0.0; 3]);
-    for (seed, name) in MODELS.iter().enumerate() {
-        let Some(errors) = step_errors::<bf16>(&golden(name), seed as u64) else { return };
-        let rounded = errors_of_rounded_weights(&golden(name));
-        println!("{name}: losses, log-probs, gradients {errors:.4?}, by rounded weights alone {rounded:.4?}");
-        for i in 0..3 {
-            ours[i] += errors[i];
-            least[i] += rounded[i];
-        }
-    }
-    assert!((0..3).all(|i| ours[i] <= 2.0 * least[i]), "{ours:?}, by rounded weights alone {least:?}");
+    let exact: Vec<(PathBuf, Step)> = MODELS.iter().map(|m| (golden(m), exact_step(&golden(m)))).collect();
+    let sum = |all: &[[f64; 3]]| [0, 1, 2].map(|i| all.iter().map(|e| e[i]).sum::<f64>());
+    let least: Vec<[f64; 3]> = exact.iter().map(|(dir, want)| errors_of_rounded_weights(dir, want)).collect();
+    on_devices!(bf16, [0, 3], |be, place| {
+        let ours: Vec<[f64; 3]> = exact.iter().map(|(dir, want)| errors(&step(be, dir), want)).collect();
+        println!("{place}: losses, log-probs, gradients by model {ours:.4?}, by rounded weights alone {least:.4?}");
+        let (ours, least) = (sum(&ours), sum(&least));
+        assert!((0..3).all(|i| ours[i] <= 2.0 * least[i]), "{place}: {ours:?}, by rounded weights alone {least:?}");
+    });
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
-    let run = |seed| {
-        let be = gpu::<bf16>(seed)?;
-        let model = load(&be, &golden("qwen3"));
-        let step = train(&be, &model, &batches(model.config.vocab_size), &SPEC, 0.2);
-        Some((step.pair_losses, step.logps, step.grads))
-    };
-    let Some(first) = run(0) else { return };
-    assert!((1..4).all(|seed| run(seed).as_ref() == Some(&first)));
+fn schedules_and_runs_do_not_change_a_bit() {
+    let mut bits = SameBits::new();
+    on_devices!(bf16, 0..4, |be, place| {
+        let step = step(be, &golden("qwen3"));
+        bits.see("a step", place, (step.pair_losses, step.logps, step.grads));
+    });
 }
 
-/// What the step-0 proof rests on: a response's log-probs do not depend on what is packed beside it.
+/// What the step-0 proof rests on: a response's log-probs do not depend on what is packed beside it. On the host not on the
+/// number of slots either; on a GPU the library may take another algorithm for another number (`Backend::FIXED_SHAPES`).
 fn packing<A: GpuFloat>() {
-    let Some(be) = gpu::<A>(1) else { return };
-    let model = load(&be, &golden("llama"));
-    let groups = groups(model.config.vocab_size);
-    let together = score(&be, &model, &[pack(&groups, 3)]);
-    let apart: Vec<MicroBatch> =
-        groups.iter().enumerate().map(|(i, g)| pack(std::slice::from_ref(g), 40 + 7 * i)).collect();
-    assert_eq!(score(&be, &model, &apart), together);
-    let reversed: Vec<Group> = groups.iter().rev().cloned().collect();
-    let mut back: Vec<Vec<f64>> = Vec::new();
-    let scores = score(&be, &model, &[pack(&reversed, 0)]);
-    let mut at = scores.len();
-    for g in &groups {
-        at -= g.responses.len();
-        back.extend_from_slice(&scores[at..at + g.responses.len()]);
-    }
-    assert_eq!(back, together);
+    on_devices!(A, [1], |be, place| {
+        let model = load(be, &golden("llama"));
+        let groups = groups(model.config.vocab_size);
+        let slots = pack(&groups, 3).slots;
+        let packed = |groups: &[Group], tail: usize| match place {
+            Place::Host(_) => pack(groups, tail),
+            Place::Cuda(_) => pack(groups, slots - pack(groups, 0).slots),
+        };
+        let together = score(be, &model, &[packed(&groups, 3)]);
+        let apart: Vec<MicroBatch> =
+            groups.iter().enumerate().map(|(i, g)| packed(std::slice::from_ref(g), 40 + 7 * i)).collect();
+        assert_eq!(score(be, &model, &apart), together, "{place}");
+        let reversed: Vec<Group> = groups.iter().rev().cloned().collect();
+        let mut back: Vec<Vec<f64>> = Vec::new();
+        let scores = score(be, &model, &[packed(&reversed, 0)]);
+        let mut at = scores.len();
+        for g in &groups {
+            at -= g.responses.len();
+            back.extend_from_slice(&scores[at..at + g.responses.len()]);
+        }
+        assert_eq!(back, together, "{place}");
+    });
 }
 #[test]
 fn log_probs_do_not_depend_on_packing_in_bf16() {
@@ -189,15 +193,23 @@ fn run_training<B: Backend>(be: &B, dir: &Path, batch: &MicroBatch, steps: u64) 
 fn training_agrees(dir: &Path, batch: &MicroBatch, steps: u64) {
     let (want, weights) = run_training(&Cpu::<f64>::new().unwrap(), dir, batch, steps);
     assert!(want[steps as usize - 1] < 0.9 * want[0], "the reference itself learns: {want:?}");
-    let (Some(single), Some(half)) = (gpu::<f32>(2), gpu::<bf16>(3)) else { return };
-    let (got, w) = run_training(&single, dir, batch, steps);
-    println!("f32: losses {got:.5?}, weights {:.1e}", distance(&w, &weights));
-    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 1e-4 * w), "{got:?}, want {want:?}");
-    assert!(distance(&w, &weights) <= 1e-4);
-    let (got, w) = run_training(&half, dir, batch, steps);
-    println!("bf16: losses {got:.5?}, weights {:.1e}; f64: {want:.5?}", distance(&w, &weights));
-    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 0.05 * want[0] + 0.05 * w), "{got:?}, want {want:?}");
-    assert!(distance(&w, &weights) <= 1e-2);
+    let mut bits = SameBits::new();
+    on_devices!(f32, [2], |be, place| {
+        let (got, w) = run_training(be, dir, batch, steps);
+        println!("f32, {place}: losses {got:.5?}, weights {:.1e}", distance(&w, &weights));
+        assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 1e-4 * w), "{place}: {got:?}, want {want:?}");
+        assert!(distance(&w, &weights) <= 1e-4, "{place}");
+        bits.see("a run in f32", place, (got, w));
+    });
+    let mut bits = SameBits::new();
+    on_devices!(bf16, [3], |be, place| {
+        let (got, w) = run_training(be, dir, batch, steps);
+        println!("bf16, {place}: losses {got:.5?}, weights {:.1e}; f64: {want:.5?}", distance(&w, &weights));
+        let close = |(g, w): (&f64, &f64)| (g - w).abs() <= 0.05 * want[0] + 0.05 * w;
+        assert!(got.iter().zip(&want).all(close), "{place}: {got:?}, want {want:?}");
+        assert!(distance(&w, &weights) <= 1e-2, "{place}");
+        bits.see("a run in bf16", place, (got, w));
+    });
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Compiles `kernels/*.cu` with the host's C++17 compiler (`CXX`, else `c++`; flags from `FUSEDPO_HOST_CXXFLAGS`), once
-//! per storage type. No compiler: the crate builds all the same and its table of kernels is empty.
+//! Compiles `kernels/*.cu` with the host's C++17 compiler (`CXX`, else `c++`; flags from `FUSEDPO_HOST_CXXFLAGS`, with the
+//! run-time libraries of sanitizers that they name), once per storage type. No compiler: the crate builds all the same and
+//! its table of kernels is empty.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +10,7 @@ fn main() {
     println!("cargo::rerun-if-changed=..");
     println!("cargo::rerun-if-env-changed=CXX");
     println!("cargo::rerun-if-env-changed=FUSEDPO_HOST_CXXFLAGS");
-    println!("cargo::rustc-check-cfg=cfg(host_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(host_kernels, sanitized)");
     let cxx = env::var("CXX").unwrap_or_else(|_| "c++".into());
     if !Command::new(&cxx).arg("--version").output().is_ok_and(|o| o.status.success()) {
         println!("cargo::warning=no C++ compiler (`{cxx}`): tests of the CUDA kernels on the host will be skipped");
@@ -34,6 +35,17 @@ fn main() {
     let status = Command::new("ar").arg("crs").arg(&library).args(jobs.iter().map(|j| &j.2)).status();
     assert!(status.is_ok_and(|s| s.success()), "ar could not write {}", library.display());
     println!("cargo::rustc-cfg=host_kernels");
+    let flags = env::var("FUSEDPO_HOST_CXXFLAGS").unwrap_or_default();
+    let sanitizers: Vec<&str> =
+        flags.split_whitespace().filter_map(|f| f.strip_prefix("-fsanitize=")).flat_map(|f| f.split(',')).collect();
+    for (name, runtime) in [("address", "asan"), ("undefined", "ubsan")] {
+        if sanitizers.contains(&name) {
+            println!("cargo::rustc-link-lib=dylib={runtime}");
+        }
+    }
+    if sanitizers.contains(&"address") {
+        println!("cargo::rustc-cfg=sanitized");
+    }
     println!("cargo::rustc-link-search=native={}", out.display());
     // Kernels register themselves from static constructors, which a linker drops unless it takes the whole archive.
     println!("cargo::rustc-link-lib=static:+whole-archive=fusedpo_kernels_host");

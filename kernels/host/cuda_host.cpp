@@ -11,6 +11,12 @@
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#endif
 
 namespace cuda_host {
 thread_local Fiber* self = nullptr;
@@ -221,7 +227,9 @@ const char* run_grid(const Kernel* k, dim3 grid, dim3 dim, size_t shared, void (
         block.idx = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / (size_t(grid.x) * grid.y))};
         std::memset(block.fixed, 0xff, static_shared_used);
         std::memset(block.dynamic, 0xff, shared + kGuard);
+        ASAN_POISON_MEMORY_REGION(block.dynamic + shared, kGuard);
         run_block(unsigned(threads));
+        ASAN_UNPOISON_MEMORY_REGION(block.dynamic + shared, kGuard);
         for (size_t i = 0; i < kGuard && !state.failed; ++i)
             if (block.dynamic[shared + i] != char(0xff)) {
                 std::snprintf(state.message, sizeof state.message, "writes past its %zu bytes of dynamic shared memory", shared);

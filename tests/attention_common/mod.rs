@@ -97,6 +97,10 @@ impl Results {
     pub fn same_bits(&self, o: &Results) -> bool {
         self.same_forward(o) && same(&self.dqkv, &o.dqkv)
     }
+    /// Every number's bits, to compare in full.
+    pub fn bits(&self) -> Vec<u64> {
+        self.out.iter().chain(&self.lse).chain(&self.dqkv).map(|x| x.to_bits()).collect()
+    }
     pub fn rows(&self, r: Range<usize>) -> Results {
         let cut = |x: &[f64], w: usize| x[r.start * w..r.end * w].to_vec();
         let s = self.shape;

@@ -25,14 +25,20 @@ impl HostKernel for Compiled {
     }
 }
 
-/// The kernels on the host; `None`, said on stderr, where they were built without a C++ compiler.
+/// The kernels on the host; `None`, said on stderr, where they were built without a C++ compiler or only a GPU is to be
+/// tested (`common/device.rs`).
 pub fn host_driver(seed: u64) -> Option<HostDriver> {
+    if std::env::var("FUSEDPO_REQUIRE_GPU").is_ok_and(|v| v == "only") {
+        eprintln!("skipped: kernels on the host (FUSEDPO_REQUIRE_GPU=only)");
+        return None;
+    }
     let kernels = fusedpo_kernels_host::kernels();
     if kernels.is_empty() {
         eprintln!("skipped: kernels on the host (there was no C++ compiler when this was built)");
         return None;
     }
-    Some(HostDriver::new(kernels.into_iter().map(|k| Box::new(Compiled(k)) as Box<dyn HostKernel>), seed))
+    let driver = HostDriver::new(kernels.into_iter().map(|k| Box::new(Compiled(k)) as Box<dyn HostKernel>), seed);
+    Some(if fusedpo_kernels_host::SANITIZED { driver.without_fences() } else { driver })
 }
 
 /// The kernels on the host, those that exist with `fault` planted replaced by their faulty twins.
@@ -66,5 +72,6 @@ pub fn host_driver_with_fault(seed: u64, fault: &str) -> Option<HostDriver> {
     let named = |k: fusedpo_kernels_host::HostKernel| (k.name.replace(&mark, ""), k);
     // Later entries replace earlier ones of the same name.
     let all = right.into_iter().map(|k| (k.name.to_owned(), k)).chain(faulty.into_iter().map(named));
-    Some(HostDriver::new(all.map(|(name, k)| Box::new(Faulty(Compiled(k), name)) as Box<dyn HostKernel>), seed))
+    let all = all.map(|(name, k)| Box::new(Faulty(Compiled(k), name)) as Box<dyn HostKernel>);
+    Some(HostDriver::new(all, seed))
 }

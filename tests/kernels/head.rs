@@ -2,10 +2,10 @@
 
 use crate::batches::{capacity, chunk, micro_batch};
 use crate::check::{assert_bf16_rule, assert_close};
-use crate::{Case, F32, Noise, Outputs, SEEDS, both, buf, compare, fetch, unset, v};
+use crate::{Case, F32, Noise, Outputs, SEEDS, both, buf, compare, fetch, on_devices, unset, v};
 use fusedpo::backend::cpu::Cpu;
+use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::gpu::driver::Dtype;
-use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::{Backend, HeadMode, HeadStats};
 use fusedpo::data::batch::MicroBatch;
 use half::bf16;
@@ -77,6 +77,14 @@ impl Case for Head {
     fn terms(&self, output: &str) -> f64 {
         if ["logp", "entropy", "log_sum_p2"].contains(&output) { 1.0 } else { 0.0 }
     }
+    /// Logits are sums over a row of `x`; of dx, the terms of a row of G add up to 2 at most.
+    fn product_terms(&self, output: &str) -> f64 {
+        match output {
+            "logp" | "entropy" | "log_sum_p2" => self.x.iter().map(|x| x.abs()).sum::<f64>() / self.rows() as f64,
+            "dx" => 2.0 * self.coef.iter().fold(0.0, |m, c| c.abs().max(m)),
+            _ => 0.0,
+        }
+    }
     /// G, `c x` and the product before `c` are kept in bf16.
     fn plain(&self) -> Option<Outputs> {
         if !self.bf16 || self.mode == HeadMode::Score {
@@ -138,17 +146,15 @@ fn gradient_in_place<A: GpuFloat>() {
     for (vocab, dim, scale) in SIZES {
         let case = case::<A>(vocab, dim, scale, HeadMode::Train);
         let want = case.gradient();
-        for seed in SEEDS {
-            let Some(driver) = crate::host::host_driver(seed) else { return };
-            let gpu = Gpu::<_, A>::new(driver).unwrap();
-            let logits = case.forward(&gpu).1;
+        on_devices!(A, SEEDS, |gpu, place| {
+            let logits = case.forward(gpu).1;
             let mut raw = vec![0.0f32; (case.rows() + 1) * vocab];
             gpu.get(&mut raw, logits.all()).unwrap();
             let elements: &[A] = bytemuck::cast_slice(&raw);
             let ld = vocab * 4 / size_of::<A>();
             let got: Vec<f64> =
                 (0..case.rows()).flat_map(|n| elements[n * ld..][..vocab].iter().map(|g| g.to_f64())).collect();
-            let name = format!("G of {vocab}, schedule {seed}");
+            let name = format!("G of {vocab} ({place})");
             match A::DTYPE {
                 Dtype::Bf16 => {
                     let plain: Vec<f64> = want.iter().map(|w| bf16::from_f64(*w).to_f64()).collect();
@@ -160,7 +166,7 @@ fn gradient_in_place<A: GpuFloat>() {
                 raw[case.rows() * vocab..].iter().all(|z| z.is_nan()),
                 "{name}: rows behind the chunk are untouched"
             );
-        }
+        });
     }
 }
 both!(gradient_in_place);

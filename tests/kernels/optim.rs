@@ -1,6 +1,6 @@
 //! Gradient norm and updates.
 
-use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
+use crate::{Case, Noise, Outputs, both, buf, compare, fetch, on_devices, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{Backend, Update};
 
@@ -63,11 +63,12 @@ fn not_finite_changes_nothing<A: GpuFloat>() {
     for bad in [f64::NAN, f64::INFINITY] {
         let w: Vec<f64> = Noise(5).vec::<A>(20, 1.0);
         let case = Steps { w: w.clone(), g: vec![vec![bad; 20]], max_grad_norm: 1.0, rmsprop: false };
-        let Some(driver) = crate::host::host_driver(1) else { return };
-        let got = case.run(&fusedpo::backend::gpu::Gpu::<_, A>::new(driver).unwrap());
-        assert_eq!(got[3].1, w);
-        assert_eq!(got[4].1, w.iter().map(|x| A::from_f64(*x).to_f64()).collect::<Vec<_>>());
-        assert!(got[1].1.iter().chain(&got[2].1).all(|x| *x == 0.0));
+        on_devices!(A, [1], |gpu, place| {
+            let got = case.run(gpu);
+            assert_eq!(got[3].1, w, "{place}");
+            assert_eq!(got[4].1, w.iter().map(|x| A::from_f64(*x).to_f64()).collect::<Vec<_>>(), "{place}");
+            assert!(got[1].1.iter().chain(&got[2].1).all(|x| *x == 0.0), "{place}");
+        });
     }
 }
 both!(not_finite_changes_nothing);

@@ -176,6 +176,16 @@ impl Case for Linear {
             ("logits", fetch(be, &logits)[..self.y.len()].to_vec(), false),
         ]
     }
+    /// The length of the sums: their terms are about 1.
+    fn product_terms(&self, output: &str) -> f64 {
+        let terms = match output {
+            "dw" => self.y.len() / self.out,
+            "dx" | "dx added" => self.out,
+            "dbias" => 0,
+            _ => self.inp,
+        };
+        terms as f64
+    }
 }
 fn linear<A: GpuFloat>() {
     for (rows, out, inp) in [(1, 1, 1), (5, 37, 8), (530, 13, 7), (3, 2056, 16)] {

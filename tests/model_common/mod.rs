@@ -172,9 +172,10 @@ pub fn cpu32() -> Cpu<f32> {
     Cpu::new().unwrap()
 }
 
-/// A folder of the project.
+/// A folder of the project: where cargo runs the test, or where whoever carried it elsewhere says that it lies.
 pub fn project(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(root).join(path)
 }
 
 /// A folder of the shared test data, or `None`, having said so.

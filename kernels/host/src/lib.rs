@@ -3,6 +3,9 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
+/// Whether the kernels were built with address sanitizer.
+pub const SANITIZED: bool = cfg!(sanitized);
+
 /// A kernel that the host can run.
 #[derive(Clone, Copy, Debug)]
 pub struct HostKernel {

@@ -30,7 +30,7 @@ pub trait HostKernel: Send + Sync {
     ) -> Result<(), String>;
 }
 
-/// Bytes of [`FENCE`] on either side of an allocation.
+/// Alignment of an allocation, and bytes of [`FENCE`] on either side of it.
 const FENCE_BYTES: usize = 256;
 /// NaN as bf16, f32 and f64: what is read past an end spoils the result, what is written there is found.
 const FENCE: u8 = 0xff;
@@ -39,6 +39,8 @@ const FENCE: u8 = 0xff;
 pub struct HostDriver {
     kernels: HashMap<String, Box<dyn HostKernel>>,
     seed: u64,
+    /// Bytes on either side of an allocation.
+    fence: usize,
     launches: AtomicU64,
     /// Address handed out -> bytes.
     allocations: Mutex<BTreeMap<u64, usize>>,
@@ -51,9 +53,16 @@ impl HostDriver {
         HostDriver {
             kernels: kernels.into_iter().map(|k| (k.name().to_owned(), k)).collect(),
             seed,
+            fence: FENCE_BYTES,
             launches: AtomicU64::new(0),
             allocations: Mutex::default(),
         }
+    }
+
+    /// Allocations without fences: for address sanitizer, which sees reads too and whose own fences then lie at the
+    /// very end of each.
+    pub fn without_fences(self) -> HostDriver {
+        HostDriver { fence: 0, ..self }
     }
 
     /// Launches so far.
@@ -96,16 +105,17 @@ impl HostDriver {
         self.allocations().iter().map(|(at, bytes)| (*at, *bytes)).find_map(|(at, bytes)| {
             let intact = |from: u64| {
                 // SAFETY: both fences belong to a live allocation of this driver (made in `alloc`).
-                let fence = unsafe { std::slice::from_raw_parts(from as *const u8, FENCE_BYTES) };
+                let fence = unsafe { std::slice::from_raw_parts(from as *const u8, self.fence) };
                 fence.iter().all(|b| *b == FENCE)
             };
-            (!intact(at - FENCE_BYTES as u64) || !intact(at + bytes as u64)).then_some(at)
+            (!intact(at - self.fence as u64) || !intact(at + bytes as u64)).then_some(at)
         })
     }
-}
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes + 2 * FENCE_BYTES, FENCE_BYTES).expect("a length that was allocated before")
+    fn layout(&self, bytes: usize) -> Layout {
+        let size = (bytes + 2 * self.fence).max(1);
+        Layout::from_size_align(size, FENCE_BYTES).expect("a length that was allocated before")
+    }
 }
 
 impl Driver for HostDriver {
@@ -127,16 +137,16 @@ impl Driver for HostDriver {
             return Err(Error::Device(format!("cannot allocate {bytes} bytes")));
         }
         // SAFETY: the layout's size is not 0; the fences are within it.
-        let start = unsafe { alloc_zeroed(layout(bytes)) };
+        let start = unsafe { alloc_zeroed(self.layout(bytes)) };
         if start.is_null() {
             return Err(Error::Device(format!("out of memory for {bytes} bytes")));
         }
         // SAFETY: as above.
         unsafe {
-            start.write_bytes(FENCE, FENCE_BYTES);
-            start.add(FENCE_BYTES + bytes).write_bytes(FENCE, FENCE_BYTES);
+            start.write_bytes(FENCE, self.fence);
+            start.add(self.fence + bytes).write_bytes(FENCE, self.fence);
         }
-        let at = start as u64 + FENCE_BYTES as u64;
+        let at = start as u64 + self.fence as u64;
         self.allocations().insert(at, bytes);
         Ok(at)
     }
@@ -144,7 +154,7 @@ impl Driver for HostDriver {
     unsafe fn free(&self, at: u64) {
         if let Some(bytes) = self.allocations().remove(&at) {
             // SAFETY: `alloc` made it with this layout; it is no longer listed, so it is freed once.
-            unsafe { dealloc((at - FENCE_BYTES as u64) as *mut u8, layout(bytes)) };
+            unsafe { dealloc((at - self.fence as u64) as *mut u8, self.layout(bytes)) };
         }
     }
 

@@ -8,5 +8,11 @@ step cargo fmt --check
 step cargo clippy --release --all-targets --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --release --no-deps --quiet
 step cargo test --release --quiet
+# Registers, spills, local memory of what cargo compiled, and that docs/kernels.md says so.
+if [ -x "${CUDA_HOME:-}/bin/nvdisasm" ]; then
+  step python3 scripts/kernel_report.py --built "${CARGO_TARGET_DIR:-target}" --targets 80,90a --check docs/kernels.md --quiet
+else
+  echo "skipped: scripts/kernel_report.py (CUDA_HOME names no toolkit with nvdisasm)"
+fi
 step cargo bench --no-run --quiet
 step python3 -m unittest discover -s tests/scripts

@@ -3,9 +3,10 @@
 tensor-core instructions, per kernel and target. Needs nvcc, cuobjdump and nvdisasm (scripts/install_nvcc.sh), no GPU.
 
     scripts/kernel_report.py --cuda DIR/nvidia/cu13 [--markdown docs/kernels.md] [--targets 80,90a,100,120] [--only norm]
+    scripts/kernel_report.py --built target --targets 80,90a --check docs/kernels.md     what scripts/check.sh runs
 
-Exits 1 where a kernel uses local memory (stack or spills) and is not in ALLOWED with a reason, or where ALLOWED names one
-that does not."""
+Exits 1 where a kernel uses local memory (stack or spills) and is not in ALLOWED with a reason, where ALLOWED names one
+that does not, and with --check where the page's table is another one."""
 
 import argparse
 import os
@@ -42,6 +43,29 @@ def compile_cubin(tools, source, dtype, target, folder):
     flag = {"bf16": "-DSTORAGE_BF16", "f32": "-DSTORAGE_FLOAT"}[dtype]
     run(tools / "nvcc", "-std=c++17", "-O3", "-cubin", flag, "-gencode", f"arch=compute_{target},code=sm_{target}", source, "-o", cubin)
     return cubin
+
+
+class Built:
+    """Images that `cargo build` left under a target folder, as long as they come from the sources of today."""
+
+    def __init__(self, folder):
+        self.stamps = sorted(Path(folder).glob("*/build/fusedpo-*/out/*.inputs"), key=lambda p: -p.stat().st_mtime) if folder else []
+        self.headers = "".join(p.read_text() for p in sorted((ROOT / "kernels").glob("*.cuh")))
+
+    def cubin(self, tools, source, dtype, target, folder):
+        """The image for `target`, or None: build.rs writes beside each what it was made from."""
+        inputs = self.headers + source.read_text()
+        for stamp in self.stamps:
+            if stamp.name != f"{source.stem}.{dtype}.inputs":
+                continue
+            text = stamp.read_text()
+            if text.endswith(inputs) and f'"{target}"' in text[: len(text) - len(inputs)]:
+                place = Path(folder) / f"{source.stem}.{dtype}"
+                place.mkdir(exist_ok=True)
+                subprocess.run([tools / "cuobjdump", "--extract-elf", "all", stamp.with_suffix(".fatbin")], cwd=place, capture_output=True)
+                found = list(place.glob(f"*sm_{target}.cubin"))
+                return found[0] if found else None
+        return None
 
 
 def resources(tools, cubin):
@@ -121,14 +145,17 @@ def occupancy(target, threads, registers, shared):
     return blocks * warps * 32 / most_threads
 
 
-def report(tools, targets, only):
+def report(tools, targets, only, built):
     sources = [s for s in sorted((ROOT / "kernels").glob("*.cu")) if only in s.stem]
     declared, rows = declared_threads(), []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [(s, d, t) for s in sources for d in ("bf16", "f32") for t in targets]
-        cubins = pool.map(lambda j: compile_cubin(tools, *j, folder), jobs)
-        for (source, dtype, target), cubin in zip(jobs, cubins):
-            used, code = resources(tools, cubin), instructions(tools, cubin)
+
+        def look(job):
+            cubin = built.cubin(tools, *job, folder) or compile_cubin(tools, *job, folder)
+            return resources(tools, cubin), instructions(tools, cubin)
+
+        for (source, dtype, target), (used, code) in zip(jobs, pool.map(look, jobs)):
             for name, r in sorted(used.items()):
                 threads = threads_of(name, declared)
                 shared = r.get("SHARED", 0)
@@ -188,27 +215,45 @@ def write_markdown(path, text):
     temporary.replace(path)
 
 
+def page_text(tools, rows):
+    """What stands between the markers of the page."""
+    version = re.search(r"release ([\d.]+), V([\d.]+)", run(tools / "nvcc", "--version")).group(2)
+    shown = [r for r in rows if r["target"] in ("80", "90a")]
+    return f"nvcc {version}, `scripts/kernel_report.py --markdown docs/kernels.md`.\n\n{table(shown)}"
+
+
+def stale(path, text):
+    """Why the page's table is not this one; another compiler's is not compared."""
+    page = path.read_text()
+    shown = page.split(BEGIN)[-1].split(END)[0].strip()
+    if shown == text or shown.split(",")[0] != text.split(",")[0]:
+        return []
+    return [f"{path}: its table is not of these kernels; run: scripts/kernel_report.py --markdown {path}"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuda", type=Path, default=os.environ.get("CUDA_HOME"), help="toolkit with bin/nvcc, bin/cuobjdump, bin/nvdisasm")
     parser.add_argument("--targets", default="80,90a,100,120")
     parser.add_argument("--only", default="", help="files whose name contains this")
     parser.add_argument("--markdown", type=Path, help="put the table for 80 and 90a between the markers of this page")
+    parser.add_argument("--check", type=Path, help="the table between the markers of this page must be this one")
+    parser.add_argument("--built", type=Path, help="take what cargo compiled under this folder, where it is current")
+    parser.add_argument("--quiet", action="store_true", help="print problems only")
     args = parser.parse_args()
     if args.cuda is None and os.environ.get("FUSEDPO_NVCC"):
         args.cuda = Path(os.environ["FUSEDPO_NVCC"]).resolve().parent.parent
     if args.cuda is None:
         sys.exit("--cuda DIR: where is the toolkit? scripts/install_nvcc.sh gets one")
     tools = Path(args.cuda) / "bin"
-    rows = report(tools, args.targets.split(","), args.only)
-    print(table(rows))
+    rows = report(tools, args.targets.split(","), args.only, Built(args.built))
+    if not args.quiet:
+        print(table(rows), end="\n\n")
     if args.markdown:
-        version = re.search(r"release ([\d.]+), V([\d.]+)", run(tools / "nvcc", "--version")).group(2)
-        shown = [r for r in rows if r["target"] in ("80", "90a")]
-        write_markdown(args.markdown, f"nvcc {version}, `scripts/kernel_report.py --markdown docs/kernels.md`.\n\n{table(shown)}")
-    bad = problems(rows)
+        write_markdown(args.markdown, page_text(tools, rows))
+    bad = problems(rows) + (stale(args.check, page_text(tools, rows)) if args.check else [])
     kernels = {r["kernel"] for r in rows}
-    print(f"\n{len(kernels)} kernels, {args.targets}: {len(bad)} problems", *bad, sep="\n")
+    print(f"{len(kernels)} kernels, {args.targets}: {len(bad)} problems", *bad, sep="\n")
     sys.exit(bool(bad))
 
 

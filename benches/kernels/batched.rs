@@ -1,0 +1,163 @@
+//! Ops that follow a micro-batch: embedding, RoPE, gather and scatter, attention over a shared prefix.
+
+use crate::clock::{Bench, Clock, Work, random};
+use fusedpo::backend::{AttnShape, Backend, Capacity, Chunk, Rotation};
+use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+
+/// Query heads and keys of Qwen2.5-0.5B.
+const HEADS: AttnShape = AttnShape { heads: 14, kv_heads: 2, head_dim: 64 };
+
+pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
+    let groups = Groups::new(bench.be, 256, 256, 49152);
+    rows(bench, &groups, 896);
+    rope(bench, &groups);
+    // A prompt and two responses: 512, 768 and 1024 tokens of a group, half to three quarters of them responses.
+    for (prompt, response) in [(192, 160), (256, 256), (384, 320)] {
+        attention(bench, &Groups::new(bench.be, prompt, response, 1000), HEADS);
+    }
+    attention(bench, &Groups::new(bench.be, 256, 256, 1000), AttnShape { heads: 16, kv_heads: 8, head_dim: 128 });
+}
+
+/// Equal groups of a prompt and two responses, as many as fill [`Clock::ROWS`].
+pub struct Groups<B: Backend> {
+    pub micro: MicroBatch,
+    pub batch: B::Batch,
+    pub chunk: Chunk,
+    name: String,
+    prompt: usize,
+    response: usize,
+    vocab: usize,
+}
+
+impl<B: Clock> Groups<B> {
+    pub fn new(be: &B, prompt: usize, response: usize, vocab: usize) -> Self {
+        let count = (B::ROWS / (prompt + 2 * response)).max(1);
+        let micro = micro_batch(count as u32, prompt as u32, response as u32, vocab as u32);
+        let predictions = micro.predictions.len();
+        let capacity = Capacity { slots: micro.used, predictions, responses: 2 * count, pairs: count };
+        let mut batch = be.new_batch(capacity).expect("device memory");
+        be.load_batch(&mut batch, &micro).expect("a sound batch");
+        let chunk = Chunk { responses: 0..2 * count, predictions: 0..predictions, pairs: 0..count };
+        Groups { batch, chunk, name: format!("{count}x({prompt}+2x{response})"), prompt, response, vocab, micro }
+    }
+
+    /// Pairs of a query and a key that it sees.
+    fn scores(&self) -> usize {
+        let (p, r) = (self.prompt, self.response);
+        self.micro.groups.len() * (p * (p + 1) / 2 + 2 * (r * p + r * (r + 1) / 2))
+    }
+}
+
+/// `count` groups of a prompt of `prompt` tokens and two responses of `response` tokens.
+fn micro_batch(count: u32, prompt: u32, response: u32, vocab: u32) -> MicroBatch {
+    let rows = prompt + 2 * response;
+    let mut m = MicroBatch { slots: (count * rows) as usize, used: (count * rows) as usize, ..Default::default() };
+    for g in 0..count {
+        let start = g * rows;
+        let first = [m.segments.len(), m.responses.len(), m.predictions.len()].map(|n| n as u32);
+        m.segments.push(Segment { start, len: prompt, prefix_start: start, prefix_len: 0 });
+        m.tokens.extend((0..rows).map(|i| (start + i).wrapping_mul(2654435761) % vocab));
+        m.positions.extend((0..prompt + response).chain(prompt..prompt + response));
+        for r in 0..2 {
+            let at = start + prompt + r * response;
+            m.segments.push(Segment { start: at, len: response, prefix_start: start, prefix_len: prompt });
+            let from = m.predictions.len() as u32;
+            let row = |i: u32| if i == 0 { start + prompt - 1 } else { at + i - 1 };
+            let predict = |i| Prediction { row: row(i), target: m.tokens[(at + i) as usize], response: first[1] + r };
+            m.predictions.extend((0..response).map(predict));
+            m.responses.push(ResponseSlot { id: 0, predictions: from..from + response, ref_logp: 0.0 });
+        }
+        m.pairs.push(PairSlot { chosen: first[1], rejected: first[1] + 1, weight: 1.0, id: u64::from(g) });
+        m.groups.push(GroupSpan {
+            id: u64::from(g),
+            prompt: start..start + prompt,
+            segments: first[0]..first[0] + 3,
+            responses: first[1]..first[1] + 2,
+            predictions: first[2]..first[2] + 2 * response,
+            pairs: g..g + 1,
+            end: start + rows,
+        });
+    }
+    m.rows_by_token = (0..m.used as u32).collect();
+    m.rows_by_token.sort_by_key(|r| (m.tokens[*r as usize], *r));
+    m.predictions_by_row = (0..m.predictions.len() as u32).collect();
+    m.predictions_by_row.sort_by_key(|p| (m.predictions[*p as usize].row, *p));
+    m
+}
+
+/// Whole rows from and to a table, or from and to the rows that predict.
+fn rows<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, dim: usize) {
+    let (act, vocab, m) = (size_of::<B::Act>(), groups.vocab, &groups.micro);
+    let (n, predictions) = (m.used * dim, m.predictions.len() * dim);
+    let mut distinct = m.tokens.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let touched = distinct.len() * dim;
+    let shape = format!("{} {dim}", groups.name);
+    let set = |be: &B| (random::<B, B::Act>(be, n), random::<B, B::Act>(be, vocab * dim));
+    let work = Work::bytes((n + touched) * act).within((n + vocab * dim) * act);
+    bench.run("embed_fwd", &shape, work, set, |be, (x, table)| {
+        let table = be.view(table, 0..vocab * dim);
+        be.embed_fwd(be.view_mut(x, 0..n), table, &groups.batch, dim).expect("embed_fwd");
+    });
+    let set = |be: &B| (random::<B, B::Act>(be, n), be.zeros::<B::Acc>("bench", vocab * dim).expect("device memory"));
+    let work = Work::bytes(n * act + 8 * touched).within(n * act + 4 * vocab * dim);
+    bench.run("embed_bwd", &shape, work, set, |be, (dx, dtable)| {
+        let dtable = be.view_mut(dtable, 0..vocab * dim);
+        be.embed_bwd(dtable, be.view(dx, 0..n), &groups.batch, dim).expect("embed_bwd");
+    });
+    let set = |be: &B| (random::<B, B::Act>(be, n), random::<B, B::Act>(be, predictions));
+    bench.run("gather_rows", &shape, Work::bytes(2 * predictions * act), set, |be, (x, out)| {
+        let out = be.view_mut(out, 0..predictions);
+        be.gather_rows(out, be.view(x, 0..n), &groups.batch, dim).expect("gather_rows");
+    });
+    bench.run("scatter_rows", &shape, Work::bytes((predictions + n) * act), set, |be, (dx, dout)| {
+        let dout = be.view(dout, 0..predictions);
+        be.scatter_rows(be.view_mut(dx, 0..n), dout, &groups.batch, dim).expect("scatter_rows");
+    });
+}
+
+/// Least traffic: queries and keys read and written.
+fn rope<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
+    let (act, rows, s) = (size_of::<B::Act>(), groups.micro.used, HEADS);
+    let (wide, positions) = (rows * s.qkv_width(), groups.prompt + groups.response);
+    // Cosines and sines would do no better: a rotation by random numbers costs the same.
+    let set = |be: &B| (random::<B, B::Act>(be, wide), random::<B, B::Acc>(be, positions * s.head_dim));
+    let work = Work::bytes(2 * rows * (s.q_width() + s.kv_width()) * act + 4 * positions * s.head_dim);
+    let shape = format!("{} {}/{}x{}", groups.name, s.heads, s.kv_heads, s.head_dim);
+    for (name, direction) in [("rope_fwd", Rotation::Forward), ("rope_bwd", Rotation::Backward)] {
+        bench.run(name, &shape, work, set, |be, (qkv, table)| {
+            let table = be.view(table, 0..positions * s.head_dim);
+            be.rope(be.view_mut(qkv, 0..wide), table, &groups.batch, s, direction).expect("rope");
+        });
+    }
+}
+
+/// FLOP as the algorithm needs them: two products over the pairs that see one another forward, five backward.
+fn attention<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, s: AttnShape) {
+    let (act, rows, batch) = (size_of::<B::Act>(), groups.micro.used, &groups.batch);
+    let flop = 4 * groups.scores() * s.heads * s.head_dim;
+    let (wide, narrow, stat) = (rows * s.qkv_width(), rows * s.q_width(), rows * s.heads);
+    let set = |be: &B| {
+        let stats = || random::<B, B::Acc>(be, stat);
+        let r = |n| random::<B, B::Act>(be, n);
+        let mut set = (r(wide), r(narrow), r(narrow), r(wide), stats(), stats());
+        // Backward wants the output and the statistics that belong to the queries and keys.
+        let (out, lse) = (be.view_mut(&mut set.1, 0..narrow), be.view_mut(&mut set.4, 0..stat));
+        be.attention_fwd(out, lse, be.view(&set.0, 0..wide), batch, s).expect("attention_fwd");
+        set
+    };
+    let shape = format!("{} {}/{}x{}", groups.name, s.heads, s.kv_heads, s.head_dim);
+    let work = Work::flop(flop, (wide + narrow) * act + 4 * stat);
+    bench.run("attention_fwd", &shape, work, set, |be, (qkv, out, _, _, lse, _)| {
+        let (out, lse) = (be.view_mut(out, 0..narrow), be.view_mut(lse, 0..stat));
+        be.attention_fwd(out, lse, be.view(qkv, 0..wide), batch, s).expect("attention_fwd");
+    });
+    let work = Work::flop(flop * 5 / 2, (2 * wide + 2 * narrow) * act + 8 * stat);
+    bench.run("attention_bwd", &shape, work, set, |be, (qkv, out, dout, dqkv, lse, delta)| {
+        let (dqkv, delta) = (be.view_mut(dqkv, 0..wide), be.view_mut(delta, 0..stat));
+        let (dout, out) = (be.view(dout, 0..narrow), be.view(out, 0..narrow));
+        let (lse, qkv) = (be.view(lse, 0..stat), be.view(qkv, 0..wide));
+        be.attention_bwd(dqkv, delta, dout, out, lse, qkv, batch, s).expect("attention_bwd");
+    });
+}

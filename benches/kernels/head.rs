@@ -1,0 +1,77 @@
+//! The head with its products, its kernel by difference, and the loss.
+
+use crate::batched::Groups;
+use crate::clock::{Bench, Clock, Work, random};
+use fusedpo::backend::{HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
+use fusedpo::loss::{LossSpec, LossType};
+
+/// Hidden size of Qwen2.5-0.5B; a vocabulary that leaves the CPU some time.
+const DIM: usize = 896;
+const VOCAB: usize = 32768;
+
+pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
+    let groups = Groups::new(bench.be, 256, 256, VOCAB);
+    head(bench, &groups);
+    loss(bench, &groups);
+}
+
+fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
+    let (act, n, chunk) = (size_of::<B::Act>(), groups.chunk.predictions.len(), &groups.chunk);
+    let (hidden, weights, logits) = (n * DIM, VOCAB * DIM, n * VOCAB);
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        let zeros = |n| be.zeros::<B::Acc>("bench", n).expect("device memory");
+        (r(hidden), r(weights), random::<B, B::Acc>(be, logits), [(); 4].map(|()| zeros(n)))
+    };
+    let shape = format!("{n}x{VOCAB}x{DIM}");
+    let work = Work::flop(2 * n * VOCAB * DIM, (hidden + weights) * act + 4 * logits);
+    let product = bench.run("logits", &shape, work, set, |be, (x, w, z, _)| {
+        let (x, w) = (be.view(x, 0..hidden), be.view(w, 0..weights));
+        be.logits(be.view_mut(z, 0..logits), x, w, DIM).expect("logits");
+    });
+    let whole = bench.run("head_fwd", &shape, work, set, |be, (x, w, z, stats)| {
+        let [logp, entropy, p2, hit] = stats;
+        let view = |b| be.view_mut(b, 0..n);
+        let stats = HeadStats { logp: view(logp), entropy: view(entropy), log_sum_p2: view(p2), hit: view(hit) };
+        let (x, w, z) = (be.view(x, 0..hidden), be.view(w, 0..weights), be.view_mut(z, 0..logits));
+        be.head_fwd(stats, z, x, w, &groups.batch, chunk, HeadMode::Train).expect("head_fwd");
+    });
+    if let (Some(product), Some(whole)) = (product, whole) {
+        // Read once, written once: logits in f32, their gradient in the storage type.
+        let work = Work::bytes(logits * (4 + act));
+        bench.say("head_kernel", "(head_fwd less logits)", work, (whole - product).max(f64::MIN_POSITIVE));
+    }
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        let acc = |n| random::<B, B::Acc>(be, n);
+        (r(hidden), r(hidden), r(hidden), r(weights), acc(logits), acc(weights), acc(n))
+    };
+    let work = Work::flop(4 * n * VOCAB * DIM, (2 * hidden + weights + logits) * act + 8 * weights);
+    bench.run("head_bwd", &shape, work, set, |be, (dx, scaled, x, w, z, dw, coef)| {
+        let (dx, dw) = (be.view_mut(dx, 0..hidden), Some(be.view_mut(dw, 0..weights)));
+        let (scaled, z, coef) = (be.view_mut(scaled, 0..hidden), be.view(z, 0..logits), be.view(coef, 0..n));
+        be.head_bwd(dx, dw, scaled, z, be.view(x, 0..hidden), be.view(w, 0..weights), coef).expect("head_bwd");
+    });
+}
+
+/// Three statistics of every prediction in, a coefficient out: a launch's time, whatever its bytes.
+fn loss<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
+    let (n, responses, pairs) =
+        (groups.chunk.predictions.len(), groups.chunk.responses.len(), groups.chunk.pairs.len());
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let set = |be: &B| {
+        let zeros = |n| be.zeros::<f64>("bench", n).expect("device memory");
+        let stats = [(); 4].map(|()| random::<B, B::Acc>(be, n));
+        (stats, zeros(responses * RESPONSE_STATS), zeros(pairs * PAIR_STATS))
+    };
+    let work = Work::bytes(16 * n + 8 * (responses * RESPONSE_STATS + pairs * PAIR_STATS));
+    bench.run("loss", &format!("{n} of {responses}"), work, set, |be, ([logp, entropy, hit, coef], out, per_pair)| {
+        let out = LossOut {
+            coef: be.view_mut(coef, 0..n),
+            responses: be.view_mut(out, 0..responses * RESPONSE_STATS),
+            pairs: be.view_mut(per_pair, 0..pairs * PAIR_STATS),
+        };
+        let (logp, entropy, hit) = (be.view(logp, 0..n), be.view(entropy, 0..n), be.view(hit, 0..n));
+        be.loss(out, logp, entropy, hit, &groups.batch, &groups.chunk, &spec, 0.01).expect("loss");
+    });
+}

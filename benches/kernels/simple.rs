@@ -1,0 +1,168 @@
+//! Ops without a batch: norms, SwiGLU, biases, products, q/k norm, the key/value cache, updates.
+
+use crate::clock::{Bench, Clock, Work, random};
+use fusedpo::backend::{AttnShape, Update, Write};
+
+/// Hidden size and MLP width of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B.
+const MODELS: [(usize, usize); 3] = [(576, 1536), (896, 4864), (2048, 8192)];
+
+pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
+    for (dim, ffn) in MODELS {
+        norms(bench, dim);
+        swiglu(bench, ffn);
+        linear(bench, dim, ffn);
+    }
+    bias(bench, 1152);
+    qk_norm(bench, AttnShape { heads: 16, kv_heads: 8, head_dim: 128 }); // Qwen3-0.6B
+    decode(bench, AttnShape { heads: 14, kv_heads: 2, head_dim: 64 });
+    updates(bench);
+}
+
+fn norms<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
+    let (rows, act) = (B::ROWS, size_of::<B::Act>());
+    let (shape, n) = (format!("{rows}x{dim}"), rows * dim);
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        (r(n), r(n), r(dim), random::<B, B::Acc>(be, rows), random::<B, B::Acc>(be, dim), r(n))
+    };
+    let forward = Work::bytes((2 * n + dim) * act + 4 * rows);
+    bench.run("rmsnorm_fwd", &shape, forward, set, |be, (y, x, w, rstd, ..)| {
+        let (y, rstd) = (be.view_mut(y, 0..n), be.view_mut(rstd, 0..rows));
+        be.rmsnorm_fwd(y, rstd, be.view(x, 0..n), be.view(w, 0..dim), 1e-5).expect("rmsnorm_fwd");
+    });
+    bench.run("rmsnorm_again", &shape, forward, set, |be, (y, x, w, rstd, ..)| {
+        let (y, rstd) = (be.view_mut(y, 0..n), be.view(rstd, 0..rows));
+        be.rmsnorm_again(y, rstd, be.view(x, 0..n), be.view(w, 0..dim)).expect("rmsnorm_again");
+    });
+    let backward = Work::bytes((3 * n + dim) * act + 4 * rows + 8 * dim);
+    bench.run("rmsnorm_bwd", &shape, backward, set, |be, (dx, x, w, rstd, dw, dy)| {
+        let (dx, dw) = (be.view_mut(dx, 0..n), Some(be.view_mut(dw, 0..dim)));
+        let (dy, x, w, rstd) = (be.view(dy, 0..n), be.view(x, 0..n), be.view(w, 0..dim), be.view(rstd, 0..rows));
+        be.rmsnorm_bwd(dx, dw, dy, x, w, rstd, Write::Set).expect("rmsnorm_bwd");
+    });
+}
+
+fn swiglu<B: Clock>(bench: &mut Bench<'_, B>, ffn: usize) {
+    let (rows, act) = (B::ROWS, size_of::<B::Act>());
+    let shape = format!("{rows}x{ffn}");
+    let pair = |be: &B| (random::<B, B::Act>(be, rows * 2 * ffn), random::<B, B::Act>(be, rows * ffn));
+    bench.run("swiglu_fwd", &shape, Work::bytes(3 * rows * ffn * act), pair, |be, (gu, a)| {
+        be.swiglu_fwd(be.view_mut(a, 0..rows * ffn), be.view(gu, 0..2 * rows * ffn), ffn).expect("swiglu_fwd");
+    });
+    bench.run("swiglu_bwd", &shape, Work::bytes(5 * rows * ffn * act), pair, |be, (gu, d)| {
+        be.swiglu_bwd(be.view_mut(gu, 0..2 * rows * ffn), be.view(d, 0..rows * ffn), ffn).expect("swiglu_bwd");
+    });
+}
+
+/// The up projection, its gradients.
+fn linear<B: Clock>(bench: &mut Bench<'_, B>, dim: usize, ffn: usize) {
+    let (rows, act) = (B::ROWS, size_of::<B::Act>());
+    let shape = format!("{rows}x{ffn}x{dim}");
+    let elements = rows * (ffn + dim) + ffn * dim;
+    let work = Work::flop(2 * rows * ffn * dim, elements * act);
+    let operands = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        (r(rows * ffn), r(rows * dim), r(ffn * dim), be.zeros::<B::Acc>("bench", ffn * dim).expect("device memory"))
+    };
+    let (many, few, weights) = (rows * ffn, rows * dim, ffn * dim);
+    bench.run("linear_fwd", &shape, work, operands, |be, (y, x, w, _)| {
+        let (x, w) = (be.view(x, 0..few), be.view(w, 0..weights));
+        be.linear_fwd(be.view_mut(y, 0..many), x, w, ffn, dim, Write::Set).expect("linear_fwd");
+    });
+    bench.run("linear_bwd_input", &shape, work, operands, |be, (dy, dx, w, _)| {
+        let (dy, w) = (be.view(dy, 0..many), be.view(w, 0..weights));
+        be.linear_bwd_input(be.view_mut(dx, 0..few), dy, w, ffn, dim, Write::Set).expect("linear_bwd_input");
+    });
+    bench.run("linear_bwd_weight", &shape, work, operands, |be, (dy, x, _, dw)| {
+        let (dy, x) = (be.view(dy, 0..many), be.view(x, 0..few));
+        be.linear_bwd_weight(be.view_mut(dw, 0..weights), dy, x, ffn, dim).expect("linear_bwd_weight");
+    });
+}
+
+fn bias<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
+    let (rows, act) = (B::ROWS, size_of::<B::Act>());
+    let (shape, n) = (format!("{rows}x{dim}"), rows * dim);
+    let set = |be: &B| {
+        (random::<B, B::Act>(be, n), random::<B, B::Act>(be, dim), be.zeros::<B::Acc>("bench", dim).expect("memory"))
+    };
+    bench.run("bias_fwd", &shape, Work::bytes((2 * n + dim) * act), set, |be, (y, bias, _)| {
+        be.bias_fwd(be.view_mut(y, 0..n), be.view(bias, 0..dim)).expect("bias_fwd");
+    });
+    bench.run("bias_bwd", &shape, Work::bytes(n * act + 8 * dim), set, |be, (dy, _, dbias)| {
+        be.bias_bwd(be.view_mut(dbias, 0..dim), be.view(dy, 0..n)).expect("bias_bwd");
+    });
+}
+
+/// Least traffic: queries and keys read, kept and written; backward the kept ones and the gradient read, that written.
+fn qk_norm<B: Clock>(bench: &mut Bench<'_, B>, s: AttnShape) {
+    let (rows, act, hd) = (B::ROWS, size_of::<B::Act>(), s.head_dim);
+    let (wide, kept, stats) =
+        (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * (s.heads + s.kv_heads));
+    let shape = format!("{rows}x{}/{}x{hd}", s.heads, s.kv_heads);
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        let acc = |n| random::<B, B::Acc>(be, n);
+        (r(wide), r(kept), acc(stats), [r(hd), r(hd)], [acc(hd), acc(hd)])
+    };
+    let work = Work::bytes(3 * kept * act + 4 * stats);
+    bench.run("qk_norm_fwd", &shape, work, set, |be, (qkv, raw, rstd, [wq, wk], _)| {
+        let (qkv, raw, rstd) = (be.view_mut(qkv, 0..wide), be.view_mut(raw, 0..kept), be.view_mut(rstd, 0..stats));
+        be.qk_norm_fwd(qkv, raw, rstd, be.view(wq, 0..hd), be.view(wk, 0..hd), s, 1e-6).expect("qk_norm_fwd");
+    });
+    bench.run("qk_norm_bwd", &shape, work, set, |be, (dqkv, raw, rstd, [wq, wk], [dq, dk])| {
+        let (dq, dk) = (Some(be.view_mut(dq, 0..hd)), Some(be.view_mut(dk, 0..hd)));
+        let (raw, rstd, wq, wk) =
+            (be.view(raw, 0..kept), be.view(rstd, 0..stats), be.view(wq, 0..hd), be.view(wk, 0..hd));
+        be.qk_norm_bwd(be.view_mut(dqkv, 0..wide), dq, dk, raw, rstd, wq, wk, s).expect("qk_norm_bwd");
+    });
+}
+
+/// One new token for each of many sequences.
+fn decode<B: Clock>(bench: &mut Bench<'_, B>, s: AttnShape) {
+    let (act, sequences, stride) = (size_of::<B::Act>(), B::ROWS / 128, 512);
+    let (cache, wide, narrow) = (sequences * stride * s.kv_width(), sequences * s.qkv_width(), sequences * s.q_width());
+    let lens = vec![stride as u32; sequences];
+    let dst: Vec<u32> = (1..=sequences as u32).map(|i| i * stride as u32 - 1).collect();
+    let shape = format!("{sequences}x{stride} {}/{}x{}", s.heads, s.kv_heads, s.head_dim);
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        (r(cache), r(cache), r(wide), r(narrow))
+    };
+    let bytes = (2 * cache + narrow * 2) * act;
+    bench.run("attention_decode", &shape, Work::bytes(bytes), set, |be, (k, v, qkv, out)| {
+        let (k, v, qkv) = (be.view(k, 0..cache), be.view(v, 0..cache), be.view(qkv, 0..wide));
+        be.attention_decode(be.view_mut(out, 0..narrow), qkv, k, v, &lens, stride, s).expect("attention_decode");
+    });
+    let work = Work::bytes(4 * sequences * s.kv_width() * act).within(2 * cache * act);
+    bench.run("kv_store", &shape, work, set, |be, (k, v, qkv, _)| {
+        let (k, v) = (be.view_mut(k, 0..cache), be.view_mut(v, 0..cache));
+        be.kv_store(k, v, be.view(qkv, 0..wide), &dst, s).expect("kv_store");
+    });
+}
+
+fn updates<B: Clock>(bench: &mut Bench<'_, B>) {
+    let (n, act) = (B::PARAMETERS, size_of::<B::Act>());
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Acc>(be, n);
+        // Second moments are sums of squares: the buffer starts at 0, not at random.
+        let v = be.zeros::<B::Acc>("bench", n).expect("device memory");
+        let norm = be.zeros::<f64>("bench", 1).expect("memory");
+        (random::<B, B::Act>(be, n), B::MASTER_WEIGHTS.then(|| r(n)), r(n), v, r(n), norm)
+    };
+    let shape = format!("{n}");
+    bench.run("grad_norm", &shape, Work::bytes(4 * n), set, |be, (_, _, _, _, g, norm)| {
+        be.grad_norm(be.view_mut(norm, 0..1), be.view(g, 0..n)).expect("grad_norm");
+    });
+    let adamw = Update::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
+    let rmsprop = Update::RmsProp { lr: 1e-6, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
+    // Weights, moments: read and written; gradients read. With a master, bf16 weights are only written.
+    let weights = if B::MASTER_WEIGHTS { 8 + act } else { 8 };
+    for (name, update, moments) in [("adamw", adamw, 16), ("rmsprop", rmsprop, 8)] {
+        let work = Work::bytes((weights + moments + 4) * n);
+        bench.run(name, &shape, work, set, |be, (w, master, m, v, g, norm)| {
+            let master = master.as_mut().map(|b| be.view_mut(b, 0..n));
+            let (w, m, v) = (be.view_mut(w, 0..n), be.view_mut(m, 0..n), be.view_mut(v, 0..n));
+            be.update(w, master, m, v, be.view(g, 0..n), be.view(norm, 0..1), 1.0, &update).expect("update");
+        });
+    }
+}

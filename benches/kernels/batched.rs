@@ -5,17 +5,18 @@ use fusedpo::backend::{AttnShape, Backend, Capacity, Chunk, Rotation};
 use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
 
 /// Query heads and keys of Qwen2.5-0.5B.
-const HEADS: AttnShape = AttnShape { heads: 14, kv_heads: 2, head_dim: 64 };
+pub const HEADS: AttnShape = AttnShape { heads: 14, kv_heads: 2, head_dim: 64 };
 
 pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
-    let groups = Groups::new(bench.be, 256, 256, 49152);
+    let groups = Groups::new(bench.be, 256, 256, 49152, HEADS);
     rows(bench, &groups, 896);
     rope(bench, &groups);
     // A prompt and two responses: 512, 768 and 1024 tokens of a group, half to three quarters of them responses.
     for (prompt, response) in [(192, 160), (256, 256), (384, 320)] {
-        attention(bench, &Groups::new(bench.be, prompt, response, 1000), HEADS);
+        attention(bench, &Groups::new(bench.be, prompt, response, 1000, HEADS), HEADS);
     }
-    attention(bench, &Groups::new(bench.be, 256, 256, 1000), AttnShape { heads: 16, kv_heads: 8, head_dim: 128 });
+    let wide = AttnShape { heads: 16, kv_heads: 8, head_dim: 128 };
+    attention(bench, &Groups::new(bench.be, 256, 256, 1000, wide), wide);
 }
 
 /// Equal groups of a prompt and two responses, as many as fill [`Clock::ROWS`].
@@ -30,12 +31,12 @@ pub struct Groups<B: Backend> {
 }
 
 impl<B: Clock> Groups<B> {
-    pub fn new(be: &B, prompt: usize, response: usize, vocab: usize) -> Self {
+    pub fn new(be: &B, prompt: usize, response: usize, vocab: usize, heads: AttnShape) -> Self {
         let count = (B::ROWS / (prompt + 2 * response)).max(1);
         let micro = micro_batch(count as u32, prompt as u32, response as u32, vocab as u32);
         let predictions = micro.predictions.len();
         let capacity = Capacity { slots: micro.used, predictions, responses: 2 * count, pairs: count };
-        let mut batch = be.new_batch(capacity).expect("device memory");
+        let mut batch = be.new_batch(capacity, heads).expect("device memory");
         be.load_batch(&mut batch, &micro).expect("a sound batch");
         let chunk = Chunk { responses: 0..2 * count, predictions: 0..predictions, pairs: 0..count };
         Groups { batch, chunk, name: format!("{count}x({prompt}+2x{response})"), prompt, response, vocab, micro }

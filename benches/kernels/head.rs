@@ -1,6 +1,6 @@
 //! The head with its products, its kernel by difference, and the loss.
 
-use crate::batched::Groups;
+use crate::batched::{Groups, HEADS};
 use crate::clock::{Bench, Clock, Work, random};
 use fusedpo::backend::{HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::loss::{LossSpec, LossType};
@@ -10,7 +10,7 @@ const DIM: usize = 896;
 const VOCAB: usize = 32768;
 
 pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
-    let groups = Groups::new(bench.be, 256, 256, VOCAB);
+    let groups = Groups::new(bench.be, 256, 256, VOCAB, HEADS);
     head(bench, &groups);
     loss(bench, &groups);
 }

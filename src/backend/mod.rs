@@ -9,7 +9,7 @@
 //! - Every reduction has a fixed order: same inputs, same bits.
 //! - An output row depends on its own inputs alone: not on the number of rows, their place, nor what else is packed
 //!   beside it (GPU: for a fixed number of rows).
-//! - Ops enqueue; only [`Backend::download`] and [`Backend::synchronize`] wait. No op allocates.
+//! - Ops enqueue; only [`Backend::download`], [`Backend::arrived`] and [`Backend::synchronize`] wait. No op allocates.
 
 pub mod cpu;
 pub mod gpu;
@@ -234,12 +234,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type ViewMut<'a, T: Storage>;
     /// A [`MicroBatch`] on the device, with whatever tables its attention needs.
     type Batch: Send;
+    /// Numbers on their way from the device to the host.
+    type Readback: Send;
+    /// Ops recorded once, to be enqueued again and again.
+    type Graph: Send;
 
     /// True where `Act` is narrower than `Acc`, so that the optimiser needs master weights of its own.
     const MASTER_WEIGHTS: bool;
     /// True where a row's bits are the same only among batches of the same number of slots: the number is then part of
     /// what a reference log-prob is kept under.
     const FIXED_SHAPES: bool = false;
+    /// True where ops return before they are done, so that it pays to read their results late.
+    const ASYNC: bool = false;
+    /// True where [`Backend::record`] can record.
+    const GRAPHS: bool = false;
 
     /// What decides the last bit of a result: backend, dtype, SIMD level or architecture. Part of a sidecar's key.
     fn fingerprint(&self) -> String;
@@ -267,8 +275,25 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Waits for everything enqueued.
     fn synchronize(&self) -> Result<()>;
 
-    /// An empty batch that can take any micro-batch within `capacity`.
-    fn new_batch(&self, capacity: Capacity) -> Result<Self::Batch>;
+    /// Room on the host for up to `len` numbers that are read back.
+    fn readback(&self, len: usize) -> Result<Self::Readback>;
+    /// Enqueues copies of `parts`, one after the other, to `to`.
+    fn read_back(&self, to: &mut Self::Readback, parts: &[Self::View<'_, f64>]) -> Result<()>;
+    /// Waits for the last [`Backend::read_back`], and for nothing enqueued after it.
+    fn arrived<'a>(&self, from: &'a mut Self::Readback) -> Result<&'a [f64]>;
+
+    /// Records what `ops` enqueues, without running it. Errors: a device that cannot; `ops` allocated, waited, or moved
+    /// data between host and device.
+    fn record(&self, ops: impl FnOnce() -> Result<()>) -> Result<Self::Graph>;
+    /// Whether the graph can still be enqueued: no memory of the device was given back since it was recorded.
+    fn is_current(&self, graph: &Self::Graph) -> bool;
+    /// Enqueues recorded ops. Errors: the graph is not current.
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
+    /// Where a buffer is: recorded ops keep to it.
+    fn address<T: Storage>(&self, buf: &Self::Buf<T>) -> usize;
+
+    /// An empty batch that can take any micro-batch within `capacity`, for attention over `shape`.
+    fn new_batch(&self, capacity: Capacity, shape: AttnShape) -> Result<Self::Batch>;
     /// Replaces the content of `batch`.
     fn load_batch(&self, batch: &mut Self::Batch, from: &MicroBatch) -> Result<()>;
     /// Rows that ops on `batch` compute: live rows on the CPU, all slots where shapes must be fixed.

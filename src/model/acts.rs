@@ -1,10 +1,12 @@
 //! Everything a forward and backward pass writes, allocated once: nothing is allocated inside a step.
 //!
-//! Kept per layer: the residual stream before attention and before the MLP, both `rstd`s, `qkv` after the rotary
-//! embedding, attention's output and log-sum-exp, and the MLP's gates and ups. Norm outputs and SwiGLU products are
-//! computed again in the backward pass, into scratch that all layers share.
+//! Kept per layer ([`Keep::Layers`]): the residual stream before attention and before the MLP, both `rstd`s, `qkv` after
+//! the rotary embedding, attention's output and log-sum-exp, and the MLP's gates and ups. Norm outputs and SwiGLU products
+//! are computed again in the backward pass, into scratch that all layers share. With [`Keep::Inputs`] only each layer's
+//! input is kept: the backward pass computes the layer again from it, by the same ops and to the same bits.
 
 use super::Model;
+use super::graphs::Graphs;
 use crate::backend::{Backend, Capacity, Chunk, PAIR_STATS, RESPONSE_STATS};
 use crate::data::batch::MicroBatch;
 use crate::error::{Error, Result};
@@ -57,17 +59,59 @@ impl<B: Backend> LayerActs<B> {
     }
 }
 
+/// What a workspace keeps of a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: there is no backward pass.
+    Nothing,
+    /// What the backward pass of every layer reads.
+    Layers,
+    /// The input of every layer: its backward pass computes the rest again (`gradient_checkpointing`).
+    Inputs,
+}
+
 /// Activations of the transformer below the head.
 pub struct Acts<B: Backend> {
-    /// The residual stream, `[rows, hidden]` each: before layer 0, after its attention, after its MLP, ... In training
-    /// 2 * layers + 1 buffers; else two that take turns.
+    /// What is kept.
+    pub keep: Keep,
+    /// The residual stream, `[rows, hidden]` each, at the places that [`Acts::slot`] says.
     pub resid: Vec<B::Buf<B::Act>>,
-    /// Per layer in training; else one.
+    /// One, or with [`Keep::Layers`] one a layer.
     pub layers: Vec<LayerActs<B>>,
     /// Scratch `[rows, max(hidden, q_width)]`: norm outputs; gradients of norm outputs and of attention's output.
     pub narrow: B::Buf<B::Act>,
     /// Scratch `[rows, max(ffn, qkv_width)]`: SwiGLU products; gradients of them and of qkv.
     pub wide: B::Buf<B::Act>,
+}
+
+impl<B: Backend> Acts<B> {
+    /// Which residual buffer holds point `i` of the stream: 0 before layer 0, 1 after its attention, 2 after its MLP, ...
+    pub fn slot(&self, i: usize) -> usize {
+        match self.keep {
+            Keep::Layers => i,
+            // They take turns.
+            Keep::Nothing => i % 2,
+            // The points within layers share the last buffer.
+            Keep::Inputs if i % 2 == 1 => self.resid.len() - 1,
+            Keep::Inputs => i / 2,
+        }
+    }
+
+    /// Which of `layers` holds what layer `l` computed.
+    pub fn kept(&self, l: usize) -> usize {
+        l % self.layers.len()
+    }
+}
+
+impl Keep {
+    /// Residual buffers, and sets of a layer's activations, of a model of so many layers.
+    fn buffers(self, layers: usize) -> [usize; 2] {
+        match self {
+            Keep::Nothing => [2, 1],
+            Keep::Layers => [2 * layers + 1, layers],
+            Keep::Inputs => [layers + 2, 1],
+        }
+    }
 }
 
 /// Gradients of activations, in training only.
@@ -122,6 +166,8 @@ pub struct Workspace<B: Backend> {
     pub response_stats: B::Buf<f64>,
     /// `[pairs, PAIR_STATS]`.
     pub pair_stats: B::Buf<f64>,
+    /// Recorded passes, where they are asked for.
+    pub graphs: Graphs<B>,
     vocab: usize,
     max_positions: usize,
 }
@@ -130,19 +176,24 @@ impl<B: Backend> Workspace<B> {
     /// Allocates for `capacity`, with logits for `head_rows` predictions at a time (at least those of the largest group).
     /// With `train`, activations of all layers are kept.
     pub fn new(be: &B, model: &Model<B>, capacity: Capacity, head_rows: usize, train: bool) -> Result<Self> {
+        Self::keeping(be, model, capacity, head_rows, if train { Keep::Layers } else { Keep::Nothing })
+    }
+
+    /// [`Workspace::new`], with the choice of what is kept.
+    pub fn keeping(be: &B, model: &Model<B>, capacity: Capacity, head_rows: usize, keep: Keep) -> Result<Self> {
         let (c, a) = (&model.config, model.config.attn_shape());
         let (rows, n, layers) = (capacity.slots, capacity.predictions, c.num_hidden_layers);
         let head_rows = head_rows.min(n);
-        let resid = (0..if train { 2 * layers + 1 } else { 2 }).map(|_| be.zeros("residual", rows * c.hidden_size));
+        let [residuals, kept] = keep.buffers(layers);
+        let resid = (0..residuals).map(|_| be.zeros("residual", rows * c.hidden_size));
         let acts = Acts {
+            keep,
             resid: resid.collect::<Result<_>>()?,
-            layers: (0..if train { layers } else { 1 })
-                .map(|_| LayerActs::new(be, model, rows))
-                .collect::<Result<_>>()?,
+            layers: (0..kept).map(|_| LayerActs::new(be, model, rows)).collect::<Result<_>>()?,
             narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
             wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
         };
-        let grads = match train {
+        let grads = match keep != Keep::Nothing {
             true => Some(Grads {
                 resid: be.zeros("d residual", rows * c.hidden_size)?,
                 delta: be.zeros("attention delta", rows * a.heads)?,
@@ -152,7 +203,7 @@ impl<B: Backend> Workspace<B> {
             false => None,
         };
         Ok(Self {
-            batch: be.new_batch(capacity)?,
+            batch: be.new_batch(capacity, a)?,
             chunks: Vec::new(),
             predictions: 0,
             rows: 0,
@@ -171,6 +222,7 @@ impl<B: Backend> Workspace<B> {
             coef: be.zeros("coef", n)?,
             response_stats: be.zeros("response stats", capacity.responses * RESPONSE_STATS)?,
             pair_stats: be.zeros("pair stats", capacity.pairs * PAIR_STATS)?,
+            graphs: Graphs::default(),
             vocab: c.vocab_size,
             max_positions: model.max_positions,
         })

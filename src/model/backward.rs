@@ -1,7 +1,8 @@
 //! The backward pass, written out: from the gradient of the final norm's output to every parameter's.
 
-use super::acts::{Acts, Grads, LayerActs, Workspace};
-use super::forward::weight;
+use super::acts::{Acts, Grads, Keep, LayerActs, Workspace};
+use super::forward::{again, weight};
+use super::graphs::Key;
 use super::head::scoring_only;
 use super::params::{LayerParams, Model, Param};
 use crate::backend::{Backend, Rotation, Write};
@@ -25,10 +26,18 @@ pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, gra
         Write::Set,
     )?;
     be.scatter_rows(be.view_mut(&mut g.resid, 0..rows * hidden), be.view(&ws.hidden, 0..n), &ws.batch, hidden)?;
-    for (l, params) in model.table.layers.iter().enumerate().rev() {
-        mlp(be, model, params, &mut ws.acts, l, g, rows, grads)?;
-        attention(be, model, params, &mut ws.acts, l, g, &ws.batch, rows, grads)?;
-    }
+    let buffers = [be.address(&model.weights), be.address(&model.rope), be.address(grads)];
+    ws.graphs.run(be, Key { backward: true, rows, buffers }, || {
+        for (l, params) in model.table.layers.iter().enumerate().rev() {
+            // The last layer's activations are those that the forward pass left.
+            if ws.acts.keep == Keep::Inputs && l + 1 < model.table.layers.len() {
+                again(be, model, &mut ws.acts, l, &ws.batch, rows)?;
+            }
+            mlp(be, model, params, &mut ws.acts, l, g, rows, grads)?;
+            attention(be, model, params, &mut ws.acts, l, g, &ws.batch, rows, grads)?;
+        }
+        Ok(())
+    })?;
     if let Some(d) = gradient(be, grads, &model.table.embed) {
         be.embed_bwd(d, be.view(&g.resid, 0..rows * hidden), &ws.batch, hidden)?;
     }
@@ -54,8 +63,9 @@ fn mlp<B: Backend>(
 ) -> Result<()> {
     let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
     let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
-    let LayerActs { rstd2, gate_up, .. } = &mut acts.layers[l];
-    let mid = be.view(&acts.resid[2 * l + 1], 0..n_hidden);
+    let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
+    let LayerActs { rstd2, gate_up, .. } = &mut acts.layers[kept];
+    let mid = be.view(&acts.resid[input], 0..n_hidden);
 
     if let Some(dw) = gradient(be, grads, &params.down) {
         be.swiglu_fwd(be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn), ffn)?;
@@ -101,7 +111,8 @@ fn attention<B: Backend>(
 ) -> Result<()> {
     let (hidden, a) = (model.config.hidden_size, model.config.attn_shape());
     let (n_hidden, n_q, n_qkv) = (rows * hidden, rows * a.q_width(), rows * a.qkv_width());
-    let layer = &mut acts.layers[l];
+    let (kept, input) = (acts.kept(l), acts.slot(2 * l));
+    let layer = &mut acts.layers[kept];
 
     let dy = be.view(&g.resid, 0..n_hidden);
     if let Some(dw) = gradient(be, grads, &params.o) {
@@ -130,7 +141,7 @@ fn attention<B: Backend>(
     if let Some(db) = params.qkv_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
         be.bias_bwd(db, dy)?;
     }
-    let x = be.view(&acts.resid[2 * l], 0..n_hidden);
+    let x = be.view(&acts.resid[input], 0..n_hidden);
     let (norm, rstd) = (weight(be, model, &params.input_norm), be.view(&layer.rstd1, 0..rows));
     if let Some(dw) = gradient(be, grads, &params.qkv) {
         be.rmsnorm_again(be.view_mut(&mut acts.narrow, 0..n_hidden), rstd, x, norm)?;

@@ -1,6 +1,7 @@
 //! The forward pass, written out: embedding, layers, then the final norm of the rows that predict something.
 
 use super::acts::{Acts, LayerActs, Workspace};
+use super::graphs::Key;
 use super::params::{LayerParams, Model, Param};
 use crate::backend::{Backend, Rotation, Write};
 use crate::error::Result;
@@ -8,12 +9,30 @@ use crate::error::Result;
 /// Computes [`Workspace::hidden`] for the micro-batch loaded last. A training workspace keeps its activations for
 /// [`super::backward()`]; the other kind keeps one layer's. Both give the same bits.
 pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
-    forward_with(be, model, ws, |be, _, layer, batch, rows| attend(be, model, layer, batch, rows))
+    let buffers = [be.address(&model.weights), be.address(&model.rope), 0];
+    let key = Key { backward: false, rows: ws.rows, buffers };
+    let mut graphs = std::mem::take(&mut ws.graphs);
+    let done = graphs
+        .run(be, key, || layers(be, model, ws, |be, _, layer, batch, rows| attend(be, model, layer, batch, rows)));
+    ws.graphs = graphs;
+    done?;
+    final_norm(be, model, ws)
 }
 
 /// [`forward`] with the attention given by the caller (generation reads and writes a cache there): it turns
 /// [`LayerActs::qkv`] of layer `l` into [`LayerActs::attn`].
 pub(super) fn forward_with<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+    attention: impl FnMut(&B, usize, &mut LayerActs<B>, &B::Batch, usize) -> Result<()>,
+) -> Result<()> {
+    layers(be, model, ws, attention)?;
+    final_norm(be, model, ws)
+}
+
+/// Embedding and layers.
+fn layers<B: Backend>(
     be: &B,
     model: &Model<B>,
     ws: &mut Workspace<B>,
@@ -24,12 +43,31 @@ pub(super) fn forward_with<B: Backend>(
     let table = weight(be, model, &model.table.embed);
     be.embed_fwd(be.view_mut(&mut ws.acts.resid[0], 0..rows * hidden), table, &ws.batch, hidden)?;
     for (l, params) in model.table.layers.iter().enumerate() {
-        let kept = l % ws.acts.layers.len();
-        qkv(be, model, params, &mut ws.acts, [2 * l, kept], &ws.batch, rows)?;
+        qkv(be, model, params, &mut ws.acts, l, &ws.batch, rows)?;
+        let kept = ws.acts.kept(l);
         attention(be, l, &mut ws.acts.layers[kept], &ws.batch, rows)?;
-        output_and_mlp(be, model, params, &mut ws.acts, [2 * l, kept], rows)?;
+        attention_output(be, model, params, &mut ws.acts, l, rows)?;
+        mlp(be, model, params, &mut ws.acts, l, rows)?;
+        mlp_output(be, model, params, &mut ws.acts, l, rows)?;
     }
-    final_norm(be, model, ws)
+    Ok(())
+}
+
+/// Computes again what [`super::backward()`] reads of layer `l`, from the layer's input.
+pub(super) fn again<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    acts: &mut Acts<B>,
+    l: usize,
+    batch: &B::Batch,
+    rows: usize,
+) -> Result<()> {
+    let params = &model.table.layers[l];
+    qkv(be, model, params, acts, l, batch, rows)?;
+    let kept = acts.kept(l);
+    attend(be, model, &mut acts.layers[kept], batch, rows)?;
+    attention_output(be, model, params, acts, l, rows)?;
+    mlp(be, model, params, acts, l, rows)
 }
 
 /// A weight's elements.
@@ -55,20 +93,21 @@ pub(super) fn attend<B: Backend>(
     )
 }
 
-/// Norm, projection, bias, q/k norm and rotary embedding: residual buffer `at[0]` -> `qkv` of kept layer `at[1]`.
+/// Norm, projection, bias, q/k norm and rotary embedding: residual point `2 l` -> `qkv` of layer `l`.
 fn qkv<B: Backend>(
     be: &B,
     model: &Model<B>,
     params: &LayerParams,
     acts: &mut Acts<B>,
-    at: [usize; 2],
+    l: usize,
     batch: &B::Batch,
     rows: usize,
 ) -> Result<()> {
     let (c, a) = (&model.config, model.config.attn_shape());
     let (n_hidden, n_qkv) = (rows * c.hidden_size, rows * a.qkv_width());
-    let layer = &mut acts.layers[at[1]];
-    let resid = &acts.resid[at[0] % acts.resid.len()];
+    let (kept, input) = (acts.kept(l), acts.slot(2 * l));
+    let layer = &mut acts.layers[kept];
+    let resid = &acts.resid[input];
     be.rmsnorm_fwd(
         be.view_mut(&mut acts.narrow, 0..n_hidden),
         be.view_mut(&mut layer.rstd1, 0..rows),
@@ -102,53 +141,83 @@ fn qkv<B: Backend>(
     be.rope(be.view_mut(&mut layer.qkv, 0..n_qkv), table, batch, a, Rotation::Forward)
 }
 
-/// Output projection and MLP: residual buffers `at[0]` -> `at[0] + 1` -> `at[0] + 2`.
-fn output_and_mlp<B: Backend>(
+/// Output projection of the attention: residual point `2 l` -> `2 l + 1`.
+fn attention_output<B: Backend>(
     be: &B,
     model: &Model<B>,
     params: &LayerParams,
     acts: &mut Acts<B>,
-    at: [usize; 2],
+    l: usize,
     rows: usize,
 ) -> Result<()> {
-    let (c, a) = (&model.config, model.config.attn_shape());
-    let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
-    let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
-    let layer = &mut acts.layers[at[1]];
-
-    let (before, after) = step(&mut acts.resid, at[0]);
+    let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
+    let n_hidden = rows * hidden;
+    let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
+    let [from, to] = [acts.slot(2 * l), acts.slot(2 * l + 1)];
+    let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     be.linear_fwd(
         be.view_mut(after, 0..n_hidden),
-        be.view(&layer.attn, 0..rows * a.q_width()),
+        attn,
         weight(be, model, &params.o),
         hidden,
-        a.q_width(),
+        q_width,
         Write::Plus(be.view(before, 0..n_hidden)),
     )?;
-    if let Some(bias) = &params.o_bias {
-        be.bias_fwd(be.view_mut(after, 0..n_hidden), weight(be, model, bias))?;
+    match &params.o_bias {
+        Some(bias) => be.bias_fwd(be.view_mut(after, 0..n_hidden), weight(be, model, bias)),
+        None => Ok(()),
     }
+}
 
-    let (before, after) = step(&mut acts.resid, at[0] + 1);
+/// Norm, gates and ups of the MLP: residual point `2 l + 1` -> `gate_up` of layer `l`.
+fn mlp<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    params: &LayerParams,
+    acts: &mut Acts<B>,
+    l: usize,
+    rows: usize,
+) -> Result<()> {
+    let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
+    let n_hidden = rows * hidden;
+    let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
+    let layer = &mut acts.layers[kept];
     be.rmsnorm_fwd(
         be.view_mut(&mut acts.narrow, 0..n_hidden),
         be.view_mut(&mut layer.rstd2, 0..rows),
-        be.view(before, 0..n_hidden),
+        be.view(&acts.resid[input], 0..n_hidden),
         weight(be, model, &params.post_norm),
-        c.rms_norm_eps,
+        model.config.rms_norm_eps,
     )?;
     be.linear_fwd(
-        be.view_mut(&mut layer.gate_up, 0..2 * n_ffn),
+        be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
         be.view(&acts.narrow, 0..n_hidden),
         weight(be, model, &params.gate_up),
         2 * ffn,
         hidden,
         Write::Set,
-    )?;
-    be.swiglu_fwd(be.view_mut(&mut acts.wide, 0..n_ffn), be.view(&layer.gate_up, 0..2 * n_ffn), ffn)?;
+    )
+}
+
+/// SwiGLU and output projection of the MLP: residual point `2 l + 1` -> `2 l + 2`.
+fn mlp_output<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    params: &LayerParams,
+    acts: &mut Acts<B>,
+    l: usize,
+    rows: usize,
+) -> Result<()> {
+    let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
+    let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
+    let gate_up = be.view(&acts.layers[acts.kept(l)].gate_up, 0..2 * n_ffn);
+    be.swiglu_fwd(be.view_mut(&mut acts.wide, 0..n_ffn), gate_up, ffn)?;
+    let act = be.view(&acts.wide, 0..n_ffn);
+    let [from, to] = [acts.slot(2 * l + 1), acts.slot(2 * l + 2)];
+    let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     be.linear_fwd(
         be.view_mut(after, 0..n_hidden),
-        be.view(&acts.wide, 0..n_ffn),
+        act,
         weight(be, model, &params.down),
         hidden,
         ffn,
@@ -156,17 +225,10 @@ fn output_and_mlp<B: Backend>(
     )
 }
 
-/// Residual buffers number `i` and `i + 1`, to read and to write. Where not all are kept, they take turns.
-fn step<T>(resid: &mut [T], i: usize) -> (&T, &mut T) {
-    let n = resid.len();
-    let [from, to] = resid.get_disjoint_mut([i % n, (i + 1) % n]).expect("at least two residual buffers");
-    (from, to)
-}
-
 /// Gathers the predicting rows of the last residual buffer and normalises them.
 fn final_norm<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
     let hidden = model.config.hidden_size;
-    let last = 2 * model.table.layers.len() % ws.acts.resid.len();
+    let last = ws.acts.slot(2 * model.table.layers.len());
     let n = ws.predictions;
     be.gather_rows(
         be.view_mut(&mut ws.gathered, 0..n * hidden),

@@ -20,6 +20,7 @@ pub mod config;
 pub mod export;
 pub mod forward;
 pub mod generate;
+pub mod graphs;
 pub mod head;
 mod json;
 pub mod load;
@@ -27,7 +28,7 @@ pub mod params;
 pub mod rope;
 pub mod sample;
 
-pub use acts::{Workspace, chunks};
+pub use acts::{Keep, Workspace, chunks};
 pub use backward::backward;
 pub use config::{Architecture, ModelConfig};
 pub use export::{ExportReport, SaveDtype, export};

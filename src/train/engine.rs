@@ -5,7 +5,8 @@ use crate::backend::{Backend, Capacity, Chunk, Float, HeadMode, PAIR_STATS, RESP
 use crate::data::batch::MicroBatch;
 use crate::error::Result;
 use crate::loss::{LossSpec, LossType};
-use crate::model::{self, Model, Workspace};
+use crate::model::graphs::GraphCounts;
+use crate::model::{self, Keep, Model, Workspace};
 use std::ops::Range;
 
 /// Bytes of logits alive at a time: the head works in chunks of as many rows as fit.
@@ -18,9 +19,33 @@ pub enum Purpose {
     Score,
     /// Forward and backward passes.
     Train,
+    /// [`Purpose::Train`] in less memory: only each layer's input is kept, and its backward pass computes the layer again.
+    Recompute,
+}
+
+impl Purpose {
+    fn keep(self) -> Keep {
+        match self {
+            Purpose::Score => Keep::Nothing,
+            Purpose::Train => Keep::Layers,
+            Purpose::Recompute => Keep::Inputs,
+        }
+    }
+}
+
+/// Numbers of a micro-batch on their way to the host: what [`Engine::collect`] is to be called with, in order.
+#[must_use]
+pub struct Late<B: Backend> {
+    page: B::Readback,
+    /// How many are of responses, and in all.
+    responses: usize,
+    len: usize,
 }
 
 /// A model with the memory that its passes need; nothing is allocated on the device after [`Engine::new`].
+///
+/// `accumulate`, `evaluate` and `score` wait for their numbers. Their halves `start*` and `collect*` let the host go on
+/// while the device works; what was started first is collected first.
 pub struct Engine<'a, B: Backend> {
     /// The device.
     pub be: &'a B,
@@ -29,7 +54,8 @@ pub struct Engine<'a, B: Backend> {
     /// Parameter gradients, in the arena's layout.
     pub grads: Option<B::Buf<B::Acc>>,
     ws: Workspace<B>,
-    host: Vec<f64>,
+    /// Pages that nothing is on its way to.
+    pages: Vec<B::Readback>,
     acc: Vec<B::Acc>,
 }
 
@@ -48,12 +74,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         purpose: Purpose,
         head_rows: usize,
     ) -> Result<Self> {
-        let train = purpose == Purpose::Train;
+        let train = purpose != Purpose::Score;
         Ok(Self {
             be,
             grads: if train { Some(be.zeros("gradients", model.table.len)?) } else { None },
-            ws: Workspace::new(be, &model, capacity, head_rows, train)?,
-            host: Vec::with_capacity(capacity.responses * RESPONSE_STATS + capacity.pairs * PAIR_STATS),
+            ws: Workspace::keeping(be, &model, capacity, head_rows, purpose.keep())?,
+            pages: Vec::new(),
             acc: Vec::with_capacity(capacity.predictions),
             model,
         })
@@ -68,27 +94,69 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
+    /// Records the layers' passes as graphs and replays them from now on. Errors: a device that cannot.
+    pub fn use_graphs(&mut self) -> Result<()> {
+        self.ws.graphs.enable()
+    }
+
+    /// How often passes were recorded and replayed.
+    pub fn graph_counts(&self) -> GraphCounts {
+        self.ws.graphs.counts()
+    }
+
     /// Adds `d(scale * sum of losses)/d(parameters)` of one micro-batch to the gradients, and its numbers to `totals`.
     pub fn accumulate(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64, totals: &mut Totals) -> Result<()> {
+        let late = self.start(mb, spec, scale)?;
+        self.collect(late, mb, totals)
+    }
+
+    /// [`Engine::accumulate`] without waiting for the numbers.
+    pub fn start(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64) -> Result<Late<B>> {
         self.pass(mb, spec, scale, Purpose::Train)?;
         let grads = self.grads.as_mut().expect("an engine made to train has gradients");
         model::backward(self.be, &self.model, &mut self.ws, grads)?;
-        self.collect(mb, totals)
+        self.read_stats(mb)
     }
 
     /// The numbers of one micro-batch, without gradients.
     pub fn evaluate(&mut self, mb: &MicroBatch, spec: &LossSpec, totals: &mut Totals) -> Result<()> {
+        let late = self.start_evaluation(mb, spec)?;
+        self.collect(late, mb, totals)
+    }
+
+    /// [`Engine::evaluate`] without waiting for the numbers.
+    pub fn start_evaluation(&mut self, mb: &MicroBatch, spec: &LossSpec) -> Result<Late<B>> {
         self.pass(mb, spec, 1.0, Purpose::Score)?;
-        self.collect(mb, totals)
+        self.read_stats(mb)
+    }
+
+    /// Waits for the numbers of `mb`, and for nothing enqueued after them, and adds them to `totals`.
+    pub fn collect(&mut self, mut late: Late<B>, mb: &MicroBatch, totals: &mut Totals) -> Result<()> {
+        let (responses, pairs) = self.be.arrived(&mut late.page)?[..late.len].split_at(late.responses);
+        totals.add(mb, responses, pairs);
+        self.pages.push(late.page);
+        Ok(())
     }
 
     /// Sum of log-probs of every response of `mb`.
     pub fn score(&mut self, mb: &MicroBatch) -> Result<Vec<f64>> {
+        let late = self.start_score(mb)?;
+        self.collect_score(late)
+    }
+
+    /// [`Engine::score`] without waiting for the numbers.
+    pub fn start_score(&mut self, mb: &MicroBatch) -> Result<Late<B>> {
         let spec = LossSpec { loss_type: LossType::Sft, beta: 1.0, label_smoothing: 0.0 };
         self.pass(mb, &spec, 1.0, Purpose::Score)?;
-        self.read_stats(mb)?;
-        let sums = self.host[..mb.responses.len() * RESPONSE_STATS].chunks_exact(RESPONSE_STATS);
-        Ok(sums.map(|r| r[0]).collect())
+        self.read_stats(mb)
+    }
+
+    /// Waits for what [`Engine::start_score`] began.
+    pub fn collect_score(&mut self, mut late: Late<B>) -> Result<Vec<f64>> {
+        let sums = self.be.arrived(&mut late.page)?[..late.responses].chunks_exact(RESPONSE_STATS);
+        let sums = sums.map(|r| r[0]).collect();
+        self.pages.push(late.page);
+        Ok(sums)
     }
 
     /// Log-probs per prediction of the last pass over `mb`.
@@ -146,19 +214,18 @@ impl<'a, B: Backend> Engine<'a, B> {
         model::head_backward(self.be, &self.model, &mut self.ws, chunk, grads)
     }
 
-    fn read_stats(&mut self, mb: &MicroBatch) -> Result<usize> {
+    /// Sends the statistics of the micro-batch on their way. They are there before anything enqueued later is done.
+    fn read_stats(&mut self, mb: &MicroBatch) -> Result<Late<B>> {
         let (r, p) = (mb.responses.len() * RESPONSE_STATS, mb.pairs.len() * PAIR_STATS);
-        self.host.resize(r + p, 0.0);
-        let (responses, pairs) = self.host.split_at_mut(r);
-        self.be.download(responses, self.be.view(&self.ws.response_stats, 0..r))?;
-        self.be.download(pairs, self.be.view(&self.ws.pair_stats, 0..p))?;
-        Ok(r)
-    }
-
-    fn collect(&mut self, mb: &MicroBatch, totals: &mut Totals) -> Result<()> {
-        let r = self.read_stats(mb)?;
-        let (responses, pairs) = self.host.split_at(r);
-        totals.add(mb, responses, pairs);
-        Ok(())
+        let mut page = match self.pages.pop() {
+            Some(page) => page,
+            None => {
+                let c = &self.ws.capacity;
+                self.be.readback(c.responses * RESPONSE_STATS + c.pairs * PAIR_STATS)?
+            }
+        };
+        let parts = [self.be.view(&self.ws.response_stats, 0..r), self.be.view(&self.ws.pair_stats, 0..p)];
+        self.be.read_back(&mut page, &parts)?;
+        Ok(Late { page, responses: r, len: r + p })
     }
 }

@@ -23,16 +23,24 @@ pub fn evaluate<B: Backend>(engine: &mut Engine<'_, B>, set: &EvalSet<'_>, spec:
     let steps = set.plan.steps_in_epoch(0);
     let mut progress = Progress::new("evaluation", steps);
     let mut totals = Totals::default();
+    // One micro-batch is always under way while the host prepares the next.
+    let mut before = None;
     for step in 0..steps {
         set.plan.data().check_unchanged()?;
         let mut batches = set.plan.step(0, step);
         if let Some(sidecars) = &set.sidecars {
             fill_reference(&mut batches, sidecars)?;
         }
-        for mb in &batches {
-            engine.evaluate(mb, spec, &mut totals)?;
+        for mb in batches {
+            let late = engine.start_evaluation(&mb, spec)?;
+            if let Some((mb, late)) = before.replace((mb, late)) {
+                engine.collect(late, &mb, &mut totals)?;
+            }
         }
         progress.set(step + 1, String::new);
+    }
+    if let Some((mb, late)) = before {
+        engine.collect(late, &mb, &mut totals)?;
     }
     progress.finish();
     Ok(totals)

@@ -21,6 +21,9 @@ pub struct Optimizer<B: Backend> {
     /// fp32 master weights, where the backend computes in a narrower type.
     pub master: Option<B::Buf<B::Acc>>,
     norm: B::Buf<f64>,
+    /// The norm of the last step, on its way; the flag says that nobody has read it.
+    late: B::Readback,
+    unread: bool,
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -40,6 +43,8 @@ impl<B: Backend> Optimizer<B> {
             v: be.zeros("optimizer second moment", n)?,
             master: if B::MASTER_WEIGHTS { Some(model.master(be)?) } else { None },
             norm: be.zeros("gradient norm", 1)?,
+            late: be.readback(1)?,
+            unread: false,
         })
     }
 
@@ -57,12 +62,16 @@ impl<B: Backend> Optimizer<B> {
         }
     }
 
-    /// One step at `lr`; returns the gradient norm before clipping. Where it is not finite, nothing has changed and the
-    /// step does not count.
-    pub fn step(&mut self, be: &B, model: &mut Model<B>, grads: &B::Buf<B::Acc>, lr: f64) -> Result<f64> {
+    /// Enqueues one step at `lr`. Where the gradient norm is not finite, the device leaves everything as it was.
+    ///
+    /// Waits for the norm of the step before, which decides this step's number; not for anything of this one.
+    pub fn step(&mut self, be: &B, model: &mut Model<B>, grads: &B::Buf<B::Acc>, lr: f64) -> Result<()> {
+        self.settle(be)?;
         let n = model.table.len;
         self.steps += 1;
         be.grad_norm(be.view_mut(&mut self.norm, 0..1), be.view(grads, 0..n))?;
+        be.read_back(&mut self.late, &[be.view(&self.norm, 0..1)])?;
+        self.unread = true;
         // Norm weights and biases stand last in the arena and do not decay.
         let decay = model.table.decay_len;
         for (range, weight_decay) in [(0..decay, self.weight_decay), (decay..n, 0.0)] {
@@ -79,11 +88,16 @@ impl<B: Backend> Optimizer<B> {
                 &update,
             )?;
         }
-        let mut norm = [0.0];
-        be.download(&mut norm, be.view(&self.norm, 0..1))?;
-        if !norm[0].is_finite() {
+        Ok(())
+    }
+
+    /// The gradient norm of the last step before clipping, once it is known; NaN before the first. A step without a finite
+    /// norm does not count.
+    pub fn settle(&mut self, be: &B) -> Result<f64> {
+        let norm = be.arrived(&mut self.late)?.first().copied().unwrap_or(f64::NAN);
+        if std::mem::take(&mut self.unread) && !norm.is_finite() {
             self.steps -= 1;
         }
-        Ok(norm[0])
+        Ok(norm)
     }
 }

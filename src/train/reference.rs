@@ -4,8 +4,9 @@
 //! writes as it goes, so an interrupted one goes on where it stopped.
 
 use super::check::longest_row;
-use super::engine::{Engine, Purpose};
+use super::engine::{Engine, Late, Purpose};
 use crate::backend::Backend;
+use crate::data::batch::MicroBatch;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::{RefKey, Sidecars};
@@ -76,6 +77,16 @@ fn fill<B: Backend>(
     let steps = planner.steps_in_epoch(0);
     let mut progress = Progress::new("reference", report.responses);
     let mut seen = 0;
+    // One micro-batch is always under way while the host prepares the next.
+    let mut before = None;
+    let mut collect = |engine: &mut Engine<'_, B>, sidecars: &mut Sidecars, (mb, late): (MicroBatch, Late<B>)| {
+        for (slot, logp) in mb.responses.iter().zip(engine.collect_score(late)?) {
+            sidecars.set(slot.id, logp);
+        }
+        report.computed += mb.responses.len() as u64;
+        report.tokens += mb.used as u64;
+        Ok::<(), Error>(())
+    };
     for step in 0..steps {
         data.check_unchanged()?;
         for mb in planner.step(0, step) {
@@ -83,14 +94,17 @@ fn fill<B: Backend>(
             if mb.responses.iter().all(|r| sidecars.get(r.id).is_some()) {
                 continue;
             }
-            for (slot, logp) in mb.responses.iter().zip(engine.score(&mb)?) {
-                sidecars.set(slot.id, logp);
+            let late = engine.start_score(&mb)?;
+            if let Some(before) = before.replace((mb, late)) {
+                collect(engine, sidecars, before)?;
             }
-            report.computed += mb.responses.len() as u64;
-            report.tokens += mb.used as u64;
+        }
+        let stop = signal::stop_requested();
+        if let Some(last) = before.take_if(|_| stop || step + 1 == steps) {
+            collect(engine, sidecars, last)?;
         }
         sidecars.flush_if_due(FLUSH_EVERY)?;
-        if signal::stop_requested() {
+        if stop {
             sidecars.flush()?;
             return Err(Error::Training(format!(
                 "stopped: {} responses still to do; the same command goes on from here",

@@ -2,13 +2,14 @@
 
 use super::check::{check_data, check_model, longest_row, open_splits};
 use super::config::{SaveDtypeChoice, TrainConfig};
-use super::engine::{Engine, Purpose};
+use super::engine::{Engine, Late, Purpose};
 use super::eval::{self, EvalSet};
 use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::reference;
 use super::schedule::Schedule;
 use crate::backend::Backend;
+use crate::data::batch::MicroBatch;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;
@@ -19,6 +20,7 @@ use crate::output::{self, RunDir};
 use crate::progress::Progress;
 use crate::signal;
 use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Steps in a row that may be skipped for non-finite values.
@@ -167,26 +169,35 @@ impl<B: Backend> Run<'_, B> {
     ) -> Result<()> {
         self.evaluate(engine, 0)?;
         let mut progress = Progress::new(if self.sidecars.is_some() { "dpo" } else { "sft" }, total);
-        let (mut epoch, mut at, mut skipped, mut seen) = (0, 0, 0, Totals::default());
+        let mut log = Log { skipped: 0, tokens: 0, at: Instant::now() };
+        let (mut epoch, mut at, mut before) = (0, 0, None);
         for step in 1..=total {
             if at == plan.steps_in_epoch(epoch) {
                 (epoch, at) = (epoch + 1, 0);
             }
-            let begun = Instant::now();
-            let (totals, norm, lr) = self.step(engine, opt, plan, epoch, at, step)?;
-            let seconds = begun.elapsed().as_secs_f64();
+            let this = self.start(engine, plan, [epoch, at], step);
             at += 1;
-            skipped = self.check_finite(&totals, norm, step, skipped, &progress, || pair_ids(plan, epoch, at - 1))?;
-            self.summary.train_seconds += seconds;
-            self.summary.steps = step;
-            seen.tokens_with_prompts += totals.tokens_with_prompts;
-            let epochs = epoch as f64 + at as f64 / plan.steps_in_epoch(epoch) as f64;
-            let row = row(step, epochs, &totals, norm, lr, seen.tokens_with_prompts, seconds);
-            self.out.log(&row)?;
-            progress.set(step, || note(&totals, seconds));
-            self.summary.last = row;
+            // Its numbers have long been there: the device is at work on the passes that were started just now. They are
+            // written even where that failed.
+            if let Some(before) = before.take() {
+                let finished = self.finish(engine, opt, before, plan, &mut log, &mut progress);
+                this.as_ref().map_or(Ok(()), |_| finished)?;
+            }
+            let mut this = this?;
+            if step == 1 && self.starts_at_reference() {
+                this.collect(engine)?;
+                prove_step_0(&this.totals, &self.spec)?;
+            }
+            let grads = engine.grads.as_ref().expect("an engine made to train has gradients");
+            opt.step(engine.be, &mut engine.model, grads, this.lr)?;
             let stop = signal::stop_requested();
-            if step == total || stop || (self.c.eval_steps > 0 && step % self.c.eval_steps == 0) {
+            let evaluates = step == total || stop || (self.c.eval_steps > 0 && step % self.c.eval_steps == 0);
+            if evaluates || !B::ASYNC {
+                self.finish(engine, opt, this, plan, &mut log, &mut progress)?;
+            } else {
+                before = Some(this);
+            }
+            if evaluates {
                 self.evaluate(engine, step)?;
             }
             if stop {
@@ -198,15 +209,15 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    fn step(
+    /// Enqueues the passes of a step.
+    fn start(
         &mut self,
         engine: &mut Engine<'_, B>,
-        opt: &mut Optimizer<B>,
         plan: &Planner<'_>,
-        epoch: u64,
-        at: u64,
+        [epoch, at]: [u64; 2],
         step: u64,
-    ) -> Result<(Totals, f64, f64)> {
+    ) -> Result<InFlight<B>> {
+        let begun = Instant::now();
         self.data.check_unchanged()?;
         let mut batches = plan.step(epoch, at);
         if let Some(sidecars) = &self.sidecars {
@@ -214,17 +225,41 @@ impl<B: Backend> Run<'_, B> {
         }
         let scale = eval::mean_scale(&batches);
         engine.clear_grads()?;
-        let mut totals = Totals::default();
-        for mb in &batches {
-            engine.accumulate(mb, &self.spec, scale, &mut totals)?;
-        }
-        if step == 1 && self.starts_at_reference() {
-            prove_step_0(&totals, &self.spec)?;
+        let mut late = VecDeque::with_capacity(batches.len());
+        for mb in batches {
+            let numbers = engine.start(&mb, &self.spec, scale)?;
+            late.push_back((mb, numbers));
         }
         let lr = self.schedule.at(step - 1);
-        let grads = engine.grads.as_ref().expect("an engine made to train has gradients");
-        let norm = opt.step(engine.be, &mut engine.model, grads, lr)?;
-        Ok((totals, norm, lr))
+        Ok(InFlight { step, epoch, at, lr, begun, late, totals: Totals::default() })
+    }
+
+    /// Reads and reports a step's numbers: on a device that works by itself, while it is at the next.
+    fn finish(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        opt: &mut Optimizer<B>,
+        mut done: InFlight<B>,
+        plan: &Planner<'_>,
+        log: &mut Log,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        done.collect(engine)?;
+        let norm = opt.settle(engine.be)?;
+        let InFlight { step, epoch, at, lr, begun, totals, .. } = done;
+        // Where steps overlap, one begins to take time when the one before is done.
+        let seconds = begun.max(log.at).elapsed().as_secs_f64();
+        log.at = Instant::now();
+        log.skipped = self.check_finite(&totals, norm, step, log.skipped, progress, || pair_ids(plan, epoch, at))?;
+        self.summary.train_seconds += seconds;
+        self.summary.steps = step;
+        log.tokens += totals.tokens_with_prompts;
+        let epochs = epoch as f64 + (at + 1) as f64 / plan.steps_in_epoch(epoch) as f64;
+        let row = row(step, epochs, &totals, norm, lr, log.tokens, seconds);
+        self.out.log(&row)?;
+        progress.set(step, || note(&totals, seconds));
+        self.summary.last = row;
+        Ok(())
     }
 
     /// Reports a step that was skipped; ends the run after [`MAX_SKIPPED`] in a row, or where it skipped all it had.
@@ -287,6 +322,41 @@ impl<B: Backend> Run<'_, B> {
         }
         Ok(())
     }
+}
+
+/// A step whose numbers may still be on their way.
+struct InFlight<B: Backend> {
+    /// From 1.
+    step: u64,
+    epoch: u64,
+    /// Its place in the epoch, from 0.
+    at: u64,
+    lr: f64,
+    begun: Instant,
+    /// Micro-batches whose numbers were not read yet, in order.
+    late: VecDeque<(MicroBatch, Late<B>)>,
+    /// What was read.
+    totals: Totals,
+}
+
+impl<B: Backend> InFlight<B> {
+    /// Waits for the rest of the numbers.
+    fn collect(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
+        while let Some((mb, late)) = self.late.pop_front() {
+            engine.collect(late, &mb, &mut self.totals)?;
+        }
+        Ok(())
+    }
+}
+
+/// What rows of metrics need of the rows before.
+struct Log {
+    /// Steps skipped in a row.
+    skipped: u32,
+    /// Tokens so far, as TRL counts them.
+    tokens: u64,
+    /// When the last step was known to be done.
+    at: Instant,
 }
 
 /// Ids of the pairs of a step.

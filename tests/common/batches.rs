@@ -1,6 +1,6 @@
 //! Micro-batches of random groups.
 
-use fusedpo::backend::{Capacity, Chunk};
+use fusedpo::backend::{AttnShape, Capacity, Chunk};
 use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
 
 /// A group: tokens of its prompt, and of each response.
@@ -67,6 +67,10 @@ pub fn micro_batch(slots: usize, groups: &[Sizes], vocab: u32, mut random: impl 
     m.predictions_by_row.sort_by_key(|p| (m.predictions[*p as usize].row, *p));
     m
 }
+
+/// For ops that look at no heads.
+#[allow(dead_code)]
+pub const ANY_HEADS: AttnShape = AttnShape { heads: 1, kv_heads: 1, head_dim: 1 };
 
 /// Room for `m` and a little more.
 pub fn capacity(m: &MicroBatch) -> Capacity {

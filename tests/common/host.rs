@@ -28,6 +28,20 @@ impl HostKernel for Compiled {
 /// The kernels on the host; `None`, said on stderr, where they were built without a C++ compiler or only a GPU is to be
 /// tested (`common/device.rs`).
 pub fn host_driver(seed: u64) -> Option<HostDriver> {
+    Some(fenced(HostDriver::new(compiled()?, seed)))
+}
+
+/// [`host_driver`] that runs nothing before somebody waits.
+#[allow(dead_code)]
+pub fn deferred_driver(seed: u64) -> Option<HostDriver> {
+    Some(fenced(HostDriver::deferred(compiled()?, seed)))
+}
+
+fn fenced(driver: HostDriver) -> HostDriver {
+    if fusedpo_kernels_host::SANITIZED { driver.without_fences() } else { driver }
+}
+
+fn compiled() -> Option<Vec<Box<dyn HostKernel>>> {
     if std::env::var("FUSEDPO_REQUIRE_GPU").is_ok_and(|v| v == "only") {
         eprintln!("skipped: kernels on the host (FUSEDPO_REQUIRE_GPU=only)");
         return None;
@@ -37,8 +51,7 @@ pub fn host_driver(seed: u64) -> Option<HostDriver> {
         eprintln!("skipped: kernels on the host (there was no C++ compiler when this was built)");
         return None;
     }
-    let driver = HostDriver::new(kernels.into_iter().map(|k| Box::new(Compiled(k)) as Box<dyn HostKernel>), seed);
-    Some(if fusedpo_kernels_host::SANITIZED { driver.without_fences() } else { driver })
+    Some(kernels.into_iter().map(|k| Box::new(Compiled(k)) as Box<dyn HostKernel>).collect())
 }
 
 /// The kernels on the host, those that exist with `fault` planted replaced by their faulty twins.

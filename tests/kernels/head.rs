@@ -1,6 +1,6 @@
 //! The fused head: statistics, the gradient in place of the logits, and the products behind it.
 
-use crate::batches::{capacity, chunk, micro_batch};
+use crate::batches::{ANY_HEADS, capacity, chunk, micro_batch};
 use crate::check::{assert_bf16_rule, assert_close};
 use crate::{Case, F32, Noise, Outputs, SEEDS, both, buf, compare, fetch, on_devices, unset, v};
 use fusedpo::backend::cpu::Cpu;
@@ -27,7 +27,7 @@ struct Head {
 impl Head {
     /// Statistics, and the logits buffer as it is left.
     fn forward<B: Backend>(&self, be: &B) -> ([Vec<f64>; 4], B::Buf<B::Acc>) {
-        let mut batch = be.new_batch(capacity(&self.micro)).unwrap();
+        let mut batch = be.new_batch(capacity(&self.micro), ANY_HEADS).unwrap();
         be.load_batch(&mut batch, &self.micro).unwrap();
         let chunk = chunk(&self.micro, self.groups.clone());
         let n = chunk.predictions.len();

@@ -1,6 +1,6 @@
 //! Per-response sums, losses and coefficients, for every loss of the table.
 
-use crate::batches::{capacity, chunk, micro_batch};
+use crate::batches::{ANY_HEADS, capacity, chunk, micro_batch};
 use crate::{Case, Noise, Outputs, buf, compare, fetch, unset, v};
 use fusedpo::backend::{Backend, LossOut, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::data::batch::MicroBatch;
@@ -17,7 +17,7 @@ struct Loss {
 }
 impl Case for Loss {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
-        let mut batch = be.new_batch(capacity(&self.micro)).unwrap();
+        let mut batch = be.new_batch(capacity(&self.micro), ANY_HEADS).unwrap();
         be.load_batch(&mut batch, &self.micro).unwrap();
         let chunk = chunk(&self.micro, self.groups.clone());
         let stats = [&self.logp, &self.entropy, &self.hit].map(|s| buf::<B, B::Acc>(be, s));

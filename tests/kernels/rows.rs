@@ -1,6 +1,6 @@
 //! Ops that follow a micro-batch: embedding, RoPE, gather and scatter.
 
-use crate::batches::{capacity, micro_batch};
+use crate::batches::{ANY_HEADS, capacity, micro_batch};
 use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{AttnShape, Backend, Rotation};
@@ -23,7 +23,7 @@ struct Rows {
 impl Case for Rows {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let (m, dim) = (&self.micro, self.dim);
-        let mut batch = be.new_batch(capacity(m)).unwrap();
+        let mut batch = be.new_batch(capacity(m), ANY_HEADS).unwrap();
         be.load_batch(&mut batch, m).unwrap();
         // The GPU computes all slots, the CPU the live ones: those are compared.
         let (rows, live) = (be.rows(&batch), m.used * dim);
@@ -72,7 +72,7 @@ struct Rope {
 }
 impl Case for Rope {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
-        let mut batch = be.new_batch(capacity(&self.micro)).unwrap();
+        let mut batch = be.new_batch(capacity(&self.micro), self.shape).unwrap();
         be.load_batch(&mut batch, &self.micro).unwrap();
         let width = self.shape.qkv_width();
         let (rows, live) = (be.rows(&batch) * width, self.micro.used * width);

@@ -132,7 +132,7 @@ fn indices_beyond_a_table_are_refused() {
 fn malformed_batches_are_refused() {
     let (cpu, mut noise) = (cpu64(), Noise(82));
     let good = micro(FEW, 2, 11, &mut noise);
-    let mut batch = cpu.new_batch(capacity(&good)).unwrap();
+    let mut batch = cpu.new_batch(capacity(&good), ANY_HEADS).unwrap();
     let mut refused = |change: &dyn Fn(&mut fusedpo::data::batch::MicroBatch)| {
         let mut bad = good.clone();
         change(&mut bad);

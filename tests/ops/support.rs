@@ -117,9 +117,12 @@ pub fn capacity(m: &MicroBatch) -> Capacity {
     Capacity { slots: m.slots, predictions: m.predictions.len(), responses: m.responses.len(), pairs: m.pairs.len() }
 }
 
+/// For ops that look at no heads, and a backend that reserves nothing for them.
+pub const ANY_HEADS: AttnShape = AttnShape { heads: 1, kv_heads: 1, head_dim: 1 };
+
 /// Loads a micro-batch.
 pub fn loaded<S: fusedpo::backend::cpu::Real>(cpu: &Cpu<S>, m: &MicroBatch) -> CpuBatch {
-    let mut batch = cpu.new_batch(capacity(m)).unwrap();
+    let mut batch = cpu.new_batch(capacity(m), ANY_HEADS).unwrap();
     cpu.load_batch(&mut batch, m).unwrap();
     batch
 }

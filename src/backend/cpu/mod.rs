@@ -103,6 +103,8 @@ impl<S: Real> Backend for Cpu<S> {
     type View<'a, T: Storage> = &'a [T];
     type ViewMut<'a, T: Storage> = &'a mut [T];
     type Batch = CpuBatch;
+    type Readback = Vec<f64>;
+    type Graph = std::convert::Infallible;
 
     const MASTER_WEIGHTS: bool = false;
 
@@ -159,7 +161,31 @@ impl<S: Real> Backend for Cpu<S> {
         Ok(())
     }
 
-    fn new_batch(&self, capacity: Capacity) -> Result<CpuBatch> {
+    fn readback(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(Vec::with_capacity(len))
+    }
+    fn read_back(&self, to: &mut Vec<f64>, parts: &[&[f64]]) -> Result<()> {
+        to.clear();
+        parts.iter().for_each(|part| to.extend_from_slice(part));
+        Ok(())
+    }
+    fn arrived<'a>(&self, from: &'a mut Vec<f64>) -> Result<&'a [f64]> {
+        Ok(from)
+    }
+    fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Self::Graph> {
+        Err(Error::usage("the CPU records no graphs"))
+    }
+    fn is_current(&self, graph: &Self::Graph) -> bool {
+        match *graph {}
+    }
+    fn replay(&self, graph: &Self::Graph) -> Result<()> {
+        match *graph {}
+    }
+    fn address<T: Storage>(&self, buf: &Vec<T>) -> usize {
+        buf.as_ptr() as usize
+    }
+
+    fn new_batch(&self, capacity: Capacity, _: AttnShape) -> Result<CpuBatch> {
         let batch = CpuBatch::new(capacity);
         self.record("batch", batch.bytes());
         Ok(batch)

@@ -1,19 +1,18 @@
 //! Attention over segments with a shared prefix. Kernels: `kernels/attention*.cu`; reference: `backend/cpu/attention.rs`.
 //!
 //! The host cuts a micro-batch into tiles, orders them longest first (the grid's last blocks are then the short ones), and
-//! uploads the list; a kernel's block takes one tile and looks nothing up. Tables have a fixed capacity and so has the
+//! uploads the list with the batch; a kernel's block takes one tile and looks nothing up. Tables have a fixed capacity and so has the
 //! grid: blocks past the last tile find an empty entry and return, so that a launch depends on shapes alone.
 
 mod schedule;
 
 use super::batch::GpuBatch;
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
-use super::{Buf, Gpu, GpuFloat, check, lock};
+use super::{Gpu, GpuFloat, check};
 use crate::backend::{AttnShape, Capacity};
 use crate::data::batch::MicroBatch;
 use crate::error::{Error, Result};
 use schedule::{KEY_WORDS, QUERY_ROWS, QUERY_WORDS, Span};
-use std::sync::{Mutex, MutexGuard};
 
 /// Threads of a block; `kAttnThreads` in `kernels/attention.cuh`.
 const THREADS: usize = 128;
@@ -81,28 +80,19 @@ impl Kernels {
     }
 }
 
-/// Tables of a batch that the attention kernels follow. They depend on the heads as well, which a batch does not know: the
-/// first op on a batch fixes the geometry, and from then on loading a batch fills the tables at once.
-pub struct Tables<D: Driver> {
+/// What the attention kernels follow in the loaded batch: its places in the batch's memory, and the tables on the host.
+pub struct Tables {
     /// Most slots, and most segments, the dummy tail included.
     slots: usize,
-    spans: usize,
-    state: Mutex<State<D>>,
-}
-
-struct State<D: Driver> {
-    /// Who attends to whom in the loaded batch; the dummy tail last.
+    segments: usize,
+    geometry: Geometry,
+    /// Who attends to whom; the dummy tail last.
     spans: Vec<Span>,
-    /// Geometry that the tables were made for.
-    made_for: Option<Geometry>,
-    /// Whether they hold the loaded batch.
-    current: bool,
-    query: Option<Buf<D, u32>>,
-    key: Option<Buf<D, u32>>,
-    staged: Vec<u32>,
+    /// Scratch.
     entries: Vec<[u32; QUERY_WORDS]>,
 }
 
+/// What the tables depend on beside the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Geometry {
     group: usize,
@@ -114,81 +104,65 @@ fn entries(rows: usize, rows_per_entry: usize, spans: usize) -> usize {
     rows / rows_per_entry + spans
 }
 
-impl<D: Driver> Tables<D> {
-    /// Memory for any micro-batch within `capacity`.
-    pub(super) fn new<A: GpuFloat>(_gpu: &Gpu<D, A>, capacity: Capacity) -> Result<Self> {
-        let spans = capacity.slots.min(2 * capacity.responses) + 1; // a group has a response, so there are no more prompts
-        let state = State {
-            spans: Vec::with_capacity(spans),
-            made_for: None,
-            current: false,
-            query: None,
-            key: None,
-            staged: Vec::new(),
+impl Tables {
+    /// For any micro-batch within `capacity`, and attention over `shape` in `dtype`.
+    pub(super) fn new(dtype: Dtype, capacity: Capacity, shape: &AttnShape) -> Self {
+        let segments = capacity.slots.min(2 * capacity.responses) + 1; // a group has a response, so there are no more prompts
+        let geometry = Geometry::new(shape, &Kernels::choose(dtype, shape.head_dim));
+        let mut this = Tables {
+            slots: capacity.slots,
+            segments,
+            geometry,
+            spans: Vec::with_capacity(segments),
             entries: Vec::new(),
         };
-        Ok(Tables { slots: capacity.slots, spans, state: Mutex::new(state) })
+        this.entries.reserve(this.sizes().into_iter().max().unwrap_or(0));
+        this
+    }
+
+    /// Entries of the query table and of the key table.
+    fn sizes(&self) -> [usize; 2] {
+        let queries = entries(self.slots * self.geometry.group, QUERY_ROWS, self.segments);
+        [queries, entries(self.slots, self.geometry.key_rows, self.segments)]
+    }
+
+    /// Numbers of each.
+    pub(super) fn words(&self) -> [usize; 2] {
+        let [queries, keys] = self.sizes();
+        [queries * QUERY_WORDS, keys * KEY_WORDS]
     }
 
     /// Replaces the content. Errors: segments that do not follow one another as [`MicroBatch`] says.
-    pub(super) fn load<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>, from: &MicroBatch) -> Result<()> {
+    pub(super) fn load(&mut self, from: &MicroBatch) -> Result<()> {
         const OP: &str = "load_batch";
         check::at_most(OP, "slots", from.slots, self.slots)?;
-        check::at_most(OP, "segments", from.segments.len() + 1, self.spans)?;
-        let mut state = lock(&self.state);
-        state.current = false;
-        schedule::spans(&mut state.spans, from)?;
-        match state.made_for {
-            Some(geometry) => state.fill(gpu, geometry),
-            None => Ok(()),
-        }
+        check::at_most(OP, "segments", from.segments.len() + 1, self.segments)?;
+        schedule::spans(&mut self.spans, from)
     }
 
-    /// The tables, filled for this geometry. Allocates when a geometry is met for the first time.
-    fn ready<A: GpuFloat>(&self, gpu: &Gpu<D, A>, geometry: Geometry) -> Result<MutexGuard<'_, State<D>>> {
-        let mut state = lock(&self.state);
-        if state.made_for != Some(geometry) {
-            let queries = entries(self.slots * geometry.group, QUERY_ROWS, self.spans);
-            let keys = entries(self.slots, geometry.key_rows, self.spans);
-            state.query = Some(gpu.alloc("attention: query tiles", queries * QUERY_WORDS)?);
-            state.key = Some(gpu.alloc("attention: key tiles", keys * KEY_WORDS)?);
-            state.staged = vec![0; queries.max(keys) * QUERY_WORDS];
-            state.entries = Vec::with_capacity(queries.max(keys));
-            state.made_for = Some(geometry);
-            state.current = false;
+    /// Writes the tables into `words`, each at its place in `at`.
+    pub(super) fn stage(&mut self, at: [usize; 2], words: &mut [u32]) {
+        let sizes = self.words();
+        schedule::query_tiles(&mut self.entries, &self.spans, self.geometry.group);
+        stage(&mut words[at[0]..][..sizes[0]], QUERY_WORDS, &self.entries);
+        schedule::key_tiles(&mut self.entries, &self.spans, self.geometry.key_rows);
+        stage(&mut words[at[1]..][..sizes[1]], KEY_WORDS, &self.entries);
+    }
+
+    /// Refuses another geometry than the tables were made for.
+    fn check(&self, op: &'static str, geometry: Geometry) -> Result<()> {
+        if self.geometry == geometry {
+            return Ok(());
         }
-        if !state.current {
-            state.fill(gpu, geometry)?;
-        }
-        Ok(state)
+        let show = |g: Geometry| format!("{} query heads a key head in tiles of {} keys", g.group, g.key_rows);
+        let why = format!("the batch was made for {}, not {}", show(self.geometry), show(geometry));
+        Err(Error::Launch { kernel: op, why })
     }
 }
 
-impl<D: Driver> State<D> {
-    fn fill<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>, geometry: Geometry) -> Result<()> {
-        let (Some(query), Some(key)) = (&mut self.query, &mut self.key) else { return Ok(()) };
-        schedule::query_tiles(&mut self.entries, &self.spans, geometry.group);
-        let len = query.all().len();
-        stage(&mut self.staged[..len], QUERY_WORDS, &self.entries);
-        gpu.put(query.all_mut(), &self.staged[..len])?;
-        schedule::key_tiles(&mut self.entries, &self.spans, geometry.key_rows);
-        let len = key.all().len();
-        stage(&mut self.staged[..len], KEY_WORDS, &self.entries);
-        gpu.put(key.all_mut(), &self.staged[..len])?;
-        self.current = true;
-        Ok(())
-    }
-
-    /// A table as an argument, and its entries.
-    fn table(buf: &Option<Buf<D, u32>>, words: usize) -> (Arg, usize) {
-        let view = buf.as_ref().map(Buf::all).expect("`ready` made it");
-        (view.arg(), view.len() / words)
-    }
-    fn query_table(&self) -> (Arg, usize) {
-        Self::table(&self.query, QUERY_WORDS)
-    }
-    fn key_table(&self) -> (Arg, usize) {
-        Self::table(&self.key, KEY_WORDS)
+impl Geometry {
+    fn new(shape: &AttnShape, kernels: &Kernels) -> Self {
+        Geometry { group: shape.heads / shape.kv_heads, key_rows: kernels.key_rows }
     }
 }
 
@@ -221,7 +195,7 @@ impl Launch {
             tail.push(Arg::int(op, "head_dim", shape.head_dim)?);
         }
         tail.push(Arg::F32((1.0 / (shape.head_dim as f64).sqrt()) as f32));
-        let geometry = Geometry { group, key_rows: kernels.key_rows };
+        let geometry = Geometry::new(shape, &kernels);
         Ok(Launch { op, kernels, geometry, tail, kv_heads: shape.kv_heads })
     }
 
@@ -249,6 +223,19 @@ impl Launch {
     }
 }
 
+impl<D: Driver> GpuBatch<D> {
+    /// The query table as an argument, and its entries.
+    fn query_table(&self) -> (Arg, usize) {
+        let table = self.attention_table(0, self.attention.words());
+        (table.arg(), table.len() / QUERY_WORDS)
+    }
+    /// The key table as an argument, and its entries.
+    fn key_table(&self) -> (Arg, usize) {
+        let table = self.attention_table(1, self.attention.words());
+        (table.arg(), table.len() / KEY_WORDS)
+    }
+}
+
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// See [`crate::backend::Backend::attention_fwd`].
     pub fn attention_fwd(
@@ -266,8 +253,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         check::len(OP, "lse", lse.len(), &[("rows", rows), ("heads", shape.heads)])?;
         check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
         launch.aligned(&[("out", out.arg()), ("qkv", qkv.arg())])?;
-        let tables = batch.attention.ready(self, launch.geometry)?;
-        let (table, tiles) = tables.query_table();
+        batch.attention.check(OP, launch.geometry)?;
+        let (table, tiles) = batch.query_table();
         let grid = launch.grid(tiles, 1, launch.kernels.shared[0]);
         self.launch(launch.kernels.fwd, grid, &launch.args(&[out.arg(), lse.arg(), qkv.arg(), table]))
     }
@@ -296,7 +283,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         check::len(OP, "lse", lse.len(), &[("rows", rows), ("heads", shape.heads)])?;
         check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
         launch.aligned(&[("dqkv", dqkv.arg()), ("dout", dout.arg()), ("out", out.arg()), ("qkv", qkv.arg())])?;
-        let tables = batch.attention.ready(self, launch.geometry)?;
+        batch.attention.check(OP, launch.geometry)?;
 
         let items = rows * shape.heads;
         let mut args = vec![delta.arg(), dout.arg(), out.arg(), Arg::int(OP, "rows * heads", items)?];
@@ -306,9 +293,9 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         self.launch(kernels.delta, Grid::new([items.div_ceil(kernels.delta_items), 1], THREADS), &args)?;
         let delta = delta.as_view();
         let mut with = |table| launch.args(&[dqkv.arg(), dout.arg(), lse.arg(), delta.arg(), qkv.arg(), table]);
-        let (table, tiles) = tables.query_table();
+        let (table, tiles) = batch.query_table();
         self.launch(kernels.dq, launch.grid(tiles, kernels.dq_parts, kernels.shared[1]), &with(table))?;
-        let (table, tiles) = tables.key_table();
+        let (table, tiles) = batch.key_table();
         self.launch(kernels.dkv, launch.grid(tiles, 1, kernels.shared[2]), &with(table))
     }
 }

@@ -2,6 +2,8 @@
 
 use super::batch::GpuBatch;
 use super::driver::{Driver, Dtype, View, ViewMut};
+use super::graph::Graph;
+use super::pinned::Pinned;
 use super::{Buf, Gpu, GpuFloat, lock};
 use crate::backend::{
     AttnShape, Backend, Capacity, Chunk, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
@@ -21,10 +23,14 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     type View<'a, T: Storage> = View<'a, T>;
     type ViewMut<'a, T: Storage> = ViewMut<'a, T>;
     type Batch = GpuBatch<D>;
+    type Readback = Pinned<D, f64>;
+    type Graph = Graph<D>;
 
     const MASTER_WEIGHTS: bool = matches!(A::DTYPE, Dtype::Bf16);
     // The library may take another algorithm for another number of rows.
     const FIXED_SHAPES: bool = true;
+    const ASYNC: bool = true;
+    const GRAPHS: bool = true;
 
     fn fingerprint(&self) -> String {
         format!("gpu-{}-{}-v{NUMERICS}", self.driver.fingerprint(), A::NAME)
@@ -65,11 +71,32 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
     }
-    fn new_batch(&self, capacity: Capacity) -> Result<GpuBatch<D>> {
-        GpuBatch::new(self, capacity)
+    fn readback(&self, len: usize) -> Result<Pinned<D, f64>> {
+        self.pinned(len)
+    }
+    fn read_back(&self, to: &mut Pinned<D, f64>, parts: &[View<f64>]) -> Result<()> {
+        to.download(parts)
+    }
+    fn arrived<'a>(&self, from: &'a mut Pinned<D, f64>) -> Result<&'a [f64]> {
+        Ok(from.open()?)
+    }
+    fn record(&self, ops: impl FnOnce() -> Result<()>) -> Result<Graph<D>> {
+        Graph::record(self, ops)
+    }
+    fn is_current(&self, graph: &Graph<D>) -> bool {
+        graph.is_current()
+    }
+    fn replay(&self, graph: &Graph<D>) -> Result<()> {
+        graph.replay()
+    }
+    fn address<T: Storage>(&self, buf: &Buf<D, T>) -> usize {
+        buf.at as usize
+    }
+    fn new_batch(&self, capacity: Capacity, shape: AttnShape) -> Result<GpuBatch<D>> {
+        GpuBatch::new(self, capacity, shape)
     }
     fn load_batch(&self, batch: &mut GpuBatch<D>, from: &MicroBatch) -> Result<()> {
-        batch.load(self, from)
+        batch.load(from)
     }
     fn rows(&self, batch: &GpuBatch<D>) -> usize {
         batch.slots()

@@ -1,15 +1,28 @@
 //! A micro-batch on the device: checked once, with the tables that kernels follow without looking.
+//!
+//! All tables lie in one buffer, at places that depend on the capacity alone. They are put together in one of two pieces of
+//! page-locked host memory that take turns, and travel in one copy that nobody waits for.
 
 use super::attention::Tables;
 use super::driver::{Driver, View};
+use super::pinned::Pinned;
 use super::{Buf, Gpu, GpuFloat, check};
-use crate::backend::{Capacity, Chunk};
+use crate::backend::{AttnShape, Capacity, Chunk};
 use crate::data::batch::{GroupSpan, MicroBatch};
 use crate::error::{Error, Result};
+use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Where each table of a batch of some [`Capacity`] starts in its buffer of `u32`; two uploads fill a batch.
+/// Numbers to which tables are aligned: 64 bytes.
+const ALIGN: usize = 16;
+
+/// Where each table of a batch of some [`Capacity`] starts, in `u32`s.
 struct Layout {
+    /// Of the responses, f64.
+    ref_logp: usize,
+    /// Of the pairs, f64.
+    weights: usize,
+    tokens: usize,
     positions: usize,
     rows_by_token: usize,
     prediction_rows: usize,
@@ -19,18 +32,23 @@ struct Layout {
     spans: usize,
     pairs: usize,
     groups: usize,
+    /// Attention's tables: queries, keys.
+    attention: [usize; 2],
     len: usize,
 }
 
 impl Layout {
-    fn new(c: Capacity) -> Layout {
-        let mut at = c.slots; // tokens come first
-        let mut next = |len: usize| {
-            let start = at;
-            at += len;
+    fn new(c: Capacity, attention: [usize; 2]) -> Layout {
+        let mut len = 0;
+        let mut next = |n: usize| {
+            let start = len;
+            len = (start + n).next_multiple_of(ALIGN);
             start
         };
         Layout {
+            ref_logp: next(2 * c.responses),
+            weights: next(2 * c.pairs),
+            tokens: next(c.slots),
             positions: next(c.slots),
             rows_by_token: next(c.slots),
             prediction_rows: next(c.predictions),
@@ -40,7 +58,8 @@ impl Layout {
             spans: next(2 * c.responses),
             pairs: next(2 * c.pairs),
             groups: next(4 * c.responses), // a group has at least one response
-            len: at,
+            attention: attention.map(next),
+            len,
         }
     }
 }
@@ -61,26 +80,25 @@ pub struct GpuBatch<D: Driver> {
     pub(super) tokens_end: usize,
     pub(super) positions_end: usize,
     pub(super) targets_end: usize,
-    words: Buf<D, u32>,
-    /// Reference log-probs of the responses, then weights of the pairs.
-    doubles: Buf<D, f64>,
-    staged_words: Vec<u32>,
-    staged_doubles: Vec<f64>,
+    memory: Buf<D, u32>,
+    staging: [Pinned<D, u32>; 2],
+    /// Which piece of staging memory is next.
+    turn: usize,
     /// What attention needs.
-    pub(super) attention: Tables<D>,
+    pub(super) attention: Tables,
 }
 
 impl<D: Driver> GpuBatch<D> {
-    /// An empty batch with memory for any micro-batch within `capacity`.
-    pub fn new<A: GpuFloat>(gpu: &Gpu<D, A>, capacity: Capacity) -> Result<Self> {
-        let layout = Layout::new(capacity);
-        let doubles = capacity.responses + capacity.pairs;
+    /// An empty batch with memory for any micro-batch within `capacity`, for attention over `shape`.
+    pub fn new<A: GpuFloat>(gpu: &Gpu<D, A>, capacity: Capacity, shape: AttnShape) -> Result<Self> {
+        check::attn("new_batch", &shape)?;
+        let attention = Tables::new(A::DTYPE, capacity, &shape);
+        let layout = Layout::new(capacity, attention.words());
         Ok(GpuBatch {
-            words: gpu.alloc("batch", layout.len)?,
-            doubles: gpu.alloc("batch", doubles)?,
-            staged_words: vec![0; layout.len],
-            staged_doubles: vec![0.0; doubles],
-            attention: Tables::new(gpu, capacity)?,
+            memory: gpu.alloc("batch", layout.len)?,
+            staging: [gpu.pinned(layout.len)?, gpu.pinned(layout.len)?],
+            turn: 0,
+            attention,
             spans: Vec::with_capacity(capacity.responses),
             groups: Vec::with_capacity(capacity.responses),
             capacity,
@@ -95,17 +113,20 @@ impl<D: Driver> GpuBatch<D> {
         })
     }
 
-    /// Replaces the content; on an error the batch is empty.
-    pub fn load<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>, from: &MicroBatch) -> Result<()> {
+    /// Replaces the content; on an error the batch is empty. Waits only for the copy of the load before the last.
+    pub fn load(&mut self, from: &MicroBatch) -> Result<()> {
         (self.slots, self.used, self.predictions, self.pairs) = (0, 0, 0, 0);
         self.spans.clear();
         self.groups.clear();
         check_sizes(&self.capacity, from)?;
         check_indices(from)?;
-        self.stage(from);
-        gpu.put(self.words.all_mut(), &self.staged_words)?;
-        gpu.put(self.doubles.all_mut(), &self.staged_doubles)?;
-        self.attention.load(gpu, from)?;
+        self.attention.load(from)?;
+        let staging = &mut self.staging[self.turn];
+        self.turn = 1 - self.turn;
+        let words = staging.open()?;
+        stage(&self.layout, words, from);
+        self.attention.stage(self.layout.attention, words);
+        staging.upload(self.memory.all_mut())?;
         self.spans.extend(from.responses.iter().map(|r| r.predictions.clone()));
         self.groups.extend_from_slice(&from.groups);
         let end = |v: &[u32]| v.iter().max().map_or(0, |m| *m as usize + 1);
@@ -115,36 +136,6 @@ impl<D: Driver> GpuBatch<D> {
         (self.slots, self.used) = (from.slots, from.used);
         (self.predictions, self.pairs) = (from.predictions.len(), from.pairs.len());
         Ok(())
-    }
-
-    fn stage(&mut self, from: &MicroBatch) {
-        let (l, w) = (&self.layout, &mut self.staged_words);
-        let mut fill = |at: usize, values: &mut dyn Iterator<Item = u32>| {
-            w[at..].iter_mut().zip(values).for_each(|(w, v)| *w = v);
-        };
-        fill(0, &mut from.tokens.iter().copied());
-        fill(l.positions, &mut from.positions.iter().copied());
-        fill(l.rows_by_token, &mut from.rows_by_token.iter().copied());
-        fill(l.prediction_rows, &mut from.predictions.iter().map(|p| p.row));
-        fill(l.targets, &mut from.predictions.iter().map(|p| p.target));
-        fill(l.by_row, &mut from.predictions_by_row.iter().copied());
-        fill(l.spans, &mut from.responses.iter().flat_map(|r| [r.predictions.start, r.predictions.end]));
-        fill(l.pairs, &mut from.pairs.iter().flat_map(|p| [p.chosen, p.rejected]));
-        let group = |g: &GroupSpan| [g.responses.start, g.responses.end, g.pairs.start, g.pairs.end];
-        fill(l.groups, &mut from.groups.iter().flat_map(group));
-        let mut at = 0;
-        let row = |n: u32| from.predictions[n as usize].row as usize;
-        let starts = (0..=from.slots).map(|t| {
-            while at < from.predictions_by_row.len() && row(from.predictions_by_row[at]) < t {
-                at += 1;
-            }
-            at as u32
-        });
-        fill(l.starts, &mut starts.into_iter());
-        let refs = from.responses.iter().map(|r| r.ref_logp);
-        self.staged_doubles.iter_mut().zip(refs).for_each(|(d, r)| *d = r);
-        let weights = from.pairs.iter().map(|p| f64::from(p.weight));
-        self.staged_doubles[self.capacity.responses..].iter_mut().zip(weights).for_each(|(d, w)| *d = w);
     }
 
     /// Rows that ops compute: all slots, so that shapes are fixed.
@@ -157,10 +148,17 @@ impl<D: Driver> GpuBatch<D> {
     }
 
     fn table(&self, start: usize, len: usize) -> View<'_, u32> {
-        self.words.view(start..start + len)
+        self.memory.view(start..start + len)
+    }
+    /// Attention's table number `which`, given the numbers of both.
+    pub(super) fn attention_table(&self, which: usize, words: [usize; 2]) -> View<'_, u32> {
+        self.table(self.layout.attention[which], words[which])
+    }
+    fn doubles(&self, start: usize, len: usize) -> View<'_, f64> {
+        View { at: self.table(start, 2 * len).at, len, life: PhantomData }
     }
     pub(super) fn tokens(&self) -> View<'_, u32> {
-        self.table(0, self.slots)
+        self.table(self.layout.tokens, self.slots)
     }
     pub(super) fn positions(&self) -> View<'_, u32> {
         self.table(self.layout.positions, self.slots)
@@ -188,10 +186,10 @@ impl<D: Driver> GpuBatch<D> {
         self.table(self.layout.groups, 4 * self.groups.len()).part(4 * range.start..4 * range.end)
     }
     pub(super) fn ref_logp(&self) -> View<'_, f64> {
-        self.doubles.view(0..self.spans.len())
+        self.doubles(self.layout.ref_logp, self.spans.len())
     }
     pub(super) fn weights(&self) -> View<'_, f64> {
-        self.doubles.view(self.capacity.responses..self.capacity.responses + self.pairs)
+        self.doubles(self.layout.weights, self.pairs)
     }
 
     /// Checks that a chunk lies in the batch and that its responses' predictions are those it names.
@@ -236,6 +234,35 @@ impl<D: Driver> GpuBatch<D> {
         }
         Err(Error::Training(format!("{op}: a chunk must hold whole groups")))
     }
+}
+
+/// Writes the tables of `from`, but attention's, to their places. What lies behind their ends stays as it was.
+fn stage(l: &Layout, words: &mut [u32], from: &MicroBatch) {
+    let mut fill = |at: usize, values: &mut dyn Iterator<Item = u32>| {
+        words[at..].iter_mut().zip(values).for_each(|(w, v)| *w = v);
+    };
+    let halves = |x: f64| [x.to_bits() as u32, (x.to_bits() >> 32) as u32];
+    fill(l.ref_logp, &mut from.responses.iter().flat_map(|r| halves(r.ref_logp)));
+    fill(l.weights, &mut from.pairs.iter().flat_map(|p| halves(p.weight.into())));
+    fill(l.tokens, &mut from.tokens.iter().copied());
+    fill(l.positions, &mut from.positions.iter().copied());
+    fill(l.rows_by_token, &mut from.rows_by_token.iter().copied());
+    fill(l.prediction_rows, &mut from.predictions.iter().map(|p| p.row));
+    fill(l.targets, &mut from.predictions.iter().map(|p| p.target));
+    fill(l.by_row, &mut from.predictions_by_row.iter().copied());
+    fill(l.spans, &mut from.responses.iter().flat_map(|r| [r.predictions.start, r.predictions.end]));
+    fill(l.pairs, &mut from.pairs.iter().flat_map(|p| [p.chosen, p.rejected]));
+    let group = |g: &GroupSpan| [g.responses.start, g.responses.end, g.pairs.start, g.pairs.end];
+    fill(l.groups, &mut from.groups.iter().flat_map(group));
+    let mut at = 0;
+    let row = |n: u32| from.predictions[n as usize].row as usize;
+    let mut starts = (0..=from.slots).map(|t| {
+        while at < from.predictions_by_row.len() && row(from.predictions_by_row[at]) < t {
+            at += 1;
+        }
+        at as u32
+    });
+    fill(l.starts, &mut starts);
 }
 
 fn malformed(why: String) -> Error {

@@ -1,16 +1,18 @@
 //! A real GPU through the CUDA driver API, loaded at run time: one binary serves machines with and without one.
 //!
-//! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but
-//! [`Driver::download`] and [`Driver::synchronize`]. Errors of earlier work surface there, or at any later call.
+//! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but what
+//! [`Driver`] says. Errors of earlier work surface there, or at any later call.
 
 use super::cublaslt::CublasLt;
 use super::driver::{Arg, Driver, Grid, Kernel, MatMul};
+use super::lock;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{CudaContext, CudaStream};
+use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 mod images {
@@ -37,6 +39,32 @@ unsafe impl Send for Modules {}
 // SAFETY: as for `Function`; never changed after loading.
 unsafe impl Sync for Modules {}
 
+/// A point of the stream.
+pub struct Event {
+    handle: sys::CUevent,
+    context: Arc<CudaContext>,
+}
+// SAFETY: the handle is a name; the driver API is thread-safe.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: made by `CudaDriver::event`, destroyed once. A failure leaves nothing to do.
+            let _ = unsafe { result::event::destroy(self.handle) };
+        }
+    }
+}
+
+/// Recorded work.
+pub struct Recorded(Mutex<CudaGraph>);
+// SAFETY: CUDA asks that calls on one graph do not overlap, which the mutex sees to; any thread may make them.
+unsafe impl Send for Recorded {}
+// SAFETY: as above.
+unsafe impl Sync for Recorded {}
+
 /// One GPU.
 pub struct CudaDriver {
     // Dropped in this order: the library before the stream before the context.
@@ -48,6 +76,8 @@ pub struct CudaDriver {
     max_shared: usize,
     capability: (i32, i32),
     name: String,
+    /// Between `begin` and `end`.
+    recording: AtomicBool,
 }
 
 fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
@@ -134,7 +164,9 @@ impl CudaDriver {
         }
         let lt = CublasLt::new(&stream)?;
         let functions = Mutex::default();
-        Ok(CudaDriver { lt, functions, modules: Modules(modules), stream, context, max_shared, capability, name })
+        let modules = Modules(modules);
+        let recording = AtomicBool::new(false);
+        Ok(CudaDriver { lt, functions, modules, stream, context, max_shared, capability, name, recording })
     }
 
     /// The stream that everything is enqueued on.
@@ -147,13 +179,21 @@ impl CudaDriver {
         self.context.mem_get_info().map_err(error("ask for the GPU's memory"))
     }
 
+    /// Refuses what cannot be part of recorded work: it would spoil the recording, or happen once instead of every time.
+    fn not_while_recording(&self, what: &str) -> Result<()> {
+        match self.recording.load(Ordering::Acquire) {
+            true => Err(Error::Device(format!("cannot {what} while work is being recorded"))),
+            false => self.bind(),
+        }
+    }
+
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(error("use the GPU from this thread"))
     }
 
     /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.
     fn function(&self, kernel: Kernel, shared: usize) -> Result<sys::CUfunction> {
-        let mut all = super::lock(&self.functions);
+        let mut all = lock(&self.functions);
         let mut f = match all.get(&kernel) {
             Some(f) => *f,
             None => {
@@ -197,6 +237,9 @@ impl Drop for CudaDriver {
 }
 
 impl Driver for CudaDriver {
+    type Event = Event;
+    type Graph = Recorded;
+
     fn fingerprint(&self) -> String {
         format!(
             "sm_{}{}-{}-cublaslt{}",
@@ -217,7 +260,7 @@ impl Driver for CudaDriver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
-        self.bind()?;
+        self.not_while_recording("allocate memory")?;
         let size = bytes.max(1);
         // SAFETY: the memory is written in full before anyone can read it.
         let at = unsafe { result::malloc_sync(size) }.map_err(|e| {
@@ -238,8 +281,26 @@ impl Driver for CudaDriver {
         }
     }
 
+    fn alloc_host(&self, bytes: usize) -> Result<u64> {
+        self.not_while_recording("allocate memory")?;
+        // Flags 0: not write-combined, as the host reads it too.
+        // SAFETY: the memory is written in full before anyone can read it.
+        let at = unsafe { result::malloc_host(bytes.max(1), 0) }
+            .map_err(error(&format!("lock {bytes} bytes of host memory")))?;
+        // SAFETY: `bytes` bytes were allocated just now.
+        unsafe { at.cast::<u8>().write_bytes(0, bytes) };
+        Ok(at as u64)
+    }
+
+    unsafe fn free_host(&self, at: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: the caller's promise. A failure leaves nothing to do.
+            let _ = unsafe { result::free_host(at as *mut c_void) };
+        }
+    }
+
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
-        self.bind()?;
+        self.not_while_recording("copy to the GPU")?;
         if from.is_empty() {
             return Ok(());
         }
@@ -247,8 +308,31 @@ impl Driver for CudaDriver {
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))
     }
 
+    unsafe fn upload_from(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.not_while_recording("copy to the GPU")?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise that the source covers the length.
+        let from = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
+        // SAFETY: the caller's promise, for as long as the copy runs.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))
+    }
+
+    unsafe fn download_to(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.not_while_recording("copy from the GPU")?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let stream = self.stream.cu_stream();
+        // SAFETY: the caller's promise. Not through a Rust slice, which nobody else may write.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to as *mut c_void, from, bytes, stream) }
+            .result()
+            .map_err(error("copy from the GPU"))
+    }
+
     unsafe fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
-        self.bind()?;
+        self.not_while_recording("copy from the GPU")?;
         if !to.is_empty() {
             // SAFETY: the caller's promise; `to` is not touched before the synchronisation below.
             unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
@@ -275,9 +359,28 @@ impl Driver for CudaDriver {
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(error("clear memory"))
     }
 
+    fn event(&self) -> Result<Event> {
+        self.not_while_recording("make an event")?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let handle = result::event::create(flags).map_err(error("make an event"))?;
+        Ok(Event { handle, context: self.context.clone() })
+    }
+
+    fn record(&self, event: &Event) -> Result<()> {
+        self.not_while_recording("record an event")?;
+        // SAFETY: both are alive.
+        unsafe { result::event::record(event.handle, self.stream.cu_stream()) }.map_err(error("record an event"))
+    }
+
+    fn wait(&self, event: &Event) -> Result<()> {
+        self.not_while_recording("wait")?;
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(event.handle) }.map_err(error("finish what was enqueued"))
+    }
+
     fn synchronize(&self) -> Result<()> {
-        self.bind()?;
-        self.stream.synchronize().map_err(error("finish what was enqueued (the GPU may be lost)"))
+        self.not_while_recording("wait")?;
+        self.stream.synchronize().map_err(error("finish what was enqueued"))
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
@@ -303,5 +406,27 @@ impl Driver for CudaDriver {
         self.bind()?;
         // SAFETY: the caller's promise that the operands cover their shapes.
         unsafe { self.lt.matmul(&self.stream, product) }
+    }
+
+    fn begin(&self) -> Result<()> {
+        self.not_while_recording("start recording")?;
+        // Other threads may do as they like meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(error("start recording"))?;
+        self.recording.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn end(&self) -> Result<Recorded> {
+        self.recording.store(false, Ordering::Release);
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(error("end recording"))?;
+        let graph = graph.ok_or_else(|| Error::Device("CUDA: nothing was recorded".into()))?;
+        graph.upload().map_err(error("load a graph"))?;
+        Ok(Recorded(Mutex::new(graph)))
+    }
+
+    unsafe fn replay(&self, graph: &Recorded) -> Result<()> {
+        self.not_while_recording("replay a graph")?;
+        lock(&graph.0).launch().map_err(error("launch a graph"))
     }
 }

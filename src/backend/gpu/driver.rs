@@ -237,15 +237,24 @@ pub struct MatMul {
     pub row_invariant: bool,
 }
 
-/// A device as launch wrappers see it. Everything is enqueued on one stream; only [`Driver::download`] and
-/// [`Driver::synchronize`] wait.
+/// A device as launch wrappers see it. Everything is enqueued on one stream; only [`Driver::download`], [`Driver::wait`],
+/// [`Driver::synchronize`] and giving memory back wait.
+///
+/// Between [`Driver::begin`] and [`Driver::end`] launches, products, copies on the device and clearings are recorded and
+/// not run; whatever allocates, waits or touches the host's memory is then an error.
 ///
 /// # Safety
-/// The `unsafe` methods trust their caller that addresses come from [`Driver::alloc`] of the same driver, are not freed,
-/// and cover what is accessed; [`Driver::launch`] also trusts that the kernel stays within its arguments' lengths.
+/// The `unsafe` methods trust their caller that addresses come from [`Driver::alloc`] ([`Driver::alloc_host`] for host
+/// memory) of the same driver, are not freed, and cover what is accessed; [`Driver::launch`] also trusts that the kernel
+/// stays within its arguments' lengths, and [`Driver::replay`] that every address is still valid.
 /// [`super::Gpu`] is the only caller: it makes addresses from live buffers and checks every length first.
 #[allow(clippy::missing_safety_doc)] // one text for all, above
 pub trait Driver: Send + Sync + Sized + 'static {
+    /// A point of the stream.
+    type Event: Send + Sync;
+    /// Recorded work.
+    type Graph: Send + Sync;
+
     /// What decides the last bit of a result.
     fn fingerprint(&self) -> String;
     /// For people.
@@ -256,18 +265,38 @@ pub trait Driver: Send + Sync + Sized + 'static {
     fn alloc(&self, bytes: usize) -> Result<u64>;
     /// Gives memory back.
     unsafe fn free(&self, at: u64);
+    /// Zeros in host memory that [`Driver::upload_from`] and [`Driver::download_to`] can use, aligned to 256.
+    fn alloc_host(&self, bytes: usize) -> Result<u64>;
+    /// Gives host memory back.
+    unsafe fn free_host(&self, at: u64);
     /// Host to device. The source can be reused at once.
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
+    /// Host to device from [`Driver::alloc_host`]; the source must not change before an event recorded after it.
+    unsafe fn upload_from(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     /// Device to host; waits.
     unsafe fn download(&self, to: &mut [u8], from: u64) -> Result<()>;
+    /// Device to host into [`Driver::alloc_host`]; there after an event recorded after it.
+    unsafe fn download_to(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     /// Device to device.
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
     /// Fills with zero bytes.
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()>;
+    /// An event that was never recorded.
+    fn event(&self) -> Result<Self::Event>;
+    /// Moves an event to the end of what is enqueued.
+    fn record(&self, event: &Self::Event) -> Result<()>;
+    /// Waits for what was enqueued before an event; at once if it was never recorded.
+    fn wait(&self, event: &Self::Event) -> Result<()>;
     /// Waits for everything enqueued.
     fn synchronize(&self) -> Result<()>;
     /// Enqueues a kernel; a grid without blocks does nothing. Errors: [`Error::Launch`].
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()>;
     /// Enqueues a matrix product.
     unsafe fn matmul(&self, product: &MatMul) -> Result<()>;
+    /// Starts recording.
+    fn begin(&self) -> Result<()>;
+    /// Ends recording. After an error in between the caller drops the result.
+    fn end(&self) -> Result<Self::Graph>;
+    /// Enqueues what was recorded.
+    unsafe fn replay(&self, graph: &Self::Graph) -> Result<()>;
 }

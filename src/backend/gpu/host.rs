@@ -1,14 +1,20 @@
 //! The kernels on a machine without a GPU: the same `.cu`, compiled by the C++ compiler and run on fibers
 //! (`kernels/host`). For tests: it finds what a GPU would not tell, and is slow.
+//!
+//! [`HostDriver::new`] runs everything at once. [`HostDriver::deferred`] runs nothing before somebody waits: host memory
+//! that is read or changed too early then gives wrong numbers, as it may on a GPU. Both record and replay.
 
-use super::driver::{Arg, Driver, Dtype, Grid, Kernel, MatMul, Matrix};
+mod matmul;
+mod work;
+
+use super::driver::{Arg, Driver, Grid, Kernel, MatMul};
 use crate::error::{Error, Result};
-use rayon::prelude::*;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use work::{Queue, Work};
 
 /// A kernel compiled for the host; `kernels/host` has them.
 pub trait HostKernel: Send + Sync {
@@ -44,6 +50,7 @@ pub struct HostDriver {
     launches: AtomicU64,
     /// Address handed out -> bytes.
     allocations: Mutex<BTreeMap<u64, usize>>,
+    queue: Mutex<Queue>,
 }
 
 impl HostDriver {
@@ -56,6 +63,7 @@ impl HostDriver {
             fence: FENCE_BYTES,
             launches: AtomicU64::new(0),
             allocations: Mutex::default(),
+            queue: Mutex::default(),
         }
     }
 
@@ -65,7 +73,12 @@ impl HostDriver {
         HostDriver { fence: 0, ..self }
     }
 
-    /// Launches so far.
+    /// [`HostDriver::new`], but nothing runs before somebody waits for it.
+    pub fn deferred(kernels: impl IntoIterator<Item = Box<dyn HostKernel>>, seed: u64) -> HostDriver {
+        HostDriver { queue: Mutex::new(Queue { defers: true, ..Queue::default() }), ..HostDriver::new(kernels, seed) }
+    }
+
+    /// Launches that have run.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
     }
@@ -79,6 +92,89 @@ impl HostDriver {
         let all = self.allocations();
         let Some((start, len)) = all.range(..=at).next_back() else { return false };
         (at - start) as usize + bytes <= *len
+    }
+
+    /// Records, keeps for later, or runs.
+    fn enqueue(&self, work: Work) -> Result<()> {
+        let mut queue = super::lock(&self.queue);
+        if let Some(recorded) = &mut queue.recording {
+            return match work {
+                Work::Launch { .. } | Work::MatMul(_) | Work::Copy { .. } | Work::Clear { .. } => {
+                    recorded.push(work);
+                    Ok(())
+                }
+                _ => Err(recording("move data between host and device")),
+            };
+        }
+        if queue.defers {
+            queue.waiting.push_back(work);
+            return Ok(());
+        }
+        drop(queue);
+        self.run(&work)
+    }
+
+    /// Runs what waits: all of it, or until event number `until` is reached. Once anything has failed everything fails.
+    fn run_waiting(&self, until: Option<u64>) -> Result<()> {
+        let mut queue = super::lock(&self.queue);
+        if queue.recording.is_some() {
+            return Err(recording("wait"));
+        }
+        while queue.failed.is_none() && until.is_none_or(|n| queue.reached < n) {
+            let Some(work) = queue.waiting.pop_front() else { break };
+            match work {
+                Work::Mark(n) => queue.reached = n,
+                work => queue.failed = self.run(&work).err().map(|e| e.to_string()),
+            }
+        }
+        queue.failed.as_ref().map_or(Ok(()), |why| Err(Error::Device(why.clone())))
+    }
+
+    fn run(&self, work: &Work) -> Result<()> {
+        match work {
+            // SAFETY: whoever enqueued it promised that the addresses cover what is accessed, and memory is only freed
+            // once nothing waits; host and "device" allocations are distinct.
+            Work::Upload { to, from } => unsafe {
+                std::ptr::copy_nonoverlapping(from.as_ptr(), *to as *mut u8, from.len());
+            },
+            // SAFETY: as above; `copy` allows overlap.
+            Work::Copy { to, from, bytes } | Work::Pinned { to, from, bytes } => unsafe {
+                std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes);
+            },
+            // SAFETY: as above.
+            Work::Clear { at, bytes } => unsafe { (*at as *mut u8).write_bytes(0, *bytes) },
+            // SAFETY: as above.
+            Work::MatMul(p) => unsafe { matmul::matmul(p) },
+            Work::Launch { kernel, grid, args } => return self.run_kernel(*kernel, *grid, args),
+            Work::Graph(all) => return all.iter().try_for_each(|w| self.run(w)),
+            Work::Mark(_) => {}
+        }
+        Ok(())
+    }
+
+    fn found(&self, kernel: &Kernel) -> Result<&dyn HostKernel> {
+        let name = kernel.name();
+        let why = || Error::Launch { kernel: kernel.op, why: format!("no kernel `{name}` was compiled") };
+        self.kernels.get(&name).map(|k| &**k).ok_or_else(why)
+    }
+
+    fn run_kernel(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
+        let fail = |why: String| Error::Launch { kernel: kernel.op, why };
+        let found = self.found(&kernel)?;
+        // Once more: recorded work runs long after it was checked.
+        self.check_args(&kernel, found, args)?;
+        let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let nth = self.launches.fetch_add(1, Ordering::Relaxed);
+        let seed = if self.seed == 0 { 0 } else { self.seed.wrapping_mul(1 << 32) ^ (nth + 1) };
+        let (blocks, threads) = (grid.blocks.map(|n| n as u32), grid.threads.map(|n| n as u32));
+        // SAFETY: the types were compared with the declaration just now, the ranges with the allocations; that the
+        // kernel stays inside them is the caller's promise.
+        unsafe { found.launch(blocks, threads, grid.shared, &mut pointers, seed) }.map_err(fail)?;
+        match self.broken_fence() {
+            None => Ok(()),
+            Some(at) => Err(fail(format!("wrote outside the allocation at {at:#x}"))),
+        }
     }
 
     fn check_args(&self, kernel: &Kernel, found: &dyn HostKernel, args: &[Arg]) -> Result<()> {
@@ -118,7 +214,15 @@ impl HostDriver {
     }
 }
 
+fn recording(what: &str) -> Error {
+    Error::Device(format!("cannot {what} while work is being recorded"))
+}
+
 impl Driver for HostDriver {
+    /// Number of the last record.
+    type Event = AtomicU64;
+    type Graph = Arc<[Work]>;
+
     fn fingerprint(&self) -> String {
         "kernels on the host".into()
     }
@@ -132,6 +236,9 @@ impl Driver for HostDriver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
+        if super::lock(&self.queue).recording.is_some() {
+            return Err(recording("allocate memory"));
+        }
         // Whole fences: rounding the length up would hide writes behind the end.
         if bytes > isize::MAX as usize / 2 {
             return Err(Error::Device(format!("cannot allocate {bytes} bytes")));
@@ -152,116 +259,106 @@ impl Driver for HostDriver {
     }
 
     unsafe fn free(&self, at: u64) {
+        // A failure has been, or will be, reported to whoever waits.
+        let _ = self.run_waiting(None);
         if let Some(bytes) = self.allocations().remove(&at) {
             // SAFETY: `alloc` made it with this layout; it is no longer listed, so it is freed once.
             unsafe { dealloc((at - self.fence as u64) as *mut u8, self.layout(bytes)) };
         }
     }
 
+    fn alloc_host(&self, bytes: usize) -> Result<u64> {
+        self.alloc(bytes)
+    }
+
+    unsafe fn free_host(&self, at: u64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.free(at) };
+    }
+
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
-        // SAFETY: the caller's promise that `to` covers the length; host and "device" buffers are distinct.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to as *mut u8, from.len()) };
-        Ok(())
+        self.enqueue(Work::Upload { to, from: from.to_vec() })
+    }
+
+    unsafe fn upload_from(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.enqueue(Work::Pinned { to, from, bytes })
     }
 
     unsafe fn download(&self, to: &mut [u8], from: u64) -> Result<()> {
-        // SAFETY: as in `upload`.
+        self.run_waiting(None)?;
+        // SAFETY: the caller's promise that `from` covers the length; host and "device" buffers are distinct.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
+    unsafe fn download_to(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.enqueue(Work::Pinned { to, from, bytes })
+    }
+
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise; `copy` allows overlap.
-        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
-        Ok(())
+        self.enqueue(Work::Copy { to, from, bytes })
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { (at as *mut u8).write_bytes(0, bytes) };
+        self.enqueue(Work::Clear { at, bytes })
+    }
+
+    fn event(&self) -> Result<AtomicU64> {
+        Ok(AtomicU64::new(0))
+    }
+
+    fn record(&self, event: &AtomicU64) -> Result<()> {
+        let mut queue = super::lock(&self.queue);
+        if queue.recording.is_some() {
+            return Err(recording("record an event"));
+        }
+        queue.marks += 1;
+        let n = queue.marks;
+        event.store(n, Ordering::Relaxed);
+        match queue.defers {
+            true => queue.waiting.push_back(Work::Mark(n)),
+            false => queue.reached = n,
+        }
         Ok(())
+    }
+
+    fn wait(&self, event: &AtomicU64) -> Result<()> {
+        self.run_waiting(Some(event.load(Ordering::Relaxed)))
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.run_waiting(None)
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
-        let fail = |why: String| Error::Launch { kernel: kernel.op, why };
         grid.check(&kernel, self.max_shared())?;
-        let name = kernel.name();
-        let found = self.kernels.get(&name).ok_or_else(|| fail(format!("no kernel `{name}` was compiled")))?;
-        self.check_args(&kernel, &**found, args)?;
+        self.check_args(&kernel, self.found(&kernel)?, args)?;
         if grid.blocks.contains(&0) {
             return Ok(());
         }
-        let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-        let nth = self.launches.fetch_add(1, Ordering::Relaxed);
-        let seed = if self.seed == 0 { 0 } else { self.seed.wrapping_mul(1 << 32) ^ (nth + 1) };
-        let (blocks, threads) = (grid.blocks.map(|n| n as u32), grid.threads.map(|n| n as u32));
-        // SAFETY: the types were compared with the declaration just now, the ranges with the allocations; that the
-        // kernel stays inside them is the caller's promise.
-        unsafe { found.launch(blocks, threads, grid.shared, &mut pointers, seed) }.map_err(fail)?;
-        match self.broken_fence() {
-            None => Ok(()),
-            Some(at) => Err(fail(format!("wrote outside the allocation at {at:#x}"))),
-        }
+        self.enqueue(Work::Launch { kernel, grid, args: args.into() })
     }
 
     unsafe fn matmul(&self, p: &MatMul) -> Result<()> {
-        // SAFETY: the caller's promise that the operands cover their shapes.
-        unsafe { matmul(p) };
-        Ok(())
+        self.enqueue(Work::MatMul(*p))
     }
-}
 
-/// Element `i` of a matrix.
-///
-/// # Safety
-/// `i` is inside the allocation.
-unsafe fn get(m: &Matrix, i: usize) -> f32 {
-    match m.dtype {
-        // SAFETY: the caller's promise.
-        Dtype::Bf16 => f32::from(unsafe { *(m.at as *const half::bf16).add(i) }),
-        // SAFETY: the caller's promise.
-        Dtype::F32 => unsafe { *(m.at as *const f32).add(i) },
-    }
-}
-
-/// Products whose f32 sum is added to the total at once: keeps rounding near that of a tensor core.
-const BLOCK: usize = 32;
-
-/// The definition, row by row: sums over blocks of k in order, so a row does not depend on the others.
-///
-/// # Safety
-/// As [`Driver::matmul`].
-unsafe fn matmul(p: &MatMul) {
-    // SAFETY: the operands cover their shapes, by the caller's promise.
-    let b: Vec<f32> = (0..p.k * p.n)
-        .map(|i| (i / p.n, i % p.n))
-        .map(|(k, j)| unsafe { get(&p.b, if p.b_transposed { j * p.b.ld + k } else { k * p.b.ld + j }) })
-        .collect();
-    (0..p.m).into_par_iter().for_each(|i| {
-        let (mut sum, mut block) = (vec![0.0f32; p.n], vec![0.0f32; p.n]);
-        for k in 0..p.k {
-            // SAFETY: as above.
-            let a = unsafe { get(&p.a, if p.a_transposed { k * p.a.ld + i } else { i * p.a.ld + k }) };
-            block.iter_mut().zip(&b[k * p.n..][..p.n]).for_each(|(s, b)| *s += a * b);
-            if (k + 1) % BLOCK == 0 || k + 1 == p.k {
-                sum.iter_mut().zip(&mut block).for_each(|(s, b)| *s += std::mem::take(b));
+    fn begin(&self) -> Result<()> {
+        match &mut super::lock(&self.queue).recording {
+            Some(_) => Err(recording("start recording")),
+            none => {
+                *none = Some(Vec::new());
+                Ok(())
             }
         }
-        for (j, s) in sum.iter().enumerate() {
-            let at = i * p.d.ld + j;
-            // SAFETY: as above; every task writes a row of its own.
-            unsafe {
-                let c = p.c.map_or(0.0, |c| get(&Matrix { at: c, ..p.d }, at));
-                match p.d.dtype {
-                    Dtype::Bf16 => *(p.d.at as *mut half::bf16).add(at) = half::bf16::from_f32(s + c),
-                    Dtype::F32 => *(p.d.at as *mut f32).add(at) = s + c,
-                }
-            }
-        }
-    });
+    }
+
+    fn end(&self) -> Result<Arc<[Work]>> {
+        let recorded = super::lock(&self.queue).recording.take();
+        recorded.map(Arc::from).ok_or_else(|| Error::Device("nothing is being recorded".into()))
+    }
+
+    unsafe fn replay(&self, graph: &Arc<[Work]>) -> Result<()> {
+        self.enqueue(Work::Graph(graph.clone()))
+    }
 }

@@ -4,6 +4,10 @@
 //! One file an op, named as in `kernels/` and `backend/cpu/`. A wrapper checks every length ([`crate::Error::Shape`]) and
 //! the geometry before it launches; a kernel checks none. Activations are bf16 (or f32, for checks), statistics and
 //! gradients of parameters f32.
+//!
+//! Within a training step the host waits for nothing that the step itself computes. A micro-batch goes to the device in one
+//! copy out of one of two pieces of page-locked memory; statistics come back through such memory and are read while
+//! the device works on the next step; passes through the layers can be recorded and replayed as CUDA graphs.
 
 mod attention;
 mod backend;
@@ -14,23 +18,28 @@ pub mod cuda;
 mod decode;
 pub mod driver;
 mod embed;
+mod graph;
 mod head;
 pub mod host;
 mod linear;
 mod loss;
 mod norm;
 mod optim;
+mod pinned;
 mod rope;
 mod rows;
 mod swiglu;
 
 pub use batch::GpuBatch;
+pub use graph::Graph;
+pub use pinned::Pinned;
 
 use crate::backend::{Float, Storage};
 use crate::error::{Error, Result};
 use driver::{Arg, Driver, Dtype, Grid, Kernel, View, ViewMut};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Storage that kernels compute in.
@@ -48,6 +57,8 @@ impl GpuFloat for f32 {
 /// Memory of a device; freed when dropped.
 pub struct Buf<D: Driver, T> {
     driver: Arc<D>,
+    /// Counts buffers given back.
+    freed: Arc<AtomicU64>,
     at: u64,
     len: usize,
     element: PhantomData<T>,
@@ -55,6 +66,7 @@ pub struct Buf<D: Driver, T> {
 
 impl<D: Driver, T> Drop for Buf<D, T> {
     fn drop(&mut self) {
+        self.freed.fetch_add(1, Ordering::Release);
         // SAFETY: `at` came from this driver's `alloc` in `Gpu::zeros`, and views cannot outlive the buffer.
         unsafe { self.driver.free(self.at) };
     }
@@ -98,17 +110,19 @@ pub struct Gpu<D: Driver, A: GpuFloat> {
     /// Name and bytes of every buffer handed out.
     memory: Mutex<Vec<(String, usize)>>,
     scratch: Mutex<Scratch<D>>,
+    /// Buffers given back so far: recorded addresses are good while it stands still.
+    freed: Arc<AtomicU64>,
     storage: PhantomData<A>,
 }
 
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// A backend over `driver`.
     pub fn new(driver: D) -> Result<Self> {
-        let (driver, memory) = (Arc::new(driver), Mutex::default());
-        let floats = alloc(&driver, &memory, "sums over rows", SCRATCH)?;
-        let doubles = alloc(&driver, &memory, "sums over rows", 2 * SLABS)?;
+        let (driver, memory, freed) = (Arc::new(driver), Mutex::default(), Arc::default());
+        let floats = alloc(&driver, &freed, &memory, "sums over rows", SCRATCH)?;
+        let doubles = alloc(&driver, &freed, &memory, "sums over rows", 2 * SLABS)?;
         let scratch = Mutex::new(Scratch { floats, doubles, words: None });
-        Ok(Gpu { driver, memory, scratch, storage: PhantomData })
+        Ok(Gpu { driver, memory, scratch, freed, storage: PhantomData })
     }
 
     /// The driver.
@@ -118,7 +132,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 
     /// `len` zeros, entered in the memory table under `name`. Errors: [`Error::Device`], naming what was asked for.
     pub fn alloc<T: Storage>(&self, name: &str, len: usize) -> Result<Buf<D, T>> {
-        alloc(&self.driver, &self.memory, name, len)
+        alloc(&self.driver, &self.freed, &self.memory, name, len)
     }
 
     /// Host to device. Errors: [`Error::Shape`] where lengths differ.
@@ -151,6 +165,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 
 fn alloc<D: Driver, T: Storage>(
     driver: &Arc<D>,
+    freed: &Arc<AtomicU64>,
     memory: &Mutex<Vec<(String, usize)>>,
     name: &str,
     len: usize,
@@ -158,7 +173,7 @@ fn alloc<D: Driver, T: Storage>(
     let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::Device(format!("`{name}`: {len} elements")))?;
     let at = driver.alloc(bytes).map_err(|e| Error::Device(format!("`{name}` ({bytes} bytes): {e}")))?;
     lock(memory).push((name.to_owned(), bytes));
-    Ok(Buf { driver: driver.clone(), at, len, element: PhantomData })
+    Ok(Buf { driver: driver.clone(), freed: freed.clone(), at, len, element: PhantomData })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -2,18 +2,23 @@
 """One peer configuration of bench_trl.py, in a process of its own: TRL's DPOTrainer, or a plain torch loop.
 
 Usage:   python scripts/bench_peers.py NAME-PRECISION SPEC.json     (bench_trl.py calls it)
-         NAME is trl-default, trl-best or torch-shared; PRECISION is f32 or bf16.
+         NAME is trl-default, trl-best, torch-shared or torch-compile (GPU only); PRECISION is f32 or bf16.
 Input:   SPEC.json: model, data (JSONL of {"prompt", "responses", "pairs"}), batch_size, micro_batch, max_length,
          learning_rate, beta, device, threads, work.
-Output:  one line "RESULT {json}" on stdout: steps (seconds each), losses, reference_s, and what was run.
+Output:  one line "RESULT {json}" on stdout: steps (seconds each), losses, reference_s, on a GPU gpu_gb (torch's own peak), and
+         what was run.
 Needs:   torch, transformers; for trl-* also trl and datasets.
 
 trl-default   DPOTrainer as it comes: reference model in memory and in every step, gradient checkpointing
-trl-best      DPOTrainer with the reference precomputed and checkpointing off
+trl-best      DPOTrainer with the reference precomputed and checkpointing off; on a GPU also FlashAttention and rows without
+              padding where flash_attn is installed, else SDPA, and fused AdamW
 torch-shared  the strongest plain loop we know: a step packed into rows without padding, each prompt once, its responses
               beside it under a block mask; head on completions only; reference precomputed; fused AdamW
+torch-compile the same loop on rows padded to the step's longest, causal attention without a mask, model under torch.compile;
+              compiling is not timed
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -44,6 +49,13 @@ def run_trl(name, precision, spec):
              for g in read_groups(spec) for c, r in g["pairs"]]
     best = name == "trl-best"
     tuned = {"gradient_checkpointing": False, "precompute_ref_log_probs": True} if best else {}
+    attention = "default"
+    if best and spec["device"] == "cuda":
+        flash = precision == "bf16" and importlib.util.find_spec("flash_attn") is not None
+        attention = "flash_attention_2" if flash else "sdpa"
+        tuned |= {"model_init_kwargs": {"attn_implementation": attention}, "optim": "adamw_torch_fused"}
+        if flash and "padding_free" in DPOConfig.__dataclass_fields__:
+            tuned["padding_free"] = True
     micro = min(spec["micro_batch"], spec["batch_size"])
     args = DPOConfig(output_dir=os.path.join(spec["work"], "trl"), use_cpu=spec["device"] == "cpu", bf16=precision == "bf16",
                      max_length=spec["max_length"], beta=spec["beta"], learning_rate=spec["learning_rate"],
@@ -74,7 +86,7 @@ def run_trl(name, precision, spec):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tokens = sum(2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.train_dataset)
     return {"steps": steps, "losses": losses, "reference_s": reference[0], "pairs": kept, "pair_tokens": tokens,
-            "note": f"micro-batch {micro}, weights {trainer.model.dtype}"}
+            "note": f"micro-batch {micro}, weights {trainer.model.dtype}" + ("" if attention == "default" else f", {attention}")}
 
 
 def synchronise(spec):
@@ -139,37 +151,59 @@ def pack(step, device):
     return ids[None], positions[None], mask[None, None].to(device), predictors, targets, owners, pairs, response_count
 
 
-def run_torch(precision, spec):
+def pad(step, device):
+    """A row for each response of each pair, padded at its end: ids, predictors, targets, owners, pairs, rows. Without a mask,
+    as causal attention never looks at what comes after."""
+    import torch
+    rows = [(prompt, responses[i]) for prompt, responses, group_pairs in step for pair in group_pairs for i in pair]
+    width = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    predictors, targets, owners = [], [], []
+    for at, (prompt, response) in enumerate(rows):
+        ids[at, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+        first = at * width + len(prompt) - 1
+        predictors += range(first, first + len(response))
+        targets += response
+        owners += [at] * len(response)
+    pairs = [(at, at + 1) for at in range(0, len(rows), 2)]
+    ids, predictors, targets, owners, pairs = (torch.as_tensor(x, device=device) for x in (ids, predictors, targets, owners, pairs))
+    return ids, predictors, targets, owners, pairs, len(rows)
+
+
+def token_sums(hidden, weight, predictors, targets, owners, count):
+    """Log-prob of each response: the head on the rows that predict one of its tokens."""
     import torch
     import torch.nn.functional as F
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    token = -F.cross_entropy(F.linear(hidden[predictors], weight).float(), targets, reduction="none")
+    return torch.zeros(count, device=token.device).index_add(0, owners, token)
 
+
+def load_torch(spec):
+    """(model in float32, tokenised groups); autocast makes it bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     torch.set_num_threads(spec["threads"])
     if spec["device"] == "cpu":
         torch.set_float32_matmul_precision("medium")  # on CPU: f32 GEMMs by oneDNN, about twice MKL's speed on AMD
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
     model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32).to(spec["device"]).train()
-    groups = tokenise(read_groups(spec), tokenizer, spec["max_length"])
-    batches = [pack(step, spec["device"]) for step in steps_of(groups, spec["batch_size"])]
-    autocast = lambda: torch.autocast(spec["device"], torch.bfloat16, enabled=precision == "bf16")
+    return model, tokenise(read_groups(spec), tokenizer, spec["max_length"])
 
-    def logps(ids, positions, mask, predictors, targets, owners, _, count):
-        with autocast():
-            hidden = model.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
-            logits = F.linear(hidden[predictors], model.get_output_embeddings().weight)
-        token = -F.cross_entropy(logits.float(), targets, reduction="none")
-        return torch.zeros(count, device=token.device).index_add(0, owners, token)
 
+def train(spec, model, groups, batches, logps, note):
+    """Reference pass, then a step a batch. `logps(batch)` gives the responses' log-probs, `batch[-2]` has the pairs."""
+    import torch
+    import torch.nn.functional as F
     start = time.perf_counter()
     with torch.no_grad():
-        references = [logps(*batch) for batch in batches]
+        references = [logps(batch) for batch in batches]
     synchronise(spec)
     reference_s = time.perf_counter() - start
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec["learning_rate"], weight_decay=0.0, fused=True)
     steps, losses = [], []
     for batch, reference in zip(batches, references):
         start = time.perf_counter()
-        ratio, pairs = logps(*batch) - reference, batch[6]
+        ratio, pairs = logps(batch) - reference, batch[-2]
         loss = -F.logsigmoid(spec["beta"] * (ratio[pairs[:, 0]] - ratio[pairs[:, 1]])).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -180,7 +214,54 @@ def run_torch(precision, spec):
         steps.append(time.perf_counter() - start)
     tokens = sum(2 * len(p) + len(rs[c]) + len(rs[r]) for p, rs, pairs in groups for c, r in pairs)
     return {"steps": steps, "losses": losses, "reference_s": reference_s, "pairs": sum(len(g[2]) for g in groups),
-            "pair_tokens": tokens, "note": "prompt shared, no padding"}
+            "pair_tokens": tokens, "note": note}
+
+
+def run_shared(precision, spec):
+    import torch
+    model, groups = load_torch(spec)
+    batches = [pack(step, spec["device"]) for step in steps_of(groups, spec["batch_size"])]
+
+    def logps(batch):
+        ids, positions, mask, predictors, targets, owners, _, count = batch
+        with torch.autocast(spec["device"], torch.bfloat16, enabled=precision == "bf16"):
+            hidden = model.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state[0]
+            return token_sums(hidden, model.get_output_embeddings().weight, predictors, targets, owners, count)
+
+    return train(spec, model, groups, batches, logps, "prompt shared, no padding")
+
+
+def run_compiled(precision, spec):
+    import torch
+    if spec["device"] != "cuda":
+        sys.exit("bench_peers: torch-compile is for --device cuda")
+    model, groups = load_torch(spec)
+    batches = [pad(step, spec["device"]) for step in steps_of(groups, spec["batch_size"])]
+    compiled = torch.compile(model.model, dynamic=True)
+
+    def logps(batch):
+        ids, predictors, targets, owners, _, count = batch
+        with torch.autocast(spec["device"], torch.bfloat16, enabled=precision == "bf16"):
+            hidden = compiled(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            return token_sums(hidden, model.get_output_embeddings().weight, predictors, targets, owners, count)
+
+    start = time.perf_counter()
+    for batch in batches[:2]:  # two shapes, with and without a gradient: all that there is to compile
+        with torch.no_grad():
+            logps(batch)
+        logps(batch).sum().backward()
+    model.zero_grad()
+    synchronise(spec)
+    return train(spec, model, groups, batches, logps, f"padded, compiled in {time.perf_counter() - start:.0f} s")
+
+
+def run(name, precision, spec):
+    runs = {"torch-shared": run_shared, "torch-compile": run_compiled}
+    result = runs[name](precision, spec) if name in runs else run_trl(name, precision, spec)
+    if spec["device"] == "cuda":
+        import torch
+        result["gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return result
 
 
 def main():
@@ -190,7 +271,7 @@ def main():
     with open(sys.argv[2], encoding="utf-8") as file:
         spec = json.load(file)
     try:
-        result = run_torch(precision, spec) if name == "torch-shared" else run_trl(name, precision, spec)
+        result = run(name, precision, spec)
     except ImportError as error:
         sys.exit(f"bench_peers: {error}; install: python -m pip install torch transformers trl")
     print("RESULT " + json.dumps(result), flush=True)

@@ -38,7 +38,8 @@ def ratios(ours, peers):
         for own in ours:
             steps = peer["steps_s"] / peer["pairs"] / (own["steps_s"] / own["pairs"])
             whole = end_to_end(peer) / peer["pairs"] / (end_to_end(own) / own["pairs"])
-            memory = peer["rss_gb"] / own["rss_gb"]
+            key = "gpu_gb" if peer["gpu_gb"] and own["gpu_gb"] else "rss_gb"  # on a GPU, its memory
+            memory = peer[key] / own[key]
             rows.append([peer["config"], own["config"], f"{steps:.2f}x", f"{whole:.2f}x", f"{memory:.2f}x"])
     return rows
 

@@ -10,8 +10,9 @@ Needs:   Python alone for this program; --python (default: this one) has torch, 
 
 Configurations run one after the other, each in processes of its own, so that each has its own peak memory:
 fusedpo-PRECISION (the commands pack, reference and dpo), trl-default-PRECISION, trl-best-PRECISION and
-torch-shared-PRECISION (scripts/bench_peers.py says what they are). Step times come from the programs' own clocks: TRL's
-step callbacks, fusedpo's metrics.jsonl. Memory is the kernel's peak resident size, with --device cuda also nvidia-smi's.
+torch-shared-PRECISION (scripts/bench_peers.py says what they are), with --device cuda also torch-compile-PRECISION. Step
+times come from the programs' own clocks: TRL's step callbacks, fusedpo's metrics.jsonl. Memory is the kernel's peak resident
+size, with --device cuda also the GPU's: of fusedpo all that nvidia-smi sees, of the peers torch's peak of live tensors.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from bench_report import markdown
 from rows import InputError, field, read_rows
 
 PEERS = ("trl-default", "trl-best", "torch-shared")
+GPU_PEERS = (*PEERS, "torch-compile")
 
 
 class RunFailed(Exception):
@@ -87,22 +89,33 @@ def busy_seconds():
 
 
 class GpuMemory(threading.Thread):
-    """Polls nvidia-smi for the memory of one process."""
+    """Polls nvidia-smi for the memory of one process; where it knows no processes (in a container), for the growth of all."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
         self.pid, self.peak_mib, self.done = pid, 0, threading.Event()
+        self.grown_mib, self.before = 0, self.ask("--query-gpu=memory.used", lambda line: int(line))
+
+    @staticmethod
+    def ask(query, read):
+        """The sum of what `read` makes of each line of nvidia-smi; 0 where there is none."""
+        try:
+            result = subprocess.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True)
+            return sum(read(line) for line in result.stdout.splitlines())
+        except (OSError, ValueError):
+            return 0
+
+    def mine(self, line):
+        pid, _, mib = line.partition(",")
+        return int(mib) if pid.strip() == str(self.pid) else 0
 
     def run(self):
-        command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-        while not self.done.wait(0.2):
-            try:
-                for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines():
-                    pid, _, mib = line.partition(",")
-                    if pid.strip() == str(self.pid):
-                        self.peak_mib = max(self.peak_mib, int(mib))
-            except (OSError, ValueError):
-                return
+        while not self.done.wait(0.1):
+            self.peak_mib = max(self.peak_mib, self.ask("--query-compute-apps=pid,used_memory", self.mine))
+            self.grown_mib = max(self.grown_mib, self.ask("--query-gpu=memory.used", lambda line: int(line)) - self.before)
+
+    def gigabytes(self):
+        return (self.peak_mib or self.grown_mib) * 2**20 / 1e9
 
 
 def run_process(command, log, device, environment):
@@ -125,7 +138,7 @@ def run_process(command, log, device, environment):
     if process.returncode:
         lines = Path(log).read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
         raise RunFailed(f"{shlex.join(map(str, command[:3]))} ... ended with {process.returncode}: {lines[-1]}")
-    return {"wall_s": wall, "rss_gb": usage.ru_maxrss * 1024 / 1e9, "gpu_gb": gpu.peak_mib * 2**20 / 1e9 if gpu else None,
+    return {"wall_s": wall, "rss_gb": usage.ru_maxrss * 1024 / 1e9, "gpu_gb": gpu.gigabytes() if gpu else None,
             "others_cpus": max(0.0, others / wall)}
 
 
@@ -189,15 +202,22 @@ def run_fusedpo(precision, args, work):
 
 
 def measure(config, args, rows, groups):
-    """One configuration once; of TRL at its best, the fastest of the micro-batches asked for."""
+    """One configuration once; of TRL at its best, the fastest of the micro-batches asked for that fit."""
     name, _, precision = config.rpartition("-")
-    results = []
+    results, failure = [], None
     for micro_batch in args.trl_micro_batch if name == "trl-best" else [args.batch_size]:
         with tempfile.TemporaryDirectory(prefix="fusedpo-bench-", dir=args.work) as folder:
             work = Path(folder)
             write_jsonl(work / "rows.jsonl", rows)
             write_jsonl(work / "groups.jsonl", groups)
-            results.append(run_fusedpo(precision, args, work) if name == "fusedpo" else run_peer(config, micro_batch, args, work))
+            try:
+                results.append(run_fusedpo(precision, args, work) if name == "fusedpo" else run_peer(config, micro_batch, args, work))
+            except RunFailed as error:  # on a GPU, most likely too large a micro-batch
+                failure = error
+                if args.device == "cpu":
+                    break
+    if failure and (args.device == "cpu" or not results):
+        raise failure
     return min(results, key=lambda result: sum(result["steps"]))
 
 
@@ -231,6 +251,9 @@ def describe(args):
     except OSError:
         pass
     versions = "import torch, transformers, trl; print(*(f'{m.__name__} {m.__version__}' for m in (torch, transformers, trl)))"
+    if args.device == "cuda":  # there trl may be missing, and the others are measured all the same
+        versions = ("import importlib.metadata as m, importlib.util as u; print(*(f'{n} {m.version(n)}' "
+                    "for n in ('torch', 'transformers', 'trl', 'flash_attn') if u.find_spec(n)))")
     commit = first_line(["git", "rev-parse", "--short", "HEAD"])
     machine = {"date": datetime.date.today().isoformat(), "cpu": f"{cpu}, {args.threads} threads",
                "fusedpo": f"{first_line([str(args.fusedpo), '--version'])}, commit {commit}",
@@ -250,7 +273,8 @@ def parse_args():
     parser.add_argument("--batch-size", type=int, default=4, help="pairs a step")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--token-budget", type=int, default=1024, help="fusedpo's")
-    parser.add_argument("--trl-micro-batch", type=int, nargs="+", help="trl-best takes the fastest of these [batch size]")
+    parser.add_argument("--trl-micro-batch", type=int, nargs="+",
+                        help="trl-best takes the fastest of these [batch size; with --device cuda also its half and quarter]")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     parser.add_argument("--only", nargs="+", metavar="CONFIG", help="such as fusedpo-f32 trl-best-bf16")
@@ -263,12 +287,17 @@ def parse_args():
     parser.add_argument("--out", type=Path, help="Markdown page to write")
     parser.add_argument("--json", type=Path, help="the numbers, for other programs")
     args = parser.parse_args()
-    args.trl_micro_batch = args.trl_micro_batch or [args.batch_size]
+    halves = [args.batch_size // n for n in ((1, 2, 4) if args.device == "cuda" else (1,)) if args.batch_size % n == 0]
+    args.trl_micro_batch = args.trl_micro_batch or halves
     return args
 
 
+def peers_on(device):
+    return GPU_PEERS if device == "cuda" else PEERS
+
+
 def check(args, configs):
-    every = {f"{name}-{precision}" for name in ("fusedpo", *PEERS) for precision in ("f32", "bf16")}
+    every = {f"{name}-{precision}" for name in ("fusedpo", *peers_on(args.device)) for precision in ("f32", "bf16")}
     unknown = [config for config in configs if config not in every]
     if unknown:
         raise InputError(f"--only {unknown[0]}: unknown; choose from {', '.join(sorted(every))}")
@@ -289,7 +318,7 @@ def write_whole(path, text):
 
 def main():
     args = parse_args()
-    configs = args.only or [f"{name}-{precision}" for precision in args.precision for name in ("fusedpo", *PEERS)]
+    configs = args.only or [f"{name}-{precision}" for precision in args.precision for name in ("fusedpo", *peers_on(args.device))]
     try:
         check(args, configs)
         rows, groups, args.pair_count = take_rows(args.data, args.pairs)

@@ -1,5 +1,6 @@
 """bench_trl.py: what it takes from the data, and a whole run with a stand-in for the fusedpo binary."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -72,6 +73,28 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIsNone(page)
         self.assertIn("trl-f8: unknown", result.stderr)
+
+
+@unittest.skipIf(importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
+                 "torch and transformers are not installed")
+class PeersTest(unittest.TestCase):
+    def test_padded_rows_give_what_shared_prompts_give(self):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        import bench_peers
+        model = AutoModelForCausalLM.from_pretrained(SCRIPTS.parent / "tests/golden/llama", dtype=torch.float32)
+        step = [([5, 6, 7], [[8, 9], [10], [11, 12, 13]], [(0, 1), (2, 1)]), ([20, 21], [[22], [23, 24]], [(1, 0)])]
+        weight = model.get_output_embeddings().weight
+        with torch.no_grad():
+            ids, positions, mask, predictors, targets, owners, pairs, count = bench_peers.pack(step, "cpu")
+            hidden = model.model(input_ids=ids, position_ids=positions, attention_mask=mask).last_hidden_state[0]
+            shared = bench_peers.token_sums(hidden, weight, predictors, targets, owners, count)[pairs]
+            ids, predictors, targets, owners, pairs, count = bench_peers.pad(step, "cpu")
+            hidden = model.model(input_ids=ids).last_hidden_state.flatten(0, 1)
+            padded = bench_peers.token_sums(hidden, weight, predictors, targets, owners, count)[pairs]
+        self.assertEqual(shared.shape, (3, 2))
+        self.assertLess((shared - padded).abs().max().item(), 1e-5)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ GOLDEN = ROOT / "tests/golden"
 @unittest.skipIf(importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,
                  "torch and transformers are not installed")
 class CheckTransformersTest(unittest.TestCase):
-    def check(self, name, change):
+    def check(self, name, change, *more):
         golden = json.loads((GOLDEN / "golden.json").read_text())
         with tempfile.TemporaryDirectory() as folder:
             data, scores = Path(folder) / "rows.jsonl", Path(folder) / "scores.jsonl"
@@ -27,7 +27,7 @@ class CheckTransformersTest(unittest.TestCase):
                     change(line)
                     out.write(json.dumps(line) + "\n")
             command = [sys.executable, "-B", str(ROOT / "scripts/check_transformers.py"), "--model", str(GOLDEN / name),
-                       "--scores", str(scores), "--data-jsonl", str(data), "--tolerance", "1e-4"]
+                       "--scores", str(scores), "--data-jsonl", str(data), "--tolerance", "1e-4", *more]
             return subprocess.run(command, capture_output=True, text=True)
 
     def test_agreement(self):
@@ -35,6 +35,23 @@ class CheckTransformersTest(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("13 responses", result.stdout)
         self.assertIn("of a token", result.stdout)
+
+    def test_plain_torch_agrees(self):
+        result = self.check("llama", lambda line: None, "--oracle", "torch")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("13 responses, torch in float32", result.stdout)
+
+    def test_the_rule_for_low_precision(self):
+        for oracle in ("transformers", "torch"):
+            result = self.check("llama", lambda line: None, "--oracle", oracle, "--dtype", "bfloat16", "--twice-plain")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIn("error against float64", result.stdout)
+
+        def change(line):
+            line["logp"] += 1.0
+        result = self.check("llama", change, "--dtype", "bfloat16", "--twice-plain")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("is above twice", result.stderr)
 
     def test_a_wrong_score_fails(self):
         def change(line):

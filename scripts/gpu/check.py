@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Prove and measure fusedpo on a GPU machine, from the folder that bundle.sh made. check.sh calls it.
+
+Usage:   check.sh [--out RESULTS] [--dry-run | --rehearse] [--list] [STAGE..]
+Input:   the bundle beside this file (manifest.json).
+Output:  RESULTS/check.md, check.json, a log of each stage; exit status 1 where a stage failed or there is no GPU.
+Needs:   Python 3.10 alone; stages look for torch, transformers, trl, ncu, compute-sanitizer and say what they lack.
+
+--dry-run checks that every file and program named exists and prints each command; programs that only a GPU machine has
+are told apart. --rehearse runs the same stages on the CPU backend: it proves this script, not the kernels.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from stages import STAGES, Bad, Place
+
+TOTAL = 590  # seconds for everything
+THERE = {"nvidia-smi", "ncu", "nsys", "compute-sanitizer"}  # programs that a machine without a GPU need not have
+QUERY = ("name", "driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit",
+         "temperature.gpu", "mig.mode.current")
+BUNDLE = Path(__file__).resolve().parent
+
+
+def read_manifest():
+    try:
+        return json.loads((BUNDLE / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"check: {BUNDLE} is no bundle ({error}); scripts/gpu/bundle.sh DIR makes one")
+
+
+def damaged(manifest):
+    """Files of the bundle that are missing or have another size."""
+    wrong = lambda name, info: not (BUNDLE / name).is_file() or (BUNDLE / name).stat().st_size != info["bytes"]
+    return [name for name, info in manifest["files"].items() if wrong(name, info)]
+
+
+# ---- the machine
+
+def said(command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return None, str(error)
+    return (done.stdout.strip(), None) if done.returncode == 0 else (None, (done.stdout + done.stderr).strip())
+
+
+def gpu_facts():
+    """What nvidia-smi says of GPU 0, or exit."""
+    text, why = said(["nvidia-smi", "--id=0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"])
+    if not text:
+        sys.exit(f"check: no GPU: nvidia-smi: {why or 'it printed nothing'}")
+    return dict(zip(QUERY, (part.strip() for part in text.splitlines()[0].split(","))))
+
+
+def machine_facts(place):
+    facts = {} if place.rehearsal else gpu_facts()
+    facts["python"] = said([place.python, "-c", "import sys; print(sys.version.split()[0])"])[0]
+    for name in ("torch", "transformers", "trl"):
+        facts[name] = said([place.python, "-c", f"import {name}; print({name}.__version__)"])[0] or "not installed"
+    return facts
+
+
+def library_path(place):
+    """LD_LIBRARY_PATH with the folders that have cuBLASLt: the toolkit's, and those of pip's packages."""
+    code = "import site, sys; print('\\n'.join([*site.getsitepackages(), site.getusersitepackages(), *sys.path]))"
+    packages = (said([place.python, "-c", code])[0] or "").splitlines()
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "lib64", *Path("/usr/local").glob("cuda-1*/lib64")]
+    folders += [folder for package in packages if package for folder in Path(package).glob("nvidia/*/lib")]
+    with_it = [str(folder) for folder in dict.fromkeys(folders) if any(folder.glob("libcublasLt.so*"))]
+    return ":".join(with_it + [part for part in [os.environ.get("LD_LIBRARY_PATH")] if part])
+
+
+# ---- running
+
+def run_step(step, log, seconds, environment):
+    """Output of a step. Raises Bad where it fails or takes longer."""
+    command = [str(part) for part in step.command]
+    with open(log, "a", encoding="utf-8") as out:
+        out.write(f"$ {' '.join(command)}\n")
+        out.flush()
+        start = out.tell()
+        try:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**environment, **step.env},
+                                       cwd=log.parent, start_new_session=True)
+        except OSError as error:
+            raise Bad(f"{step.name}: {command[0]} does not start: {error.strerror}") from None
+        try:
+            status = process.wait(timeout=max(1, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            raise Bad(f"{step.name}: not done after {seconds:.0f} s") from None
+    with open(log, encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        text = file.read()
+    if status:
+        lines = [line for line in text.strip().splitlines() if line.strip()] or ["it printed nothing"]
+        panics = [line for line in lines if line.startswith(("thread '", "fusedpo:")) or "Error" in line] or lines
+        raise Bad(f"{step.name}: ended with {status}: {panics[-1][:300]}")
+    return text
+
+
+def run_stage(stage, place, out, deadline, environment):
+    """{name, status, seconds, why, header, rows} of a stage."""
+    begun, result = time.monotonic(), {"name": stage.name, "limit": stage.limit, "why": "", "header": [], "rows": []}
+    end = min(begun + stage.limit, deadline)
+    log = out / f"{stage.name}.log"
+    log.write_text("")
+    try:
+        if end - begun < 2:
+            raise Bad(f"no time left of {TOTAL} s")
+        steps = stage.plan(place)
+        if isinstance(steps, str):
+            result.update(status="skipped", why=steps)
+        else:
+            outputs = {step.name: run_step(step, log, end - time.monotonic(), environment)
+                       for step in steps if not (step.makes and step.makes.exists())}
+            result["header"], result["rows"] = stage.judge(place, outputs)
+            result["status"] = "passed"
+    except Bad as error:
+        result.update(status="failed", why=str(error))
+    except Exception as error:  # output that the judge did not expect: a failure of this stage, not of the others
+        result.update(status="failed", why=f"{type(error).__name__}: {error}")
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    return result
+
+
+def dry_run(stages, place):
+    """Prints every command; returns what is missing."""
+    missing = [f"{name}: missing or of another size" for name in damaged(place.manifest)]
+    for stage in stages:
+        print(f"{stage.name} (at most {stage.limit} s)")
+        steps = stage.plan(place)
+        if isinstance(steps, str):
+            print(f"  skipped here: {steps}")
+            continue
+        for step in steps:
+            command = [str(part) for part in step.command]
+            print("  $ " + " ".join([*(f"{k}={v}" for k, v in step.env.items()), *command]))
+            missing += [f"{part}: no such file" for part in command if part.startswith(f"{BUNDLE}/") and not Path(part).exists()]
+            for program in {command[0], *(part for part in command if part in THERE)}:
+                if "/" in program or shutil.which(program):
+                    continue
+                if program in THERE:
+                    print(f"    ({program} is not on this machine; a GPU machine has it)")
+                else:
+                    missing.append(f"{program}: no such program")
+    return missing
+
+
+# ---- report
+
+def markdown(report):
+    cell = lambda x: str(x).replace("|", "/").replace("\n", " ")
+    table = lambda header, rows: "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in (header, ["---"] * len(header), *rows)) + "\n"
+    bundle = report["bundle"]
+    text = ["# fusedpo on a GPU\n" if not report["rehearsal"] else "# Rehearsal on the CPU: this says nothing about a GPU\n",
+            f"{report['date']}, commit {bundle['commit']}{' with changes' if bundle['changed'] else ''}, code for {bundle['archs']}, "
+            f"data: {bundle['data']['model']}, {bundle['data']['pairs']}; {report['seconds']} s in all\n",
+            table(["machine", ""], report["machine"].items()),
+            table(["stage", "result", "seconds", "limit", ""],
+                  [[s["name"], s["status"], s["seconds"], s["limit"], s["why"]] for s in report["stages"]])]
+    for stage in report["stages"]:
+        if stage["rows"]:
+            text += [f"## {stage['name']}\n", table(stage["header"], stage["rows"])]
+    return "\n".join(text)
+
+
+def write_report(out, report):
+    for name, text in (("check.json", json.dumps(report, indent=1)), ("check.md", markdown(report))):
+        scratch = out / f".{name}.part"
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, out / name)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(prog="check.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(stage.name for stage in STAGES))
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--python", default=sys.executable, help="interpreter with torch, transformers, trl")
+    parser.add_argument("--dry-run", action="store_true", help="run nothing")
+    parser.add_argument("--rehearse", action="store_true", help="the same on the CPU backend, to try the script")
+    parser.add_argument("--list", action="store_true", help="name the stages")
+    args = parser.parse_args()
+    names = [stage.name for stage in STAGES]
+    unknown = [name for name in args.stages if name not in names]
+    if unknown:
+        parser.error(f"no stage `{unknown[0]}`; there are: {', '.join(names)}")
+    return args
+
+
+def main():
+    args = parse_args()
+    stages = [stage for stage in STAGES if not args.stages or stage.name in args.stages]
+    if args.list:
+        print(*(stage.name for stage in stages), sep="\n")
+        return
+    manifest = read_manifest()
+    if args.dry_run:
+        missing = dry_run(stages, Place(BUNDLE, Path("WORK"), args.python, manifest))
+        sys.exit("\n".join(f"check: {line}" for line in missing) if missing else 0)
+    broken = damaged(manifest)
+    if broken:
+        sys.exit(f"check: {broken[0]}: missing or of another size; make the bundle again")
+    begun = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    out = args.out.resolve()
+    with tempfile.TemporaryDirectory(prefix="fusedpo-check-") as work:
+        place = Place(BUNDLE, Path(work), args.python, manifest, args.rehearse)
+        report = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rehearsal": args.rehearse,
+                  "bundle": {key: value for key, value in manifest.items() if key != "files"},
+                  "machine": machine_facts(place), "stages": []}
+        environment = {**os.environ, "LD_LIBRARY_PATH": library_path(place), "HF_HUB_OFFLINE": "1"}
+        for stage in stages:
+            result = run_stage(stage, place, out, begun + TOTAL, environment)
+            print(f"{stage.name}: {result['status']} in {result['seconds']} s {result['why']}", flush=True)
+            report["stages"].append(result)
+            report["seconds"] = round(time.monotonic() - begun, 1)
+            write_report(out, report)  # after each, so that a run that is cut short leaves what it had
+        if not args.rehearse:
+            report["machine"].update({f"{key} after": value for key, value in gpu_facts().items() if key in ("clocks.sm", "temperature.gpu")})
+            write_report(out, report)
+    print((out / "check.md").read_text())
+    sys.exit(any(result["status"] == "failed" for result in report["stages"]))
+
+
+if __name__ == "__main__":
+    main()

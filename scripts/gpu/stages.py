@@ -1,0 +1,348 @@
+"""What check.py runs: stages of commands, and what is read off their output.
+
+Usage:   from stages import STAGES, Place      (a module; it has no command line)
+A stage plans steps (commands) and judges their outputs. Planning runs nothing, so that `check.py --dry-run` can show it.
+"""
+
+import csv
+import hashlib
+import json
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TIMES = ("step_seconds", "tokens_per_second", "pairs_per_second", "samples_per_second")  # what two runs may differ in
+OURS = r"_(bf16|f32)$"  # names of our kernels, for the tools that look at one kernel at a time
+
+
+class Bad(Exception):
+    """A stage's result is not what must hold; the message says what was seen."""
+
+
+@dataclass
+class Step:
+    """A command, what it is called in the log, and what it makes: a step whose `makes` is there already is left out."""
+    name: str
+    command: list
+    env: dict = field(default_factory=dict)
+    makes: Path = None
+
+
+@dataclass
+class Place:
+    """The bundle, a folder for the stages' files, and where to compute."""
+    bundle: Path
+    work: Path
+    python: str
+    manifest: dict
+    rehearsal: bool = False
+
+    @property
+    def device(self):
+        return "cpu" if self.rehearsal else "cuda"
+
+    @property
+    def fusedpo(self):
+        return self.bundle / "bin/fusedpo"
+
+    @property
+    def small(self):
+        return self.bundle / "data" / self.manifest["data"]["model"]
+
+    def script(self, name):
+        return [self.python, self.bundle / "scripts" / name]
+
+    def has_module(self, name):
+        """Whether the interpreter that runs the peers can import a package."""
+        return subprocess.run([self.python, "-c", f"import {name}"], capture_output=True).returncode == 0
+
+    def random_model(self, shape):
+        """(step that makes it, directory) of a model of real shape with random weights; a rehearsal takes the small one."""
+        if self.rehearsal:
+            return [], self.small
+        out = self.work / shape
+        command = [*self.script("random_model.py"), "--shape", shape, "--tokenizer", self.small, "--out", out]
+        return [Step(f"make {shape}", command, makes=out / "config.json")], out
+
+    def pack(self, name="pairs"):
+        """(step, folder) of the token pairs as shards."""
+        out = self.work / name
+        command = [self.fusedpo, "pack", "--tokenizer", self.small, "--input", self.bundle / "data/ids.jsonl", "--out", out]
+        return Step(f"pack {name}", command, makes=out), out
+
+    def dpo(self, model, data, out, dtype, steps, *more):
+        command = [self.fusedpo, "dpo", "--model", model, "--data", data, "--out", out, "--device", self.device, "--dtype", dtype,
+                   "--max-steps", steps, "--batch-size", 8, "--learning-rate", "1e-4", *more]
+        return Step(f"dpo {out.name}", [str(part) for part in command])
+
+
+@dataclass
+class Stage:
+    name: str
+    limit: int  # seconds
+    plan: object  # Place -> [Step], or a string: why it cannot run here
+    judge: object  # (Place, {step name: output}) -> (header, rows)
+
+
+# ---- kernels, step0, determinism
+
+def tests_env(place):
+    env = {"FUSEDPO_REQUIRE_GPU": "" if place.rehearsal else "only", "CARGO_MANIFEST_DIR": str(place.bundle / "project")}
+    if place.manifest["data"]["model"] == "stories260k":
+        env["FUSEDPO_TEST_DATA"] = str(place.bundle)
+    return env
+
+
+def plan_kernels(place):
+    return [Step(name, [place.bundle / "tests" / name, "--test-threads=4"], tests_env(place)) for name in place.manifest["tests"]]
+
+
+def judge_kernels(place, outputs):
+    rows = []
+    for name, text in outputs.items():
+        result = re.search(r"test result: ok\. (\d+) passed; 0 failed.*finished in ([\d.]+)s", text)
+        if not result:
+            raise Bad(f"{name}: no `test result: ok`")
+        if "skipped: no GPU" in text and not place.rehearsal:
+            raise Bad(f"{name}: it ran without a GPU")
+        rows.append([name, result.group(1), result.group(2)])
+    return ["test", "passed", "seconds"], rows
+
+
+def metrics(run):
+    """Training rows of a run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    if not rows:
+        raise Bad(f"{run.name}: metrics.jsonl has no training step")
+    return rows
+
+
+def plan_step0(place):
+    pack, data = place.pack()
+    make, large = place.random_model("smollm2-135m")
+    runs = [place.dpo(model, data, place.work / f"step0-{name}-{dtype}", dtype, 2)
+            for name, model in (("small", place.small), ("135m", large)) for dtype in ("f32", "bf16")]
+    return [pack, *make, *runs]
+
+
+def judge_step0(place, outputs):
+    rows = []
+    for name in ("small", "135m"):
+        for dtype in ("f32", "bf16"):
+            first, second = metrics(place.work / f"step0-{name}-{dtype}")[:2]
+            off = abs(first["loss"] - math.log(2))
+            if off > 1e-12 or first["rewards/margins"] != 0:
+                raise Bad(f"{name} in {dtype}: loss {first['loss']!r}, margin {first['rewards/margins']!r} at step 0")
+            if not math.isfinite(second["loss"]) or second["loss"] == first["loss"]:
+                raise Bad(f"{name} in {dtype}: the step changed nothing: loss {second['loss']!r} after it")
+            rows.append([name, dtype, f"{first['loss']:.15f}", f"{first['rewards/margins']:g}", f"{second['loss']:.6f}"])
+    return ["model", "dtype", "loss at step 0", "margin", "loss at step 1"], rows
+
+
+def plan_determinism(place):
+    make, large = place.random_model("smollm2-135m")
+    steps = list(make)
+    for run in ("a", "b"):  # shards of its own, so that each computes its own reference
+        pack, data = place.pack(f"pairs-{run}")
+        steps += [pack, place.dpo(place.small, data, place.work / f"small-{run}", "f32", 6),
+                  place.dpo(large, data, place.work / f"135m-{run}", "bf16", 4)]
+    return steps
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def judge_determinism(place, outputs):
+    rows = []
+    for name in ("small", "135m"):
+        a, b = (place.work / f"{name}-{run}" for run in ("a", "b"))
+        drop = lambda rows: [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+        if drop(metrics(a)) != drop(metrics(b)):
+            raise Bad(f"{name}: metrics of the two runs differ")
+        one, two = digest(a / "model.safetensors"), digest(b / "model.safetensors")
+        if one != two:
+            raise Bad(f"{name}: weights of the two runs differ")
+        rows.append([name, len(metrics(a)), f"{metrics(a)[-1]['loss']:.6f}", one[:16]])
+    return ["model", "steps", "last loss, both runs", "sha256 of the weights, both runs"], rows
+
+
+# ---- sanitizer
+
+def plan_sanitizer(place):
+    if place.rehearsal:
+        return "compute-sanitizer looks at a GPU"
+    ours = ["--kernel-name", f"regex={OURS}"]
+    tools = [("memcheck", [], place.manifest["tests"]), ("racecheck", ours, ["kernels", "kernels_attention"]),
+             ("synccheck", ours, ["kernels", "kernels_attention"])]
+    return [Step(f"{tool} {test}", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *more,
+                                    place.bundle / "tests" / test, "--test-threads=1"], tests_env(place))
+            for tool, more, tests in tools for test in tests]
+
+
+def judge_sanitizer(place, outputs):
+    rows = []
+    for name, text in outputs.items():
+        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
+        if not summary or not summary[-1].startswith("0 "):
+            raise Bad(f"{name}: {summary[-1] if summary else 'no summary'}")
+        rows.append([*name.split(), summary[-1]])
+    return ["tool", "test", "summary"], rows
+
+
+# ---- parity
+
+def plan_parity(place):
+    if not place.has_module("torch"):
+        return "python3 has no torch"
+    pack, data = place.pack()
+    steps = [pack]
+    for dtype, device in (("f32", "cpu"), ("f32", place.device), ("bf16", place.device)):
+        out = place.work / f"scores-{device}-{dtype}.jsonl"
+        steps.append(Step(f"score {device} {dtype}", [place.fusedpo, "score", "--model", place.small, "--data", data, "--out", out,
+                                                     "--dtype", dtype, "--device", device], makes=out))
+    oracles = ["torch", "transformers"] if place.has_module("transformers") else ["torch"]
+    torch_device = "cpu" if place.rehearsal else "cuda"
+    for oracle in oracles:
+        for dtype, rule in (("float32", ["--tolerance", "1e-3"]), ("bfloat16", ["--twice-plain"])):
+            ours = place.work / f"scores-{place.device}-{'f32' if dtype == 'float32' else 'bf16'}.jsonl"
+            steps.append(Step(f"{oracle} {dtype}", [*place.script("check_transformers.py"), "--oracle", oracle, "--model", place.small,
+                                                    "--scores", ours, "--data-jsonl", place.bundle / "data/ids.jsonl",
+                                                    "--dtype", dtype, "--device", torch_device, *rule]))
+    return steps
+
+
+def judge_parity(place, outputs):
+    read = lambda name: [json.loads(line)["logp"] for line in (place.work / name).read_text().splitlines()]
+    cpu, gpu = read("scores-cpu-f32.jsonl"), read(f"scores-{place.device}-f32.jsonl")
+    worst = max(abs(a - b) for a, b in zip(cpu, gpu, strict=True))
+    if not worst <= 1e-3:
+        raise Bad(f"f32: {worst:.3e} nat from the CPU backend")
+    rows = [["the CPU backend", "f32", f"{worst:.3e} nat at most"]]
+    for name, text in outputs.items():
+        said = re.search(r"(largest difference of a response: .*|error against float64: .*)", text)
+        if said and name.split()[0] in ("torch", "transformers"):
+            rows.append([*name.split(), said.group(1)])
+    return ["oracle", "dtype", "difference"], rows
+
+
+# ---- benches, peers, profile
+
+def plan_bench(name):
+    def plan(place):
+        if name not in place.manifest["benches"]:
+            return f"the bundle has no bench `{name}`"
+        quick = ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--nresamples", "1000"] if name == "kernels" else []
+        return [Step(name, [place.bundle / "benches" / name, "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")})]
+    return plan
+
+
+def judge_kernel_bench(place, outputs):
+    """Lines of benches/kernels: `name shape: rate unit, share % of the ceiling measured, time us`."""
+    text = outputs["kernels"]
+    if "no GPU is timed here" in text and not place.rehearsal:
+        raise Bad("the bench found no GPU")
+    line = r"^(\w+) (.+): ([\d.]+ (?:GB|TFLOP)/s), ([\d.]+ %) of the ([\d.]+) measured, ([\d.]+) us$"
+    rows = [list(found) for found in re.findall(line, text, re.M)]
+    if not rows:
+        raise Bad("the bench printed no result")
+    return ["op", "shape", "rate", "share", "of measured", "us"], rows
+
+
+def judge_step_bench(place, outputs):
+    lines = [line for line in outputs["step"].splitlines() if re.search(r"\d", line) and not line.startswith("Benchmarking")]
+    if not lines:
+        raise Bad("the bench printed no result")
+    return ["what benches/step.rs printed"], [[line.replace("|", "/")] for line in lines]
+
+
+def plan_peers(place):
+    if not place.has_module("torch") or not place.has_module("transformers"):
+        return "python3 has no torch or no transformers"
+    make, model = place.random_model("qwen2.5-0.5b")
+    peers = ["torch-shared", "torch-compile"] + (["trl-default", "trl-best"] if place.has_module("trl") else [])
+    only = [f"{name}-bf16" for name in ("fusedpo", *peers) if not (place.rehearsal and name == "torch-compile")]
+    length, pairs = (256, 8) if place.rehearsal else (1024, 32)
+    command = [*place.script("bench_trl.py"), "--model", model, "--data", place.bundle / "data/text.jsonl", "--device", place.device,
+               "--pairs", pairs, "--batch-size", 8, "--max-length", length, "--token-budget", 1024 if place.rehearsal else 16384,
+               "--fusedpo", place.fusedpo, "--python", place.python, "--only", *only, "--work", place.work,
+               "--out", place.work / "peers.md", "--json", place.work / "peers.json"]
+    return [*make, Step("peers", command)]
+
+
+def judge_peers(place, outputs):
+    report = json.loads((place.work / "peers.json").read_text())
+    if report["failed"]:
+        raise Bad("; ".join(f"{name}: {why}" for name, why in report["failed"].items()))
+    memory = lambda r: f"{r['gpu_gb']:.2f}" if r["gpu_gb"] is not None else "-"
+    rows = [[r["config"], f"{r['step_s']:.3f}", f"{r['pairs'] / r['steps_s']:.2f}", f"{r['reference_s']:.2f}", memory(r),
+             f"{r['losses'][0]:.6f}", f"{r['losses'][-1]:.6f}", r["note"]] for r in report["results"]]
+    if not place.has_module("trl"):
+        rows.append(["trl-*", *["-"] * 6, "skipped: python3 has no trl"])
+    return ["configuration", "s/step", "pairs/s", "reference, s", "peak GPU memory, GB", "first loss", "last loss", "note"], rows
+
+
+METRICS = ("gpu__time_duration.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+           "sm__throughput.avg.pct_of_peak_sustained_elapsed")
+
+
+def plan_profile(place):
+    if place.rehearsal:
+        return "ncu looks at a GPU"
+    make, model = place.random_model("smollm2-135m")
+    pack, data = place.pack("pairs-profile")
+    warm = place.dpo(model, data, place.work / "profile-warm", "bf16", 1)  # leaves the reference beside the shards
+    step = place.dpo(model, data, place.work / "profile", "bf16", 1)
+    if shutil.which("ncu") or not shutil.which("nsys"):
+        step.command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base", "--metrics", ",".join(METRICS), *step.command]
+    else:
+        step.command = ["nsys", "profile", "--stats=true", "--force-overwrite=true", "--output", str(place.work / "profile-nsys"), *step.command]
+    step.name = "profile"
+    return [*make, pack, warm, step]
+
+
+def family(kernel):
+    """One name for the tiles and storage types of an op; products of the library are one family."""
+    ours = re.match(r"(\w+?)(?:_hd\d+|_plain|_\d)?_(?:bf16|f32)$", kernel)
+    return ours.group(1) if ours else "products (cuBLASLt)"
+
+
+def judge_profile(place, outputs):
+    text = outputs["profile"]
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if start is None:
+        if "CUDA GPU Kernel Summary" in text or "cuda_gpu_kern_sum" in text:
+            return ["nsys"], [[line] for line in lines[-60:]]
+        raise Bad(f"ncu printed no table: {lines[-1] if lines else 'nothing'}")
+    table = list(csv.DictReader(line for line in lines[start:] if line.startswith('"')))
+    number = lambda row, name: float(row.get(name) or "nan")
+    found = {}
+    for row in table[1:]:  # the first row has the units
+        f = found.setdefault(family(row["Kernel Name"].split("(")[0]), [0, 0.0, 0.0, 0.0])
+        time = number(row, METRICS[0]) / 1e3  # base unit: ns
+        f[0], f[1] = f[0] + 1, f[1] + time
+        f[2], f[3] = f[2] + time * number(row, METRICS[1]), f[3] + time * number(row, METRICS[2])
+    whole = sum(f[1] for f in found.values())
+    if not whole > 0:
+        raise Bad("ncu timed no kernel")
+    rows = [[name, f[0], f"{f[1]:.1f}", f"{100 * f[1] / whole:.1f} %", f"{f[2] / f[1]:.0f} %", f"{f[3] / f[1]:.0f} %"]
+            for name, f in sorted(found.items(), key=lambda item: -item[1][1])]
+    return ["kernels of one step", "launches", "us", "share", "of peak DRAM", "of peak SM"], rows
+
+
+STAGES = [
+    Stage("kernels", 80, plan_kernels, judge_kernels),
+    Stage("step0", 40, plan_step0, judge_step0),
+    Stage("determinism", 45, plan_determinism, judge_determinism),
+    Stage("sanitizer", 110, plan_sanitizer, judge_sanitizer),
+    Stage("parity", 40, plan_parity, judge_parity),
+    Stage("kernel-bench", 70, plan_bench("kernels"), judge_kernel_bench),
+    Stage("step-bench", 60, plan_bench("step"), judge_step_bench),
+    Stage("peers", 100, plan_peers, judge_peers),
+    Stage("profile", 45, plan_profile, judge_profile),
+]

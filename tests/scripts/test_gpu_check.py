@@ -1,0 +1,187 @@
+"""scripts/gpu: a bundle of stand-ins through check.sh: dry run, no GPU, a rehearsal with verdicts; and what it reads off outputs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts/gpu"))
+
+import stages  # noqa: E402
+
+STAND_IN = """#!{python}
+import json, sys
+from pathlib import Path
+arg = lambda name: sys.argv[sys.argv.index(name) + 1]
+if "--test-threads=4" in sys.argv:
+    print("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s")
+elif "--bench" in sys.argv:
+    print("no GPU is timed here: none")
+    print("swiglu_fwd 1x2: 1.5000 GB/s, 50.0 % of the 3.0000 measured, 2.00 us")
+elif sys.argv[1] == "pack":
+    Path(arg("--out")).mkdir()
+elif sys.argv[1] == "score":
+    Path(arg("--out")).write_text("".join(json.dumps({{"logp": -1.0}}) + chr(10) for _ in range(3)))
+elif sys.argv[1] == "dpo":
+    out = Path(arg("--out"))
+    out.mkdir()
+    (out / "model.safetensors").write_text({weights})
+    loss = [0.6931471805599453, 0.5]
+    rows = [{{"loss": x, "rewards/margins": {margin} * (i == 0), "step_seconds": hash(out)}} for i, x in enumerate(loss)]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+"""
+
+
+def make_bundle(folder, margin=0, weights="'same'"):
+    """What bundle.sh would make, with one program in the place of all."""
+    binary = STAND_IN.format(python=sys.executable, margin=margin, weights=weights)
+    messages = folder / "messages"
+    built = []
+    for kind, name in (("bin", "fusedpo"), ("test", "kernels"), ("test", "kernels_attention"), ("bench", "kernels")):
+        path = folder / f"{kind}-{name}"
+        path.write_text(binary)
+        built.append({"reason": "compiler-artifact", "target": {"kind": [kind], "name": name}, "executable": str(path)})
+    messages.write_text("".join(json.dumps(m) + "\n" for m in built))
+    bundle = folder / "bundle"
+    # A stand-in is no program that strip knows.
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "strip").write_text("#!/bin/sh\n")
+    (tools / "strip").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    environment.pop("FUSEDPO_TEST_DATA", None)
+    command = [sys.executable, "-B", str(ROOT / "scripts/gpu/fill_bundle.py"), "--messages", str(messages), "--out", str(bundle), "--archs",
+               "90a", "--tests", "kernels", "kernels_attention", "--benches", "kernels"]
+    subprocess.run(command, check=True, env=environment)
+    return bundle
+
+
+class CheckTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def check(self, bundle, *arguments):
+        """check.sh on a machine without a GPU, whatever machine this is."""
+        tools = self.folder / "no-gpu"
+        tools.mkdir(exist_ok=True)
+        (tools / "nvidia-smi").write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
+        (tools / "nvidia-smi").chmod(0o755)
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run([str(bundle / "check.sh"), *arguments], capture_output=True, text=True, env=environment)
+
+    def test_dry_run_prints_every_command(self):
+        bundle = make_bundle(self.folder)
+        result = self.check(bundle, "--dry-run")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for stage in stages.STAGES:
+            self.assertIn(f"{stage.name} (at most {stage.limit} s)", result.stdout)
+        for part in ("FUSEDPO_REQUIRE_GPU=only", "--device cuda", "compute-sanitizer --tool racecheck", "ncu --clock-control none"):
+            self.assertIn(part, result.stdout)
+        self.assertFalse((bundle / "gpu-results").exists())
+
+    def test_dry_run_misses_a_file(self):
+        bundle = make_bundle(self.folder)
+        (bundle / "tests/kernels").unlink()
+        result = self.check(bundle, "--dry-run")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("tests/kernels: missing", result.stderr)
+
+    def test_no_gpu_is_a_failure(self):
+        bundle = make_bundle(self.folder)
+        result = self.check(bundle, "--out", str(self.folder / "out"), "kernels")
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stderr.strip(), "check: no GPU: nvidia-smi: no devices were found")
+
+    def test_unknown_stage(self):
+        result = self.check(make_bundle(self.folder), "speed")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("no stage `speed`", result.stderr)
+
+    def rehearse(self, *stage_names, **faults):
+        out = self.folder / "out"
+        result = self.check(make_bundle(self.folder, **faults), "--rehearse", "--out", str(out), *stage_names)
+        return result, json.loads((out / "check.json").read_text()), (out / "check.md").read_text()
+
+    def test_rehearsal(self):
+        result, report, page = self.rehearse("kernels", "step0", "determinism", "sanitizer", "kernel-bench", "step-bench")
+        self.assertEqual([s["status"] for s in report["stages"]], ["passed"] * 3 + ["skipped", "passed", "skipped"], page)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("| kernels_attention | 3 | 0.01 |", page)
+        self.assertIn("| swiglu_fwd | 1x2 | 1.5000 GB/s | 50.0 % |", page)
+        self.assertIn("this says nothing about a GPU", page)
+
+    def test_a_margin_at_step_0_fails(self):
+        result, report, _ = self.rehearse("step0", margin=1e-9)
+        self.assertEqual((result.returncode, report["stages"][0]["status"]), (1, "failed"))
+        self.assertIn("margin 1e-09 at step 0", report["stages"][0]["why"])
+
+    def test_other_weights_fail(self):
+        result, report, _ = self.rehearse("determinism", weights="str(out)")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("weights of the two runs differ", report["stages"][0]["why"])
+
+
+class ReadingTest(unittest.TestCase):
+    def place(self):
+        return stages.Place(Path("/b"), Path("/w"), sys.executable, {"tests": [], "benches": [], "data": {"model": "llama"}})
+
+    def test_limits_fit(self):
+        self.assertLessEqual(sum(stage.limit for stage in stages.STAGES), 590)
+
+    def test_sanitizer(self):
+        good = {"memcheck kernels": "========= ERROR SUMMARY: 0 errors", "racecheck kernels":
+                "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"}
+        self.assertEqual(len(stages.judge_sanitizer(self.place(), good)[1]), 2)
+        for text in ("========= ERROR SUMMARY: 2 errors", ""):
+            with self.assertRaises(stages.Bad):
+                stages.judge_sanitizer(self.place(), {"memcheck kernels": text})
+
+    def test_tests_that_ran_without_a_gpu_fail(self):
+        text = "skipped: no GPU for the cuda column: none\ntest result: ok. 1 passed; 0 failed; 0 ignored; finished in 0.1s"
+        with self.assertRaises(stages.Bad):
+            stages.judge_kernels(self.place(), {"kernels": text})
+
+    def test_profile(self):
+        names = ",".join(f'"{m}"' for m in stages.METRICS)
+        lines = ["==PROF== Connected", f'"ID","Kernel Name",{names}', '"","","ns","%","%"',
+                 '"0","attention_fwd_hd64_bf16","3000","10","50"', '"1","attention_fwd_hd32_bf16","1000","10","50"',
+                 '"2","sm90_xmma_gemm(params)","6000","40","90"']
+        header, rows = stages.judge_profile(self.place(), {"profile": "\n".join(lines)})
+        self.assertEqual(rows, [["products (cuBLASLt)", 1, "6.0", "60.0 %", "40 %", "90 %"],
+                                ["attention_fwd", 2, "4.0", "40.0 %", "10 %", "50 %"]])
+
+    def test_families(self):
+        for kernel, name in {"rmsnorm_bwd_2_bf16": "rmsnorm_bwd", "attention_bwd_dkv_plain_f32": "attention_bwd_dkv", "adamw_bf16": "adamw",
+                             "cutlass_80_tensorop_bf16_s16816gemm": "products (cuBLASLt)"}.items():
+            self.assertEqual(stages.family(kernel), name)
+
+
+class RandomModelTest(unittest.TestCase):
+    @unittest.skipIf(importlib.util.find_spec("numpy") is None, "numpy is not installed")
+    def test_weights(self):
+        sys.path.insert(0, str(ROOT / "scripts"))
+        import numpy
+        import random_model
+        config = {**random_model.SHAPES["qwen2.5-0.5b"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
+                  "num_attention_heads": 4, "vocab_size": 128}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.safetensors"
+            count = random_model.write_weights(path, config, 0)
+            data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        self.assertEqual(max(info["data_offsets"][1] for info in header.values()), 2 * count)
+        self.assertEqual(header["model.layers.0.self_attn.k_proj.bias"]["shape"], [32])
+        self.assertEqual(random_model.bf16(numpy, numpy.float32([1.0, 1.00390625, 1.01171875])).tolist(), [0x3F80, 0x3F80, 0x3F82])
+        shape = random_model.SHAPES["smollm2-135m"]
+        self.assertEqual(sum(a * (b[0] if b else 1) for _, (a, *b) in random_model.tensors(shape)), 134_515_008)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -31,7 +31,8 @@
 //! - [`backend`]: the trait of about thirty ops that every device implements. [`backend::cpu`] is the definition, in f32
 //!   and f64; [`backend::gpu`] launches the kernels of `kernels/`, on a GPU or on the host.
 //! - [`model`]: configuration, parameter table, loading and export, forward and backward written out, generation.
-//! - [`train`]: configuration, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics, runs.
+//! - [`train`]: configuration, memory plan, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics,
+//!   runs.
 //! - [`device`]: from `--device` to a backend, the one `match` over devices.
 //! - [`commands`], [`cli`]: one file a command; what the user types.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
@@ -43,7 +44,8 @@
 //!
 //! - `model`, `loss` and `train` never name a device: they are generic over [`backend::Backend`].
 //! - Training never tokenises, and never reads a byte of a shard that was not checked.
-//! - An op allocates nothing on its device; all memory of a step is asked for, by name, before the first.
+//! - An op allocates nothing on its device; all memory of a step is asked for, by name, before the first. How much it will
+//!   be is told before any is taken, by the same constructors on a backend that only counts ([`train::memory`]).
 //! - An output row depends on its own inputs alone, not on what is packed beside it. So the reference's log-probs, computed
 //!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
 //!   proves it or does not start.

@@ -1,5 +1,6 @@
 //! Files of a run, and numbers for people.
 
+use crate::backend::DeviceMemory;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::fs::{self, File};
@@ -117,9 +118,13 @@ pub fn bytes(n: usize) -> String {
     format!("{:.*} {}", usize::from(step > 0), n as f64 / 1024f64.powi(step as i32), units[step])
 }
 
-/// Prints what a run has reserved, before its first step.
-pub fn print_memory(table: &[(String, usize)]) {
-    eprintln!("memory: {}", bytes(table.iter().map(|(_, b)| b).sum()));
+/// Prints what a run is about to take: the sum, what is in use and free on the device, and the largest parts.
+pub fn print_memory(table: &[(String, usize)], device: Option<DeviceMemory>) {
+    let mib = |bytes: usize| bytes >> 20;
+    let beside = device.map_or_else(String::new, |d| {
+        format!(", {} MiB in use already (program and data), {} MiB free", mib(d.used), mib(d.free))
+    });
+    eprintln!("memory: {} MiB planned{beside}", mib(table.iter().map(|(_, b)| b).sum()));
     for (name, size) in largest(table, 8) {
         eprintln!("  {:>10}  {name}", bytes(size));
     }

@@ -162,6 +162,15 @@ impl Capacity {
     }
 }
 
+/// Memory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes in use before anything is asked for: on the CPU by this process, on a GPU by anybody.
+    pub used: usize,
+    /// Bytes that can still be had.
+    pub free: usize,
+}
+
 /// Per-prediction outputs of the head, each `[predictions]`.
 pub struct HeadStats<'a, B: Backend> {
     /// `log softmax(z)[target]`, nats.
@@ -258,6 +267,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Self::Buf<T>>;
     /// Bytes handed out so far, by name, in order of allocation.
     fn memory_table(&self) -> Vec<(String, usize)>;
+    /// A backend of the same kind with an empty memory table that only counts: what `zeros` and `new_batch` give owns
+    /// nothing and must not be read or written. What is built on it tells what building it here would take.
+    fn counting(&self) -> Self;
+    /// Memory of the device, where the system tells.
+    fn memory(&self) -> Result<Option<DeviceMemory>>;
+    /// Most bytes beyond the memory table that ops keep for themselves, for batches of `rows` slots and a hidden size of
+    /// `dim`.
+    fn scratch(&self, rows: usize, dim: usize) -> usize;
+    /// Takes the memory of everything in `table` from the device at once, for the next [`Backend::zeros`] to hand out. Where
+    /// memory is plentiful only once it is written to, this does nothing.
+    fn reserve(&self, table: &[(String, usize)]) -> Result<()>;
     /// Elements of a buffer.
     fn len<T: Storage>(&self, buf: &Self::Buf<T>) -> usize;
     /// Elements `range` of `buf`. Panics when out of range: ranges come from checked tables.
@@ -554,7 +574,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn grad_norm(&self, norm: Self::ViewMut<'_, f64>, g: Self::View<'_, Self::Acc>) -> Result<()>;
     /// One optimiser step on a range of the arena. The gradient is first scaled by `min(1, max_grad_norm / (norm + 1e-6))`
     /// (`max_grad_norm` 0: not at all). A non-finite `norm` leaves everything as it was. `master` is `Some` exactly where
-    /// [`Backend::MASTER_WEIGHTS`]; `w` is then rounded from it. RMSprop leaves `m` alone.
+    /// [`Backend::MASTER_WEIGHTS`]; `w` is then rounded from it. RMSprop leaves `m` alone: it may be
+    /// empty.
     #[allow(clippy::too_many_arguments)]
     fn update(
         &self,

@@ -12,6 +12,7 @@ use crate::train::config::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
 use crate::train::kl::{self, KlEstimate, KlOptions};
+use crate::train::memory::{Budgets, MemoryPlan};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::reference;
 use serde_json::{Map, Value, json};
@@ -126,10 +127,11 @@ impl Task for Eval<'_> {
             None => None,
         };
         let capacity = plan.capacity();
-        let longest = longest_row(&data);
+        let (config, longest) = (ModelConfig::load(&a.model)?, longest_row(&data));
         // Room for samples, where the model has it.
-        let limit = ModelConfig::load(&a.model)?.max_position_embeddings;
-        let positions = longest.max(limit.min(longest.saturating_add(a.kl_max_new_tokens)));
+        let positions = longest.max(config.max_position_embeddings.min(longest.saturating_add(a.kl_max_new_tokens)));
+        let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, &config, positions, c))?;
+        be.reserve(&memory.table)?;
         let set = EvalSet { plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &a.model, positions)?, capacity, Purpose::Score)?;
         let totals = eval::evaluate(&mut engine, &set, &spec)?;

@@ -5,13 +5,14 @@ use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::output;
 use crate::progress::Progress;
 use crate::signal;
 use crate::train::check::{check_data, longest_row, open_splits};
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
+use crate::train::memory::{Budgets, MemoryPlan};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -93,7 +94,10 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) ->
         shuffle: false,
     };
     let planner = Planner::new(data, &options)?;
-    let model = Model::load(be, &a.model, longest_row(data))?;
+    let (config, positions) = (ModelConfig::load(&a.model)?, longest_row(data));
+    let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, &config, positions, c))?;
+    be.reserve(&plan.table)?;
+    let model = Model::load(be, &a.model, positions)?;
     let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
     let mut progress = Progress::new("score", data.num_responses());
     let mut lines = Vec::with_capacity(data.num_responses() as usize);

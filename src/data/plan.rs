@@ -89,6 +89,14 @@ impl<'a> Planner<'a> {
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
+    /// [`Planner::capacity`] with another token budget, at least [`Planner::least_budget`].
+    pub fn capacity_at(&self, budget: usize) -> Capacity {
+        self.survey.capacity(self.data, &self.options, budget)
+    }
+    /// The least token budget that these data allow: slots of the largest pair, or response, with its prompt.
+    pub fn least_budget(&self) -> usize {
+        self.survey.largest.0 as usize
+    }
     /// Groups without anything for the objective.
     pub fn skipped_groups(&self) -> u64 {
         self.data.num_groups() - self.survey.usable.len() as u64

@@ -4,6 +4,7 @@
 use super::json::read_json;
 use super::load::{INDEX, Origin, SINGLE, SourceFile, decode, dtype_bytes};
 use super::params::{Model, ParamSpec};
+use super::save_dtype::SaveDtype;
 use crate::backend::{Backend, Float};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -28,40 +29,6 @@ const SIDE_FILES: &[&str] = &[
     "chat_template.jinja",
     "chat_template.json",
 ];
-
-/// Dtype of exported weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum SaveDtype {
-    /// Each tensor's own in the source; f32 for a model made from scratch.
-    Source,
-    /// float32.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// float16.
-    F16,
-}
-
-impl SaveDtype {
-    fn of(self, source: Dtype) -> Dtype {
-        match self {
-            Self::Source => source,
-            Self::F32 => Dtype::F32,
-            Self::Bf16 => Dtype::BF16,
-            Self::F16 => Dtype::F16,
-        }
-    }
-    /// `torch_dtype` in config.json.
-    fn torch(self) -> Option<&'static str> {
-        match self {
-            Self::Source => None,
-            Self::F32 => Some("float32"),
-            Self::Bf16 => Some("bfloat16"),
-            Self::F16 => Some("float16"),
-        }
-    }
-}
 
 /// What an export did. An update smaller than the spacing of the saved dtype vanishes: compare the two counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -255,7 +222,8 @@ impl<B: Backend> Exporter<'_, B> {
             w.write_all(&bytes).map_err(Error::io(path, "write"))?;
             let Some(report) = report.as_deref_mut() else { continue };
             let at = (start - spec.at.start) * dtype_bytes(stored)..(end - spec.at.start) * dtype_bytes(stored);
-            decode(stored, &source[at], &mut before);
+            decode(stored, &source[at.clone()], &mut before);
+            self.model.origin.release(spec, at);
             encode(dtype, &before, &mut bytes_before);
             let width = dtype_bytes(dtype);
             let differ = bytes.par_chunks(width).zip(bytes_before.par_chunks(width)).with_min_len(4096);

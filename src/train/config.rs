@@ -6,6 +6,7 @@
 use super::schedule::SchedulerType;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
+use crate::model::SaveDtype;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -39,26 +40,6 @@ pub enum DtypeChoice {
     #[serde(alias = "bfloat16")]
     #[clap(alias = "bfloat16")]
     Bf16,
-}
-
-/// Precision of saved weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum SaveDtypeChoice {
-    /// Each tensor as in the model that training started from.
-    Source,
-    /// Single precision.
-    #[serde(alias = "float32")]
-    #[clap(alias = "float32")]
-    F32,
-    /// bfloat16.
-    #[serde(alias = "bfloat16")]
-    #[clap(alias = "bfloat16")]
-    Bf16,
-    /// IEEE half precision.
-    #[serde(alias = "float16")]
-    #[clap(alias = "float16")]
-    F16,
 }
 
 /// Optimiser, by Hugging Face's name where it has one.
@@ -143,7 +124,7 @@ pub struct TrainArgs {
     pub dtype: Option<DtypeChoice>,
     /// Precision of the saved weights [default: source]
     #[arg(long, value_enum)]
-    pub save_dtype: Option<SaveDtypeChoice>,
+    pub save_dtype: Option<SaveDtype>,
     /// Seed of the data order [default: 42]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -226,7 +207,7 @@ pub struct TrainConfig {
     /// Precision of the matrix products.
     pub dtype: DtypeChoice,
     /// Precision of the saved weights.
-    pub save_dtype: SaveDtypeChoice,
+    pub save_dtype: SaveDtype,
     /// Seed of the data order.
     pub seed: u64,
     /// Device.
@@ -317,7 +298,7 @@ impl TrainConfig {
             max_steps: t.max_steps,
             num_train_epochs: t.num_train_epochs.unwrap_or(1.0),
             dtype: t.dtype.unwrap_or(DtypeChoice::Auto),
-            save_dtype: t.save_dtype.unwrap_or(SaveDtypeChoice::Source),
+            save_dtype: t.save_dtype.unwrap_or(SaveDtype::Source),
             seed: t.seed.unwrap_or(42),
             device: t.device.unwrap_or_default(),
             eval_steps: t.eval_steps.unwrap_or(0),

@@ -5,6 +5,7 @@ pub mod config;
 pub mod engine;
 pub mod eval;
 pub mod kl;
+pub mod memory;
 pub mod metrics;
 pub mod optim;
 pub mod reference;

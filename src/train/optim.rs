@@ -29,6 +29,15 @@ pub struct Optimizer<B: Backend> {
 impl<B: Backend> Optimizer<B> {
     /// Zero moments for `model`. Master weights start as the model's stored values, not as their bf16 rounding.
     pub fn new(be: &B, model: &Model<B>, c: &TrainConfig) -> Result<Self> {
+        let mut this = Self::reserve(be, model, c)?;
+        if let Some(master) = &mut this.master {
+            model.fill_master(be, master)?;
+        }
+        Ok(this)
+    }
+
+    /// [`Optimizer::new`] with master weights of zero.
+    pub(super) fn reserve(be: &B, model: &Model<B>, c: &TrainConfig) -> Result<Self> {
         let n = model.table.len;
         // RMSprop has no first moment.
         let m = if c.optim == OptimizerChoice::Adamw { n } else { 0 };
@@ -41,7 +50,7 @@ impl<B: Backend> Optimizer<B> {
             steps: 0,
             m: be.zeros("optimizer first moment", m)?,
             v: be.zeros("optimizer second moment", n)?,
-            master: if B::MASTER_WEIGHTS { Some(model.master(be)?) } else { None },
+            master: if B::MASTER_WEIGHTS { Some(be.zeros("master weights", n)?) } else { None },
             norm: be.zeros("gradient norm", 1)?,
             late: be.readback(1)?,
             unread: false,

@@ -5,13 +5,14 @@
 
 use super::check::longest_row;
 use super::engine::{Engine, Late, Purpose};
+use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
 use crate::data::batch::MicroBatch;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::{RefKey, Sidecars};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{self, Model, ModelConfig};
 use crate::progress::Progress;
 use crate::signal;
 use std::path::Path;
@@ -43,15 +44,15 @@ pub fn ensure<B: Backend>(
     slots: usize,
 ) -> Result<(Sidecars, ReferenceReport)> {
     let begun = Instant::now();
-    let model = Model::load(be, model_dir, longest_row(data))?;
     let shapes = if B::FIXED_SHAPES { format!(" T={slots}") } else { String::new() };
-    let key = RefKey { model_sha256: model.sha256(), fingerprint: be.fingerprint() + &shapes };
+    let key = RefKey { model_sha256: model::identity(model_dir)?, fingerprint: be.fingerprint() + &shapes };
     let mut sidecars = Sidecars::open(data, cache, &key)?;
     for note in sidecars.notes() {
         eprintln!("{note}");
     }
     let mut report = ReferenceReport { responses: data.num_responses(), ..Default::default() };
     if sidecars.missing() > 0 {
+        let (config, positions) = (ModelConfig::load(model_dir)?, longest_row(data));
         let options = PlanOptions {
             objective: Objective::Score,
             batch_size: 64,
@@ -60,6 +61,10 @@ pub fn ensure<B: Backend>(
             shuffle: false,
         };
         let planner = Planner::new(data, &options)?;
+        let budgets = Budgets::of([&planner]);
+        let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, &config, positions, capacity))?;
+        be.reserve(&plan.table)?;
+        let model = Model::load(be, model_dir, positions)?;
         let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
         fill(&mut engine, data, &planner, &mut sidecars, &mut report)?;
     }

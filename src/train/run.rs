@@ -1,9 +1,10 @@
 //! A training run: data, reference, steps, evaluation, export.
 
 use super::check::{check_data, check_model, longest_row, open_splits};
-use super::config::{SaveDtypeChoice, TrainConfig};
+use super::config::TrainConfig;
 use super::engine::{Engine, Late, Purpose};
 use super::eval::{self, EvalSet};
+use super::memory::{Budgets, MemoryPlan};
 use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::reference;
@@ -15,8 +16,8 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
-use crate::model::{self, Model};
-use crate::output::{self, RunDir};
+use crate::model::{self, Model, ModelConfig};
+use crate::output::RunDir;
 use crate::progress::Progress;
 use crate::signal;
 use serde_json::{Map, Value, json};
@@ -56,33 +57,36 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     let (data, held_out) = (&splits[0], splits.get(1));
     let options = plan_options(c);
     let planner = Planner::new(data, &options)?;
+    let slots = planner.token_budget();
+    let held_out =
+        held_out.map(|d| Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options }));
+    let held_out = held_out.transpose()?;
+    let (config, positions) = (ModelConfig::load(&c.model)?, splits.iter().map(longest_row).max().unwrap_or(0));
+    let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
+    let purpose = Purpose::Train;
+    let plan = |capacity| MemoryPlan::training(be, &config, positions, capacity, (purpose, c));
+    let memory = budgets.fitting(be, plan)?;
+    let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(c.lr_scheduler_type, c.learning_rate, c.warmup_steps, c.warmup_ratio, total)?;
     let out = RunDir::create(&c.out, &toml::to_string(c).map_err(|e| Error::usage(e.to_string()))?)?;
     announce(be, c, &planner, &schedule);
+    memory.print(be)?;
 
-    let slots = planner.token_budget();
     let mut run = Run { c, data, spec, be, schedule, sidecars: None, eval: None, out, summary: Summary::default() };
     let needs_reference = spec.loss_type.def().reference;
     if needs_reference {
         run.sidecars = Some(run.reference(data, slots)?);
     }
-    if let Some(d) = held_out {
-        let sidecars = if needs_reference { Some(run.reference(d, slots)?) } else { None };
-        let plan = Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options })?;
+    if let Some(plan) = held_out {
+        let sidecars = if needs_reference { Some(run.reference(plan.data(), slots)?) } else { None };
         run.eval = Some(EvalSet { plan, sidecars });
     }
-    let positions = splits.iter().map(longest_row).max().unwrap_or(0);
     // Whatever the reference pass used is free again.
-    let before = be.memory_table().len();
+    be.reserve(&memory.table)?;
     let policy = Model::load(be, &c.model, positions)?;
-    let mut capacity = planner.capacity();
-    if let Some(e) = &run.eval {
-        capacity = capacity.or_larger(e.plan.capacity());
-    }
-    let mut engine = Engine::new(be, policy, capacity, Purpose::Train)?;
+    let mut engine = Engine::new(be, policy, capacity, purpose)?;
     let mut optimizer = Optimizer::new(be, &engine.model, c)?;
-    output::print_memory(&be.memory_table()[before..]);
     run.steps(&mut engine, &mut optimizer, &planner, total)?;
     run.save(&engine.model, optimizer.master.as_ref())?;
     Ok(run.summary)
@@ -304,13 +308,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     fn save(&mut self, model: &Model<B>, master: Option<&B::Buf<B::Acc>>) -> Result<()> {
-        let dtype = match self.c.save_dtype {
-            SaveDtypeChoice::Source => model::SaveDtype::Source,
-            SaveDtypeChoice::F32 => model::SaveDtype::F32,
-            SaveDtypeChoice::Bf16 => model::SaveDtype::Bf16,
-            SaveDtypeChoice::F16 => model::SaveDtype::F16,
-        };
-        let report = model::export(self.be, model, master, None, self.out.path(), dtype)?;
+        let report = model::export(self.be, model, master, None, self.out.path(), self.c.save_dtype)?;
         self.summary.changed_share = report.changed_share();
         let [updated, changed] = [report.updated_share(), report.changed_share()].map(|x| 100.0 * x);
         eprintln!(

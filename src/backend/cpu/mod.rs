@@ -30,6 +30,7 @@ mod rows;
 mod scratch;
 pub mod simd;
 mod swiglu;
+pub(crate) mod system;
 
 pub use batch::CpuBatch;
 use gemm::Gemm;
@@ -38,7 +39,9 @@ pub use real::Real;
 use scratch::Scratch;
 pub use simd::Level;
 
-use super::{AttnShape, Backend, Capacity, Chunk, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write};
+use super::{
+    AttnShape, Backend, Capacity, Chunk, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
+};
 use crate::data::batch::MicroBatch;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
@@ -53,6 +56,10 @@ const NUMERICS: u32 = 2;
 pub struct Cpu<S> {
     gemm: Gemm,
     memory: Mutex<Vec<(String, usize)>>,
+    /// Whether `zeros` counts alone.
+    counting: bool,
+    /// What [`Backend::memory`] says is free, where that is not for the system to say.
+    free: Option<usize>,
     element: PhantomData<S>,
 }
 
@@ -73,7 +80,17 @@ impl<S: Real> Cpu<S> {
     /// As [`Cpu::with`], restricted to a SIMD level (for tests and measurements).
     pub fn at(level: Level, precision: GemmPrecision) -> Result<Self> {
         let gemm = Gemm::new::<S>(level, precision)?;
-        Ok(Cpu { gemm, memory: Mutex::default(), element: PhantomData })
+        Ok(Cpu { gemm, memory: Mutex::default(), counting: false, free: None, element: PhantomData })
+    }
+
+    /// As if the machine had `bytes` free: plans that need more are refused.
+    pub fn with_free(self, bytes: usize) -> Self {
+        Cpu { free: Some(bytes), ..self }
+    }
+
+    /// Bytes that ops have kept for themselves so far; at most [`Backend::scratch`].
+    pub fn scratch_bytes(&self) -> usize {
+        self.gemm.scratch.bytes()
     }
 
     /// The products by themselves, for measurements.
@@ -125,7 +142,8 @@ impl<S: Real> Backend for Cpu<S> {
     }
 
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Vec<T>> {
-        let buf = bytemuck::allocation::try_zeroed_vec(len).map_err(|()| {
+        let owned = if self.counting { 0 } else { len };
+        let buf = bytemuck::allocation::try_zeroed_vec(owned).map_err(|()| {
             let gib = len as f64 * size_of::<T>() as f64 / f64::from(1u32 << 30);
             Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller --token-budget or model"))
         })?;
@@ -134,6 +152,21 @@ impl<S: Real> Backend for Cpu<S> {
     }
     fn memory_table(&self) -> Vec<(String, usize)> {
         self.memory.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+    fn counting(&self) -> Self {
+        let gemm = Gemm::new::<S>(self.gemm.level, self.gemm.precision).expect("what this backend has");
+        Cpu { gemm, memory: Mutex::default(), counting: true, free: self.free, element: PhantomData }
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let free = self.free.or_else(system::available);
+        Ok(free.map(|free| DeviceMemory { used: system::resident().unwrap_or(0), free }))
+    }
+    fn scratch(&self, rows: usize, dim: usize) -> usize {
+        scratch::bound::<S>(rows, dim)
+    }
+    fn reserve(&self, _: &[(String, usize)]) -> Result<()> {
+        // The system hands out zero pages when they are first written to.
+        Ok(())
     }
     fn len<T: Storage>(&self, buf: &Vec<T>) -> usize {
         buf.len()

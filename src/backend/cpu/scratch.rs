@@ -30,6 +30,11 @@ impl Scratch {
         r
     }
 
+    /// Bytes of all free buffers.
+    pub fn bytes(&self) -> usize {
+        self.free().iter().map(|b| b.len() * size_of::<Line>()).sum()
+    }
+
     fn free(&self) -> std::sync::MutexGuard<'_, Vec<Vec<Line>>> {
         // A panic elsewhere leaves a valid list behind.
         self.0.lock().unwrap_or_else(|e| e.into_inner())
@@ -44,6 +49,18 @@ impl Scratch {
         });
         best.map(|i| free.swap_remove(i)).unwrap_or_default()
     }
+}
+
+/// Most that a thread's own task asks for: a block of packed columns that stays in L2, or the tiles of attention.
+const TASK_BYTES: usize = 1 << 20;
+/// Most packed elements of a line of a product's shared operand: a block along `k`.
+const LINE: usize = 512;
+
+/// Bytes that [`Scratch`] comes to at most in steps of `rows` slots at a hidden size of `dim`: one operand of a product is
+/// packed for all threads, and is the smaller one; the other, and everything else, by task.
+pub(super) fn bound<S>(rows: usize, dim: usize) -> usize {
+    let shared = rows.max(dim).next_multiple_of(64) * LINE * size_of::<S>();
+    shared + rayon::current_num_threads() * TASK_BYTES
 }
 
 /// Cuts the next `len` elements, rounded up to a cache line, off `rest`.

@@ -4,9 +4,9 @@ use super::batch::GpuBatch;
 use super::driver::{Driver, Dtype, View, ViewMut};
 use super::graph::Graph;
 use super::pinned::Pinned;
-use super::{Buf, Gpu, GpuFloat, lock};
+use super::{Buf, Gpu, GpuFloat};
 use crate::backend::{
-    AttnShape, Backend, Capacity, Chunk, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
+    AttnShape, Backend, Capacity, Chunk, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
 };
 use crate::data::batch::MicroBatch;
 use crate::error::{Result, expect_len};
@@ -42,7 +42,20 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
         self.alloc(name, len)
     }
     fn memory_table(&self) -> Vec<(String, usize)> {
-        lock(&self.memory).clone()
+        self.heap.table()
+    }
+    fn counting(&self) -> Self {
+        self.counting()
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let (free, all) = self.driver.memory()?;
+        Ok(Some(DeviceMemory { used: all.saturating_sub(free), free }))
+    }
+    fn scratch(&self, _rows: usize, _dim: usize) -> usize {
+        0 // taken when the backend is made, and the library's workspace with the driver
+    }
+    fn reserve(&self, table: &[(String, usize)]) -> Result<()> {
+        self.heap.reserve(table)
     }
     fn len<T: Storage>(&self, buf: &Buf<D, T>) -> usize {
         buf.len
@@ -61,10 +74,12 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     }
     fn copy<T: Storage>(&self, dst: ViewMut<T>, src: View<T>) -> Result<()> {
         expect_len("copy", "src", src.len, &[("dst", dst.len)])?;
+        self.usable("copy")?;
         // SAFETY: views cover their lengths of live buffers of this driver; the lengths agree.
         unsafe { self.driver.copy(dst.at, src.at, dst.len * size_of::<T>()) }
     }
     fn clear<T: Storage>(&self, dst: ViewMut<T>) -> Result<()> {
+        self.usable("clear")?;
         // SAFETY: a view covers its length of a live buffer of this driver.
         unsafe { self.driver.clear(dst.at, dst.len * size_of::<T>()) }
     }

@@ -174,11 +174,6 @@ impl CudaDriver {
         &self.stream
     }
 
-    /// Bytes of device memory: free, and in all.
-    pub fn memory(&self) -> Result<(usize, usize)> {
-        self.context.mem_get_info().map_err(error("ask for the GPU's memory"))
-    }
-
     /// Refuses what cannot be part of recorded work: it would spoil the recording, or happen once instead of every time.
     fn not_while_recording(&self, what: &str) -> Result<()> {
         match self.recording.load(Ordering::Acquire) {
@@ -257,6 +252,11 @@ impl Driver for CudaDriver {
 
     fn max_shared(&self) -> usize {
         self.max_shared
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        self.bind()?;
+        self.context.mem_get_info().map_err(error("ask for the GPU's memory"))
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {

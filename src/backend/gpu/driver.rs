@@ -261,6 +261,8 @@ pub trait Driver: Send + Sync + Sized + 'static {
     fn description(&self) -> String;
     /// Most shared memory that a block can have, in bytes.
     fn max_shared(&self) -> usize;
+    /// Bytes of device memory: free, and in all.
+    fn memory(&self) -> Result<(usize, usize)>;
     /// `bytes` zero bytes, aligned to 256.
     fn alloc(&self, bytes: usize) -> Result<u64>;
     /// Gives memory back.

@@ -21,13 +21,13 @@ pub struct Graph<D: Driver> {
 
 impl<D: Driver> Graph<D> {
     pub(super) fn record<A: GpuFloat>(gpu: &Gpu<D, A>, ops: impl FnOnce() -> Result<()>) -> Result<Self> {
-        let freed_then = gpu.freed.load(Ordering::Acquire);
+        let freed_then = gpu.heap.freed.load(Ordering::Acquire);
         gpu.driver.begin()?;
         let done = ops();
         // In any case, so that the driver works on.
         let graph = gpu.driver.end();
         done?;
-        Ok(Graph { graph: graph?, driver: gpu.driver.clone(), freed: gpu.freed.clone(), freed_then })
+        Ok(Graph { graph: graph?, driver: gpu.driver.clone(), freed: gpu.heap.freed.clone(), freed_then })
     }
 
     pub(super) fn is_current(&self) -> bool {

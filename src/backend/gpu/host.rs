@@ -48,6 +48,8 @@ pub struct HostDriver {
     /// Bytes on either side of an allocation.
     fence: usize,
     launches: AtomicU64,
+    /// Bytes that allocations may come to.
+    memory: usize,
     /// Address handed out -> bytes.
     allocations: Mutex<BTreeMap<u64, usize>>,
     queue: Mutex<Queue>,
@@ -62,6 +64,7 @@ impl HostDriver {
             seed,
             fence: FENCE_BYTES,
             launches: AtomicU64::new(0),
+            memory: isize::MAX as usize / 2,
             allocations: Mutex::default(),
             queue: Mutex::default(),
         }
@@ -76,6 +79,16 @@ impl HostDriver {
     /// [`HostDriver::new`], but nothing runs before somebody waits for it.
     pub fn deferred(kernels: impl IntoIterator<Item = Box<dyn HostKernel>>, seed: u64) -> HostDriver {
         HostDriver { queue: Mutex::new(Queue { defers: true, ..Queue::default() }), ..HostDriver::new(kernels, seed) }
+    }
+
+    /// As if the device had `bytes` of memory.
+    pub fn with_memory(self, bytes: usize) -> HostDriver {
+        HostDriver { memory: bytes, ..self }
+    }
+
+    /// Allocations that are alive.
+    pub fn live_allocations(&self) -> usize {
+        self.allocations().len()
     }
 
     /// Launches that have run.
@@ -235,13 +248,19 @@ impl Driver for HostDriver {
         99 * 1024 // compute capability 8.6, the least of the supported
     }
 
+    fn memory(&self) -> Result<(usize, usize)> {
+        let used: usize = self.allocations().values().sum();
+        Ok((self.memory.saturating_sub(used), self.memory))
+    }
+
     fn alloc(&self, bytes: usize) -> Result<u64> {
         if super::lock(&self.queue).recording.is_some() {
             return Err(recording("allocate memory"));
         }
         // Whole fences: rounding the length up would hide writes behind the end.
-        if bytes > isize::MAX as usize / 2 {
-            return Err(Error::Device(format!("cannot allocate {bytes} bytes")));
+        let (free, all) = self.memory()?;
+        if bytes > free {
+            return Err(Error::Device(format!("out of memory for {bytes} bytes: {free} of {all} are free")));
         }
         // SAFETY: the layout's size is not 0; the fences are within it.
         let start = unsafe { alloc_zeroed(self.layout(bytes)) };

@@ -15,6 +15,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         if p.m == 0 || p.n == 0 {
             return Ok(());
         }
+        self.usable("a product")?;
         // SAFETY: operands come from views of live buffers of this driver; each caller checks lengths first.
         unsafe { self.driver.matmul(p) }
     }

@@ -23,6 +23,7 @@ mod head;
 pub mod host;
 mod linear;
 mod loss;
+mod memory;
 mod norm;
 mod optim;
 mod pinned;
@@ -32,14 +33,14 @@ mod swiglu;
 
 pub use batch::GpuBatch;
 pub use graph::Graph;
+pub use memory::Buf;
 pub use pinned::Pinned;
 
 use crate::backend::{Float, Storage};
 use crate::error::{Error, Result};
 use driver::{Arg, Driver, Dtype, Grid, Kernel, View, ViewMut};
+use memory::Heap;
 use std::marker::PhantomData;
-use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Storage that kernels compute in.
@@ -52,44 +53,6 @@ impl GpuFloat for half::bf16 {
 }
 impl GpuFloat for f32 {
     const DTYPE: Dtype = Dtype::F32;
-}
-
-/// Memory of a device; freed when dropped.
-pub struct Buf<D: Driver, T> {
-    driver: Arc<D>,
-    /// Counts buffers given back.
-    freed: Arc<AtomicU64>,
-    at: u64,
-    len: usize,
-    element: PhantomData<T>,
-}
-
-impl<D: Driver, T> Drop for Buf<D, T> {
-    fn drop(&mut self) {
-        self.freed.fetch_add(1, Ordering::Release);
-        // SAFETY: `at` came from this driver's `alloc` in `Gpu::zeros`, and views cannot outlive the buffer.
-        unsafe { self.driver.free(self.at) };
-    }
-}
-
-impl<D: Driver, T: Storage> Buf<D, T> {
-    /// Elements `range`. Panics when out of range.
-    pub fn view(&self, range: Range<usize>) -> View<'_, T> {
-        View { at: self.at, len: self.len, life: PhantomData }.part(range)
-    }
-    /// Elements `range`, to write. Panics when out of range.
-    pub fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
-        let View { at, len, .. } = self.view(range);
-        ViewMut { at, len, life: PhantomData }
-    }
-    /// Every element.
-    pub fn all(&self) -> View<'_, T> {
-        self.view(0..self.len)
-    }
-    /// Every element, to write.
-    pub fn all_mut(&mut self) -> ViewMut<'_, T> {
-        self.view_mut(0..self.len)
-    }
 }
 
 /// Most parts that a sum over rows is cut into; more blocks than any GPU runs at once.
@@ -107,22 +70,39 @@ struct Scratch<D: Driver> {
 /// A device with storage type `A` for weights and activations.
 pub struct Gpu<D: Driver, A: GpuFloat> {
     driver: Arc<D>,
-    /// Name and bytes of every buffer handed out.
-    memory: Mutex<Vec<(String, usize)>>,
+    heap: Heap<D>,
     scratch: Mutex<Scratch<D>>,
-    /// Buffers given back so far: recorded addresses are good while it stands still.
-    freed: Arc<AtomicU64>,
     storage: PhantomData<A>,
 }
 
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// A backend over `driver`.
     pub fn new(driver: D) -> Result<Self> {
-        let (driver, memory, freed) = (Arc::new(driver), Mutex::default(), Arc::default());
-        let floats = alloc(&driver, &freed, &memory, "sums over rows", SCRATCH)?;
-        let doubles = alloc(&driver, &freed, &memory, "sums over rows", 2 * SLABS)?;
+        let driver = Arc::new(driver);
+        let heap = Heap::new(&driver, false);
+        let floats = heap.alloc("sums over rows", SCRATCH)?;
+        let doubles = heap.alloc("sums over rows", 2 * SLABS)?;
         let scratch = Mutex::new(Scratch { floats, doubles, words: None });
-        Ok(Gpu { driver, memory, scratch, freed, storage: PhantomData })
+        Ok(Gpu { driver, heap, scratch, storage: PhantomData })
+    }
+
+    /// See [`crate::backend::Backend::counting`].
+    pub fn counting(&self) -> Self {
+        let scratch = || {
+            let none = Heap::new(&self.driver, true);
+            let (floats, doubles) = (none.alloc("none", 0), none.alloc("none", 0));
+            Scratch { floats: floats.expect("no memory"), doubles: doubles.expect("no memory"), words: None }
+        };
+        let heap = Heap::new(&self.driver, true);
+        Gpu { driver: self.driver.clone(), heap, scratch: Mutex::new(scratch()), storage: PhantomData }
+    }
+
+    /// An error where there is no memory behind the buffers.
+    fn usable(&self, doing: &str) -> Result<()> {
+        match self.heap.counting {
+            true => Err(Error::Device(format!("{doing}: this backend only counts memory"))),
+            false => Ok(()),
+        }
     }
 
     /// The driver.
@@ -132,11 +112,12 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 
     /// `len` zeros, entered in the memory table under `name`. Errors: [`Error::Device`], naming what was asked for.
     pub fn alloc<T: Storage>(&self, name: &str, len: usize) -> Result<Buf<D, T>> {
-        alloc(&self.driver, &self.freed, &self.memory, name, len)
+        self.heap.alloc(name, len)
     }
 
     /// Host to device. Errors: [`Error::Shape`] where lengths differ.
     pub fn put<T: Storage>(&self, to: ViewMut<'_, T>, from: &[T]) -> Result<()> {
+        self.usable("upload")?;
         crate::error::expect_len("upload", "from", from.len(), &[("to", to.len)])?;
         // SAFETY: a view covers its length of a live buffer of this driver.
         unsafe { self.driver.upload(to.at, bytemuck::cast_slice(from)) }
@@ -144,6 +125,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 
     /// Device to host; waits. Errors: [`Error::Shape`] where lengths differ.
     pub fn get<T: Storage>(&self, to: &mut [T], from: View<'_, T>) -> Result<()> {
+        self.usable("download")?;
         crate::error::expect_len("download", "to", to.len(), &[("from", from.len)])?;
         // SAFETY: a view covers its length of a live buffer of this driver.
         unsafe { self.driver.download(bytemuck::cast_slice_mut(to), from.at) }
@@ -156,24 +138,12 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 
     /// Launches `op` as compiled for `dtype`: kernels that do not depend on the storage type exist for f32 only.
     fn launch_as(&self, dtype: Dtype, op: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
+        self.usable(op)?;
         // SAFETY: every argument is made of a view, which covers its length of a live buffer of this driver. That the
         // kernel stays inside is what the calling wrapper's length checks are for, and tests/kernels.rs runs each
         // wrapper on a driver that finds writes outside.
         unsafe { self.driver.launch(Kernel { op, dtype }, grid, args) }
     }
-}
-
-fn alloc<D: Driver, T: Storage>(
-    driver: &Arc<D>,
-    freed: &Arc<AtomicU64>,
-    memory: &Mutex<Vec<(String, usize)>>,
-    name: &str,
-    len: usize,
-) -> Result<Buf<D, T>> {
-    let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| Error::Device(format!("`{name}`: {len} elements")))?;
-    let at = driver.alloc(bytes).map_err(|e| Error::Device(format!("`{name}` ({bytes} bytes): {e}")))?;
-    lock(memory).push((name.to_owned(), bytes));
-    Ok(Buf { driver: driver.clone(), freed: freed.clone(), at, len, element: PhantomData })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

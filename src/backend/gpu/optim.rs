@@ -41,7 +41,9 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let needs_master = A::DTYPE != Dtype::F32;
         let given = master.as_ref().map_or(0, ViewMut::len);
         check::len(OP, "master", given, &[("parameters", if needs_master { n } else { 0 })])?;
-        for (name, len) in [("m", m.len()), ("v", v.len()), ("g", g.len())] {
+        // RMSprop has no first moment.
+        let moment = if matches!(update, Update::RmsProp { .. }) && m.is_empty() { n } else { m.len() };
+        for (name, len) in [("m", moment), ("v", v.len()), ("g", g.len())] {
             check::len(OP, name, len, &[("parameters", n)])?;
         }
         check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;

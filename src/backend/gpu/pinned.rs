@@ -33,6 +33,8 @@ impl<D: Driver, T: Storage> Drop for Pinned<D, T> {
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// `len` zeros. Errors: [`Error::Device`], naming what was asked for.
     pub fn pinned<T: Storage>(&self, len: usize) -> Result<Pinned<D, T>> {
+        // What is only counted is device memory.
+        let len = if self.heap.counting { len.min(1) } else { len };
         let bytes = len.checked_mul(size_of::<T>());
         let bytes = bytes.ok_or_else(|| Error::Device(format!("{len} elements of page-locked host memory")))?;
         let copied = self.driver.event()?;

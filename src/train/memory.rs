@@ -1,0 +1,138 @@
+//! How much memory a run takes, told before it takes any.
+//!
+//! The run's own constructors are called on a backend that only counts ([`Backend::counting`]), so that a plan cannot drift
+//! from what is allocated later. A plan is compared with what the device has free; where it does not fit, the error
+//! names the largest token budget that would.
+
+use super::config::TrainConfig;
+use super::engine::{Engine, Purpose};
+use super::optim::Optimizer;
+use crate::backend::{Backend, Capacity};
+use crate::data::plan::Planner;
+use crate::error::{Error, Result};
+use crate::model::{Model, ModelConfig};
+use crate::output;
+
+/// Token budgets that an error suggests are multiples of this.
+const BUDGET_STEP: usize = 64;
+
+/// Memory of one phase of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Name and bytes of every buffer, in order of allocation.
+    pub table: Vec<(String, usize)>,
+    /// Most bytes that ops keep for themselves beside it.
+    pub scratch: usize,
+}
+
+impl MemoryPlan {
+    /// A model with gradients, the activations that `purpose` keeps, and an optimiser's state.
+    pub fn training<B: Backend>(
+        be: &B,
+        model: &ModelConfig,
+        positions: usize,
+        capacity: Capacity,
+        (purpose, c): (Purpose, &TrainConfig),
+    ) -> Result<Self> {
+        let counting = be.counting();
+        let engine = engine(&counting, model, positions, capacity, purpose)?;
+        Optimizer::reserve(&counting, &engine.model, c)?;
+        Ok(Self::of(be, &counting, model, capacity))
+    }
+
+    /// A model that scores.
+    pub fn scoring<B: Backend>(be: &B, model: &ModelConfig, positions: usize, capacity: Capacity) -> Result<Self> {
+        let counting = be.counting();
+        engine(&counting, model, positions, capacity, Purpose::Score)?;
+        Ok(Self::of(be, &counting, model, capacity))
+    }
+
+    fn of<B: Backend>(be: &B, counting: &B, model: &ModelConfig, capacity: Capacity) -> Self {
+        let rows = capacity.slots.max(capacity.predictions);
+        Self { table: counting.memory_table(), scratch: be.scratch(rows, model.hidden_size) }
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> usize {
+        self.table.iter().map(|(_, bytes)| bytes).sum::<usize>() + self.scratch
+    }
+
+    /// Says on stderr what the plan comes to, and beside what.
+    pub fn print<B: Backend>(&self, be: &B) -> Result<()> {
+        let mut table = self.table.clone();
+        if self.scratch > 0 {
+            table.push(("scratch of ops, at most".into(), self.scratch));
+        }
+        output::print_memory(&table, be.memory()?);
+        Ok(())
+    }
+}
+
+fn engine<'a, B: Backend>(
+    counting: &'a B,
+    model: &ModelConfig,
+    positions: usize,
+    capacity: Capacity,
+    purpose: Purpose,
+) -> Result<Engine<'a, B>> {
+    Engine::new(counting, Model::counted(counting, model, positions)?, capacity, purpose)
+}
+
+/// Capacities of a run by token budget: what all its planners need.
+pub struct Budgets<'a> {
+    planners: Vec<&'a Planner<'a>>,
+}
+
+impl<'a> Budgets<'a> {
+    /// Of planners with the same token budget.
+    pub fn of(planners: impl IntoIterator<Item = &'a Planner<'a>>) -> Self {
+        Self { planners: planners.into_iter().collect() }
+    }
+
+    /// The capacity of micro-batches as they are planned.
+    pub fn capacity(&self) -> Capacity {
+        let all = self.planners.iter().map(|p| p.capacity());
+        all.reduce(Capacity::or_larger).expect("a run has a planner")
+    }
+
+    fn capacity_at(&self, slots: usize) -> Capacity {
+        let all = self.planners.iter().map(|p| p.capacity_at(slots));
+        all.reduce(Capacity::or_larger).expect("a run has a planner")
+    }
+
+    /// The plan that `plan` makes of the capacity, where it fits into what the device has free.
+    ///
+    /// Errors: [`Error::Device`]: what is needed, what there is, and what would fit. Nothing has been allocated then.
+    pub fn fitting<B: Backend>(&self, be: &B, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<MemoryPlan> {
+        let wanted = plan(self.capacity())?;
+        let Some(memory) = be.memory()? else { return Ok(wanted) };
+        if wanted.bytes() <= memory.free {
+            return Ok(wanted);
+        }
+        let (needed, free) = (output::bytes(wanted.bytes()), output::bytes(memory.free));
+        let would = self.suggestion(memory.free, plan)?;
+        Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
+    }
+
+    /// What would fit into `free` bytes, in words.
+    fn suggestion(&self, free: usize, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<String> {
+        let least = self.planners.iter().map(|p| p.least_budget()).max().unwrap_or(0);
+        let at = |slots: usize| plan(self.capacity_at(slots)).map(|p| p.bytes());
+        let needed = at(least)?;
+        if needed > free {
+            let needed = output::bytes(needed);
+            return Ok(format!(
+                "not even --token-budget {least}, the least that these data allow, would fit ({needed}): use a smaller model"
+            ));
+        }
+        // Everything grows with the budget, so the budgets that fit are those below some bound.
+        let (mut fits, mut not) = (least.div_ceil(BUDGET_STEP), self.capacity().slots.div_ceil(BUDGET_STEP));
+        while fits + 1 < not {
+            let middle = fits.midpoint(not);
+            if at(middle * BUDGET_STEP)? <= free { fits = middle } else { not = middle }
+        }
+        let rounded = fits * BUDGET_STEP;
+        let best = if rounded < self.capacity().slots && at(rounded)? <= free { rounded } else { least };
+        Ok(format!("--token-budget {best} would fit ({})", output::bytes(at(best)?)))
+    }
+}

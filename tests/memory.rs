@@ -1,0 +1,204 @@
+//! The memory plan: what is told before a run is what the run then allocates and occupies, on every backend and for every
+//! model family; and what does not fit is refused before anything is allocated.
+
+#[path = "common/host.rs"]
+mod host;
+mod model_common;
+
+use fusedpo::backend::cpu::{Cpu, GemmPrecision, Real};
+use fusedpo::backend::gpu::host::HostDriver;
+use fusedpo::backend::gpu::{Gpu, GpuFloat};
+use fusedpo::backend::{Backend, DeviceMemory};
+use fusedpo::data::batch::MicroBatch;
+use fusedpo::loss::{LossSpec, LossType};
+use fusedpo::model::{Model, ModelConfig};
+use fusedpo::train::config::{DpoArgs, OptimizerChoice, Stage, TrainArgs, TrainConfig};
+use fusedpo::train::engine::{Engine, Purpose};
+use fusedpo::train::memory::MemoryPlan;
+use fusedpo::train::metrics::Totals;
+use fusedpo::train::optim::Optimizer;
+use half::bf16;
+use model_common::files::golden;
+use model_common::{Group, capacity, pack};
+
+const MODELS: [&str; 4] = ["llama", "llama3-tied", "qwen2", "qwen3"];
+const POSITIONS: usize = 40;
+const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+
+fn config(optim: OptimizerChoice) -> TrainConfig {
+    let args = TrainArgs {
+        model: Some("m".into()),
+        data: Some("d".into()),
+        out: Some("o".into()),
+        optim: Some(optim),
+        ..Default::default()
+    };
+    TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap()
+}
+
+/// Two micro-batches of the same 48 slots: a prompt with three responses, and one with two.
+fn batches() -> Vec<MicroBatch> {
+    let tokens = |n: u32, from: u32| (0..n).map(|i| (from + i * 5) % 90 + 3).collect::<Vec<u32>>();
+    let group = |prompt, lens: &[u32]| Group {
+        prompt: tokens(prompt, 1),
+        responses: lens.iter().map(|n| tokens(*n, 7 * n)).collect(),
+        ref_logps: lens.iter().map(|n| -4.5 * f64::from(*n)).collect(),
+        pairs: vec![(0, 1, 1.0), (lens.len() - 1, 0, 0.5)],
+    };
+    vec![pack(&[group(13, &[5, 4, 9])], 17), pack(&[group(20, &[6, 8])], 14)]
+}
+
+fn gpu<A: GpuFloat>() -> Option<Gpu<HostDriver, A>> {
+    Some(Gpu::new(host::host_driver(0)?).unwrap())
+}
+
+/// A step of training on an engine that was made as the runs make it; its memory table, and the trained weights.
+fn step<B: Backend>(be: &B, name: &str, purpose: Purpose, c: &TrainConfig) -> Vec<f64> {
+    let batches = batches();
+    let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+    let mut engine = Engine::new(be, model, capacity(&batches), purpose).unwrap();
+    let mut optimizer = Optimizer::new(be, &engine.model, c).unwrap();
+    let before = be.memory_table().len();
+    for _ in 0..2 {
+        engine.clear_grads().unwrap();
+        for mb in &batches {
+            engine.accumulate(mb, &SPEC, 0.25, &mut Totals::default()).unwrap();
+        }
+        let grads = engine.grads.as_ref().unwrap();
+        optimizer.step(be, &mut engine.model, grads, 1e-3).unwrap();
+    }
+    assert_eq!(be.memory_table().len(), before, "{name}: a step allocates nothing");
+    model_common::read(be, &engine.model.weights, engine.model.table.len)
+}
+
+/// The plans of training and scoring against what the constructors then allocate, buffer by buffer.
+fn plan_is_what_is_allocated<B: Backend>(be: &B) {
+    let capacity = capacity(&batches());
+    for name in MODELS {
+        let config_json = ModelConfig::load(&golden(name)).unwrap();
+        for (optim, purpose) in [
+            (OptimizerChoice::Adamw, Purpose::Train),
+            (OptimizerChoice::Rmsprop, Purpose::Train),
+            (OptimizerChoice::Adamw, Purpose::Recompute),
+        ] {
+            let c = config(optim);
+            let before = be.memory_table();
+            let plan = MemoryPlan::training(be, &config_json, POSITIONS, capacity, (purpose, &c)).unwrap();
+            assert_eq!(be.memory_table(), before, "{name}: a plan allocates nothing");
+            step(be, name, purpose, &c);
+            let table = be.memory_table().split_off(before.len());
+            assert_eq!(table, plan.table, "{name} {optim:?}");
+            assert!(table.iter().any(|(n, b)| n == "weights" && *b > 0));
+            assert_eq!(plan.bytes(), table.iter().map(|(_, b)| b).sum::<usize>() + plan.scratch);
+        }
+        let before = be.memory_table().len();
+        let plan = MemoryPlan::scoring(be, &config_json, POSITIONS, capacity).unwrap();
+        let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+        let mut engine = Engine::new(be, model, capacity, Purpose::Score).unwrap();
+        engine.score(&batches()[0]).unwrap();
+        assert_eq!(be.memory_table().split_off(before), plan.table, "{name}, scoring");
+    }
+}
+
+fn on_the_cpu<S: Real>(precision: GemmPrecision) {
+    let be = Cpu::<S>::with(precision).unwrap();
+    plan_is_what_is_allocated(&be);
+    let most = be.scratch(capacity(&batches()).slots, ModelConfig::load(&golden("llama")).unwrap().hidden_size);
+    assert!(be.scratch_bytes() > 0 && be.scratch_bytes() <= most, "{} {most}", be.scratch_bytes());
+}
+
+#[test]
+fn plans_on_the_cpu() {
+    on_the_cpu::<f32>(GemmPrecision::Native);
+    on_the_cpu::<f64>(GemmPrecision::Native);
+    match Cpu::<f32>::with(GemmPrecision::Bf16) {
+        Ok(_) => on_the_cpu::<f32>(GemmPrecision::Bf16),
+        Err(e) => println!("skipped: {e}"),
+    }
+}
+
+#[test]
+fn plans_of_kernels() {
+    let (Some(a), Some(b)) = (gpu::<bf16>(), gpu::<f32>()) else { return };
+    plan_is_what_is_allocated(&a);
+    plan_is_what_is_allocated(&b);
+}
+
+/// What the packed operands of a product come to, with more rows than columns and the other way round.
+#[test]
+fn scratch_stays_within_its_bound() {
+    let be = Cpu::<f32>::new().unwrap();
+    let mut bound = 0;
+    for (rows, dim, wide) in [(1024, 576, 3072), (64, 896, 9728), (3000, 64, 20_000)] {
+        let (x, mut y, mut dw) = (vec![0.5f32; rows * dim], vec![0f32; rows * wide], vec![0f32; wide * dim]);
+        let mut dx = x.clone();
+        let w = vec![0.5f32; wide * dim];
+        be.linear_fwd(&mut y, &x, &w, wide, dim, fusedpo::backend::Write::Set).unwrap();
+        be.linear_bwd_input(&mut dx, &y, &w, wide, dim, fusedpo::backend::Write::Set).unwrap();
+        be.linear_bwd_weight(&mut dw, &y, &x, wide, dim).unwrap();
+        bound = be.scratch(rows, dim).max(bound);
+        assert!(be.scratch_bytes() <= bound, "{rows} {dim} {wide}: {} of {bound}", be.scratch_bytes());
+    }
+}
+
+/// One allocation for all of a run, handed out whole, given back whole; and the results are the same bits.
+#[test]
+fn an_arena_holds_a_run() {
+    let Some(apart) = gpu::<bf16>() else { return };
+    let want = step(&apart, "qwen3", Purpose::Train, &config(OptimizerChoice::Adamw));
+    let be = gpu::<bf16>().unwrap();
+    let alone = be.driver().live_allocations();
+    let c = config(OptimizerChoice::Adamw);
+    let model = ModelConfig::load(&golden("qwen3")).unwrap();
+    let plan = MemoryPlan::training(&be, &model, POSITIONS, capacity(&batches()), (Purpose::Train, &c)).unwrap();
+    for _ in 0..2 {
+        be.reserve(&plan.table).unwrap();
+        assert_eq!(be.driver().live_allocations(), alone + 1);
+        assert!(step(&be, "qwen3", Purpose::Train, &c) == want);
+        assert_eq!(be.driver().live_allocations(), alone, "the arena goes with its last buffer");
+    }
+    // A buffer that no plan named has a home of its own, before and after the arena's are handed out.
+    be.reserve(&[("small".into(), 100), ("also".into(), 300)]).unwrap();
+    let large = be.zeros::<u32>("large", 1000).unwrap();
+    let (small, also) = (be.zeros::<u32>("small", 25).unwrap(), be.zeros::<u32>("also", 75).unwrap());
+    let late = be.zeros::<u32>("late", 1).unwrap();
+    assert_eq!(be.driver().live_allocations(), alone + 3);
+    drop((large, late, small));
+    assert_eq!(be.driver().live_allocations(), alone + 1, "the arena stays while a buffer of it does");
+    drop(also);
+    assert_eq!(be.driver().live_allocations(), alone);
+}
+
+#[test]
+fn a_counting_backend_computes_nothing() {
+    let Some(be) = gpu::<f32>() else { return };
+    let counting = be.counting();
+    let live = be.driver().live_allocations();
+    let mut buf = counting.zeros::<f32>("counted", 1 << 40).unwrap();
+    assert_eq!((counting.memory_table(), be.driver().live_allocations()), (vec![("counted".into(), 4 << 40)], live));
+    let error = counting.clear(counting.view_mut(&mut buf, 0..4)).unwrap_err().to_string();
+    assert_eq!(error, "clear: this backend only counts memory");
+    assert!(counting.upload(counting.view_mut(&mut buf, 0..1), &[1.0]).is_err());
+    assert!(counting.download(&mut [0.0], counting.view(&buf, 0..1)).is_err());
+    let mut rstd = counting.zeros("rstd", 1).unwrap();
+    let (y, rstd) = (counting.view_mut(&mut buf, 0..64), counting.view_mut(&mut rstd, 0..1));
+    let x = counting.zeros::<f32>("x", 64).unwrap();
+    assert!(counting.rmsnorm_fwd(y, rstd, counting.view(&x, 0..64), counting.view(&x, 0..64), 1e-5).is_err());
+}
+
+#[test]
+fn devices_tell_their_memory() {
+    let be = Cpu::<f32>::new().unwrap().with_free(12345);
+    let told = be.memory().unwrap().unwrap();
+    assert_eq!(told.free, 12345);
+    let Some(driver) = host::host_driver(0) else { return };
+    let gpu = Gpu::<_, f32>::new(driver.with_memory(1 << 30)).unwrap();
+    let before = gpu.memory().unwrap().unwrap();
+    assert_eq!(before.used + before.free, 1 << 30);
+    let kept = gpu.zeros::<f32>("kept", 1000).unwrap();
+    assert_eq!(gpu.memory().unwrap(), Some(DeviceMemory { used: before.used + 4000, free: before.free - 4000 }));
+    drop(kept);
+    assert_eq!(gpu.memory().unwrap(), Some(before));
+    let error = gpu.zeros::<f32>("huge", 1 << 28).err().unwrap().to_string();
+    assert!(error.starts_with("`huge` (1073741824 bytes): out of memory"), "{error}");
+}

@@ -1,7 +1,10 @@
 //! The runtime of a training step on the host driver: input from two pieces of staging memory, numbers that are read late,
 //! recorded passes, layers computed again. On a driver that runs nothing before somebody waits, as a GPU may: what reads or
-//! overwrites host memory too early gives other bits than the plain driver, op by op.
+//! overwrites host memory too early gives other bits than the plain driver, op by op. And on a GPU, where there is one
+//! (`common/device.rs`).
 
+#[path = "common/device.rs"]
+mod device;
 #[path = "common/host.rs"]
 mod host;
 mod model_common;
@@ -174,6 +177,21 @@ fn nor_on_models_of_any_kind() {
 fn nor_on_stories260k() {
     let dir = model_common::test_data("nor_on_stories260k", "data/stories260k");
     dir.iter().for_each(|dir| at_once::<bf16>(dir));
+}
+
+/// Each run on a GPU of its own: nobody else may enqueue on the stream while it is recorded.
+#[test]
+fn nor_on_a_gpu() {
+    let fresh = || device::cuda_driver().map(|driver| Gpu::<_, bf16>::new(driver).unwrap());
+    for name in MODELS {
+        let Some(plain) = fresh() else { return };
+        let (want, _) = run(&plain, &golden(name), 3, PLAIN);
+        for how in [PLAIN, How { graphs: true, ..PLAIN }, How { late: true, ..PLAIN }, EVERYTHING] {
+            let (got, counts) = run(&fresh().unwrap(), &golden(name), 3, how);
+            assert!(got == want, "{name}: {how:?}");
+            assert_eq!(counts.replayed > 0, how.graphs, "{name}: {how:?}");
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ are told apart. --rehearse runs the same stages on the CPU backend: it proves th
 
 import argparse
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -40,6 +41,17 @@ def damaged(manifest):
     """Files of the bundle that are missing or have another size."""
     wrong = lambda name, info: not (BUNDLE / name).is_file() or (BUNDLE / name).stat().st_size != info["bytes"]
     return [name for name, info in manifest["files"].items() if wrong(name, info)]
+
+
+def unpack(manifest, folder):
+    """The bundle's programs, ready to run."""
+    for name in manifest["files"]:
+        if name.startswith("programs/"):
+            target = folder / name.removesuffix(".xz")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(lzma.decompress((BUNDLE / name).read_bytes()))
+            target.chmod(0o755)
+    return folder / "programs"
 
 
 # ---- the machine
@@ -111,7 +123,7 @@ def run_step(step, log, seconds, environment):
 def run_stage(stage, place, out, deadline, environment):
     """{name, status, seconds, why, header, rows} of a stage."""
     begun, result = time.monotonic(), {"name": stage.name, "limit": stage.limit, "why": "", "header": [], "rows": []}
-    end = min(begun + stage.limit, deadline)
+    end = min(begun + stage.limit * place.patience, deadline)
     log = out / f"{stage.name}.log"
     log.write_text("")
     try:
@@ -145,7 +157,9 @@ def dry_run(stages, place):
         for step in steps:
             command = [str(part) for part in step.command]
             print("  $ " + " ".join([*(f"{k}={v}" for k, v in step.env.items()), *command]))
-            missing += [f"{part}: no such file" for part in command if part.startswith(f"{BUNDLE}/") and not Path(part).exists()]
+            paths = [Path(part) for part in command if part.startswith(f"{BUNDLE}/")]
+            packed = lambda path: path.with_name(path.name + ".xz")
+            missing += [f"{path}: no such file" for path in paths if not path.exists() and not packed(path).exists()]
             for program in {command[0], *(part for part in command if part in THERE)}:
                 if "/" in program or shutil.which(program):
                     continue
@@ -205,7 +219,7 @@ def main():
         return
     manifest = read_manifest()
     if args.dry_run:
-        missing = dry_run(stages, Place(BUNDLE, Path("WORK"), args.python, manifest))
+        missing = dry_run(stages, Place(BUNDLE, BUNDLE / "programs", Path("WORK"), args.python, manifest))
         sys.exit("\n".join(f"check: {line}" for line in missing) if missing else 0)
     broken = damaged(manifest)
     if broken:
@@ -214,13 +228,13 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out.resolve()
     with tempfile.TemporaryDirectory(prefix="fusedpo-check-") as work:
-        place = Place(BUNDLE, Path(work), args.python, manifest, args.rehearse)
+        place = Place(BUNDLE, unpack(manifest, Path(work)), Path(work), args.python, manifest, args.rehearse)
         report = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rehearsal": args.rehearse,
                   "bundle": {key: value for key, value in manifest.items() if key != "files"},
                   "machine": machine_facts(place), "stages": []}
         environment = {**os.environ, "LD_LIBRARY_PATH": library_path(place), "HF_HUB_OFFLINE": "1"}
         for stage in stages:
-            result = run_stage(stage, place, out, begun + TOTAL, environment)
+            result = run_stage(stage, place, out, begun + TOTAL * place.patience, environment)
             print(f"{stage.name}: {result['status']} in {result['seconds']} s {result['why']}", flush=True)
             report["stages"].append(result)
             report["seconds"] = round(time.monotonic() - begun, 1)

@@ -3,7 +3,8 @@
 
 Usage:   fill_bundle.py --messages CARGO.jsonl --out DIR --archs LIST --tests NAME.. --benches NAME..
 Input:   cargo's --message-format=json, which says where each executable lies; FUSEDPO_TEST_DATA where set.
-Output:  DIR with bin/, tests/, benches/, scripts/, project/, data/ and manifest.json (commit, sizes and sha256 of every file).
+Output:  DIR with programs/ (each stripped and packed by xz), scripts/, project/, data/ and manifest.json (commit, sizes and
+         sha256 of every file).
 Needs:   Python alone; `strip` where there is one.
 """
 
@@ -11,11 +12,13 @@ import argparse
 import datetime
 import hashlib
 import json
+import lzma
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +37,15 @@ def executables(messages):
     return found
 
 
-def put_binary(source, target):
+def put_program(source, target):
+    """A program without its symbols, packed: check.py unpacks it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    target.chmod(0o755)
-    if shutil.which("strip"):
-        subprocess.run(["strip", str(target)], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "program"
+        shutil.copyfile(source, copy)
+        if shutil.which("strip"):
+            subprocess.run(["strip", str(copy)], check=True)
+        target.with_name(target.name + ".xz").write_bytes(lzma.compress(copy.read_bytes(), preset=3))
 
 
 def token_rows(vocabulary, count, seed):
@@ -101,7 +107,7 @@ def main():
         sys.exit(f"fill_bundle: cargo built no {' '.join(missing[0])}")
     args.out.mkdir(parents=True)
     for target, key in wanted.items():
-        put_binary(built[key], args.out / target)
+        put_program(built[key], args.out / "programs" / target)
     for name in ("check.sh", "check.py", "stages.py"):
         shutil.copy(ROOT / "scripts/gpu" / name, args.out / name)
     (args.out / "scripts").mkdir()

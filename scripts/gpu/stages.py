@@ -33,8 +33,9 @@ class Step:
 
 @dataclass
 class Place:
-    """The bundle, a folder for the stages' files, and where to compute."""
+    """The bundle, its programs, a folder for the stages' files, and where to compute."""
     bundle: Path
+    programs: Path
     work: Path
     python: str
     manifest: dict
@@ -45,8 +46,13 @@ class Place:
         return "cpu" if self.rehearsal else "cuda"
 
     @property
+    def patience(self):
+        """By what limits are multiplied: they are made for a GPU."""
+        return 4 if self.rehearsal else 1
+
+    @property
     def fusedpo(self):
-        return self.bundle / "bin/fusedpo"
+        return self.programs / "bin/fusedpo"
 
     @property
     def small(self):
@@ -97,7 +103,7 @@ def tests_env(place):
 
 
 def plan_kernels(place):
-    return [Step(name, [place.bundle / "tests" / name, "--test-threads=4"], tests_env(place)) for name in place.manifest["tests"]]
+    return [Step(name, [place.programs / "tests" / name, "--test-threads=4"], tests_env(place)) for name in place.manifest["tests"]]
 
 
 def judge_kernels(place, outputs):
@@ -180,7 +186,7 @@ def plan_sanitizer(place):
     tools = [("memcheck", [], place.manifest["tests"]), ("racecheck", ours, ["kernels", "kernels_attention"]),
              ("synccheck", ours, ["kernels", "kernels_attention"])]
     return [Step(f"{tool} {test}", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *more,
-                                    place.bundle / "tests" / test, "--test-threads=1"], tests_env(place))
+                                    place.programs / "tests" / test, "--test-threads=1"], tests_env(place))
             for tool, more, tests in tools for test in tests]
 
 
@@ -226,7 +232,7 @@ def judge_parity(place, outputs):
     for name, text in outputs.items():
         said = re.search(r"(largest difference of a response: .*|error against float64: .*)", text)
         if said and name.split()[0] in ("torch", "transformers"):
-            rows.append([*name.split(), said.group(1)])
+            rows.append([*name.split(), re.sub(r" \(.*", "", said.group(1))])
     return ["oracle", "dtype", "difference"], rows
 
 
@@ -237,7 +243,7 @@ def plan_bench(name):
         if name not in place.manifest["benches"]:
             return f"the bundle has no bench `{name}`"
         quick = ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--nresamples", "1000"] if name == "kernels" else []
-        return [Step(name, [place.bundle / "benches" / name, "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")})]
+        return [Step(name, [place.programs / "benches" / name, "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")})]
     return plan
 
 
@@ -336,13 +342,13 @@ def judge_profile(place, outputs):
 
 
 STAGES = [
-    Stage("kernels", 80, plan_kernels, judge_kernels),
+    Stage("kernels", 70, plan_kernels, judge_kernels),
     Stage("step0", 40, plan_step0, judge_step0),
     Stage("determinism", 45, plan_determinism, judge_determinism),
     Stage("sanitizer", 110, plan_sanitizer, judge_sanitizer),
-    Stage("parity", 40, plan_parity, judge_parity),
-    Stage("kernel-bench", 70, plan_bench("kernels"), judge_kernel_bench),
+    Stage("parity", 60, plan_parity, judge_parity),
+    Stage("kernel-bench", 65, plan_bench("kernels"), judge_kernel_bench),
     Stage("step-bench", 60, plan_bench("step"), judge_step_bench),
     Stage("peers", 100, plan_peers, judge_peers),
-    Stage("profile", 45, plan_profile, judge_profile),
+    Stage("profile", 40, plan_profile, judge_profile),
 ]

@@ -88,10 +88,10 @@ class CheckTest(unittest.TestCase):
 
     def test_dry_run_misses_a_file(self):
         bundle = make_bundle(self.folder)
-        (bundle / "tests/kernels").unlink()
+        (bundle / "programs/tests/kernels.xz").unlink()
         result = self.check(bundle, "--dry-run")
         self.assertEqual(result.returncode, 1)
-        self.assertIn("tests/kernels: missing", result.stderr)
+        self.assertIn("programs/tests/kernels.xz: missing", result.stderr)
 
     def test_no_gpu_is_a_failure(self):
         bundle = make_bundle(self.folder)
@@ -130,7 +130,7 @@ class CheckTest(unittest.TestCase):
 
 class ReadingTest(unittest.TestCase):
     def place(self):
-        return stages.Place(Path("/b"), Path("/w"), sys.executable, {"tests": [], "benches": [], "data": {"model": "llama"}})
+        return stages.Place(Path("/b"), Path("/b/programs"), Path("/w"), sys.executable, {"tests": [], "benches": [], "data": {"model": "llama"}})
 
     def test_limits_fit(self):
         self.assertLessEqual(sum(stage.limit for stage in stages.STAGES), 590)

@@ -1,24 +1,13 @@
-// Embedding. x[t] = table[token[t]];   dtable[id] += sum of dx[t] over live rows t with token id.
-// Shapes     x, dx (rows, dim)   table, dtable (vocab, dim)   token (rows)   rows_by_token: live rows by (token, row).
-//            Storage T; dtable f32.
-// Launch     grid = (ceil(packs of dim / 256), min(rows, 65535)), a thread per pack; rows by grid stride, no shared memory.
-//            Backward: only the block at the start of a run of equal tokens works; it takes the whole run.
-// Traffic    forward 2 dim elements a row. Backward dim elements a row and 8 bytes for every dtable element of a token that
-//            occurs; a token that occurs often is summed by one block (4 rows in flight).
-// Order      backward: rows in order, one thread per column. No atomics.
+// Embedding. Forward: x[t] = table[token[t]] is gather_rows (rows.cu).   dtable[id] += sum of dx[t] over live rows t with token id.
+// Shapes     dx (rows, dim)   dtable (vocab, dim)   token (rows)   rows_by_token: live rows by (token, row).   Storage T; dtable f32.
+// Launch     grid = (ceil(packs of dim / 256), min(rows, 65535)), a thread per pack; rows by grid stride, no shared memory. Only
+//            the block at the start of a run of equal tokens works; it takes the whole run.
+// Traffic    dim elements a row and 8 bytes for every dtable element of a token that occurs; a token that occurs often is
+//            summed by one block (4 rows in flight).
+// Order      rows in order, one thread per column. No atomics.
 // Limits     token ids < vocab, rows < 2^31: checked by the wrapper.
 // Reference  src/backend/cpu/embed.rs.   Tried: not yet measured on a GPU.
 #include "common.cuh"
-
-KERNEL(256, embed_fwd)(T* __restrict__ x, const T* __restrict__ table, const unsigned* __restrict__ token, int rows, int dim) {
-    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
-    if (c >= dim) return;
-    if_whole(dim, [&](auto whole) {
-        for (size_t t = blockIdx.y; t < size_t(rows); t += gridDim.y)
-            store_pack<whole>(x + t * dim + c, load_pack<whole>(table + size_t(token[t]) * dim + c, dim - c), dim - c);
-    }, x, table);
-}
-EXPORT_KERNEL(embed_fwd)
 
 KERNEL(256, embed_bwd)(float* __restrict__ dtable, const T* __restrict__ dx, const unsigned* __restrict__ token,
                        const unsigned* __restrict__ rows_by_token, int used, int dim) {

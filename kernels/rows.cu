@@ -1,4 +1,4 @@
-// Rows.      gather: out[n] = x[row[n]].   scatter: dx[r] = sum of dout[n] over the predictions n of row r, in order of n; 0 for rows
+// Rows.      gather: out[n] = x[row[n]] (embed_fwd too: its rows are tokens).   scatter: dx[r] = sum of dout[n] over the predictions n of row r, in order of n; 0 for rows
 //            without any.   scale: y[n] = c[n] x[n] (y may be x).
 // Shapes     out, dout, x, y (n, dim)   x, dx (rows, dim)   row (n)   by_row: predictions by (row, n), those of row r at
 //            start[r]..start[r + 1].   Storage T, computed in f32.

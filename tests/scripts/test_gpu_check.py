@@ -151,7 +151,7 @@ class ReadingTest(unittest.TestCase):
     def test_profile(self):
         names = ",".join(f'"{m}"' for m in stages.METRICS)
         lines = ["==PROF== Connected", f'"ID","Kernel Name",{names}', '"","","ns","%","%"',
-                 '"0","attention_fwd_hd64_bf16","3000","10","50"', '"1","attention_fwd_hd32_bf16","1000","10","50"',
+                 '"0","attention_fwd_hd64_bf16","3,000","10","50"', '"1","attention_fwd_hd32_bf16","1000","10","50"',
                  '"2","sm90_xmma_gemm(params)","6000","40","90"']
         header, rows = stages.judge_profile(self.place(), {"profile": "\n".join(lines)})
         self.assertEqual(rows, [["products (cuBLASLt)", 1, "6.0", "60.0 %", "40 %", "90 %"],

@@ -1,4 +1,4 @@
-//! Embedding. Kernels: `kernels/embed.cu`; reference: `backend/cpu/embed.rs`.
+//! Embedding. Kernels: `kernels/embed.cu`, forward `kernels/rows.cu`; reference: `backend/cpu/embed.rs`.
 
 use super::batch::GpuBatch;
 use super::driver::{Arg, Driver, Grid, View, ViewMut};
@@ -16,7 +16,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let (rows_arg, dim_arg) = (Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?);
         let (blocks, threads) = columns::<A>(dim, 256);
         let args = [x.arg(), table.arg(), batch.tokens().arg(), rows_arg, dim_arg];
-        self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+        // A table's rows by token are gathered like hidden rows by prediction.
+        self.launch("gather_rows", Grid::new([blocks, rows.min(65535)], threads), &args)
     }
 
     /// See [`crate::backend::Backend::embed_bwd`].

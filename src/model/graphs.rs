@@ -37,6 +37,11 @@ pub struct GraphCounts {
     pub replayed: u64,
 }
 
+/// The error of asking for graphs where there are none.
+pub fn no_graphs() -> Error {
+    Error::usage("--cuda-graphs on: this device records no graphs; leave it out, or use --device cuda")
+}
+
 /// Recorded passes of one workspace; none while they are not asked for.
 pub struct Graphs<B: Backend> {
     on: bool,
@@ -54,9 +59,7 @@ impl<B: Backend> Graphs<B> {
     /// Records and replays from now on. Errors: a device that cannot.
     pub fn enable(&mut self) -> Result<()> {
         if !B::GRAPHS {
-            return Err(Error::usage(
-                "--cuda-graphs on: this device records no graphs; leave it out, or use --device cuda",
-            ));
+            return Err(no_graphs());
         }
         self.on = true;
         Ok(())

@@ -1,7 +1,7 @@
 //! A training run: data, reference, steps, evaluation, export.
 
 use super::check::{check_data, check_model, longest_row, open_splits};
-use super::config::TrainConfig;
+use super::config::{GraphsChoice, TrainConfig};
 use super::engine::{Engine, Late, Purpose};
 use super::eval::{self, EvalSet};
 use super::memory::{Budgets, MemoryPlan};
@@ -16,6 +16,7 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
+use crate::model::graphs::no_graphs;
 use crate::model::{self, Model, ModelConfig};
 use crate::output::RunDir;
 use crate::progress::Progress;
@@ -47,6 +48,9 @@ pub struct Summary {
 /// Trains as `c` says and leaves the model in `c.out`.
 pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     let spec = c.loss();
+    if c.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
+        return Err(no_graphs());
+    }
     let splits = open_splits(&c.data)?;
     for d in &splits {
         check_data(&c.model, d)?;
@@ -63,7 +67,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     let held_out = held_out.transpose()?;
     let (config, positions) = (ModelConfig::load(&c.model)?, splits.iter().map(longest_row).max().unwrap_or(0));
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
-    let purpose = Purpose::Train;
+    let purpose = if c.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
     let plan = |capacity| MemoryPlan::training(be, &config, positions, capacity, (purpose, c));
     let memory = budgets.fitting(be, plan)?;
     let capacity = budgets.capacity();
@@ -86,6 +90,9 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     be.reserve(&memory.table)?;
     let policy = Model::load(be, &c.model, positions)?;
     let mut engine = Engine::new(be, policy, capacity, purpose)?;
+    if c.cuda_graphs == GraphsChoice::On {
+        engine.use_graphs()?;
+    }
     let mut optimizer = Optimizer::new(be, &engine.model, c)?;
     run.steps(&mut engine, &mut optimizer, &planner, total)?;
     run.save(&engine.model, optimizer.master.as_ref())?;

@@ -569,3 +569,30 @@ fn files_cut_short_under_a_run() {
     let want = "d/train-00000.pref: was changed while in use: leave shards alone during a run, and start it again";
     one_line("shard", &finish(child), 2, want);
 }
+
+/// Really so on this machine, whatever it lacks: every command says it at once and leaves nothing.
+#[test]
+fn a_gpu_that_cannot_be_used() {
+    let Some(why) = fusedpo::backend::gpu::cuda::unavailable() else {
+        eprintln!("skipped: a GPU that cannot be used (this machine has one that can)");
+        return;
+    };
+    let cli = Cli::with_data();
+    for command in [
+        "sft --model m --data d --out r",
+        "dpo --model m --data d --out r",
+        "dpo --model m --data d --out r --dtype f32 --cuda-graphs on",
+        "reference --model m --data d",
+        "eval --model m --data d",
+        "score --model m --data d --out scores",
+        "generate --model m --prompt w5",
+    ] {
+        cli.bad(&format!("{command} --device cuda"), 1, &format!("--device cuda: {why}"));
+    }
+    assert!(cli.ok("doctor").out.contains(&why), "doctor says the same");
+    cli.bad(
+        "sft --model m --data d --out r --device cpu --cuda-graphs on",
+        2,
+        "--cuda-graphs on: this device records no graphs; leave it out, or use --device cuda",
+    );
+}

@@ -116,10 +116,6 @@ impl CublasLt {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<CublasLt> {
         // SAFETY: takes nothing; the caller has checked that the library is there.
         let version = unsafe { sys::cublasLtGetVersion() };
-        // Versions count 12.x as 12xxxx; the calls used here have been the same since 12.0.
-        if version < 120_000 {
-            return Err(Error::Device(format!("cuBLASLt {version} is too old: 12.0 or newer is needed")));
-        }
         let handle = result::create_handle().map_err(failed("start"))?;
         // SAFETY: scratch whose content nobody reads before the library writes it.
         let workspace = unsafe { driver::malloc_sync(WORKSPACE) };

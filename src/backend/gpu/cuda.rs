@@ -7,13 +7,16 @@ use super::cublaslt::CublasLt;
 use super::driver::{Arg, Driver, Grid, Kernel, MatMul};
 use super::lock;
 use crate::error::{Error, Result};
-use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
+use machine::{ThisMachine, error};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+
+mod machine;
 
 mod images {
     include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
@@ -80,77 +83,22 @@ pub struct CudaDriver {
     recording: AtomicBool,
 }
 
-fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
-    let doing = doing.to_owned();
-    move |e| {
-        let text = e.error_string().map(|s| s.to_string_lossy().into_owned());
-        Error::Device(format!("CUDA: cannot {doing}: {}", text.unwrap_or_else(|_| format!("{e:?}"))))
-    }
-}
-
 /// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
 pub fn unavailable() -> Option<String> {
-    if images::FATBINS.is_empty() {
-        return Some(
-            "this binary has no CUDA kernels, as no nvcc was found when it was built: scripts/install_nvcc.sh DIR gets \
-             one; then build again with FUSEDPO_NVCC=DIR/nvidia/cu13/bin/nvcc"
-                .into(),
-        );
-    }
-    // SAFETY: only tries to open the library.
-    if !unsafe { sys::is_culib_present() } {
-        return Some("no NVIDIA driver on this machine (libcuda.so was not found)".into());
-    }
-    // SAFETY: only tries to open the library.
-    if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
-        return Some(
-            "libcublasLt.so was not found: install CUDA 13's cuBLAS (or pip's nvidia-cublas) and put it on LD_LIBRARY_PATH"
-                .into(),
-        );
-    }
-    let version = match driver_version() {
-        Ok(v) => v,
-        Err(e) => return Some(e.to_string()),
-    };
-    // Code for a major version of CUDA runs on every driver of that major version.
-    (version / 1000 < images::TOOLKIT / 1000).then(|| {
-        let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-        format!(
-            "the NVIDIA driver is too old: it serves CUDA {}, the kernels need {} (driver 580 or newer for CUDA 13)",
-            show(version),
-            show(images::TOOLKIT / 1000 * 1000)
-        )
-    })
-}
-
-fn driver_version() -> Result<i32> {
-    result::init().map_err(error("start the driver"))?;
-    let mut version = 0;
-    // SAFETY: writes one int.
-    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(error("ask for the driver's version"))?;
-    Ok(version)
+    machine::refusal(&ThisMachine, 0)
 }
 
 impl CudaDriver {
     /// GPU number `ordinal`. Errors: [`Error::Device`] with what is missing and how to get it.
     pub fn open(ordinal: usize) -> Result<CudaDriver> {
-        if let Some(why) = unavailable() {
-            return Err(Error::Device(why));
-        }
-        let count = CudaContext::device_count().map_err(error("count the GPUs"))?;
-        if ordinal >= count as usize {
-            return Err(Error::Device(format!("GPU {ordinal} was asked for, this machine has {count}")));
+        if let Some(why) = machine::refusal(&ThisMachine, ordinal) {
+            return Err(Error::Device(format!("--device cuda: {why}")));
         }
         let context = CudaContext::new(ordinal).map_err(error("open the GPU"))?;
         // SAFETY: this driver has one stream and orders everything on it; it makes no `CudaSlice`.
         unsafe { context.disable_event_tracking() };
         let name = context.name().map_err(error("ask for the GPU's name"))?;
         let capability = context.compute_capability().map_err(error("ask for the GPU's architecture"))?;
-        if capability < (8, 0) {
-            let (major, minor) = capability;
-            let why = format!("{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer");
-            return Err(Error::Device(why));
-        }
         let optin = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let max_shared = context.attribute(optin).map_err(error("ask for the GPU's shared memory"))? as usize;
         let stream = context.new_stream().map_err(error("make a stream"))?;

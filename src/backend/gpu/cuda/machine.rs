@@ -1,0 +1,257 @@
+//! What a machine must have for the CUDA backend, and how errors of the driver read.
+
+use super::images;
+use crate::error::{Error, Result};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
+
+/// Oldest compute capability that kernels are written for.
+const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// Oldest cuBLASLt: the calls used here have been the same since. Versions count 12.x as 12xxxx.
+const LEAST_CUBLASLT: usize = 120_000;
+
+/// What is asked of a machine; a trait, so that machines can be made up.
+pub(super) trait Machine {
+    /// CUDA version of the compiler that made the kernels, as 13000 for 13.0; 0 where the binary has none.
+    fn toolkit(&self) -> i32;
+    /// Whether libcuda can be opened.
+    fn has_driver(&self) -> bool;
+    /// Whether cuBLASLt can be opened.
+    fn has_cublaslt(&self) -> bool;
+    /// CUDA version that the driver serves, counted as the toolkit's.
+    fn driver(&self) -> Result<i32>;
+    /// Version of cuBLASLt.
+    fn cublaslt(&self) -> usize;
+    /// GPUs.
+    fn gpus(&self) -> Result<usize>;
+    /// Name and compute capability of a GPU.
+    fn gpu(&self, ordinal: usize) -> Result<(String, (i32, i32))>;
+}
+
+/// Why GPU number `ordinal` of `machine` cannot be used, or nothing: everything that is missing in one line, or the first
+/// thing that is there but will not do.
+pub(super) fn refusal(machine: &impl Machine, ordinal: usize) -> Option<String> {
+    let missing = [
+        (!machine.has_driver()).then_some("no NVIDIA driver on this machine (libcuda.so was not found)"),
+        (!machine.has_cublaslt()).then_some(
+            "libcublasLt.so was not found: install CUDA 13's cuBLAS (or pip's nvidia-cublas) and put it on LD_LIBRARY_PATH",
+        ),
+        (machine.toolkit() == 0).then_some(
+            "this binary has no CUDA kernels, as no nvcc was found when it was built: scripts/install_nvcc.sh DIR gets \
+             one; then build again with FUSEDPO_NVCC=DIR/nvidia/cu13/bin/nvcc",
+        ),
+    ];
+    let missing: Vec<&str> = missing.into_iter().flatten().collect();
+    match missing.is_empty() {
+        true => unsuitable(machine, ordinal).unwrap_or_else(|e| Some(e.to_string())),
+        false => Some(missing.join("; and ")),
+    }
+}
+
+fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> {
+    let (driver, toolkit) = (machine.driver()?, machine.toolkit());
+    // Code for a major version of CUDA runs on every driver of that major version.
+    if driver / 1000 < toolkit / 1000 {
+        let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+        return Ok(Some(format!(
+            "the NVIDIA driver is too old: it serves CUDA {}, the kernels need {} (driver 580 or newer for CUDA 13)",
+            show(driver),
+            show(toolkit / 1000 * 1000)
+        )));
+    }
+    if machine.cublaslt() < LEAST_CUBLASLT {
+        return Ok(Some(format!("cuBLASLt {} is too old: 12.0 or newer is needed", machine.cublaslt())));
+    }
+    let gpus = machine.gpus()?;
+    if ordinal >= gpus {
+        let hidden = "CUDA_VISIBLE_DEVICES may hide some";
+        return Ok(Some(format!("GPU {ordinal} was asked for, this machine has {gpus} ({hidden})")));
+    }
+    let (name, (major, minor)) = machine.gpu(ordinal)?;
+    Ok(((major, minor) < LEAST_CAPABILITY).then(|| {
+        format!(
+            "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: use --device cpu"
+        )
+    }))
+}
+
+/// The machine that this runs on.
+pub(super) struct ThisMachine;
+
+impl Machine for ThisMachine {
+    fn toolkit(&self) -> i32 {
+        if images::FATBINS.is_empty() { 0 } else { images::TOOLKIT }
+    }
+    fn has_driver(&self) -> bool {
+        // SAFETY: only tries to open the library.
+        unsafe { sys::is_culib_present() }
+    }
+    fn has_cublaslt(&self) -> bool {
+        // SAFETY: only tries to open the library.
+        unsafe { cudarc::cublaslt::sys::is_culib_present() }
+    }
+    fn driver(&self) -> Result<i32> {
+        result::init().map_err(error("start the driver"))?;
+        let mut version = 0;
+        // SAFETY: writes one int.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(error("ask for the driver's version"))?;
+        Ok(version)
+    }
+    fn cublaslt(&self) -> usize {
+        // SAFETY: takes nothing; asked only where the library is there.
+        unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() }
+    }
+    fn gpus(&self) -> Result<usize> {
+        Ok(result::device::get_count().map_err(error("count the GPUs"))?.max(0) as usize)
+    }
+    fn gpu(&self, ordinal: usize) -> Result<(String, (i32, i32))> {
+        let device = result::device::get(ordinal as i32).map_err(error("find the GPU"))?;
+        let name = result::device::get_name(device).map_err(error("ask for the GPU's name"))?;
+        let attribute = |which| {
+            // SAFETY: a device that was found just now.
+            unsafe { result::device::get_attribute(device, which) }.map_err(error("ask for the GPU's architecture"))
+        };
+        let major = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        Ok((name, (major, attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?)))
+    }
+}
+
+/// For `map_err`: what the driver says about a call that was to do `doing`.
+pub(super) fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
+    let doing = doing.to_owned();
+    move |e| {
+        let text = match ThisMachine.has_driver() {
+            true => e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned()),
+            false => format!("{:?}", e.0),
+        };
+        let lost = if is_lost(e.0) { LOST } else { "" };
+        Error::Device(format!("CUDA: cannot {doing}: {text}{lost}"))
+    }
+}
+
+/// What to do about a device that is lost.
+const LOST: &str = " (the GPU is lost to this run, and what was not saved with it; dmesg names the cause as an Xid; the same \
+     command can be given again with a new --out)";
+
+/// Errors after which no call of this process on the device succeeds.
+fn is_lost(code: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        code,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_DEVICE_UNAVAILABLE
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_UNKNOWN
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine on which everything is right.
+    struct Made {
+        toolkit: i32,
+        libraries: [bool; 2],
+        driver: Result<i32, CUresult>,
+        cublaslt: usize,
+        gpus: Vec<(&'static str, (i32, i32))>,
+    }
+
+    fn good() -> Made {
+        let gpus = vec![("NVIDIA H100 80GB HBM3", (9, 0))];
+        Made { toolkit: 13000, libraries: [true; 2], driver: Ok(13020), cublaslt: 130100, gpus }
+    }
+
+    impl Machine for Made {
+        fn toolkit(&self) -> i32 {
+            self.toolkit
+        }
+        fn has_driver(&self) -> bool {
+            self.libraries[0]
+        }
+        fn has_cublaslt(&self) -> bool {
+            self.libraries[1]
+        }
+        fn driver(&self) -> Result<i32> {
+            assert!(self.libraries[0], "asked without a driver");
+            self.driver.map_err(|code| error("start the driver")(DriverError(code)))
+        }
+        fn cublaslt(&self) -> usize {
+            assert!(self.libraries[1], "asked without the library");
+            self.cublaslt
+        }
+        fn gpus(&self) -> Result<usize> {
+            Ok(self.gpus.len())
+        }
+        fn gpu(&self, ordinal: usize) -> Result<(String, (i32, i32))> {
+            Ok((self.gpus[ordinal].0.to_owned(), self.gpus[ordinal].1))
+        }
+    }
+
+    #[test]
+    fn a_good_machine_is_taken() {
+        for capability in [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)] {
+            assert_eq!(refusal(&Made { gpus: vec![("a GPU", capability)], ..good() }, 0), None);
+        }
+        assert_eq!(refusal(&Made { driver: Ok(13000), ..good() }, 0), None);
+    }
+
+    #[test]
+    fn bad_machines_are_refused_in_one_line() {
+        let no_driver = "no NVIDIA driver on this machine (libcuda.so was not found)";
+        let cases = [
+            (Made { libraries: [false, true], ..good() }, 0, no_driver),
+            (
+                Made { libraries: [false; 2], ..good() },
+                0,
+                "(libcuda.so was not found); and libcublasLt.so was not found",
+            ),
+            (Made { libraries: [true, false], ..good() }, 0, "libcublasLt.so was not found: install CUDA 13's cuBLAS"),
+            (Made { toolkit: 0, ..good() }, 0, "this binary has no CUDA kernels, as no nvcc was found"),
+            (
+                Made { driver: Ok(12080), ..good() },
+                0,
+                "the NVIDIA driver is too old: it serves CUDA 12.8, the kernels need 13.0 (driver 580",
+            ),
+            (Made { driver: Err(CUresult::CUDA_ERROR_NO_DEVICE), ..good() }, 0, "CUDA: cannot start the driver: "),
+            (Made { cublaslt: 110_904, ..good() }, 0, "cuBLASLt 110904 is too old: 12.0 or newer is needed"),
+            (Made { gpus: vec![], ..good() }, 0, "GPU 0 was asked for, this machine has 0 (CUDA_VISIBLE_DEVICES may"),
+            (good(), 3, "GPU 3 was asked for, this machine has 1"),
+            (
+                Made { gpus: vec![("Tesla V100-SXM2-16GB", (7, 0))], ..good() },
+                0,
+                "Tesla V100-SXM2-16GB has compute capability 7.0; the kernels need 8.0 (Ampere) or newer: use --device cpu",
+            ),
+        ];
+        for (machine, ordinal, want) in cases {
+            let why = refusal(&machine, ordinal).expect(want);
+            assert!(why.contains(want) && !why.contains('\n'), "{why}, not {want}");
+        }
+    }
+
+    #[test]
+    fn a_lost_device_is_called_lost() {
+        let text = |code| error("finish what was enqueued")(DriverError(code)).to_string();
+        for code in [CUresult::CUDA_ERROR_LAUNCH_FAILED, CUresult::CUDA_ERROR_ECC_UNCORRECTABLE] {
+            let line = text(code);
+            assert!(
+                line.starts_with("CUDA: cannot finish what was enqueued: ") && line.contains("lost to this run"),
+                "{line}"
+            );
+            assert!(!line.contains('\n'), "{line}");
+        }
+        assert!(!text(CUresult::CUDA_ERROR_INVALID_VALUE).contains("lost"));
+        assert_eq!(Error::Device(String::new()).exit_code(), 1);
+    }
+}

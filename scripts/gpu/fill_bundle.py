@@ -48,11 +48,11 @@ def put_program(source, target):
         target.with_name(target.name + ".xz").write_bytes(lzma.compress(copy.read_bytes(), preset=3))
 
 
-def token_rows(vocabulary, count, seed):
-    """Pairs of random tokens with a shared prompt, of mixed lengths: what parity is measured on."""
+def token_rows(vocabulary, count, prompts, responses, seed):
+    """Pairs of random tokens with a shared prompt, of lengths within two ranges."""
     draw = random.Random(seed)
-    ids = lambda low, high: [draw.randrange(3, vocabulary) for _ in range(draw.randint(low, high))]
-    return [{"prompt_ids": ids(4, 90), "chosen_ids": ids(2, 60), "rejected_ids": ids(2, 60)} for _ in range(count)]
+    ids = lambda lengths: [draw.randrange(3, vocabulary) for _ in range(draw.randint(*lengths))]
+    return [{"prompt_ids": ids(prompts), "chosen_ids": ids(responses), "rejected_ids": ids(responses)} for _ in range(count)]
 
 
 def text_rows(count, seed):
@@ -76,13 +76,18 @@ def put_data(folder):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(model / name, folder / model.name / name)
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    write_jsonl(folder / "ids.jsonl", token_rows(vocabulary, 48, 1))
-    text = shared / "goldens/hh64.jsonl" if shared else None
-    if text:
-        shutil.copyfile(text, folder / "text.jsonl")
-    else:
-        write_jsonl(folder / "text.jsonl", text_rows(64, 2))
-    return {"model": model.name, "pairs": text.name if text else "made-up sentences"}
+    write_jsonl(folder / "ids.jsonl", token_rows(vocabulary, 48, (4, 70), (2, 50), 1))
+    # UltraFeedback's lengths about its medians.
+    write_jsonl(folder / "long.jsonl", token_rows(vocabulary, 64, (60, 180), (150, 430), 2))
+    if not shared:
+        write_jsonl(folder / "text.jsonl", text_rows(64, 3))
+        write_jsonl(folder / "learn.jsonl", text_rows(600, 4))
+        return {"model": model.name, "pairs": "made-up sentences"}
+    shutil.copyfile(shared / "goldens/hh64.jsonl", folder / "text.jsonl")
+    polite = shared / "data/rasbt-polite/instruction-data-with-preference.json"
+    convert = [sys.executable, ROOT / "scripts/convert_alpaca.py", polite, "--mode", "preference", "--out", folder / "learn.jsonl"]
+    subprocess.run([str(part) for part in convert], check=True, stdout=sys.stderr)
+    return {"model": model.name, "pairs": "hh64.jsonl, polite rewrites"}
 
 
 def git(*arguments):

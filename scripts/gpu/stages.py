@@ -73,15 +73,16 @@ class Place:
         command = [*self.script("random_model.py"), "--shape", shape, "--tokenizer", self.small, "--out", out]
         return [Step(f"make {shape}", command, makes=out / "config.json")], out
 
-    def pack(self, name="pairs"):
-        """(step, folder) of the token pairs as shards."""
+    def pack(self, name="pairs", rows="ids.jsonl", *more):
+        """(step, folder) of a file of pairs as shards."""
         out = self.work / name
-        command = [self.fusedpo, "pack", "--tokenizer", self.small, "--input", self.bundle / "data/ids.jsonl", "--out", out]
+        command = [self.fusedpo, "pack", "--tokenizer", self.small, "--input", self.bundle / "data" / rows, "--out", out, *more]
         return Step(f"pack {name}", command, makes=out), out
 
-    def dpo(self, model, data, out, dtype, steps, *more):
-        command = [self.fusedpo, "dpo", "--model", model, "--data", data, "--out", out, "--device", self.device, "--dtype", dtype,
-                   "--max-steps", steps, "--batch-size", 8, "--learning-rate", "1e-4", *more]
+    def dpo(self, model, data, out, dtype, *more, device=None):
+        """A DPO run; `more` says how long it is."""
+        command = [self.fusedpo, "dpo", "--model", model, "--data", data, "--out", out, "--device", device or self.device,
+                   "--dtype", dtype, *more]
         return Step(f"dpo {out.name}", [str(part) for part in command])
 
 
@@ -130,7 +131,7 @@ def metrics(run):
 def plan_step0(place):
     pack, data = place.pack()
     make, large = place.random_model("smollm2-135m")
-    runs = [place.dpo(model, data, place.work / f"step0-{name}-{dtype}", dtype, 2)
+    runs = [place.dpo(model, data, place.work / f"step0-{name}-{dtype}", dtype, "--max-steps", 2, "--learning-rate", "1e-4")
             for name, model in (("small", place.small), ("135m", large)) for dtype in ("f32", "bf16")]
     return [pack, *make, *runs]
 
@@ -154,8 +155,8 @@ def plan_determinism(place):
     steps = list(make)
     for run in ("a", "b"):  # shards of its own, so that each computes its own reference
         pack, data = place.pack(f"pairs-{run}")
-        steps += [pack, place.dpo(place.small, data, place.work / f"small-{run}", "f32", 6),
-                  place.dpo(large, data, place.work / f"135m-{run}", "bf16", 4)]
+        steps += [pack, place.dpo(place.small, data, place.work / f"small-{run}", "f32", "--max-steps", 6),
+                  place.dpo(large, data, place.work / f"135m-{run}", "bf16", "--max-steps", 4)]
     return steps
 
 
@@ -175,6 +176,29 @@ def judge_determinism(place, outputs):
             raise Bad(f"{name}: weights of the two runs differ")
         rows.append([name, len(metrics(a)), f"{metrics(a)[-1]['loss']:.6f}", one[:16]])
     return ["model", "steps", "last loss, both runs", "sha256 of the weights, both runs"], rows
+
+
+# ---- learning
+
+def plan_learning(place):
+    pack, data = place.pack("learn", "learn.jsonl", "--eval-fraction", "0.1", "--max-length", 120 if place.small.name == "llama" else 512)
+    how = ["--num-train-epochs", 1, "--learning-rate", "3e-4", "--batch-size", 8]
+    runs = [("cpu", "f32"), (place.device, "f32"), (place.device, "bf16")]
+    return [pack, *(place.dpo(place.small, data, place.work / f"learn-{i}", dtype, *how, device=device)
+                    for i, (device, dtype) in enumerate(runs))]
+
+
+def judge_learning(place, outputs):
+    """A real run learns what the CPU's learns: held-out accuracy within 0.05."""
+    rows = []
+    for i, name in enumerate(("CPU f32", "f32", "bf16")):
+        text = (place.work / f"learn-{i}/metrics.jsonl").read_text()
+        held_out = [row for row in map(json.loads, text.splitlines()) if "eval_rewards/accuracies" in row]
+        accuracy = held_out[-1]["eval_rewards/accuracies"]
+        rows.append([name, f"{held_out[-1]['eval_loss']:.4f}", f"{held_out[0]['eval_rewards/accuracies']:.3f}", f"{accuracy:.3f}"])
+        if not abs(accuracy - float(rows[0][3])) <= 0.05:
+            raise Bad(f"{name}: held-out accuracy {accuracy:.3f}, the CPU's run reaches {rows[0][3]}")
+    return ["run", "held-out loss", "accuracy before", "after"], rows
 
 
 # ---- sanitizer
@@ -278,7 +302,7 @@ def plan_peers(place):
     command = [*place.script("bench_trl.py"), "--model", model, "--data", place.bundle / "data/text.jsonl", "--device", place.device,
                "--pairs", pairs, "--batch-size", 8, "--max-length", length, "--token-budget", 1024 if place.rehearsal else 16384,
                "--fusedpo", place.fusedpo, "--python", place.python, "--only", *only, "--work", place.work,
-               "--out", place.work / "peers.md", "--json", place.work / "peers.json"]
+               "--trl-micro-batch", 8, "--out", place.work / "peers.md", "--json", place.work / "peers.json"]
     return [*make, Step("peers", command)]
 
 
@@ -302,9 +326,10 @@ def plan_profile(place):
     if place.rehearsal:
         return "ncu looks at a GPU"
     make, model = place.random_model("smollm2-135m")
-    pack, data = place.pack("pairs-profile")
-    warm = place.dpo(model, data, place.work / "profile-warm", "bf16", 1)  # leaves the reference beside the shards
-    step = place.dpo(model, data, place.work / "profile", "bf16", 1)
+    pack, data = place.pack("pairs-profile", "long.jsonl")
+    how = ["--max-steps", 1, "--batch-size", 32, "--token-budget", 16384]
+    warm = place.dpo(model, data, place.work / "profile-warm", "bf16", *how)  # leaves the reference beside the shards
+    step = place.dpo(model, data, place.work / "profile", "bf16", *how)
     if shutil.which("ncu") or not shutil.which("nsys"):
         step.command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base", "--metrics", ",".join(METRICS), *step.command]
     else:
@@ -345,12 +370,13 @@ def judge_profile(place, outputs):
 
 STAGES = [
     Stage("kernels", 70, plan_kernels, judge_kernels),
-    Stage("step0", 40, plan_step0, judge_step0),
-    Stage("determinism", 45, plan_determinism, judge_determinism),
+    Stage("step0", 30, plan_step0, judge_step0),
+    Stage("determinism", 35, plan_determinism, judge_determinism),
+    Stage("learning", 35, plan_learning, judge_learning),
     Stage("sanitizer", 110, plan_sanitizer, judge_sanitizer),
     Stage("parity", 60, plan_parity, judge_parity),
     Stage("kernel-bench", 65, plan_bench("kernels"), judge_kernel_bench),
-    Stage("step-bench", 60, plan_bench("step"), judge_step_bench),
-    Stage("peers", 100, plan_peers, judge_peers),
+    Stage("step-bench", 55, plan_bench("step"), judge_step_bench),
+    Stage("peers", 90, plan_peers, judge_peers),
     Stage("profile", 40, plan_profile, judge_profile),
 ]

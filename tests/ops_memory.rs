@@ -1,0 +1,157 @@
+//! Steady state: from the third step on, ops take nothing from the heap, and an engine's own bookkeeping takes a few
+//! hundred bytes a micro-batch, whatever the size of the model. Counted by the allocator of this very program, so that
+//! it has one test alone.
+
+mod model_common;
+
+use fusedpo::backend::Backend;
+use fusedpo::backend::cpu::{Cpu, GemmPrecision};
+use fusedpo::data::batch::MicroBatch;
+use fusedpo::loss::{LossSpec, LossType};
+use fusedpo::model::{self, Model, ModelConfig};
+use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
+use fusedpo::train::engine::{Engine, Purpose};
+use fusedpo::train::metrics::Totals;
+use fusedpo::train::optim::Optimizer;
+use model_common::files::golden;
+use model_common::{Group, capacity, pack};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes asked for since the last look, by every thread.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ASKED.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ASKED.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ASKED.fetch_add(size, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, layout, size) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+
+/// The most bytes that one of three calls of `f` asks for, once scratch memory has its size: it grows until as many buffers
+/// exist as threads ever worked at once, which is a matter of luck.
+fn asked(be: &Cpu<f32>, mut f: impl FnMut()) -> usize {
+    let (mut streak, mut most) = (0, 0);
+    for _ in 0..200 {
+        let before = be.scratch_bytes();
+        ASKED.store(0, Ordering::Relaxed);
+        f();
+        let bytes = ASKED.load(Ordering::Relaxed);
+        (streak, most) = if be.scratch_bytes() == before { (streak + 1, bytes.max(most)) } else { (0, 0) };
+        // The first three are for whatever else has a first time.
+        if streak == 6 {
+            return most;
+        }
+        if streak <= 3 {
+            most = 0;
+        }
+    }
+    panic!("scratch memory never stopped growing");
+}
+
+/// Two micro-batches of 160 slots.
+fn batches() -> Vec<MicroBatch> {
+    let tokens = |n: u32, from: u32| (0..n).map(|i| (from + i * 5) % 90 + 3).collect::<Vec<u32>>();
+    let group = |prompt, lens: &[u32]| Group {
+        prompt: tokens(prompt, 1),
+        responses: lens.iter().map(|n| tokens(*n, 7 * n)).collect(),
+        ref_logps: lens.iter().map(|n| -4.5 * f64::from(*n)).collect(),
+        pairs: vec![(0, 1, 1.0), (lens.len() - 1, 0, 0.5)],
+    };
+    vec![pack(&[group(50, &[20, 15, 30]), group(3, &[11, 13])], 18), pack(&[group(70, &[40, 20])], 30)]
+}
+
+fn random<B: Backend>(be: &B, name: &str, times: usize) -> Model<B> {
+    let mut config = ModelConfig::load(&golden(name)).unwrap();
+    config.hidden_size *= times;
+    config.intermediate_size *= times;
+    config.num_hidden_layers *= times;
+    Model::random(be, config, 1, 128).unwrap()
+}
+
+/// Everything that a step computes, from batches that are loaded to updated weights.
+fn ops(precision: GemmPrecision, name: &str, times: usize) -> usize {
+    let be = Cpu::<f32>::with(precision).unwrap();
+    let mut m = random(&be, name, times);
+    let batches = batches();
+    let mut ws = model_common::workspace(&be, &m, &batches, true);
+    let mut grads = be.zeros::<f32>("gradients", m.table.len).unwrap();
+    let mut optimizer = Optimizer::new(&be, &m, &config()).unwrap();
+    ws.load_batch(&be, &batches[0]).unwrap();
+    let chunks = ws.chunks.clone();
+    asked(&be, || {
+        be.clear(&mut grads).unwrap();
+        model::forward(&be, &m, &mut ws).unwrap();
+        for chunk in &chunks {
+            model::head(&be, &m, &mut ws, chunk, fusedpo::backend::HeadMode::Train).unwrap();
+            model::loss(&be, &mut ws, chunk, &SPEC, 0.5).unwrap();
+            model::head_backward(&be, &m, &mut ws, chunk, &mut grads).unwrap();
+        }
+        model::backward(&be, &m, &mut ws, &mut grads).unwrap();
+        optimizer.step(&be, &mut m, &grads, 1e-3).unwrap();
+    })
+}
+
+/// A step as a run takes it: two micro-batches through an engine, and the optimiser.
+fn engine(name: &str, times: usize) -> usize {
+    let be = Cpu::<f32>::new().unwrap();
+    let batches = batches();
+    let mut engine = Engine::new(&be, random(&be, name, times), capacity(&batches), Purpose::Train).unwrap();
+    let mut optimizer = Optimizer::new(&be, &engine.model, &config()).unwrap();
+    asked(&be, || {
+        engine.clear_grads().unwrap();
+        let mut totals = Totals::default();
+        for mb in &batches {
+            engine.accumulate(mb, &SPEC, 0.5, &mut totals).unwrap();
+        }
+        let grads = engine.grads.as_ref().unwrap();
+        optimizer.step(&be, &mut engine.model, grads, 1e-3).unwrap();
+    })
+}
+
+fn config() -> TrainConfig {
+    let [model, data, out] = ["m", "d", "o"].map(|s| Some(s.into()));
+    TrainConfig::resolve(Stage::Dpo, TrainArgs { model, data, out, ..Default::default() }, DpoArgs::default()).unwrap()
+}
+
+#[test]
+fn steady_state_takes_nothing_from_the_heap() {
+    // On a worker of the pool: a call from outside goes through its queue, which grows by a block now and then.
+    rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap().install(|| {
+        for name in ["llama", "qwen2", "qwen3"] {
+            for times in [1, 3] {
+                assert_eq!(ops(GemmPrecision::Native, name, times), 0, "{name} x{times}");
+                if Cpu::<f32>::with(GemmPrecision::Bf16).is_ok() {
+                    assert_eq!(ops(GemmPrecision::Bf16, name, times), 0, "{name} x{times}, bf16 products");
+                }
+            }
+            let small = engine(name, 1);
+            println!("{name}: {small} bytes a step of two micro-batches");
+            assert_eq!(small, engine(name, 3), "{name}: bookkeeping grows with the model");
+            assert!(small <= 2 * 1024, "{name}: {small} bytes");
+        }
+    });
+}

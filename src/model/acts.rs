@@ -232,7 +232,7 @@ impl<B: Backend> Workspace<B> {
     /// [`Workspace::chunks`].
     pub fn load_batch(&mut self, be: &B, from: &MicroBatch) -> Result<()> {
         self.check(from)?;
-        self.chunks = chunks(from, self.head_rows)?;
+        self.chunks = chunks(from, self.head_rows);
         be.load_batch(&mut self.batch, from)?;
         self.rows = be.rows(&self.batch);
         self.predictions = from.predictions.len();
@@ -264,21 +264,13 @@ impl<B: Backend> Workspace<B> {
     }
 }
 
-/// Cuts a micro-batch into runs of whole groups with at most `head_rows` predictions each, in order.
-///
-/// Errors: a group with more predictions than that.
-pub fn chunks(from: &MicroBatch, head_rows: usize) -> Result<Vec<Chunk>> {
+/// Cuts a micro-batch into runs of whole groups with at most `head_rows` predictions each, in order. A group with more
+/// stands alone: the engine takes its head in parts.
+pub fn chunks(from: &MicroBatch, head_rows: usize) -> Vec<Chunk> {
     let range = |r: &std::ops::Range<u32>| r.start as usize..r.end as usize;
     let mut chunks: Vec<Chunk> = Vec::new();
     for g in &from.groups {
         let (responses, predictions, pairs) = (range(&g.responses), range(&g.predictions), range(&g.pairs));
-        if predictions.len() > head_rows {
-            return Err(Error::usage(format!(
-                "group {} predicts {} tokens, but the logits buffer has {head_rows} rows",
-                g.id,
-                predictions.len()
-            )));
-        }
         match chunks.last_mut() {
             Some(c) if predictions.end - c.predictions.start <= head_rows => {
                 c.responses.end = responses.end;
@@ -288,5 +280,5 @@ pub fn chunks(from: &MicroBatch, head_rows: usize) -> Result<Vec<Chunk>> {
             _ => chunks.push(Chunk { responses, predictions, pairs }),
         }
     }
-    Ok(chunks)
+    chunks
 }

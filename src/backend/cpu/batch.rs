@@ -184,6 +184,15 @@ impl CpuBatch {
         Ok(())
     }
 
+    /// Checks that a chunk's predictions lie in the batch: all that the head looks at.
+    pub(super) fn check_predictions(&self, op: &'static str, chunk: &Chunk) -> Result<()> {
+        let (range, len) = (&chunk.predictions, self.micro.predictions.len());
+        if range.start <= range.end && range.end <= len {
+            return Ok(());
+        }
+        Err(Error::Shape { op, name: "chunk.predictions", got: range.end, want: len, shape: format!("within {len}") })
+    }
+
     /// Checks that a chunk lies in the batch and that its responses' predictions are those it names.
     pub(super) fn check_chunk(&self, op: &'static str, chunk: &Chunk) -> Result<()> {
         let m = &self.micro;

@@ -108,7 +108,7 @@ pub(super) fn fwd<S: Real>(
     mode: HeadMode,
 ) -> Result<()> {
     const OP: &str = "head_fwd";
-    batch.check_chunk(OP, chunk)?;
+    batch.check_predictions(OP, chunk)?;
     let n = chunk.predictions.len();
     for (stat, name) in stats.iter().zip(["logp", "entropy", "log_sum_p2", "hit"]) {
         check::len(OP, name, stat.len(), &[("predictions", n)])?;

@@ -20,7 +20,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         mode: HeadMode,
     ) -> Result<()> {
         const OP: &str = "head_fwd";
-        batch.check_chunk(OP, chunk)?;
+        batch.check_predictions(OP, chunk)?;
         let n = chunk.predictions.len();
         for (stat, name) in stats.iter().zip(["logp", "entropy", "log_sum_p2", "hit"]) {
             check::len(OP, name, stat.len(), &[("predictions", n)])?;

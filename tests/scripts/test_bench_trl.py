@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -73,6 +76,52 @@ class BenchTest(unittest.TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIsNone(page)
         self.assertIn("trl-f8: unknown", result.stderr)
+
+
+class GpuTest(unittest.TestCase):
+    """What --device cuda adds, without a GPU."""
+
+    def memory(self, listed):
+        """Peak that GpuMemory reads off a stand-in for nvidia-smi: 100 MiB in use before, 600 later; processes as listed."""
+        with tempfile.TemporaryDirectory() as folder:
+            tool = Path(folder) / "nvidia-smi"
+            tool.write_text(f'#!/bin/sh\ncase "$1" in *compute-apps*) echo "{listed}";; *) if [ -e {folder}/asked ]; then echo 600; '
+                            f'else echo 100; touch {folder}/asked; fi;; esac\n')
+            tool.chmod(0o755)
+            with mock.patch.dict(os.environ, {"PATH": f"{folder}:{os.environ['PATH']}"}):
+                watch = bench_trl.GpuMemory(4711)
+                watch.start()
+                until = time.monotonic() + 20
+                while not watch.grown_mib and time.monotonic() < until:
+                    time.sleep(0.02)
+                watch.done.set()
+                watch.join()
+        return watch.gigabytes() * 1e9 / 2**20
+
+    def test_memory_of_the_process(self):
+        self.assertEqual(self.memory("4711, 300"), 300)
+
+    def test_growth_where_processes_are_not_seen(self):
+        self.assertEqual(self.memory("1, 300"), 500)
+
+    def measure(self, device):
+        """trl-best with micro-batches 8 and 4, of which 8 does not fit."""
+        def run_peer(config, micro_batch, args, work):
+            if micro_batch == 8:
+                raise bench_trl.RunFailed("out of memory")
+            return {"steps": [1.0], "micro": micro_batch}
+        args = SimpleNamespace(device=device, trl_micro_batch=[8, 4], batch_size=8, work=None)
+        with mock.patch.object(bench_trl, "run_peer", run_peer):
+            return bench_trl.measure("trl-best-bf16", args, [], [])
+
+    def test_a_micro_batch_that_does_not_fit_is_left_out_on_a_gpu(self):
+        self.assertEqual(self.measure("cuda")["micro"], 4)
+        with self.assertRaises(bench_trl.RunFailed):
+            self.measure("cpu")
+
+    def test_torch_compile_is_for_gpus(self):
+        self.assertIn("torch-compile", bench_trl.peers_on("cuda"))
+        self.assertNotIn("torch-compile", bench_trl.peers_on("cpu"))
 
 
 @unittest.skipIf(importlib.util.find_spec("transformers") is None or importlib.util.find_spec("torch") is None,

@@ -595,4 +595,9 @@ fn a_gpu_that_cannot_be_used() {
         2,
         "--cuda-graphs on: this device records no graphs; leave it out, or use --device cuda",
     );
+    cli.bad(
+        "sft --model m --data d --out r --device cpu --matmul-plans plans",
+        2,
+        "--matmul-plans: the CPU has one algorithm for products; leave it out, or use --device cuda",
+    );
 }

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::loss::LossSpec;
 use std::fmt::Debug;
 use std::ops::Range;
+use std::path::Path;
 
 /// An element that buffers can hold.
 pub trait Storage: bytemuck::Pod + PartialEq + Debug + Send + Sync {
@@ -309,6 +310,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn is_current(&self, graph: &Self::Graph) -> bool;
     /// Enqueues recorded ops. Errors: the graph is not current.
     fn replay(&self, graph: &Self::Graph) -> Result<()>;
+    /// From now on chooses the algorithms of gradients' products by timing them, once a shape, and keeps the choices in
+    /// `file`: with the same file the same bits. Errors: a device with nothing to choose from, a file of another device.
+    fn tune_products(&self, file: &Path) -> Result<()>;
     /// Where a buffer is: recorded ops keep to it.
     fn address<T: Storage>(&self, buf: &Self::Buf<T>) -> usize;
 

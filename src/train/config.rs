@@ -155,6 +155,10 @@ pub struct TrainArgs {
     /// on a GPU yet [default: auto]
     #[arg(long, value_enum)]
     pub cuda_graphs: Option<GraphsChoice>,
+    /// Choose the algorithms of gradients' products by timing them, and keep the choices in FILE: runs with the same file
+    /// give the same bits [default: the library's own choice]
+    #[arg(long, value_name = "FILE")]
+    pub matmul_plans: Option<PathBuf>,
 }
 
 /// Options of `dpo` as typed.
@@ -239,6 +243,8 @@ pub struct TrainConfig {
     pub gradient_checkpointing: bool,
     /// CUDA graphs.
     pub cuda_graphs: GraphsChoice,
+    /// File of tuned algorithms.
+    pub matmul_plans: Option<PathBuf>,
 }
 
 /// Overlays what was typed on the keys of `--config`. Keys that the stage does not know are refused by name.
@@ -329,6 +335,7 @@ impl TrainConfig {
             eval_steps: t.eval_steps.unwrap_or(0),
             gradient_checkpointing: t.gradient_checkpointing.unwrap_or(false),
             cuda_graphs: t.cuda_graphs.unwrap_or_default(),
+            matmul_plans: t.matmul_plans,
         };
         c.check()?;
         Ok(c)

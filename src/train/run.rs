@@ -51,6 +51,9 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     if c.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
         return Err(no_graphs());
     }
+    if let Some(file) = &c.matmul_plans {
+        be.tune_products(file)?;
+    }
     let splits = open_splits(&c.data)?;
     for d in &splits {
         check_data(&c.model, d)?;

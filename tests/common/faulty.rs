@@ -2,6 +2,7 @@
 
 use fusedpo::backend::gpu::driver::{Arg, Driver, Grid, Kernel, MatMul};
 use fusedpo::{Error, Result};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Passes calls on to another driver until the `n`-th; from there on every call fails, as a lost device's do.
@@ -119,6 +120,9 @@ impl<D: Driver> Driver for FaultyDriver<D> {
         self.call()?;
         // SAFETY: the caller's promise.
         unsafe { self.inner.matmul(product) }
+    }
+    fn tune(&self, file: &Path) -> Result<()> {
+        self.inner.tune(file)
     }
     fn begin(&self) -> Result<()> {
         self.call()?;

@@ -47,6 +47,7 @@ use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Mutex;
 
 /// Raised whenever an op's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
@@ -213,6 +214,9 @@ impl<S: Real> Backend for Cpu<S> {
     }
     fn replay(&self, graph: &Self::Graph) -> Result<()> {
         match *graph {}
+    }
+    fn tune_products(&self, _: &Path) -> Result<()> {
+        Err(Error::usage("--matmul-plans: the CPU has one algorithm for products; leave it out, or use --device cuda"))
     }
     fn address<T: Storage>(&self, buf: &Vec<T>) -> usize {
         buf.as_ptr() as usize

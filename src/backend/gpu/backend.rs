@@ -12,6 +12,7 @@ use crate::data::batch::MicroBatch;
 use crate::error::{Result, expect_len};
 use crate::loss::LossSpec;
 use std::ops::Range;
+use std::path::Path;
 
 /// Raised whenever a kernel's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
 const NUMERICS: u32 = 1;
@@ -103,6 +104,9 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     }
     fn replay(&self, graph: &Graph<D>) -> Result<()> {
         graph.replay()
+    }
+    fn tune_products(&self, file: &Path) -> Result<()> {
+        self.driver.tune(file)
     }
     fn address<T: Storage>(&self, buf: &Buf<D, T>) -> usize {
         buf.at as usize

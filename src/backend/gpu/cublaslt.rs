@@ -1,24 +1,36 @@
 //! Matrix products by cuBLASLt: bf16 x bf16 -> bf16 or f32, f32 x f32 -> f32 (no TF32), f32 accumulation throughout.
 //!
-//! cuBLASLt thinks in columns: a row-major `d = a b` is its column-major `d^T = b^T a^T`, so the operands change places. An
-//! algorithm is chosen once per shape by the library's heuristic, which is a function of the shape, not of a timing: two
-//! runs compute the same bits. Split-K is ruled out where a row must not depend on the number of rows; there one
-//! algorithm, chosen for [`REFERENCE_ROWS`], serves every number of rows.
+//! cuBLASLt thinks in columns: a row-major `d = a b` is its column-major `d^T = b^T a^T`, so the operands change places.
+//!
+//! # Which algorithm
+//! The algorithm decides the last bits. It is chosen once per shape by the library's heuristic, which is a function of the
+//! shape, not of a timing: two runs compute the same bits. Products of a forward pass (`row_invariant`) always go by it, as
+//! reference log-probs that other processes have kept must equal the policy's to the bit; split-K is ruled out there, and one
+//! algorithm, chosen for [`REFERENCE_ROWS`], serves every number of rows. Products of gradients, two thirds of the work,
+//! may be tuned instead ([`CublasLt::tune`]): the library's first [`CANDIDATES`] are timed when a shape is met for the
+//! first time, and what won is kept in a file, by which later runs compute the same bits.
+
+mod plans;
+mod tune;
 
 use super::driver::{Dtype, MatMul, Matrix};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::{CudaStream, result as driver};
+use plans::Plans;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 /// Scratch of the library; what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
 /// Rows for which row-invariant products choose their algorithm.
 const REFERENCE_ROWS: usize = 4096;
+/// Algorithms that are asked for.
+const CANDIDATES: usize = 8;
 /// Shapes remembered; a run has a few dozen, chunks of odd sizes add some.
 const REMEMBERED: usize = 4096;
 
@@ -36,12 +48,26 @@ struct Shape {
     alignment: u32,
 }
 
+impl Shape {
+    /// In words, for the file of plans and for messages.
+    fn key(&self) -> String {
+        let Shape { m, n, k, transposed, ld, dtypes, accumulates, row_invariant, alignment } = self;
+        let flags =
+            [transposed.0, transposed.1, *accumulates, *row_invariant].map(|b| if b { "1" } else { "0" }).concat();
+        let [a, b, d] = ld;
+        let (from, to) = (dtypes.0.name(), dtypes.1.name());
+        format!("m{m} n{n} k{k} ld{a},{b},{d} {from}-{to} flags{flags} align{alignment}")
+    }
+}
+
 /// The library with its workspace.
 pub(super) struct CublasLt {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
     stream: Arc<CudaStream>,
     algorithms: Mutex<HashMap<Shape, sys::cublasLtMatmulAlgo_t>>,
+    /// Where tuned choices are kept, where they are asked for.
+    plans: Mutex<Option<Plans>>,
     version: usize,
 }
 // SAFETY: the handle may be used from any thread (cuBLAS documentation, "Thread Safety"); the workspace is used in the
@@ -121,20 +147,52 @@ impl CublasLt {
         let workspace = unsafe { driver::malloc_sync(WORKSPACE) };
         let workspace =
             workspace.map_err(|e| Error::Device(format!("cuBLASLt: {WORKSPACE} bytes of workspace: {e:?}")))?;
-        Ok(CublasLt { handle, workspace, stream: stream.clone(), algorithms: Mutex::default(), version })
+        Ok(CublasLt {
+            handle,
+            workspace,
+            stream: stream.clone(),
+            algorithms: Mutex::default(),
+            plans: Mutex::default(),
+            version,
+        })
     }
 
     pub(super) fn version(&self) -> usize {
         self.version
     }
 
-    /// Enqueues `p`.
+    /// From now on chooses by timing for products of gradients, and keeps to what `file` says for `device`.
+    pub(super) fn tune(&self, file: &Path, device: &str) -> Result<()> {
+        let plans = Plans::open(file, device)?;
+        *super::lock(&self.plans) = Some(plans);
+        super::lock(&self.algorithms).clear();
+        Ok(())
+    }
+
+    /// Enqueues `p`. `recording`: nothing may be timed.
     ///
     /// # Safety
     /// The operands cover their shapes.
-    pub(super) unsafe fn matmul(&self, stream: &CudaStream, p: &MatMul) -> Result<()> {
+    pub(super) unsafe fn matmul(&self, stream: &CudaStream, p: &MatMul, recording: bool) -> Result<()> {
         let call = Call::new(p).map_err(failed("describe a product"))?;
-        let algorithm = self.algorithm(p, &call)?;
+        // SAFETY: the caller's promise.
+        let algorithm = unsafe { self.algorithm(p, &call, recording) }?;
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(stream, p, &call, &algorithm) }
+            .map_err(failed(&format!("multiply {} x {} x {}", p.m, p.n, p.k)))
+    }
+
+    /// Enqueues `p` by an algorithm that was chosen for its shape.
+    ///
+    /// # Safety
+    /// The operands cover their shapes.
+    unsafe fn enqueue(
+        &self,
+        stream: &CudaStream,
+        p: &MatMul,
+        call: &Call,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+    ) -> Result<(), CublasError> {
         let (alpha, beta) = (1.0f32, if p.c.is_some() { 1.0f32 } else { 0.0 });
         let c = p.c.unwrap_or(p.d.at);
         // SAFETY: descriptors and algorithm belong together; the operands cover their shapes, by the caller's promise;
@@ -153,16 +211,17 @@ impl CublasLt {
                 call.d,
                 p.d.at as *mut c_void,
                 call.d,
-                &algorithm,
+                algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
                 stream.cu_stream().cast(),
             )
         }
-        .map_err(failed(&format!("multiply {} x {} x {}", p.m, p.n, p.k)))
     }
 
-    fn algorithm(&self, p: &MatMul, call: &Call) -> Result<sys::cublasLtMatmulAlgo_t> {
+    /// # Safety
+    /// The operands cover their shapes.
+    unsafe fn algorithm(&self, p: &MatMul, call: &Call, recording: bool) -> Result<sys::cublasLtMatmulAlgo_t> {
         let m = if p.row_invariant { REFERENCE_ROWS } else { p.m };
         let addresses = p.a.at | p.b.at | p.d.at | p.c.unwrap_or(0);
         let alignment = 1u32 << addresses.trailing_zeros().min(4);
@@ -183,9 +242,11 @@ impl CublasLt {
         }
         let chosen = if p.row_invariant {
             let reference = Call::new(&MatMul { m, ..*p }).map_err(failed("describe a product"))?;
-            self.heuristic(&reference, &shape)?
+            let found = self.proposed(&reference, &shape)?;
+            *found.iter().find(|a| !splits_sums(a)).ok_or_else(|| none_fits(&shape))?
         } else {
-            self.heuristic(call, &shape)?
+            // SAFETY: the caller's promise.
+            unsafe { self.for_gradients(p, call, &shape, recording) }?
         };
         if known.len() >= REMEMBERED {
             known.clear();
@@ -194,8 +255,51 @@ impl CublasLt {
         Ok(chosen)
     }
 
-    /// The library's first choice for a shape.
-    fn heuristic(&self, call: &Call, shape: &Shape) -> Result<sys::cublasLtMatmulAlgo_t> {
+    /// The library's first choice, or the tuned one.
+    ///
+    /// # Safety
+    /// The operands cover their shapes.
+    unsafe fn for_gradients(
+        &self,
+        p: &MatMul,
+        call: &Call,
+        shape: &Shape,
+        recording: bool,
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let mut plans = super::lock(&self.plans);
+        let Some(plans) = plans.as_mut() else { return Ok(self.proposed(call, shape)?[0]) };
+        let data = plans.choose(&shape.key(), || {
+            if recording {
+                return Err(Error::Device(
+                    "cuBLASLt: a product was recorded before it was met for the first time".into(),
+                ));
+            }
+            // SAFETY: the caller's promise.
+            Ok(unsafe { self.fastest(p, call, &self.proposed(call, shape)?) }?.data)
+        })?;
+        let algorithm = sys::cublasLtMatmulAlgo_t { data };
+        self.check(call, &algorithm).map_err(failed(&format!("use the plan in the file for {}", shape.key())))?;
+        Ok(algorithm)
+    }
+
+    /// Refuses an algorithm that this library does not have, or not for these descriptors.
+    fn check(&self, call: &Call, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<(), CublasError> {
+        let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
+        // SAFETY: live descriptors; room for one result.
+        unsafe {
+            let (a, b, d) = (call.a, call.b, call.d);
+            sys::cublasLtMatmulAlgoCheck(self.handle, call.desc, a, b, d, d, algorithm, result.as_mut_ptr())
+                .result()?;
+            // SAFETY: filled by the call that succeeded.
+            match result.assume_init().workspaceSize <= WORKSPACE {
+                true => Ok(()),
+                false => Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
+            }
+        }
+    }
+
+    /// The library's choices for a shape, best first by its own estimate; at least one.
+    fn proposed(&self, call: &Call, shape: &Shape) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let doing = format!("find an algorithm for {} x {} x {}", shape.m, shape.n, shape.k);
         let preference = result::create_matmul_pref().map_err(failed(&doing))?;
@@ -218,9 +322,9 @@ impl CublasLt {
         ] {
             done = done.and_then(|()| set(attribute, (&raw const shape.alignment).cast(), 4));
         }
-        let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
+        let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; CANDIDATES];
         let mut count = 0;
-        // SAFETY: live descriptors; room for one result and its count.
+        // SAFETY: live descriptors; room for as many results as are asked for, and their count.
         let status = done.and_then(|()| unsafe {
             let (h, d) = (self.handle, call.desc);
             sys::cublasLtMatmulAlgoGetHeuristic(
@@ -231,8 +335,8 @@ impl CublasLt {
                 call.d,
                 call.d,
                 preference,
-                1,
-                found.as_mut_ptr(),
+                CANDIDATES as i32,
+                found.as_mut_ptr().cast(),
                 &mut count,
             )
             .result()
@@ -240,12 +344,32 @@ impl CublasLt {
         // SAFETY: made above, destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(preference) };
         status.map_err(failed(&doing))?;
-        if count == 0 {
-            return Err(Error::Device(format!("cuBLASLt: cannot {doing}: none fits")));
-        }
-        // SAFETY: the library has filled `count` = 1 results.
-        Ok(unsafe { found.assume_init() }.algo)
+        let found = found.iter().take(usize::try_from(count).unwrap_or(0));
+        // SAFETY: the library has filled the first `count` results.
+        let found = found.map(|r| unsafe { r.assume_init() });
+        let usable =
+            found.filter(|r| r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && r.workspaceSize <= WORKSPACE);
+        let usable: Vec<_> = usable.map(|r| r.algo).collect();
+        if usable.is_empty() { Err(none_fits(shape)) } else { Ok(usable) }
     }
+}
+
+fn none_fits(shape: &Shape) -> Error {
+    Error::Device(format!("cuBLASLt: cannot find an algorithm for {}: none fits", shape.key()))
+}
+
+/// Whether an algorithm cuts sums into parts, by its own account.
+fn splits_sums(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+    use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
+    let mut parts = 0i32;
+    let attribute = Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM;
+    let mut written = 0;
+    // SAFETY: an algorithm that the library has filled, and an attribute of this type.
+    let asked = unsafe {
+        let to = (&raw mut parts).cast();
+        sys::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, to, size_of_val(&parts), &mut written).result()
+    };
+    asked.is_err() || parts > 1
 }
 
 impl Drop for CublasLt {

@@ -13,6 +13,7 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use machine::{ThisMachine, error};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -353,7 +354,11 @@ impl Driver for CudaDriver {
     unsafe fn matmul(&self, product: &MatMul) -> Result<()> {
         self.bind()?;
         // SAFETY: the caller's promise that the operands cover their shapes.
-        unsafe { self.lt.matmul(&self.stream, product) }
+        unsafe { self.lt.matmul(&self.stream, product, self.recording.load(Ordering::Acquire)) }
+    }
+
+    fn tune(&self, file: &Path) -> Result<()> {
+        self.lt.tune(file, &self.fingerprint())
     }
 
     fn begin(&self) -> Result<()> {

@@ -4,6 +4,7 @@
 use crate::backend::Storage;
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
+use std::path::Path;
 
 /// Storage types that kernels know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -295,6 +296,9 @@ pub trait Driver: Send + Sync + Sized + 'static {
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()>;
     /// Enqueues a matrix product.
     unsafe fn matmul(&self, product: &MatMul) -> Result<()>;
+    /// From now on chooses algorithms for products that need not be row-invariant by timing them, and keeps the choices in
+    /// `file`. Errors: a device with nothing to choose from.
+    fn tune(&self, file: &Path) -> Result<()>;
     /// Starts recording.
     fn begin(&self) -> Result<()>;
     /// Ends recording. After an error in between the caller drops the result.

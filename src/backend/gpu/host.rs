@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use work::{Queue, Work};
@@ -360,6 +361,10 @@ impl Driver for HostDriver {
 
     unsafe fn matmul(&self, p: &MatMul) -> Result<()> {
         self.enqueue(Work::MatMul(*p))
+    }
+
+    fn tune(&self, _: &Path) -> Result<()> {
+        Err(Error::usage("--matmul-plans: products on the host have one algorithm; leave it out"))
     }
 
     fn begin(&self) -> Result<()> {

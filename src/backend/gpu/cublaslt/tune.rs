@@ -1,0 +1,100 @@
+//! Times the algorithms that the library proposes for a product, on the device, on output of its own.
+
+use super::{Call, CublasLt, failed};
+use crate::backend::gpu::driver::{MatMul, Matrix};
+use crate::error::{Error, Result};
+use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
+use cudarc::driver::{CudaStream, DriverError, result, sys};
+
+/// Runs of an algorithm that are timed, after one that is not.
+const RUNS: usize = 3;
+
+fn cannot(doing: &'static str) -> impl FnOnce(DriverError) -> Error {
+    move |e| Error::Device(format!("CUDA: cannot {doing}: {:?}", e.0))
+}
+
+/// Device memory for output that nobody reads.
+struct Output(u64);
+
+impl Output {
+    fn new(bytes: usize) -> Result<Output> {
+        // SAFETY: the content is written by products, and read by nobody but them.
+        let at = unsafe { result::malloc_sync(bytes) };
+        at.map(Output).map_err(|e| {
+            let why = "leave out --matmul-plans, or use a smaller --token-budget until the plans are made";
+            Error::Device(format!("out of device memory: timing a product needs {bytes} bytes ({:?}): {why}", e.0))
+        })
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new`, freed once; the driver waits for products that write it.
+        let _ = unsafe { result::free_sync(self.0) };
+    }
+}
+
+/// An event that knows the time.
+struct Clock(sys::CUevent);
+
+impl Clock {
+    fn new() -> Result<Clock> {
+        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Clock).map_err(cannot("make an event"))
+    }
+    fn read(&self, stream: &CudaStream) -> Result<()> {
+        // SAFETY: both are alive.
+        unsafe { result::event::record(self.0, stream.cu_stream()) }.map_err(cannot("record an event"))
+    }
+    /// Milliseconds from `start` to here; waits.
+    fn since(&self, start: &Clock) -> Result<f32> {
+        // SAFETY: both events were recorded.
+        unsafe {
+            result::event::synchronize(self.0).map_err(cannot("time a product"))?;
+            result::event::elapsed(start.0, self.0).map_err(cannot("time a product"))
+        }
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, destroyed once.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
+impl CublasLt {
+    /// The fastest of `candidates` for `p`, the first among equals. Neither `p`'s output nor what it adds to is touched: a
+    /// product that accumulates would count twice.
+    ///
+    /// # Safety
+    /// The operands of `p` cover their shapes.
+    pub(super) unsafe fn fastest(
+        &self,
+        p: &MatMul,
+        call: &Call,
+        candidates: &[cublasLtMatmulAlgo_t],
+    ) -> Result<cublasLtMatmulAlgo_t> {
+        let output = Output::new(p.m * p.d.ld * p.d.dtype.size())?;
+        let aside = MatMul { d: Matrix { at: output.0, ..p.d }, c: p.c.map(|_| output.0), ..*p };
+        let (start, end) = (Clock::new()?, Clock::new()?);
+        let mut best: Option<(f32, &cublasLtMatmulAlgo_t)> = None;
+        for algorithm in candidates {
+            let mut least = f32::INFINITY;
+            for run in 0..=RUNS {
+                start.read(&self.stream)?;
+                // SAFETY: the inputs are the caller's promise; the output was allocated for the shape just now.
+                unsafe { self.enqueue(&self.stream, &aside, call, algorithm) }.map_err(failed("time a product"))?;
+                end.read(&self.stream)?;
+                let ms = end.since(&start)?;
+                if run > 0 {
+                    least = least.min(ms);
+                }
+            }
+            if best.is_none_or(|(ms, _)| least < ms) {
+                best = Some((least, algorithm));
+            }
+        }
+        let (_, best) = best.ok_or_else(|| Error::Device("cuBLASLt: no algorithm to choose from".into()))?;
+        Ok(*best)
+    }
+}

@@ -1,7 +1,7 @@
-// Q/K norm.  RMSNorm (norm.cu has the formulas) of every query head by wq and every key head by wk, in place in qkv.
+// Q/K norm.  RMSNorm (norm.cu has the formulas) of every query head by w[0], of every key head by w[1], in place in qkv.
 // Source     Qwen3, as in Hugging Face.
 // Shapes     qkv, dqkv (rows, (heads + 2 kv_heads) head_dim)   raw (rows, (heads + kv_heads) head_dim): queries and keys from before
-//            rstd (rows, heads + kv_heads) f32   wq, wk (head_dim)   part (blocks, 2 head_dim) f32: dwq, dwk.   Storage T.
+//            rstd (rows, heads + kv_heads) f32   w (2, head_dim)   part (blocks, 2, head_dim) f32: dw.   Storage T.
 // Launch     `width` lanes (a power of two) hold one head, a pack each; block = 256. Forward: a group of lanes per head.
 //            Backward: a block takes `slab` rows, its groups their heads in turn; reduce_slabs (reduce.cu) adds up part.
 // Traffic    forward 3, backward 3 elements per element of queries and keys.
@@ -10,8 +10,8 @@
 // Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
 #include "common.cuh"
 
-KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __restrict__ rstd, const T* __restrict__ wq,
-                         const T* __restrict__ wk, int rows, int heads, int kv_heads, int head_dim, int width, float eps) {
+KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __restrict__ rstd, const T* __restrict__ w, int rows,
+                         int heads, int kv_heads, int head_dim, int width, float eps) {
     if_whole(head_dim, [&](auto whole) {
         const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
         const size_t item = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / width, row = item / all;
@@ -26,24 +26,25 @@ KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __rest
         for (int i = 0; i < PACK(T); ++i) sum += v[i] * v[i];
         const float scale = rsqrtf(warp_sum(sum, width) / float(head_dim) + eps);
         if (live && c == 0) rstd[item] = scale;
-        const auto w = load_pack<whole>((head < heads ? wq : wk) + c, have);
+        const auto weight = load_pack<whole>(w + (head < heads ? 0 : head_dim) + c, have);
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * w[i];
+        for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * weight[i];
         store_pack<whole>(at, v, have);
-    }, qkv, raw, wq, wk);
+    }, qkv, raw, w);
 }
 EXPORT_KERNEL(qk_norm_fwd)
 
 KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T* __restrict__ raw,
-                         const float* __restrict__ rstd, const T* __restrict__ wq, const T* __restrict__ wk, int rows,
-                         int heads, int kv_heads, int head_dim, int width, int slab) {
+                         const float* __restrict__ rstd, const T* __restrict__ w, int rows, int heads, int kv_heads,
+                         int head_dim, int width, int slab) {
     SHARED(float, sums, 2 * 256 * PACK(T));
     if_whole(head_dim, [&](auto whole) {
         const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
         const int group = threadIdx.x / width, groups = 256 / width;
         const size_t first = size_t(blockIdx.x) * slab * all, last = size_t(rows) * all;
         const size_t end = first + size_t(slab) * all < last ? first + size_t(slab) * all : last;
-        const auto weight_q = load_pack<whole>(wq + c, head_dim - c), weight_k = load_pack<whole>(wk + c, head_dim - c);
+        const auto weight_q = load_pack<whole>(w + c, head_dim - c);
+        const auto weight_k = load_pack<whole>(w + head_dim + c, head_dim - c);
         Floats<PACK(T)> dwq{}, dwk{};
         for (size_t item0 = first; item0 < end; item0 += groups) {
             const size_t item = item0 + group;
@@ -78,6 +79,6 @@ KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T
             for (int g = 0; g < groups; ++g) sum += sums[(g * 2 + which) * width * PACK(T) + column];
             part[size_t(blockIdx.x) * 2 * head_dim + o] = sum;
         }
-    }, dqkv, raw, wq, wk);
+    }, dqkv, raw, w);
 }
 EXPORT_KERNEL(qk_norm_bwd)

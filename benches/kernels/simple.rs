@@ -102,18 +102,17 @@ fn qk_norm<B: Clock>(bench: &mut Bench<'_, B>, s: AttnShape) {
     let set = |be: &B| {
         let r = |n| random::<B, B::Act>(be, n);
         let acc = |n| random::<B, B::Acc>(be, n);
-        (r(wide), r(kept), acc(stats), [r(hd), r(hd)], [acc(hd), acc(hd)])
+        (r(wide), r(kept), acc(stats), r(2 * hd), acc(2 * hd))
     };
     let work = Work::bytes(3 * kept * act + 4 * stats);
-    bench.run("qk_norm_fwd", &shape, work, set, |be, (qkv, raw, rstd, [wq, wk], _)| {
+    bench.run("qk_norm_fwd", &shape, work, set, |be, (qkv, raw, rstd, w, _)| {
         let (qkv, raw, rstd) = (be.view_mut(qkv, 0..wide), be.view_mut(raw, 0..kept), be.view_mut(rstd, 0..stats));
-        be.qk_norm_fwd(qkv, raw, rstd, be.view(wq, 0..hd), be.view(wk, 0..hd), s, 1e-6).expect("qk_norm_fwd");
+        be.qk_norm_fwd(qkv, raw, rstd, be.view(w, 0..2 * hd), s, 1e-6).expect("qk_norm_fwd");
     });
-    bench.run("qk_norm_bwd", &shape, work, set, |be, (dqkv, raw, rstd, [wq, wk], [dq, dk])| {
-        let (dq, dk) = (Some(be.view_mut(dq, 0..hd)), Some(be.view_mut(dk, 0..hd)));
-        let (raw, rstd, wq, wk) =
-            (be.view(raw, 0..kept), be.view(rstd, 0..stats), be.view(wq, 0..hd), be.view(wk, 0..hd));
-        be.qk_norm_bwd(be.view_mut(dqkv, 0..wide), dq, dk, raw, rstd, wq, wk, s).expect("qk_norm_bwd");
+    bench.run("qk_norm_bwd", &shape, work, set, |be, (dqkv, raw, rstd, w, dw)| {
+        let (dqkv, dw) = (be.view_mut(dqkv, 0..wide), Some(be.view_mut(dw, 0..2 * hd)));
+        let (raw, rstd, w) = (be.view(raw, 0..kept), be.view(rstd, 0..stats), be.view(w, 0..2 * hd));
+        be.qk_norm_bwd(dqkv, dw, raw, rstd, w, s).expect("qk_norm_bwd");
     });
 }
 

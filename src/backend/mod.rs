@@ -406,30 +406,27 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `dbias += sum over rows of dy`, rows in order.
     fn bias_bwd(&self, dbias: Self::ViewMut<'_, Self::Acc>, dy: Self::View<'_, Self::Act>) -> Result<()>;
 
-    /// Qwen3's q/k norm: RMSNorm of every query head by `wq` and every key head by `wk`, in place in `qkv`.
-    /// `raw` keeps the queries and keys from before, rows x (q_width + kv_width); `rstd` is rows x (heads + kv_heads).
+    /// Qwen3's q/k norm: RMSNorm of every query head by the first head_dim numbers of `w`, of every key head by the others,
+    /// in place in `qkv`. `raw` keeps the queries and keys from before, rows x (q_width + kv_width); `rstd` is rows x
+    /// (heads + kv_heads), `w` 2 x head_dim.
     #[allow(clippy::too_many_arguments)]
     fn qk_norm_fwd(
         &self,
         qkv: Self::ViewMut<'_, Self::Act>,
         raw: Self::ViewMut<'_, Self::Act>,
         rstd: Self::ViewMut<'_, Self::Acc>,
-        wq: Self::View<'_, Self::Act>,
-        wk: Self::View<'_, Self::Act>,
+        w: Self::View<'_, Self::Act>,
         shape: AttnShape,
         eps: f64,
     ) -> Result<()>;
-    /// Turns `dqkv` (gradient of the normed) into the gradient of the raw, in place; `dwq`, `dwk` +=, each head_dim.
-    #[allow(clippy::too_many_arguments)]
+    /// Turns `dqkv` (gradient of the normed) into the gradient of the raw, in place; `dw` += (`None`: frozen), as `w`.
     fn qk_norm_bwd(
         &self,
         dqkv: Self::ViewMut<'_, Self::Act>,
-        dwq: Option<Self::ViewMut<'_, Self::Acc>>,
-        dwk: Option<Self::ViewMut<'_, Self::Acc>>,
+        dw: Option<Self::ViewMut<'_, Self::Acc>>,
         raw: Self::View<'_, Self::Act>,
         rstd: Self::View<'_, Self::Acc>,
-        wq: Self::View<'_, Self::Act>,
-        wk: Self::View<'_, Self::Act>,
+        w: Self::View<'_, Self::Act>,
         shape: AttnShape,
     ) -> Result<()>;
 

@@ -165,22 +165,15 @@ fn qk_norm<B: Backend>(
     be: &B,
     model: &Model<B>,
     params: &LayerParams,
-    layer: &mut LayerActs<B>,
+    layer: &LayerActs<B>,
     dqkv: &mut B::Buf<B::Act>,
     rows: usize,
     grads: &mut B::Buf<B::Acc>,
 ) -> Result<()> {
-    let (Some([wq, wk]), Some(kept)) = (&params.qk_norm, &layer.qk_norm) else { return Ok(()) };
+    let (Some(norm), Some(kept)) = (&params.qk_norm, &layer.qk_norm) else { return Ok(()) };
     let a = model.config.attn_shape();
     let n = rows * a.qkv_width();
     let raw = be.view(&kept.raw, 0..rows * (a.q_width() + a.kv_width()));
     let rstd = be.view(&kept.rstd, 0..rows * (a.heads + a.kv_heads));
-    let (vq, vk) = (weight(be, model, wq), weight(be, model, wk));
-    // One arena cannot be borrowed twice, so the two weights' gradients come from two calls; the first works on a copy,
-    // in the buffer of the layer's qkv, which nothing reads any more.
-    if let Some(dwq) = gradient(be, grads, wq) {
-        be.copy(be.view_mut(&mut layer.qkv, 0..n), be.view(dqkv, 0..n))?;
-        be.qk_norm_bwd(be.view_mut(&mut layer.qkv, 0..n), Some(dwq), None, raw, rstd, vq, vk, a)?;
-    }
-    be.qk_norm_bwd(be.view_mut(dqkv, 0..n), None, gradient(be, grads, wk), raw, rstd, vq, vk, a)
+    be.qk_norm_bwd(be.view_mut(dqkv, 0..n), gradient(be, grads, norm), raw, rstd, weight(be, model, norm), a)
 }

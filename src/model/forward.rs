@@ -126,13 +126,12 @@ fn qkv<B: Backend>(
     if let Some(bias) = &params.qkv_bias {
         be.bias_fwd(be.view_mut(&mut layer.qkv, 0..n_qkv), weight(be, model, bias))?;
     }
-    if let (Some([wq, wk]), Some(kept)) = (&params.qk_norm, &mut layer.qk_norm) {
+    if let (Some(norm), Some(kept)) = (&params.qk_norm, &mut layer.qk_norm) {
         be.qk_norm_fwd(
             be.view_mut(&mut layer.qkv, 0..n_qkv),
             be.view_mut(&mut kept.raw, 0..rows * (a.q_width() + a.kv_width())),
             be.view_mut(&mut kept.rstd, 0..rows * (a.heads + a.kv_heads)),
-            weight(be, model, wq),
-            weight(be, model, wk),
+            weight(be, model, norm),
             a,
             c.rms_norm_eps,
         )?;

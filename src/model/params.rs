@@ -46,8 +46,8 @@ pub struct LayerParams {
     pub qkv: Param,
     /// q_width + 2 kv_width.
     pub qkv_bias: Option<Param>,
-    /// head_dim each: queries, keys.
-    pub qk_norm: Option<[Param; 2]>,
+    /// 2 x head_dim: of queries, of keys.
+    pub qk_norm: Option<Param>,
     /// hidden x q_width.
     pub o: Param,
     /// hidden.
@@ -144,10 +144,10 @@ impl ParamTable {
                 false => None,
             };
             let qk_norm = match c.qk_norm {
-                true => Some([
-                    b.push(false, &vector("self_attn.q_norm.weight", a.head_dim))?,
-                    b.push(false, &vector("self_attn.k_norm.weight", a.head_dim))?,
-                ]),
+                true => {
+                    let one = |s: &str| (format!("model.layers.{l}.self_attn.{s}_norm.weight"), vec![a.head_dim]);
+                    Some(b.push(false, &[one("q"), one("k")])?)
+                }
                 false => None,
             };
             layers.push(LayerParams { input_norm, qkv, qkv_bias, qk_norm, o, o_bias, post_norm, gate_up, down });
@@ -180,7 +180,7 @@ impl ParamTable {
             for p in [&mut l.input_norm, &mut l.qkv, &mut l.o, &mut l.post_norm, &mut l.gate_up, &mut l.down] {
                 update(p);
             }
-            l.qkv_bias.iter_mut().chain(&mut l.o_bias).chain(l.qk_norm.iter_mut().flatten()).for_each(update);
+            l.qkv_bias.iter_mut().chain(&mut l.o_bias).chain(&mut l.qk_norm).for_each(update);
         }
     }
 

@@ -85,31 +85,30 @@ struct QkNorm {
     shape: AttnShape,
     rows: usize,
     qkv: Vec<f64>,
-    wq: Vec<f64>,
-    wk: Vec<f64>,
+    w: Vec<f64>,
     dqkv: Vec<f64>,
 }
 impl Case for QkNorm {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let s = self.shape;
-        let (wq, wk) = (buf::<B, B::Act>(be, &self.wq), buf::<B, B::Act>(be, &self.wk));
+        let w = buf::<B, B::Act>(be, &self.w);
         let mut qkv = buf::<B, B::Act>(be, &self.qkv);
         let mut raw = unset::<B, B::Act>(be, self.rows * (s.q_width() + s.kv_width()));
         let mut rstd = unset::<B, B::Acc>(be, self.rows * (s.heads + s.kv_heads));
-        let (q, k) = (v!(be, wq), v!(be, wk));
-        be.qk_norm_fwd(v!(be, mut qkv), v!(be, mut raw), v!(be, mut rstd), q, k, s, 1e-6).unwrap();
+        be.qk_norm_fwd(v!(be, mut qkv), v!(be, mut raw), v!(be, mut rstd), v!(be, w), s, 1e-6).unwrap();
         let mut dqkv = buf::<B, B::Act>(be, &self.dqkv);
-        let mut dwq = buf::<B, B::Acc>(be, &vec![0.5; s.head_dim]);
-        let mut dwk = buf::<B, B::Acc>(be, &vec![-0.5; s.head_dim]);
-        let (dq, dk) = (Some(v!(be, mut dwq)), Some(v!(be, mut dwk)));
-        be.qk_norm_bwd(v!(be, mut dqkv), dq, dk, v!(be, raw), v!(be, rstd), q, k, s).unwrap();
+        let mut dw = buf::<B, B::Acc>(be, &vec![0.5; 2 * s.head_dim]);
+        let (kept, stats) = (v!(be, raw), v!(be, rstd));
+        be.qk_norm_bwd(v!(be, mut dqkv), Some(v!(be, mut dw)), kept, stats, v!(be, w), s).unwrap();
+        let mut frozen = buf::<B, B::Act>(be, &self.dqkv);
+        be.qk_norm_bwd(v!(be, mut frozen), None, kept, stats, v!(be, w), s).unwrap();
+        assert_eq!(fetch(be, &frozen), fetch(be, &dqkv), "a frozen weight changes nothing else");
         vec![
             ("qkv", fetch(be, &qkv), true),
             ("raw", fetch(be, &raw), true),
             ("rstd", fetch(be, &rstd), false),
             ("dqkv", fetch(be, &dqkv), true),
-            ("dwq", fetch(be, &dwq), false),
-            ("dwk", fetch(be, &dwk), false),
+            ("dw", fetch(be, &dw), false),
         ]
     }
 }
@@ -123,8 +122,7 @@ fn qk_norm<A: GpuFloat>() {
             shape,
             rows,
             qkv: noise.vec::<A>(rows * shape.qkv_width(), 2.0),
-            wq: noise.vec::<A>(head_dim, 1.0),
-            wk: noise.vec::<A>(head_dim, 1.0),
+            w: noise.vec::<A>(2 * head_dim, 1.0),
             dqkv: noise.vec::<A>(rows * shape.qkv_width(), 1.0),
         };
         compare::<A>(&format!("qk_norm {rows} x {heads}/{kv_heads} x {head_dim}"), &case);

@@ -61,11 +61,11 @@ fn wrong_lengths_are_refused() {
     one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| (v.pop().unwrap(), v.pop().unwrap()));
     one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| (v.pop().unwrap(), v.pop().unwrap()));
     let (qkv, qk, heads) = (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * 6);
-    one_too_long!("qk_norm_fwd", cpu.qk_norm_fwd, [qkv => "qkv", qk => "raw", heads => "rstd", 6 => "wq", 6 => "wk"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s, 1e-6));
+    one_too_long!("qk_norm_fwd", cpu.qk_norm_fwd, [qkv => "qkv", qk => "raw", heads => "rstd", 12 => "w"],
+        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s, 1e-6));
     one_too_long!("qk_norm_bwd", cpu.qk_norm_bwd,
-        [qkv => "qkv", 6 => "dwq", 6 => "dwk", qk => "raw", heads => "rstd", 6 => "wq", 6 => "wk"],
-        |v| (v.pop().unwrap(), v.pop(), v.pop(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s));
+        [qkv => "qkv", 12 => "dw", qk => "raw", heads => "rstd", 12 => "w"],
+        |v| (v.pop().unwrap(), v.pop(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s));
     let out = rows * s.q_width();
     one_too_long!("attention_fwd", cpu.attention_fwd, [out => "out", rows * 4 => "lse", qkv => "qkv"],
         |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), &batch, s));

@@ -296,26 +296,23 @@ impl<S: Real> Backend for Cpu<S> {
         qkv: &mut [S],
         raw: &mut [S],
         rstd: &mut [S],
-        wq: &[S],
-        wk: &[S],
+        w: &[S],
         shape: AttnShape,
         eps: f64,
     ) -> Result<()> {
-        norm::qk_fwd(self.level(), qkv, raw, rstd, wq, wk, shape, eps)
+        norm::qk_fwd(self.level(), qkv, raw, rstd, w, shape, eps)
     }
 
     fn qk_norm_bwd(
         &self,
         dqkv: &mut [S],
-        dwq: Option<&mut [S]>,
-        dwk: Option<&mut [S]>,
+        dw: Option<&mut [S]>,
         raw: &[S],
         rstd: &[S],
-        wq: &[S],
-        wk: &[S],
+        w: &[S],
         shape: AttnShape,
     ) -> Result<()> {
-        norm::qk_bwd(self.level(), dqkv, dwq, dwk, raw, rstd, wq, wk, shape)
+        norm::qk_bwd(self.level(), dqkv, dw, raw, rstd, w, shape)
     }
 
     fn rope(&self, qkv: &mut [S], table: &[S], batch: &CpuBatch, shape: AttnShape, direction: Rotation) -> Result<()> {

@@ -146,22 +146,13 @@ fn qk(shape: &AttnShape) -> (usize, usize) {
     (shape.q_width() + shape.kv_width(), shape.heads + shape.kv_heads)
 }
 
-fn check_qk(
-    op: &'static str,
-    qkv: usize,
-    raw: usize,
-    rstd: usize,
-    wq: usize,
-    wk: usize,
-    shape: &AttnShape,
-) -> Result<()> {
+fn check_qk(op: &'static str, qkv: usize, raw: usize, rstd: usize, w: usize, shape: &AttnShape) -> Result<()> {
     check::attn(op, shape)?;
     let n = check::rows(op, "qkv", qkv, "qkv_width", shape.qkv_width())?;
     let (width, heads) = qk(shape);
     check::len(op, "raw", raw, &[("rows", n), ("q_width + kv_width", width)])?;
     check::len(op, "rstd", rstd, &[("rows", n), ("heads + kv_heads", heads)])?;
-    check::len(op, "wq", wq, &[("head_dim", shape.head_dim)])?;
-    check::len(op, "wk", wk, &[("head_dim", shape.head_dim)])
+    check::len(op, "w", w, &[("2", 2), ("head_dim", shape.head_dim)])
 }
 
 /// See [`crate::backend::Backend::qk_norm_fwd`].
@@ -171,13 +162,12 @@ pub(super) fn qk_fwd<S: Real>(
     qkv: &mut [S],
     raw: &mut [S],
     rstd: &mut [S],
-    wq: &[S],
-    wk: &[S],
+    w: &[S],
     shape: AttnShape,
     eps: f64,
 ) -> Result<()> {
-    check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), &shape)?;
-    let (width, heads) = qk(&shape);
+    check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
+    let ((width, heads), (wq, wk)) = (qk(&shape), w.split_at(shape.head_dim));
     par::rows2((qkv, shape.qkv_width()), (raw, width), |_, row, raw| raw.copy_from_slice(&row[..width]));
     let raw = &*raw;
     par::rows2((qkv, shape.qkv_width()), (rstd, heads), |t, row, rstd| {
@@ -195,20 +185,18 @@ pub(super) fn qk_fwd<S: Real>(
 pub(super) fn qk_bwd<S: Real>(
     level: Level,
     dqkv: &mut [S],
-    dwq: Option<&mut [S]>,
-    dwk: Option<&mut [S]>,
+    dw: Option<&mut [S]>,
     raw: &[S],
     rstd: &[S],
-    wq: &[S],
-    wk: &[S],
+    w: &[S],
     shape: AttnShape,
 ) -> Result<()> {
     const OP: &str = "qk_norm_bwd";
-    check_qk(OP, dqkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), &shape)?;
-    let (d, (width, heads)) = (shape.head_dim, qk(&shape));
-    for (name, dw, range) in [("dwq", dwq, 0..shape.heads), ("dwk", dwk, shape.heads..heads)] {
-        let Some(dw) = dw else { continue };
-        check::len(OP, name, dw.len(), &[("head_dim", d)])?;
+    check_qk(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
+    let (d, (width, heads), (wq, wk)) = (shape.head_dim, qk(&shape), w.split_at(shape.head_dim));
+    check::len(OP, "dw", dw.as_ref().map_or(2 * d, |dw| dw.len()), &[("2", 2), ("head_dim", d)])?;
+    let parts = dw.into_iter().flat_map(|dw| dw.chunks_mut(d)); // of the queries, of the keys
+    for (dw, range) in parts.zip([0..shape.heads, shape.heads..heads]) {
         let dqkv = &*dqkv;
         par::columns(dw, |at, dw| {
             let mut acc = [S::ZERO; 64];

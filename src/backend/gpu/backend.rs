@@ -180,25 +180,22 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
         qkv: ViewMut<A>,
         raw: ViewMut<A>,
         rstd: ViewMut<f32>,
-        wq: View<A>,
-        wk: View<A>,
+        w: View<A>,
         shape: AttnShape,
         eps: f64,
     ) -> Result<()> {
-        self.qk_norm_fwd(qkv, raw, rstd, wq, wk, shape, eps)
+        self.qk_norm_fwd(qkv, raw, rstd, w, shape, eps)
     }
     fn qk_norm_bwd(
         &self,
         dqkv: ViewMut<A>,
-        dwq: Option<ViewMut<f32>>,
-        dwk: Option<ViewMut<f32>>,
+        dw: Option<ViewMut<f32>>,
         raw: View<A>,
         rstd: View<f32>,
-        wq: View<A>,
-        wk: View<A>,
+        w: View<A>,
         shape: AttnShape,
     ) -> Result<()> {
-        self.qk_norm_bwd(dqkv, dwq, dwk, raw, rstd, wq, wk, shape)
+        self.qk_norm_bwd(dqkv, dw, raw, rstd, w, shape)
     }
     fn rope(
         &self,

@@ -119,14 +119,13 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         mut qkv: ViewMut<A>,
         mut raw: ViewMut<A>,
         mut rstd: ViewMut<f32>,
-        wq: View<A>,
-        wk: View<A>,
+        w: View<A>,
         shape: AttnShape,
         eps: f64,
     ) -> Result<()> {
         const OP: &str = "qk_norm_fwd";
-        let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), shape)?;
-        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), wq.arg(), wk.arg()];
+        let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
+        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), w.arg()];
         args.extend(sizes);
         args.push(Arg::F32(eps as f32));
         let lanes = rows * (shape.heads + shape.kv_heads) * width;
@@ -138,36 +137,28 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     pub fn qk_norm_bwd(
         &self,
         mut dqkv: ViewMut<A>,
-        dwq: Option<ViewMut<f32>>,
-        dwk: Option<ViewMut<f32>>,
+        dw: Option<ViewMut<f32>>,
         raw: View<A>,
         rstd: View<f32>,
-        wq: View<A>,
-        wk: View<A>,
+        w: View<A>,
         shape: AttnShape,
     ) -> Result<()> {
         const OP: &str = "qk_norm_bwd";
-        let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), wq.len(), wk.len(), shape)?;
+        let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
         let dim = shape.head_dim;
-        for (name, dw) in [("dwq", &dwq), ("dwk", &dwk)] {
-            check::len(OP, name, dw.as_ref().map_or(dim, ViewMut::len), &[("head_dim", dim)])?;
-        }
+        check::len(OP, "dw", dw.as_ref().map_or(2 * dim, ViewMut::len), &[("2", 2), ("head_dim", dim)])?;
         let slab = rows.div_ceil(SLABS).max(1);
         let slabs = rows.div_ceil(slab);
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.floats.view_mut(0..slabs * 2 * dim);
-        let mut args = vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), wq.arg(), wk.arg()];
+        let mut args = vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), w.arg()];
         args.extend(sizes);
         args.push(Arg::int(OP, "slab", slab)?);
         self.launch(OP, Grid::new([slabs, 1], 256), &args)?;
-        if slabs == 0 {
-            return Ok(());
+        match dw {
+            Some(dw) if slabs > 0 => self.reduce_slabs(dw, part.as_view(), slabs, 2 * dim),
+            _ => Ok(()),
         }
-        let part = part.as_view();
-        if let Some(dwq) = dwq {
-            self.reduce_slabs(dwq, part, slabs, 2 * dim)?;
-        }
-        dwk.map_or(Ok(()), |dwk| self.reduce_slabs(dwk, part.part(dim..part.len()), slabs, 2 * dim))
     }
 }
 
@@ -177,8 +168,7 @@ fn qk_sizes<A: GpuFloat>(
     qkv: usize,
     raw: usize,
     rstd: usize,
-    wq: usize,
-    wk: usize,
+    w: usize,
     shape: AttnShape,
 ) -> Result<(usize, usize, [Arg; 5])> {
     check::attn(op, &shape)?;
@@ -186,8 +176,7 @@ fn qk_sizes<A: GpuFloat>(
     let rows = check::rows(op, "qkv", qkv, shape.qkv_width())?;
     check::len(op, "raw", raw, &[("rows", rows), ("q_width + kv_width", shape.q_width() + shape.kv_width())])?;
     check::len(op, "rstd", rstd, &[("rows", rows), ("heads + kv_heads", shape.heads + shape.kv_heads)])?;
-    check::len(op, "wq", wq, &[("head_dim", shape.head_dim)])?;
-    check::len(op, "wk", wk, &[("head_dim", shape.head_dim)])?;
+    check::len(op, "w", w, &[("2", 2), ("head_dim", shape.head_dim)])?;
     let width = shape.head_dim.div_ceil(pack::<A>()).next_power_of_two();
     let int = |name, v| Arg::int(op, name, v);
     let sizes = [

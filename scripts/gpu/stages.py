@@ -264,13 +264,9 @@ def judge_parity(place, outputs):
 
 # ---- benches, peers, profile
 
-def plan_bench(name):
-    def plan(place):
-        if name not in place.manifest["benches"]:
-            return f"the bundle has no bench `{name}`"
-        quick = ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--nresamples", "1000"] if name == "kernels" else []
-        return [Step(name, [place.programs / "benches" / name, "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")})]
-    return plan
+def plan_kernel_bench(place):
+    quick = ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--nresamples", "1000"]
+    return [Step("kernels", [place.programs / "benches/kernels", "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")})]
 
 
 def judge_kernel_bench(place, outputs):
@@ -285,11 +281,25 @@ def judge_kernel_bench(place, outputs):
     return ["op", "shape", "rate", "share", "of measured", "us"], rows
 
 
+def plan_step_bench(place):
+    if "step" not in place.manifest["benches"]:
+        return "the bundle has no bench `step`"
+    how = ["--shapes", "26m", "--mixes", "hh", "--pairs", 4, "--steps", 1] if place.rehearsal else ["--shapes", "135m,0.5b,1b", "--steps", 2]
+    return [Step("step", [place.programs / "benches/step", "--bench", "--device", place.device, "--json", place.work / "step.jsonl", *how])]
+
+
 def judge_step_bench(place, outputs):
-    lines = [line for line in outputs["step"].splitlines() if re.search(r"\d", line) and not line.startswith("Benchmarking")]
-    if not lines:
-        raise Bad("the bench printed no result")
-    return ["what benches/step.rs printed"], [[line.replace("|", "/")] for line in lines]
+    cases = [json.loads(line) for line in (place.work / "step.jsonl").read_text().splitlines()]
+    if not cases:
+        raise Bad("the bench timed no step")
+    rows = []
+    for c in cases:
+        families = sorted(c["family_seconds"].items(), key=lambda item: -item[1])[:4]
+        whole = sum(c["family_seconds"].values()) or 1.0
+        rows.append([c["shape"], c["mix"], f"{1e3 * c['seconds']:.1f}", f"{c['pairs_per_second']:.1f}", f"{c['tokens_per_second']:.0f}",
+                     f"{100 * c['mfu']:.1f} %", f"{c['used_bytes'] / 1e9:.1f}",
+                     ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in families)])
+    return ["shape", "lengths", "ms a step", "pairs/s", "tokens/s", "MFU of the measured product", "memory, GB", "most time"], rows
 
 
 def plan_peers(place):
@@ -375,8 +385,8 @@ STAGES = [
     Stage("learning", 35, plan_learning, judge_learning),
     Stage("sanitizer", 110, plan_sanitizer, judge_sanitizer),
     Stage("parity", 60, plan_parity, judge_parity),
-    Stage("kernel-bench", 65, plan_bench("kernels"), judge_kernel_bench),
-    Stage("step-bench", 55, plan_bench("step"), judge_step_bench),
+    Stage("kernel-bench", 65, plan_kernel_bench, judge_kernel_bench),
+    Stage("step-bench", 55, plan_step_bench, judge_step_bench),
     Stage("peers", 90, plan_peers, judge_peers),
     Stage("profile", 40, plan_profile, judge_profile),
 ]

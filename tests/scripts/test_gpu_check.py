@@ -20,6 +20,10 @@ from pathlib import Path
 arg = lambda name: sys.argv[sys.argv.index(name) + 1]
 if "--test-threads=4" in sys.argv:
     print("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s")
+elif "--json" in sys.argv:
+    case = dict(shape="26m", mix="hh", seconds=0.5, pairs_per_second=8.0, tokens_per_second=900.0, mfu=0.25, used_bytes=2e9,
+                family_seconds=dict(products=0.3, attention=0.1))
+    Path(arg("--json")).write_text(json.dumps(case) + chr(10))
 elif "--bench" in sys.argv:
     print("no GPU is timed here: none")
     print("swiglu_fwd 1x2: 1.5000 GB/s, 50.0 % of the 3.0000 measured, 2.00 us")
@@ -42,7 +46,8 @@ def make_bundle(folder, margin=0, weights="'same'"):
     binary = STAND_IN.format(python=sys.executable, margin=margin, weights=weights)
     messages = folder / "messages"
     built = []
-    for kind, name in (("bin", "fusedpo"), ("test", "kernels"), ("test", "kernels_attention"), ("bench", "kernels")):
+    for kind, name in (("bin", "fusedpo"), ("test", "kernels"), ("test", "kernels_attention"), ("bench", "kernels"),
+                       ("bench", "step")):
         path = folder / f"{kind}-{name}"
         path.write_text(binary)
         built.append({"reason": "compiler-artifact", "target": {"kind": [kind], "name": name}, "executable": str(path)})
@@ -56,7 +61,7 @@ def make_bundle(folder, margin=0, weights="'same'"):
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
     environment.pop("FUSEDPO_TEST_DATA", None)
     command = [sys.executable, "-B", str(ROOT / "scripts/gpu/fill_bundle.py"), "--messages", str(messages), "--out", str(bundle), "--archs",
-               "90a", "--tests", "kernels", "kernels_attention", "--benches", "kernels"]
+               "90a", "--tests", "kernels", "kernels_attention", "--benches", "kernels", "step"]
     subprocess.run(command, check=True, env=environment)
     return bundle
 
@@ -111,10 +116,11 @@ class CheckTest(unittest.TestCase):
 
     def test_rehearsal(self):
         result, report, page = self.rehearse("kernels", "step0", "determinism", "sanitizer", "kernel-bench", "step-bench")
-        self.assertEqual([s["status"] for s in report["stages"]], ["passed"] * 3 + ["skipped", "passed", "skipped"], page)
+        self.assertEqual([s["status"] for s in report["stages"]], ["passed"] * 3 + ["skipped", "passed", "passed"], page)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("| kernels_attention | 3 | 0.01 |", page)
         self.assertIn("| swiglu_fwd | 1x2 | 1.5000 GB/s | 50.0 % |", page)
+        self.assertIn("| 26m | hh | 500.0 | 8.0 | 900 | 25.0 % | 2.0 | products 75 %, attention 25 % |", page)
         self.assertIn("this says nothing about a GPU", page)
 
     def test_a_margin_at_step_0_fails(self):

@@ -81,11 +81,11 @@ def machine_facts(place):
 
 
 def library_path(place):
-    """LD_LIBRARY_PATH with the folders that have cuBLASLt: the toolkit's, and those of pip's packages."""
+    """LD_LIBRARY_PATH with the folders that have cuBLASLt: those of pip's packages first, so that torch finds its own."""
     code = "import site, sys; print('\\n'.join([*site.getsitepackages(), site.getusersitepackages(), *sys.path]))"
     packages = (said([place.python, "-c", code])[0] or "").splitlines()
-    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "lib64", *Path("/usr/local").glob("cuda-1*/lib64")]
-    folders += [folder for package in packages if package for folder in Path(package).glob("nvidia/*/lib")]
+    folders = [folder for package in packages if package for folder in Path(package).glob("nvidia/*/lib")]
+    folders += [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "lib64", *Path("/usr/local").glob("cuda-1*/lib64")]
     with_it = [str(folder) for folder in dict.fromkeys(folders) if any(folder.glob("libcublasLt.so*"))]
     return ":".join(with_it + [part for part in [os.environ.get("LD_LIBRARY_PATH")] if part])
 
@@ -233,6 +233,8 @@ def main():
                   "bundle": {key: value for key, value in manifest.items() if key != "files"},
                   "machine": machine_facts(place), "stages": []}
         environment = {**os.environ, "LD_LIBRARY_PATH": library_path(place), "HF_HUB_OFFLINE": "1"}
+        doctor = subprocess.run([place.fusedpo, "doctor"], capture_output=True, text=True, env=environment).stdout
+        report["machine"].update({f"fusedpo doctor, {line[:3]}": line[8:] for line in doctor.splitlines() if line[:3] in ("cpu", "gpu")})
         for stage in stages:
             result = run_stage(stage, place, out, begun + TOTAL * place.patience, environment)
             print(f"{stage.name}: {result['status']} in {result['seconds']} s {result['why']}", flush=True)

@@ -13,7 +13,11 @@ use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::host::HostDriver;
+use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::train::config::{DpoArgs, GraphsChoice, Stage, TrainArgs, TrainConfig};
+use fusedpo::train::engine::Purpose;
+use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::run::train;
 use half::bf16;
 use serde_json::{Value, json};
@@ -179,6 +183,43 @@ fn a_device_lost_in_the_middle_leaves_nothing_half_written() {
     }
 }
 const LOST: &str = "CUDA: cannot finish what was enqueued: the launch timed out and was terminated";
+
+/// A GPU that is a little too small is refused before the first step, with what would do: and that does.
+#[test]
+fn a_device_too_small_is_refused_with_what_would_fit() {
+    let Some(driver) = host::host_driver(0) else { return };
+    let cli = Cli::new();
+    cli.write_rows("rows.jsonl", &cli_common::pairs(6));
+    cli.ok("pack --tokenizer m --input rows.jsonl --out d");
+    let model = cli_common::golden("llama");
+    let mut c = config(&cli, Stage::Sft, &model, "run");
+    (c.max_steps, c.token_budget) = (Some(1), Some(1024));
+    let be = Gpu::<_, bf16>::new(driver).unwrap();
+    let shape = fusedpo::model::ModelConfig::load(&model).unwrap();
+    let data = Dataset::open(&c.data, Split::Train).unwrap();
+    let options = PlanOptions {
+        objective: Objective::Sft,
+        batch_size: c.batch_size,
+        token_budget: c.token_budget,
+        seed: c.seed,
+        shuffle: true,
+    };
+    let capacity = Planner::new(&data, &options).unwrap().capacity();
+    let needed = |purpose| MemoryPlan::training(&be, &shape, 64, capacity, (purpose, &c)).unwrap().bytes();
+    let (full, less) = (needed(Purpose::Train), needed(Purpose::Recompute));
+    assert!(less < full * 3 / 4, "{less} of {full} bytes");
+    let memory = be.memory().unwrap().unwrap().used + (full + less) / 2;
+
+    let small = || Gpu::<_, bf16>::new(host::host_driver(0).unwrap().with_memory(memory)).unwrap();
+    let error = train(&small(), &c).unwrap_err();
+    let line = error.to_string();
+    assert!(line.starts_with("out of memory: this needs ") && !line.contains('\n'), "{line}");
+    assert!(line.contains("; so would --gradient-checkpointing ("), "{line}");
+    assert_eq!(error.exit_code(), 1);
+    assert!(!c.out.exists());
+    c.gradient_checkpointing = true;
+    train(&small(), &c).unwrap();
+}
 
 #[test]
 fn graphs_are_refused_on_the_cpu_before_anything_is_written() {

@@ -114,6 +114,29 @@ impl<'a> Budgets<'a> {
         Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
 
+    /// [`Budgets::fitting`] for [`MemoryPlan::training`] as `c` says. The error also names `--gradient-checkpointing` where
+    /// that alone would do.
+    pub fn training<B: Backend>(
+        &self,
+        be: &B,
+        model: &ModelConfig,
+        positions: usize,
+        (purpose, c): (Purpose, &TrainConfig),
+    ) -> Result<MemoryPlan> {
+        let plan = |purpose| move |capacity| MemoryPlan::training(be, model, positions, capacity, (purpose, c));
+        match (self.fitting(be, plan(purpose)), be.memory()?) {
+            (Err(Error::Device(why)), Some(memory)) if purpose == Purpose::Train => {
+                let needed = plan(Purpose::Recompute)(self.capacity())?.bytes();
+                let other = match needed <= memory.free {
+                    true => format!("; so would --gradient-checkpointing ({})", output::bytes(needed)),
+                    false => String::new(),
+                };
+                Err(Error::Device(why + &other))
+            }
+            (fitting, _) => fitting,
+        }
+    }
+
     /// What would fit into `free` bytes, in words.
     fn suggestion(&self, free: usize, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<String> {
         let least = self.planners.iter().map(|p| p.least_budget()).max().unwrap_or(0);

@@ -50,7 +50,7 @@ fn rows_of_a_product() {
         }
         rows_alone::<f64>(&Cpu::at(level, GemmPrecision::Native).unwrap(), 97, 577, &mut noise);
     }
-    if let Some(cpu) = cpu_bf16() {
+    for cpu in cpus_bf16() {
         for (out, inp) in [(1, 1), (33, 7), (97, 769), (32, 577), (3, 2049), (960, 576)] {
             rows_alone::<f32>(&cpu, out, inp, &mut noise);
         }

@@ -1,6 +1,6 @@
 //! Random numbers, micro-batches, and derivatives by finite differences.
 
-use fusedpo::backend::cpu::{Cpu, CpuBatch};
+use fusedpo::backend::cpu::{Cpu, CpuBatch, GemmPrecision, Level};
 use fusedpo::backend::{AttnShape, Backend, Capacity, Float};
 use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
 
@@ -151,13 +151,14 @@ pub fn cpu32() -> Cpu<f32> {
     Cpu::new().unwrap()
 }
 
-/// Products on bf16 instructions; `None`, said on stderr, where this CPU has none.
-pub fn cpu_bf16() -> Option<Cpu<f32>> {
-    let cpu = Cpu::with(fusedpo::backend::cpu::GemmPrecision::Bf16);
-    if let Err(why) = &cpu {
-        eprintln!("skipped: {why}");
+/// Products on bf16 instructions, of every kind that this CPU has; none, said on stderr, where it has none.
+pub fn cpus_bf16() -> Vec<Cpu<f32>> {
+    let levels = Level::available().into_iter().filter(|l| l.has_bf16());
+    let cpus: Vec<_> = levels.map(|l| Cpu::at(l, GemmPrecision::Bf16).unwrap()).collect();
+    if cpus.is_empty() {
+        eprintln!("skipped: bf16 products, for which this CPU has no instructions");
     }
-    cpu.ok()
+    cpus
 }
 
 /// Every element within `rel * |want|`, plus a twentieth of that of the largest for elements that cancel; NaN never is.

@@ -85,7 +85,7 @@ pub trait HasGemm: Sized {
 }
 
 macro_rules! has_gemm {
-    ($s:ty, $portable:ident, $avx2:ident, $avx512:ident $(, $bf16:ident)?) => {
+    ($s:ty, $portable:ident, $avx2:ident, $avx512:ident $(, $bf16:ident, $amx:ident)?) => {
         impl HasGemm for $s {
             fn gemm(
                 g: &Gemm,
@@ -103,8 +103,10 @@ macro_rules! has_gemm {
                     Isa::Avx2 => run::<kernel::$avx2>(g, c, base, a, b, m, n, k),
                     $(#[cfg(target_arch = "x86_64")]
                     Isa::Avx512 if g.precision == GemmPrecision::Bf16 => run::<super::bf16::$bf16>(g, c, base, a, b, m, n, k),)?
+                    $(#[cfg(target_arch = "x86_64")]
+                    Isa::Amx if g.precision == GemmPrecision::Bf16 => run::<super::amx::$amx>(g, c, base, a, b, m, n, k),)?
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => run::<kernel::$avx512>(g, c, base, a, b, m, n, k),
+                    Isa::Avx512 | Isa::Amx => run::<kernel::$avx512>(g, c, base, a, b, m, n, k),
                 }
             }
             fn tile_gemm(
@@ -125,7 +127,7 @@ macro_rules! has_gemm {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => tiles::<kernel::$avx2>(c, c_ld, a, a_ld, b, b_ld, m, n, k, add),
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => tiles::<kernel::$avx512>(c, c_ld, a, a_ld, b, b_ld, m, n, k, add),
+                    Isa::Avx512 | Isa::Amx => tiles::<kernel::$avx512>(c, c_ld, a, a_ld, b, b_ld, m, n, k, add),
                 }
             }
             fn tile_units(level: Level) -> (usize, usize) {
@@ -134,13 +136,13 @@ macro_rules! has_gemm {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx2 => (kernel::$avx2::MR, kernel::$avx2::NR),
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => (kernel::$avx512::MR, kernel::$avx512::NR),
+                    Isa::Avx512 | Isa::Amx => (kernel::$avx512::MR, kernel::$avx512::NR),
                 }
             }
         }
     };
 }
-has_gemm!(f32, F32Portable, F32Avx2, F32Avx512, Bf16Avx512);
+has_gemm!(f32, F32Portable, F32Avx2, F32Avx512, Bf16Avx512, Bf16Amx);
 has_gemm!(f64, F64Portable, F64Avx2, F64Avx512);
 
 /// What a product needs of the backend.
@@ -171,9 +173,9 @@ const K_BLOCK: usize = 384;
 /// Bytes of a packed block of `b` that should stay in L2 while the rows of `a` pass by.
 const L2_BLOCK: usize = 512 * 1024;
 
-/// Blocks along `k`: equal, even, at most `most`: a function of `k` and the kernel alone.
-fn k_blocks(k: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let len = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(2);
+/// Blocks along `k`: equal, multiples of `of`, at most about `most`: a function of `k` and the kernel alone.
+fn k_blocks(k: usize, most: usize, of: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(of);
     (0..k).step_by(len.max(1)).map(move |at| at..(at + len).min(k))
 }
 
@@ -223,7 +225,7 @@ fn run<K: Kernel>(
         Base::Other(p) => p.as_ptr(),
     };
     let c = c.as_mut_ptr();
-    for ks in k_blocks(k, K_BLOCK * K::K) {
+    for ks in k_blocks(k, K_BLOCK * K::K, 2 * K::DEPTH) {
         let out = Out { c, base: if ks.start == 0 { first } else { c.cast_const() }, ld: n };
         // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.
         unsafe {
@@ -252,13 +254,13 @@ unsafe fn share_a<K: Kernel>(
     n: usize,
     ks: Range<usize>,
 ) {
-    let units = ks.len().div_ceil(K::K);
+    let units = units::<K>(&ks);
     g.scratch.with(m.next_multiple_of(K::MR) * units, |ap: &mut [K::P]| {
         let per = panels_per_task(m.div_ceil(K::MR), 16);
         ap.par_chunks_mut(per * K::MR * units).enumerate().for_each(|(t, dst)| {
             let lines = t * per * K::MR..((t + 1) * per * K::MR).min(m);
             // SAFETY: the lines lie in `a`, which `run` measured.
-            unsafe { pack_lines::<K>(dst, K::MR, a, lines, &ks) }
+            unsafe { pack_lines::<K>(dst, Side::A, a, lines, &ks) }
         });
         let ap = &*ap;
         let most = L2_BLOCK / (K::NR * units * size_of::<K::P>()).max(1);
@@ -268,7 +270,7 @@ unsafe fn share_a<K: Kernel>(
             g.scratch.with(cols.len().next_multiple_of(K::NR) * units, |bp: &mut [K::P]| {
                 // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
                 unsafe {
-                    pack_lines::<K>(bp, K::NR, b, cols.clone(), &ks);
+                    pack_lines::<K>(bp, Side::B, b, cols.clone(), &ks);
                     block::<K>(out, ap, bp, 0..m, cols, units);
                 }
             });
@@ -286,13 +288,13 @@ unsafe fn share_b<K: Kernel>(
     n: usize,
     ks: Range<usize>,
 ) {
-    let units = ks.len().div_ceil(K::K);
+    let units = units::<K>(&ks);
     g.scratch.with(n.next_multiple_of(K::NR) * units, |bp: &mut [K::P]| {
         let per = panels_per_task(n.div_ceil(K::NR), 8);
         bp.par_chunks_mut(per * K::NR * units).enumerate().for_each(|(t, dst)| {
             let lines = t * per * K::NR..((t + 1) * per * K::NR).min(n);
             // SAFETY: the lines lie in `b`, which `run` measured.
-            unsafe { pack_lines::<K>(dst, K::NR, b, lines, &ks) }
+            unsafe { pack_lines::<K>(dst, Side::B, b, lines, &ks) }
         });
         let bp = &*bp;
         let in_l2 = (L2_BLOCK / (K::NR * units * size_of::<K::P>()).max(1)).max(1);
@@ -301,7 +303,7 @@ unsafe fn share_b<K: Kernel>(
             let rows = t * per * K::MR..((t + 1) * per * K::MR).min(m);
             g.scratch.with(rows.len().next_multiple_of(K::MR) * units, |ap: &mut [K::P]| {
                 // SAFETY: the rows lie in `a` and, disjoint between tasks, in the output.
-                unsafe { pack_lines::<K>(ap, K::MR, a, rows.clone(), &ks) };
+                unsafe { pack_lines::<K>(ap, Side::A, a, rows.clone(), &ks) };
                 for (t, bp) in bp.chunks(in_l2 * K::NR * units).enumerate() {
                     let cols = t * in_l2 * K::NR..((t + 1) * in_l2 * K::NR).min(n);
                     // SAFETY: as above.
@@ -312,22 +314,38 @@ unsafe fn share_b<K: Kernel>(
     });
 }
 
+/// Which operand is packed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    A,
+    B,
+}
+
+/// Units of a block along `k`.
+fn units<K: Kernel>(ks: &Range<usize>) -> usize {
+    ks.len().div_ceil(K::K).next_multiple_of(K::DEPTH)
+}
+
 /// Packs lines of an operand into panels.
 unsafe fn pack_lines<K: Kernel>(
     dst: &mut [K::P],
-    panel: usize,
+    side: Side,
     x: Mat<'_, K::S>,
     lines: Range<usize>,
     ks: &Range<usize>,
 ) {
-    let units = ks.len().div_ceil(K::K);
+    let panel = if side == Side::A { K::MR } else { K::NR };
+    let units = units::<K>(ks);
     for (p, dst) in dst.chunks_exact_mut(panel * units).enumerate() {
         let at = lines.start + p * panel;
         let width = panel.min(lines.end - at);
         // SAFETY: `at + width <= lines.end` and `ks` lie in the operand, by the caller's contract.
         unsafe {
             let src = x.data.as_ptr().add(at * x.line_step + ks.start * x.k_step);
-            K::pack(dst, panel, src, width, x.line_step, ks.len(), x.k_step);
+            match side {
+                Side::A => K::pack_a(dst, src, width, x.line_step, ks.len(), x.k_step),
+                Side::B => K::pack(dst, K::NR, src, width, x.line_step, ks.len(), x.k_step),
+            }
         }
     }
 }
@@ -341,6 +359,8 @@ unsafe fn block<K: Kernel>(
     cols: Range<usize>,
     units: usize,
 ) {
+    // SAFETY: the caller's contract; nothing below leaves this thread before `leave`.
+    unsafe { K::enter() };
     for (i, a) in ap.chunks_exact(K::MR * units).enumerate() {
         let i = rows.start + i * K::MR;
         for (j, b) in bp.chunks_exact(K::NR * units).enumerate() {
@@ -359,12 +379,14 @@ unsafe fn block<K: Kernel>(
             }
         }
     }
+    // SAFETY: as above.
+    unsafe { K::leave() };
 }
 
-/// Largest tile: 12 x 32 in `f32`.
-const MAX_TILE: usize = 12 * 32;
+/// Largest tile, in elements.
+const MAX_TILE: usize = 32 * 32;
 
-/// A tile that hangs over the border: computed whole in a buffer, the part inside added to the base.
+/// A tile that hangs over the border: computed whole in a buffer that holds the base, and the part inside copied out.
 #[allow(clippy::too_many_arguments)]
 unsafe fn edge<K: Kernel>(
     units: usize,
@@ -380,13 +402,17 @@ unsafe fn edge<K: Kernel>(
     let mut buf = [K::S::ZERO; MAX_TILE];
     // SAFETY: panels are whole and the buffer holds a tile; the part inside the output is the caller's contract.
     unsafe {
-        let tile = if height <= LOW { K::low_tile } else { K::tile };
-        tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, buf.as_mut_ptr(), K::NR, std::ptr::null(), 0);
-        for (i, row) in buf.chunks_exact(K::NR).take(height).enumerate() {
-            for (j, v) in row.iter().take(width).enumerate() {
-                let at = i * ld + j;
-                *c.add(at) = if base.is_null() { *v } else { *base.add(at) + *v };
+        if !base.is_null() {
+            for (i, row) in buf.chunks_exact_mut(K::NR).take(height).enumerate() {
+                std::ptr::copy_nonoverlapping(base.add(i * ld), row.as_mut_ptr(), width);
             }
+        }
+        let at = buf.as_mut_ptr();
+        let from = if base.is_null() { std::ptr::null() } else { at.cast_const() };
+        let tile = if height <= LOW { K::low_tile } else { K::tile };
+        tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, at, K::NR, from, K::NR);
+        for (i, row) in buf.chunks_exact(K::NR).take(height).enumerate() {
+            std::ptr::copy_nonoverlapping(row.as_ptr(), c.add(i * ld), width);
         }
     }
 }

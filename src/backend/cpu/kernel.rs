@@ -23,11 +23,25 @@ pub(super) trait Kernel: Send + Sync + 'static {
     const NR: usize;
     /// Values in a unit.
     const K: usize;
+    /// Units are multiplied so many at a time: a sum over fewer is filled up with zeros.
+    const DEPTH: usize = 1;
+
+    /// Called on a thread before its tiles, and [`Kernel::leave`] after them.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions.
+    unsafe fn enter() {}
+    /// See [`Kernel::enter`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn leave() {}
 
     /// `c[i, j] = base[i, j] + sum over u of a[u][i] . b[u][j]` on a whole tile; null `base`: 0.
     ///
     /// # Safety
-    /// The CPU has the kernel's instructions. Readable: MR units at `a + u * a_step` and NR at `b + u * b_step` for
+    /// The CPU has the kernel's instructions, the thread is between [`Kernel::enter`] and [`Kernel::leave`], and `units` is
+    /// a multiple of DEPTH. Readable: MR units at `a + u * a_step` and NR at `b + u * b_step` for
     /// `u < units`, NR elements at `base + i * base_ld` for `i < MR`. Writable: NR elements at `c + i * c_ld`.
     #[allow(clippy::too_many_arguments)]
     unsafe fn tile(
@@ -42,10 +56,11 @@ pub(super) trait Kernel: Send + Sync + 'static {
         base_ld: usize,
     );
 
-    /// As [`Kernel::tile`] for the first [`LOW`] rows only: the same operations on each.
+    /// As [`Kernel::tile`] for the first [`LOW`] rows only: the same operations on each. The other rows of the tile are
+    /// left, or set to anything.
     ///
     /// # Safety
-    /// As [`Kernel::tile`], with [`LOW`] in place of MR.
+    /// As [`Kernel::tile`].
     #[allow(clippy::too_many_arguments)]
     unsafe fn low_tile(
         units: usize,
@@ -74,6 +89,15 @@ pub(super) trait Kernel: Send + Sync + 'static {
         len: usize,
         step: usize,
     );
+
+    /// As [`Kernel::pack`] for a panel of `a`, in whatever order the kernel reads it.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn pack_a(dst: &mut [Self::P], src: *const Self::S, width: usize, line: usize, len: usize, step: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { Self::pack(dst, Self::MR, src, width, line, len, step) }
+    }
 }
 
 /// A SIMD register as the micro-kernel sees it.

@@ -7,6 +7,8 @@
 //! The number of threads never decides a bit: every output element is computed by one task, in an order that depends on
 //! sizes alone. Scratch memory is kept between ops, so that from its second use on a size allocates nothing.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod batch;
 #[cfg(target_arch = "x86_64")]
@@ -127,11 +129,11 @@ impl<S: Real> Backend for Cpu<S> {
     const MASTER_WEIGHTS: bool = false;
 
     fn fingerprint(&self) -> String {
-        let products = match self.gemm.precision {
-            GemmPrecision::Native => "",
-            GemmPrecision::Bf16 => "-bf16",
+        let (products, level) = match self.gemm.precision {
+            GemmPrecision::Native => ("", self.level().without_amx()),
+            GemmPrecision::Bf16 => ("-bf16", self.level()),
         };
-        format!("cpu-{}{products}-{}-v{NUMERICS}", S::NAME, self.level().name())
+        format!("cpu-{}{products}-{}-v{NUMERICS}", S::NAME, level.name())
     }
     fn description(&self) -> String {
         let products = match self.gemm.precision {

@@ -100,6 +100,50 @@ pub(super) unsafe fn pack_bf16(
     unsafe { pack::<Bf16>(dst, panel, src, width, line, len, step) }
 }
 
+/// Packs pairs rounded to bf16 in blocks of 16 units: `dst[(u / 16 * panel + w) * 16 + u % 16]` is unit `u` of line `w`,
+/// and zero beyond `width` or `len`, to the end of `dst`.
+///
+/// # Safety
+/// As [`super::kernel::Kernel::pack`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub(super) unsafe fn pack_bf16_by_line(
+    dst: &mut [u32],
+    panel: usize,
+    src: *const f32,
+    width: usize,
+    line: usize,
+    len: usize,
+    step: usize,
+) {
+    assert!(dst.len() % (16 * panel) == 0 && dst.len() >= panel * len.div_ceil(2), "pack: destination");
+    assert!(width <= panel && panel % 16 == 0, "pack: lines");
+    assert!(step == 1 || line == 1, "pack: one of the two directions is contiguous");
+    for (block, dst) in dst.chunks_exact_mut(16 * panel).enumerate() {
+        let (k, left) = (block * 32, len.saturating_sub(block * 32));
+        for (first, dst) in (0..panel).step_by(16).zip(dst.chunks_exact_mut(256)) {
+            let live = width.saturating_sub(first).min(16);
+            let mut rows = [_mm512_setzero_si512(); 16];
+            // SAFETY: reads stay below `width` lines and `len` values; writes in 16 rows of 16 units.
+            unsafe {
+                let src = src.wrapping_add(first * line + k * step);
+                if step == 1 {
+                    for (w, row) in rows.iter_mut().enumerate().take(live) {
+                        *row = Bf16::along(src.wrapping_add(w * line), left);
+                    }
+                } else {
+                    for (u, row) in rows.iter_mut().enumerate().take(left.div_ceil(2)) {
+                        *row = Bf16::across(src.wrapping_add(2 * u * step), lanes(live), step, 2 * u + 1 < left);
+                    }
+                    transpose(&mut rows);
+                }
+                for (row, dst) in rows.iter().zip(dst.chunks_exact_mut(16)) {
+                    _mm512_storeu_si512(dst.as_mut_ptr().cast(), *row);
+                }
+            }
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn pack<S: Source>(
     dst: &mut [u32],

@@ -25,6 +25,7 @@ mod norm;
 mod optim;
 #[cfg(target_arch = "x86_64")]
 mod pack512;
+mod pages;
 mod par;
 mod real;
 mod rope;
@@ -146,10 +147,11 @@ impl<S: Real> Backend for Cpu<S> {
 
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Vec<T>> {
         let owned = if self.counting { 0 } else { len };
-        let buf = bytemuck::allocation::try_zeroed_vec(owned).map_err(|()| {
+        let mut buf = bytemuck::allocation::try_zeroed_vec(owned).map_err(|()| {
             let gib = len as f64 * size_of::<T>() as f64 / f64::from(1u32 << 30);
             Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller --token-budget or model"))
         })?;
+        pages::make_ready(&mut buf);
         self.record(name, len * size_of::<T>());
         Ok(buf)
     }

@@ -168,10 +168,14 @@ impl Gemm {
     }
 }
 
-/// Units of the longest block along `k`: an MR-wide panel of it stays in half a 32 KiB L1 cache.
-const K_BLOCK: usize = 384;
+/// Units of the longest block along `k`: an MR-wide panel of it is in L1 or close, and the output is passed over seldom.
+/// 384 was 3 to 8 % slower, 768 no faster for `f32`.
+const K_BLOCK: usize = 576;
 /// Bytes of a packed block of `b` that should stay in L2 while the rows of `a` pass by.
 const L2_BLOCK: usize = 512 * 1024;
+/// Bytes of the operand that is packed for all threads at once: several blocks along `k` where it is small, as threads
+/// wait for each other after each packing.
+const SHARED: usize = 4 << 20;
 
 /// Blocks along `k`: equal, multiples of `of`, at most about `most`: a function of `k` and the kernel alone.
 fn k_blocks(k: usize, most: usize, of: usize) -> impl Iterator<Item = Range<usize>> {
@@ -185,6 +189,12 @@ struct Out<S> {
     c: *mut S,
     base: *const S,
     ld: usize,
+}
+impl<S> Out<S> {
+    /// The output as the block `ks` finds it: the first adds to the base, the others to what is there.
+    fn after(self, ks: &Range<usize>) -> Self {
+        if ks.start == 0 { self } else { Out { base: self.c.cast_const(), ..self } }
+    }
 }
 // SAFETY: `base` is only read; `c` is written at disjoint tiles by construction of the task ranges in `run`.
 unsafe impl<S: Sync> Sync for Out<S> {}
@@ -225,26 +235,56 @@ fn run<K: Kernel>(
         Base::Other(p) => p.as_ptr(),
     };
     let c = c.as_mut_ptr();
-    for ks in k_blocks(k, K_BLOCK * K::K, 2 * K::DEPTH) {
-        let out = Out { c, base: if ks.start == 0 { first } else { c.cast_const() }, ld: n };
+    let blocks: Vec<Range<usize>> = k_blocks(k, K_BLOCK * K::K, 2 * K::DEPTH).collect();
+    let shared = m.min(n) * units::<K>(&blocks[0]) * size_of::<K::P>();
+    for blocks in blocks.chunks((SHARED / shared).max(1)) {
+        let out = Out { c, base: first, ld: n };
         // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.
         unsafe {
             if m <= n {
-                share_a::<K>(g, out, a, b, m, n, ks);
+                share_a::<K>(g, out, a, b, m, n, blocks);
             } else {
-                share_b::<K>(g, out, a, b, m, n, ks);
+                share_b::<K>(g, out, a, b, m, n, blocks);
             }
         }
     }
 }
 
-/// Panels in a task when `panels` are spread over the threads: at least four tasks a thread, at most `most` panels each.
-fn panels_per_task(panels: usize, most: usize) -> usize {
-    let tasks = panels.div_ceil(most.max(1)).max((4 * rayon::current_num_threads()).min(panels)).max(1);
-    panels.div_ceil(tasks)
+/// Tasks that `panels` are spread over: a multiple of the threads, two a thread or more, about `most` panels each.
+fn tasks(panels: usize, most: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    panels.div_ceil(most.max(1)).max(2 * threads).next_multiple_of(threads).min(panels)
 }
 
-/// Few rows: `a` packed once for all, each task packs a block of columns of `b` for itself.
+/// Lines of task `t`, cut at whole panels as evenly as that allows.
+fn lines_of(t: usize, tasks: usize, panels: usize, panel: usize, lines: usize) -> Range<usize> {
+    t * panels / tasks * panel..((t + 1) * panels / tasks * panel).min(lines)
+}
+
+/// Packs all lines of an operand for `blocks`, one block after the other, on all threads.
+unsafe fn pack_all<K: Kernel>(dst: &mut [K::P], side: Side, x: Mat<'_, K::S>, lines: usize, blocks: &[Range<usize>]) {
+    let (panel, mut rest) = (side.panel::<K>(), dst);
+    let mut parts = Vec::with_capacity(blocks.len());
+    for ks in blocks {
+        let (part, tail) = rest.split_at_mut(lines.next_multiple_of(panel) * units::<K>(ks));
+        parts.push((ks, part));
+        rest = tail;
+    }
+    parts.into_par_iter().for_each(|(ks, part)| {
+        part.par_chunks_mut(4 * panel * units::<K>(ks)).enumerate().for_each(|(t, dst)| {
+            let lines = t * 4 * panel..((t + 1) * 4 * panel).min(lines);
+            // SAFETY: the lines lie in the operand, which `run` measured.
+            unsafe { pack_lines::<K>(dst, side, x, lines, ks) }
+        });
+    });
+}
+
+/// Units that `lines` of an operand are packed to for `blocks`.
+fn packed<K: Kernel>(side: Side, lines: usize, blocks: &[Range<usize>]) -> usize {
+    lines.next_multiple_of(side.panel::<K>()) * blocks.iter().map(units::<K>).sum::<usize>()
+}
+
+/// Few rows: `a` packed once for all, each task packs its columns of `b` for itself.
 unsafe fn share_a<K: Kernel>(
     g: &Gemm,
     out: Out<K::S>,
@@ -252,33 +292,34 @@ unsafe fn share_a<K: Kernel>(
     b: Mat<'_, K::S>,
     m: usize,
     n: usize,
-    ks: Range<usize>,
+    blocks: &[Range<usize>],
 ) {
-    let units = units::<K>(&ks);
-    g.scratch.with(m.next_multiple_of(K::MR) * units, |ap: &mut [K::P]| {
-        let per = panels_per_task(m.div_ceil(K::MR), 16);
-        ap.par_chunks_mut(per * K::MR * units).enumerate().for_each(|(t, dst)| {
-            let lines = t * per * K::MR..((t + 1) * per * K::MR).min(m);
-            // SAFETY: the lines lie in `a`, which `run` measured.
-            unsafe { pack_lines::<K>(dst, Side::A, a, lines, &ks) }
-        });
-        let ap = &*ap;
-        let most = L2_BLOCK / (K::NR * units * size_of::<K::P>()).max(1);
-        let per = panels_per_task(n.div_ceil(K::NR), most);
-        (0..n.div_ceil(per * K::NR)).into_par_iter().with_max_len(1).for_each(|t| {
-            let cols = t * per * K::NR..((t + 1) * per * K::NR).min(n);
-            g.scratch.with(cols.len().next_multiple_of(K::NR) * units, |bp: &mut [K::P]| {
-                // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
-                unsafe {
-                    pack_lines::<K>(bp, Side::B, b, cols.clone(), &ks);
-                    block::<K>(out, ap, bp, 0..m, cols, units);
+    g.scratch.with(packed::<K>(Side::A, m, blocks), |ap: &mut [K::P]| {
+        // SAFETY: `run` measured the operand.
+        unsafe { pack_all::<K>(ap, Side::A, a, m, blocks) };
+        let (ap, panels, longest) = (&*ap, n.div_ceil(K::NR), units::<K>(&blocks[0]));
+        let tasks = tasks(panels, L2_BLOCK / (K::NR * longest * size_of::<K::P>()));
+        (0..tasks).into_par_iter().with_max_len(1).for_each(|t| {
+            let cols = lines_of(t, tasks, panels, K::NR, n);
+            g.scratch.with(packed::<K>(Side::B, cols.len(), &blocks[..1]), |bp: &mut [K::P]| {
+                let mut ap = ap;
+                for ks in blocks {
+                    let units = units::<K>(ks);
+                    let (mine, rest) = ap.split_at(m.next_multiple_of(K::MR) * units);
+                    let bp = &mut bp[..cols.len().next_multiple_of(K::NR) * units];
+                    // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
+                    unsafe {
+                        pack_lines::<K>(bp, Side::B, b, cols.clone(), ks);
+                        block::<K>(out.after(ks), mine, bp, 0..m, cols.clone(), units);
+                    }
+                    ap = rest;
                 }
             });
         });
     });
 }
 
-/// Many rows: `b` packed once for all, each task packs a block of rows of `a` for itself.
+/// Many rows: `b` packed once for all, each task packs its rows of `a` for itself.
 unsafe fn share_b<K: Kernel>(
     g: &Gemm,
     out: Out<K::S>,
@@ -286,28 +327,30 @@ unsafe fn share_b<K: Kernel>(
     b: Mat<'_, K::S>,
     m: usize,
     n: usize,
-    ks: Range<usize>,
+    blocks: &[Range<usize>],
 ) {
-    let units = units::<K>(&ks);
-    g.scratch.with(n.next_multiple_of(K::NR) * units, |bp: &mut [K::P]| {
-        let per = panels_per_task(n.div_ceil(K::NR), 8);
-        bp.par_chunks_mut(per * K::NR * units).enumerate().for_each(|(t, dst)| {
-            let lines = t * per * K::NR..((t + 1) * per * K::NR).min(n);
-            // SAFETY: the lines lie in `b`, which `run` measured.
-            unsafe { pack_lines::<K>(dst, Side::B, b, lines, &ks) }
-        });
-        let bp = &*bp;
-        let in_l2 = (L2_BLOCK / (K::NR * units * size_of::<K::P>()).max(1)).max(1);
-        let per = panels_per_task(m.div_ceil(K::MR), 16);
-        (0..m.div_ceil(per * K::MR)).into_par_iter().with_max_len(1).for_each(|t| {
-            let rows = t * per * K::MR..((t + 1) * per * K::MR).min(m);
-            g.scratch.with(rows.len().next_multiple_of(K::MR) * units, |ap: &mut [K::P]| {
-                // SAFETY: the rows lie in `a` and, disjoint between tasks, in the output.
-                unsafe { pack_lines::<K>(ap, Side::A, a, rows.clone(), &ks) };
-                for (t, bp) in bp.chunks(in_l2 * K::NR * units).enumerate() {
-                    let cols = t * in_l2 * K::NR..((t + 1) * in_l2 * K::NR).min(n);
-                    // SAFETY: as above.
-                    unsafe { block::<K>(out, ap, bp, rows.clone(), cols, units) }
+    g.scratch.with(packed::<K>(Side::B, n, blocks), |bp: &mut [K::P]| {
+        // SAFETY: `run` measured the operand.
+        unsafe { pack_all::<K>(bp, Side::B, b, n, blocks) };
+        let (bp, panels, longest) = (&*bp, m.div_ceil(K::MR), units::<K>(&blocks[0]));
+        let in_l2 = (L2_BLOCK / (K::NR * longest * size_of::<K::P>())).max(1);
+        let tasks = tasks(panels, 16);
+        (0..tasks).into_par_iter().with_max_len(1).for_each(|t| {
+            let rows = lines_of(t, tasks, panels, K::MR, m);
+            g.scratch.with(packed::<K>(Side::A, rows.len(), &blocks[..1]), |ap: &mut [K::P]| {
+                let mut bp = bp;
+                for ks in blocks {
+                    let units = units::<K>(ks);
+                    let (mine, rest) = bp.split_at(n.next_multiple_of(K::NR) * units);
+                    let ap = &mut ap[..rows.len().next_multiple_of(K::MR) * units];
+                    // SAFETY: the rows lie in `a` and, disjoint between tasks, in the output.
+                    unsafe { pack_lines::<K>(ap, Side::A, a, rows.clone(), ks) };
+                    for (t, bp) in mine.chunks(in_l2 * K::NR * units).enumerate() {
+                        let cols = t * in_l2 * K::NR..((t + 1) * in_l2 * K::NR).min(n);
+                        // SAFETY: as above.
+                        unsafe { block::<K>(out.after(ks), ap, bp, rows.clone(), cols, units) }
+                    }
+                    bp = rest;
                 }
             });
         });
@@ -319,6 +362,16 @@ unsafe fn share_b<K: Kernel>(
 enum Side {
     A,
     B,
+}
+
+impl Side {
+    /// Lines of a panel.
+    fn panel<K: Kernel>(self) -> usize {
+        match self {
+            Side::A => K::MR,
+            Side::B => K::NR,
+        }
+    }
 }
 
 /// Units of a block along `k`.
@@ -334,8 +387,7 @@ unsafe fn pack_lines<K: Kernel>(
     lines: Range<usize>,
     ks: &Range<usize>,
 ) {
-    let panel = if side == Side::A { K::MR } else { K::NR };
-    let units = units::<K>(ks);
+    let (panel, units) = (side.panel::<K>(), units::<K>(ks));
     for (p, dst) in dst.chunks_exact_mut(panel * units).enumerate() {
         let at = lines.start + p * panel;
         let width = panel.min(lines.end - at);

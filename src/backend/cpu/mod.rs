@@ -1,6 +1,6 @@
 //! The CPU backend: plain Rust, the definition of every op, on every core and with the SIMD that the CPU has.
 //!
-//! A file per op under the op's name. Underneath them: [`gemm`] and its micro-kernels (matrix products), [`simd`] (run-time
+//! A file per op under the op's name. Underneath them: [`gemm`], its blocks and micro-kernels (matrix products; bf16 ones on AMX or AVX512_BF16), [`simd`] (run-time
 //! dispatch), `real` (element types and fixed-order sums), `par` (dealing rows out to cores), `scratch` (memory that
 //! outlives an op). `Cpu<f32>` trains; `Cpu<f64>` is the same code as the tests' oracle.
 //!
@@ -17,6 +17,7 @@ mod check;
 mod decode;
 mod embed;
 pub mod gemm;
+mod gemm_blocks;
 mod head;
 mod kernel;
 mod linear;

@@ -1,6 +1,7 @@
 //! Scratch memory that outlives the op that used it, so that steady state allocates nothing.
 
 use super::Real;
+use super::gemm::{K_BLOCK, SHARED};
 use std::sync::Mutex;
 
 /// A cache line: the alignment of every scratch buffer.
@@ -53,14 +54,12 @@ impl Scratch {
 
 /// Most that a thread's own task asks for: a block of packed columns that stays in L2, or the tiles of attention.
 const TASK_BYTES: usize = 1 << 20;
-/// Most packed elements of a line of a product's shared operand: a block along `k`.
-const LINE: usize = 512;
 
 /// Bytes that [`Scratch`] comes to at most in steps of `rows` slots at a hidden size of `dim`: one operand of a product is
 /// packed for all threads, and is the smaller one; the other, and everything else, by task.
 pub(super) fn bound<S>(rows: usize, dim: usize) -> usize {
-    let shared = rows.max(dim).next_multiple_of(64) * LINE * size_of::<S>();
-    shared + rayon::current_num_threads() * TASK_BYTES
+    let block = rows.max(dim).next_multiple_of(64) * K_BLOCK * size_of::<S>();
+    block.max(SHARED) + rayon::current_num_threads() * TASK_BYTES
 }
 
 /// Cuts the next `len` elements, rounded up to a cache line, off `rest`.

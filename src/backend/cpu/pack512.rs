@@ -115,8 +115,8 @@ pub(super) unsafe fn pack_bf16_by_line(
     len: usize,
     step: usize,
 ) {
-    assert!(dst.len() % (16 * panel) == 0 && dst.len() >= panel * len.div_ceil(2), "pack: destination");
-    assert!(width <= panel && panel % 16 == 0, "pack: lines");
+    assert!(dst.len().is_multiple_of(16 * panel) && dst.len() >= panel * len.div_ceil(2), "pack: destination");
+    assert!(width <= panel && panel.is_multiple_of(16), "pack: lines");
     assert!(step == 1 || line == 1, "pack: one of the two directions is contiguous");
     for (block, dst) in dst.chunks_exact_mut(16 * panel).enumerate() {
         let (k, left) = (block * 32, len.saturating_sub(block * 32));

@@ -11,10 +11,11 @@ import recipes  # noqa: E402
 
 
 class Recipes(unittest.TestCase):
-    def test_wilson_is_the_published_interval(self):
+    def test_wilson_of_a_half(self):
+        # By hand: (0.5 + z^2/52 -+ z sqrt(0.25/26 + z^2/2704)) / (1 + z^2/26), z = 1.96.
         low, high = recipes.wilson(0.5, 26)
-        self.assertAlmostEqual(low, 0.3212, places=3)
-        self.assertAlmostEqual(high, 0.6788, places=3)
+        self.assertAlmostEqual(low, 0.3206, places=3)
+        self.assertAlmostEqual(high, 0.6794, places=3)
         self.assertEqual(recipes.wilson(0.0, 0), (0.0, 1.0))
 
     def test_a_row_has_a_cell_for_every_column(self):

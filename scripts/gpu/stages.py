@@ -286,7 +286,7 @@ def judge_kernel_bench(place, outputs):
 def plan_step_bench(place):
     if "step" not in place.manifest["benches"]:
         return "the bundle has no bench `step`"
-    how = ["--shapes", "26m", "--mixes", "hh", "--pairs", 4, "--steps", 1] if place.rehearsal else ["--shapes", "135m,0.5b,1b", "--steps", 2]
+    how = ["--shapes", "26m", "--mixes", "hh", "--pairs", 4, "--steps", 2] if place.rehearsal else ["--shapes", "135m,0.5b,1b", "--steps", 3]
     return [Step("step", [place.programs / "benches/step", "--bench", "--device", place.device, "--json", place.work / "step.jsonl", *how])]
 
 
@@ -301,7 +301,7 @@ def judge_step_bench(place, outputs):
         rows.append([c["shape"], c["mix"], f"{1e3 * c['seconds']:.1f}", f"{c['pairs_per_second']:.1f}", f"{c['tokens_per_second']:.0f}",
                      f"{100 * c['mfu']:.1f} %", f"{c['used_bytes'] / 1e9:.1f}",
                      ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in families)])
-    return ["shape", "lengths", "ms a step", "pairs/s", "tokens/s", "MFU of the measured product", "memory, GB", "most time"], rows
+    return ["shape", "lengths", "ms a step", "pairs/s", "tokens/s", "MFU, of the measured ceiling", "memory, GB", "most time"], rows
 
 
 def plan_peers(place):

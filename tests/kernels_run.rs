@@ -19,6 +19,7 @@ use fusedpo::train::config::{DpoArgs, GraphsChoice, Stage, TrainArgs, TrainConfi
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::run::train;
+use fusedpo::train::schedule::SchedulerType;
 use half::bf16;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -183,6 +184,31 @@ fn a_device_lost_in_the_middle_leaves_nothing_half_written() {
     }
 }
 const LOST: &str = "CUDA: cannot finish what was enqueued: the launch timed out and was terminated";
+
+/// Weights that have left the range of floats: every step is skipped on the device, which the host learns a step later. The
+/// run ends after as many steps as on the CPU, with the same rows.
+#[test]
+fn a_run_without_a_finite_gradient_ends() {
+    let Some(gpu) = gpu() else { return };
+    let cli = Cli::new();
+    cli.write_rows("rows.jsonl", &cli_common::pairs(12));
+    cli.ok("pack --tokenizer m --input rows.jsonl --out d");
+    let model = cli_common::golden("llama");
+    let run = |out: &str, train: &dyn Fn(&TrainConfig) -> Option<String>| {
+        let mut c = config(&cli, Stage::Sft, &model, out);
+        (c.learning_rate, c.max_steps) = (1e30, Some(20));
+        c.lr_scheduler_type = SchedulerType::Constant;
+        (train(&c).unwrap(), column(&rows(&cli, out), "step"))
+    };
+    let cpu = Cpu::<f32>::with(GemmPrecision::Native).unwrap();
+    let want = run("cpu", &|c| train(&cpu, c).err().map(|e| e.to_string()));
+    let got = run("gpu", &|c| train(&gpu, c).err().map(|e| e.to_string()));
+    let stop = "no finite gradient in 3 steps in a row, the last was step 4:";
+    assert!(want.0.starts_with(stop) && got.0.starts_with(stop), "{want:?} {got:?}");
+    assert_eq!(want.1, [1.0, 2.0, 3.0]);
+    assert_eq!(got.1, want.1);
+    assert!(!cli.path("gpu/model.safetensors").exists());
+}
 
 /// A GPU that is a little too small is refused before the first step, with what would do: and that does.
 #[test]

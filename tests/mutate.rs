@@ -6,22 +6,21 @@
 
 mod mutations;
 
-use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::format::{HEADER_LEN, Header};
 use fusedpo::data::inspect::{InspectOptions, inspect};
-use fusedpo::data::pack::{PackOptions, pack};
+use fusedpo::data::pack::pack;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::data::sidecar::{self, RefKey, Sidecars};
+use fusedpo::data::sidecar::{self, Sidecars};
 use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
 use fusedpo::error::Error;
 use fusedpo::model::Model;
 use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig, merge_config};
+use mutations::bench::{Bench, TEMPLATE, golden, key, lines};
 use mutations::{LARGEST, Rng, Watched, bytes, json_value};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::Digest;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -39,143 +38,6 @@ const SLOW: Duration = Duration::from_secs(30);
 
 /// Whether a mutated input was refused or read; an error message otherwise.
 type Verdict = Result<bool, String>;
-
-/// The good files.
-struct Bench {
-    dir: tempfile::TempDir,
-    be: Cpu<f32>,
-    /// Shards of both token widths.
-    shards: [Vec<u8>; 2],
-    sidecar: Vec<u8>,
-    rows: Vec<Value>,
-    parquet: Vec<u8>,
-}
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama")
-}
-
-fn key() -> RefKey {
-    RefKey { model_sha256: [3; 32], fingerprint: "cpu".into() }
-}
-
-/// Rows of every shape.
-fn rows() -> Vec<Value> {
-    vec![
-        json!({"prompt": "w3 w4", "chosen": " w5 w6", "rejected": " w7", "weight": 2.0}),
-        json!({"prompt": "w3 w4", "chosen": " w5", "rejected": " w6 w7 w8"}),
-        json!({"chosen": "\n\nHuman: w3\n\nAssistant: w4", "rejected": "\n\nHuman: w3\n\nAssistant: w5 w6"}),
-        json!({"prompt": "w9", "responses": [" w3", " w4", " w5"], "scores": [1, 0.5, -2]}),
-        json!({"prompt": "w10", "completion": " w11", "label": true}),
-        json!({"text": "w12 w13"}),
-        json!({"prompt_ids": [3, 4], "chosen_ids": [5, 6, 2], "rejected_ids": [7, 2]}),
-        json!({"prompt_ids": [], "responses_ids": [[5], [6, 2]], "scores": [true, false]}),
-        json!({"prompt": [{"role": "user", "content": "w3"}], "chosen": [{"role": "assistant", "content": "w4"}],
-            "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "w5"}]}],
-            "tools": [{"name": "f"}], "chat_template_kwargs": {"a": 1}}),
-        json!({"messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]}),
-    ]
-}
-
-fn lines(rows: &[Value]) -> String {
-    rows.iter().map(|r| format!("{r}\n")).collect()
-}
-
-/// Three columns of text.
-fn parquet_file() -> Vec<u8> {
-    use parquet::data_type::{ByteArray, ByteArrayType};
-    use parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
-    let schema =
-        "message m { required binary prompt (UTF8); required binary chosen (UTF8); required binary rejected (UTF8); }";
-    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-    let mut out = Vec::new();
-    let mut writer = SerializedFileWriter::new(&mut out, schema, WriterProperties::builder().build().into()).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    for column in ["w3 w", " w1", " w2"] {
-        let values: Vec<ByteArray> = (3..9).map(|i| format!("{column}{i}").into_bytes().into()).collect();
-        let mut w = group.next_column().unwrap().unwrap();
-        w.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
-        w.close().unwrap();
-    }
-    group.close().unwrap();
-    writer.close().unwrap();
-    out
-}
-
-const TEMPLATE: &str = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}w3 {% endif %}";
-
-impl Bench {
-    fn new() -> Bench {
-        // In memory where there is a place for it: every packed shard is synced to disk.
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let rows = rows();
-        let bench = Bench {
-            dir,
-            be: Cpu::<f32>::new().unwrap(),
-            shards: Default::default(),
-            sidecar: Vec::new(),
-            rows,
-            parquet: parquet_file(),
-        };
-        bench.restore_model();
-        bench.write("rows.jsonl", lines(&bench.rows));
-        pack(&bench.options("rows.jsonl", "good"), &mut |_| ()).unwrap();
-        let narrow = std::fs::read(bench.path("good/train-00000.pref")).unwrap();
-        let wide = widened(&bench, &narrow);
-        std::fs::create_dir(bench.path("d")).unwrap();
-        bench.write("d/train-00000.pref", &narrow);
-        let data = Dataset::open(&bench.path("d"), Split::Train).unwrap();
-        let mut s = Sidecars::open(&data, None, &key()).unwrap();
-        (0..data.num_responses() - 2).for_each(|i| s.set(i, -(i as f64) - 0.5));
-        s.flush().unwrap();
-        let sidecar = std::fs::read(sidecar::path(&data.shards()[0], None, &key())).unwrap();
-        Bench { shards: [narrow, wide], sidecar, ..bench }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
-        std::fs::write(self.path(name), content).unwrap();
-    }
-    fn restore_model(&self) {
-        let _ = std::fs::create_dir(self.path("m"));
-        for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-            self.write(&format!("m/{name}"), std::fs::read(golden().join(name)).unwrap());
-        }
-        self.write("m/chat_template.jinja", TEMPLATE);
-    }
-    fn options(&self, input: &str, out: &str) -> PackOptions {
-        PackOptions::new(self.path("m"), vec![self.path(input)], self.path(out))
-    }
-}
-
-/// The same shard with tokens of four bytes.
-fn widened(bench: &Bench, narrow: &[u8]) -> Vec<u8> {
-    use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardWriter};
-    let path = bench.path("narrow.pref");
-    std::fs::write(&path, narrow).unwrap();
-    let data = Dataset::open(&path, Split::Train).unwrap();
-    let meta = fusedpo::data::format::Meta { vocab_size: 70_000, ..data.meta().clone() };
-    let wide = bench.path("wide.pref");
-    let mut w = ShardWriter::create(&wide, &meta).unwrap();
-    for g in (0..data.num_groups()).map(|i| data.group(i)) {
-        let (prompt, tokens) = (g.prompt().to_vec(), g.responses().map(|r| r.tokens.to_vec()).collect::<Vec<_>>());
-        let one = |(r, t): (fusedpo::data::dataset::Response<'_>, _)| {
-            let tokens: &Vec<u32> = t;
-            NewResponse { tokens, score: r.score, label: r.label, row: r.row, index: r.index }
-        };
-        let responses = g.responses().zip(&tokens).map(one).collect();
-        let pair = |p: fusedpo::data::dataset::Pair| NewPair {
-            chosen: p.chosen as u32,
-            rejected: p.rejected as u32,
-            weight: p.weight,
-        };
-        w.push(&NewGroup { prompt: &prompt, responses, pairs: g.pairs().map(pair).collect() }).unwrap();
-    }
-    w.finish().unwrap();
-    std::fs::read(wide).unwrap()
-}
 
 fn refused(e: &Error) -> Verdict {
     let text = e.to_string();

@@ -16,6 +16,7 @@ pub mod report;
 pub mod samples;
 pub mod stages;
 pub mod tokenizer;
+pub mod words;
 
 use crate::backend::Backend;
 use crate::device::{self, Task};
@@ -23,12 +24,13 @@ use crate::error::{Error, Result};
 use crate::signal;
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use folder::Folder;
-use grammar::{Draws, Grammar, join};
+use grammar::{Draws, Grammar};
 use report::Report;
 use samples::Judge;
 use stages::Stages;
 use std::path::PathBuf;
 use std::time::Instant;
+use words::join;
 
 /// Options of `fusedpo demo`.
 #[derive(clap::Args, Clone, Debug)]

@@ -1,6 +1,7 @@
 //! Prompts, and what models made of them: texts with their known reward.
 
-use super::grammar::{Draws, Grammar, join, split};
+use super::grammar::{Draws, Grammar};
+use super::words::{join, split};
 use crate::data::tokenize::{TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::model::Generated;

@@ -1,9 +1,10 @@
 //! The stages of the demo. Each is what an ordinary command does, with the same functions, and prints that command.
 
 use super::Sizes;
-use super::grammar::{Review, join};
+use super::grammar::Review;
 use super::samples::{Judge, Sample};
 use super::tokenizer;
+use super::words::join;
 use crate::backend::Backend;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::pack::{PackOptions, pack};

@@ -73,7 +73,8 @@ pub fn write(dir: &Path, words: &[String]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::grammar::{Draws, Grammar, join};
+    use crate::demo::grammar::{Draws, Grammar};
+    use crate::demo::words::join;
     use tokenizers::Tokenizer;
 
     #[test]

@@ -1,5 +1,7 @@
 //! Mutations of bytes and of JSON, from a counter; and an allocator that knows the largest single request.
 
+pub mod bench;
+
 use serde_json::{Value, json};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod place;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

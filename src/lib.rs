@@ -46,8 +46,8 @@
 //! - Training never tokenises, and never reads a byte of a shard that was not checked.
 //! - An op allocates nothing on its device; all memory of a step is asked for, by name, before the first. How much it will
 //!   be is told before any is taken, by the same constructors on a backend that only counts ([`train::memory`]).
-//! - Within a step the host waits for nothing that the step computes: numbers are read a step later, and the update itself is
-//!   what a non-finite gradient norm stops, on the device.
+//! - Within a step the host reads nothing that the step computes, and leaves the device always something to do: numbers are
+//!   read a step later, micro-batches are staged two ahead, and a non-finite gradient norm stops the update on the device.
 //! - An output row depends on its own inputs alone, not on what is packed beside it. So the reference's log-probs, computed
 //!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
 //!   proves it or does not start.

@@ -194,6 +194,37 @@ fn nor_on_a_gpu() {
     }
 }
 
+/// On a driver that runs nothing before somebody waits, no launch of a step has run when all of it is enqueued. (With more
+/// micro-batches than three the host waits for staging memory, and the device has two of them to work on.)
+#[test]
+fn a_step_is_enqueued_before_any_of_it_has_run() {
+    for graphs in [false, true] {
+        let Some(be) = gpu::<bf16>(true) else { return };
+        let model = Model::load(&be, &golden("llama"), POSITIONS).unwrap();
+        let data = batches(model.config.vocab_size, 3);
+        let mut engine = Engine::new(&be, model, capacity(&data), Purpose::Train).unwrap();
+        if graphs {
+            engine.use_graphs().unwrap();
+        }
+        let mut opt = Optimizer::new(&be, &engine.model, &config()).unwrap();
+        be.synchronize().unwrap();
+        let begun = be.driver().launches();
+        let (mut run, mut late) = (Vec::new(), Vec::new());
+        for _ in 0..4 {
+            engine.clear_grads().unwrap();
+            late.extend(data.iter().map(|mb| (mb, engine.start(mb, &SPEC, 0.5).unwrap())));
+            opt.step(&be, &mut engine.model, engine.grads.as_ref().unwrap(), 1e-3).unwrap();
+            run.push(be.driver().launches() - begun);
+        }
+        be.synchronize().unwrap();
+        let a_step = (be.driver().launches() - begun) / 4;
+        for (step, run) in (0u64..).zip(run) {
+            assert!(run <= step * a_step, "step {step}, graphs {graphs}: {run} launches have run, a step has {a_step}");
+        }
+        late.into_iter().for_each(|(mb, late)| engine.collect(late, mb, &mut Totals::default()).unwrap());
+    }
+}
+
 #[test]
 fn recomputation_on_the_cpu_changes_no_bit() {
     for name in MODELS {

@@ -5,8 +5,8 @@
 //! the geometry before it launches; a kernel checks none. Activations are bf16 (or f32, for checks), statistics and
 //! gradients of parameters f32.
 //!
-//! Within a training step the host waits for nothing that the step itself computes. A micro-batch goes to the device in one
-//! copy out of one of two pieces of page-locked memory; statistics come back through such memory and are read while
+//! Within a training step the host reads nothing that the step computes. A micro-batch goes to the device in one copy out
+//! of one of two pieces of page-locked memory, so that the host is at most two ahead; statistics come back through such memory and are read while
 //! the device works on the next step; passes through the layers can be recorded and replayed as CUDA graphs.
 
 mod attention;

@@ -139,7 +139,10 @@ fn plans(cli: &Cli, be: &Cpu<f32>, c: &TrainConfig) -> (impl Fn(usize) -> usize 
     let capacity = |slots| planners[0].capacity_at(slots).or_larger(planners[1].capacity_at(slots));
     let table: std::collections::BTreeMap<usize, usize> = (least..=c.token_budget.unwrap())
         .map(|slots| {
-            (slots, MemoryPlan::training(be, &config, positions, capacity(slots), (Purpose::Train, c)).unwrap().bytes())
+            (
+                slots,
+                MemoryPlan::training(be, &config, positions, capacity(slots), (Purpose::Train, c)).unwrap().needed(),
+            )
         })
         .collect();
     (move |slots| table[&slots], least)
@@ -152,29 +155,29 @@ fn a_run_that_does_not_fit_says_what_would() {
     cli.ok("pack --tokenizer m --input rows.jsonl --out d --eval-fraction 0.25");
     let be = || Cpu::<f32>::new().unwrap();
     let c = dpo(&cli, 1000);
-    let (bytes, least) = plans(&cli, &be(), &c);
+    let (needed, least) = plans(&cli, &be(), &c);
     let run = |free: usize| run::train(&be().with_free(free), &c).map(drop);
     let before = cli.tree();
-    for free in [bytes(1000) - 1, bytes(700), bytes(128), bytes(least)] {
+    for free in [needed(1000) - 1, needed(700), needed(128), needed(least)] {
         let error = run(free).unwrap_err();
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         assert!(!text.contains('\n') && text.starts_with("out of memory: this needs "), "{text}");
         let best: usize = text.split("--token-budget ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!(text.contains("would fit") && !text.contains("not even"), "{text}");
-        assert!(bytes(best) <= free && best >= least, "{text}: {} of {free}", bytes(best));
+        assert!(needed(best) <= free && best >= least, "{text}: {} of {free}", needed(best));
         // The next one that would be suggested does not fit, or is what was asked for.
         let next = (best / 64 + 1) * 64;
-        assert!(next >= 1000 || bytes(next) > free, "{text}: {next} fits too");
+        assert!(next >= 1000 || needed(next) > free, "{text}: {next} fits too");
         assert_eq!(cli.tree(), before, "nothing was written");
     }
-    let text = run(bytes(least) - 1).unwrap_err().to_string();
+    let text = run(needed(least) - 1).unwrap_err().to_string();
     assert!(
         text.contains(&format!("not even --token-budget {least}, the least that these data allow, would fit")),
         "{text}"
     );
     assert_eq!(cli.tree(), before);
-    run(bytes(1000)).unwrap();
+    run(needed(1000)).unwrap();
     assert!(cli.path("o/model.safetensors").is_file());
 }
 
@@ -188,12 +191,12 @@ fn a_reference_that_does_not_fit() {
     let planner = Planner::new(&data, &options).unwrap();
     let (config, be) = (ModelConfig::load(&cli.path("m")).unwrap(), Cpu::<f32>::new().unwrap());
     let plan = |capacity| MemoryPlan::scoring(&be, &config, 64, capacity);
-    let needed = Budgets::of([&planner]).fitting(&be, plan).unwrap();
-    let small = Cpu::<f32>::new().unwrap().with_free(needed.bytes() / 2);
+    let plan = Budgets::of([&planner]).fitting(&be, plan).unwrap();
+    let small = Cpu::<f32>::new().unwrap().with_free(plan.needed() / 2);
     let error = fusedpo::train::reference::ensure(&small, &cli.path("m"), &data, None, 256).err().unwrap();
     assert!(error.to_string().starts_with("out of memory: this needs"), "{error}");
     // With enough, the same command goes on.
-    let enough = Cpu::<f32>::new().unwrap().with_free(needed.bytes());
+    let enough = Cpu::<f32>::new().unwrap().with_free(plan.needed());
     let (_, report) = fusedpo::train::reference::ensure(&enough, &cli.path("m"), &data, None, 256).unwrap();
     assert_eq!(report.computed, data.num_responses());
 }

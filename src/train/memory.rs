@@ -15,6 +15,9 @@ use crate::output;
 
 /// Token budgets that an error suggests are multiples of this.
 const BUDGET_STEP: usize = 64;
+/// What a run takes beside its buffers: thread stacks, the allocator's own, batches in flight. The share of the plan and
+/// the bytes beside it are above anything measured (docs/memory.md).
+const UNPLANNED: (usize, usize) = (50, 64 << 20);
 
 /// Memory of one phase of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +58,12 @@ impl MemoryPlan {
     /// Bytes in all.
     pub fn bytes(&self) -> usize {
         self.table.iter().map(|(_, bytes)| bytes).sum::<usize>() + self.scratch
+    }
+
+    /// What the device must have free: the plan, 2 % of it and 64 MiB.
+    pub fn needed(&self) -> usize {
+        let (share, fixed) = UNPLANNED;
+        self.bytes() + self.bytes() / share + fixed
     }
 
     /// Says on stderr what the plan comes to, and beside what.
@@ -106,10 +115,10 @@ impl<'a> Budgets<'a> {
     pub fn fitting<B: Backend>(&self, be: &B, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<MemoryPlan> {
         let wanted = plan(self.capacity())?;
         let Some(memory) = be.memory()? else { return Ok(wanted) };
-        if wanted.bytes() <= memory.free {
+        if wanted.needed() <= memory.free {
             return Ok(wanted);
         }
-        let (needed, free) = (output::bytes(wanted.bytes()), output::bytes(memory.free));
+        let (needed, free) = (output::bytes(wanted.needed()), output::bytes(memory.free));
         let would = self.suggestion(memory.free, plan)?;
         Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
@@ -126,7 +135,7 @@ impl<'a> Budgets<'a> {
         let plan = |purpose| move |capacity| MemoryPlan::training(be, model, positions, capacity, (purpose, c));
         match (self.fitting(be, plan(purpose)), be.memory()?) {
             (Err(Error::Device(why)), Some(memory)) if purpose == Purpose::Train => {
-                let needed = plan(Purpose::Recompute)(self.capacity())?.bytes();
+                let needed = plan(Purpose::Recompute)(self.capacity())?.needed();
                 let other = match needed <= memory.free {
                     true => format!("; so would --gradient-checkpointing ({})", output::bytes(needed)),
                     false => String::new(),
@@ -140,7 +149,7 @@ impl<'a> Budgets<'a> {
     /// What would fit into `free` bytes, in words.
     fn suggestion(&self, free: usize, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<String> {
         let least = self.planners.iter().map(|p| p.least_budget()).max().unwrap_or(0);
-        let at = |slots: usize| plan(self.capacity_at(slots)).map(|p| p.bytes());
+        let at = |slots: usize| plan(self.capacity_at(slots)).map(|p| p.needed());
         let needed = at(least)?;
         if needed > free {
             let needed = output::bytes(needed);

@@ -3,7 +3,7 @@
 use crate::commands::{eval, generate, inspect, pack, reference, score};
 use crate::demo::DemoArgs;
 use crate::train::config::{DpoArgs, TrainArgs};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
 #[derive(Parser)]
@@ -12,6 +12,19 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What the user typed. `--beta -1` is a value out of range, not an option called `-1`.
+    pub fn from_command_line() -> Result<Self, clap::Error> {
+        let negative = |arg: clap::Arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        };
+        let mut command = Self::command().mut_subcommands(|c| c.mut_args(negative));
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
+    }
 }
 
 /// The commands.

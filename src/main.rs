@@ -1,15 +1,14 @@
 //! `fusedpo`: parse, run one command, print an error as one line, map it to an exit code.
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
-use fusedpo::{commands, demo, signal};
+use fusedpo::{Error, commands, demo, note, signal};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     quiet_panics();
     signal::install();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::from_command_line() {
         Ok(cli) => cli,
         // Help and version, and help in place of a missing command.
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
@@ -35,7 +34,7 @@ fn main() -> ExitCode {
 
 /// Says why, on one line whatever a library's own message looks like.
 fn fail(why: &str, code: u8) -> ExitCode {
-    eprintln!("fusedpo: {}", why.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" "));
+    note!("fusedpo: {}", why.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" "));
     ExitCode::from(code)
 }
 
@@ -46,15 +45,28 @@ fn usage_line(text: &str) -> String {
     said.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A panic is a bug of ours: one line that says where, and for a reader that went away (`| head`) not even that.
+/// A panic is a bug of ours, and its one line says where. But `println!` panics where it cannot write: a reader that went
+/// away (`| head`) is no error, a full disk is the user's.
 fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let what = info.payload_as_str().unwrap_or("no message");
-        if what.contains("Broken pipe") {
-            std::process::exit(0);
+        if let Some(why) = what.strip_prefix("failed printing to stdout: ") {
+            std::process::exit(unwritable_stdout(why).into());
         }
         let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        eprintln!("fusedpo: internal error at {at}: {what}; please report it with the command that led here");
+        note!("fusedpo: internal error at {at}: {what}; please report it with the command that led here");
         std::process::exit(70);
     }));
+}
+
+/// Says so, unless a reader left; the exit code.
+fn unwritable_stdout(why: &str) -> u8 {
+    let code = why.split_once("(os error ").and_then(|(_, rest)| rest.strip_suffix(')')?.parse().ok());
+    let source = code.map_or_else(|| std::io::Error::other(why), std::io::Error::from_raw_os_error);
+    if source.kind() == std::io::ErrorKind::BrokenPipe {
+        return 0;
+    }
+    let e = Error::io("standard output", "write")(source);
+    note!("fusedpo: {e}");
+    e.exit_code()
 }

@@ -2,6 +2,7 @@
 
 use crate::backend::DeviceMemory;
 use crate::error::{Error, Result};
+use crate::note;
 use serde_json::{Map, Value};
 use std::fs::{self, File};
 use std::io::Write;
@@ -75,14 +76,16 @@ pub fn create_empty_dir(path: &Path) -> Result<()> {
 
 /// Refuses a file, or a folder that holds anything: said before the work, not after it.
 pub fn refuse_occupied(path: &Path) -> Result<()> {
-    let occupied = match fs::read_dir(path) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => path.exists(),
+    let why = match fs::read_dir(path) {
+        Ok(mut entries) => match entries.next() {
+            Some(_) => "the output folder exists and is not empty; name a new one or remove it",
+            None => return Ok(()),
+        },
+        Err(_) if path.is_file() => "is a file; name a new folder",
+        Err(_) if path.exists() => "exists and cannot be read; name a new folder",
+        Err(_) => return Ok(()),
     };
-    match occupied {
-        true => Err(Error::file(path, "the output folder exists and is not empty; name a new one or remove it")),
-        false => Ok(()),
-    }
+    Err(Error::file(path, why))
 }
 
 /// Writes a sibling, then renames it: readers see the old file or the new one.
@@ -124,9 +127,9 @@ pub fn print_memory(table: &[(String, usize)], device: Option<DeviceMemory>) {
     let beside = device.map_or_else(String::new, |d| {
         format!(", {} MiB in use already (program and data), {} MiB free", mib(d.used), mib(d.free))
     });
-    eprintln!("memory: {} MiB planned{beside}", mib(table.iter().map(|(_, b)| b).sum()));
+    note!("memory: {} MiB planned{beside}", mib(table.iter().map(|(_, b)| b).sum()));
     for (name, size) in largest(table, 8) {
-        eprintln!("  {:>10}  {name}", bytes(size));
+        note!("  {:>10}  {name}", bytes(size));
     }
 }
 

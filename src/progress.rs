@@ -4,6 +4,15 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+/// A line on stderr. Unlike `eprintln!` it cannot fail: a log that is full or whose reader left never ends a run.
+#[macro_export]
+macro_rules! note {
+    ($($text:tt)*) => {{
+        let line = format!($($text)*) + "\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 /// Shortest time between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
@@ -39,13 +48,15 @@ impl Progress {
             self.said = Some(Instant::now());
             let spent = self.begun.elapsed().as_secs_f64();
             let left = if done > 0 { spent / done as f64 * self.total.saturating_sub(done) as f64 } else { 0.0 };
-            eprintln!("{} {done}/{} {} ({spent:.0} s, {left:.0} s left)", self.label, self.total, note());
+            let said = note();
+            let space = if said.is_empty() { "" } else { " " };
+            note!("{} {done}/{}{space}{said} ({spent:.0} s, {left:.0} s left)", self.label, self.total);
         }
     }
 
     /// A line that stays.
     pub fn say(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| note!("{line}"));
     }
 
     /// Ends the stage; the bar disappears, what was said stays.

@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks for an orderly stop, the second ends the process.
 
+use crate::note;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -11,7 +12,7 @@ pub fn install() {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping: finishing the step and saving (Ctrl-C again ends at once, without saving)");
+        note!("\nstopping: finishing the step and saving (Ctrl-C again ends at once, without saving)");
     });
 }
 

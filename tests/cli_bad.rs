@@ -34,6 +34,7 @@ fn options_that_cannot_be_honoured() {
             "--loss-type xyz",
             "invalid value 'xyz' for '--loss-type <LOSS_TYPE>' [possible values: sigmoid, hinge, ipo, sft]; see --help",
         ),
+        ("--loss-type ipo --label-smoothing 0.1", "--label-smoothing: not defined for --loss-type ipo; use sigmoid"),
         ("--loss-type sft --beta 1", "--beta and --label-smoothing: the sft loss has neither; leave them out"),
         ("--nonsense 1", "unexpected argument '--nonsense' found; see --help"),
         ("--token-budget 0", "--token-budget 0: must be 1 or more"),

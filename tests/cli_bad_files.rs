@@ -67,7 +67,7 @@ fn outputs_that_are_in_the_way() {
     let occupied = "the output folder exists and is not empty; name a new one or remove it";
     for stage in ["dpo", "sft"] {
         cli.bad(&format!("{stage} --model m --data d --out m"), 2, &format!("m: {occupied}"));
-        cli.bad(&format!("{stage} --model m --data d --out rows.jsonl"), 2, &format!("rows.jsonl: {occupied}"));
+        cli.bad(&format!("{stage} --model m --data d --out rows.jsonl"), 2, "rows.jsonl: is a file; name a new folder");
         let want = "rows.jsonl/x: cannot create the folder: Not a directory (os error 20)";
         cli.bad_leaving(&format!("{stage} --model m --data d --out rows.jsonl/x"), 2, want);
     }

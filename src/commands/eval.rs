@@ -7,6 +7,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::model::{Model, ModelConfig};
+use crate::note;
 use crate::train::check::{check_data, check_model, longest_row};
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
@@ -163,7 +164,7 @@ fn reference_dir(a: &EvalArgs) -> Result<PathBuf> {
     }
     let path = a.model.join("config.toml");
     let Ok(text) = std::fs::read_to_string(&path) else {
-        eprintln!("no --ref-model: rewards are measured against the policy itself, and are 0");
+        note!("no --ref-model: rewards are measured against the policy itself, and are 0");
         return Ok(a.model.clone());
     };
     let run: toml::Table =
@@ -171,7 +172,7 @@ fn reference_dir(a: &EvalArgs) -> Result<PathBuf> {
     let named = ["ref_model", "model"].iter().find_map(|k| run.get(*k)?.as_str());
     match named.map(Path::new) {
         Some(dir) if dir.is_dir() => {
-            eprintln!("reference: {} (from {})", dir.display(), path.display());
+            note!("reference: {} (from {})", dir.display(), path.display());
             Ok(dir.to_owned())
         }
         Some(dir) => Err(Error::file(

@@ -9,7 +9,6 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model};
 use crate::train::config::{DeviceChoice, DtypeChoice};
-use std::io::Write;
 use std::path::PathBuf;
 
 /// Options of `fusedpo generate`.
@@ -20,7 +19,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Text to continue; a user's message where the model has a chat template
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// JSONL with a `prompt` (text or messages) a line; prints one JSON object a continuation
     #[arg(long, value_name = "FILE")]
@@ -63,19 +62,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let tokenizer = TextTokenizer::load(&args.model, &TokenizerOptions { chat_template, ..Default::default() })?;
     let prompts = prompts(args, &tokenizer)?;
     let (prompts, all) = device::dispatch(args.device, args.dtype, Run { args, prompts })?;
-    let mut out = std::io::stdout().lock();
-    let write = Error::io("standard output", "write");
-    print(args, &tokenizer, &prompts, &all, &mut out)?;
-    out.flush().map_err(write)
+    print(args, &tokenizer, &prompts, &all)
 }
 
-fn print(
-    args: &GenerateArgs,
-    tokenizer: &TextTokenizer,
-    prompts: &[Prompt],
-    all: &[Vec<Generated>],
-    out: &mut impl Write,
-) -> Result<()> {
+fn print(args: &GenerateArgs, tokenizer: &TextTokenizer, prompts: &[Prompt], all: &[Vec<Generated>]) -> Result<()> {
     for (prompt, texts) in prompts.iter().zip(all) {
         for (index, g) in texts.iter().enumerate() {
             let text = tokenizer.decode(&g.tokens, true)?;
@@ -88,7 +78,7 @@ fn print(
                 })
                 .to_string(),
             };
-            writeln!(out, "{line}").map_err(Error::io("standard output", "write"))?;
+            println!("{line}");
         }
     }
     Ok(())

@@ -20,7 +20,6 @@ pub struct InspectArgs {
 /// Prints the description.
 pub fn run_inspect(args: &InspectArgs) -> Result<()> {
     let text = inspect(&args.data, &InspectOptions { show: args.show, verify: args.verify })?;
-    // A reader that closes early (`| head`) is no error.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    print!("{text}");
     Ok(())
 }

@@ -6,6 +6,7 @@ use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
 use crate::data::report::grouped;
 use crate::data::tokenize::{TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
+use crate::note;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -132,7 +133,7 @@ impl Shown {
             }
             Shown::Lines { last } if elapsed.saturating_sub(*last) >= Duration::from_secs(5) => {
                 *last = elapsed;
-                eprintln!("packing: {} of {}, {text}", HumanBytes(p.bytes), HumanBytes(p.total_bytes));
+                note!("packing: {} of {}, {text}", HumanBytes(p.bytes), HumanBytes(p.total_bytes));
             }
             Shown::Lines { .. } => {}
         }

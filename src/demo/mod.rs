@@ -21,6 +21,7 @@ pub mod words;
 use crate::backend::Backend;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
+use crate::note;
 use crate::signal;
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use folder::Folder;
@@ -140,7 +141,7 @@ impl Task for Demo<'_> {
         Report { grammar: &grammar, prompts: &prompts, before: &before, after: &after, kl, accuracy }.print();
         println!();
         report::print_next(self.folder.path());
-        eprintln!("the demo took {:.0} s", begun.elapsed().as_secs_f64());
+        note!("the demo took {:.0} s", begun.elapsed().as_secs_f64());
         Ok(())
     }
 }

@@ -155,8 +155,8 @@ impl LossSpec {
         }
         if self.label_smoothing != 0.0 && self.loss_type != LossType::Sigmoid {
             return Err(Error::usage(format!(
-                "--label-smoothing: not defined for --loss-type {:?}; use sigmoid",
-                self.loss_type
+                "--label-smoothing: not defined for --loss-type {}; use sigmoid",
+                self.loss_type.name()
             )));
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::{RefKey, Sidecars};
 use crate::error::{Error, Result};
 use crate::model::{self, Model, ModelConfig};
+use crate::note;
 use crate::progress::Progress;
 use crate::signal;
 use std::path::Path;
@@ -48,7 +49,7 @@ pub fn ensure<B: Backend>(
     let key = RefKey { model_sha256: model::identity(model_dir)?, fingerprint: be.fingerprint() + &shapes };
     let mut sidecars = Sidecars::open(data, cache, &key)?;
     for note in sidecars.notes() {
-        eprintln!("{note}");
+        note!("{note}");
     }
     let mut report = ReferenceReport { responses: data.num_responses(), ..Default::default() };
     if sidecars.missing() > 0 {

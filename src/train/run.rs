@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
 use crate::model::{self, Model, ModelConfig};
+use crate::note;
 use crate::output::RunDir;
 use serde_json::{Map, Value, json};
 
@@ -112,10 +113,10 @@ fn total_steps(c: &TrainConfig, planner: &Planner<'_>) -> u64 {
 }
 
 fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Schedule) {
-    eprintln!("{}: {} {} -> {}", be.description(), c.model.display(), c.data.display(), c.out.display());
+    note!("{}: {} {} -> {}", be.description(), c.model.display(), c.data.display(), c.out.display());
     let what = if c.loss().loss_type.def().pair.is_some() { "pairs" } else { "responses" };
     let beta = c.beta.map_or_else(String::new, |b| format!(" beta {b}"));
-    eprintln!(
+    note!(
         "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",
         planner.units(),
         c.batch_size,
@@ -131,13 +132,13 @@ fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Sche
         c.seed
     );
     if planner.unscorable() > 0 {
-        eprintln!(
+        note!(
             "{} {what} are skipped: a response of one token after an empty prompt has nothing to predict it",
             planner.unscorable()
         );
     }
     if planner.skipped_groups() > 0 {
-        eprintln!("{} prompts have nothing to train this stage on and are skipped", planner.skipped_groups());
+        note!("{} prompts have nothing to train this stage on and are skipped", planner.skipped_groups());
     }
 }
 
@@ -158,7 +159,7 @@ impl<B: Backend> Run<'_, B> {
         let (sidecars, report) = reference::ensure(self.be, self.c.reference(), data, self.c.cache.as_deref(), slots)?;
         self.summary.reference_seconds += report.seconds;
         let was = if report.computed == 0 { "found" } else { "computed" };
-        eprintln!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
+        note!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
         Ok(sidecars)
     }
 
@@ -174,7 +175,7 @@ impl<B: Backend> Run<'_, B> {
         row.insert("step".into(), json!(step));
         row.extend(totals.to_json("eval_"));
         self.out.log(&row)?;
-        eprintln!("step {step}: held-out {}", eval::line(&totals));
+        note!("step {step}: held-out {}", eval::line(&totals));
         let first = self.summary.eval.take().map_or_else(|| totals.clone(), |(first, _)| first);
         self.summary.eval = Some((first, totals));
         Ok(())
@@ -184,12 +185,12 @@ impl<B: Backend> Run<'_, B> {
         let report = model::export(self.be, model, master, None, self.out.path(), self.c.save_dtype)?;
         self.summary.changed_share = report.changed_share();
         let [updated, changed] = [report.updated_share(), report.changed_share()].map(|x| 100.0 * x);
-        eprintln!(
+        note!(
             "saved {}: training changed {updated:.1} % of the weights, {changed:.1} % in the saved precision",
             self.out.path().display()
         );
         if changed < 0.5 * updated {
-            eprintln!("most updates are smaller than the saved precision can show; --save-dtype f32 keeps them");
+            note!("most updates are smaller than the saved precision can show; --save-dtype f32 keeps them");
         }
         Ok(())
     }

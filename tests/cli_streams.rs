@@ -71,6 +71,6 @@ fn a_minus_begins_a_value_where_a_value_is_due() {
         cli.bad(args, 2, want);
     }
     // A list is a prompt like any other.
-    let ran = cli.command("generate --model m --max-new-tokens 2 --prompt").arg("- w5").output().unwrap();
+    let ran = cli.command("generate --model m --max-new-tokens 2").args(["--prompt", "- w5"]).output().unwrap();
     assert!(ran.status.success(), "{ran:?}");
 }

@@ -75,10 +75,16 @@ fn rows_of_large_products() {
 /// A group alone, or in the middle of other groups, gives its rows and its gradients the same bits.
 #[test]
 fn a_group_does_not_see_its_neighbours() {
+    for cpu in [cpu32()].into_iter().chain(cpus_bf16()) {
+        a_group_does_not_see_its_neighbours_on(&cpu);
+    }
+}
+
+fn a_group_does_not_see_its_neighbours_on(cpu: &Cpu<f32>) {
     fn rows<S: Real>(x: &[S], width: usize, at: usize, n: usize) -> Vec<S> {
         x[at * width..(at + n) * width].to_vec()
     }
-    let (cpu, mut noise, dim, vocab) = (cpu32(), Noise(42), 17, 301);
+    let (mut noise, dim, vocab) = (Noise(42), 17, 301);
     for shape in SHAPES {
         let alone = micro(&GROUPS[3..4], 0, vocab, &mut Noise(77));
         let packed = micro(GROUPS, 9, vocab, &mut noise);
@@ -88,17 +94,17 @@ fn a_group_does_not_see_its_neighbours() {
         let table: Vec<f32> = run::rope_table(200, shape.head_dim);
         let mut qkv = of::<f32>(&noise.vec(packed.used * shape.qkv_width()));
         let mut own = rows(&qkv, shape.qkv_width(), at, n);
-        let (all, one) = (loaded(&cpu, &packed), loaded(&cpu, &alone));
+        let (all, one) = (loaded(cpu, &packed), loaded(cpu, &alone));
         cpu.rope(&mut qkv, &table, &all, *shape, Rotation::Forward).unwrap();
         cpu.rope(&mut own, &table, &one, *shape, Rotation::Forward).unwrap();
         assert_eq!(rows(&qkv, shape.qkv_width(), at, n), own);
-        let (out, lse) = run::attention(&cpu, &qkv, &all, *shape);
-        let (out1, lse1) = run::attention(&cpu, &own, &one, *shape);
+        let (out, lse) = run::attention(cpu, &qkv, &all, *shape);
+        let (out1, lse1) = run::attention(cpu, &own, &one, *shape);
         assert_eq!(rows(&out, shape.q_width(), at, n), out1);
         assert_eq!(rows(&lse, shape.heads, at, n), lse1);
         let dout = of::<f32>(&noise.vec(out.len()));
-        let d = run::attention_bwd(&cpu, &dout, &qkv, &all, *shape);
-        let d1 = run::attention_bwd(&cpu, &rows(&dout, shape.q_width(), at, n), &own, &one, *shape);
+        let d = run::attention_bwd(cpu, &dout, &qkv, &all, *shape);
+        let d1 = run::attention_bwd(cpu, &rows(&dout, shape.q_width(), at, n), &own, &one, *shape);
         assert_eq!(rows(&d, shape.qkv_width(), at, n), d1);
         let p = g.predictions.start as usize..g.predictions.end as usize;
         let (x, w) = (of::<f32>(&noise.vec(packed.predictions.len() * dim)), of::<f32>(&noise.vec(vocab * dim)));
@@ -106,12 +112,34 @@ fn a_group_does_not_see_its_neighbours() {
         for (a, b) in relabelled.predictions[p.clone()].iter_mut().zip(&alone.predictions) {
             a.target = b.target;
         }
-        let all = loaded(&cpu, &relabelled);
-        let many = run::head(&cpu, &x, &w, vocab, &all, &whole(&packed), HeadMode::Train);
-        let few = run::head(&cpu, &x[p.start * dim..p.end * dim], &w, vocab, &one, &whole(&alone), HeadMode::Train);
+        let all = loaded(cpu, &relabelled);
+        let many = run::head(cpu, &x, &w, vocab, &all, &whole(&packed), HeadMode::Train);
+        let few = run::head(cpu, &x[p.start * dim..p.end * dim], &w, vocab, &one, &whole(&alone), HeadMode::Train);
         assert_eq!(many.logp[p.clone()], few.logp);
         assert_eq!(many.entropy[p.clone()], few.entropy);
         assert_eq!(many.logits[p.start * vocab..p.end * vocab], few.logits);
+    }
+}
+
+/// Forward, in bf16: a prompt shared by its responses gives each the bits that a prompt of its own would.
+#[test]
+fn a_shared_prompt_in_bf16() {
+    let mut noise = Noise(44);
+    for cpu in cpus_bf16() {
+        for shape in SHAPES {
+            let (prompt, responses) = (101, [40usize, 3, 97]);
+            let shared = micro(&[(prompt, &responses)], 0, 11, &mut noise);
+            let qkv = of::<f32>(&noise.vec(shared.used * shape.qkv_width()));
+            let (out, lse) = run::attention(&cpu, &qkv, &loaded(&cpu, &shared), *shape);
+            let mut start = prompt;
+            for len in responses {
+                let alone = micro(&[(prompt, &[len])], 0, 11, &mut noise);
+                let take = |x: &[f32], w: usize| [&x[..prompt * w], &x[start * w..(start + len) * w]].concat();
+                let own = run::attention(&cpu, &take(&qkv, shape.qkv_width()), &loaded(&cpu, &alone), *shape);
+                assert_eq!(own, (take(&out, shape.q_width()), take(&lse, shape.heads)));
+                start += len;
+            }
+        }
     }
 }
 

@@ -125,6 +125,49 @@ fn attention_is_the_masked_formula() {
     }
 }
 
+/// Root mean square.
+fn rms(x: impl IntoIterator<Item = f64>) -> f64 {
+    let (sum, n) = x.into_iter().fold((0.0, 0.0), |(s, n), x| (s + x * x, n + 1.0));
+    (sum / f64::max(n, 1.0)).sqrt()
+}
+
+/// In bf16 every operand is rounded: with inputs rounded beforehand what is left is the rounding of `p` and `ds`, a 2^-9th
+/// of each at most.
+#[test]
+fn attention_in_bf16() {
+    let (mut noise, oracle) = (Noise(28), cpu64());
+    let round = |x: f64| half::bf16::from_f32(x as f32).to_f64();
+    for cpu in cpus_bf16() {
+        for shape in SHAPES {
+            let m = micro(GROUPS, 5, 11, &mut noise);
+            let (w, scale) = (shape.qkv_width(), 1.0 / (shape.head_dim as f64).sqrt());
+            let qkv = of::<f32>(&noise.vec32(m.used * w).iter().map(|x| 2.0 * x).collect::<Vec<f64>>());
+            // Queries are rounded after they have been scaled.
+            let rounded = |(i, x): (usize, &f32)| match i % w < shape.q_width() {
+                true => round(f64::from(*x * scale as f32)) / scale,
+                false => round(f64::from(*x)),
+            };
+            let inputs: Vec<f64> = qkv.iter().enumerate().map(rounded).collect();
+            let dout: Vec<f64> = noise.vec32(m.used * shape.q_width()).into_iter().map(round).collect();
+            let (batch, exact) = (loaded(&cpu, &m), loaded(&oracle, &m));
+            let (out, lse) = run::attention(&cpu, &qkv, &batch, *shape);
+            let (want, want_lse) = run::attention(&oracle, &inputs, &exact, *shape);
+            assert_f32("lse bf16", &lse, &want_lse, 64.0);
+            let error = |got: &[f32], want: &[f64]| {
+                assert_eq!(got.len(), want.len());
+                rms(got.iter().zip(want).map(|(g, w)| f64::from(*g) - w)) / rms(want.iter().copied())
+            };
+            let forward = error(&out, &want);
+            assert!(forward <= 2f64.powi(-9), "{shape:?}: out {forward:e}");
+            let dqkv = run::attention_bwd(&cpu, &of::<f32>(&dout), &qkv, &batch, *shape);
+            let want = run::attention_bwd(&oracle, &dout, &inputs, &exact, *shape);
+            let backward = error(&dqkv, &want);
+            println!("{shape:?}: {forward:.1e} forward, {backward:.1e} backward");
+            assert!(backward <= 2f64.powi(-8), "{shape:?}: dqkv {backward:e}");
+        }
+    }
+}
+
 /// Rows that no segment holds give zeros, and their gradient is zero.
 #[test]
 fn rows_in_no_segment() {

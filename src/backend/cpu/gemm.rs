@@ -4,9 +4,10 @@
 //! its place among them (the step-0 proof compares two packings). Here that holds by construction: an element is the
 //! sum of blocks along `k`, whose bounds depend on `k` alone, each summed in order by `Kernel::tile`.
 
-use super::gemm_blocks::{share_a, share_b, units};
+use super::gemm_blocks::{Side, share_a, share_b, units};
 use super::kernel::{self, Kernel};
 use super::simd::Isa;
+use super::tiles::{HasTiles, Operand, operand, operand_len, pack, packed_len, product, tile_units, transpose};
 use super::{Level, Real, Scratch};
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -41,7 +42,7 @@ pub enum Base<'a, S> {
     Other(&'a [S]),
 }
 
-/// Which instructions multiply `f32` matrices in `linear_*`, `head_*` and `logits`.
+/// Which instructions multiply `f32` matrices in `linear_*`, `head_*`, `logits`, `attention_fwd` and `attention_bwd`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GemmPrecision {
     /// The element type's own.
@@ -64,28 +65,27 @@ pub trait HasGemm: Sized {
         n: usize,
         k: usize,
     );
-    /// One tile product on scratch, on the calling thread: `c[i, j] {=,+=} sum over u of a[u * a_ld + i] b[u * b_ld + j]`.
-    /// `m` and `n` are rounded up to [`HasGemm::tile_units`]; what lies there must exist, and is overwritten in `c`.
-    #[allow(clippy::too_many_arguments)]
-    fn tile_gemm(
-        level: Level,
-        c: &mut [Self],
-        c_ld: usize,
-        a: &[Self],
-        a_ld: usize,
-        b: &[Self],
-        b_ld: usize,
-        m: usize,
-        n: usize,
-        k: usize,
-        add: bool,
-    );
-    /// Rows and columns of the micro-kernel's tile.
-    fn tile_units(level: Level) -> (usize, usize);
+}
+
+/// Calls a function of the kernel that `g` multiplies with.
+macro_rules! on_kernel {
+    ($g:expr, [$portable:ident, $avx2:ident, $avx512:ident $(, $bf16:ident, $amx:ident)?], $f:ident, $args:tt) => {
+        match $g.level.isa() {
+            Isa::Portable => $f::<kernel::$portable> $args,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => $f::<kernel::$avx2> $args,
+            $(#[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if $g.precision == GemmPrecision::Bf16 => $f::<super::bf16::$bf16> $args,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx if $g.precision == GemmPrecision::Bf16 => $f::<super::amx::$amx> $args,)?
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Amx => $f::<kernel::$avx512> $args,
+        }
+    };
 }
 
 macro_rules! has_gemm {
-    ($s:ty, $portable:ident, $avx2:ident, $avx512:ident $(, $bf16:ident, $amx:ident)?) => {
+    ($s:ty, [$portable:ident, $avx2:ident, $avx512:ident], $kernels:tt) => {
         impl HasGemm for $s {
             fn gemm(
                 g: &Gemm,
@@ -97,53 +97,61 @@ macro_rules! has_gemm {
                 n: usize,
                 k: usize,
             ) {
-                match g.level.isa() {
-                    Isa::Portable => run::<kernel::$portable>(g, c, base, a, b, m, n, k),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => run::<kernel::$avx2>(g, c, base, a, b, m, n, k),
-                    $(#[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 if g.precision == GemmPrecision::Bf16 => run::<super::bf16::$bf16>(g, c, base, a, b, m, n, k),)?
-                    $(#[cfg(target_arch = "x86_64")]
-                    Isa::Amx if g.precision == GemmPrecision::Bf16 => run::<super::amx::$amx>(g, c, base, a, b, m, n, k),)?
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Amx => run::<kernel::$avx512>(g, c, base, a, b, m, n, k),
-                }
+                on_kernel!(g, $kernels, run, (g, c, base, a, b, m, n, k))
             }
-            fn tile_gemm(
-                level: Level,
+        }
+        impl HasTiles for $s {
+            fn tile_units(g: &Gemm) -> (usize, usize) {
+                on_kernel!(g, $kernels, tile_units, ())
+            }
+            fn packed_len(g: &Gemm, side: Side, lines: usize, k: usize) -> usize {
+                on_kernel!(g, $kernels, packed_len, (side, lines, k))
+            }
+            fn pack<'a>(
+                g: &Gemm,
+                dst: &'a mut [Self],
+                side: Side,
+                x: Mat<'_, Self>,
+                lines: usize,
+                k: usize,
+            ) -> Operand<'a, Self> {
+                on_kernel!(g, $kernels, pack, (dst, side, x, lines, k))
+            }
+            fn operand_len(g: &Gemm, side: Side, lines: usize, k: usize) -> usize {
+                on_kernel!(g, $kernels, operand_len, (side, lines, k))
+            }
+            fn operand<'a>(
+                g: &Gemm,
+                dst: &'a mut [Self],
+                side: Side,
+                x: &'a [Self],
+                ld: usize,
+                lines: usize,
+                k: usize,
+            ) -> Operand<'a, Self> {
+                on_kernel!(g, $kernels, operand, (dst, side, x, ld, lines, k))
+            }
+            fn product(
+                g: &Gemm,
                 c: &mut [Self],
                 c_ld: usize,
-                a: &[Self],
-                a_ld: usize,
-                b: &[Self],
-                b_ld: usize,
+                a: Operand<'_, Self>,
+                b: Operand<'_, Self>,
                 m: usize,
                 n: usize,
                 k: usize,
                 add: bool,
             ) {
-                match level.isa() {
-                    Isa::Portable => tiles::<kernel::$portable>(c, c_ld, a, a_ld, b, b_ld, m, n, k, add),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => tiles::<kernel::$avx2>(c, c_ld, a, a_ld, b, b_ld, m, n, k, add),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Amx => tiles::<kernel::$avx512>(c, c_ld, a, a_ld, b, b_ld, m, n, k, add),
-                }
+                on_kernel!(g, $kernels, product, (c, c_ld, a, b, m, n, k, add))
             }
-            fn tile_units(level: Level) -> (usize, usize) {
-                match level.isa() {
-                    Isa::Portable => (kernel::$portable::MR, kernel::$portable::NR),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => (kernel::$avx2::MR, kernel::$avx2::NR),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Amx => (kernel::$avx512::MR, kernel::$avx512::NR),
-                }
+            fn transpose(g: &Gemm, dst: &mut [Self], ld: usize, src: &[Self], src_ld: usize, rows: usize, cols: usize) {
+                on_kernel!(g, [$portable, $avx2, $avx512], transpose, (dst, ld, src, src_ld, rows, cols))
             }
         }
     };
 }
-has_gemm!(f32, F32Portable, F32Avx2, F32Avx512, Bf16Avx512, Bf16Amx);
-has_gemm!(f64, F64Portable, F64Avx2, F64Avx512);
+has_gemm!(f32, [F32Portable, F32Avx2, F32Avx512], [F32Portable, F32Avx2, F32Avx512, Bf16Avx512, Bf16Amx]);
+has_gemm!(f64, [F64Portable, F64Avx2, F64Avx512], [F64Portable, F64Avx2, F64Avx512]);
 
 /// What a product needs of the backend.
 pub struct Gemm {
@@ -245,40 +253,6 @@ fn run<K: Kernel>(
                 share_a::<K>(g, out, a, b, m, n, blocks);
             } else {
                 share_b::<K>(g, out, a, b, m, n, blocks);
-            }
-        }
-    }
-}
-
-/// See [`HasGemm::tile_gemm`].
-#[allow(clippy::too_many_arguments)]
-fn tiles<K: Kernel<P = <K as Kernel>::S>>(
-    c: &mut [K::S],
-    c_ld: usize,
-    a: &[K::S],
-    a_ld: usize,
-    b: &[K::S],
-    b_ld: usize,
-    m: usize,
-    n: usize,
-    k: usize,
-    add: bool,
-) {
-    if m == 0 || n == 0 || k == 0 {
-        assert!(add || m == 0 || n == 0, "tile_gemm: an empty sum to set");
-        return;
-    }
-    let (m, n) = (m.next_multiple_of(K::MR), n.next_multiple_of(K::NR));
-    assert!(a_ld >= m && b_ld >= n && c_ld >= n, "tile_gemm: strides");
-    assert!(a.len() >= (k - 1) * a_ld + m && b.len() >= (k - 1) * b_ld + n, "tile_gemm: operands");
-    assert!(c.len() >= (m - 1) * c_ld + n, "tile_gemm: output");
-    for j in (0..n).step_by(K::NR) {
-        for i in (0..m).step_by(K::MR) {
-            // SAFETY: whole tiles inside the three slices, measured above; the level of the kernel was detected.
-            unsafe {
-                let c = c.as_mut_ptr().add(i * c_ld + j);
-                let base = if add { c.cast_const() } else { std::ptr::null() };
-                K::tile(k, a.as_ptr().add(i), a_ld, b.as_ptr().add(j), b_ld, c, c_ld, base, c_ld);
             }
         }
     }

@@ -36,7 +36,7 @@ unsafe fn pack_all<K: Kernel>(dst: &mut [K::P], side: Side, x: Mat<'_, K::S>, li
 }
 
 /// Units that `lines` of an operand are packed to for `blocks`.
-fn packed<K: Kernel>(side: Side, lines: usize, blocks: &[Range<usize>]) -> usize {
+pub(super) fn packed<K: Kernel>(side: Side, lines: usize, blocks: &[Range<usize>]) -> usize {
     lines.next_multiple_of(side.panel::<K>()) * blocks.iter().map(units::<K>).sum::<usize>()
 }
 
@@ -121,14 +121,16 @@ pub(super) unsafe fn share_b<K: Kernel>(
 
 /// Which operand is packed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+pub enum Side {
+    /// The left one, whose lines are rows of the result.
     A,
+    /// The right one, whose lines are columns.
     B,
 }
 
 impl Side {
     /// Lines of a panel.
-    fn panel<K: Kernel>(self) -> usize {
+    pub(super) fn panel<K: Kernel>(self) -> usize {
         match self {
             Side::A => K::MR,
             Side::B => K::NR,
@@ -142,7 +144,10 @@ pub(super) fn units<K: Kernel>(ks: &Range<usize>) -> usize {
 }
 
 /// Packs lines of an operand into panels.
-unsafe fn pack_lines<K: Kernel>(
+///
+/// # Safety
+/// The lines and `ks` lie in the operand, and the CPU has the kernel's instructions.
+pub(super) unsafe fn pack_lines<K: Kernel>(
     dst: &mut [K::P],
     side: Side,
     x: Mat<'_, K::S>,

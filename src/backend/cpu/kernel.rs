@@ -25,6 +25,8 @@ pub(super) trait Kernel: Send + Sync + 'static {
     const K: usize;
     /// Units are multiplied so many at a time: a sum over fewer is filled up with zeros.
     const DEPTH: usize = 1;
+    /// Whether a unit is a value as it lies in memory, so that operands need no packing.
+    const DIRECT: bool = false;
 
     /// Called on a thread before its tiles, and [`Kernel::leave`] after them.
     ///
@@ -304,6 +306,7 @@ macro_rules! kernel {
             const MR: usize = $mr;
             const NR: usize = $nv * <$v as Lanes>::N;
             const K: usize = 1;
+            const DIRECT: bool = true;
             $(#[target_feature(enable = $feature)])?
             unsafe fn tile(
                 units: usize, a: *const $s, a_step: usize, b: *const $s, b_step: usize,

@@ -1,7 +1,7 @@
 //! The CPU backend: plain Rust, the definition of every op, on every core and with the SIMD that the CPU has.
 //!
-//! A file per op under the op's name. Underneath them: [`gemm`], its blocks and micro-kernels (matrix products; bf16 ones on AMX or AVX512_BF16), [`simd`] (run-time
-//! dispatch), `real` (element types and fixed-order sums), `par` (dealing rows out to cores), `scratch` (memory that
+//! A file per op under the op's name. Underneath them: [`gemm`], its blocks and micro-kernels (matrix products; bf16 ones
+//! on AMX or AVX512_BF16), `tiles` (the same micro-kernels inside attention), [`simd`] (run-time dispatch), `real` (element types and fixed-order sums), `par` (dealing rows out to cores), `scratch` (memory that
 //! outlives an op). `Cpu<f32>` trains; `Cpu<f64>` is the same code as the tests' oracle.
 //!
 //! The number of threads never decides a bit: every output element is computed by one task, in an order that depends on
@@ -35,6 +35,7 @@ mod scratch;
 pub mod simd;
 mod swiglu;
 pub(crate) mod system;
+mod tiles;
 
 pub use batch::CpuBatch;
 use gemm::Gemm;
@@ -55,7 +56,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 /// Raised whenever an op's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
-const NUMERICS: u32 = 3;
+const NUMERICS: u32 = 4;
 
 /// The CPU as a device; `S` is the type of everything: `f32`, or `f64` for tests.
 pub struct Cpu<S> {
@@ -74,7 +75,7 @@ impl<S: Real> Cpu<S> {
         Self::with(GemmPrecision::Native)
     }
 
-    /// As [`Cpu::new`], with a choice of how `linear_*`, `head_*` and `logits` multiply.
+    /// As [`Cpu::new`], with a choice of how `linear_*`, `head_*`, `logits` and `attention_*` (but not `attention_decode`) multiply.
     ///
     /// # Errors
     /// [`Error::Device`] where the CPU has no instructions for it; [`Error::Usage`] for bf16 products of `f64`.

@@ -20,6 +20,7 @@ pub trait Real:
     + SubAssign
     + MulAssign
     + super::gemm::HasGemm
+    + super::tiles::HasTiles
 {
     /// 0.
     const ZERO: Self;

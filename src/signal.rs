@@ -4,6 +4,7 @@ use crate::note;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
+static SAVES: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler; harmless when called again.
 pub fn install() {
@@ -12,8 +13,16 @@ pub fn install() {
         if STOP.swap(true, Ordering::SeqCst) {
             std::process::exit(130);
         }
-        note!("\nstopping: finishing the step and saving (Ctrl-C again ends at once, without saving)");
+        match SAVES.load(Ordering::SeqCst) {
+            true => note!("\nstopping: finishing the step and saving (Ctrl-C again ends at once, without saving)"),
+            false => note!("\nstopping (Ctrl-C again ends at once)"),
+        }
     });
+}
+
+/// From here on there is something to save when the user stops.
+pub fn saves() {
+    SAVES.store(true, Ordering::SeqCst);
 }
 
 /// Whether Ctrl-C was pressed.

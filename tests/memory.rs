@@ -11,7 +11,7 @@ use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::{Backend, DeviceMemory};
 use fusedpo::data::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{Model, ModelConfig};
+use fusedpo::model::{GenerateOptions, Model, ModelConfig, generate};
 use fusedpo::train::config::{DpoArgs, OptimizerChoice, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::MemoryPlan;
@@ -97,6 +97,25 @@ fn plan_is_what_is_allocated<B: Backend>(be: &B) {
         let mut engine = Engine::new(be, model, capacity, Purpose::Score).unwrap();
         engine.score(&batches()[0]).unwrap();
         assert_eq!(be.memory_table().split_off(before), plan.table, "{name}, scoring");
+        drop(engine);
+        let before = be.memory_table().len();
+        let prompts = [vec![3; 7], vec![4; 2], vec![5; 11]];
+        let o = GenerateOptions {
+            max_new_tokens: 6,
+            temperature: 1.0,
+            top_p: 1.0,
+            num_return_sequences: 2,
+            seed: 1,
+            eos_token_ids: vec![2],
+            cache_bytes: 1 << 20,
+        };
+        let (plan, _) = MemoryPlan::generating(be, &config_json, POSITIONS, &prompts, &o).unwrap();
+        let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+        generate(be, &model, &prompts, &o).unwrap();
+        let mut table = be.memory_table().split_off(before);
+        // The kernels' own, a few bytes a sequence, made when the first is decoded.
+        table.retain(|(n, _)| n != "decoding tables");
+        assert_eq!(table, plan.table, "{name}, generating");
     }
 }
 

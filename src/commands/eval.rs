@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::model::{Model, ModelConfig};
 use crate::note;
-use crate::train::check::{check_data, check_model, longest_row};
+use crate::signal;
+use crate::train::check::{check_data, check_model, longest_row, warn_of_positions};
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
-use crate::train::kl::{self, KlEstimate, KlOptions};
-use crate::train::memory::{Budgets, MemoryPlan};
+use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
+use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::reference;
 use serde_json::{Map, Value, json};
@@ -34,19 +35,19 @@ pub struct EvalArgs {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
-    /// Scale of the rewards
-    #[arg(long, default_value_t = 0.1)]
-    pub beta: f64,
-    /// Loss; data without pairs: sft
+    /// Scale of the rewards [default: what MODEL/config.toml says, else 0.1]
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Loss [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
     #[arg(long, value_enum)]
     pub loss_type: Option<LossType>,
-    /// Probability that a label is flipped (cDPO); sigmoid only
-    #[arg(long, default_value_t = 0.0)]
-    pub label_smoothing: f64,
-    /// Prompts to sample a response to, for the KL estimate; 0: none
-    #[arg(long, default_value_t = 16)]
-    pub kl_samples: usize,
-    /// Longest sampled response, in tokens
+    /// Probability that a label is flipped (cDPO); sigmoid only [default: what MODEL/config.toml says, else 0]
+    #[arg(long)]
+    pub label_smoothing: Option<f64>,
+    /// Prompts to sample a response to, for the KL estimate; 0: none [default: 16]
+    #[arg(long)]
+    pub kl_samples: Option<usize>,
+    /// Longest sampled response, in tokens; at most half of the positions that the model has room for
     #[arg(long, default_value_t = 64)]
     pub kl_max_new_tokens: usize,
     /// Seed of the samples
@@ -113,13 +114,14 @@ impl Task for Eval<'_> {
         let split = if Dataset::has_split(&a.data, Split::Eval) { Split::Eval } else { Split::Train };
         let data = Dataset::open(&a.data, split)?;
         check_data(&a.model, &data)?;
-        let spec = spec(a, &data)?;
+        let made = Made::of(a, &data)?;
+        let spec = made.spec(a, &data)?;
         let paired = spec.loss_type.def().pair.is_some();
         let objective = if paired { Objective::Preference } else { Objective::Sft };
         let options = PlanOptions { objective, batch_size: 64, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
-        let reference_dir = if paired { Some(reference_dir(a)?) } else { None };
+        let reference_dir = if paired { Some(made.reference(a)?) } else { None };
         let sidecars = match &reference_dir {
             Some(dir) => {
                 check_model(dir, &data)?;
@@ -128,57 +130,148 @@ impl Task for Eval<'_> {
             None => None,
         };
         let capacity = plan.capacity();
-        let (config, longest) = (ModelConfig::load(&a.model)?, longest_row(&data));
-        // Room for samples, where the model has it.
-        let positions = longest.max(config.max_position_embeddings.min(longest.saturating_add(a.kl_max_new_tokens)));
+        let config = ModelConfig::load(&a.model)?;
+        let mut samples = Samples::plan(a, &config, reference_dir.as_deref(), &data)?;
+        let positions = samples.positions;
+        warn_of_positions(&config, positions);
         let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, &config, positions, c))?;
+        samples.fit(be, &config, &memory)?;
         be.reserve(&memory.table)?;
         let set = EvalSet { plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &a.model, positions)?, capacity, Purpose::Score)?;
-        let totals = eval::evaluate(&mut engine, &set, &spec)?;
-        let kl = match reference_dir {
-            Some(dir) if a.kl_samples > 0 => {
-                let o = KlOptions { samples: a.kl_samples, max_new_tokens: a.kl_max_new_tokens, seed: a.seed };
-                kl::estimate(be, &engine.model, &dir, &data, &o)?
-            }
+        let totals = eval::evaluate(&mut engine, &set, &spec, go_on)?;
+        // What the evaluation worked with goes before the samples come.
+        let Engine { model: policy, .. } = engine;
+        let kl = match (reference_dir, samples.kl) {
+            (Some(dir), Some(plan)) => Some(kl::estimate(be, policy, &dir, &data, &plan, slots)?),
             _ => None,
         };
         Ok((totals, kl))
     }
 }
 
-fn spec(a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
-    let default = if data.num_pairs() > 0 { LossType::Sigmoid } else { LossType::Sft };
-    let spec = LossSpec { loss_type: a.loss_type.unwrap_or(default), beta: a.beta, label_smoothing: a.label_smoothing };
-    spec.check()?;
-    if a.kl_samples > 0 && a.kl_max_new_tokens == 0 {
-        return Err(Error::usage("--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out"));
+fn go_on() -> Result<()> {
+    match signal::stop_requested() {
+        true => Err(Error::Training("stopped; what was evaluated so far is not kept".into())),
+        false => Ok(()),
     }
-    Ok(spec)
 }
 
-/// The reference: as asked, or what the run that made the policy started from, or the policy.
-fn reference_dir(a: &EvalArgs) -> Result<PathBuf> {
-    if let Some(dir) = &a.ref_model {
-        return Ok(dir.clone());
+/// The KL estimate's samples, and the positions that evaluation and samples need.
+struct Samples {
+    positions: usize,
+    kl: Option<KlPlan>,
+}
+
+impl Samples {
+    fn plan(a: &EvalArgs, policy: &ModelConfig, reference: Option<&Path>, data: &Dataset) -> Result<Self> {
+        let longest = longest_row(data);
+        let o = KlOptions { samples: a.kl_samples.unwrap_or(16), max_new_tokens: a.kl_max_new_tokens, seed: a.seed };
+        let (Some(dir), true) = (reference, o.samples > 0) else { return Ok(Self { positions: longest, kl: None }) };
+        // Room for samples, where both models have it.
+        let most = policy.usable_positions().min(ModelConfig::load(dir)?.usable_positions());
+        let positions = longest.max(most.min(longest.saturating_add(o.max_new_tokens)));
+        Ok(Self { positions, kl: KlPlan::new(policy, positions, data, &o) })
     }
-    let path = a.model.join("config.toml");
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        note!("no --ref-model: rewards are measured against the policy itself, and are 0");
-        return Ok(a.model.clone());
-    };
-    let run: toml::Table =
-        text.parse().map_err(|_| Error::file(&path, "not valid TOML; name the reference with --ref-model"))?;
-    let named = ["ref_model", "model"].iter().find_map(|k| run.get(*k)?.as_str());
-    match named.map(Path::new) {
-        Some(dir) if dir.is_dir() => {
-            note!("reference: {} (from {})", dir.display(), path.display());
-            Ok(dir.to_owned())
+
+    /// Refuses what would not fit beside the evaluation's memory.
+    fn fit<B: Backend>(&mut self, be: &B, policy: &ModelConfig, evaluation: &MemoryPlan) -> Result<()> {
+        let Some(kl) = &mut self.kl else { return Ok(()) };
+        let beside = evaluation.bytes() - MemoryPlan::model(be, policy, self.positions)?.bytes();
+        let instead = "--kl-samples 0 leaves the KL estimate out";
+        fitting_generation(be, (policy, self.positions), &kl.prompts, &mut kl.options, (beside, instead)).map(drop)
+    }
+}
+
+/// What the run that made the policy says of itself.
+struct Made {
+    path: PathBuf,
+    config: toml::Table,
+}
+
+impl Made {
+    /// Of MODEL/config.toml, where there is one and the loss can need it.
+    fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
+        let path = a.model.join("config.toml");
+        let pairwise = a.loss_type.map_or(data.num_pairs() > 0, |l| l.def().pair.is_some());
+        let config = match std::fs::read_to_string(&path) {
+            Ok(text) if pairwise => {
+                text.parse().map_err(|_| Error::file(&path, "not valid TOML: mend it, or take it away"))?
+            }
+            _ => toml::Table::new(),
+        };
+        Ok(Self { path, config })
+    }
+
+    /// The loss: as asked, as the run had it, or the default.
+    fn spec(&self, a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
+        let of_run = self.config.get("loss_type").and_then(|v| v.clone().try_into::<LossType>().ok());
+        let of_run = of_run.filter(|l| l.def().pair.is_some());
+        let default = if data.num_pairs() > 0 { of_run.unwrap_or(LossType::Sigmoid) } else { LossType::Sft };
+        let loss_type = a.loss_type.unwrap_or(default);
+        if loss_type.def().pair.is_none() {
+            refuse_what_sft_ignores(a)?;
+            return Ok(LossSpec { loss_type, beta: 0.1, label_smoothing: 0.0 });
         }
-        Some(dir) => Err(Error::file(
-            &path,
-            format!("names the reference {}, which is not there; use --ref-model", dir.display()),
-        )),
-        None => Err(Error::file(&path, "names no model; use --ref-model")),
+        let number = |key: &str| {
+            let v = self.config.get(key)?;
+            v.as_float().or_else(|| v.as_integer().map(|i| i as f64))
+        };
+        let smooth = loss_type == LossType::Sigmoid && of_run == Some(LossType::Sigmoid);
+        let spec = LossSpec {
+            loss_type,
+            beta: a.beta.or_else(|| number("beta")).unwrap_or(0.1),
+            label_smoothing: a.label_smoothing.or_else(|| number("label_smoothing").filter(|_| smooth)).unwrap_or(0.0),
+        };
+        spec.check()?;
+        if of_run.is_some() && (a.beta.is_none() || a.loss_type.is_none()) {
+            let (name, from) = (loss_type.name(), self.path.display());
+            note!("loss {name}, beta {}, label smoothing {} (from {from})", spec.beta, spec.label_smoothing);
+        }
+        if a.kl_samples != Some(0) && a.kl_max_new_tokens == 0 {
+            let why = "--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out";
+            return Err(Error::usage(why));
+        }
+        Ok(spec)
+    }
+
+    /// The reference: as asked, or what the run started from, or the policy.
+    fn reference(&self, a: &EvalArgs) -> Result<PathBuf> {
+        if let Some(dir) = &a.ref_model {
+            return Ok(dir.clone());
+        }
+        if !self.path.exists() {
+            note!("no --ref-model: rewards are measured against the policy itself, and are 0");
+            return Ok(a.model.clone());
+        }
+        let path = &self.path;
+        let named = ["ref_model", "model"].iter().find_map(|k| self.config.get(*k)?.as_str());
+        match named.map(Path::new) {
+            Some(dir) if dir.is_dir() => {
+                note!("reference: {} (from {})", dir.display(), path.display());
+                Ok(dir.to_owned())
+            }
+            Some(dir) => Err(Error::file(
+                path,
+                format!("names the reference {}, which is not there; use --ref-model", dir.display()),
+            )),
+            None => Err(Error::file(path, "names no model; use --ref-model")),
+        }
+    }
+}
+
+fn refuse_what_sft_ignores(a: &EvalArgs) -> Result<()> {
+    let given = [
+        ("--beta", a.beta.is_some()),
+        ("--label-smoothing", a.label_smoothing.is_some()),
+        ("--ref-model", a.ref_model.is_some()),
+        ("--cache", a.cache.is_some()),
+        ("--kl-samples", a.kl_samples.is_some_and(|n| n > 0)),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::usage(format!(
+            "{flag}: the sft loss (that of data without pairs) has no use for it; leave it out"
+        ))),
+        None => Ok(()),
     }
 }

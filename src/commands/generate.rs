@@ -7,8 +7,10 @@ use crate::data::render::{encode_prompt, user_turn};
 use crate::data::tokenize::{TextTokenizer, TokenizerOptions};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model};
+use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelConfig};
+use crate::train::check::warn_of_positions;
 use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::memory::fitting_generation;
 use std::path::PathBuf;
 
 /// Options of `fusedpo generate`.
@@ -126,18 +128,24 @@ impl Task for Run<'_> {
             )));
         }
         let longest = self.prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
-        let model = Model::load(be, &a.model, longest + a.max_new_tokens)?;
-        let options = GenerateOptions {
+        let (config, positions) = (ModelConfig::load(&a.model)?, longest + a.max_new_tokens);
+        let mut options = GenerateOptions {
             max_new_tokens: a.max_new_tokens,
             temperature: a.temperature,
             top_p: a.top_p,
             num_return_sequences: a.num_return_sequences,
             seed: a.seed,
-            eos_token_ids: model.config.eos_token_ids.clone(),
+            eos_token_ids: config.eos_token_ids.clone(),
             cache_bytes: 2 << 30,
         };
         let ids: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
+        let instead = (0, "lower --max-new-tokens, shorten the prompts, or use a smaller model");
+        let memory = fitting_generation(be, (&config, positions), &ids, &mut options, instead)?;
+        be.reserve(&memory.table)?;
+        let model = Model::load(be, &a.model, positions)?;
         let all = model::generate(be, &model, &ids, &options)?;
+        let lengths = ids.iter().zip(&all).flat_map(|(p, texts)| texts.iter().map(|g| p.len() + g.tokens.len()));
+        warn_of_positions(&config, lengths.max().unwrap_or(0));
         Ok((self.prompts, all))
     }
 }

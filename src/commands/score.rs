@@ -9,7 +9,7 @@ use crate::model::{Model, ModelConfig};
 use crate::output;
 use crate::progress::Progress;
 use crate::signal;
-use crate::train::check::{check_data, longest_row, open_splits};
+use crate::train::check::{check_data, longest_row, open_splits, warn_of_positions};
 use crate::train::config::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::memory::{Budgets, MemoryPlan};
@@ -95,6 +95,7 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) ->
     };
     let planner = Planner::new(data, &options)?;
     let (config, positions) = (ModelConfig::load(&a.model)?, longest_row(data));
+    warn_of_positions(&config, positions);
     let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, &config, positions, c))?;
     be.reserve(&plan.table)?;
     let model = Model::load(be, &a.model, positions)?;

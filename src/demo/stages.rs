@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Model, ModelConfig, SaveDtype};
 use crate::output::write_atomic;
 use crate::train::config::{DeviceChoice, DpoArgs, Stage, TrainArgs, TrainConfig};
-use crate::train::kl::{self, KlEstimate, KlOptions};
+use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::run::{self, Summary};
 use crate::train::schedule::SchedulerType;
 use serde_json::{Value, json};
@@ -25,6 +25,8 @@ const MAX_NEW_TOKENS: usize = 48;
 const POSITIONS: usize = 96;
 /// Token slots of SFT: what [`Sizes::sft_batch`] reviews fill.
 const SFT_TOKENS: usize = 1024;
+/// Token slots of a micro-batch of sampled texts under the reference.
+const KL_TOKENS: usize = 2048;
 /// Share of prompts that DPO does not train on.
 const EVAL_FRACTION: f64 = 0.1;
 
@@ -193,8 +195,9 @@ impl<B: Backend> Stages<'_, B> {
         let data = Dataset::open(&self.path("preferences"), Split::Eval)?;
         let policy = Model::load(self.be, &self.path("dpo"), POSITIONS)?;
         let o = KlOptions { samples: data.num_groups() as usize, max_new_tokens: MAX_NEW_TOKENS, seed: self.seed };
-        let estimate = kl::estimate(self.be, &policy, &self.path("sft"), &data, &o)?;
-        estimate.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))
+        let plan = KlPlan::new(&policy.config, POSITIONS, &data, &o);
+        let plan = plan.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
+        kl::estimate(self.be, policy, &self.path("sft"), &data, &plan, KL_TOKENS)
     }
 
     fn write_jsonl(&self, name: &str, rows: impl Iterator<Item = Value>) -> Result<()> {

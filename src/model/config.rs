@@ -172,7 +172,7 @@ impl ModelConfig {
     }
 
     /// Refuses rows of `positions` tokens that this model cannot take: a sliding window shorter than the rows is not
-    /// implemented. Rows longer than `max_position_embeddings` are the caller's to warn about: RoPE goes on.
+    /// implemented. Rows longer than `max_position_embeddings` are no error: RoPE goes on.
     pub fn check_positions(&self, positions: usize) -> Result<()> {
         match self.sliding_window {
             Some(w) if positions > w => Err(Error::usage(format!(
@@ -181,6 +181,11 @@ impl ModelConfig {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// The most positions that rows of other length than the data's should have.
+    pub fn usable_positions(&self) -> usize {
+        self.sliding_window.unwrap_or(usize::MAX).min(self.max_position_embeddings)
     }
 
     /// The fields as a config.json that transformers 4 and 5 read, for a model made from scratch.

@@ -3,13 +3,15 @@
 //! Sequences live in cache slots `0..live`; a finished one gives its slot to the last, so the batch stays dense, and
 //! waiting sequences come in when half of the slots are free. What a sequence draws depends on its own number and the seed only.
 
-use super::acts::{LayerActs, Workspace};
+use super::acts::Workspace;
+use super::cache::Cache;
 use super::forward::{attend, forward_with, weight};
 use super::params::Model;
 use super::sample::{sample, uniform};
 use crate::backend::{Backend, Capacity, Float};
 use crate::data::batch::{GroupSpan, MicroBatch, Prediction, ResponseSlot, Segment};
 use crate::error::{Error, Result};
+use crate::signal;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -75,6 +77,9 @@ pub fn generate<B: Backend>(
         if !g.live.is_empty() {
             g.step()?;
         }
+        if signal::stop_requested() {
+            return Err(Error::Training("stopped while generating; nothing was written".into()));
+        }
     }
     let mut all = g.out.into_iter();
     Ok(prompts.iter().map(|_| all.by_ref().take(options.num_return_sequences).collect()).collect())
@@ -115,46 +120,6 @@ fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions
     Ok(())
 }
 
-/// Keys and values of every slot, by layer: slot `s` owns rows `s * stride .. (s + 1) * stride`.
-struct Cache<B: Backend> {
-    /// Keys and values, `[slots * stride, kv_width]` each.
-    layers: Vec<[B::Buf<B::Act>; 2]>,
-    /// `[stride, kv_width]`, to move a slot.
-    spare: B::Buf<B::Act>,
-    stride: usize,
-    kv_width: usize,
-}
-
-impl<B: Backend> Cache<B> {
-    fn new(be: &B, model: &Model<B>, slots: usize, stride: usize) -> Result<Self> {
-        let kv_width = model.config.attn_shape().kv_width();
-        let n = slots * stride * kv_width;
-        let layer = |_| Ok([be.zeros("cached keys", n)?, be.zeros("cached values", n)?]);
-        let layers = (0..model.config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self { layers, spare: be.zeros("cache move", stride * kv_width)?, stride, kv_width })
-    }
-
-    /// Stores the keys and values of `layer`'s rows: row `r` at `dst[r]`.
-    fn store(&mut self, be: &B, model: &Model<B>, l: usize, layer: &LayerActs<B>, dst: &[u32]) -> Result<()> {
-        let a = model.config.attn_shape();
-        let [k, v] = &mut self.layers[l];
-        let (nk, nv) = (be.len(k), be.len(v));
-        let qkv = be.view(&layer.qkv, 0..dst.len() * a.qkv_width());
-        be.kv_store(be.view_mut(k, 0..nk), be.view_mut(v, 0..nv), qkv, dst, a)
-    }
-
-    /// Copies the first `len` rows of slot `from` to slot `to`.
-    fn copy_slot(&mut self, be: &B, from: usize, to: usize, len: usize) -> Result<()> {
-        let n = len * self.kv_width;
-        let start = |slot: usize| slot * self.stride * self.kv_width;
-        for buf in self.layers.iter_mut().flatten() {
-            be.copy(be.view_mut(&mut self.spare, 0..n), be.view(buf, start(from)..start(from) + n))?;
-            be.copy(be.view_mut(buf, start(to)..start(to) + n), be.view(&self.spare, 0..n))?;
-        }
-        Ok(())
-    }
-}
-
 /// A sequence in a slot.
 struct Live {
     /// Its number: `prompt * num_return_sequences + k`.
@@ -163,6 +128,45 @@ struct Live {
     cached: usize,
     /// Its newest token, not yet in the cache.
     last: u32,
+}
+
+/// What generating has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Sequences at a time.
+    pub sequences: usize,
+    /// Token slots of its batches.
+    pub slots: usize,
+    /// Bytes of logits on the host, beside the device's.
+    pub host_bytes: usize,
+}
+
+/// Everything that [`generate`] allocates on the device.
+fn buffers<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    prompts: &[Vec<u32>],
+    o: &GenerateOptions,
+) -> Result<(Room, Workspace<B>, Cache<B>)> {
+    let c = &model.config;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let stride = longest + o.max_new_tokens;
+    let cached = stride * c.attn_shape().kv_width() * 2 * c.num_hidden_layers * size_of::<B::Act>();
+    let logits = c.vocab_size * size_of::<B::Acc>();
+    let sequences = (o.cache_bytes / (cached + logits)).min(prompts.len() * o.num_return_sequences);
+    // Cache rows are numbered in u32, u32::MAX meaning none.
+    let sequences = sequences.min((u32::MAX as usize - 1) / stride).max(1);
+    let tokens = prompts.iter().map(Vec::len).sum::<usize>().min(PREFILL_TOKENS).max(longest);
+    let slots = tokens.max(sequences);
+    let capacity = Capacity { slots, predictions: sequences, responses: sequences, pairs: 0 };
+    let room = Room { sequences, slots, host_bytes: sequences * logits };
+    Ok((room, Workspace::new(be, model, capacity, sequences, false)?, Cache::new(be, model, sequences, stride)?))
+}
+
+/// Checks what [`generate`] would check, and allocates on `counting` what it would allocate.
+pub fn counted<B: Backend>(counting: &B, model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<Room> {
+    check(model, prompts, o)?;
+    buffers(counting, model, prompts, o).map(|(room, ..)| room)
 }
 
 struct Generator<'a, B: Backend> {
@@ -182,28 +186,19 @@ struct Generator<'a, B: Backend> {
 
 impl<'a, B: Backend> Generator<'a, B> {
     fn new(be: &'a B, model: &'a Model<B>, prompts: &'a [Vec<u32>], o: &'a GenerateOptions) -> Result<Self> {
-        let c = &model.config;
-        let sequences = prompts.len() * o.num_return_sequences;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let stride = longest + o.max_new_tokens;
-        let cached = stride * c.attn_shape().kv_width() * 2 * c.num_hidden_layers * size_of::<B::Act>();
-        let slots = (o.cache_bytes / (cached + c.vocab_size * size_of::<B::Acc>())).clamp(1, sequences);
-        // Cache rows are numbered in u32, u32::MAX meaning none.
-        let slots = slots.min((u32::MAX as usize - 1) / stride).max(1);
-        let tokens = prompts.iter().map(Vec::len).sum::<usize>().min(PREFILL_TOKENS).max(longest);
-        let capacity = Capacity { slots: tokens.max(slots), predictions: slots, responses: slots, pairs: 0 };
+        let (room, ws, cache) = buffers(be, model, prompts, o)?;
         Ok(Self {
             be,
             model,
             prompts,
             o,
-            ws: Workspace::new(be, model, capacity, slots, false)?,
-            cache: Cache::new(be, model, slots, stride)?,
-            slots,
-            live: Vec::with_capacity(slots),
+            ws,
+            cache,
+            slots: room.sequences,
+            live: Vec::with_capacity(room.sequences),
             next: 0,
-            out: vec![Generated::default(); sequences],
-            logits: vec![B::Acc::from_f64(0.0); slots * c.vocab_size],
+            out: vec![Generated::default(); prompts.len() * o.num_return_sequences],
+            logits: vec![B::Acc::from_f64(0.0); room.sequences * model.config.vocab_size],
         })
     }
 

@@ -16,6 +16,7 @@
 
 pub mod acts;
 pub mod backward;
+mod cache;
 pub mod config;
 pub mod export;
 pub mod forward;

@@ -4,6 +4,7 @@ use crate::data::dataset::{Dataset, Split};
 use crate::data::tokenize::tokenizer_sha256;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::note;
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -48,6 +49,16 @@ fn check_vocabulary(model: &Path, data: &Dataset) -> Result<ModelConfig> {
         ));
     }
     Ok(config)
+}
+
+/// Says on stderr that rows are longer than the model was made for, where they are: RoPE goes on, quality may not.
+pub fn warn_of_positions(model: &ModelConfig, positions: usize) {
+    let made_for = model.max_position_embeddings;
+    if positions > made_for {
+        note!(
+            "warning: rows of up to {positions} tokens, but the model was made for {made_for}: beyond, it may be poor"
+        );
+    }
 }
 
 /// Tokens of the longest prompt with one of its responses: the positions that a model must have.

@@ -305,6 +305,9 @@ impl TrainConfig {
         if !pairwise && (d.beta.is_some() || d.label_smoothing.is_some()) {
             return Err(Error::usage("--beta and --label-smoothing: the sft loss has neither; leave them out"));
         }
+        if !loss_type.def().reference && (d.ref_model.is_some() || d.cache.is_some()) {
+            return Err(Error::usage("--ref-model and --cache: the sft loss has no reference; leave them out"));
+        }
         let c = TrainConfig {
             model: required(t.model, "--model")?,
             data: required(t.data, "--data")?,

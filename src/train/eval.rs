@@ -18,14 +18,21 @@ pub struct EvalSet<'a> {
     pub sidecars: Option<Sidecars>,
 }
 
-/// The whole of `set` under `spec`.
-pub fn evaluate<B: Backend>(engine: &mut Engine<'_, B>, set: &EvalSet<'_>, spec: &LossSpec) -> Result<Totals> {
+/// The whole of `set` under `spec`. `goes_on` is asked between steps: where there is nothing to save but the result, Ctrl-C
+/// ends it.
+pub fn evaluate<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    set: &EvalSet<'_>,
+    spec: &LossSpec,
+    goes_on: impl Fn() -> Result<()>,
+) -> Result<Totals> {
     let steps = set.plan.steps_in_epoch(0);
     let mut progress = Progress::new("evaluation", steps);
     let mut totals = Totals::default();
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
     for step in 0..steps {
+        goes_on()?;
         set.plan.data().check_unchanged()?;
         let mut batches = set.plan.step(0, step);
         if let Some(sidecars) = &set.sidecars {

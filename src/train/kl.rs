@@ -1,13 +1,15 @@
 //! Sequence-level KL divergence of the policy from the reference, by sampling the policy.
 
+use super::check::longest_row;
 use super::engine::{Engine, Purpose};
+use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::format::Meta;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard_write::{NewGroup, NewResponse, ShardWriter};
 use crate::error::{Error, Result};
-use crate::model::{GenerateOptions, Generated, Model, generate};
+use crate::model::{GenerateOptions, Generated, Model, ModelConfig, generate};
 use std::path::Path;
 
 /// How to estimate.
@@ -34,65 +36,89 @@ pub struct KlEstimate {
     pub max_new_tokens: usize,
 }
 
-/// Samples a response of `policy` at temperature 1 to each of the first prompts of `data` and scores it under both.
-/// `None` where no prompt has a token. Prompts that leave no room for a response are passed over.
-pub fn estimate<B: Backend>(
-    be: &B,
-    policy: &Model<B>,
-    reference: &Path,
-    data: &Dataset,
-    o: &KlOptions,
-) -> Result<Option<KlEstimate>> {
-    let max_new_tokens = o.max_new_tokens.min(policy.max_positions / 2).max(1);
-    let room = policy.max_positions.saturating_sub(max_new_tokens);
-    let prompts: Vec<Vec<u32>> = (0..data.num_groups())
-        .map(|g| data.group(g).prompt().iter().collect::<Vec<u32>>())
-        .filter(|p| !p.is_empty() && p.len() <= room)
-        .take(o.samples)
-        .collect();
-    if prompts.is_empty() {
-        return Ok(None);
-    }
-    let options = GenerateOptions {
-        max_new_tokens,
-        temperature: 1.0,
-        top_p: 1.0,
-        num_return_sequences: 1,
-        seed: o.seed,
-        eos_token_ids: policy.config.eos_token_ids.clone(),
-        cache_bytes: 1 << 30,
-    };
-    let samples: Vec<Generated> = generate(be, policy, &prompts, &options)?.into_iter().flatten().collect();
-    let reference = Model::load(be, reference, policy.max_positions)?;
-    // A model may have more rows than its tokenizer has tokens, and draw one of them.
-    let vocab_size = policy.config.vocab_size.min(u32::MAX as usize) as u32;
-    let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
-    let scored = score(be, reference, &meta, &prompts, &samples)?;
-    let gaps: Vec<f64> = samples.iter().zip(scored).map(|(s, logp)| s.logps.iter().sum::<f64>() - logp).collect();
-    mean_with_interval(&gaps, max_new_tokens).map(Some)
+/// What to sample: prompts, and how to continue them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KlPlan {
+    /// Prompts with room for a response.
+    pub prompts: Vec<Vec<u32>>,
+    /// One continuation of each, at temperature 1.
+    pub options: GenerateOptions,
 }
 
-/// Log-probs of `samples` under `model`. They go through a shard of their own, so that there is one way to score.
+impl KlPlan {
+    /// For a policy loaded for rows of up to `positions` tokens. `None` where no prompt of `data` has a token; prompts that
+    /// leave no room for a response are passed over.
+    pub fn new(policy: &ModelConfig, positions: usize, data: &Dataset, o: &KlOptions) -> Option<Self> {
+        let max_new_tokens = o.max_new_tokens.min(positions / 2).max(1);
+        let room = positions.saturating_sub(max_new_tokens);
+        let prompts: Vec<Vec<u32>> = (0..data.num_groups())
+            .map(|g| data.group(g).prompt().iter().collect::<Vec<u32>>())
+            .filter(|p| !p.is_empty() && p.len() <= room)
+            .take(o.samples)
+            .collect();
+        let options = GenerateOptions {
+            max_new_tokens,
+            temperature: 1.0,
+            top_p: 1.0,
+            num_return_sequences: 1,
+            seed: o.seed,
+            eos_token_ids: policy.eos_token_ids.clone(),
+            cache_bytes: 1 << 30,
+        };
+        (!prompts.is_empty()).then_some(Self { prompts, options })
+    }
+}
+
+/// Samples a response of `policy` to each prompt of `plan` and scores it under both models, the reference in micro-batches
+/// of at least `slots` token slots. The policy is gone before the reference comes.
+pub fn estimate<B: Backend>(
+    be: &B,
+    policy: Model<B>,
+    reference: &Path,
+    data: &Dataset,
+    plan: &KlPlan,
+    slots: usize,
+) -> Result<KlEstimate> {
+    let samples = generate(be, &policy, &plan.prompts, &plan.options)?;
+    let samples: Vec<Generated> = samples.into_iter().flatten().collect();
+    // A model may have more rows than its tokenizer has tokens, and draw one of them.
+    let vocab_size = policy.config.vocab_size.min(u32::MAX as usize) as u32;
+    drop(policy);
+    let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
+    let scored = score(be, reference, &meta, (&plan.prompts, &samples), slots)?;
+    let gaps: Vec<f64> = samples.iter().zip(scored).map(|(s, logp)| s.logps.iter().sum::<f64>() - logp).collect();
+    mean_with_interval(&gaps, plan.options.max_new_tokens)
+}
+
+/// Log-probs of `samples` under the model in `dir`. They go through a shard of their own, so that there is one way to score.
 fn score<B: Backend>(
     be: &B,
-    model: Model<B>,
+    dir: &Path,
     meta: &Meta,
-    prompts: &[Vec<u32>],
-    samples: &[Generated],
+    (prompts, samples): (&[Vec<u32>], &[Generated]),
+    slots: usize,
 ) -> Result<Vec<f64>> {
-    let dir = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder"))?;
-    let path = dir.path().join("train-00000.pref");
-    let mut writer = ShardWriter::create(&path, meta)?;
+    let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder"))?;
+    let mut writer = ShardWriter::create(&folder.path().join("train-00000.pref"), meta)?;
     for (row, (prompt, sample)) in prompts.iter().zip(samples).enumerate() {
         let response = NewResponse { tokens: &sample.tokens, score: None, label: None, row: row as u64, index: 0 };
         writer.push(&NewGroup { prompt, responses: vec![response], pairs: Vec::new() })?;
     }
     writer.finish()?;
-    let data = Dataset::open(dir.path(), Split::Train)?;
-    let options =
-        PlanOptions { objective: Objective::Score, batch_size: 64, token_budget: None, seed: 0, shuffle: false };
+    let data = Dataset::open(folder.path(), Split::Train)?;
+    let longest = longest_row(&data);
+    let options = PlanOptions {
+        objective: Objective::Score,
+        batch_size: 64,
+        token_budget: Some(slots.max(longest)),
+        seed: 0,
+        shuffle: false,
+    };
     let plan = Planner::new(&data, &options)?;
-    let mut engine = Engine::new(be, model, plan.capacity(), Purpose::Score)?;
+    let config = ModelConfig::load(dir)?;
+    let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, &config, longest, c))?;
+    be.reserve(&memory.table)?;
+    let mut engine = Engine::new(be, Model::load(be, dir, longest)?, plan.capacity(), Purpose::Score)?;
     let mut scored = vec![f64::NAN; samples.len()];
     for step in 0..plan.steps_in_epoch(0) {
         for mb in plan.step(0, step) {

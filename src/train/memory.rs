@@ -10,7 +10,8 @@ use super::optim::Optimizer;
 use crate::backend::{Backend, Capacity};
 use crate::data::plan::Planner;
 use crate::error::{Error, Result};
-use crate::model::{Model, ModelConfig};
+use crate::model::{GenerateOptions, Model, ModelConfig, generate};
+use crate::note;
 use crate::output;
 
 /// Token budgets that an error suggests are multiples of this.
@@ -50,6 +51,28 @@ impl MemoryPlan {
         Ok(Self::of(be, &counting, model, capacity))
     }
 
+    /// A model alone.
+    pub fn model<B: Backend>(be: &B, model: &ModelConfig, positions: usize) -> Result<Self> {
+        let counting = be.counting();
+        Model::counted(&counting, model, positions)?;
+        Ok(Self { table: counting.memory_table(), scratch: 0 })
+    }
+
+    /// A model that continues prompts, and how many sequences at a time.
+    pub fn generating<B: Backend>(
+        be: &B,
+        model: &ModelConfig,
+        positions: usize,
+        prompts: &[Vec<u32>],
+        o: &GenerateOptions,
+    ) -> Result<(Self, usize)> {
+        let counting = be.counting();
+        let policy = Model::counted(&counting, model, positions)?;
+        let room = generate::counted(&counting, &policy, prompts, o)?;
+        let scratch = be.scratch(room.slots, model.hidden_size) + room.host_bytes;
+        Ok((Self { table: counting.memory_table(), scratch }, room.sequences))
+    }
+
     fn of<B: Backend>(be: &B, counting: &B, model: &ModelConfig, capacity: Capacity) -> Self {
         let rows = capacity.slots.max(capacity.predictions);
         Self { table: counting.memory_table(), scratch: be.scratch(rows, model.hidden_size) }
@@ -85,6 +108,36 @@ fn engine<'a, B: Backend>(
     purpose: Purpose,
 ) -> Result<Engine<'a, B>> {
     Engine::new(counting, Model::counted(counting, model, positions)?, capacity, purpose)
+}
+
+/// [`MemoryPlan::generating`] with as many sequences at a time as fit, `beside` bytes being taken already when it begins;
+/// `o.cache_bytes` says so afterwards, and a line on stderr where it is less than asked.
+///
+/// Errors: [`Error::Device`] where not even one sequence fits; `instead` ends its line.
+pub fn fitting_generation<B: Backend>(
+    be: &B,
+    (model, positions): (&ModelConfig, usize),
+    prompts: &[Vec<u32>],
+    o: &mut GenerateOptions,
+    (beside, instead): (usize, &str),
+) -> Result<MemoryPlan> {
+    let (mut plan, wanted) = MemoryPlan::generating(be, model, positions, prompts, o)?;
+    let Some(memory) = be.memory()? else { return Ok(plan) };
+    let mut sequences = wanted;
+    while plan.needed() + beside > memory.free {
+        let (needed, free) = (output::bytes(plan.needed() + beside), output::bytes(memory.free));
+        if sequences == 1 {
+            return Err(Error::Device(format!(
+                "out of memory: generating one sequence at a time needs {needed}, {free} are free; {instead}"
+            )));
+        }
+        o.cache_bytes /= 2;
+        (plan, sequences) = MemoryPlan::generating(be, model, positions, prompts, o)?;
+    }
+    if sequences < wanted {
+        note!("memory: {sequences} sequences at a time, as {} are free", output::bytes(memory.free));
+    }
+    Ok(plan)
 }
 
 /// Capacities of a run by token budget: what all its planners need.

@@ -80,6 +80,7 @@ fn fill<B: Backend>(
     sidecars: &mut Sidecars,
     report: &mut ReferenceReport,
 ) -> Result<()> {
+    signal::saves();
     let steps = planner.steps_in_epoch(0);
     let mut progress = Progress::new("reference", report.responses);
     let mut seen = 0;

@@ -2,7 +2,7 @@
 
 mod steps;
 
-use super::check::{check_data, check_model, longest_row, open_splits};
+use super::check::{check_data, check_model, longest_row, open_splits, warn_of_positions};
 use super::config::{GraphsChoice, TrainConfig};
 use super::engine::{Engine, Purpose};
 use super::eval::{self, EvalSet};
@@ -72,6 +72,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     let schedule = Schedule::new(c.lr_scheduler_type, c.learning_rate, c.warmup_steps, c.warmup_ratio, total)?;
     let out = RunDir::create(&c.out, &toml::to_string(c).map_err(|e| Error::usage(e.to_string()))?)?;
     announce(be, c, &planner, &schedule);
+    warn_of_positions(&config, positions);
     memory.print(be)?;
 
     let mut run = Run { c, data, spec, be, schedule, sidecars: None, eval: None, out, summary: Summary::default() };
@@ -170,7 +171,7 @@ impl<B: Backend> Run<'_, B> {
 
     fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<()> {
         let Some(set) = &self.eval else { return Ok(()) };
-        let totals = eval::evaluate(engine, set, &self.spec)?;
+        let totals = eval::evaluate(engine, set, &self.spec, || Ok(()))?;
         let mut row = Map::new();
         row.insert("step".into(), json!(step));
         row.extend(totals.to_json("eval_"));

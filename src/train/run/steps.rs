@@ -28,6 +28,7 @@ impl<B: Backend> Run<'_, B> {
         plan: &Planner<'_>,
         total: u64,
     ) -> Result<()> {
+        signal::saves();
         self.evaluate(engine, 0)?;
         let mut progress = Progress::new(if self.sidecars.is_some() { "dpo" } else { "sft" }, total);
         let mut log = Log { skipped: 0, tokens: 0, at: Instant::now() };

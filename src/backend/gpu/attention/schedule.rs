@@ -22,8 +22,9 @@ pub(super) struct Span {
     dummy: bool,
 }
 
-/// Fills `to` with the segments and, last, the dummy tail. Errors: segments with gaps, overlaps, or a prefix that is not
-/// the prompt right before them; the kernels take from it that whoever sees a key lies behind it.
+/// Fills `to` with the segments and, last, the dummy tail. Without any segment all rows are dummies: those of sequences
+/// that are being continued, which attend to a cache instead. Errors: segments with gaps, overlaps, or a prefix that is
+/// not the prompt right before them; the kernels take from it that whoever sees a key lies behind it.
 pub(super) fn spans(to: &mut Vec<Span>, from: &MicroBatch) -> Result<()> {
     to.clear();
     let malformed = |i: usize, why: &str| {
@@ -46,10 +47,11 @@ pub(super) fn spans(to: &mut Vec<Span>, from: &MicroBatch) -> Result<()> {
         }
         to.push(Span { segment: *s, readers_end: end, dummy: false });
     }
-    if end as usize != from.used || from.used > from.slots {
+    let covered = from.segments.is_empty() || end as usize == from.used;
+    if !covered || from.used > from.slots {
         return malformed(from.segments.len(), "would be needed: live rows are in no segment");
     }
-    let len = (from.slots - from.used) as u32;
+    let len = from.slots as u32 - end;
     if len > 0 {
         let segment = Segment { start: end, len, prefix_start: end, prefix_len: 0 };
         to.push(Span { segment, readers_end: end, dummy: true });
@@ -153,7 +155,17 @@ mod tests {
             let error = spans(&mut s, &batch(&segments, 20)).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let error = spans(&mut s, &MicroBatch { slots: 4, used: 2, ..Default::default() }).unwrap_err().to_string();
+        let error = spans(&mut s, &MicroBatch { used: 9, ..batch(&[(0, 5, 0, 0)], 20) }).unwrap_err().to_string();
         assert!(error.contains("live rows are in no segment"), "{error}");
+    }
+
+    #[test]
+    fn rows_that_attend_to_a_cache_are_all_dummies() {
+        let (mut s, mut t) = (Vec::new(), Vec::new());
+        spans(&mut s, &MicroBatch { slots: 4, used: 4, ..Default::default() }).unwrap();
+        query_tiles(&mut t, &s, 3);
+        assert_eq!(t, [[0, 0, 12, 0, 0, 0, 0, 0]], "no keys");
+        key_tiles(&mut t, &s, 64);
+        assert_eq!(t, [[0, 4, 0, 0, 0, 0, 0, 0]], "no readers");
     }
 }

@@ -47,9 +47,9 @@ struct Args {
     /// Token slots of a micro-batch [default: 16384; 1024 on the CPU]
     #[arg(long)]
     slots: Option<usize>,
-    /// Steps that are timed, after one that is not; their median counts
-    #[arg(long, default_value_t = 3)]
-    steps: usize,
+    /// Steps that are timed, after one that is not; their median counts. One more is taken apart by kernel family
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
     /// cpu, cuda, or auto: a GPU where one can be used
     #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
     device: String,
@@ -236,13 +236,14 @@ fn case<B: Backend>(
     let mut families = [0.0; 5];
     let mut ops = 0;
     let mut seconds = Vec::new();
-    for n in 0..=args.steps {
-        be.wait(n == args.steps);
+    let last = args.steps + 1;
+    for n in 0..=last {
+        be.wait(n == last);
         be.take();
         let begun = Instant::now();
         step(&mut engine, &mut optimizer, &batches)?;
         match n {
-            _ if n == args.steps => (families, ops) = be.take(),
+            _ if n == last => (families, ops) = be.take(),
             0 => {}
             _ => seconds.push(begun.elapsed().as_secs_f64()),
         }

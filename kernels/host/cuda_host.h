@@ -24,7 +24,9 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+// Always: both storage types are linked into one program, and a template that reads `T` without naming it in its signature has
+// one symbol there. Out of line, one of the two would run for both.
+#define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n) __attribute__((aligned(n)))
 
 struct dim3 { unsigned x = 1, y = 1, z = 1; };

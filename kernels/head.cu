@@ -6,17 +6,23 @@
 // Source     Milakov & Gimelshein 2018 (arXiv 1805.02867) for the running maximum; the sums ride along.
 // Shapes     logits (rows, vocab) f32; G starts where its row of logits does, so its leading dimension is 2 vocab in bf16.
 //            logp, entropy, log_sum_p2, hit (rows) f32   target (rows).
-// Launch     grid = rows, block = 1024, 1 KB shared memory. A thread takes 4 tiles of 4 logits at a time.
-// Traffic    reads z twice (the second time partly from L2), writes G once: 10 bytes a logit for bf16, 4 where only scored.
-// In place   ascending tiles of 4096 logits, a barrier between the read and the write of each: the write of tile i ends at
-//            half of where its read ended, so it meets only logits of tiles <= i, which all threads have read.
-// Order      a thread's logits ascending; butterfly in a warp; warps in order. No atomics.
-// Limits     target < vocab: checked by the wrapper. NaN in z gives NaN.
+// Launch     grid = rows, block = 1024, 640 bytes of shared memory. Groups of 4 x 4096 logits: a thread has four loads of 16 bytes
+//            on their way in both passes, 64 KB a block.
+// Traffic    reads z twice, writes G once: 10 bytes a logit for bf16, 4 where only scored. The first pass goes from the row's end to
+//            its start and the second back, so that what was read last is read again first, from L2.
+// In place   ascending groups; a group of bf16 ends at half of where its logits end: group i lies over logits of group i / 2. A
+//            barrier after the loads of group b says that all threads have read groups <= b, which frees 0 .. 2 b + 1: barriers
+//            at groups 0, 2, 6, 14, ... are enough. f32 replaces what the same thread has read: none.
+// Order      a thread's groups descending, inside one ascending; butterfly in a warp, butterfly over warps. No atomics.
+// Limits     target < vocab: checked by the wrapper. vocab < 2^31 - 2^14. NaN in z gives NaN.
 // Reference  src/backend/cpu/head.rs.   Tried: not yet measured on a GPU.
+// Predicted  the limiter is HBM; one block an SM (1024 threads, at most 64 registers), so the reduction between the passes and the change
+//            of blocks leave the SM idle: about 1 us each of 60 us a row at 152k logits, of 20 us at 49k.
 #include "common.cuh"
 
 constexpr int THREADS = 1024;
-constexpr int TILES = 4;  // in flight per thread in the first pass
+constexpr int TILES = 4;  // in flight per thread
+constexpr int TILE = 4 * THREADS, GROUP = TILES * TILE;
 
 struct Running {
     float max, sum, sum_d, sum_sq;  // m, sum e, sum e (z - m), sum e^2, e = exp(z - m)
@@ -52,39 +58,62 @@ __device__ __forceinline__ Running shuffled(const Running& r, int lanes) {
                    __shfl_xor_sync(FULL, r.sum_sq, lanes), __shfl_xor_sync(FULL, r.index, lanes)};
 }
 
-// Logits from..to of the row. Until the END every pack exists.
-template <bool WHOLE, bool END> __device__ __forceinline__ void scan(Running& r, const float* z, int from, int to) {
-    for (int c0 = from + threadIdx.x * 4; c0 < to; c0 += TILES * 4 * THREADS) {
-        Floats<4> v[TILES];
-        float max = -INFINITY;
+// The group of logits that starts at `first`; groups come in descending order. Until the END every pack exists.
+template <bool WHOLE, bool END> __device__ __forceinline__ void scan_group(Running& r, const float* z, int first, int vocab) {
+    const int c0 = first + int(threadIdx.x) * 4;
+    if (END && c0 >= vocab) return;
+    Floats<4> v[TILES];
+    float max = -INFINITY;
 #pragma unroll
-        for (int t = 0; t < TILES; ++t) {
-            const int live = !END ? 4 : to - (c0 + t * 4 * THREADS);
-            v[t] = load_pack<WHOLE>(z + (c0 + t * 4 * THREADS), live);
+    for (int t = 0; t < TILES; ++t) {
+        const int live = END ? vocab - (c0 + t * TILE) : 4;
+        v[t] = load_pack<WHOLE>(z + (c0 + t * TILE), live);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (i >= live) v[t][i] = -INFINITY;
-                max = fmaxf(max, v[t][i]);
-            }
+        for (int i = 0; i < 4; ++i) {
+            if (i >= live) v[t][i] = -INFINITY;
+            max = fmaxf(max, v[t][i]);
         }
-        if (max > r.max) {  // rare once the row's large logits have been seen
-            rebase(r, max);
-#pragma unroll
-            for (int t = TILES - 1; t >= 0; --t)
-#pragma unroll
-                for (int i = 3; i >= 0; --i)
-                    if (v[t][i] == max) r.index = c0 + t * 4 * THREADS + i;
-        }
-#pragma unroll
-        for (int t = 0; t < TILES; ++t)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float d = v[t][i] - r.max, e = fast_exp2(d * LOG2E);
-                r.sum += e;
-                r.sum_d += e == 0.0f ? 0.0f : e * d;  // 0 * -infinity
-                r.sum_sq += e * e;
-            }
     }
+    if (max >= r.max && max > -INFINITY) {  // rare once the row's large logits have been seen
+        rebase(r, max);
+#pragma unroll
+        for (int t = TILES - 1; t >= 0; --t)
+#pragma unroll
+            for (int i = 3; i >= 0; --i)
+                if (v[t][i] == max) r.index = c0 + t * TILE + i;  // lower than any seen: the groups descend
+    }
+    const float base = r.max > -INFINITY ? r.max : 0.0f;  // so far all are -infinity (or NaN): e is 0 (NaN)
+#pragma unroll
+    for (int t = 0; t < TILES; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float d = v[t][i] - base, e = fast_exp2(d * LOG2E);
+            r.sum += e;
+            r.sum_d += e == 0.0f ? 0.0f : e * d;  // 0 * -infinity
+            r.sum_sq += e * e;
+        }
+}
+
+// A thread's share of the row.
+template <bool WHOLE> __device__ __forceinline__ Running scan(const float* z, int vocab) {
+    Running r{-INFINITY, 0.0f, 0.0f, 0.0f, 0x7fffffff};
+    const int groups = (vocab + GROUP - 1) / GROUP, full = WHOLE ? vocab / GROUP : 0;
+    for (int g = groups - 1; g >= full; --g) scan_group<WHOLE, true>(r, z, g * GROUP, vocab);
+    for (int g = full - 1; g >= 0; --g) scan_group<WHOLE, false>(r, z, g * GROUP, vocab);
+    return r;
+}
+
+// The whole row, to all threads.
+__device__ __forceinline__ Running combine_block(Running r, Running* warps) {
+#pragma unroll
+    for (int lanes = 16; lanes; lanes >>= 1) r = combine(r, shuffled(r, lanes));
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = r;
+    __syncthreads();
+    static_assert(THREADS == 32 * 32, "a lane a warp");
+    r = warps[threadIdx.x % 32];
+#pragma unroll
+    for (int lanes = 16; lanes; lanes >>= 1) r = combine(r, shuffled(r, lanes));
+    return r;
 }
 
 template <bool WHOLE> __device__ __forceinline__ void store_gradient(float* to, const Floats<4>& g, int live) {
@@ -104,13 +133,23 @@ template <bool WHOLE> __device__ __forceinline__ void store_gradient(bf16* to, c
 template <bool WHOLE>
 __device__ __forceinline__ void replace(float* z, int vocab, int aim, float max, float shift) {
     T* gradient = reinterpret_cast<T*>(z);
-    for (int tile = 0; tile < vocab; tile += 4 * THREADS) {
-        const int c = tile + threadIdx.x * 4, live = vocab - c;
-        Floats<4> g = load_pack<WHOLE>(z + c, live);
+    int freed = 0;  // groups of G that lie over logits which all threads have read
+    for (int group = 0, first = 0; first < vocab; ++group, first += GROUP) {
+        const int c0 = first + int(threadIdx.x) * 4;
+        Floats<4> g[TILES];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) g[i] = (c + i == aim ? 1.0f : 0.0f) - fast_exp2((g[i] - max) * LOG2E - shift);
-        __syncthreads();
-        store_gradient<WHOLE>(gradient + c, g, live);
+        for (int t = 0; t < TILES; ++t) g[t] = load_pack<WHOLE>(z + (c0 + t * TILE), vocab - (c0 + t * TILE));
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                g[t][i] = (c0 + t * TILE + i == aim ? 1.0f : 0.0f) - fast_exp2((g[t][i] - max) * LOG2E - shift);
+        if (sizeof(T) < sizeof(float) && group >= freed) {
+            __syncthreads();
+            freed = 2 * group + 2;
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) store_gradient<WHOLE>(gradient + c0 + t * TILE, g[t], vocab - (c0 + t * TILE));
     }
 }
 
@@ -121,17 +160,7 @@ KERNEL(1024, head)(float* __restrict__ logp, float* __restrict__ entropy, float*
     const int aim = int(target[blockIdx.x]);
     const float at_target = z[aim];  // before anything is overwritten
     const bool whole = vocab % 4 == 0 && aligned16(logits);
-    const int loops = whole ? vocab / (TILES * 4 * THREADS) * (TILES * 4 * THREADS) : 0;
-    Running r{-INFINITY, 0.0f, 0.0f, 0.0f, 0x7fffffff};
-    scan<true, false>(r, z, 0, loops);
-    if (whole) scan<true, true>(r, z, loops, vocab);
-    else scan<false, true>(r, z, 0, vocab);
-#pragma unroll
-    for (int lanes = 16; lanes; lanes >>= 1) r = combine(r, shuffled(r, lanes));
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = r;
-    __syncthreads();
-    r = warps[0];
-    for (int w = 1; w < THREADS / 32; ++w) r = combine(r, warps[w]);
+    const Running r = combine_block(whole ? scan<true>(z, vocab) : scan<false>(z, vocab), warps);
     const float log_sum = logf(r.sum);
     if (threadIdx.x == 0) {
         logp[blockIdx.x] = at_target - r.max - log_sum;

@@ -128,9 +128,18 @@ fn case<A: GpuFloat>(vocab: usize, dim: usize, scale: f64, mode: HeadMode) -> He
     }
 }
 
-// Odd, one tile, several, more than a pass of the first loop holds; flat and peaked rows.
-const SIZES: [(usize, usize, f64); 6] =
-    [(2, 3, 1.0), (33, 4, 1.0), (1000, 8, 6.0), (4099, 3, 2.0), (8200, 2, 1.0), (16404, 2, 9.0)];
+// Odd, one tile, several, more than a group of four; enough groups, odd and whole, that G passes some without a barrier; flat
+// and peaked rows.
+const SIZES: [(usize, usize, f64); 8] = [
+    (2, 3, 1.0),
+    (33, 4, 1.0),
+    (1000, 8, 6.0),
+    (4099, 3, 2.0),
+    (8200, 2, 1.0),
+    (16404, 2, 9.0),
+    (66001, 1, 3.0),
+    (65544, 1, 3.0),
+];
 
 fn head<A: GpuFloat>() {
     for (vocab, dim, scale) in SIZES {

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Raised whenever a kernel's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
-const NUMERICS: u32 = 1;
+const NUMERICS: u32 = 2;
 
 impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     type Act = A;

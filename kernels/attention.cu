@@ -126,6 +126,7 @@ struct Forward {
                                                   const Rows& row_max, const Rows& row_sum, const Heads& h, const QueryTile& t,
                                                   int row0, float scale) {
         const int lane_m = t.m_begin + row0 + (threadIdx.x & 31) / 4;
+        rows_are_free();
 #pragma unroll
         for (int mi = 0; mi < MI; ++mi) {
             float inverse[2];
@@ -196,7 +197,7 @@ struct Forward {
 };
 
 #define ATTENTION_FWD(HD, CTAS, ...)                                                                      \
-    ATTENTION_KERNEL(kAttnThreads, attention_fwd_hd##HD, CTAS)(                                           \
+    DENSE_KERNEL(kAttnThreads, CTAS, attention_fwd_hd##HD)(                                           \
         bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,                    \
         const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {                       \
         Forward<HD, __VA_ARGS__>::run(out, lse, qkv, tiles, heads, kv_heads, scale);                      \

@@ -17,18 +17,6 @@
 constexpr int kAttnWarps = 4;
 constexpr int kAttnThreads = 32 * kAttnWarps;
 
-// ATTENTION_KERNEL(kAttnThreads, name, ctas)(parameters) { ... } EXPORT_KERNEL(name): registers few enough for `ctas` blocks on one SM.
-#ifdef __CUDACC__
-#define ATTENTION_BOUNDS(threads, ctas) __launch_bounds__(threads, ctas)
-#else
-#define ATTENTION_BOUNDS(threads, ctas)
-#endif
-#define ATTENTION_KERNEL(threads, name, ctas) ATTENTION_KERNEL_(threads, EXPORTED(name), ctas)
-#define ATTENTION_KERNEL_(threads, name, ctas) ATTENTION_KERNEL__(threads, name, ctas)
-#define ATTENTION_KERNEL__(threads, name, ctas)       \
-    enum : unsigned { max_threads_##name = threads }; \
-    extern "C" __global__ void ATTENTION_BOUNDS(threads, ctas) name
-
 // One entry of the query schedule (8 numbers), made by src/backend/gpu/attention.rs: up to kQueryRows packed queries of one
 // segment. m_end == m_begin: nothing to do. kv_len == 0: rows of no segment, which get zeros.
 constexpr int kQueryRows = 128;
@@ -197,6 +185,9 @@ __device__ __forceinline__ void pack_a(uint32_t (&a)[4], const float (&d0)[4], c
     a[2] = pack_bf16(d1[0], d1[1]);
     a[3] = pack_bf16(d1[2], d1[3]);
 }
+
+// All lanes have read this warp's rows of a tile (ldmatrix) before any lane writes them: call before the first stage_rows.
+__device__ __forceinline__ void rows_are_free() { __syncwarp(); }
 
 // Parks a warp's 16 x HD accumulators, times `scale[0]` (rows 0-7) and `scale[1]` (rows 8-15), in `tile` as bf16; rows `row` .. row + 16.
 template <int HD>

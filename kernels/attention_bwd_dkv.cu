@@ -203,6 +203,7 @@ struct KeyGradient {
             __syncthreads();
         }
         const float for_k[2] = {scale, scale}, for_v[2] = {1.0f, 1.0f};
+        rows_are_free();
 #pragma unroll
         for (int mi = 0; mi < MI; ++mi) {
             stage_rows<HD>(k_tile, row0 + 16 * mi, dk[mi], for_k);
@@ -217,7 +218,7 @@ struct KeyGradient {
 };
 
 #define ATTENTION_BWD_DKV(HD, CTAS, ...)                                                                  \
-    ATTENTION_KERNEL(kAttnThreads, attention_bwd_dkv_hd##HD, CTAS)(                                               \
+    DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dkv_hd##HD)(                                               \
         bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,                      \
         const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles,          \
         int heads, int kv_heads, float scale) {                                                                     \

@@ -181,6 +181,7 @@ struct QueryGradient {
             }
         }
         const float both[2] = {scale, scale};
+        rows_are_free();
 #pragma unroll
         for (int mi = 0; mi < MI; ++mi) stage_rows<HD>(q_tile, row0 + 16 * mi, dq[mi], both);  // q_tile's rows are this warp's own
         __syncwarp();
@@ -198,7 +199,7 @@ struct QueryGradient {
     }                                                                                                                   \
     EXPORT_KERNEL(attention_bwd_delta_hd##HD)
 #define ATTENTION_BWD_DQ(HD, CTAS, ...)                                                                  \
-    ATTENTION_KERNEL(kAttnThreads, attention_bwd_dq_hd##HD, CTAS)(                                               \
+    DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dq_hd##HD)(                                               \
         bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,                      \
         const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles,          \
         int heads, int kv_heads, float scale) {                                                                     \

@@ -10,7 +10,7 @@
 #define DYNAMIC_SHARED(type, name)                          \
     extern __shared__ __align__(128) unsigned char name##_[]; \
     type* const name = reinterpret_cast<type*>(name##_)
-#define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
+#define LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define EXPORT_KERNEL(name)
 #else
 #include "host/cuda_host.h"
@@ -21,7 +21,7 @@
         return at;                                                                                                  \
     }())
 #define DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(cuda_host::block.dynamic)
-#define LAUNCH_BOUNDS(threads)
+#define LAUNCH_BOUNDS(threads, blocks)
 #define EXPORT_KERNEL(name) EXPORT_KERNEL_(EXPORTED(name))
 #define EXPORT_KERNEL_(name) EXPORT_KERNEL__(name)
 #define EXPORT_KERNEL__(name) static cuda_host::Registration registration_##name(#name, &name, max_threads_##name);
@@ -43,12 +43,14 @@ template <> struct cuda_host::TypeName<bf16> { static constexpr const char* valu
 #endif
 
 // KERNEL(256, op)(parameters) { ... } EXPORT_KERNEL(op): a kernel for at most 256 threads a block. The bound asks for one
-// block a multiprocessor only, so that ptxas never spills to fit more.
-#define KERNEL(threads, name) KERNEL_(threads, EXPORTED(name))
-#define KERNEL_(threads, name) KERNEL__(threads, name)
-#define KERNEL__(threads, name) \
+// block a multiprocessor only, so that ptxas never spills to fit more. DENSE_KERNEL(256, blocks, op): registers few enough for
+// `blocks` of that many threads on one, where the load on memory needs them.
+#define KERNEL(threads, name) KERNEL_(threads, 1, EXPORTED(name))
+#define DENSE_KERNEL(threads, blocks, name) KERNEL_(threads, blocks, EXPORTED(name))
+#define KERNEL_(threads, blocks, name) KERNEL__(threads, blocks, name)
+#define KERNEL__(threads, blocks, name) \
     enum : unsigned { max_threads_##name = threads }; \
-    extern "C" __global__ void LAUNCH_BOUNDS(threads) name
+    extern "C" __global__ void LAUNCH_BOUNDS(threads, blocks) name
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
@@ -233,7 +235,9 @@ __device__ __forceinline__ float fast_log2(float x) {
 }
 
 // ---- tensor cores and asynchronous copies (sm_80) -------------------------------------------------------------------
-// d += a b: a 16x16 row-major, b 16x8 column-major, both bf16; d 16x8 float. One whole warp. Fragments as in the PTX ISA:
+// d += a b: a 16x16 row-major, b 16x8 column-major, both bf16; d 16x8 float. One whole warp. Fragments as in the PTX ISA
+// ("Matrix Fragments for mma.m16n8k16 with floating point type"; read against it element by element, a_2j and a_2j+1 in
+// register j, the lower in the lower half):
 // lane = 4 * group + t;  a[i]: row group + 8 * (i & 1), columns 2t + 8 * (i >> 1) and the next;  b[i]: rows 2t + 8i and
 // the next of column group;  d[i]: row group + 8 * (i >> 1), column 2t + (i & 1).
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

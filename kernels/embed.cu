@@ -3,7 +3,7 @@
 // Launch     grid = (ceil(packs of dim / 256), min(rows, 65535)), a thread per pack; rows by grid stride, no shared memory. Only
 //            the block at the start of a run of equal tokens works; it takes the whole run.
 // Traffic    dim elements a row and 8 bytes for every dtable element of a token that occurs; a token that occurs often is
-//            summed by one block (4 rows in flight).
+//            summed by one block, 8 rows in flight where rows are whole packs.
 // Order      rows in order, one thread per column. No atomics.
 // Limits     token ids < vocab, rows < 2^31: checked by the wrapper.
 // Reference  src/backend/cpu/embed.rs.   Tried: not yet measured on a GPU.
@@ -14,13 +14,24 @@ KERNEL(256, embed_bwd)(float* __restrict__ dtable, const T* __restrict__ dx, con
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= dim) return;
     if_whole(dim, [&](auto whole) {
+        constexpr int AHEAD = decltype(whole)::value ? 8 : 1;
         for (int i = blockIdx.y; i < used; i += gridDim.y) {
             const unsigned id = token[rows_by_token[i]];
             if (i > 0 && token[rows_by_token[i - 1]] == id) continue;
             float* to = dtable + size_t(id) * dim + c;
             auto sum = load_floats<whole>(to, dim - c);
-#pragma unroll 4
-            for (int j = i; j < used && token[rows_by_token[j]] == id; ++j) {
+            int j = i;
+            // Rows are sorted by token: if the last of AHEAD has this one, all have, and their loads need not wait for each other.
+            for (; j + AHEAD <= used && token[rows_by_token[j + AHEAD - 1]] == id; j += AHEAD) {
+                Floats<PACK(T)> d[AHEAD];
+#pragma unroll
+                for (int a = 0; a < AHEAD; ++a) d[a] = load_pack<whole>(dx + size_t(rows_by_token[j + a]) * dim + c, dim - c);
+#pragma unroll
+                for (int a = 0; a < AHEAD; ++a)
+#pragma unroll
+                    for (int e = 0; e < PACK(T); ++e) sum[e] += d[a][e];
+            }
+            for (; j < used && token[rows_by_token[j]] == id; ++j) {
                 const auto d = load_pack<whole>(dx + size_t(rows_by_token[j]) * dim + c, dim - c);
 #pragma unroll
                 for (int e = 0; e < PACK(T); ++e) sum[e] += d[e];

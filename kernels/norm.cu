@@ -7,6 +7,9 @@
 //            part of dw, which reduce_slabs (reduce.cu) adds up. Backward has 4 dim bytes of dynamic shared memory.
 // Traffic    forward 2, again 2, backward 3 (4 where it adds) elements per element of x, each once: the least; plus
 //            8 dim bytes a block in backward.
+// Predicted  HBM is the limiter; a block's loads are all on their way before its barrier. One pack a thread (bf16 up to 4096): forward 6
+//            blocks of 256 threads an SM and 21 KB of reads on their way at width 896; backward 4 blocks, so 512 slabs are one wave of
+//            an H100, and 43 KB where it adds.
 // Order      a row's sum: within a thread by pack, butterfly in a warp, warps in order. dw: rows y, y + Y, ... of the slab
 //            in a thread, y in order, slabs as reduce.cu says. All depend on shapes alone. No atomics.
 // Limits     dim <= 8192: 512 threads with 16 elements each.
@@ -18,31 +21,34 @@ __device__ __forceinline__ void fwd_row(T* __restrict__ y, float* __restrict__ r
                                         const T* __restrict__ w, int rows, int dim, float eps, float* part) {
     const size_t row = size_t(blockIdx.x) * blockDim.y + threadIdx.y;
     const bool live = row < size_t(rows);
-    Floats<PACK(T)> v[K];
+    Floats<PACK(T)> v[K], weight[K];
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-        const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
-        v[k] = load_pack<WHOLE>(x + row * dim + c, live ? dim - c : 0);
+        const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
+        v[k] = load_pack<WHOLE>(x + row * dim + c, have);
+        weight[k] = load_pack<WHOLE>(w + c, have);  // on its way while the row is summed
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k)
 #pragma unroll
         for (int i = 0; i < PACK(T); ++i) sum += v[k][i] * v[k][i];
-    }
     const float scale = rsqrtf(block_sum_x(sum, part) / float(dim) + eps);
     if (!live) return;
     if (threadIdx.x == 0) rstd[row] = scale;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
-        const auto weight = load_pack<WHOLE>(w + c, dim - c);
 #pragma unroll
-        for (int i = 0; i < PACK(T); ++i) v[k][i] = v[k][i] * scale * weight[i];
+        for (int i = 0; i < PACK(T); ++i) v[k][i] = v[k][i] * scale * weight[k][i];
         store_pack<WHOLE>(y + row * dim + c, v[k], dim - c);
     }
 }
 
 #define RMSNORM_FWD(K)                                                                                                  \
-    KERNEL(512, rmsnorm_fwd_##K)(T* __restrict__ y, float* __restrict__ rstd, const T* __restrict__ x,                  \
-                                 const T* __restrict__ w, int rows, int dim, float eps) {                               \
+    DENSE_KERNEL(512, K == 1 ? 3 : 1, rmsnorm_fwd_##K)(T* __restrict__ y, float* __restrict__ rstd,                     \
+                                                       const T* __restrict__ x, const T* __restrict__ w, int rows,      \
+                                                       int dim, float eps) {                                            \
         SHARED(float, part, 32);                                                                                        \
         if_whole(dim, [&](auto whole) { fwd_row<K, whole>(y, rstd, x, w, rows, dim, eps, part); }, y, x, w);            \
     }                                                                                                                   \
@@ -81,13 +87,18 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
         const size_t row = row0 + threadIdx.y;
         const bool live = row < end;
         const float scale = live ? rstd[row] : 0.0f;
-        Floats<PACK(T)> v[K], g[K];
+        Floats<PACK(T)> v[K], g[K], old[K];
         float sum = 0.0f;
 #pragma unroll
-        for (int k = 0; k < K; ++k) {
+        for (int k = 0; k < K; ++k) {  // all of a row's loads before the first use
             const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
             v[k] = load_pack<WHOLE>(x + row * dim + c, have);
             g[k] = load_pack<WHOLE>(dy + row * dim + c, have);
+            old[k] = load_pack<WHOLE>(dx + row * dim + c, add ? have : 0);
+        }
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
             const auto weight = load_pack<WHOLE>(w + c, dim - c);
 #pragma unroll
             for (int i = 0; i < PACK(T); ++i) {
@@ -100,12 +111,9 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
 #pragma unroll
         for (int k = 0; k < K; ++k) {
             const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
-            T* to = dx + row * dim + c;
-            Floats<PACK(T)> old{};
-            if (add) old = load_pack<WHOLE>(to, have);
 #pragma unroll
-            for (int i = 0; i < PACK(T); ++i) g[k][i] = old[i] + scale * (g[k][i] - v[k][i] * mean);
-            store_pack<WHOLE>(to, g[k], have);
+            for (int i = 0; i < PACK(T); ++i) g[k][i] = old[k][i] + scale * (g[k][i] - v[k][i] * mean);
+            store_pack<WHOLE>(dx + row * dim + c, g[k], have);
         }
     }
     // The Y sums of a column meet in shared memory, in the order of y.
@@ -126,9 +134,10 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
 }
 
 #define RMSNORM_BWD(K)                                                                                                  \
-    KERNEL(512, rmsnorm_bwd_##K)(T* __restrict__ dx, float* __restrict__ part, const T* __restrict__ dy,                \
-                                 const T* __restrict__ x, const T* __restrict__ w, const float* __restrict__ rstd,      \
-                                 int rows, int dim, int slab, int add) {                                                \
+    DENSE_KERNEL(512, K == 1 ? 2 : 1, rmsnorm_bwd_##K)(T* __restrict__ dx, float* __restrict__ part,                    \
+                                                       const T* __restrict__ dy, const T* __restrict__ x,               \
+                                                       const T* __restrict__ w, const float* __restrict__ rstd,         \
+                                                       int rows, int dim, int slab, int add) {                          \
         SHARED(float, sums, 32);                                                                                        \
         DYNAMIC_SHARED(float, columns);                                                                                 \
         if_whole(dim, [&](auto whole) {                                                                                 \

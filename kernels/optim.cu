@@ -6,11 +6,13 @@
 //   rmsprop  g += decay p;  v = v beta2 + g^2 (1 - beta2);  p -= lr (g / (sqrt(v) + eps)).
 // Source     Loshchilov & Hutter 2019, as torch.optim.AdamW; torch.optim.RMSprop.
 // Shapes     w (n) T   p = master, m, v, g (n) f32   norm (1), part (blocks) f64. f32 storage: master is w itself.
-// Launch     norm: grid = 1024 or fewer, block = 256, a contiguous part each; then one block. Updates: a thread per 8 (bf16) or
+// Launch     norm: grid = 8192 or fewer, block = 256, a contiguous part each; then one block. Updates: a thread per 8 (bf16) or
 //            4 (f32) parameters, block = 256. The host does not wait for the norm.
 // Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32) bytes a parameter: the least.
 // Order      norm: thread-strided sums in f64, butterfly, warps in order, blocks in order. No atomics.
 // Limits     none that memory does not set.
+// Predicted  HBM is the limiter. Norm: 8192 parts are 7 to 8 waves of an H100, the last nearly full (1024 would be 1.3: two). AdamW in
+//            bf16: 2 blocks an SM by registers, 128 bytes a thread, 64 KB on their way, the norm's factor computed behind them.
 // Reference  src/backend/cpu/optim.rs.   Tried: not yet measured on a GPU.
 #include "common.cuh"
 
@@ -39,6 +41,7 @@ EXPORT_KERNEL(sum_squares)
 KERNEL(256, norm_of_sums)(double* __restrict__ norm, const double* __restrict__ part, int count) {
     SHARED(double, sums, 32);
     double sum = 0.0;
+#pragma unroll 8
     for (int i = threadIdx.x; i < count; i += blockDim.x) sum += part[i];
     sum = block_total(sum, sums);
     if (threadIdx.x == 0) norm[0] = sqrt(sum);
@@ -64,12 +67,13 @@ KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict
                    float beta2c, float root, float eps, float max_norm) {
     constexpr int N = PACK(T);
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
-    float factor;
-    if (i >= n || !clip(norm, max_norm, factor)) return;
+    if (i >= n) return;
     if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
         const int live = int(n - i < N ? n - i : N);
         auto gradient = load_floats<whole>(g + i, live), first = load_floats<whole>(m + i, live), second = load_floats<whole>(v + i, live);
         auto p = load_floats<whole>(master + i, live);
+        float factor;
+        if (!clip(norm, max_norm, factor)) return;  // behind the loads, which are on their way meanwhile
 #pragma unroll
         for (int e = 0; e < N; ++e) {
             const float d = gradient[e] * factor;
@@ -85,15 +89,16 @@ KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict
 }
 EXPORT_KERNEL(adamw)
 
-KERNEL(256, rmsprop)(T* w, float* master, float* __restrict__ v, const float* __restrict__ g, const double* __restrict__ norm,
+DENSE_KERNEL(256, 4, rmsprop)(T* w, float* master, float* __restrict__ v, const float* __restrict__ g, const double* __restrict__ norm,
                      long long n, float lr, float decay, float beta2, float beta2c, float eps, float max_norm) {
     constexpr int N = PACK(T);
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
-    float factor;
-    if (i >= n || !clip(norm, max_norm, factor)) return;
+    if (i >= n) return;
     if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
         const int live = int(n - i < N ? n - i : N);
         auto gradient = load_floats<whole>(g + i, live), second = load_floats<whole>(v + i, live), p = load_floats<whole>(master + i, live);
+        float factor;
+        if (!clip(norm, max_norm, factor)) return;
 #pragma unroll
         for (int e = 0; e < N; ++e) {
             const float d = gradient[e] * factor + decay * p[e];

@@ -34,7 +34,7 @@ KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __rest
 }
 EXPORT_KERNEL(qk_norm_fwd)
 
-KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T* __restrict__ raw,
+DENSE_KERNEL(256, 4, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T* __restrict__ raw,
                          const float* __restrict__ rstd, const T* __restrict__ w, int rows, int heads, int kv_heads,
                          int head_dim, int width, int slab) {
     SHARED(float, sums, 2 * 256 * PACK(T));
@@ -43,8 +43,6 @@ KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T
         const int group = threadIdx.x / width, groups = 256 / width;
         const size_t first = size_t(blockIdx.x) * slab * all, last = size_t(rows) * all;
         const size_t end = first + size_t(slab) * all < last ? first + size_t(slab) * all : last;
-        const auto weight_q = load_pack<whole>(w + c, head_dim - c);
-        const auto weight_k = load_pack<whole>(w + head_dim + c, head_dim - c);
         Floats<PACK(T)> dwq{}, dwk{};
         for (size_t item0 = first; item0 < end; item0 += groups) {
             const size_t item = item0 + group;
@@ -53,13 +51,14 @@ KERNEL(256, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const T
             T* at = dqkv + item / all * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
             auto g = load_pack<whole>(at, have);
             const auto v = load_pack<whole>(raw + item * head_dim + c, have);
+            const auto weight = load_pack<whole>(w + (head < heads ? 0 : head_dim) + c, have);
             float sum = 0.0f;
 #pragma unroll
             for (int i = 0; i < PACK(T); ++i) {
                 const float dw = g[i] * v[i] * scale;
                 if (head < heads) dwq[i] += dw;
                 else dwk[i] += dw;
-                g[i] *= head < heads ? weight_q[i] : weight_k[i];
+                g[i] *= weight[i];
                 sum += g[i] * v[i];
             }
             const float mean = warp_sum(sum, width) / float(head_dim) * scale * scale;

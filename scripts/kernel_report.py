@@ -116,7 +116,7 @@ def declared_threads():
         if source.suffix == ".cuh":
             shared_constants.update(constants)
         constants = {**shared_constants, **constants}
-        for count, name in re.findall(r"\b(?:ATTENTION_)?KERNEL\(([^,()]+),\s*([\w#]+)[,)]", text):
+        for count, name in re.findall(r"\b(?:DENSE_)?KERNEL\(([^,()]+),(?:[^,()]+,)?\s*([\w#]+)\)", text):
             while known := re.search(r"\b(" + "|".join(constants) + r")\b", count) if constants else None:
                 count = count.replace(known.group(), constants[known.group()])
             if re.fullmatch(r"[\d\s*+]+", count):

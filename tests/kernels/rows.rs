@@ -9,8 +9,8 @@ use fusedpo::data::batch::MicroBatch;
 const VOCAB: usize = 11;
 
 /// Groups of many shapes: a lone response, an empty prompt, several responses, and a dummy tail.
-pub fn mixed(noise: &mut Noise) -> MicroBatch {
-    micro_batch(70, &[(5, &[3, 1]), (0, &[4]), (1, &[2, 2, 7]), (9, &[6, 5, 4, 3])], VOCAB as u32, || noise.uniform())
+fn mixed(noise: &mut Noise, vocab: usize) -> MicroBatch {
+    micro_batch(70, &[(5, &[3, 1]), (0, &[4]), (1, &[2, 2, 7]), (9, &[6, 5, 4, 3])], vocab as u32, || noise.uniform())
 }
 
 struct Rows {
@@ -49,17 +49,18 @@ impl Case for Rows {
     }
 }
 fn rows<A: GpuFloat>() {
-    for dim in [1, 13, 64, 2056] {
+    // Of three tokens each occurs more often than the kernel takes rows at a time.
+    for (dim, vocab) in [(1, VOCAB), (13, VOCAB), (64, VOCAB), (2056, VOCAB), (13, 3), (72, 3)] {
         let mut noise = Noise(dim as u64);
-        let micro = mixed(&mut noise);
+        let micro = mixed(&mut noise, vocab);
         let case = Rows {
             dim,
-            table: noise.vec::<A>(VOCAB * dim, 1.0),
+            table: noise.vec::<A>(vocab * dim, 1.0),
             x: noise.vec::<A>(micro.slots * dim, 1.0),
             out: noise.vec::<A>(micro.predictions.len() * dim, 1.0),
             micro,
         };
-        compare::<A>(&format!("rows of {dim}"), &case);
+        compare::<A>(&format!("rows of {dim}, {vocab} tokens"), &case);
     }
 }
 both!(rows);
@@ -86,10 +87,10 @@ impl Case for Rope {
     }
 }
 fn rope<A: GpuFloat>() {
-    for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 6), (4, 2, 64), (9, 3, 40), (5, 1, 128)] {
+    for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 6), (4, 2, 64), (9, 3, 40), (5, 1, 128), (70, 2, 64)] {
         let shape = AttnShape { heads, kv_heads, head_dim };
         let mut noise = Noise(head_dim as u64);
-        let micro = mixed(&mut noise);
+        let micro = mixed(&mut noise, VOCAB);
         let positions = 20;
         let angle = |i: usize| (i / head_dim) as f64 * 0.7_f64.powi((i % (head_dim / 2)) as i32);
         let half = head_dim / 2;

@@ -57,6 +57,9 @@ impl GpuFloat for f32 {
 
 /// Most parts that a sum over rows is cut into; more blocks than any GPU runs at once.
 const SLABS: usize = 512;
+/// Most parts that the gradient's norm is cut into: many times what a GPU runs at once, so that the last ones leave little of
+/// it idle.
+const NORM_SLABS: usize = 8192;
 /// Numbers in the scratch of sums over rows: a row of the widest norm for every part.
 const SCRATCH: usize = SLABS * 8192;
 
@@ -81,7 +84,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let driver = Arc::new(driver);
         let heap = Heap::new(&driver, false);
         let floats = heap.alloc("sums over rows", SCRATCH)?;
-        let doubles = heap.alloc("sums over rows", 2 * SLABS)?;
+        let doubles = heap.alloc("sums over rows", NORM_SLABS)?;
         let scratch = Mutex::new(Scratch { floats, doubles, words: None });
         Ok(Gpu { driver, heap, scratch, storage: PhantomData })
     }

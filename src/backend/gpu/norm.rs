@@ -108,7 +108,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let last = slabs.saturating_sub(1) * stride + dim;
         check::at_least(OP, "part", part.len(), &[("(slabs - 1) * stride + dim", if slabs == 0 { 0 } else { last })])?;
         let sizes = [Arg::int(OP, "slabs", slabs)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "stride", stride)?];
-        let grid = Grid { blocks: [dim.div_ceil(32), 1, 1], threads: [32, 8, 1], shared: 0 };
+        let grid = Grid { blocks: [dim.div_ceil(32), 1, 1], threads: [32, 32, 1], shared: 0 };
         self.launch_as(Dtype::F32, OP, grid, &[out.arg(), part.arg(), sizes[0], sizes[1], sizes[2]])
     }
 

@@ -1,7 +1,7 @@
 //! Gradient norm and updates. Kernels: `kernels/optim.cu`; reference: `backend/cpu/optim.rs`.
 
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, SLABS, check, lock, pack};
+use super::{Gpu, GpuFloat, NORM_SLABS, check, lock, pack};
 use crate::backend::Update;
 use crate::error::Result;
 
@@ -11,7 +11,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         const OP: &str = "grad_norm";
         check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
         let n = g.len();
-        let slab = n.div_ceil(2 * SLABS).max(1).next_multiple_of(1024);
+        let slab = n.div_ceil(NORM_SLABS).max(1).next_multiple_of(1024);
         let slabs = n.div_ceil(slab);
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.doubles.view_mut(0..slabs);

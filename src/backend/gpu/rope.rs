@@ -29,7 +29,9 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let args = [qkv.arg(), table.arg(), batch.positions().arg(), sizes[0], sizes[1], sizes[2], sizes[3], sign];
         let packs = heads * (dim / 2).div_ceil(pack::<A>());
         let blocks = packs.div_ceil(256);
-        let threads = packs.div_ceil(blocks).next_multiple_of(32);
-        self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+        let x = packs.div_ceil(blocks);
+        let y = 256 / x;
+        let blocks = [blocks, rows.div_ceil(y).min(65535), 1];
+        self.launch(OP, Grid { blocks, threads: [x, y, 1], shared: 0 }, &args)
     }
 }

@@ -110,7 +110,7 @@ class GpuMemory(threading.Thread):
         return int(mib) if pid.strip() == str(self.pid) else 0
 
     def run(self):
-        while not self.done.wait(0.1):
+        while not self.done.wait(0.5):  # each question takes the driver's time, and that from the program that is timed
             self.peak_mib = max(self.peak_mib, self.ask("--query-compute-apps=pid,used_memory", self.mine))
             self.grown_mib = max(self.grown_mib, self.ask("--query-gpu=memory.used", lambda line: int(line)) - self.before)
 
@@ -325,6 +325,19 @@ def main():
     except (InputError, OSError) as error:
         sys.exit(f"bench_trl: {error}")
     machine, runs, failures = describe(args), {}, {}
+    job = {"model": args.model.resolve().name, "data": args.data.name, "pairs": args.pair_count, "groups": len(groups),
+           "batch_size": args.batch_size, "max_length": args.max_length, "device": args.device, "repeats": args.repeats}
+
+    def report():
+        """Writes what there is so far, so that who stops this program keeps it; returns the page."""
+        summaries = [summarise(config, runs[config]) for config in configs if config in runs]
+        page = markdown(job, machine, summaries, failures)
+        if args.out:
+            write_whole(args.out, page)
+        if args.json:
+            write_whole(args.json, json.dumps({"job": job, "machine": machine, "results": summaries, "failed": failures}, indent=1))
+        return page
+
     for repeat in range(args.repeats):  # the outer loop: a slow spell of the machine then hits all alike
         for config in configs:
             try:
@@ -336,15 +349,8 @@ def main():
             runs.setdefault(config, []).append(result)
             print(f"{config}: steps {sum(result['steps']):.1f} s, reference {result['reference_s']:.1f} s, peak "
                   f"{result['rss_gb']:.2f} GB, others used {result['others_cpus']:.2f} CPUs", file=sys.stderr, flush=True)
-    summaries = [summarise(config, runs[config]) for config in configs if config in runs]
-    job = {"model": args.model.resolve().name, "data": args.data.name, "pairs": args.pair_count, "groups": len(groups),
-           "batch_size": args.batch_size, "max_length": args.max_length, "device": args.device, "repeats": args.repeats}
-    page = markdown(job, machine, summaries, failures)
-    print(page)
-    if args.out:
-        write_whole(args.out, page)
-    if args.json:
-        write_whole(args.json, json.dumps({"job": job, "machine": machine, "results": summaries, "failed": failures}, indent=1))
+            report()
+    print(report())
     sys.exit(1 if failures else 0)
 
 

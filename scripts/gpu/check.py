@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Prove and measure fusedpo on a GPU machine, from the folder that bundle.sh made. check.sh calls it.
 
-Usage:   check.sh [--out RESULTS] [--dry-run | --rehearse] [--list] [STAGE..]
+Usage:   check.sh [--out RESULTS] [--seconds N] [--dry-run | --rehearse] [--list] [STAGE..]
 Input:   the bundle beside this file (manifest.json).
-Output:  RESULTS/check.md, check.json, a log of each stage; exit status 1 where a stage failed or there is no GPU.
+Output:  RESULTS/check.md, check.json, check.log, all there after each stage; exit status 1 where a stage failed or there is no GPU.
 Needs:   Python 3.10 alone; stages look for torch, transformers, trl, ncu, compute-sanitizer and say what they lack.
 
 --dry-run checks that every file and program named exists and prints each command; programs that only a GPU machine has
@@ -14,6 +14,7 @@ import argparse
 import json
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from stages import STAGES, Bad, Place
 
-TOTAL = 590  # seconds for everything
+TOTAL = 590  # seconds for everything, unless --seconds says otherwise
 THERE = {"nvidia-smi", "ncu", "nsys", "compute-sanitizer"}  # programs that a machine without a GPU need not have
 QUERY = ("name", "driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit",
          "temperature.gpu", "mig.mode.current")
@@ -76,7 +77,7 @@ def machine_facts(place):
     facts = {} if place.rehearsal else gpu_facts()
     facts["python"] = said([place.python, "-c", "import sys; print(sys.version.split()[0])"])[0]
     for name in ("torch", "transformers", "trl"):
-        facts[name] = said([place.python, "-c", f"import {name}; print({name}.__version__)"])[0] or "not installed"
+        facts[name] = said([place.python, "-c", f"import importlib.metadata as m; print(m.version({name!r}))"])[0] or "not installed"
     return facts
 
 
@@ -92,8 +93,19 @@ def library_path(place):
 
 # ---- running
 
+def what_failed(text):
+    """The tests that failed, or else the line of an output that says most about why its program failed."""
+    tests = re.findall(r"^test (\S+) \.\.\. FAILED$", text, re.M)
+    lines = [line for line in text.strip().splitlines() if line.strip()] or ["it printed nothing"]
+    said = [f"{line} {after}".strip() if line.startswith("thread '") else line for line, after in zip(lines, [*lines[1:], ""])
+            if line.startswith(("thread '", "fusedpo:")) or "Error" in line] or lines
+    # The first panic: after a kernel's fault every other test of the process fails too.
+    first = next((line for line in said if line.startswith("thread '")), said[-1])
+    return (f"{len(tests)} tests failed: {', '.join(tests)}: {first}" if tests else first)[:500]
+
+
 def run_step(step, log, seconds, environment):
-    """Output of a step. Raises Bad where it fails or takes longer."""
+    """(output of a step, None), or what it printed and why it failed or was stopped."""
     command = [str(part) for part in step.command]
     with open(log, "a", encoding="utf-8") as out:
         out.write(f"$ {' '.join(command)}\n")
@@ -103,44 +115,63 @@ def run_step(step, log, seconds, environment):
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env={**environment, **step.env},
                                        cwd=log.parent, start_new_session=True)
         except OSError as error:
-            raise Bad(f"{step.name}: {command[0]} does not start: {error.strerror}") from None
+            return "", f"{step.name}: {command[0]} does not start: {error.strerror}"
         try:
             status = process.wait(timeout=max(1, seconds))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.wait()
-            raise Bad(f"{step.name}: not done after {seconds:.0f} s") from None
+            status = None
     with open(log, encoding="utf-8", errors="replace") as file:
         file.seek(start)
         text = file.read()
-    if status:
-        lines = [line for line in text.strip().splitlines() if line.strip()] or ["it printed nothing"]
-        panics = [line for line in lines if line.startswith(("thread '", "fusedpo:")) or "Error" in line] or lines
-        raise Bad(f"{step.name}: ended with {status}: {panics[-1][:300]}")
-    return text
+    if status is None:
+        return text, f"{step.name}: not done after {seconds:.0f} s"
+    return text, f"{step.name}: ended with {status}: {what_failed(text)}" if status else None
+
+
+def run_steps(steps, log, end, environment):
+    """({name: output}, [why a step failed]). Steps behind one that failed run only where it says that it stands alone."""
+    outputs, failures = {}, []
+    for i, step in enumerate(steps):
+        if step.makes and step.makes.exists():
+            continue
+        left = end - time.monotonic()
+        text, why = run_step(step, log, left / 2 if step.alone and i + 1 < len(steps) else left, environment)
+        if not why or step.partial:
+            outputs[step.name] = text
+        if why:
+            failures.append(why)
+            if not step.alone:
+                break
+    return outputs, failures
 
 
 def run_stage(stage, place, out, deadline, environment):
     """{name, status, seconds, why, header, rows} of a stage."""
     begun, result = time.monotonic(), {"name": stage.name, "limit": stage.limit, "why": "", "header": [], "rows": []}
     end = min(begun + stage.limit * place.patience, deadline)
-    log = out / f"{stage.name}.log"
-    log.write_text("")
+    log = out / "check.log"
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(f"\n==== {stage.name}\n")
+    failures = []
     try:
         if end - begun < 2:
-            raise Bad(f"no time left of {TOTAL} s")
+            raise Bad("no time left")
         steps = stage.plan(place)
         if isinstance(steps, str):
             result.update(status="skipped", why=steps)
         else:
-            outputs = {step.name: run_step(step, log, end - time.monotonic(), environment)
-                       for step in steps if not (step.makes and step.makes.exists())}
-            result["header"], result["rows"] = stage.judge(place, outputs)
+            outputs, failures = run_steps(steps, log, end, environment)
+            result["header"], result["rows"] = stage.judge(place, outputs)  # of a stage that failed: what there is
             result["status"] = "passed"
     except Bad as error:
         result.update(status="failed", why=str(error))
+        result["header"], result["rows"] = error.table or ([], [])
     except Exception as error:  # output that the judge did not expect: a failure of this stage, not of the others
         result.update(status="failed", why=f"{type(error).__name__}: {error}")
+    if failures:
+        result.update(status="failed", why="; ".join(failures))
     result["seconds"] = round(time.monotonic() - begun, 1)
     return result
 
@@ -199,6 +230,7 @@ def parse_args():
     parser = argparse.ArgumentParser(prog="check.sh", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(stage.name for stage in STAGES))
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--seconds", type=int, default=TOTAL, help="for all stages together [%(default)s]; each has a limit of its own")
     parser.add_argument("--python", default=sys.executable, help="interpreter with torch, transformers, trl")
     parser.add_argument("--dry-run", action="store_true", help="run nothing")
     parser.add_argument("--rehearse", action="store_true", help="the same on the CPU backend, to try the script")
@@ -227,6 +259,7 @@ def main():
     begun = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out.resolve()
+    (out / "check.log").write_text("")
     with tempfile.TemporaryDirectory(prefix="fusedpo-check-") as work:
         place = Place(BUNDLE, unpack(manifest, Path(work)), Path(work), args.python, manifest, args.rehearse)
         report = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rehearsal": args.rehearse,
@@ -236,7 +269,7 @@ def main():
         doctor = subprocess.run([place.fusedpo, "doctor"], capture_output=True, text=True, env=environment).stdout
         report["machine"].update({f"fusedpo doctor, {line[:3]}": line[8:] for line in doctor.splitlines() if line[:3] in ("cpu", "gpu")})
         for stage in stages:
-            result = run_stage(stage, place, out, begun + TOTAL * place.patience, environment)
+            result = run_stage(stage, place, out, begun + args.seconds * place.patience, environment)
             print(f"{stage.name}: {result['status']} in {result['seconds']} s {result['why']}", flush=True)
             report["stages"].append(result)
             report["seconds"] = round(time.monotonic() - begun, 1)

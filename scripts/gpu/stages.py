@@ -19,7 +19,11 @@ OURS = r"_(bf16|f32)$"  # names of our kernels, for the tools that look at one k
 
 
 class Bad(Exception):
-    """A stage's result is not what must hold; the message says what was seen."""
+    """A stage's result is not what must hold: what was seen, and the `table` (header, rows) that there is all the same."""
+
+    def __init__(self, why, table=None):
+        super().__init__(why)
+        self.table = table
 
 
 @dataclass
@@ -29,6 +33,8 @@ class Step:
     command: list
     env: dict = field(default_factory=dict)
     makes: Path = None
+    alone: bool = False  # the steps behind it do not need it: they run though it fails, and have half of the time left
+    partial: bool = False  # what it printed before it failed or was stopped is judged too
 
 
 @dataclass
@@ -62,8 +68,9 @@ class Place:
         return [self.python, self.bundle / "scripts" / name]
 
     def has_module(self, name):
-        """Whether the interpreter that runs the peers can import a package."""
-        return subprocess.run([self.python, "-c", f"import {name}"], capture_output=True).returncode == 0
+        """Whether the interpreter that runs the peers has a package. Looked up, as importing it can take as long as a stage."""
+        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
+        return subprocess.run([self.python, "-c", code], capture_output=True).returncode == 0
 
     def random_model(self, shape):
         """(step that makes it, directory) of a model of real shape with random weights; a rehearsal takes the small one."""
@@ -94,8 +101,6 @@ class Stage:
     judge: object  # (Place, {step name: output}) -> (header, rows)
 
 
-# ---- kernels, step0, determinism
-
 def tests_env(place):
     env = {"FUSEDPO_REQUIRE_GPU": "" if place.rehearsal else "only", "CARGO_MANIFEST_DIR": str(place.bundle / "project")}
     if place.manifest["data"]["model"] == "stories260k":
@@ -104,7 +109,8 @@ def tests_env(place):
 
 
 def plan_kernels(place):
-    return [Step(name, [place.programs / "tests" / name, "--test-threads=4"], tests_env(place)) for name in place.manifest["tests"]]
+    return [Step(name, [place.programs / "tests" / name, "--test-threads=4"], tests_env(place), alone=True)
+            for name in place.manifest["tests"]]
 
 
 def judge_kernels(place, outputs):
@@ -121,8 +127,7 @@ def judge_kernels(place, outputs):
 
 def metrics(run):
     """Training rows of a run."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "loss" in row]
+    rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     if not rows:
         raise Bad(f"{run.name}: metrics.jsonl has no training step")
     return rows
@@ -207,14 +212,13 @@ def plan_sanitizer(place):
     if place.rehearsal:
         return "compute-sanitizer looks at a GPU"
     ours = ["--kernel-name", f"regex={OURS}"]
-    # The driver may be asked for what is not there (a kernel in another image): its answers are checked in the program.
-    memory = ["--report-api-errors", "no", "--padding", "256"]
-    # Not the other tests: the same kernels again, and drivers opened by the dozen, which is slow under the tool.
+    memory = ["--report-api-errors", "no", "--padding", "256"]  # the driver may be asked for a kernel in another image
+    # Not the other tests: the same kernels again, and drivers opened by the dozen.
     known = lambda *names: [name for name in names if name in place.manifest["tests"]]
     tools = [("memcheck", memory, known("kernels", "kernels_attention", "kernels_step")),
              ("racecheck", ours, known("kernels", "kernels_attention")), ("synccheck", ours, known("kernels", "kernels_attention"))]
     return [Step(f"{tool} {test}", ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *more,
-                                    place.programs / "tests" / test, "--test-threads=1"], tests_env(place))
+                                    place.programs / "tests" / test, "--test-threads=1"], tests_env(place), alone=True)
             for tool, more, tests in tools for test in tests]
 
 
@@ -227,8 +231,6 @@ def judge_sanitizer(place, outputs):
         rows.append([*name.split(), summary[-1]])
     return ["tool", "test", "summary"], rows
 
-
-# ---- parity
 
 def plan_parity(place):
     if not place.has_module("torch"):
@@ -268,7 +270,8 @@ def judge_parity(place, outputs):
 
 def plan_kernel_bench(place):
     quick = ["--warm-up-time", "0.1", "--measurement-time", "0.3", "--nresamples", "1000"]
-    return [Step("kernels", [place.programs / "benches/kernels", "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")})]
+    return [Step("kernels", [place.programs / "benches/kernels", "--bench", *quick], {"CRITERION_HOME": str(place.work / "criterion")},
+                 partial=True)]
 
 
 def judge_kernel_bench(place, outputs):
@@ -308,7 +311,8 @@ def plan_peers(place):
     if not place.has_module("torch") or not place.has_module("transformers"):
         return "python3 has no torch or no transformers"
     make, model = place.random_model("qwen2.5-0.5b")
-    peers = ["torch-shared", "torch-compile"] + (["trl-default", "trl-best"] if place.has_module("trl") else [])
+    trl = ["trl-default", "trl-best"] if place.has_module("trl") else []
+    peers = ["torch-shared", *trl, "torch-compile"]  # what may compile for longer than there is time comes last
     only = [f"{name}-bf16" for name in ("fusedpo", *peers) if not (place.rehearsal and name == "torch-compile")]
     length, pairs = (256, 8) if place.rehearsal else (1024, 32)
     command = [*place.script("bench_trl.py"), "--model", model, "--data", place.bundle / "data/text.jsonl", "--device", place.device,
@@ -320,18 +324,17 @@ def plan_peers(place):
 
 def judge_peers(place, outputs):
     report = json.loads((place.work / "peers.json").read_text())
-    if report["failed"]:
-        raise Bad("; ".join(f"{name}: {why}" for name, why in report["failed"].items()))
     memory = lambda r: f"{r['gpu_gb']:.2f}" if r["gpu_gb"] is not None else "-"
     rows = [[r["config"], f"{r['step_s']:.3f}", f"{r['pairs'] / r['steps_s']:.2f}", f"{r['reference_s']:.2f}", memory(r),
              f"{r['losses'][0]:.6f}", f"{r['losses'][-1]:.6f}", r["note"]] for r in report["results"]]
-    if not place.has_module("trl"):
-        rows.append(["trl-*", *["-"] * 6, "skipped: python3 has no trl"])
-    return ["configuration", "s/step", "pairs/s", "reference, s", "peak GPU memory, GB", "first loss", "last loss", "note"], rows
+    rows += [] if place.has_module("trl") else [["trl-*", *["-"] * 6, "skipped: python3 has no trl"]]
+    header = ["configuration", "s/step", "pairs/s", "reference, s", "peak GPU memory, GB", "first loss", "last loss", "note"]
+    if report["failed"]:
+        raise Bad("; ".join(f"{name}: {why}" for name, why in report["failed"].items()), (header, rows))
+    return header, rows
 
 
-METRICS = ("gpu__time_duration.sum", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
-           "sm__throughput.avg.pct_of_peak_sustained_elapsed")
+METRICS = ("gpu__time_duration.sum", *(f"{unit}__throughput.avg.pct_of_peak_sustained_elapsed" for unit in ("dram", "sm")))
 
 
 def plan_profile(place):
@@ -339,9 +342,9 @@ def plan_profile(place):
         return "ncu looks at a GPU"
     make, model = place.random_model("smollm2-135m")
     pack, data = place.pack("pairs-profile", "long.jsonl")
-    how = ["--max-steps", 1, "--batch-size", 32, "--token-budget", 16384]
-    warm = place.dpo(model, data, place.work / "profile-warm", "bf16", *how)  # leaves the reference beside the shards
-    step = place.dpo(model, data, place.work / "profile", "bf16", *how)
+    how = ["--max-steps", 1, "--batch-size", 16, "--token-budget", 16384]  # one micro-batch: ncu runs each kernel several times
+    # The first leaves the reference beside the shards.
+    warm, step = (place.dpo(model, data, place.work / name, "bf16", *how) for name in ("profile-warm", "profile"))
     if shutil.which("ncu") or not shutil.which("nsys"):
         step.command = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--print-units", "base", "--metrics", ",".join(METRICS), *step.command]
     else:
@@ -366,8 +369,8 @@ def judge_profile(place, outputs):
         raise Bad(f"ncu printed no table: {lines[-1] if lines else 'nothing'}")
     table = list(csv.DictReader(line for line in lines[start:] if line.startswith('"')))
     number = lambda row, name: float((row.get(name) or "nan").replace(",", ""))
-    found = {}
-    for row in table[1:]:  # the first row has the units
+    found = {}  # the first row has the units
+    for row in table[1:]:
         f = found.setdefault(family(row["Kernel Name"].split("(")[0]), [0, 0.0, 0.0, 0.0])
         time = number(row, METRICS[0]) / 1e3  # base unit: ns
         f[0], f[1] = f[0] + 1, f[1] + time
@@ -375,20 +378,21 @@ def judge_profile(place, outputs):
     whole = sum(f[1] for f in found.values())
     if not whole > 0:
         raise Bad("ncu timed no kernel")
-    rows = [[name, f[0], f"{f[1]:.1f}", f"{100 * f[1] / whole:.1f} %", f"{f[2] / f[1]:.0f} %", f"{f[3] / f[1]:.0f} %"]
-            for name, f in sorted(found.items(), key=lambda item: -item[1][1])]
-    return ["kernels of one step", "launches", "us", "share", "of peak DRAM", "of peak SM"], rows
+    longest = sorted(found.items(), key=lambda item: -item[1][1])
+    show = lambda f: [f[0], f"{f[1]:.1f}", f"{100 * f[1] / whole:.1f} %", f"{f[2] / f[1]:.0f} %", f"{f[3] / f[1]:.0f} %"]
+    return ["kernels of one step", "launches", "us", "share", "of peak DRAM", "of peak SM"], [[name, *show(f)] for name, f in longest]
 
 
+# What decides whether anything else means something comes first, what is slow and seldom finds anything last.
 STAGES = [
-    Stage("kernels", 70, plan_kernels, judge_kernels),
-    Stage("step0", 30, plan_step0, judge_step0),
+    Stage("kernels", 90, plan_kernels, judge_kernels),
+    Stage("step0", 35, plan_step0, judge_step0),
+    Stage("parity", 50, plan_parity, judge_parity),
     Stage("determinism", 35, plan_determinism, judge_determinism),
-    Stage("learning", 35, plan_learning, judge_learning),
-    Stage("sanitizer", 110, plan_sanitizer, judge_sanitizer),
-    Stage("parity", 60, plan_parity, judge_parity),
     Stage("kernel-bench", 65, plan_kernel_bench, judge_kernel_bench),
-    Stage("step-bench", 55, plan_step_bench, judge_step_bench),
+    Stage("step-bench", 65, plan_step_bench, judge_step_bench),
     Stage("peers", 90, plan_peers, judge_peers),
-    Stage("profile", 40, plan_profile, judge_profile),
+    Stage("learning", 30, plan_learning, judge_learning),
+    Stage("profile", 50, plan_profile, judge_profile),
+    Stage("sanitizer", 80, plan_sanitizer, judge_sanitizer),
 ]

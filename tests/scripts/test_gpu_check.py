@@ -116,7 +116,7 @@ class CheckTest(unittest.TestCase):
 
     def test_rehearsal(self):
         result, report, page = self.rehearse("kernels", "step0", "determinism", "sanitizer", "kernel-bench", "step-bench")
-        self.assertEqual([s["status"] for s in report["stages"]], ["passed"] * 3 + ["skipped", "passed", "passed"], page)
+        self.assertEqual([s["status"] for s in report["stages"]], ["passed"] * 5 + ["skipped"], page)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("| kernels_attention | 3 | 0.01 |", page)
         self.assertIn("| swiglu_fwd | 1x2 | 1.5000 GB/s | 50.0 % |", page)
@@ -132,6 +132,55 @@ class CheckTest(unittest.TestCase):
         result, report, _ = self.rehearse("determinism", weights="str(out)")
         self.assertEqual(result.returncode, 1)
         self.assertIn("weights of the two runs differ", report["stages"][0]["why"])
+
+
+class RunningTest(unittest.TestCase):
+    def run_stage(self, steps, judge, limit=20):
+        sys.path.insert(0, str(ROOT / "scripts/gpu"))
+        import check
+        with tempfile.TemporaryDirectory() as folder:
+            place = stages.Place(Path("/b"), Path("/b/programs"), Path(folder), sys.executable, {})
+            stage = stages.Stage("s", limit, lambda _: steps, judge)
+            result = check.run_stage(stage, place, Path(folder), check.time.monotonic() + 100, dict(os.environ))
+            return result, (Path(folder) / "check.log").read_text()
+
+    def python(self, name, code, **more):
+        return stages.Step(name, [sys.executable, "-c", code], **more)
+
+    def test_what_stands_alone_runs_though_another_fails(self):
+        bad = "print('test one::two ... FAILED'); print(\"thread 'one' panicked at x.rs:3:\"); print('no bits'); exit(101)"
+        steps = [self.python("bad", bad, alone=True), self.python("good", "print('fine')", alone=True)]
+        result, log = self.run_stage(steps, lambda _, outputs: (["name"], [[name] for name in outputs]))
+        self.assertEqual((result["status"], result["rows"]), ("failed", [["good"]]))
+        self.assertEqual(result["why"], "bad: ended with 101: 1 tests failed: one::two: thread 'one' panicked at x.rs:3: no bits")
+        self.assertIn("==== s\n", log)
+        self.assertIn("fine\n", log)
+        steps = [self.python("bad", "exit(1)"), self.python("good", "print('fine')")]
+        result, log = self.run_stage(steps, lambda _, outputs: ([], [[outputs["good"]]]))
+        self.assertEqual((result["why"], "fine\n" in log), ("bad: ended with 1: it printed nothing", False))
+
+    def test_what_hangs_leaves_time_for_the_rest(self):
+        steps = [self.python("stuck", "import time; time.sleep(60)", alone=True), self.python("good", "print('fine')", alone=True)]
+        result, _ = self.run_stage(steps, lambda _, outputs: ([], [[name] for name in outputs]), limit=6)
+        self.assertEqual((result["why"], result["rows"]), ("stuck: not done after 3 s", [["good"]]))
+
+    def test_what_was_printed_in_time_is_judged(self):
+        code = "import time; print('swiglu_fwd 1x2: 1.5 GB/s, 50.0 % of the 3.0 measured, 2.00 us', flush=True); time.sleep(60)"
+        result, _ = self.run_stage([self.python("kernels", code, partial=True)], stages.judge_kernel_bench, limit=3)
+        self.assertEqual((result["status"], result["why"]), ("failed", "kernels: not done after 3 s"))
+        self.assertEqual(result["rows"], [["swiglu_fwd", "1x2", "1.5 GB/s", "50.0 %", "3.0", "2.00"]])
+
+    def test_peers_that_ran_are_shown_beside_one_that_failed(self):
+        run = {"config": "fusedpo-bf16", "step_s": 0.5, "pairs": 8, "steps_s": 2.0, "reference_s": 1.0, "gpu_gb": 3.0,
+               "losses": [0.69, 0.6], "note": "-"}
+        report = {"results": [run], "failed": {"torch-compile-bf16": "no compiler"}}
+        with tempfile.TemporaryDirectory() as folder:
+            place = stages.Place(Path("/b"), Path("/b/programs"), Path(folder), sys.executable, {})
+            (Path(folder) / "peers.json").write_text(json.dumps(report))
+            with self.assertRaises(stages.Bad) as caught:
+                stages.judge_peers(place, {})
+        self.assertEqual(str(caught.exception), "torch-compile-bf16: no compiler")
+        self.assertEqual(caught.exception.table[1][0][:3], ["fusedpo-bf16", "0.500", "4.00"])
 
 
 class ReadingTest(unittest.TestCase):

@@ -19,6 +19,8 @@ mod head;
 mod loss;
 #[path = "kernels/optim.rs"]
 mod optim;
+#[path = "kernels/products.rs"]
+mod products;
 #[path = "kernels/rows.rs"]
 mod rows;
 #[path = "kernels/simple.rs"]

@@ -6,7 +6,7 @@
 //! The algorithm decides the last bits. It is chosen once per shape by the library's heuristic, which is a function of the
 //! shape, not of a timing: two runs compute the same bits. Products of a forward pass (`row_invariant`) always go by it, as
 //! reference log-probs that other processes have kept must equal the policy's to the bit; split-K is ruled out there, and one
-//! algorithm, chosen for [`REFERENCE_ROWS`], serves every number of rows. Products of gradients, two thirds of the work,
+//! algorithm, chosen for [`REFERENCE_ROWS`], serves every number of rows. Where sums are split, their parts are f32 too. Products of gradients, two thirds of the work,
 //! may be tuned instead ([`CublasLt::tune`]): the library's first [`CANDIDATES`] are timed when a shape is met for the
 //! first time, and what won is kept in a file, by which later runs compute the same bits.
 
@@ -29,6 +29,8 @@ use std::sync::{Arc, Mutex};
 const WORKSPACE: usize = 32 << 20;
 /// Rows for which row-invariant products choose their algorithm.
 const REFERENCE_ROWS: usize = 4096;
+/// Numbers of rows that the algorithm must take too, behind that.
+const ROWS_TRIED: [usize; 5] = [REFERENCE_ROWS, 1, 2, 99, 32768];
 /// Algorithms that are asked for.
 const CANDIDATES: usize = 8;
 /// Shapes remembered; a run has a few dozen, chunks of odd sizes add some.
@@ -145,8 +147,7 @@ impl CublasLt {
         let handle = result::create_handle().map_err(failed("start"))?;
         // SAFETY: scratch whose content nobody reads before the library writes it.
         let workspace = unsafe { driver::malloc_sync(WORKSPACE) };
-        let workspace =
-            workspace.map_err(|e| Error::Device(format!("cuBLASLt: {WORKSPACE} bytes of workspace: {e:?}")))?;
+        let workspace = workspace.map_err(super::cuda::error(&format!("allocate {WORKSPACE} bytes of workspace")))?;
         Ok(CublasLt {
             handle,
             workspace,
@@ -241,9 +242,7 @@ impl CublasLt {
             return Ok(*found);
         }
         let chosen = if p.row_invariant {
-            let reference = Call::new(&MatMul { m, ..*p }).map_err(failed("describe a product"))?;
-            let found = self.proposed(&reference, &shape)?;
-            *found.iter().find(|a| !splits_sums(a)).ok_or_else(|| none_fits(&shape))?
+            self.for_all_rows(p, &shape)?
         } else {
             // SAFETY: the caller's promise.
             unsafe { self.for_gradients(p, call, &shape, recording) }?
@@ -307,13 +306,10 @@ impl CublasLt {
             // SAFETY: a live preference; each value below is of its attribute's type.
             unsafe { result::set_matmul_pref_attribute(preference, attribute, value, size) }
         };
-        // 0 allows no reduction across blocks: no split-K.
-        let (workspace, reductions) = (WORKSPACE, if shape.row_invariant { 0u32 } else { u32::MAX });
+        let (workspace, reductions) = (WORKSPACE, reductions(shape.row_invariant));
+        let attribute = Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
         let mut done = set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const workspace).cast(), 8);
-        if shape.row_invariant {
-            let attribute = Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
-            done = done.and_then(|()| set(attribute, (&raw const reductions).cast(), 4));
-        }
+        done = done.and_then(|()| set(attribute, (&raw const reductions).cast(), 4));
         for attribute in [
             Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
             Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -350,12 +346,31 @@ impl CublasLt {
         let usable =
             found.filter(|r| r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && r.workspaceSize <= WORKSPACE);
         let usable: Vec<_> = usable.map(|r| r.algo).collect();
-        if usable.is_empty() { Err(none_fits(shape)) } else { Ok(usable) }
+        if usable.is_empty() { Err(none_fits(shape, "the library proposes none")) } else { Ok(usable) }
+    }
+
+    /// The first of the library's choices that does not split sums and takes every number of rows, by its own account: all
+    /// of them are then computed by it.
+    fn for_all_rows(&self, p: &MatMul, shape: &Shape) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let calls = ROWS_TRIED.map(|m| Call::new(&MatMul { m, ..*p }));
+        let [reference, others @ ..] = &calls;
+        let found = self.proposed(reference.as_ref().map_err(|e| failed("describe a product")(*e))?, shape)?;
+        let whole: Vec<_> = found.iter().filter(|a| !splits_sums(a)).collect();
+        let takes_all = |a: &&&_| others.iter().flatten().all(|call| self.check(call, a).is_ok());
+        let chosen = whole.iter().find(takes_all).or(whole.first());
+        chosen.map(|a| **a).ok_or_else(|| none_fits(shape, &format!("all {} proposed split sums", found.len())))
     }
 }
 
-fn none_fits(shape: &Shape) -> Error {
-    Error::Device(format!("cuBLASLt: cannot find an algorithm for {}: none fits", shape.key()))
+/// Which reductions across blocks the library may use, as bits of cublasLtReductionScheme_t. None where rows must not depend on
+/// their number; else only that of f32 sums in the workspace: the others round partial sums to the output's type.
+fn reductions(row_invariant: bool) -> u32 {
+    const COMPUTE_TYPE: u32 = 2;
+    if row_invariant { 0 } else { COMPUTE_TYPE }
+}
+
+fn none_fits(shape: &Shape, why: &str) -> Error {
+    Error::Device(format!("cuBLASLt: cannot find an algorithm for {}: {why}", shape.key()))
 }
 
 /// Whether an algorithm cuts sums into parts, by its own account.

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
-use machine::{ThisMachine, error};
+use machine::ThisMachine;
+pub(super) use machine::error;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
@@ -213,6 +214,9 @@ impl Driver for CudaDriver {
         let size = bytes.max(1);
         // SAFETY: the memory is written in full before anyone can read it.
         let at = unsafe { result::malloc_sync(size) }.map_err(|e| {
+            if e.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                return error(&format!("allocate {size} bytes"))(e); // of earlier work, most likely
+            }
             let (free, all) = self.memory().unwrap_or((0, 0));
             let gib = |b: usize| b as f64 / f64::from(1 << 30);
             let why = "out of device memory: use a smaller --token-budget, or a smaller model";

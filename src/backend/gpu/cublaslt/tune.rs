@@ -21,6 +21,9 @@ impl Output {
         // SAFETY: the content is written by products, and read by nobody but them.
         let at = unsafe { result::malloc_sync(bytes) };
         at.map(Output).map_err(|e| {
+            if e.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                return crate::backend::gpu::cuda::error("allocate memory to time a product")(e);
+            }
             let why = "leave out --matmul-plans, or use a smaller --token-budget until the plans are made";
             Error::Device(format!("out of device memory: timing a product needs {bytes} bytes ({:?}): {why}", e.0))
         })

@@ -117,7 +117,7 @@ impl Machine for ThisMachine {
 }
 
 /// For `map_err`: what the driver says about a call that was to do `doing`.
-pub(super) fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
+pub(in crate::backend::gpu) fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
     let doing = doing.to_owned();
     move |e| {
         let text = match ThisMachine.has_driver() {

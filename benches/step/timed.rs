@@ -89,6 +89,9 @@ impl<B: Backend> Backend for Timed<B> {
 
     const MASTER_WEIGHTS: bool = B::MASTER_WEIGHTS;
     const FIXED_SHAPES: bool = B::FIXED_SHAPES;
+    const ASYNC: bool = B::ASYNC;
+    const GRAPHS: bool = B::GRAPHS;
+    const LOGITS_BYTES: usize = B::LOGITS_BYTES;
 
     fn fingerprint(&self) -> String {
         self.be.fingerprint()

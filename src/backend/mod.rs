@@ -8,7 +8,7 @@
 //! - Parameter gradients accumulate (`+=`) in [`Backend::Acc`]; activation gradients are set, unless [`Write`] says otherwise.
 //! - Every reduction has a fixed order: same inputs, same bits.
 //! - An output row depends on its own inputs alone: not on the number of rows, their place, nor what else is packed
-//!   beside it (GPU: for a fixed number of rows).
+//!   beside it.
 //! - Ops enqueue; only [`Backend::download`], [`Backend::arrived`] and [`Backend::synchronize`] wait. No op allocates.
 
 pub mod cpu;
@@ -251,13 +251,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// True where `Act` is narrower than `Acc`, so that the optimiser needs master weights of its own.
     const MASTER_WEIGHTS: bool;
-    /// True where a row's bits are the same only among batches of the same number of slots: the number is then part of
-    /// what a reference log-prob is kept under.
+    /// True where the number of slots decides which shapes a library is asked for: the number is then part of what a
+    /// reference log-prob is kept under.
     const FIXED_SHAPES: bool = false;
     /// True where ops return before they are done, so that it pays to read their results late.
     const ASYNC: bool = false;
     /// True where [`Backend::record`] can record.
     const GRAPHS: bool = false;
+    /// Bytes of logits alive at a time: the head works in chunks of as many rows as fit.
+    const LOGITS_BYTES: usize = 128 << 20;
 
     /// What decides the last bit of a result: backend, dtype, SIMD level or architecture. Part of a sidecar's key.
     fn fingerprint(&self) -> String;
@@ -320,7 +322,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn new_batch(&self, capacity: Capacity, shape: AttnShape) -> Result<Self::Batch>;
     /// Replaces the content of `batch`.
     fn load_batch(&self, batch: &mut Self::Batch, from: &MicroBatch) -> Result<()>;
-    /// Rows that ops on `batch` compute: live rows on the CPU, all slots where shapes must be fixed.
+    /// Rows that ops on `batch` compute: live rows on the CPU, some more where there must be few shapes.
     fn rows(&self, batch: &Self::Batch) -> usize;
 
     /// `x[t] = table[token[t]]`. Shapes: `x` rows x dim, `table` vocab x dim.

@@ -9,9 +9,6 @@ use crate::model::graphs::GraphCounts;
 use crate::model::{self, Keep, Model, Workspace};
 use std::ops::Range;
 
-/// Bytes of logits alive at a time: the head works in chunks of as many rows as fit.
-const LOGITS_BYTES: usize = 128 << 20;
-
 /// What an [`Engine`] is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -63,7 +60,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Reserves memory for any micro-batch within `capacity`.
     pub fn new(be: &'a B, model: Model<B>, capacity: Capacity, purpose: Purpose) -> Result<Self> {
         let row = model.config.vocab_size * size_of::<B::Acc>();
-        Self::with_head_rows(be, model, capacity, purpose, (LOGITS_BYTES / row).max(1))
+        Self::with_head_rows(be, model, capacity, purpose, (B::LOGITS_BYTES / row).max(1))
     }
 
     /// [`Engine::new`] with a logits buffer of `head_rows` rows.

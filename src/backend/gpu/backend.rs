@@ -28,10 +28,14 @@ impl<D: Driver, A: GpuFloat> Backend for Gpu<D, A> {
     type Graph = Graph<D>;
 
     const MASTER_WEIGHTS: bool = matches!(A::DTYPE, Dtype::Bf16);
-    // The library may take another algorithm for another number of rows.
+    // A product's rows must not depend on their number, but what the library does inside its algorithm is its own.
     const FIXED_SHAPES: bool = true;
     const ASYNC: bool = true;
     const GRAPHS: bool = true;
+    // Every chunk reads and writes the head's f32 gradient once, so chunks must be of thousands of rows: 3533 of a vocabulary
+    // of 151936. No more than this: as bf16 gradients in place of the logits they span 2^30 elements, and libraries count
+    // some in 32 bits.
+    const LOGITS_BYTES: usize = 2 << 30;
 
     fn fingerprint(&self) -> String {
         format!("gpu-{}-{}-v{NUMERICS}", self.driver.fingerprint(), A::NAME)

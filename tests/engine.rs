@@ -65,3 +65,44 @@ fn a_group_may_be_larger_than_the_logits_buffer() {
     let Some(driver) = host::host_driver(0) else { return };
     every_size(&Gpu::<_, f32>::new(driver).unwrap());
 }
+
+/// A kernel's grid covers a micro-batch that is almost empty up to the next of few numbers of rows, not all of its slots.
+#[test]
+fn empty_slots_are_not_computed() {
+    let Some(driver) = host::host_driver(0) else { return };
+    let be = Gpu::<_, f32>::new(driver).unwrap();
+    let model = Model::load(&be, &golden("qwen3"), 40).unwrap();
+    let (n, shape) = (model.table.len, model.config.attn_shape());
+    let small = batch();
+    let mut large = small.clone();
+    large.slots = 5000;
+    large.tokens.resize(5000, 0);
+    large.positions.resize(5000, 0);
+    let all = capacity(std::slice::from_ref(&large));
+    let mut on_device = be.new_batch(all, shape).unwrap();
+    for (mb, rows) in [(&small, small.slots), (&large, 1024)] {
+        be.load_batch(&mut on_device, mb).unwrap();
+        assert_eq!(be.rows(&on_device), rows);
+    }
+    let mut engine = Engine::new(&be, model, all, Purpose::Train).unwrap();
+    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.2, label_smoothing: 0.0 };
+    let mut step = |mb: &MicroBatch| {
+        engine.clear_grads().unwrap();
+        let mut totals = Totals::default();
+        engine.accumulate(mb, &spec, 0.25, &mut totals).unwrap();
+        (engine.token_logps(mb).unwrap(), totals.mean_loss(), read(&be, engine.grads.as_ref().unwrap(), n))
+    };
+    let (want, got) = (step(&small), step(&large));
+    assert_eq!((got.0, got.1), (want.0, want.1), "log-probs and loss, to the bit");
+    let apart: Vec<f64> = got.2.iter().zip(&want.2).map(|(a, b)| a - b).collect();
+    // Sums over rows are cut into other parts.
+    assert!(norm(&apart) <= 8.0 * f64::from(f32::EPSILON) * norm(&want.2), "{}", norm(&apart));
+}
+
+/// The head's f32 gradient is read and written once a chunk: on a GPU chunks are of thousands of rows.
+#[test]
+fn chunks_on_a_gpu_are_large() {
+    type OnHost = Gpu<fusedpo::backend::gpu::host::HostDriver, f32>;
+    let row = 151_936 * 4;
+    assert!(OnHost::LOGITS_BYTES / row >= 3000 && OnHost::LOGITS_BYTES / 2 < 1 << 31);
+}

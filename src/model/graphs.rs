@@ -1,7 +1,7 @@
 //! Passes through the layers as recorded graphs.
 //!
-//! Between the embedding and the last layer nothing depends on the micro-batch but the content of its tables: rows are all
-//! slots, and attention's tables and grids have a fixed size. So the layers' forward and backward passes, hundreds of
+//! Between the embedding and the last layer nothing depends on the micro-batch but the content of its tables and the number
+//! of rows, of which there are few: attention's tables and grids have a fixed size. So the layers' forward and backward passes, hundreds of
 //! launches, are recorded once each and enqueued in one call from then on. The head's shapes follow the number of
 //! predictions, and the embedding's backward pass the number of live rows; they stay outside rather than compute padding.
 //!
@@ -12,8 +12,8 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 
-/// Recordings kept: forward and backward for two numbers of rows.
-const MOST: usize = 4;
+/// Recordings kept: forward and backward for the eight numbers of rows that a GPU computes.
+const MOST: usize = 16;
 
 /// What decides the ops of a pass of one workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

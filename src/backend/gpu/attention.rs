@@ -132,12 +132,12 @@ impl Tables {
         [queries * QUERY_WORDS, keys * KEY_WORDS]
     }
 
-    /// Replaces the content. Errors: segments that do not follow one another as [`MicroBatch`] says.
-    pub(super) fn load(&mut self, from: &MicroBatch) -> Result<()> {
+    /// Replaces the content, for the first `slots` slots. Errors: segments that do not follow one another as [`MicroBatch`] says.
+    pub(super) fn load(&mut self, from: &MicroBatch, slots: usize) -> Result<()> {
         const OP: &str = "load_batch";
-        check::at_most(OP, "slots", from.slots, self.slots)?;
+        check::at_most(OP, "slots", slots, self.slots)?;
         check::at_most(OP, "segments", from.segments.len() + 1, self.segments)?;
-        schedule::spans(&mut self.spans, from)
+        schedule::spans(&mut self.spans, from, slots)
     }
 
     /// Writes the tables into `words`, each at its place in `at`.

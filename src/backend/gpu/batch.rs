@@ -15,6 +15,15 @@ use std::ops::Range;
 
 /// Numbers to which tables are aligned: 64 bytes.
 const ALIGN: usize = 16;
+/// Numbers of rows that ops compute are multiples of this, and of an eighth of the capacity's.
+const ROWS: usize = 512;
+
+/// Rows that ops compute for `used` live ones: few enough numbers that libraries choose, and graphs are recorded, for a few
+/// shapes; near enough that the last micro-batch of a step, which may be almost empty, does not cost as much as a full one.
+fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
+    let step = capacity.div_ceil(8).next_multiple_of(ROWS);
+    used.max(1).next_multiple_of(step).min(slots)
+}
 
 /// Where each table of a batch of some [`Capacity`] starts, in `u32`s.
 struct Layout {
@@ -120,7 +129,8 @@ impl<D: Driver> GpuBatch<D> {
         self.groups.clear();
         check_sizes(&self.capacity, from)?;
         check_indices(from)?;
-        self.attention.load(from)?;
+        let slots = computed_rows(from.used, from.slots, self.capacity.slots);
+        self.attention.load(from, slots)?;
         let staging = &mut self.staging[self.turn];
         self.turn = 1 - self.turn;
         let words = staging.open()?;
@@ -133,12 +143,12 @@ impl<D: Driver> GpuBatch<D> {
         self.tokens_end = end(&from.tokens);
         self.positions_end = end(&from.positions);
         self.targets_end = from.predictions.iter().map(|p| p.target as usize + 1).max().unwrap_or(0);
-        (self.slots, self.used) = (from.slots, from.used);
+        (self.slots, self.used) = (slots, from.used);
         (self.predictions, self.pairs) = (from.predictions.len(), from.pairs.len());
         Ok(())
     }
 
-    /// Rows that ops compute: all slots, so that shapes are fixed.
+    /// Rows that ops compute: the live ones and some, so that there are few shapes.
     pub fn slots(&self) -> usize {
         self.slots
     }
@@ -331,4 +341,26 @@ fn check_indices(from: &MicroBatch) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::computed_rows;
+
+    #[test]
+    fn an_eighth_of_the_capacity_is_the_finest_step() {
+        for (used, want) in [(0, 2048), (1, 2048), (2048, 2048), (2049, 4096), (14_000, 14_336), (16_384, 16_384)] {
+            assert_eq!(computed_rows(used, 16_384, 16_384), want, "{used}");
+        }
+        assert_eq!(computed_rows(1100, 2048, 2048), 1536);
+        assert_eq!(computed_rows(1100, 1300, 2048), 1300, "no more than there are slots");
+        assert_eq!(computed_rows(3, 20, 64), 20);
+        assert_eq!(computed_rows(0, 0, 64), 0);
+        let shapes = |capacity: usize| {
+            let mut all: Vec<usize> = (0..=capacity).map(|used| computed_rows(used, capacity, capacity)).collect();
+            all.dedup();
+            all.len()
+        };
+        assert!([1, 512, 2048, 5000, 16_384, 16_385].iter().all(|c| shapes(*c) <= 8));
+    }
 }

@@ -22,17 +22,17 @@ pub(super) struct Span {
     dummy: bool,
 }
 
-/// Fills `to` with the segments and, last, the dummy tail. Without any segment all rows are dummies: those of sequences
+/// Fills `to` with the segments and, last, the dummy tail, up to `slots`. Without any segment all rows are dummies: those of sequences
 /// that are being continued, which attend to a cache instead. Errors: segments with gaps, overlaps, or a prefix that is
 /// not the prompt right before them; the kernels take from it that whoever sees a key lies behind it.
-pub(super) fn spans(to: &mut Vec<Span>, from: &MicroBatch) -> Result<()> {
+pub(super) fn spans(to: &mut Vec<Span>, from: &MicroBatch, slots: usize) -> Result<()> {
     to.clear();
     let malformed = |i: usize, why: &str| {
         Err(Error::Training(format!("load_batch: segment {i} {why}; the micro-batch was put together wrongly")))
     };
     let (mut end, mut prompt) = (0u32, None::<usize>);
     for (i, s) in from.segments.iter().enumerate() {
-        if s.start != end || s.len == 0 || s.len > from.slots as u32 - end {
+        if s.start != end || s.len == 0 || s.len > slots as u32 - end {
             return malformed(i, "does not start where the one before ends, or leaves the slots");
         }
         end = s.start + s.len;
@@ -48,10 +48,10 @@ pub(super) fn spans(to: &mut Vec<Span>, from: &MicroBatch) -> Result<()> {
         to.push(Span { segment: *s, readers_end: end, dummy: false });
     }
     let covered = from.segments.is_empty() || end as usize == from.used;
-    if !covered || from.used > from.slots {
+    if !covered || from.used > slots {
         return malformed(from.segments.len(), "would be needed: live rows are in no segment");
     }
-    let len = from.slots as u32 - end;
+    let len = slots as u32 - end;
     if len > 0 {
         let segment = Segment { start: end, len, prefix_start: end, prefix_len: 0 };
         to.push(Span { segment, readers_end: end, dummy: true });
@@ -104,7 +104,7 @@ mod tests {
         // A prompt of 100 with responses of 30 and 70, then a lone response of 5; 7 dummy rows.
         let b = batch(&[(0, 100, 0, 0), (100, 30, 0, 100), (130, 70, 0, 100), (200, 5, 200, 0)], 212);
         let (mut s, mut t) = (Vec::new(), Vec::new());
-        spans(&mut s, &b).unwrap();
+        spans(&mut s, &b, b.slots).unwrap();
         assert_eq!(s.len(), 5);
         query_tiles(&mut t, &s, 3);
         let mut seen = vec![0; 212 * 3];
@@ -134,7 +134,7 @@ mod tests {
                 .collect();
             let b = batch(&segments, lens.iter().sum::<u32>() as usize + 3);
             let (mut s, mut t) = (Vec::new(), Vec::new());
-            spans(&mut s, &b).unwrap();
+            spans(&mut s, &b, b.slots).unwrap();
             query_tiles(&mut t, &s, group);
             assert!(t.len() <= super::super::entries(b.slots * group, QUERY_ROWS, s.len()));
             key_tiles(&mut t, &s, 64);
@@ -152,17 +152,17 @@ mod tests {
             (vec![(0, 5, 0, 5)], "segment 0 has a prefix before"),
             (vec![(0, 5, 0, 0), (5, 5, 5, 0), (10, 2, 0, 5)], "segment 2 continues another prompt"),
         ] {
-            let error = spans(&mut s, &batch(&segments, 20)).unwrap_err().to_string();
+            let error = spans(&mut s, &batch(&segments, 20), 20).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        let error = spans(&mut s, &MicroBatch { used: 9, ..batch(&[(0, 5, 0, 0)], 20) }).unwrap_err().to_string();
+        let error = spans(&mut s, &MicroBatch { used: 9, ..batch(&[(0, 5, 0, 0)], 20) }, 20).unwrap_err().to_string();
         assert!(error.contains("live rows are in no segment"), "{error}");
     }
 
     #[test]
     fn rows_that_attend_to_a_cache_are_all_dummies() {
         let (mut s, mut t) = (Vec::new(), Vec::new());
-        spans(&mut s, &MicroBatch { slots: 4, used: 4, ..Default::default() }).unwrap();
+        spans(&mut s, &MicroBatch { slots: 4, used: 4, ..Default::default() }, 4).unwrap();
         query_tiles(&mut t, &s, 3);
         assert_eq!(t, [[0, 0, 12, 0, 0, 0, 0, 0]], "no keys");
         key_tiles(&mut t, &s, 64);

@@ -316,7 +316,7 @@ def plan_peers(place):
     only = [f"{name}-bf16" for name in ("fusedpo", *peers) if not (place.rehearsal and name == "torch-compile")]
     length, pairs = (256, 8) if place.rehearsal else (1024, 32)
     command = [*place.script("bench_trl.py"), "--model", model, "--data", place.bundle / "data/text.jsonl", "--device", place.device,
-               "--pairs", pairs, "--batch-size", 8, "--max-length", length, "--token-budget", 1024 if place.rehearsal else 16384,
+               "--pairs", pairs, "--batch-size", 8, "--max-length", length, "--token-budget", 1024 if place.rehearsal else 4096,
                "--fusedpo", place.fusedpo, "--python", place.python, "--only", *only, "--work", place.work,
                "--trl-micro-batch", 8, "--out", place.work / "peers.md", "--json", place.work / "peers.json"]
     return [*make, Step("peers", command)]

@@ -1,6 +1,8 @@
 //! `fusedpo eval`: loss, rewards, accuracy with its interval, and an estimate of the KL divergence from the reference.
 
+use super::choice::named;
 use crate::backend::Backend;
+use crate::choice::Choice;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
@@ -39,7 +41,7 @@ pub struct EvalArgs {
     #[arg(long)]
     pub beta: Option<f64>,
     /// Loss [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<LossType>())]
     pub loss_type: Option<LossType>,
     /// Probability that a label is flipped (cDPO); sigmoid only [default: what MODEL/config.toml says, else 0]
     #[arg(long)]
@@ -60,10 +62,10 @@ pub struct EvalArgs {
     #[arg(long)]
     pub token_budget: Option<usize>,
     /// Precision of the matrix products
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
 }
 

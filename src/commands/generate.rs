@@ -1,5 +1,6 @@
 //! `fusedpo generate`: continuations on stdout.
 
+use super::choice::named;
 use super::pack::parse_chat_template;
 use crate::backend::Backend;
 use crate::data::input::{self, rows::Text};
@@ -45,10 +46,10 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     pub chat_template: String,
     /// Precision of the matrix products
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
 }
 

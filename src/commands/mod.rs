@@ -1,5 +1,6 @@
 //! One file a command: its options and what it does with the library.
 
+pub mod choice;
 pub mod doctor;
 pub mod eval;
 pub mod generate;

@@ -1,5 +1,6 @@
 //! `fusedpo pack`.
 
+use super::choice::named;
 use crate::data::boundary::PromptBoundary;
 use crate::data::input::rows::FieldMap;
 use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
@@ -28,19 +29,19 @@ pub struct PackArgs {
     #[arg(long, default_value_t = 1024)]
     pub max_length: usize,
     /// What to do about longer rows.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = named::<Truncation>(), default_value_t)]
     pub truncation: Truncation,
     /// Which column holds a field, e.g. prompt=question,completion=answer.
     #[arg(long, value_name = "FIELD=COLUMN,...")]
     pub map: Vec<String>,
     /// Pairs of scored responses.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = named::<PairChoice>(), default_value_t)]
     pub pairs: PairChoice,
     /// Chat template for message rows: auto (the model's), none (refuse them), or a Jinja file.
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     pub chat_template: String,
     /// Where the prompt of a plain dialogue without a prompt column ends.
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_parser = named::<PromptBoundary>(), default_value_t)]
     pub prompt_boundary: PromptBoundary,
     /// EOS text, in place of the tokenizer configuration's.
     #[arg(long, value_name = "TEXT")]

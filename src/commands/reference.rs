@@ -1,5 +1,6 @@
 //! `fusedpo reference`: log-probs of all responses under the reference model, kept beside the shards.
 
+use super::choice::named;
 use crate::backend::Backend;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
@@ -26,10 +27,10 @@ pub struct ReferenceArgs {
     #[arg(long)]
     pub token_budget: Option<usize>,
     /// Precision of the matrix products
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
 }
 

@@ -1,5 +1,6 @@
 //! `fusedpo score`: the log-probability of every response, one JSON line each, in input order.
 
+use super::choice::named;
 use crate::backend::Backend;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
@@ -35,10 +36,10 @@ pub struct ScoreArgs {
     #[arg(long)]
     pub token_budget: Option<usize>,
     /// Precision of the matrix products
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
 }
 

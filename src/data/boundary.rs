@@ -9,16 +9,17 @@
 use super::cuts::common_prefix;
 use super::input::rows::{Body, Pairs, Prompt, Row, Text, Unusable};
 use super::tokenize::TextTokenizer;
+use crate::choice;
 use sha2::{Digest, Sha256};
 
-/// How a prompt is found in plain dialogues that have no prompt column.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum PromptBoundary {
-    /// TRL's: the common characters, less one trailing space.
-    #[default]
-    Trl,
-    /// The DPO paper's code: up to and with the last common `\n\nAssistant:`.
-    LastTurn,
+choice! {
+    /// How a prompt is found in plain dialogues that have no prompt column.
+    pub enum PromptBoundary: default Trl {
+        /// TRL's: the common characters, less one trailing space.
+        Trl = "trl",
+        /// The DPO paper's code: up to and with the last common `\n\nAssistant:`.
+        LastTurn = "last-turn",
+    }
 }
 
 impl PromptBoundary {

@@ -16,6 +16,7 @@ use super::report::{PackReport, SplitCounts};
 use super::shard_write::{NewGroup, NewPair, NewResponse, ShardWriter};
 use super::tokenize::{TextTokenizer, TokenizerOptions};
 use super::{format::Meta, outdir::OutputFolder};
+use crate::choice;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -23,18 +24,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// What happens to rows longer than `max_length`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Truncation {
-    /// TRL's: keep the start of prompt + response; drop rows whose prompt alone fills `max_length`. EOS is lost, none is
-    /// made up.
-    #[default]
-    KeepStart,
-    /// Drop the row (of scored rows, the response).
-    Drop,
-    /// Cut the prompt on the left until the row's longest response fits; drop rows with a response that fills
-    /// `max_length`.
-    PromptLeft,
+choice! {
+    /// What happens to rows longer than `max_length`.
+    pub enum Truncation: default KeepStart {
+        /// TRL's: keep the start of prompt + response; drop rows whose prompt alone fills `max_length`. EOS is lost, none
+        /// is made up.
+        KeepStart = "keep-start",
+        /// Drop the row (of scored rows, the response).
+        Drop = "drop",
+        /// Cut the prompt on the left until the row's longest response fits; drop rows with a response that fills
+        /// `max_length`.
+        PromptLeft = "prompt-left",
+    }
 }
 
 impl Truncation {
@@ -48,14 +49,14 @@ impl Truncation {
     }
 }
 
-/// Which pairs scored responses make.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum PairChoice {
-    /// Every two responses with different scores.
-    #[default]
-    All,
-    /// The first best against the first worst.
-    BestWorst,
+choice! {
+    /// Which pairs scored responses make.
+    pub enum PairChoice: default All {
+        /// Every two responses with different scores.
+        All = "all",
+        /// The first best against the first worst.
+        BestWorst = "best-worst",
+    }
 }
 
 /// Everything that decides what `pack` writes.

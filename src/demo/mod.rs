@@ -19,6 +19,7 @@ pub mod tokenizer;
 pub mod words;
 
 use crate::backend::Backend;
+use crate::commands::choice::named;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::note;
@@ -43,7 +44,7 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
     /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
     /// Steps of SFT; fewer also mean fewer prompts, for a rougher and quicker demo
     #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(20..=100_000))]

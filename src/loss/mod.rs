@@ -3,8 +3,9 @@
 //! A loss sees sums of token log-probs and gives `dL/dlogp` per response, which the head applies to every token of the
 //! response. What a loss needs beyond that is its contract ([`LossDef::scope`], [`LossDef::per_token`]).
 
+use crate::choice;
+use crate::choice::Choice;
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
 
 /// What a loss must have seen before it can give a coefficient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,19 +16,18 @@ pub enum Scope {
     GlobalBatch,
 }
 
-/// Losses by TRL's `loss_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[clap(rename_all = "snake_case")]
-pub enum LossType {
-    /// DPO, with label smoothing cDPO.
-    Sigmoid,
-    /// RSO / SLiC hinge.
-    Hinge,
-    /// IPO on per-token means.
-    Ipo,
-    /// Mean token negative log-likelihood of the chosen responses.
-    Sft,
+choice! {
+    /// Losses by TRL's `loss_type`.
+    pub enum LossType: default Sigmoid {
+        /// DPO, with label smoothing cDPO.
+        Sigmoid = "sigmoid",
+        /// RSO / SLiC hinge.
+        Hinge = "hinge",
+        /// IPO on per-token means.
+        Ipo = "ipo",
+        /// Mean token negative log-likelihood of the chosen responses.
+        Sft = "sft",
+    }
 }
 
 /// A loss and its hyper-parameters.
@@ -128,16 +128,6 @@ pub const LOSSES: &[LossDef] = &[
 ];
 
 impl LossType {
-    /// TRL's name for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            LossType::Sigmoid => "sigmoid",
-            LossType::Hinge => "hinge",
-            LossType::Ipo => "ipo",
-            LossType::Sft => "sft",
-        }
-    }
-
     /// Its row of [`LOSSES`].
     pub fn def(self) -> &'static LossDef {
         LOSSES.iter().find(|d| d.loss_type == self).expect("every LossType has a row")

@@ -1,25 +1,20 @@
 //! The precision of saved weights: an option of the command line, of `--config` and of [`super::export()`].
 
+use crate::choice;
 use safetensors::tensor::Dtype;
 
-/// Dtype of exported weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum SaveDtype {
-    /// Each tensor as in the model that training started from; f32 for a model made from scratch
-    Source,
-    /// Single precision
-    #[serde(alias = "float32")]
-    #[clap(alias = "float32")]
-    F32,
-    /// bfloat16
-    #[serde(alias = "bfloat16")]
-    #[clap(alias = "bfloat16")]
-    Bf16,
-    /// IEEE half precision
-    #[serde(alias = "float16")]
-    #[clap(alias = "float16")]
-    F16,
+choice! {
+    /// Dtype of exported weights.
+    pub enum SaveDtype: default Source {
+        /// Each tensor as in the model that training started from; f32 for a model made from scratch
+        Source = "source",
+        /// Single precision
+        F32 = "f32" | "float32",
+        /// bfloat16
+        Bf16 = "bf16" | "bfloat16",
+        /// IEEE half precision
+        F16 = "f16" | "float16",
+    }
 }
 
 impl SaveDtype {

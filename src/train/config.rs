@@ -4,6 +4,8 @@
 //! value but `out`, so that `--config RUN/config.toml --out RUN2` repeats the run.
 
 use super::schedule::SchedulerType;
+use crate::choice;
+use crate::commands::choice::named;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::model::SaveDtype;
@@ -13,56 +15,50 @@ use std::path::{Path, PathBuf};
 /// Most epochs: beyond it, counting the steps alone would not end.
 const MAX_EPOCHS: f64 = 1e6;
 
-/// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceChoice {
-    /// A GPU where one can be used, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first NVIDIA GPU; an error where there is none.
-    Cuda,
+choice! {
+    /// Where to compute.
+    pub enum DeviceChoice: default Auto {
+        /// A GPU where one can be used, else the CPU.
+        Auto = "auto",
+        /// The CPU.
+        Cpu = "cpu",
+        /// The first NVIDIA GPU; an error where there is none.
+        Cuda = "cuda",
+    }
 }
 
-/// Precision of the matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum DtypeChoice {
-    /// f32 on the CPU, bf16 on a GPU.
-    Auto,
-    /// Single precision throughout.
-    #[serde(alias = "float32")]
-    #[clap(alias = "float32")]
-    F32,
-    /// bf16 inputs, fp32 accumulation, fp32 master weights.
-    #[serde(alias = "bfloat16")]
-    #[clap(alias = "bfloat16")]
-    Bf16,
+choice! {
+    /// Precision of the matrix products.
+    pub enum DtypeChoice: default Auto {
+        /// f32 on the CPU, bf16 on a GPU.
+        Auto = "auto",
+        /// Single precision throughout.
+        F32 = "f32" | "float32",
+        /// bf16 inputs, fp32 accumulation, fp32 master weights.
+        Bf16 = "bf16" | "bfloat16",
+    }
 }
 
-/// Whether passes through the layers are recorded and replayed as CUDA graphs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum GraphsChoice {
-    /// Off until a measurement on a GPU says otherwise.
-    #[default]
-    Auto,
-    /// Recorded; an error on a device that cannot.
-    On,
-    /// Launched op by op.
-    Off,
+choice! {
+    /// Whether passes through the layers are recorded and replayed as CUDA graphs.
+    pub enum GraphsChoice: default Auto {
+        /// Off until a measurement on a GPU says otherwise.
+        Auto = "auto",
+        /// Recorded; an error on a device that cannot.
+        On = "on",
+        /// Launched op by op.
+        Off = "off",
+    }
 }
 
-/// Optimiser, by Hugging Face's name where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerChoice {
-    /// Decoupled weight decay (Loshchilov & Hutter 2019).
-    Adamw,
-    /// The DPO paper's choice.
-    Rmsprop,
+choice! {
+    /// Optimiser, by Hugging Face's name where it has one.
+    pub enum OptimizerChoice: default Adamw {
+        /// Decoupled weight decay (Loshchilov & Hutter 2019).
+        Adamw = "adamw",
+        /// The DPO paper's choice.
+        Rmsprop = "rmsprop",
+    }
 }
 
 /// Which stage a run is.
@@ -94,7 +90,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub learning_rate: Option<f64>,
     /// Schedule after warm-up [default: linear]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<SchedulerType>())]
     pub lr_scheduler_type: Option<SchedulerType>,
     /// Steps of linear warm-up [default: 0]
     #[arg(long)]
@@ -118,7 +114,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub adam_epsilon: Option<f64>,
     /// Optimiser [default: adamw]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<OptimizerChoice>())]
     pub optim: Option<OptimizerChoice>,
     /// Pairs (sft: responses) a step, at least; a step takes whole groups [default: 8]
     #[arg(long)]
@@ -133,16 +129,16 @@ pub struct TrainArgs {
     #[arg(long)]
     pub num_train_epochs: Option<f64>,
     /// Precision of the matrix products [default: auto]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<DtypeChoice>())]
     pub dtype: Option<DtypeChoice>,
     /// Precision of the saved weights [default: source]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<SaveDtype>())]
     pub save_dtype: Option<SaveDtype>,
     /// Seed of the data order [default: 42]
     #[arg(long)]
     pub seed: Option<u64>,
     /// Where to compute [default: auto]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<DeviceChoice>())]
     pub device: Option<DeviceChoice>,
     /// Evaluate every N steps on the eval split; 0: before the first and after the last step [default: 0]
     #[arg(long, value_name = "N")]
@@ -153,7 +149,7 @@ pub struct TrainArgs {
     pub gradient_checkpointing: Option<bool>,
     /// Replay the layers' passes as CUDA graphs: same bits, fewer launches; auto is off, as the gain has not been measured
     /// on a GPU yet [default: auto]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<GraphsChoice>())]
     pub cuda_graphs: Option<GraphsChoice>,
     /// Choose the algorithms of gradients' products by timing them, and keep the choices in FILE: runs with the same file
     /// give the same bits [default: the library's own choice]
@@ -171,7 +167,7 @@ pub struct DpoArgs {
     #[arg(long)]
     pub beta: Option<f64>,
     /// Loss [default: sigmoid]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = named::<LossType>())]
     pub loss_type: Option<LossType>,
     /// Probability that a label is flipped (cDPO), in [0, 0.5); sigmoid only [default: 0]
     #[arg(long)]

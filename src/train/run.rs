@@ -12,6 +12,7 @@ use super::optim::Optimizer;
 use super::reference;
 use super::schedule::Schedule;
 use crate::backend::Backend;
+use crate::choice::Choice;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;

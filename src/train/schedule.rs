@@ -1,19 +1,18 @@
 //! Learning-rate schedules, as Hugging Face's `get_scheduler`: `step` counts from 0.
 
+use crate::choice;
 use crate::error::{Error, Result};
-use serde::{Deserialize, Serialize};
 
-/// Shape of the schedule after warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-#[clap(rename_all = "snake_case")]
-pub enum SchedulerType {
-    /// Stays at the peak.
-    Constant,
-    /// Falls linearly to 0 at the last step.
-    Linear,
-    /// Falls to 0 along half a cosine.
-    Cosine,
+choice! {
+    /// Shape of the schedule after warm-up.
+    pub enum SchedulerType: default Linear {
+        /// Stays at the peak.
+        Constant = "constant",
+        /// Falls linearly to 0 at the last step.
+        Linear = "linear",
+        /// Falls to 0 along half a cosine.
+        Cosine = "cosine",
+    }
 }
 
 /// A learning rate for every step of a run.

@@ -37,7 +37,8 @@
 //! - [`device`]: from `--device` to a backend, the one `match` over devices.
 //! - [`commands`], [`cli`]: one file a command; what the user types.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
-//! - [`output`], [`progress`], [`signal`]: files of a run, progress for people, Ctrl-C.
+//! - [`files`]: the only writer of files: a file, a folder, a run's folder, what the user named for a result.
+//! - [`output`], [`progress`], [`signal`]: numbers and progress for people, Ctrl-C.
 //!
 //! The same word names an op everywhere: `kernels/norm.cu`, `src/backend/cpu/norm.rs`, `src/backend/gpu/norm.rs`.
 //!
@@ -54,7 +55,8 @@
 //!   proves it or does not start.
 //! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads.
 //! - The loss is a mean over the pairs of the whole step: gradients do not depend on how it was cut into micro-batches.
-//! - Files appear whole or not at all: a temporary sibling, then a rename.
+//! - Files appear whole or not at all: a temporary sibling, then a rename. A device, a pipe or a link that the user named
+//!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 
 pub mod backend;
@@ -65,6 +67,7 @@ pub mod data;
 pub mod demo;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod loss;
 pub mod model;
 pub mod output;

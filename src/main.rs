@@ -2,7 +2,9 @@
 
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
+use fusedpo::commands::out::STDOUT;
 use fusedpo::{Error, commands, demo, note, signal};
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -28,6 +30,12 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // As for `println!`: a reader that left has all it wanted.
+        Err(Error::Io { path, source, .. })
+            if path == Path::new(STDOUT) && source.kind() == std::io::ErrorKind::BrokenPipe =>
+        {
+            ExitCode::SUCCESS
+        }
         Err(e) => fail(&e.to_string(), e.exit_code()),
     }
 }
@@ -66,7 +74,7 @@ fn unwritable_stdout(why: &str) -> u8 {
     if source.kind() == std::io::ErrorKind::BrokenPipe {
         return 0;
     }
-    let e = Error::io("standard output", "write")(source);
+    let e = Error::io(STDOUT, "write")(source);
     note!("fusedpo: {e}");
     e.exit_code()
 }

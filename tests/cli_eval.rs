@@ -80,7 +80,7 @@ fn rows_beyond_a_models_positions_are_told() {
     let warns = |args: &str| cli.ok(args).err.contains("warning: rows of up to ");
     for (positions, want) in [(128, false), (8, true)] {
         cli.edit_json("m/config.json", |c| c["max_position_embeddings"] = json!(positions));
-        for args in ["dpo --max-steps 1 --out r", "sft --max-steps 1 --out r", "eval", "score --out s"] {
+        for args in ["dpo --max-steps 1 --out r", "sft --max-steps 1 --out r", "eval", "score --overwrite --out s"] {
             assert_eq!(warns(&format!("{args} --model m --data d")), want, "{args} {positions}");
             let _ = std::fs::remove_dir_all(cli.path("r"));
         }

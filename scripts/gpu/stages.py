@@ -239,7 +239,7 @@ def plan_parity(place):
     steps = [pack]
     for dtype, device in (("f32", "cpu"), ("f32", place.device), ("bf16", place.device)):
         out = place.work / f"scores-{device}-{dtype}.jsonl"
-        steps.append(Step(f"score {device} {dtype}", [place.fusedpo, "score", "--model", place.small, "--data", data, "--out", out,
+        steps.append(Step(f"score {device} {dtype}", [place.fusedpo, "score", "--model", place.small, "--data", data, "--out", out, "--overwrite",
                                                      "--dtype", dtype, "--device", device], makes=out))
     oracles = ["torch", "transformers"] if place.has_module("transformers") else ["torch"]
     torch_device = "cpu" if place.rehearsal else "cuda"

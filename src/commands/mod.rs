@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod out;
 pub mod pack;
 pub mod reference;
 pub mod score;

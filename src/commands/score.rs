@@ -1,13 +1,14 @@
 //! `fusedpo score`: the log-probability of every response, one JSON line each, in input order.
 
 use super::choice::named;
+use super::out::Out;
 use crate::backend::Backend;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
+use crate::files::Spool;
 use crate::model::{Model, ModelConfig};
-use crate::output;
 use crate::progress::Progress;
 use crate::signal;
 use crate::train::check::{check_data, longest_row, open_splits, warn_of_positions};
@@ -26,9 +27,12 @@ pub struct ScoreArgs {
     /// Folder of shards written by `fusedpo pack`; all splits are scored
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// File to write
+    /// File to write; `-`: stdout. A device, a pipe or a link may be named too
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Replace FILE where it exists
+    #[arg(long)]
+    pub overwrite: bool,
     /// Add `token_logps`, one number per scored token
     #[arg(long)]
     pub per_token: bool,
@@ -57,36 +61,36 @@ struct Line {
 
 /// Runs the command.
 pub fn run(args: &ScoreArgs) -> Result<()> {
-    output::check_target(&args.out)?;
-    let lines = device::dispatch(args.device, args.dtype, Score(args))?;
-    let mut text = String::new();
-    for line in &lines {
-        text += &serde_json::to_string(line).expect("plain values");
-        text.push('\n');
-    }
-    output::write_atomic(&args.out, text.as_bytes())?;
-    println!("{} responses scored: {}", lines.len(), args.out.display());
-    Ok(())
+    let mut out = Out::open(&args.out, args.overwrite)?;
+    let task = Score { args, lines: out.spool(&args.out)? };
+    let lines = device::dispatch(args.device, args.dtype, task)?;
+    let scored = lines.len();
+    lines.drain(|line| out.put(line))?;
+    out.finish(&format!("{scored} responses scored"))
 }
 
-struct Score<'a>(&'a ScoreArgs);
+/// Lines in the order of the input: by row, then by place in it.
+type Lines = Spool<(u64, u32)>;
+
+struct Score<'a> {
+    args: &'a ScoreArgs,
+    lines: Lines,
+}
 
 impl Task for Score<'_> {
-    type Out = Vec<Line>;
-    fn run<B: Backend>(self, be: &B) -> Result<Vec<Line>> {
-        let mut lines = Vec::new();
+    type Out = Lines;
+    fn run<B: Backend>(mut self, be: &B) -> Result<Lines> {
         let mut groups = 0;
-        for data in open_splits(&self.0.data)? {
-            check_data(&self.0.model, &data)?;
-            lines.extend(score(be, self.0, &data, groups)?);
+        for data in open_splits(&self.args.data)? {
+            check_data(&self.args.model, &data)?;
+            score(be, self.args, &data, groups, &mut self.lines)?;
             groups += data.num_groups();
         }
-        lines.sort_by_key(|l| (l.row, l.response));
-        Ok(lines)
+        Ok(self.lines)
     }
 }
 
-fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) -> Result<Vec<Line>> {
+fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64, lines: &mut Lines) -> Result<()> {
     let options = PlanOptions {
         objective: Objective::Score,
         batch_size: 64,
@@ -102,7 +106,7 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) ->
     let model = Model::load(be, &a.model, positions)?;
     let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
     let mut progress = Progress::new("score", data.num_responses());
-    let mut lines = Vec::with_capacity(data.num_responses() as usize);
+    let mut done = 0;
     for step in 0..planner.steps_in_epoch(0) {
         data.check_unchanged()?;
         for mb in planner.step(0, step) {
@@ -114,22 +118,25 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64) ->
                     let slot = &mb.responses[i as usize];
                     let r = group.responses().find(|r| r.id == slot.id).expect("the plan was made from this group");
                     let scored = slot.predictions.start as usize..slot.predictions.end as usize;
-                    lines.push(Line {
+                    let line = Line {
                         row: r.row,
                         response: r.index,
                         group: first_group + g.id,
                         num_tokens: scored.len(),
                         logp: logps[i as usize],
                         token_logps: tokens.as_ref().map(|t| t[scored].to_vec()),
-                    });
+                    };
+                    let text = serde_json::to_string(&line).expect("plain values") + "\n";
+                    lines.put((line.row, line.response), text.as_bytes())?;
+                    done += 1;
                 }
             }
         }
-        progress.set(lines.len() as u64, String::new);
+        progress.set(done, String::new);
         if signal::stop_requested() {
             return Err(Error::Training("stopped; nothing was written".into()));
         }
     }
     progress.finish();
-    Ok(lines)
+    Ok(())
 }

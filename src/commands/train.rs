@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::device::{self, Task};
 use crate::error::Result;
-use crate::output;
+use crate::files::RunDir;
 use crate::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig, merge_config};
 use crate::train::eval;
 use crate::train::run::{self, Summary};
@@ -30,7 +30,7 @@ impl Task for Train<'_> {
 fn train(stage: Stage, args: TrainArgs, dpo: DpoArgs) -> Result<()> {
     let (args, dpo) = merge_config(stage, args, dpo)?;
     let config = TrainConfig::resolve(stage, args, dpo)?;
-    output::refuse_occupied(&config.out)?;
+    RunDir::refuse_taken(&config.out)?;
     let s = device::dispatch(config.device, config.dtype, Train(&config))?;
     println!(
         "{} steps in {:.1} s ({:.1} s for the reference): {}",

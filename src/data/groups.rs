@@ -5,6 +5,7 @@
 
 use super::boundary::TokenResponse;
 use crate::error::{Error, Result};
+use crate::files::scratch_file;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -35,8 +36,7 @@ impl Spill {
             return Ok(at);
         }
         if self.file.is_none() {
-            let file = tempfile::tempfile_in(&self.dir).map_err(Error::io(&self.dir, "create a temporary file in"))?;
-            self.file = Some(BufWriter::with_capacity(1 << 20, file));
+            self.file = Some(BufWriter::with_capacity(1 << 20, scratch_file(&self.dir)?));
         }
         let bytes: &[u8] = bytemuck::cast_slice(tokens);
         let file = self.file.as_mut().expect("just created");

@@ -10,7 +10,6 @@ pub mod groups;
 pub mod input;
 pub mod inspect;
 pub mod order;
-mod outdir;
 pub mod pack;
 mod pieces;
 pub mod plan;

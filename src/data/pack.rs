@@ -9,15 +9,16 @@
 
 use super::admit::Admission;
 use super::boundary::{PromptBoundary, Refusal, TokenRow, tokenise};
+use super::format::Meta;
 use super::groups::{GroupData, Groups, IN_MEMORY};
 use super::input::rows::{FieldMap, parse};
 use super::input::{self, Place, RawRow};
 use super::report::{PackReport, SplitCounts};
 use super::shard_write::{NewGroup, NewPair, NewResponse, ShardWriter};
 use super::tokenize::{TextTokenizer, TokenizerOptions};
-use super::{format::Meta, outdir::OutputFolder};
 use crate::choice;
 use crate::error::{Error, Result};
+use crate::files::{self, AtomicFolder};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -158,7 +159,10 @@ pub fn pack(o: &PackOptions, progress: &mut (dyn FnMut(&Progress) + Send)) -> Re
         .iter()
         .map(|p| std::fs::metadata(p).map(|m| m.len()).map_err(Error::io(p, "open")))
         .sum::<Result<u64>>()?;
-    let out = OutputFolder::create(&o.out, o.overwrite)?;
+    if o.overwrite {
+        refuse_no_shards(&o.out)?;
+    }
+    let out = AtomicFolder::create(&o.out, o.overwrite)?;
     let groups = Groups::new(out.path(), o.tokens_in_memory);
     let mut admission = Admission::new(o, &tok, groups);
     let bytes = Arc::new(AtomicU64::new(0));
@@ -195,6 +199,17 @@ pub fn pack(o: &PackOptions, progress: &mut (dyn FnMut(&Progress) + Send)) -> Re
     write_side_files(&tok, out.path(), &report)?;
     out.commit()?;
     Ok(report)
+}
+
+/// Only what `pack` made is replaced.
+fn refuse_no_shards(out: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
+    let names: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
+    let shards = names.iter().any(|n| Path::new(n).extension().is_some_and(|e| e == "pref"));
+    match shards || names.is_empty() {
+        true => Ok(()),
+        false => Err(Error::file(out, "is not a folder of shards, --overwrite leaves it alone; give another --out")),
+    }
 }
 
 /// Ctrl-C leaves nothing behind: the temporary folder goes with the error.
@@ -366,10 +381,7 @@ fn count(data: &GroupData, counts: &mut SplitCounts) {
 
 /// `report.json`, and the tokenizer, so that the folder can be read without the model.
 fn write_side_files(tok: &TextTokenizer, dir: &Path, report: &PackReport) -> Result<()> {
-    let write = |name: &str, bytes: &[u8]| {
-        let path = dir.join(name);
-        std::fs::write(&path, bytes).map_err(Error::io(&path, "write"))
-    };
+    let write = |name: &str, bytes: &[u8]| files::write(&dir.join(name), bytes);
     let pretty = |v: &serde_json::Value| format!("{v:#}\n").into_bytes();
     write("report.json", &pretty(&serde_json::to_value(report).map_err(|e| Error::file(dir, e.to_string()))?))?;
     write("tokenizer.json", tok.json())?;

@@ -6,11 +6,11 @@ use crate::data::format::{DESIRABLE, GroupRecord, HAS_LABEL, HAS_SCORE, HEADER_L
 use crate::data::format::{PairRecord, ResponseRecord, TOKENS, token_padding};
 use crate::data::shard::pair_violation;
 use crate::error::{Error, Result};
+use crate::files::{AtomicFile, scratch_file};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// A group to write.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub struct ShardSummary {
 pub struct ShardWriter {
     path: PathBuf,
     meta: Meta,
-    tokens: Sink<NamedTempFile>,
+    tokens: Sink<AtomicFile>,
     sha: Sha256,
     tables: [Sink<File>; 3],
     counts: [u64; 4],
@@ -97,43 +97,22 @@ impl<W: Write> Sink<W> {
     }
 }
 
-/// A temporary file beside `path`, with the permissions of an ordinary new file.
-pub(crate) fn temp_sibling(path: &Path) -> Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".tmp-").suffix(".part");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder(path)).map_err(Error::io(path, "create"))
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Makes `temp` durable and gives it its name.
-pub(crate) fn persist(temp: NamedTempFile, path: &Path) -> Result<()> {
-    temp.as_file().sync_all().map_err(Error::io(path, "write"))?;
-    temp.persist(path).map_err(|e| Error::io(path, "write")(e.error))?;
-    // Some file systems cannot sync a folder; the rename is in order with the file's data all the same.
-    let _ = File::open(folder(path)).and_then(|d| d.sync_all());
-    Ok(())
-}
-
 impl ShardWriter {
     /// Starts the shard that [`ShardWriter::finish`] will put at `path`, replacing what is there.
     ///
     /// Errors: [`Error::Usage`] for a `meta` that cannot be; [`Error::Io`] where the folder cannot be written.
     pub fn create(path: &Path, meta: &Meta) -> Result<Self> {
         meta.check().map_err(|why| Error::usage(format!("{}: cannot write a shard: {why}", path.display())))?;
-        let spool = || Ok(Sink::new(tempfile::tempfile_in(folder(path)).map_err(Error::io(path, "create"))?));
-        let mut tokens = Sink::new(temp_sibling(path)?);
+        let mut tokens = Sink::new(AtomicFile::create(path)?);
         tokens.to.write_all(&[0; HEADER_LEN]).map_err(Error::io(path, "write"))?;
+        let spool = || Ok(Sink::new(scratch_file(tokens.to.get_ref().folder())?));
+        let tables = [spool()?, spool()?, spool()?];
         Ok(ShardWriter {
             path: path.to_owned(),
             meta: meta.clone(),
             tokens,
             sha: Sha256::new(),
-            tables: [spool()?, spool()?, spool()?],
+            tables,
             counts: [0; 4],
             failed: false,
         })
@@ -252,13 +231,13 @@ impl ShardWriter {
         }
         let path = self.path.clone();
         let (temp, header) = self.assemble().map_err(Error::io(&path, "write"))?;
-        persist(temp, &path)?;
+        temp.commit()?;
         let [tokens, groups, responses, pairs] = header.counts();
         let (bytes, content_sha256) = (header.file_len(), header.content_sha256);
         Ok(ShardSummary { path, groups, responses, pairs, tokens, bytes, content_sha256 })
     }
 
-    fn assemble(mut self) -> std::io::Result<(NamedTempFile, Header)> {
+    fn assemble(mut self) -> std::io::Result<(AtomicFile, Header)> {
         let too_big = || std::io::Error::new(std::io::ErrorKind::FileTooLarge, "the shard's size overflows 64 bits");
         let mut header = Header::new(&self.meta, self.counts).ok_or_else(too_big)?;
         header.sections[TOKENS].crc32 = self.tokens.crc.finalize();
@@ -282,8 +261,8 @@ impl ShardWriter {
         header.content_sha256 = self.sha.finalize().into();
         header.seal();
         let mut temp = out.into_inner().map_err(|e| e.into_error())?;
-        temp.as_file_mut().seek(SeekFrom::Start(0))?;
-        temp.as_file_mut().write_all(bytemuck::bytes_of(&header))?;
+        temp.seek(SeekFrom::Start(0))?;
+        temp.write_all(bytemuck::bytes_of(&header))?;
         Ok((temp, header))
     }
 }

@@ -13,9 +13,9 @@
 use crate::data::dataset::Dataset;
 use crate::data::format::hex;
 use crate::data::shard::Shard;
-use crate::data::shard_write::{persist, temp_sibling};
 use crate::data::sidecar_file::{self, Header};
 use crate::error::{Error, Result};
+use crate::files::AtomicFile;
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -152,9 +152,9 @@ impl Sidecar {
     }
 
     fn write(&mut self) -> Result<()> {
-        let temp = temp_sibling(&self.path)?;
-        sidecar_file::write(self, temp.as_file()).map_err(Error::io(&self.path, "write"))?;
-        persist(temp, &self.path)?;
+        let file = AtomicFile::create(&self.path)?;
+        sidecar_file::write(self, file.file()).map_err(Error::io(&self.path, "write"))?;
+        file.commit()?;
         self.dirty = false;
         Ok(())
     }

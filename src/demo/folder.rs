@@ -1,7 +1,7 @@
 //! The demo's folder: made by it, marked as its own, and replaced by the next demo.
 
 use crate::error::{Error, Result};
-use crate::output::{refuse_occupied, write_atomic};
+use crate::files::{self, MadeFolders, refuse_occupied};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -42,8 +42,9 @@ impl Folder {
             }
         } else {
             refuse_occupied(path)?;
-            fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))?;
-            write_atomic(&mark, TEXT.as_bytes())?;
+            let mut made = MadeFolders::make(path)?;
+            files::write(&mark, TEXT.as_bytes())?;
+            made.keep();
         }
         Ok(Self { path: path.to_owned() })
     }

@@ -10,8 +10,8 @@ use crate::data::dataset::{Dataset, Split};
 use crate::data::pack::{PackOptions, pack};
 use crate::data::report::PackReport;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::{self, GenerateOptions, Model, ModelConfig, SaveDtype};
-use crate::output::write_atomic;
 use crate::train::config::{DeviceChoice, DpoArgs, Stage, TrainArgs, TrainConfig};
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::run::{self, Summary};
@@ -202,7 +202,7 @@ impl<B: Backend> Stages<'_, B> {
 
     fn write_jsonl(&self, name: &str, rows: impl Iterator<Item = Value>) -> Result<()> {
         let text: String = rows.map(|row| row.to_string() + "\n").collect();
-        write_atomic(&self.path(name), text.as_bytes())
+        files::write(&self.path(name), text.as_bytes())
     }
 
     fn pack(&self, input: &str, out: &str, eval_fraction: f64) -> Result<PackReport> {

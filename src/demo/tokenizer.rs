@@ -1,7 +1,7 @@
 //! A word-level `tokenizer.json` for the demo's language: one token a word, BOS in front, spacing restored on decoding.
 
 use crate::error::{Error, Result};
-use crate::output::write_atomic;
+use crate::files;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -65,7 +65,7 @@ pub fn write(dir: &Path, words: &[String]) -> Result<()> {
     });
     for (name, value) in [("tokenizer.json", tokenizer_json(words)), ("tokenizer_config.json", config)] {
         let text = serde_json::to_string_pretty(&value).expect("plain values") + "\n";
-        write_atomic(&dir.join(name), text.as_bytes())?;
+        files::write(&dir.join(name), text.as_bytes())?;
     }
     Ok(())
 }

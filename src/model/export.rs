@@ -1,5 +1,5 @@
 //! A trained model as a Hugging Face directory: the source's tensor names, order, sharding and dtypes; its configuration
-//! and tokenizer files copied through. Every file is written to a temporary sibling, then renamed.
+//! and tokenizer files copied through. Every file appears whole or not at all.
 
 use super::json::read_json;
 use super::load::{INDEX, Origin, SINGLE, SourceFile, decode, dtype_bytes};
@@ -7,6 +7,7 @@ use super::params::{Model, ParamSpec};
 use super::save_dtype::SaveDtype;
 use crate::backend::{Backend, Float};
 use crate::error::{Error, Result};
+use crate::files::AtomicFile;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -349,17 +350,9 @@ fn not_representable(path: &Path, spec: &ParamSpec, dtype: Dtype) -> Error {
     )
 }
 
-/// Writes to a temporary sibling, then renames: a reader sees the old file or the new one, whole.
+/// A file of the model, whole or not at all.
 fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    let builder = builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.prefix(".tmp-").tempfile_in(dir).map_err(Error::io(path, "create"))?;
-    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, file);
+    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, AtomicFile::create(path)?);
     write(&mut buffered)?;
-    let file = buffered.into_inner().map_err(|e| Error::io(path, "write")(e.into_error()))?;
-    file.as_file().sync_all().map_err(Error::io(path, "write"))?;
-    file.persist(path).map_err(|e| Error::io(path, "rename")(e.error))?;
-    Ok(())
+    buffered.into_inner().map_err(|e| Error::io(path, "write")(e.into_error()))?.commit()
 }

@@ -9,6 +9,7 @@ use crate::data::format::Meta;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard_write::{NewGroup, NewResponse, ShardWriter};
 use crate::error::{Error, Result};
+use crate::files::scratch_folder;
 use crate::model::{GenerateOptions, Generated, Model, ModelConfig, generate};
 use std::path::Path;
 
@@ -98,7 +99,7 @@ fn score<B: Backend>(
     (prompts, samples): (&[Vec<u32>], &[Generated]),
     slots: usize,
 ) -> Result<Vec<f64>> {
-    let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder"))?;
+    let folder = scratch_folder()?;
     let mut writer = ShardWriter::create(&folder.path().join("train-00000.pref"), meta)?;
     for (row, (prompt, sample)) in prompts.iter().zip(samples).enumerate() {
         let response = NewResponse { tokens: &sample.tokens, score: None, label: None, row: row as u64, index: 0 };

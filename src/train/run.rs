@@ -17,11 +17,11 @@ use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
+use crate::files::RunDir;
 use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
 use crate::model::{self, Model, ModelConfig};
 use crate::note;
-use crate::output::RunDir;
 use serde_json::{Map, Value, json};
 
 /// What a run came to.

@@ -1,0 +1,28 @@
+//! Who writes a file: a lock that the system frees when its process ends, however it ends.
+
+use crate::error::{Error, Result};
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+/// Takes a new file that nobody else can have taken yet, until it is closed.
+///
+/// A file system without locks (some network ones) is no error: there [`taken`] never says yes.
+pub(crate) fn take_new(file: &File, path: &Path) -> Result<()> {
+    match file.lock() {
+        Err(e) if e.kind() != std::io::ErrorKind::Unsupported && e.raw_os_error() != Some(libc::ENOLCK) => {
+            Err(Error::io(path, "lock")(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `path` is a file that a living process has taken.
+pub(crate) fn taken(path: &Path) -> bool {
+    // Opened only if it is a file: opening a pipe waits for its other end.
+    let file = std::fs::symlink_metadata(path).is_ok_and(|m| m.is_file());
+    // For writing: some network file systems lock nothing else.
+    file && File::options()
+        .append(true)
+        .open(path)
+        .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}

@@ -1,0 +1,66 @@
+//! What nobody else sees: files without a name, gone with the process.
+
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// A new file without a name on the disk of `folder`.
+pub fn scratch_file(folder: &Path) -> Result<File> {
+    tempfile::tempfile_in(folder).map_err(Error::io(folder, "create a temporary file in"))
+}
+
+/// A new folder among the system's temporary ones, gone when dropped.
+pub fn scratch_folder() -> Result<tempfile::TempDir> {
+    tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder in"))
+}
+
+/// Records that come in any order and are read back in that of their keys. They lie on the disk: a record takes the memory
+/// of its key and 16 bytes.
+#[derive(Debug)]
+pub struct Spool<K> {
+    file: BufWriter<File>,
+    path: PathBuf,
+    index: Vec<(K, u64, usize)>,
+    end: u64,
+}
+
+impl<K: Ord> Spool<K> {
+    /// An empty one, on the disk of `folder`; errors name `path`, which it is for.
+    pub fn new(folder: &Path, path: &Path) -> Result<Self> {
+        let file = BufWriter::with_capacity(1 << 18, scratch_file(folder)?);
+        Ok(Self { file, path: path.to_owned(), index: Vec::new(), end: 0 })
+    }
+
+    /// Records so far.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// Adds a record.
+    pub fn put(&mut self, key: K, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(Error::io(&self.path, "write"))?;
+        self.index.push((key, self.end, bytes.len()));
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Hands every record to `to` in the order of the keys; equal ones in the order in which they came.
+    pub fn drain(mut self, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.index.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut file = self.file.into_inner().map_err(|e| Error::io(&self.path, "write")(e.into_error()))?;
+        let mut bytes = Vec::new();
+        for (_, start, len) in &self.index {
+            bytes.resize(*len, 0);
+            let read = file.seek(SeekFrom::Start(*start)).and_then(|_| file.read_exact(&mut bytes));
+            read.map_err(Error::io(&self.path, "read back"))?;
+            to(&bytes)?;
+        }
+        Ok(())
+    }
+}

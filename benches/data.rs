@@ -100,15 +100,16 @@ fn plan(c: &mut Criterion) {
     g.bench_function("survey (elements: groups)", |b| b.iter(|| Planner::new(&data, &options()).unwrap()));
 
     let planner = Planner::new(&data, &options()).unwrap();
-    let (used, slots) =
-        (0..50).flat_map(|s| planner.step(0, s)).fold((0, 0), |(u, s), mb| (u + mb.used as u64, s + mb.slots as u64));
+    let (used, slots) = (0..50)
+        .flat_map(|s| planner.step(0, s).unwrap())
+        .fold((0, 0), |(u, s), mb| (u + mb.used() as u64, s + mb.slots() as u64));
     println!("fill of 64-pair steps in 4096 slots: {:.4}", used as f64 / slots as f64);
     g.throughput(Throughput::Elements(used / 50));
     let mut step = 0;
     g.bench_function("step of 64 pairs (elements: tokens)", |b| {
         b.iter(|| {
             step = (step + 1) % planner.steps_in_epoch(0);
-            planner.step(0, step)
+            planner.step(0, step).unwrap()
         })
     });
 

@@ -14,10 +14,8 @@ mod shapes;
 
 use criterion::{Criterion, Throughput};
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
-use fusedpo::backend::{
-    AttnShape, Backend, Capacity, Chunk, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS, Update, Write,
-};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::backend::{AttnShape, Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS, Update, Write};
+use fusedpo::batch::{Capacity, Chunk, MicroBatch};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::loss::{LossSpec, LossType};
 use shapes::{MIXES, Numbers, SHAPES};
@@ -136,7 +134,7 @@ fn micro_batch() -> (MicroBatch, Capacity) {
         shuffle: false,
     };
     let plan = Planner::new(&data, &options).expect("a plan");
-    (plan.step(0, 0).swap_remove(0), plan.capacity())
+    (plan.step(0, 0).expect("a step").swap_remove(0), plan.capacity())
 }
 
 fn attention(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
@@ -146,9 +144,9 @@ fn attention(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capaci
     ] {
         let mut batch = be.new_batch(capacity, a).expect("memory");
         be.load_batch(&mut batch, mb).expect("a sound batch");
-        let n = mb.used;
+        let n = mb.used();
         let pairs: f64 = mb
-            .segments
+            .segments()
             .iter()
             .map(|s| f64::from(s.len) * (f64::from(s.len) + 1.0) / 2.0 + f64::from(s.len) * f64::from(s.prefix_len))
             .sum();
@@ -172,16 +170,16 @@ fn attention(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capaci
 
 fn head(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
     let config = SHAPES[1].config();
-    let (dim, vocab, n) = (config.hidden_size, config.vocab_size, mb.predictions.len());
+    let (dim, vocab, n) = (config.hidden_size, config.vocab_size, mb.predictions().len());
     let mut batch = be.new_batch(capacity, config.attn_shape()).expect("memory");
     be.load_batch(&mut batch, mb).expect("a sound batch");
-    let chunk = Chunk { responses: 0..mb.responses.len(), predictions: 0..n, pairs: 0..mb.pairs.len() };
+    let chunk = Chunk { responses: 0..mb.responses().len(), predictions: 0..n, pairs: 0..mb.pairs().len() };
     let (x, w) = (random(n * dim, 6), random(vocab * dim, 7).into_iter().map(|v| v * 0.05).collect::<Vec<_>>());
     let (mut z, mut dx, mut dw, mut scaled) =
         (vec![0f32; n * vocab], vec![0f32; n * dim], vec![0f32; vocab * dim], vec![0f32; n * dim]);
     let mut stats = [(); 4].map(|()| vec![0f32; n]);
     let (mut coef, mut responses, mut pairs) =
-        (vec![0f32; n], vec![0f64; RESPONSE_STATS * mb.responses.len()], vec![0f64; PAIR_STATS * mb.pairs.len()]);
+        (vec![0f32; n], vec![0f64; RESPONSE_STATS * mb.responses().len()], vec![0f64; PAIR_STATS * mb.pairs().len()]);
     b.run(
         "head",
         &format!("forward, loss and backward, {n} predictions of {vocab}"),
@@ -226,8 +224,8 @@ fn batches(b: &mut Bench<'_>, be: &Cpu<f32>) {
         shuffle: true,
     };
     let plan = Planner::new(&data, &options).expect("a plan");
-    let built = plan.step(0, 0);
-    let tokens: usize = built.iter().map(|mb| mb.used).sum();
+    let built = plan.step(0, 0).expect("a step");
+    let tokens: usize = built.iter().map(|mb| mb.used()).sum();
     b.run("batches", "planning and building a step of 64 pairs", Work::Tokens(tokens as f64), || {
         drop(std::hint::black_box(plan.step(0, 0)))
     });

@@ -26,8 +26,9 @@
 //!
 //! # Code map
 //!
-//! - [`data`]: rows, tokenisation and templates, shards and sidecars, plans and micro-batches. Knows tokens, never logits.
 //! - [`choice`]: enums that a user names: names and descriptions beside the variants.
+//! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
+//! - [`data`]: rows, tokenisation and templates, shards and sidecars, plans. Knows tokens, never logits.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs.
 //! - [`backend`]: the trait of about thirty ops that every device implements. [`backend::cpu`] is the definition, in f32
 //!   and f64; [`backend::gpu`] launches the kernels of `kernels/`, on a GPU or on the host.
@@ -60,6 +61,7 @@
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 
 pub mod backend;
+pub mod batch;
 pub mod choice;
 pub mod cli;
 pub mod commands;

@@ -2,9 +2,9 @@
 //! drawn from a known reward, the implicit reward `beta log(pi/pi_ref)` recovers that reward up to a constant per
 //! prompt, and the policy approaches the closed-form optimum `pi* ~ pi_ref exp(r / beta)`.
 
+use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
-use fusedpo::backend::{Backend, Capacity};
-use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use fusedpo::loss::{LossSpec, LossType, sigmoid_of};
 use fusedpo::model::sample::uniform;
 use fusedpo::model::{Model, ModelConfig};
@@ -19,48 +19,29 @@ const PROMPTS: u32 = 3;
 const RESPONSES: usize = (VOCAB * VOCAB) as usize;
 const BETA: f64 = 0.5;
 
-/// Every response to every prompt. A prompt is two different tokens: attention cannot tell how often a token repeats.
-fn all_responses() -> MicroBatch {
-    let mut mb = MicroBatch::default();
-    for p in 0..PROMPTS {
-        let start = mb.tokens.len() as u32;
-        let first = mb.responses.len() as u32;
-        let (first_prediction, first_segment) = (mb.predictions.len() as u32, mb.segments.len() as u32);
-        mb.tokens.extend([p, p + 1]);
-        mb.positions.extend([0, 1]);
-        mb.segments.push(Segment { start, len: 2, prefix_start: start, prefix_len: 0 });
+/// A pair of responses by their numbers, and its weight.
+type Pair = (usize, usize, f32);
+
+/// Every response to every prompt, with the pairs of each. A prompt is two different tokens: attention cannot tell how often
+/// a token repeats.
+fn all_responses(pairs: &[Vec<Pair>; PROMPTS as usize]) -> MicroBatch {
+    let (mut b, mut ids) = (Builder::default(), 0..);
+    for (p, pairs) in (0..PROMPTS).zip(pairs) {
+        b.group(p.into(), [p, p + 1]).unwrap();
         for y in 0..RESPONSES as u32 {
-            let (at, response, n) = (mb.tokens.len() as u32, mb.responses.len() as u32, mb.predictions.len() as u32);
-            let (a, b) = (y / VOCAB, y % VOCAB);
-            mb.tokens.extend([a, b]);
-            mb.positions.extend([2, 3]);
-            mb.segments.push(Segment { start: at, len: 2, prefix_start: start, prefix_len: 2 });
-            mb.predictions.push(Prediction { row: start + 1, target: a, response });
-            mb.predictions.push(Prediction { row: at, target: b, response });
-            mb.responses.push(ResponseSlot { id: u64::from(response), predictions: n..n + 2, ref_logp: 0.0 });
+            b.response(u64::from(p) * RESPONSES as u64 + u64::from(y), [y / VOCAB, y % VOCAB]).unwrap();
         }
-        mb.groups.push(GroupSpan {
-            id: u64::from(p),
-            prompt: start..start + 2,
-            segments: first_segment..mb.segments.len() as u32,
-            responses: first..mb.responses.len() as u32,
-            predictions: first_prediction..mb.predictions.len() as u32,
-            pairs: 0..0,
-            end: mb.tokens.len() as u32,
-        });
+        for (chosen, rejected, weight) in pairs {
+            b.pair(*chosen, *rejected, *weight, ids.next().unwrap()).unwrap();
+        }
     }
-    mb.used = mb.tokens.len();
-    mb.slots = mb.used;
-    mb.rows_by_token = (0..mb.used as u32).collect();
-    mb.rows_by_token.sort_by_key(|r| (mb.tokens[*r as usize], *r));
-    mb.predictions_by_row = (0..mb.predictions.len() as u32).collect();
-    mb.predictions_by_row.sort_by_key(|n| (mb.predictions[*n as usize].row, *n));
-    mb
+    let slots = b.used();
+    b.finish(slots).unwrap()
 }
 
 /// `draws` pairs a prompt: two responses of the reference, labelled by Bradley-Terry; equal draws become weights.
-fn draw_pairs(mb: &mut MicroBatch, reference: &[f64], reward: &[f64], draws: u64) {
-    for p in 0..PROMPTS as usize {
+fn draw_pairs(reference: &[f64], reward: &[f64], draws: u64) -> [Vec<Pair>; PROMPTS as usize] {
+    std::array::from_fn(|p| {
         let base = p * RESPONSES;
         let pick = |u: f64| {
             let mut left = u;
@@ -81,13 +62,9 @@ fn draw_pairs(mb: &mut MicroBatch, reference: &[f64], reward: &[f64], draws: u64
                 counts[w * RESPONSES + l] += 1.0;
             }
         }
-        let first = mb.pairs.len() as u32;
-        for (i, weight) in counts.into_iter().enumerate().filter(|(_, n)| *n > 0.0) {
-            let [chosen, rejected] = [i / RESPONSES, i % RESPONSES].map(|y| (base + y) as u32);
-            mb.pairs.push(PairSlot { chosen, rejected, weight, id: mb.pairs.len() as u64 });
-        }
-        mb.groups[p].pairs = first..mb.pairs.len() as u32;
-    }
+        let drawn = counts.into_iter().enumerate().filter(|(_, n)| *n > 0.0);
+        drawn.map(|(i, weight)| (i / RESPONSES, i % RESPONSES, weight)).collect()
+    })
 }
 
 fn config() -> ModelConfig {
@@ -114,14 +91,9 @@ fn reference_model(be: &Cpu<f64>) -> Model<Cpu<f64>> {
 #[test]
 fn dpo_finds_the_closed_form_optimum() {
     let be = Cpu::<f64>::with(GemmPrecision::Native).unwrap();
-    let mut mb = all_responses();
-    let reward: Vec<f64> = (0..mb.responses.len() as u64).map(|i| 1.5 * (2.0 * uniform(11, 0, i) - 1.0)).collect();
-    let capacity = Capacity {
-        slots: mb.slots,
-        predictions: mb.predictions.len(),
-        responses: mb.responses.len(),
-        pairs: RESPONSES * RESPONSES * PROMPTS as usize,
-    };
+    let mb = all_responses(&Default::default());
+    let reward: Vec<f64> = (0..mb.responses().len() as u64).map(|i| 1.5 * (2.0 * uniform(11, 0, i) - 1.0)).collect();
+    let capacity = Capacity { pairs: RESPONSES * RESPONSES * PROMPTS as usize, ..mb.capacity() };
     let mut engine = Engine::new(&be, reference_model(&be), capacity, Purpose::Train).unwrap();
 
     let reference = engine.score(&mb).unwrap();
@@ -129,10 +101,8 @@ fn dpo_finds_the_closed_form_optimum() {
         let total: f64 = p.iter().map(|l| l.exp()).sum();
         assert!((total - 1.0).abs() <= 1e-12, "the responses to a prompt are all there is: {total}");
     }
-    for (slot, logp) in mb.responses.iter_mut().zip(&reference) {
-        slot.ref_logp = *logp;
-    }
-    draw_pairs(&mut mb, &reference, &reward, 1_000_000);
+    let mut mb = all_responses(&draw_pairs(&reference, &reward, 1_000_000));
+    mb.set_ref_logps(|r| Ok(reference[r.id as usize])).unwrap();
     let (before, _) = distance(&reference, &reference, &reward);
 
     let path = |s: &str| Some(s.into());
@@ -141,7 +111,7 @@ fn dpo_finds_the_closed_form_optimum() {
     let c = TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap();
     let mut opt = Optimizer::new(&be, &engine.model, &c).unwrap();
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: BETA, label_smoothing: 0.0 };
-    let weight: f64 = mb.pairs.iter().map(|p| f64::from(p.weight)).sum();
+    let weight: f64 = mb.pairs().iter().map(|p| f64::from(p.weight)).sum();
     const STEPS: usize = 1200;
     for step in 0..STEPS {
         engine.clear_grads().unwrap();

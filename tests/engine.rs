@@ -6,7 +6,7 @@ mod model_common;
 
 use fusedpo::backend::Backend;
 use fusedpo::backend::gpu::Gpu;
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
 use fusedpo::train::engine::{Engine, Purpose};
@@ -14,8 +14,8 @@ use fusedpo::train::metrics::Totals;
 use model_common::files::golden;
 use model_common::{Group, capacity, norm, pack, read};
 
-/// Groups that predict 9, 16 and 4 tokens.
-fn batch() -> MicroBatch {
+/// Groups that predict 9, 16 and 4 tokens, before `tail` dummy slots.
+fn batch(tail: usize) -> MicroBatch {
     let tokens = |n: u32, from: u32| (0..n).map(|i| (from + i * 5) % 90 + 3).collect::<Vec<u32>>();
     let group = |prompt, lens: &[u32]| Group {
         prompt: tokens(prompt, 1),
@@ -23,12 +23,12 @@ fn batch() -> MicroBatch {
         ref_logps: lens.iter().map(|n| -4.5 * f64::from(*n)).collect(),
         pairs: vec![(0, 1, 1.0), (lens.len() - 1, 0, 0.5)],
     };
-    pack(&[group(6, &[5, 4]), group(3, &[5, 4, 7]), group(0, &[3, 3])], 9)
+    pack(&[group(6, &[5, 4]), group(3, &[5, 4, 7]), group(0, &[3, 3])], tail)
 }
 
 /// Log-probs, loss and gradients with a logits buffer of `head_rows` rows.
 fn pass<B: Backend>(be: &B, head_rows: usize, loss_type: LossType) -> (Vec<f64>, f64, Vec<f64>) {
-    let mb = batch();
+    let mb = batch(9);
     let model = Model::load(be, &golden("qwen3"), 40).unwrap();
     let n = model.table.len;
     let all = capacity(std::slice::from_ref(&mb));
@@ -37,7 +37,7 @@ fn pass<B: Backend>(be: &B, head_rows: usize, loss_type: LossType) -> (Vec<f64>,
     let mut totals = Totals::default();
     engine.accumulate(&mb, &spec, 0.25, &mut totals).unwrap();
     let logps = engine.token_logps(&mb).unwrap();
-    assert_eq!(engine.score(&mb).unwrap().len(), mb.responses.len());
+    assert_eq!(engine.score(&mb).unwrap().len(), mb.responses().len());
     assert_eq!(engine.token_logps(&mb).unwrap(), logps, "scoring after training");
     (logps, totals.mean_loss(), read(be, engine.grads.as_ref().unwrap(), n))
 }
@@ -73,14 +73,11 @@ fn empty_slots_are_not_computed() {
     let be = Gpu::<_, f32>::new(driver).unwrap();
     let model = Model::load(&be, &golden("qwen3"), 40).unwrap();
     let (n, shape) = (model.table.len, model.config.attn_shape());
-    let small = batch();
-    let mut large = small.clone();
-    large.slots = 5000;
-    large.tokens.resize(5000, 0);
-    large.positions.resize(5000, 0);
+    let small = batch(9);
+    let large = batch(5000 - small.used());
     let all = capacity(std::slice::from_ref(&large));
     let mut on_device = be.new_batch(all, shape).unwrap();
-    for (mb, rows) in [(&small, small.slots), (&large, 1024)] {
+    for (mb, rows) in [(&small, small.slots()), (&large, 1024)] {
         be.load_batch(&mut on_device, mb).unwrap();
         assert_eq!(be.rows(&on_device), rows);
     }

@@ -88,7 +88,7 @@ fn check<B: Backend>(be: &B, name: &str, tol: f64) {
 fn losses<B: Backend>(
     be: &B,
     m: &Model<B>,
-    batches: &[fusedpo::data::batch::MicroBatch],
+    batches: &[fusedpo::batch::MicroBatch],
     name: &str,
     want: &Value,
     tol: f64,
@@ -111,7 +111,7 @@ fn losses<B: Backend>(
 fn gradients<B: Backend>(
     be: &B,
     m: &Model<B>,
-    batches: &[fusedpo::data::batch::MicroBatch],
+    batches: &[fusedpo::batch::MicroBatch],
     name: &str,
     want: &Value,
     tol: f64,
@@ -148,7 +148,7 @@ fn sft_loss_agrees() {
             g.pairs.clear();
         });
         let batch = pack(&groups, 0);
-        let tokens = batch.predictions.len() as f64;
+        let tokens = batch.predictions().len() as f64;
         let loss = train(&be, &m, &[batch], &spec, 1.0 / tokens).response_losses.iter().sum::<f64>() / tokens;
         close(&format!("{name} sft"), loss, g["models"][name]["losses"]["sft"]["loss"].as_f64().unwrap(), 1e-9);
     }

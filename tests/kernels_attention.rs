@@ -50,7 +50,7 @@ impl Case {
     fn run<D: Driver, A: GpuFloat>(&self, gpu: &Gpu<D, A>) -> fusedpo::Result<Results> {
         let micro = batch(&self.groups, self.slots);
         // More than is needed: the tables' unused entries and the grid's idle blocks are part of the matter.
-        let mut b = GpuBatch::new(gpu, capacity(self.slots + 37, micro.responses.len() + 2), self.shape)?;
+        let mut b = GpuBatch::new(gpu, capacity(self.slots + 37, micro.responses().len() + 2), self.shape)?;
         b.load(&micro)?;
         self.run_on(gpu, &b)
     }
@@ -182,7 +182,7 @@ fn agrees_with_the_cpu_backend() {
     let f32s = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
     let (cpu, s) = (Cpu::<f32>::new().unwrap(), case.shape);
     let micro = batch(&case.groups, case.slots);
-    let mut b = cpu.new_batch(capacity(case.slots, micro.responses.len()), s).unwrap();
+    let mut b = cpu.new_batch(capacity(case.slots, micro.responses().len()), s).unwrap();
     cpu.load_batch(&mut b, &micro).unwrap();
     let rows = cpu.rows(&b);
     let (qkv, dout) = (f32s(&case.qkv[..rows * s.qkv_width()]), f32s(&case.dout[..rows * s.q_width()]));

@@ -13,7 +13,7 @@ use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::graphs::GraphCounts;
 use fusedpo::model::{Keep, Model, Workspace};
@@ -41,7 +41,11 @@ fn gpu<A: GpuFloat>(deferred: bool) -> Option<Gpu<HostDriver, A>> {
 
 /// Micro-batches of the same number of slots that differ in everything else.
 fn batches(vocab: usize, count: u64) -> Vec<MicroBatch> {
-    const SLOTS: usize = 64;
+    batches_in(64, vocab, count)
+}
+
+/// [`batches`] in so many slots.
+fn batches_in(slots: usize, vocab: usize, count: u64) -> Vec<MicroBatch> {
     let one = |i: u64| {
         let mut next = 77 + i;
         let mut draw = |below: u64| {
@@ -56,7 +60,7 @@ fn batches(vocab: usize, count: u64) -> Vec<MicroBatch> {
             groups.push(Group { prompt, responses, ref_logps: vec![-20.0, -25.0], pairs: vec![(0, 1, 1.0)] });
         }
         let used: usize = groups.iter().map(|g| g.prompt.len() + g.responses.iter().map(Vec::len).sum::<usize>()).sum();
-        pack(&groups, SLOTS - used)
+        pack(&groups, slots - used)
     };
     (0..count).map(one).collect()
 }
@@ -90,7 +94,7 @@ fn run<B: Backend>(be: &B, dir: &Path, steps: usize, how: How) -> (Outcome, Grap
     let model = Model::load(be, dir, POSITIONS).unwrap();
     let data = batches(model.config.vocab_size, 2 * steps as u64 % 7 + 2);
     let n = model.table.len;
-    let head_rows = data.iter().flat_map(|b| &b.groups).map(|g| g.predictions.len()).max().unwrap();
+    let head_rows = data.iter().flat_map(|b| b.groups()).map(|g| g.predictions.len()).max().unwrap();
     let mut engine = Engine::with_head_rows(be, model, capacity(&data), how.purpose, head_rows).unwrap();
     if how.graphs {
         engine.use_graphs().unwrap();
@@ -269,7 +273,7 @@ fn a_graph_is_not_replayed_for_another_model_other_rows_or_freed_memory() {
         ws.load_batch(&be, mb).unwrap();
         fusedpo::model::forward(&be, model, &mut ws).unwrap();
         let c = ws.graphs.counts();
-        (read(&be, &ws.hidden, mb.predictions.len() * model.config.hidden_size), [c.eager, c.recorded, c.replayed])
+        (read(&be, &ws.hidden, mb.predictions().len() * model.config.hidden_size), [c.eager, c.recorded, c.replayed])
     };
     let (want, counts) = pass(&one, &data[0]);
     assert_eq!(counts, [1, 0, 0]);
@@ -277,10 +281,7 @@ fn a_graph_is_not_replayed_for_another_model_other_rows_or_freed_memory() {
     assert_eq!(pass(&one, &data[1]).1, [1, 1, 2], "other content, same launches");
     assert_eq!(pass(&one, &data[0]), (want.clone(), [1, 1, 3]));
     assert_eq!(pass(&two, &data[0]), (want.clone(), [2, 1, 3]), "another model");
-    let mut short = data[0].clone();
-    short.slots -= 8;
-    short.tokens.truncate(short.slots);
-    short.positions.truncate(short.slots);
+    let short = batches_in(56, one.config.vocab_size, 1).remove(0);
     assert_eq!(pass(&one, &short), (want.clone(), [3, 1, 3]), "fewer rows");
     assert_eq!(pass(&one, &data[0]), (want.clone(), [3, 1, 4]));
     drop(two);

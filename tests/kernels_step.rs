@@ -12,7 +12,7 @@ use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{Backend, Update};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
 use half::bf16;
@@ -134,10 +134,10 @@ fn packing<A: GpuFloat>() {
     on_devices!(A, [1], |be, place| {
         let model = load(be, &golden("llama"));
         let groups = groups(model.config.vocab_size);
-        let slots = pack(&groups, 3).slots;
+        let slots = pack(&groups, 3).slots();
         let packed = |groups: &[Group], tail: usize| match place {
             Place::Host(_) => pack(groups, tail),
-            Place::Cuda(_) => pack(groups, slots - pack(groups, 0).slots),
+            Place::Cuda(_) => pack(groups, slots - pack(groups, 0).slots()),
         };
         let together = score(be, &model, &[packed(&groups, 3)]);
         let apart: Vec<MicroBatch> =
@@ -175,10 +175,10 @@ fn run_training<B: Backend>(be: &B, dir: &Path, batch: &MicroBatch, steps: u64) 
     let mut losses = Vec::new();
     for step in 1..=steps {
         be.clear(be.view_mut(&mut grads, 0..n)).unwrap();
-        let scale = 1.0 / batch.pairs.iter().map(|p| f64::from(p.weight)).sum::<f64>();
+        let scale = 1.0 / batch.pairs().iter().map(|p| f64::from(p.weight)).sum::<f64>();
         model_common::run(be, &model, &mut ws, batch, &SPEC, scale, &mut grads);
-        let pairs = read(be, &ws.pair_stats, batch.pairs.len() * fusedpo::backend::PAIR_STATS);
-        let weighted = pairs.chunks(fusedpo::backend::PAIR_STATS).zip(&batch.pairs);
+        let pairs = read(be, &ws.pair_stats, batch.pairs().len() * fusedpo::backend::PAIR_STATS);
+        let weighted = pairs.chunks(fusedpo::backend::PAIR_STATS).zip(batch.pairs());
         losses.push(weighted.map(|(l, p)| l[0] * f64::from(p.weight)).sum::<f64>() * scale);
         be.grad_norm(be.view_mut(&mut norm, 0..1), be.view(&grads, 0..n)).unwrap();
         let update = Update::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };

@@ -9,7 +9,7 @@ use fusedpo::backend::cpu::{Cpu, GemmPrecision, Real};
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::{Backend, DeviceMemory};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{GenerateOptions, Model, ModelConfig, generate};
 use fusedpo::train::config::{DpoArgs, OptimizerChoice, Stage, TrainArgs, TrainConfig};

@@ -145,7 +145,7 @@ fn sft_gradient_is_the_slope_along_itself() {
     let mut m = model(&be, &tiny(Architecture::Llama), 4);
     let groups = groups(6);
     let batches = [pack(&groups, 1)];
-    let scale = 1.0 / batches[0].predictions.len() as f64;
+    let scale = 1.0 / batches[0].predictions().len() as f64;
     let w = read(&be, &m.weights, m.table.len);
     let grads = train(&be, &m, &batches, &spec, scale).grads;
     let size = norm(&grads);

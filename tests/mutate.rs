@@ -100,7 +100,7 @@ fn plan_all(data: &Dataset) -> Result<(), String> {
         let o = PlanOptions { objective, batch_size: 2, token_budget: None, seed: 1, shuffle: true };
         match Planner::new(data, &o) {
             Err(e) => drop(refused(&e)?),
-            Ok(plan) => (0..plan.steps_in_epoch(0)).for_each(|s| drop(plan.step(0, s))),
+            Ok(plan) => (0..plan.steps_in_epoch(0)).for_each(|s| drop(plan.step(0, s).unwrap())),
         }
     }
     Ok(())

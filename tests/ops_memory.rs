@@ -6,7 +6,7 @@ mod model_common;
 
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{self, Model, ModelConfig};
 use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};

@@ -7,7 +7,7 @@ mod model_common;
 
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
 use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};

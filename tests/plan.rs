@@ -2,7 +2,7 @@
 
 mod shards;
 
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::data::dataset::{Dataset, Group, Split};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use proptest::prelude::*;
@@ -26,10 +26,10 @@ fn options(objective: Objective, batch_size: usize, token_budget: Option<usize>)
 
 /// Everything that holds within a micro-batch, from the data set's own words.
 fn check_batch(mb: &MicroBatch, data: &Dataset) {
-    assert_eq!((mb.tokens.len(), mb.positions.len()), (mb.slots, mb.slots));
-    assert!(mb.used <= mb.slots);
+    assert_eq!((mb.tokens().len(), mb.positions().len()), (mb.slots(), mb.slots()));
+    assert!(mb.used() <= mb.slots());
     let (mut row, mut segment, mut response, mut prediction, mut pair) = (0, 0, 0, 0, 0);
-    for span in &mb.groups {
+    for span in mb.groups() {
         let g = data.group(span.id);
         assert_eq!(
             (span.prompt.start, span.segments.start, span.responses.start, span.predictions.start, span.pairs.start),
@@ -39,50 +39,50 @@ fn check_batch(mb: &MicroBatch, data: &Dataset) {
         (segment, response, prediction, pair) =
             (span.segments.end, span.responses.end, span.predictions.end, span.pairs.end);
         assert_eq!(span.end, row);
-        for p in &mb.pairs[span.pairs.start as usize..span.pairs.end as usize] {
+        for p in &mb.pairs()[span.pairs.start as usize..span.pairs.end as usize] {
             assert!(span.responses.contains(&p.chosen) && span.responses.contains(&p.rejected));
             let own = g.pairs().find(|q| q.id == p.id).expect("a pair of this group");
-            assert_eq!(mb.responses[p.chosen as usize].id, g.response(own.chosen).id);
-            assert_eq!(mb.responses[p.rejected as usize].id, g.response(own.rejected).id);
+            assert_eq!(mb.responses()[p.chosen as usize].id, g.response(own.chosen).id);
+            assert_eq!(mb.responses()[p.rejected as usize].id, g.response(own.rejected).id);
             assert_eq!(p.weight, own.weight);
         }
     }
-    let ends = (mb.used, mb.segments.len(), mb.responses.len(), mb.predictions.len(), mb.pairs.len());
+    let ends = (mb.used(), mb.segments().len(), mb.responses().len(), mb.predictions().len(), mb.pairs().len());
     assert_eq!((row as usize, segment as usize, response as usize, prediction as usize, pair as usize), ends);
-    assert!(mb.tokens[mb.used..].iter().chain(&mb.positions[mb.used..]).all(|&v| v == 0));
+    assert!(mb.tokens()[mb.used()..].iter().chain(&mb.positions()[mb.used()..]).all(|&v| v == 0));
     check_sorted(mb);
 }
 
-fn check_rows(mb: &MicroBatch, g: &Group<'_>, span: fusedpo::data::batch::GroupSpan) -> u32 {
+fn check_rows(mb: &MicroBatch, g: &Group<'_>, span: fusedpo::batch::GroupSpan) -> u32 {
     let prompt = g.prompt().to_vec();
     let p = prompt.len() as u32;
     let at = |r: std::ops::Range<u32>| r.start as usize..r.end as usize;
     assert_eq!(span.prompt, span.prompt.start..span.prompt.start + p);
-    assert_eq!(mb.tokens[at(span.prompt.clone())], prompt);
-    assert_eq!(mb.positions[at(span.prompt.clone())], (0..p).collect::<Vec<_>>());
-    let mut segments = mb.segments[at(span.segments.clone())].iter();
+    assert_eq!(mb.tokens()[at(span.prompt.clone())], prompt);
+    assert_eq!(mb.positions()[at(span.prompt.clone())], (0..p).collect::<Vec<_>>());
+    let mut segments = mb.segments()[at(span.segments.clone())].iter();
     if p > 0 {
         let s = segments.next().unwrap();
         assert_eq!((s.start, s.len, s.prefix_start, s.prefix_len), (span.prompt.start, p, span.prompt.start, 0));
     }
     let (mut row, mut next) = (span.prompt.end, span.predictions.start);
     for i in at(span.responses.clone()) {
-        let slot = &mb.responses[i];
+        let slot = &mb.responses()[i];
         let tokens = g.response_by_id(slot.id).tokens.to_vec();
         let (s, n) = (segments.next().unwrap(), tokens.len() as u32);
         assert_eq!((s.start, s.len, s.prefix_start, s.prefix_len), (row, n, span.prompt.start, p));
-        assert_eq!(mb.tokens[at(row..row + n)], tokens);
-        assert_eq!(mb.positions[at(row..row + n)], (p..p + n).collect::<Vec<_>>());
+        assert_eq!(mb.tokens()[at(row..row + n)], tokens);
+        assert_eq!(mb.positions()[at(row..row + n)], (p..p + n).collect::<Vec<_>>());
         // The context of each prediction, walked as attention would: prompt, then the response up to the row.
         assert_eq!(slot.predictions.start, next);
         let scored = &tokens[tokens.len() - slot.predictions.len()..];
         assert_eq!(slot.predictions.len(), tokens.len() - usize::from(p == 0));
         for (k, &target) in scored.iter().enumerate() {
-            let q = mb.predictions[next as usize + k];
+            let q = mb.predictions()[next as usize + k];
             assert_eq!((q.target, q.response as usize), (target, i));
             let mut context = prompt.clone();
             if q.row >= row {
-                context.extend(&mb.tokens[at(row..q.row + 1)]);
+                context.extend(&mb.tokens()[at(row..q.row + 1)]);
             } else {
                 assert_eq!(q.row + 1, span.prompt.end);
             }
@@ -96,12 +96,12 @@ fn check_rows(mb: &MicroBatch, g: &Group<'_>, span: fusedpo::data::batch::GroupS
 }
 
 fn check_sorted(mb: &MicroBatch) {
-    let mut rows: Vec<u32> = (0..mb.used as u32).collect();
-    rows.sort_by_key(|&r| mb.tokens[r as usize]);
-    assert_eq!(mb.rows_by_token, rows);
-    let mut predictions: Vec<u32> = (0..mb.predictions.len() as u32).collect();
-    predictions.sort_by_key(|&i| mb.predictions[i as usize].row);
-    assert_eq!(mb.predictions_by_row, predictions);
+    let mut rows: Vec<u32> = (0..mb.used() as u32).collect();
+    rows.sort_by_key(|&r| mb.tokens()[r as usize]);
+    assert_eq!(mb.rows_by_token(), rows);
+    let mut predictions: Vec<u32> = (0..mb.predictions().len() as u32).collect();
+    predictions.sort_by_key(|&i| mb.predictions()[i as usize].row);
+    assert_eq!(mb.predictions_by_row(), predictions);
 }
 
 /// Units that a plan of `data` must hold, by id: pairs or responses.
@@ -124,16 +124,16 @@ fn check_epoch(data: &Dataset, planner: &Planner<'_>, o: &PlanOptions, epoch: u6
     let (mut seen, mut groups) = (BTreeMap::new(), Vec::new());
     let steps = planner.steps_in_epoch(epoch);
     for step in 0..steps {
-        let batches = planner.step(epoch, step);
+        let batches = planner.step(epoch, step).unwrap();
         let mut held = 0;
         for mb in &batches {
             check_batch(mb, data);
             let c = planner.capacity();
-            assert_eq!(mb.slots, c.slots);
-            assert!(mb.predictions.len() <= c.predictions && mb.responses.len() <= c.responses, "{c:?}");
-            assert!(mb.pairs.len() <= c.pairs, "{c:?}");
-            let pairs = mb.pairs.iter().map(|p| p.id);
-            let responses = mb.responses.iter().map(|r| r.id);
+            assert_eq!(mb.slots(), c.slots);
+            assert!(mb.predictions().len() <= c.predictions && mb.responses().len() <= c.responses, "{c:?}");
+            assert!(mb.pairs().len() <= c.pairs, "{c:?}");
+            let pairs = mb.pairs().iter().map(|p| p.id);
+            let responses = mb.responses().iter().map(|r| r.id);
             let units: Vec<u64> =
                 if o.objective == Objective::Preference { pairs.collect() } else { responses.collect() };
             held += units.len();
@@ -141,11 +141,11 @@ fn check_epoch(data: &Dataset, planner: &Planner<'_>, o: &PlanOptions, epoch: u6
         }
         assert!(held >= o.batch_size || step + 1 == steps, "step {step} of {steps} holds {held}");
         let of_step = planner.step_groups(epoch, step);
-        assert!(batches.iter().flat_map(|b| &b.groups).all(|g| of_step.contains(&g.id)));
+        assert!(batches.iter().flat_map(|b| b.groups()).all(|g| of_step.contains(&g.id)));
         groups.extend(of_step);
-        assert_eq!(batches, planner.step(epoch, step));
+        assert_eq!(batches, planner.step(epoch, step).unwrap());
     }
-    assert!(planner.step(epoch, steps).is_empty() && planner.step(epoch, u64::MAX).is_empty());
+    assert!(planner.step(epoch, steps).unwrap().is_empty() && planner.step(epoch, u64::MAX).unwrap().is_empty());
     let want: BTreeMap<u64, i32> = expected(data, o.objective).into_iter().map(|u| (u, 1)).collect();
     assert_eq!(seen, want, "every unit exactly once");
     groups.sort_unstable();
@@ -175,7 +175,7 @@ proptest! {
                     check_epoch(&data, &planner, &o, epoch);
                 }
                 let again = Planner::new(&data, &o).unwrap();
-                prop_assert_eq!(planner.step(3, 0), again.step(3, 0));
+                prop_assert_eq!(planner.step(3, 0).unwrap(), again.step(3, 0).unwrap());
                 let unshuffled = Planner::new(&data, &PlanOptions { shuffle: false, ..o }).unwrap();
                 let all: Vec<u64> = (0..unshuffled.steps_in_epoch(5)).flat_map(|s| unshuffled.step_groups(5, s)).collect();
                 prop_assert!(all.is_sorted());
@@ -209,7 +209,7 @@ fn a_pair_that_does_not_fit_names_its_row_and_the_budget() {
     assert!(e.contains("needs 1200"), "{e}");
     let (_dir, data) = dataset(&groups);
     let planner = Planner::new(&data, &options(Objective::Preference, 8, Some(1300))).unwrap();
-    assert_eq!(planner.step(0, 0).len(), 2);
+    assert_eq!(planner.step(0, 0).unwrap().len(), 2);
     assert!(refusal(&groups, &options(Objective::Score, 0, None)).contains("batch size"));
     assert!(refusal(&groups, &options(Objective::Score, 1, Some(1 << 40))).contains("too large"));
 }
@@ -238,7 +238,7 @@ fn what_nothing_predicts_is_left_out_and_counted() {
     assert_eq!((p.unscorable(), p.skipped_groups(), p.units()), (1, 1, 2));
     let p = Planner::new(&data, &options(Objective::Score, 8, None)).unwrap();
     assert_eq!((p.unscorable(), p.skipped_groups(), p.units()), (0, 0, 6));
-    let slot = p.step(0, 0).into_iter().flat_map(|b| b.responses).find(|r| r.id == 0).unwrap();
+    let slot = p.step(0, 0).unwrap().into_iter().flat_map(|b| b.responses().to_vec()).find(|r| r.id == 0).unwrap();
     assert_eq!(slot.predictions.len(), 0);
     let e = refusal(&groups[..1], &options(Objective::Preference, 8, None));
     assert!(e.contains("no usable pair") && e.contains("1 with a response of one token"), "{e}");
@@ -252,7 +252,7 @@ fn imitated(responses: &[(Option<f32>, Option<bool>, u32)], pairs: &[(u32, u32)]
     }
     let (_dir, data) = dataset(&[g]);
     match Planner::new(&data, &options(Objective::Sft, 8, None)) {
-        Ok(p) => p.step(0, 0).into_iter().flat_map(|b| b.responses).map(|r| r.id).collect(),
+        Ok(p) => p.step(0, 0).unwrap().into_iter().flat_map(|b| b.responses().to_vec()).map(|r| r.id).collect(),
         Err(e) => {
             assert!(e.to_string().contains("nothing to imitate"), "{e}");
             vec![]
@@ -285,7 +285,7 @@ fn packing_is_tight() {
     let groups: Vec<Own> = (0..64).map(|i| own(40, &[30, 30 + i], &[(0, 1)])).collect();
     let (_dir, data) = dataset(&groups);
     let p = Planner::new(&data, &options(Objective::Preference, 64, Some(1024))).unwrap();
-    let batches = p.step(0, 0);
-    let used: usize = batches.iter().map(|b| b.used).sum();
+    let batches = p.step(0, 0).unwrap();
+    let used: usize = batches.iter().map(|b| b.used()).sum();
     assert_eq!(batches.len(), used.div_ceil(1024), "fill {}", used as f64 / (batches.len() * 1024) as f64);
 }

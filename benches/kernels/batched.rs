@@ -1,8 +1,8 @@
 //! Ops that follow a micro-batch: embedding, RoPE, gather and scatter, attention over a shared prefix.
 
 use crate::clock::{Bench, Clock, Work, random};
-use fusedpo::backend::{AttnShape, Backend, Capacity, Chunk, Rotation};
-use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use fusedpo::backend::{AttnShape, Backend, Rotation};
+use fusedpo::batch::{Builder, Chunk, MicroBatch};
 
 /// Query heads and keys of Qwen2.5-0.5B.
 pub const HEADS: AttnShape = AttnShape { heads: 14, kv_heads: 2, head_dim: 64 };
@@ -34,8 +34,7 @@ impl<B: Clock> Groups<B> {
     pub fn new(be: &B, prompt: usize, response: usize, vocab: usize, heads: AttnShape) -> Self {
         let count = (B::ROWS / (prompt + 2 * response)).max(1);
         let micro = micro_batch(count as u32, prompt as u32, response as u32, vocab as u32);
-        let predictions = micro.predictions.len();
-        let capacity = Capacity { slots: micro.used, predictions, responses: 2 * count, pairs: count };
+        let (capacity, predictions) = (micro.capacity(), micro.predictions().len());
         let mut batch = be.new_batch(capacity, heads).expect("device memory");
         be.load_batch(&mut batch, &micro).expect("a sound batch");
         let chunk = Chunk { responses: 0..2 * count, predictions: 0..predictions, pairs: 0..count };
@@ -45,52 +44,31 @@ impl<B: Clock> Groups<B> {
     /// Pairs of a query and a key that it sees.
     fn scores(&self) -> usize {
         let (p, r) = (self.prompt, self.response);
-        self.micro.groups.len() * (p * (p + 1) / 2 + 2 * (r * p + r * (r + 1) / 2))
+        self.micro.groups().len() * (p * (p + 1) / 2 + 2 * (r * p + r * (r + 1) / 2))
     }
 }
 
 /// `count` groups of a prompt of `prompt` tokens and two responses of `response` tokens.
 fn micro_batch(count: u32, prompt: u32, response: u32, vocab: u32) -> MicroBatch {
     let rows = prompt + 2 * response;
-    let mut m = MicroBatch { slots: (count * rows) as usize, used: (count * rows) as usize, ..Default::default() };
+    let mut b = Builder::with_capacity((count * rows) as usize);
+    let tokens = |from: u32, len: u32| (from..from + len).map(move |i| i.wrapping_mul(2654435761) % vocab);
+    let sound = "a sound group";
     for g in 0..count {
-        let start = g * rows;
-        let first = [m.segments.len(), m.responses.len(), m.predictions.len()].map(|n| n as u32);
-        m.segments.push(Segment { start, len: prompt, prefix_start: start, prefix_len: 0 });
-        m.tokens.extend((0..rows).map(|i| (start + i).wrapping_mul(2654435761) % vocab));
-        m.positions.extend((0..prompt + response).chain(prompt..prompt + response));
-        for r in 0..2 {
-            let at = start + prompt + r * response;
-            m.segments.push(Segment { start: at, len: response, prefix_start: start, prefix_len: prompt });
-            let from = m.predictions.len() as u32;
-            let row = |i: u32| if i == 0 { start + prompt - 1 } else { at + i - 1 };
-            let predict = |i| Prediction { row: row(i), target: m.tokens[(at + i) as usize], response: first[1] + r };
-            m.predictions.extend((0..response).map(predict));
-            m.responses.push(ResponseSlot { id: 0, predictions: from..from + response, ref_logp: 0.0 });
-        }
-        m.pairs.push(PairSlot { chosen: first[1], rejected: first[1] + 1, weight: 1.0, id: u64::from(g) });
-        m.groups.push(GroupSpan {
-            id: u64::from(g),
-            prompt: start..start + prompt,
-            segments: first[0]..first[0] + 3,
-            responses: first[1]..first[1] + 2,
-            predictions: first[2]..first[2] + 2 * response,
-            pairs: g..g + 1,
-            end: start + rows,
-        });
+        let (start, id) = (g * rows, u64::from(g));
+        b.group(id, tokens(start, prompt)).expect(sound);
+        b.response(2 * id, tokens(start + prompt, response)).expect(sound);
+        b.response(2 * id + 1, tokens(start + prompt + response, response)).expect(sound);
+        b.pair(0, 1, 1.0, id).expect(sound);
     }
-    m.rows_by_token = (0..m.used as u32).collect();
-    m.rows_by_token.sort_by_key(|r| (m.tokens[*r as usize], *r));
-    m.predictions_by_row = (0..m.predictions.len() as u32).collect();
-    m.predictions_by_row.sort_by_key(|p| (m.predictions[*p as usize].row, *p));
-    m
+    b.finish((count * rows) as usize).expect("no more than there are slots")
 }
 
 /// Whole rows from and to a table, or from and to the rows that predict.
 fn rows<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, dim: usize) {
     let (act, vocab, m) = (size_of::<B::Act>(), groups.vocab, &groups.micro);
-    let (n, predictions) = (m.used * dim, m.predictions.len() * dim);
-    let mut distinct = m.tokens.clone();
+    let (n, predictions) = (m.used() * dim, m.predictions().len() * dim);
+    let mut distinct = m.tokens().to_vec();
     distinct.sort_unstable();
     distinct.dedup();
     let touched = distinct.len() * dim;
@@ -120,7 +98,7 @@ fn rows<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, dim: usize) {
 
 /// Least traffic: queries and keys read and written.
 fn rope<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
-    let (act, rows, s) = (size_of::<B::Act>(), groups.micro.used, HEADS);
+    let (act, rows, s) = (size_of::<B::Act>(), groups.micro.used(), HEADS);
     let (wide, positions) = (rows * s.qkv_width(), groups.prompt + groups.response);
     // Cosines and sines would do no better: a rotation by random numbers costs the same.
     let set = |be: &B| (random::<B, B::Act>(be, wide), random::<B, B::Acc>(be, positions * s.head_dim));
@@ -136,7 +114,7 @@ fn rope<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
 
 /// FLOP as the algorithm needs them: two products over the pairs that see one another forward, five backward.
 fn attention<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, s: AttnShape) {
-    let (act, rows, batch) = (size_of::<B::Act>(), groups.micro.used, &groups.batch);
+    let (act, rows, batch) = (size_of::<B::Act>(), groups.micro.used(), &groups.batch);
     let flop = 4 * groups.scores() * s.heads * s.head_dim;
     let (wide, narrow, stat) = (rows * s.qkv_width(), rows * s.q_width(), rows * s.heads);
     let set = |be: &B| {

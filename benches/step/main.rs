@@ -15,7 +15,7 @@ use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::cuda::{CudaDriver, unavailable};
 use fusedpo::backend::{Backend, Write};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::error::Result;
 use fusedpo::loss::{LossSpec, LossType};
@@ -211,7 +211,7 @@ fn case<B: Backend>(
     };
     let least = Planner::new(&data, &options)?.least_budget();
     let plan = Planner::new(&data, &PlanOptions { token_budget: Some(slots.max(least)), ..options })?;
-    let mut batches = plan.step(0, 0);
+    let mut batches = plan.step(0, 0)?;
     let purpose = if args.recompute { Purpose::Recompute } else { Purpose::Train };
     let c = train_config()?;
     let memory = MemoryPlan::training(be.inner(), &config, LONGEST, plan.capacity(), (purpose, &c))?;
@@ -230,8 +230,8 @@ fn case<B: Backend>(
     let mut optimizer = Optimizer::new(be, &engine.model, &c)?;
     // The policy is its own reference, as where a run begins: coefficients are those of real pairs, not underflowing ones.
     for mb in &mut batches {
-        let logps = engine.score(mb)?;
-        mb.responses.iter_mut().zip(logps).for_each(|(slot, logp)| slot.ref_logp = logp);
+        let mut logps = engine.score(mb)?.into_iter();
+        mb.set_ref_logps(|_| Ok(logps.next().expect("a log-prob a response")))?;
     }
     let mut families = [0.0; 5];
     let mut ops = 0;

@@ -2,7 +2,7 @@
 //! would need for them. `--model` prints it as docs/step-model.md.
 
 use crate::shapes::{LONGEST, MIXES, Mix, SHAPES, Shape, data};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 
 /// What decides the cost of micro-batches.
@@ -22,10 +22,10 @@ impl Work {
     pub fn of<'a>(batches: impl IntoIterator<Item = &'a MicroBatch>) -> Work {
         let mut w = Work::default();
         for mb in batches {
-            w.pairs += mb.pairs.len() as f64;
-            w.rows += mb.used as f64;
-            w.predictions += mb.predictions.len() as f64;
-            for s in &mb.segments {
+            w.pairs += mb.pairs().len() as f64;
+            w.rows += mb.used() as f64;
+            w.predictions += mb.predictions().len() as f64;
+            for s in mb.segments() {
                 let (n, prefix) = (f64::from(s.len), f64::from(s.prefix_len));
                 w.scores += n * (n + 1.0) / 2.0 + n * prefix;
                 // A prompt by itself is repeated with its responses.
@@ -126,7 +126,7 @@ fn work(shape: &Shape, mix: &Mix) -> (Work, usize) {
         shuffle: false,
     };
     let plan = Planner::new(&data, &options).expect("a plan");
-    let batches: Vec<MicroBatch> = (0..plan.steps_in_epoch(0)).flat_map(|s| plan.step(0, s)).collect();
+    let batches: Vec<MicroBatch> = (0..plan.steps_in_epoch(0)).flat_map(|s| plan.step(0, s).expect("a step")).collect();
     (Work::of(&batches), batches.len())
 }
 

@@ -3,9 +3,9 @@
 //! It waits after every op, so a step through it takes longer than one that is only measured as a whole.
 
 use fusedpo::backend::{
-    AttnShape, Backend, Capacity, Chunk, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
+    AttnShape, Backend, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
 };
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::{Capacity, Chunk, MicroBatch};
 use fusedpo::error::Result;
 use fusedpo::loss::LossSpec;
 use std::ops::Range;

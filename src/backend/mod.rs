@@ -14,7 +14,7 @@
 pub mod cpu;
 pub mod gpu;
 
-use crate::data::batch::MicroBatch;
+use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
 use crate::loss::LossSpec;
 use std::fmt::Debug;
@@ -125,42 +125,6 @@ pub enum HeadMode {
     Score,
     /// Statistics, and `G = onehot(target) - softmax(z)` in the logits buffer, for [`Backend::head_bwd`].
     Train,
-}
-
-/// Groups of a micro-batch whose predictions share one logits buffer: contiguous ranges of each array of [`MicroBatch`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Chunk {
-    /// Responses.
-    pub responses: Range<usize>,
-    /// Predictions.
-    pub predictions: Range<usize>,
-    /// Pairs.
-    pub pairs: Range<usize>,
-}
-
-/// Largest micro-batch that a [`Backend::Batch`] must hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacity {
-    /// Token slots.
-    pub slots: usize,
-    /// Predictions. At most `2 * slots`: an all-short-responses batch repeats its prompt's last row.
-    pub predictions: usize,
-    /// Responses.
-    pub responses: usize,
-    /// Pairs.
-    pub pairs: usize,
-}
-
-impl Capacity {
-    /// What both need.
-    pub fn or_larger(self, o: Capacity) -> Capacity {
-        Capacity {
-            slots: self.slots.max(o.slots),
-            predictions: self.predictions.max(o.predictions),
-            responses: self.responses.max(o.responses),
-            pairs: self.pairs.max(o.pairs),
-        }
-    }
 }
 
 /// Memory of a device.

@@ -109,13 +109,13 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64, li
     let mut done = 0;
     for step in 0..planner.steps_in_epoch(0) {
         data.check_unchanged()?;
-        for mb in planner.step(0, step) {
+        for mb in planner.step(0, step)? {
             let logps = engine.score(&mb)?;
             let tokens = if a.per_token { Some(engine.token_logps(&mb)?) } else { None };
-            for g in &mb.groups {
+            for g in mb.groups() {
                 let group = data.group(g.id);
                 for i in g.responses.clone() {
-                    let slot = &mb.responses[i as usize];
+                    let slot = &mb.responses()[i as usize];
                     let r = group.responses().find(|r| r.id == slot.id).expect("the plan was made from this group");
                     let scored = slot.predictions.start as usize..slot.predictions.end as usize;
                     let line = Line {

@@ -1,7 +1,6 @@
-//! Preference data: input rows, shards, reference sidecars, batches. Knows tokens, never logits.
+//! Preference data: input rows, shards, reference sidecars, plans. Knows tokens, never logits.
 
 mod admit;
-pub mod batch;
 pub mod boundary;
 pub mod cuts;
 pub mod dataset;

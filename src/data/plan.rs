@@ -12,12 +12,12 @@
 //!   [`Objective::Sft`] leaves out the response, both counted ([`Planner::unscorable`]); [`Objective::Score`]
 //!   takes it along without predictions, its log-probability being the empty sum, 0.
 
-use crate::backend::Capacity;
-use crate::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use crate::batch::{Builder, Capacity, MicroBatch};
 use crate::data::dataset::Dataset;
 use crate::data::order;
 pub use crate::data::pieces::Objective;
 use crate::data::pieces::{Piece, Selection, best_fit_decreasing};
+use crate::data::shard::Tokens;
 use crate::data::survey::{Survey, survey};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -135,8 +135,10 @@ impl<'a> Planner<'a> {
     }
 
     /// The micro-batches of a step (0-based); empty unless `step < steps_in_epoch(epoch)`.
-    /// [`ResponseSlot::ref_logp`] is 0: the caller fills it.
-    pub fn step(&self, epoch: u64, step: u64) -> Vec<MicroBatch> {
+    /// Reference log-probs are 0: the caller sets them ([`MicroBatch::set_ref_logps`]).
+    ///
+    /// Errors: [`Error::Training`] where a shard that was sound when the plan was made no longer is.
+    pub fn step(&self, epoch: u64, step: u64) -> Result<Vec<MicroBatch>> {
         let mut pieces = Vec::new();
         let mut selection = Selection::default();
         for id in self.step_groups(epoch, step) {
@@ -204,73 +206,33 @@ fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
 }
 
 /// Lays `pieces` out in `slots` token slots.
-fn build<'p>(data: &Dataset, slots: usize, pieces: impl Iterator<Item = &'p Piece>) -> MicroBatch {
-    let mut mb = MicroBatch { slots, tokens: Vec::with_capacity(slots), ..Default::default() };
-    mb.positions.reserve(slots);
+fn build<'p>(data: &Dataset, slots: usize, pieces: impl Iterator<Item = &'p Piece>) -> Result<MicroBatch> {
+    let mut b = Builder::with_capacity(slots);
     for piece in pieces {
-        push_piece(&mut mb, data, piece);
+        push(&mut b, data, piece)?;
     }
-    mb.used = mb.tokens.len();
-    mb.tokens.resize(slots, 0);
-    mb.positions.resize(slots, 0);
-    // One key of (value, index) each: a plain integer sort, and no ties.
-    let sorted = |values: &mut dyn Iterator<Item = u32>| {
-        let mut keys: Vec<u64> = values.enumerate().map(|(i, v)| u64::from(v) << 32 | i as u64).collect();
-        keys.sort_unstable();
-        keys.into_iter().map(|k| k as u32).collect()
-    };
-    mb.rows_by_token = sorted(&mut mb.tokens[..mb.used].iter().copied());
-    mb.predictions_by_row = sorted(&mut mb.predictions.iter().map(|p| p.row));
-    mb
+    b.finish(slots)
 }
 
-fn push_piece(mb: &mut MicroBatch, data: &Dataset, piece: &Piece) {
+fn push(b: &mut Builder, data: &Dataset, piece: &Piece) -> Result<()> {
     let g = data.group(piece.group);
-    let prompt = g.prompt();
-    let (start, prefix_len) = (mb.tokens.len() as u32, prompt.len() as u32);
-    let first = |v: usize| v as u32;
-    let (segment, response, prediction, pair) =
-        (first(mb.segments.len()), first(mb.responses.len()), first(mb.predictions.len()), first(mb.pairs.len()));
-    prompt.extend_into(&mut mb.tokens);
-    mb.positions.extend(0..prefix_len);
-    if prefix_len > 0 {
-        mb.segments.push(Segment { start, len: prefix_len, prefix_start: start, prefix_len: 0 });
+    // As slices: what has a known length is copied without a question per token.
+    match g.prompt() {
+        Tokens::U16(t) => b.group(piece.group, t.iter().map(|&t| t.into()))?,
+        Tokens::U32(t) => b.group(piece.group, t.iter().copied())?,
     }
     for &i in &piece.responses {
         let r = g.response(i as usize);
-        let (at, len) = (mb.tokens.len() as u32, r.tokens.len() as u32);
-        let slot = mb.responses.len() as u32;
-        let begin = mb.predictions.len() as u32;
-        r.tokens.extend_into(&mut mb.tokens);
-        mb.positions.extend(prefix_len..prefix_len + len);
-        mb.segments.push(Segment { start: at, len, prefix_start: start, prefix_len });
-        if prefix_len > 0 {
-            let (row, target) = (start + prefix_len - 1, mb.tokens[at as usize]);
-            mb.predictions.push(Prediction { row, target, response: slot });
+        match r.tokens {
+            Tokens::U16(t) => b.response(r.id, t.iter().map(|&t| t.into()))?,
+            Tokens::U32(t) => b.response(r.id, t.iter().copied())?,
         }
-        for row in at..at + len - 1 {
-            mb.predictions.push(Prediction { row, target: mb.tokens[row as usize + 1], response: slot });
-        }
-        let predictions = begin..mb.predictions.len() as u32;
-        mb.responses.push(ResponseSlot { id: r.id, predictions, ref_logp: 0.0 });
     }
-    push_pairs(mb, &g, piece, response);
-    mb.groups.push(GroupSpan {
-        id: piece.group,
-        prompt: start..start + prefix_len,
-        segments: segment..mb.segments.len() as u32,
-        responses: response..mb.responses.len() as u32,
-        predictions: prediction..mb.predictions.len() as u32,
-        pairs: pair..mb.pairs.len() as u32,
-        end: mb.tokens.len() as u32,
-    });
-}
-
-fn push_pairs(mb: &mut MicroBatch, g: &crate::data::dataset::Group<'_>, piece: &Piece, first_slot: u32) {
     // `responses` ascends, and holds both ends of each of the piece's pairs.
-    let slot = |local: usize| first_slot + piece.responses.partition_point(|&r| (r as usize) < local) as u32;
+    let place = |local: usize| piece.responses.partition_point(|&r| (r as usize) < local);
     for &i in &piece.pairs {
         let p = g.pair(i as usize);
-        mb.pairs.push(PairSlot { chosen: slot(p.chosen), rejected: slot(p.rejected), weight: p.weight, id: p.id });
+        b.pair(place(p.chosen), place(p.rejected), p.weight, p.id)?;
     }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The one pass over a data set's records that a plan needs.
 
-use crate::backend::Capacity;
+use crate::batch::Capacity;
 use crate::data::dataset::Dataset;
 use crate::data::pieces::{Objective, Piece, Selection, predictions};
 use crate::data::plan::PlanOptions;

@@ -7,8 +7,8 @@
 
 use super::Model;
 use super::graphs::Graphs;
-use crate::backend::{Backend, Capacity, Chunk, PAIR_STATS, RESPONSE_STATS};
-use crate::data::batch::MicroBatch;
+use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
+use crate::batch::{Capacity, Chunk, MicroBatch, chunks};
 use crate::error::{Error, Result};
 
 /// What the q/k norm of one layer keeps.
@@ -230,31 +230,25 @@ impl<B: Backend> Workspace<B> {
 
     /// Makes `from` the current micro-batch: checks it against the model and the capacity, uploads it, cuts it into
     /// [`Workspace::chunks`].
+    ///
+    /// Errors: [`Error::Usage`] for a token or a position that the model does not have; [`Error::Shape`] for more than the
+    /// capacity.
     pub fn load_batch(&mut self, be: &B, from: &MicroBatch) -> Result<()> {
         self.check(from)?;
-        self.chunks = chunks(from, self.head_rows);
         be.load_batch(&mut self.batch, from)?;
+        self.chunks = chunks(from, self.head_rows);
         self.rows = be.rows(&self.batch);
-        self.predictions = from.predictions.len();
+        self.predictions = from.predictions().len();
         Ok(())
     }
 
+    /// What the backend cannot know: ids and positions that the model has.
     fn check(&self, from: &MicroBatch) -> Result<()> {
-        let cap = &self.capacity;
-        let sizes = [
-            ("slots", from.slots, cap.slots),
-            ("predictions", from.predictions.len(), cap.predictions),
-            ("responses", from.responses.len(), cap.responses),
-            ("pairs", from.pairs.len(), cap.pairs),
-        ];
-        if let Some((what, got, most)) = sizes.into_iter().find(|(_, got, most)| got > most) {
-            return Err(Error::usage(format!("a micro-batch of {got} {what} exceeds the workspace's {most}")));
-        }
-        let targets = from.predictions.iter().map(|p| &p.target);
-        if let Some(id) = from.tokens.iter().chain(targets).find(|id| **id as usize >= self.vocab) {
+        // Targets are tokens of the batch.
+        if let Some(id) = from.tokens().iter().find(|id| **id as usize >= self.vocab) {
             return Err(Error::usage(format!("token id {id} is outside the model's vocabulary of {}", self.vocab)));
         }
-        match from.positions.iter().max() {
+        match from.positions().iter().max() {
             Some(p) if *p as usize >= self.max_positions => Err(Error::usage(format!(
                 "position {p} is outside the {} positions that the model was loaded for",
                 self.max_positions
@@ -262,23 +256,4 @@ impl<B: Backend> Workspace<B> {
             _ => Ok(()),
         }
     }
-}
-
-/// Cuts a micro-batch into runs of whole groups with at most `head_rows` predictions each, in order. A group with more
-/// stands alone: the engine takes its head in parts.
-pub fn chunks(from: &MicroBatch, head_rows: usize) -> Vec<Chunk> {
-    let range = |r: &std::ops::Range<u32>| r.start as usize..r.end as usize;
-    let mut chunks: Vec<Chunk> = Vec::new();
-    for g in &from.groups {
-        let (responses, predictions, pairs) = (range(&g.responses), range(&g.predictions), range(&g.pairs));
-        match chunks.last_mut() {
-            Some(c) if predictions.end - c.predictions.start <= head_rows => {
-                c.responses.end = responses.end;
-                c.predictions.end = predictions.end;
-                c.pairs.end = pairs.end;
-            }
-            _ => chunks.push(Chunk { responses, predictions, pairs }),
-        }
-    }
-    chunks
 }

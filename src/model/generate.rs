@@ -8,8 +8,8 @@ use super::cache::Cache;
 use super::forward::{attend, forward_with, weight};
 use super::params::Model;
 use super::sample::{sample, uniform};
-use crate::backend::{Backend, Capacity, Float};
-use crate::data::batch::{GroupSpan, MicroBatch, Prediction, ResponseSlot, Segment};
+use crate::backend::{Backend, Float};
+use crate::batch::{Builder, Capacity, MicroBatch};
 use crate::error::{Error, Result};
 use crate::signal;
 use rayon::prelude::*;
@@ -220,7 +220,7 @@ impl<'a, B: Backend> Generator<'a, B> {
             self.next = end;
         }
         let prompts: Vec<&[u32]> = groups.iter().map(|g| self.prompts[g.start / k].as_slice()).collect();
-        self.ws.load_batch(self.be, &prompt_batch(&prompts))?;
+        self.ws.load_batch(self.be, &prompt_batch(&prompts)?)?;
         let stores = self.stores(&groups, &prompts);
         let (model, cache) = (self.model, &mut self.cache);
         forward_with(self.be, model, &mut self.ws, |be, l, layer, batch, rows| {
@@ -254,7 +254,7 @@ impl<'a, B: Backend> Generator<'a, B> {
 
     /// One more token for every live sequence.
     fn step(&mut self) -> Result<()> {
-        self.ws.load_batch(self.be, &decode_batch(&self.live))?;
+        self.ws.load_batch(self.be, &decode_batch(&self.live)?)?;
         let (a, stride) = (self.model.config.attn_shape(), self.cache.stride);
         let mut dst: Vec<u32> = self.live.iter().enumerate().map(|(s, x)| (s * stride + x.cached) as u32).collect();
         dst.resize(self.ws.rows, u32::MAX);
@@ -323,46 +323,19 @@ impl<'a, B: Backend> Generator<'a, B> {
 }
 
 /// Whole prompts, one after another; the last row of each predicts.
-fn prompt_batch(prompts: &[&[u32]]) -> MicroBatch {
-    let mut b = MicroBatch::default();
-    for (i, prompt) in prompts.iter().enumerate() {
-        let (i, start, len) = (i as u32, b.tokens.len() as u32, prompt.len() as u32);
-        b.tokens.extend_from_slice(prompt);
-        b.positions.extend(0..len);
-        b.segments.push(Segment { start, len, prefix_start: start, prefix_len: 0 });
-        b.predictions.push(Prediction { row: start + len - 1, target: 0, response: i });
-        b.responses.push(ResponseSlot { id: i.into(), predictions: i..i + 1, ref_logp: 0.0 });
-        b.groups.push(GroupSpan {
-            id: i.into(),
-            prompt: start..start + len,
-            segments: i..i + 1,
-            responses: i..i + 1,
-            predictions: i..i + 1,
-            pairs: 0..0,
-            end: start + len,
-        });
+fn prompt_batch(prompts: &[&[u32]]) -> Result<MicroBatch> {
+    let mut b = Builder::default();
+    for (i, prompt) in (0..).zip(prompts) {
+        b.group(i, prompt.iter().copied())?;
+        b.open_response(i)?;
     }
-    complete(b)
+    let slots = b.used();
+    b.finish(slots)
 }
 
 /// The newest token of every sequence, a row each, in no segment: their attention goes through the cache.
-fn decode_batch(live: &[Live]) -> MicroBatch {
-    let mut b = MicroBatch::default();
-    for (i, x) in live.iter().enumerate() {
-        b.tokens.push(x.last);
-        b.positions.push(x.cached as u32);
-        b.predictions.push(Prediction { row: i as u32, target: 0, response: i as u32 });
-        b.responses.push(ResponseSlot { id: i as u64, predictions: i as u32..i as u32 + 1, ref_logp: 0.0 });
-    }
-    complete(b)
-}
-
-/// Fills in what follows from the rest.
-fn complete(mut b: MicroBatch) -> MicroBatch {
-    b.slots = b.tokens.len();
-    b.used = b.slots;
-    b.rows_by_token = (0..b.used as u32).collect();
-    b.rows_by_token.sort_by_key(|r| (b.tokens[*r as usize], *r));
-    b.predictions_by_row = (0..b.predictions.len() as u32).collect();
-    b
+fn decode_batch(live: &[Live]) -> Result<MicroBatch> {
+    let mut b = Builder::default();
+    live.iter().try_for_each(|x| b.cached(x.last, x.cached as u32))?;
+    b.finish(live.len())
 }

@@ -3,7 +3,8 @@
 use super::acts::Workspace;
 use super::forward::weight;
 use super::params::Model;
-use crate::backend::{Backend, Chunk, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
+use crate::backend::{Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
+use crate::batch::Chunk;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 

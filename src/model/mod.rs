@@ -31,7 +31,7 @@ pub mod rope;
 pub mod sample;
 pub mod save_dtype;
 
-pub use acts::{Keep, Workspace, chunks};
+pub use acts::{Keep, Workspace};
 pub use backward::backward;
 pub use config::{Architecture, ModelConfig};
 pub use export::{ExportReport, export};

@@ -1,8 +1,8 @@
 //! One model on one device: micro-batches in, sums and gradients out.
 
 use super::metrics::Totals;
-use crate::backend::{Backend, Capacity, Chunk, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
-use crate::data::batch::MicroBatch;
+use crate::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
+use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
 use crate::loss::{LossSpec, LossType};
 use crate::model::graphs::GraphCounts;
@@ -158,7 +158,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Log-probs per prediction of the last pass over `mb`.
     pub fn token_logps(&mut self, mb: &MicroBatch) -> Result<Vec<f64>> {
-        let n = mb.predictions.len();
+        let n = mb.predictions().len();
         self.acc.resize(n, B::Acc::from_f64(0.0));
         self.be.download(&mut self.acc, self.be.view(&self.ws.logp, 0..n))?;
         Ok(self.acc.iter().map(|x| x.to_f64()).collect())
@@ -213,7 +213,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Sends the statistics of the micro-batch on their way. They are there before anything enqueued later is done.
     fn read_stats(&mut self, mb: &MicroBatch) -> Result<Late<B>> {
-        let (r, p) = (mb.responses.len() * RESPONSE_STATS, mb.pairs.len() * PAIR_STATS);
+        let (r, p) = (mb.responses().len() * RESPONSE_STATS, mb.pairs().len() * PAIR_STATS);
         let mut page = match self.pages.pop() {
             Some(page) => page,
             None => {

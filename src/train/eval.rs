@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::metrics::{Totals, wilson_95};
 use crate::backend::Backend;
-use crate::data::batch::MicroBatch;
+use crate::batch::{MicroBatch, ResponseSlot};
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub fn evaluate<B: Backend>(
     for step in 0..steps {
         goes_on()?;
         set.plan.data().check_unchanged()?;
-        let mut batches = set.plan.step(0, step);
+        let mut batches = set.plan.step(0, step)?;
         if let Some(sidecars) = &set.sidecars {
             fill_reference(&mut batches, sidecars)?;
         }
@@ -55,18 +55,18 @@ pub fn evaluate<B: Backend>(
 
 /// Copies the reference's log-probs into the batches.
 pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars) -> Result<()> {
-    for slot in batches.iter_mut().flat_map(|mb| &mut mb.responses) {
-        slot.ref_logp = sidecars.get(slot.id).ok_or_else(|| {
+    let of = |slot: &ResponseSlot| {
+        sidecars.get(slot.id).ok_or_else(|| {
             Error::Training(format!("response {} has no reference log-prob: run `fusedpo reference` again", slot.id))
-        })?;
-    }
-    Ok(())
+        })
+    };
+    batches.iter_mut().try_for_each(|mb| mb.set_ref_logps(of))
 }
 
 /// One over what the loss is a mean over: pair weights of the whole step, or its scored tokens.
 pub fn mean_scale(batches: &[MicroBatch]) -> f64 {
-    let weight: f64 = batches.iter().flat_map(|mb| &mb.pairs).map(|p| f64::from(p.weight)).sum();
-    let tokens: usize = batches.iter().map(|mb| mb.predictions.len()).sum();
+    let weight: f64 = batches.iter().flat_map(|mb| mb.pairs()).map(|p| f64::from(p.weight)).sum();
+    let tokens: usize = batches.iter().map(|mb| mb.predictions().len()).sum();
     if weight > 0.0 { 1.0 / weight } else { 1.0 / tokens.max(1) as f64 }
 }
 

@@ -122,8 +122,8 @@ fn score<B: Backend>(
     let mut engine = Engine::new(be, Model::load(be, dir, longest)?, plan.capacity(), Purpose::Score)?;
     let mut scored = vec![f64::NAN; samples.len()];
     for step in 0..plan.steps_in_epoch(0) {
-        for mb in plan.step(0, step) {
-            for (slot, logp) in mb.responses.iter().zip(engine.score(&mb)?) {
+        for mb in plan.step(0, step)? {
+            for (slot, logp) in mb.responses().iter().zip(engine.score(&mb)?) {
                 scored[slot.id as usize] = logp;
             }
         }

@@ -7,7 +7,8 @@
 use super::config::TrainConfig;
 use super::engine::{Engine, Purpose};
 use super::optim::Optimizer;
-use crate::backend::{Backend, Capacity};
+use crate::backend::Backend;
+use crate::batch::Capacity;
 use crate::data::plan::Planner;
 use crate::error::{Error, Result};
 use crate::model::{GenerateOptions, Model, ModelConfig, generate};

@@ -5,7 +5,7 @@
 //! all responses, and of the chosen ones. A tie counts one half in `rewards/accuracies` (TRL: nothing).
 
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
-use crate::data::batch::MicroBatch;
+use crate::batch::MicroBatch;
 use serde_json::{Map, Value, json};
 
 /// Sums over pairs and responses; the order of additions is the order of the micro-batches.
@@ -51,8 +51,8 @@ impl Totals {
     /// Adds a micro-batch, from the numbers that [`crate::backend::Backend::loss`] wrote.
     pub fn add(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]) {
         let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
-        let scored = |i: u32| mb.responses[i as usize].predictions.len() as u64;
-        for (i, p) in mb.pairs.iter().enumerate() {
+        let scored = |i: u32| mb.responses()[i as usize].predictions.len() as u64;
+        for (i, p) in mb.pairs().iter().enumerate() {
             let &[loss, chosen, rejected] = &pairs[i * PAIR_STATS..][..PAIR_STATS] else {
                 unreachable!("PAIR_STATS is 3")
             };
@@ -77,23 +77,23 @@ impl Totals {
             self.hits += response(p.chosen)[2];
             self.chosen_tokens += scored(p.chosen);
         }
-        self.pairs += mb.pairs.len() as u64;
-        for i in 0..mb.responses.len() as u32 {
+        self.pairs += mb.pairs().len() as u64;
+        for i in 0..mb.responses().len() as u32 {
             self.entropy += response(i)[1];
             self.scored_tokens += scored(i);
-            if mb.pairs.is_empty() {
+            if mb.pairs().is_empty() {
                 self.loss += response(i)[3];
                 self.hits += response(i)[2];
                 self.chosen_tokens += scored(i);
             }
         }
-        self.responses += mb.responses.len() as u64;
+        self.responses += mb.responses().len() as u64;
         self.count_tokens(mb);
     }
 
     fn count_tokens(&mut self, mb: &MicroBatch) {
-        self.tokens += mb.used as u64;
-        for g in &mb.groups {
+        self.tokens += mb.used() as u64;
+        for g in mb.groups() {
             let prompt = g.prompt.len() as u64;
             let all = u64::from(g.end - g.prompt.start);
             self.tokens_with_prompts += all - prompt + prompt * g.responses.len() as u64;

@@ -7,7 +7,7 @@ use super::check::longest_row;
 use super::engine::{Engine, Late, Purpose};
 use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
-use crate::data::batch::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::{RefKey, Sidecars};
@@ -87,18 +87,18 @@ fn fill<B: Backend>(
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
     let mut collect = |engine: &mut Engine<'_, B>, sidecars: &mut Sidecars, (mb, late): (MicroBatch, Late<B>)| {
-        for (slot, logp) in mb.responses.iter().zip(engine.collect_score(late)?) {
+        for (slot, logp) in mb.responses().iter().zip(engine.collect_score(late)?) {
             sidecars.set(slot.id, logp);
         }
-        report.computed += mb.responses.len() as u64;
-        report.tokens += mb.used as u64;
+        report.computed += mb.responses().len() as u64;
+        report.tokens += mb.used() as u64;
         Ok::<(), Error>(())
     };
     for step in 0..steps {
         data.check_unchanged()?;
-        for mb in planner.step(0, step) {
-            seen += mb.responses.len() as u64;
-            if mb.responses.iter().all(|r| sidecars.get(r.id).is_some()) {
+        for mb in planner.step(0, step)? {
+            seen += mb.responses().len() as u64;
+            if mb.responses().iter().all(|r| sidecars.get(r.id).is_some()) {
                 continue;
             }
             let late = engine.start_score(&mb)?;

@@ -1,7 +1,7 @@
 //! Masked attention written out, over groups with a shared prompt, and micro-batches that hold nothing else.
 
-use fusedpo::backend::{AttnShape, Capacity};
-use fusedpo::data::batch::{GroupSpan, MicroBatch, ResponseSlot, Segment};
+use fusedpo::backend::AttnShape;
+use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use std::ops::Range;
 
 /// Lengths of a prompt (0: empty) and of its responses.
@@ -44,37 +44,14 @@ pub fn capacity(slots: usize, responses: usize) -> Capacity {
     Capacity { slots, predictions: slots, responses, pairs: responses }
 }
 
-/// The groups one behind the other; no predictions.
+/// The groups one behind the other; every token is 0.
 pub fn batch(groups: &[Group], slots: usize) -> MicroBatch {
-    let mut b = MicroBatch { slots, tokens: vec![0; slots], positions: vec![0; slots], ..Default::default() };
-    let mut row = 0u32;
-    for (id, g) in groups.iter().enumerate() {
-        let (start, first_segment, first_response) = (row, b.segments.len() as u32, b.responses.len() as u32);
-        let mut segment = |len: usize, prefix: usize| {
-            b.segments.push(Segment { start: row, len: len as u32, prefix_start: start, prefix_len: prefix as u32 });
-            (0..len).for_each(|i| b.positions[row as usize + i] = (prefix + i) as u32);
-            row += len as u32;
-        };
-        if g.prompt > 0 {
-            segment(g.prompt, 0);
-        }
-        g.responses.iter().for_each(|len| segment(*len, g.prompt));
-        for _ in &g.responses {
-            b.responses.push(ResponseSlot { id: b.responses.len() as u64, predictions: 0..0, ref_logp: 0.0 });
-        }
-        b.groups.push(GroupSpan {
-            id: id as u64,
-            prompt: start..start + g.prompt as u32,
-            segments: first_segment..b.segments.len() as u32,
-            responses: first_response..b.responses.len() as u32,
-            predictions: 0..0,
-            pairs: 0..0,
-            end: row,
-        });
+    let mut b = Builder::default();
+    for (id, g) in (0..).zip(groups) {
+        b.group(id, std::iter::repeat_n(0, g.prompt)).unwrap();
+        g.responses.iter().for_each(|len| b.response(id, std::iter::repeat_n(0, *len)).unwrap());
     }
-    b.used = row as usize;
-    b.rows_by_token = (0..row).collect();
-    b
+    b.finish(slots).unwrap()
 }
 
 /// What an attention op gives, forward and backward.
@@ -140,7 +117,7 @@ pub fn naive(
         shape: s,
     };
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    for seg in &batch(groups, slots).segments {
+    for seg in batch(groups, slots).segments() {
         for row in seg.start as usize..(seg.start + seg.len) as usize {
             let prefix = seg.prefix_start as usize..(seg.prefix_start + seg.prefix_len) as usize;
             let keys: Vec<usize> = prefix.chain(seg.start as usize..row + 1).collect();

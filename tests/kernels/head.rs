@@ -7,7 +7,7 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::gpu::driver::Dtype;
 use fusedpo::backend::{Backend, HeadMode, HeadStats};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use half::bf16;
 use std::ops::Range;
 

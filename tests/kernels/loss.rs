@@ -3,7 +3,7 @@
 use crate::batches::{ANY_HEADS, capacity, chunk, micro_batch};
 use crate::{Case, Noise, Outputs, buf, compare, fetch, unset, v};
 use fusedpo::backend::{Backend, LossOut, PAIR_STATS, RESPONSE_STATS};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LOSSES, LossSpec, LossType};
 use std::ops::Range;
 

@@ -4,7 +4,7 @@ use crate::batches::{ANY_HEADS, capacity, micro_batch};
 use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{AttnShape, Backend, Rotation};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 
 const VOCAB: usize = 11;
 
@@ -26,14 +26,14 @@ impl Case for Rows {
         let mut batch = be.new_batch(capacity(m), ANY_HEADS).unwrap();
         be.load_batch(&mut batch, m).unwrap();
         // The GPU computes all slots, the CPU the live ones: those are compared.
-        let (rows, live) = (be.rows(&batch), m.used * dim);
+        let (rows, live) = (be.rows(&batch), m.used() * dim);
         let table = buf::<B, B::Act>(be, &self.table);
         let mut x = unset::<B, B::Act>(be, rows * dim);
         be.embed_fwd(v!(be, mut x), v!(be, table), &batch, dim).unwrap();
         let dx = buf::<B, B::Act>(be, &self.x[..rows * dim]);
         let mut dtable = buf::<B, B::Acc>(be, &self.table);
         be.embed_bwd(v!(be, mut dtable), v!(be, dx), &batch, dim).unwrap();
-        let mut gathered = unset::<B, B::Act>(be, m.predictions.len() * dim);
+        let mut gathered = unset::<B, B::Act>(be, m.predictions().len() * dim);
         be.gather_rows(v!(be, mut gathered), v!(be, dx), &batch, dim).unwrap();
         let out = buf::<B, B::Act>(be, &self.out);
         let mut scattered = unset::<B, B::Act>(be, rows * dim);
@@ -56,8 +56,8 @@ fn rows<A: GpuFloat>() {
         let case = Rows {
             dim,
             table: noise.vec::<A>(vocab * dim, 1.0),
-            x: noise.vec::<A>(micro.slots * dim, 1.0),
-            out: noise.vec::<A>(micro.predictions.len() * dim, 1.0),
+            x: noise.vec::<A>(micro.slots() * dim, 1.0),
+            out: noise.vec::<A>(micro.predictions().len() * dim, 1.0),
             micro,
         };
         compare::<A>(&format!("rows of {dim}, {vocab} tokens"), &case);
@@ -76,7 +76,7 @@ impl Case for Rope {
         let mut batch = be.new_batch(capacity(&self.micro), self.shape).unwrap();
         be.load_batch(&mut batch, &self.micro).unwrap();
         let width = self.shape.qkv_width();
-        let (rows, live) = (be.rows(&batch) * width, self.micro.used * width);
+        let (rows, live) = (be.rows(&batch) * width, self.micro.used() * width);
         let table = buf::<B, B::Acc>(be, &self.table);
         let turn = |direction| {
             let mut qkv = buf::<B, B::Act>(be, &self.qkv[..rows]);
@@ -97,7 +97,7 @@ fn rope<A: GpuFloat>() {
         let table =
             (0..positions * head_dim).map(|i| if i % head_dim < half { angle(i).cos() } else { angle(i).sin() });
         let table = table.map(|x| f64::from(x as f32)).collect();
-        let case = Rope { shape, table, qkv: noise.vec::<A>(micro.slots * shape.qkv_width(), 1.0), micro };
+        let case = Rope { shape, table, qkv: noise.vec::<A>(micro.slots() * shape.qkv_width(), 1.0), micro };
         compare::<A>(&format!("rope {heads}/{kv_heads} x {head_dim}"), &case);
     }
 }

@@ -4,8 +4,8 @@
 pub mod files;
 
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::backend::{Backend, Capacity, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
-use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use fusedpo::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
+use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use fusedpo::loss::LossSpec;
 use fusedpo::model::{self, Model, Workspace};
 use std::path::PathBuf;
@@ -21,74 +21,30 @@ pub struct Group {
 
 /// Packs groups, in order, followed by `tail` dummy slots.
 pub fn pack(groups: &[Group], tail: usize) -> MicroBatch {
-    let mut b = MicroBatch::default();
-    for (id, g) in groups.iter().enumerate() {
-        let start = b.tokens.len() as u32;
-        let prompt_len = g.prompt.len() as u32;
-        let first = [b.segments.len(), b.responses.len(), b.predictions.len(), b.pairs.len()].map(|n| n as u32);
-        b.tokens.extend(&g.prompt);
-        b.positions.extend(0..prompt_len);
-        if prompt_len > 0 {
-            b.segments.push(Segment { start, len: prompt_len, prefix_start: start, prefix_len: 0 });
-        }
+    let (mut b, mut ref_logps, mut pairs) = (Builder::default(), Vec::new(), 0..);
+    for (id, g) in (0..).zip(groups) {
+        b.group(id, g.prompt.iter().copied()).unwrap();
         for (i, response) in g.responses.iter().enumerate() {
-            let at = b.tokens.len() as u32;
-            let (n, slot) = (response.len() as u32, b.responses.len() as u32);
-            b.tokens.extend(response);
-            b.positions.extend(prompt_len..prompt_len + n);
-            b.segments.push(Segment { start: at, len: n, prefix_start: start, prefix_len: prompt_len });
-            let from = b.predictions.len() as u32;
-            for (j, target) in (0u32..).zip(response) {
-                let row = match (j, prompt_len) {
-                    (0, 0) => continue,
-                    (0, _) => start + prompt_len - 1,
-                    _ => at + j - 1,
-                };
-                b.predictions.push(Prediction { row, target: *target, response: slot });
-            }
-            let ref_logp = g.ref_logps.get(i).copied().unwrap_or(0.0);
-            let to = b.predictions.len() as u32;
-            b.responses.push(ResponseSlot { id: slot.into(), predictions: from..to, ref_logp });
+            b.response(ref_logps.len() as u64, response.iter().copied()).unwrap();
+            ref_logps.push(g.ref_logps.get(i).copied().unwrap_or(0.0));
         }
         for (chosen, rejected, weight) in &g.pairs {
-            let id = b.pairs.len() as u64;
-            let slot = |i: &usize| first[1] + *i as u32;
-            b.pairs.push(PairSlot { chosen: slot(chosen), rejected: slot(rejected), weight: *weight, id });
+            b.pair(*chosen, *rejected, *weight, pairs.next().unwrap()).unwrap();
         }
-        b.groups.push(GroupSpan {
-            id: id as u64,
-            prompt: start..start + prompt_len,
-            segments: first[0]..b.segments.len() as u32,
-            responses: first[1]..b.responses.len() as u32,
-            predictions: first[2]..b.predictions.len() as u32,
-            pairs: first[3]..b.pairs.len() as u32,
-            end: b.tokens.len() as u32,
-        });
     }
-    b.used = b.tokens.len();
-    b.slots = b.used + tail;
-    b.tokens.resize(b.slots, 0);
-    b.positions.resize(b.slots, 0);
-    b.rows_by_token = (0..b.used as u32).collect();
-    b.rows_by_token.sort_by_key(|r| (b.tokens[*r as usize], *r));
-    b.predictions_by_row = (0..b.predictions.len() as u32).collect();
-    b.predictions_by_row.sort_by_key(|n| (b.predictions[*n as usize].row, *n));
+    let slots = b.used() + tail;
+    let mut b = b.finish(slots).unwrap();
+    b.set_ref_logps(|r| Ok(ref_logps[r.id as usize])).unwrap();
     b
 }
 
 /// The capacity that micro-batches need.
 pub fn capacity(batches: &[MicroBatch]) -> Capacity {
-    let most = |f: fn(&MicroBatch) -> usize| batches.iter().map(f).max().unwrap_or(0);
-    Capacity {
-        slots: most(|b| b.slots),
-        predictions: most(|b| b.predictions.len()),
-        responses: most(|b| b.responses.len()),
-        pairs: most(|b| b.pairs.len()),
-    }
+    batches.iter().map(MicroBatch::capacity).reduce(Capacity::or_larger).unwrap_or_default()
 }
 
 pub fn workspace<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], train: bool) -> Workspace<B> {
-    let head_rows = batches.iter().flat_map(|b| &b.groups).map(|g| g.predictions.len()).max().unwrap_or(0);
+    let head_rows = batches.iter().flat_map(MicroBatch::groups).map(|g| g.predictions.len()).max().unwrap_or(0);
     Workspace::new(be, m, capacity(batches), head_rows, train).unwrap()
 }
 
@@ -109,8 +65,10 @@ pub fn score<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch]) -> Vec<Ve
         for chunk in ws.chunks.clone() {
             model::head(be, m, &mut ws, &chunk, HeadMode::Score).unwrap();
         }
-        let logp = read(be, &ws.logp, b.predictions.len());
-        out.extend(b.responses.iter().map(|r| logp[r.predictions.start as usize..r.predictions.end as usize].to_vec()));
+        let logp = read(be, &ws.logp, b.predictions().len());
+        out.extend(
+            b.responses().iter().map(|r| logp[r.predictions.start as usize..r.predictions.end as usize].to_vec()),
+        );
     }
     out
 }
@@ -154,9 +112,9 @@ pub fn train<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], spec: &Lo
     let mut step = Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
     for b in batches {
         run(be, m, &mut ws, b, spec, scale, &mut grads);
-        let pairs = read(be, &ws.pair_stats, b.pairs.len() * PAIR_STATS);
+        let pairs = read(be, &ws.pair_stats, b.pairs().len() * PAIR_STATS);
         step.pair_losses.extend(pairs.chunks(PAIR_STATS).map(|p| p[0]));
-        let responses = read(be, &ws.response_stats, b.responses.len() * RESPONSE_STATS);
+        let responses = read(be, &ws.response_stats, b.responses().len() * RESPONSE_STATS);
         step.logps.extend(responses.chunks(RESPONSE_STATS).map(|r| r[0]));
         step.response_losses.extend(responses.chunks(RESPONSE_STATS).map(|r| r[3]));
     }

@@ -106,7 +106,7 @@ fn rope() {
         let m = micro(FEW, 3, 11, &mut noise);
         let batch = loaded(&cpu, &m);
         let table = run::rope_table(9, shape.head_dim);
-        let qkv = noise.vec(m.used * shape.qkv_width());
+        let qkv = noise.vec(m.used() * shape.qkv_width());
         let d = noise.vec(qkv.len());
         let forward = |x: &[f64]| {
             let mut y = x.to_vec();
@@ -136,7 +136,7 @@ fn attention() {
     for (shape, groups) in SHAPES.iter().flat_map(|s| [(*s, FEW), (*s, GROUPS)]) {
         let m = micro(groups, 5, 11, &mut noise);
         let batch = loaded(&cpu, &m);
-        let (qkv, dout) = (noise.vec(m.used * shape.qkv_width()), noise.vec(m.used * shape.q_width()));
+        let (qkv, dout) = (noise.vec(m.used() * shape.qkv_width()), noise.vec(m.used() * shape.q_width()));
         let dqkv = run::attention_bwd(&cpu, &dout, &qkv, &batch, shape);
         check_gradient("dqkv", &qkv, &dqkv, |x| inner(&run::attention(&cpu, x, &batch, shape).0, &dout));
     }
@@ -148,17 +148,17 @@ fn embedding_and_rows() {
     let (vocab, dim) = (13, 7);
     let m = micro(GROUPS, 4, vocab, &mut noise);
     let batch = loaded(&cpu, &m);
-    let (table, dx) = (noise.vec(vocab * dim), noise.vec(m.used * dim));
+    let (table, dx) = (noise.vec(vocab * dim), noise.vec(m.used() * dim));
     let mut dtable = vec![0.5; vocab * dim];
     cpu.embed_bwd(&mut dtable, &dx, &batch, dim).unwrap();
     dtable.iter_mut().for_each(|d| *d -= 0.5);
     check_gradient("dtable", &table, &dtable, |table| {
-        let mut x = nan(m.used * dim);
+        let mut x = nan(m.used() * dim);
         cpu.embed_fwd(&mut x, table, &batch, dim).unwrap();
         inner(&x, &dx)
     });
-    let (x, dout) = (noise.vec(m.used * dim), noise.vec(m.predictions.len() * dim));
-    let mut scattered = nan(m.used * dim);
+    let (x, dout) = (noise.vec(m.used() * dim), noise.vec(m.predictions().len() * dim));
+    let mut scattered = nan(m.used() * dim);
     cpu.scatter_rows(&mut scattered, &dout, &batch, dim).unwrap();
     check_gradient("scatter", &x, &scattered, |x| {
         let mut out = nan(dout.len());
@@ -173,7 +173,7 @@ fn head_and_loss() {
     let (cpu, mut noise) = (cpu64(), Noise(10));
     let (vocab, dim, scale) = (67, 5, 0.37);
     let m = micro(FEW, 2, vocab, &mut noise);
-    let (batch, chunk, n) = (loaded(&cpu, &m), whole(&m), m.predictions.len());
+    let (batch, chunk, n) = (loaded(&cpu, &m), whole(&m), m.predictions().len());
     let (x, w) = (noise.vec(n * dim), noise.vec(vocab * dim));
     for loss_type in [LossType::Sigmoid, LossType::Hinge, LossType::Ipo, LossType::Sft] {
         let label_smoothing = if loss_type == LossType::Sigmoid { 0.1 } else { 0.0 };
@@ -184,7 +184,7 @@ fn head_and_loss() {
             if loss_type == LossType::Sft {
                 return scale * l.responses.chunks(4).map(|r| r[3]).sum::<f64>();
             }
-            scale * l.pairs.chunks(3).zip(&m.pairs).map(|(l, p)| f64::from(p.weight) * l[0]).sum::<f64>()
+            scale * l.pairs.chunks(3).zip(m.pairs()).map(|(l, p)| f64::from(p.weight) * l[0]).sum::<f64>()
         };
         let h = run::head(&cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Train);
         let l = run::loss(&cpu, &h, &batch, &chunk, &spec, scale);
@@ -210,7 +210,7 @@ fn decode_is_the_last_row() {
         let groups: Vec<Lens> = vec![(0, &[7]), (0, &[1]), (0, &[101])];
         let m = micro(&groups, 0, 11, &mut noise);
         let batch = loaded(&cpu, &m);
-        let qkv = noise.vec(m.used * shape.qkv_width());
+        let qkv = noise.vec(m.used() * shape.qkv_width());
         let (want, _) = run::attention(&cpu, &qkv, &batch, *shape);
         let (mut k, mut v) = (nan(3 * stride * shape.kv_width()), nan(3 * stride * shape.kv_width()));
         let dst: Vec<u32> =

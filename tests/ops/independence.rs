@@ -4,7 +4,7 @@ use super::run;
 use super::support::*;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision, Level, Real};
 use fusedpo::backend::{AttnShape, Backend, HeadMode, Rotation, Write};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 
 fn bits<S: Real>(x: &[S]) -> &[u8] {
     bytemuck::cast_slice(x)
@@ -86,13 +86,12 @@ fn a_group_does_not_see_its_neighbours_on(cpu: &Cpu<f32>) {
     }
     let (mut noise, dim, vocab) = (Noise(42), 17, 301);
     for shape in SHAPES {
-        let alone = micro(&GROUPS[3..4], 0, vocab, &mut Noise(77));
         let packed = micro(GROUPS, 9, vocab, &mut noise);
-        let g = &packed.groups[3];
+        let (alone, g) = (only(&packed, 3), &packed.groups()[3]);
         let (at, n) = (g.prompt.start as usize, (g.end - g.prompt.start) as usize);
-        assert_eq!(n, alone.used);
+        assert_eq!(n, alone.used());
         let table: Vec<f32> = run::rope_table(200, shape.head_dim);
-        let mut qkv = of::<f32>(&noise.vec(packed.used * shape.qkv_width()));
+        let mut qkv = of::<f32>(&noise.vec(packed.used() * shape.qkv_width()));
         let mut own = rows(&qkv, shape.qkv_width(), at, n);
         let (all, one) = (loaded(cpu, &packed), loaded(cpu, &alone));
         cpu.rope(&mut qkv, &table, &all, *shape, Rotation::Forward).unwrap();
@@ -107,12 +106,7 @@ fn a_group_does_not_see_its_neighbours_on(cpu: &Cpu<f32>) {
         let d1 = run::attention_bwd(cpu, &rows(&dout, shape.q_width(), at, n), &own, &one, *shape);
         assert_eq!(rows(&d, shape.qkv_width(), at, n), d1);
         let p = g.predictions.start as usize..g.predictions.end as usize;
-        let (x, w) = (of::<f32>(&noise.vec(packed.predictions.len() * dim)), of::<f32>(&noise.vec(vocab * dim)));
-        let mut relabelled = packed.clone();
-        for (a, b) in relabelled.predictions[p.clone()].iter_mut().zip(&alone.predictions) {
-            a.target = b.target;
-        }
-        let all = loaded(cpu, &relabelled);
+        let (x, w) = (of::<f32>(&noise.vec(packed.predictions().len() * dim)), of::<f32>(&noise.vec(vocab * dim)));
         let many = run::head(cpu, &x, &w, vocab, &all, &whole(&packed), HeadMode::Train);
         let few = run::head(cpu, &x[p.start * dim..p.end * dim], &w, vocab, &one, &whole(&alone), HeadMode::Train);
         assert_eq!(many.logp[p.clone()], few.logp);
@@ -129,7 +123,7 @@ fn a_shared_prompt_in_bf16() {
         for shape in SHAPES {
             let (prompt, responses) = (101, [40usize, 3, 97]);
             let shared = micro(&[(prompt, &responses)], 0, 11, &mut noise);
-            let qkv = of::<f32>(&noise.vec(shared.used * shape.qkv_width()));
+            let qkv = of::<f32>(&noise.vec(shared.used() * shape.qkv_width()));
             let (out, lse) = run::attention(&cpu, &qkv, &loaded(&cpu, &shared), *shape);
             let mut start = prompt;
             for len in responses {
@@ -153,8 +147,8 @@ fn a_shared_prompt_equals_prompts_of_their_own() {
         let (prompt, responses) = (101, [40usize, 3, 97]);
         let shared = micro(&[(prompt, &responses)], 0, 11, &mut noise);
         let w = shape.qkv_width();
-        let qkv = noise.vec(shared.used * w);
-        let dout = noise.vec(shared.used * shape.q_width());
+        let qkv = noise.vec(shared.used() * w);
+        let dout = noise.vec(shared.used() * shape.q_width());
         let (out, lse) = run::attention(&cpu, &qkv, &loaded(&cpu, &shared), *shape);
         let d = run::attention_bwd(&cpu, &dout, &qkv, &loaded(&cpu, &shared), *shape);
         let mut d_prompt = vec![0.0; prompt * w];
@@ -182,11 +176,11 @@ fn a_shared_prompt_equals_prompts_of_their_own() {
 fn everything(m: &MicroBatch) -> Vec<Vec<u8>> {
     let (cpu, mut noise, shape) = (cpu32(), Noise(44), SHAPES[3]);
     let batch = loaded(&cpu, m);
-    let (rows, dim, vocab) = (m.used, 300, 3001);
+    let (rows, dim, vocab) = (m.used(), 300, 3001);
     let mut v = |n: usize| of::<f32>(&noise.vec(n));
     let (x, w, wn, dy) = (v(rows * dim), v(576 * dim), v(dim), v(rows * 576));
     let (qkv, dout, table) = (v(rows * shape.qkv_width()), v(rows * shape.q_width()), v(vocab * dim));
-    let n = m.predictions.len();
+    let n = m.predictions().len();
     let head = run::head(&cpu, &x[..n * dim], &table, vocab, &batch, &whole(m), HeadMode::Train);
     let (mut dx, mut dw, mut dtable) = (nan(rows * dim), vec![0f32; 576 * dim], vec![0f32; vocab * dim]);
     cpu.linear_bwd_input(&mut dx, &dy, &w, 576, dim, Write::Set).unwrap();

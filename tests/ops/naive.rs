@@ -1,11 +1,11 @@
 //! Attention with a mask, one row at a time, in f64.
 
 use fusedpo::backend::AttnShape;
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::MicroBatch;
 
 /// Rows that row `t` attends to.
 fn visible(m: &MicroBatch, t: usize) -> Vec<usize> {
-    let Some(s) = m.segments.iter().find(|s| (s.start..s.start + s.len).contains(&(t as u32))) else { return vec![] };
+    let Some(s) = m.segments().iter().find(|s| (s.start..s.start + s.len).contains(&(t as u32))) else { return vec![] };
     let prefix = s.prefix_start as usize..(s.prefix_start + s.prefix_len) as usize;
     prefix.chain(s.start as usize..t + 1).collect()
 }
@@ -13,9 +13,9 @@ fn visible(m: &MicroBatch, t: usize) -> Vec<usize> {
 /// Output and log-sum-exp.
 pub fn attention(qkv: &[f64], m: &MicroBatch, shape: AttnShape) -> (Vec<f64>, Vec<f64>) {
     let AttnShape { heads, kv_heads, head_dim: d } = shape;
-    let (mut out, mut lse) = (vec![0.0; m.used * shape.q_width()], vec![0.0; m.used * heads]);
+    let (mut out, mut lse) = (vec![0.0; m.used() * shape.q_width()], vec![0.0; m.used() * heads]);
     let at = |t: usize, column: usize| &qkv[t * shape.qkv_width() + column..][..d];
-    for t in 0..m.used {
+    for t in 0..m.used() {
         let keys = visible(m, t);
         for h in 0..heads {
             let kv = h / (heads / kv_heads) * d;

@@ -2,7 +2,8 @@
 
 use super::support::{nan, of};
 use fusedpo::backend::cpu::{Cpu, CpuBatch, Real};
-use fusedpo::backend::{AttnShape, Backend, Chunk, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS, Write};
+use fusedpo::backend::{AttnShape, Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS, Write};
+use fusedpo::batch::Chunk;
 use fusedpo::loss::LossSpec;
 
 pub fn linear<S: Real>(cpu: &Cpu<S>, x: &[S], w: &[S], out: usize, inp: usize) -> Vec<S> {

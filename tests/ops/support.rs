@@ -1,8 +1,8 @@
 //! Random numbers, micro-batches, and derivatives by finite differences.
 
 use fusedpo::backend::cpu::{Cpu, CpuBatch, GemmPrecision, Level};
-use fusedpo::backend::{AttnShape, Backend, Capacity, Float};
-use fusedpo::data::batch::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use fusedpo::backend::{AttnShape, Backend, Float};
+use fusedpo::batch::{Builder, Chunk, MicroBatch};
 
 /// SplitMix64 (Steele et al. 2014).
 pub struct Noise(pub u64);
@@ -56,65 +56,39 @@ pub const FEW: &[Lens] = &[(3, &[2, 1, 3]), (0, &[3]), (1, &[2])];
 
 /// A micro-batch of `groups` with a dummy tail; every response is in a pair with the next of its group.
 pub fn micro(groups: &[Lens], tail: usize, vocab: usize, noise: &mut Noise) -> MicroBatch {
-    let mut m = MicroBatch::default();
-    let row = |m: &mut MicroBatch, position: usize, noise: &mut Noise| {
-        m.tokens.push(noise.below(vocab) as u32);
-        m.positions.push(position as u32);
-    };
-    for (id, (prompt, responses)) in groups.iter().enumerate() {
-        let start = m.tokens.len() as u32;
-        let from = (m.segments.len(), m.responses.len(), m.predictions.len(), m.pairs.len());
-        (0..*prompt).for_each(|p| row(&mut m, p, noise));
-        let prefix_len = *prompt as u32;
-        if *prompt > 0 {
-            m.segments.push(Segment { start, len: prefix_len, prefix_start: start, prefix_len: 0 });
-        }
+    let mut b = Builder::default();
+    let mut ref_logps = Vec::new();
+    let mut pairs = 0..;
+    for (id, (prompt, responses)) in (0..).zip(groups) {
+        let tokens = |n: usize, noise: &mut Noise| -> Vec<u32> { (0..n).map(|_| noise.below(vocab) as u32).collect() };
+        b.group(id, tokens(*prompt, noise)).unwrap();
         for len in *responses {
-            let at = m.tokens.len() as u32;
-            m.segments.push(Segment { start: at, len: *len as u32, prefix_start: start, prefix_len });
-            let (response, first) = (m.responses.len() as u32, m.predictions.len() as u32);
-            for i in 0..*len {
-                row(&mut m, prompt + i, noise);
-                let by = if i > 0 {
-                    Some(at + i as u32 - 1)
-                } else {
-                    (start + prefix_len).checked_sub(1).filter(|_| *prompt > 0)
-                };
-                if let Some(row) = by {
-                    m.predictions.push(Prediction { row, target: noise.below(vocab) as u32, response });
-                }
-            }
-            let predictions = first..m.predictions.len() as u32;
-            m.responses.push(ResponseSlot { id: u64::from(response), predictions, ref_logp: -3.0 + noise.unit() });
+            b.response(ref_logps.len() as u64, tokens(*len, noise)).unwrap();
+            ref_logps.push(-3.0 + noise.unit());
         }
-        for r in from.1 as u32..m.responses.len() as u32 - 1 {
-            let id = m.pairs.len() as u64;
-            m.pairs.push(PairSlot { chosen: r + 1, rejected: r, weight: 0.5 + noise.unit() as f32 * 0.25, id });
+        for r in 1..responses.len() {
+            b.pair(r, r - 1, 0.5 + noise.unit() as f32 * 0.25, pairs.next().unwrap()).unwrap();
         }
-        m.groups.push(GroupSpan {
-            id: id as u64,
-            prompt: start..start + prefix_len,
-            segments: from.0 as u32..m.segments.len() as u32,
-            responses: from.1 as u32..m.responses.len() as u32,
-            predictions: from.2 as u32..m.predictions.len() as u32,
-            pairs: from.3 as u32..m.pairs.len() as u32,
-            end: m.tokens.len() as u32,
-        });
     }
-    m.used = m.tokens.len();
-    m.slots = m.used + tail;
-    m.tokens.resize(m.slots, 0);
-    m.positions.resize(m.slots, 0);
-    m.rows_by_token = (0..m.used as u32).collect();
-    m.rows_by_token.sort_by_key(|r| (m.tokens[*r as usize], *r));
-    m.predictions_by_row = (0..m.predictions.len() as u32).collect();
-    m.predictions_by_row.sort_by_key(|n| (m.predictions[*n as usize].row, *n));
+    let slots = b.used() + tail;
+    let mut m = b.finish(slots).unwrap();
+    m.set_ref_logps(|r| Ok(ref_logps[r.id as usize])).unwrap();
     m
 }
 
-/// The capacity that a micro-batch needs.
-pub fn capacity(m: &MicroBatch) -> Capacity {
-    Capacity { slots: m.slots, predictions: m.predictions.len(), responses: m.responses.len(), pairs: m.pairs.len() }
+/// Group `group` of `m` with the same tokens, alone.
+pub fn only(m: &MicroBatch, group: usize) -> MicroBatch {
+    let g = &m.groups()[group];
+    let rows = |r: std::ops::Range<u32>| m.tokens()[r.start as usize..r.end as usize].iter().copied();
+    let mut b = Builder::default();
+    b.group(g.id, rows(g.prompt.clone())).unwrap();
+    let segments = &m.segments()[g.segments.start as usize..g.segments.end as usize];
+    let own = segments.iter().filter(|s| s.start >= g.prompt.end);
+    for (s, r) in own.zip(g.responses.clone()) {
+        b.response(m.responses()[r as usize].id, rows(s.start..s.start + s.len)).unwrap();
+    }
+    let slots = b.used();
+    b.finish(slots).unwrap()
 }
 
 /// For ops that look at no heads, and a backend that reserves nothing for them.
@@ -122,18 +96,14 @@ pub const ANY_HEADS: AttnShape = AttnShape { heads: 1, kv_heads: 1, head_dim: 1 
 
 /// Loads a micro-batch.
 pub fn loaded<S: fusedpo::backend::cpu::Real>(cpu: &Cpu<S>, m: &MicroBatch) -> CpuBatch {
-    let mut batch = cpu.new_batch(capacity(m), ANY_HEADS).unwrap();
+    let mut batch = cpu.new_batch(m.capacity(), ANY_HEADS).unwrap();
     cpu.load_batch(&mut batch, m).unwrap();
     batch
 }
 
 /// The whole micro-batch as one chunk.
-pub fn whole(m: &MicroBatch) -> fusedpo::backend::Chunk {
-    fusedpo::backend::Chunk {
-        responses: 0..m.responses.len(),
-        predictions: 0..m.predictions.len(),
-        pairs: 0..m.pairs.len(),
-    }
+pub fn whole(m: &MicroBatch) -> Chunk {
+    Chunk { responses: 0..m.responses().len(), predictions: 0..m.predictions().len(), pairs: 0..m.pairs().len() }
 }
 
 /// Grouped, multi-query and plain attention; head widths below, beside and above the tile sizes.

@@ -6,7 +6,7 @@ use super::support::*;
 use fusedpo::backend::cpu::gemm::{Base, HasGemm, Mat};
 use fusedpo::backend::cpu::{Cpu, GemmPrecision, Level, Real};
 use fusedpo::backend::{Backend, HeadMode, Rotation, Write};
-use fusedpo::data::batch::MicroBatch;
+use fusedpo::batch::{Builder, MicroBatch};
 
 /// Within `units` of 2^-24 of the largest wanted value: for results that are sums of terms of about that size, whose
 /// rounding errors add up like a random walk.
@@ -106,7 +106,7 @@ fn attention_is_the_masked_formula() {
     for (c32, c64) in levels() {
         for shape in SHAPES {
             let m = micro(GROUPS, 5, 11, &mut noise);
-            let qkv: Vec<f64> = noise.vec32(m.used * shape.qkv_width()).iter().map(|x| 3.0 * x).collect();
+            let qkv: Vec<f64> = noise.vec32(m.used() * shape.qkv_width()).iter().map(|x| 3.0 * x).collect();
             let (out, lse) = naive::attention(&qkv, &m, *shape);
             let (got, got_lse) = run::attention(&c64, &qkv, &loaded(&c64, &m), *shape);
             assert_close("out", &got, &out, 1e-11);
@@ -117,7 +117,7 @@ fn attention_is_the_masked_formula() {
             let units = 16.0 + 36.0 * (shape.head_dim as f64).sqrt();
             assert_f32("out f32", &got, &out, units);
             assert_f32("lse f32", &got_lse, &lse, 64.0);
-            let dout = noise.vec32(m.used * shape.q_width());
+            let dout = noise.vec32(m.used() * shape.q_width());
             let want = run::attention_bwd(&c64, &dout, &qkv, &loaded(&c64, &m), *shape);
             let got = run::attention_bwd(&c32, &of::<f32>(&dout), &qkv32, &loaded(&c32, &m), *shape);
             assert_f32("dqkv f32", &got, &want, 4.0 * units);
@@ -141,14 +141,14 @@ fn attention_in_bf16() {
         for shape in SHAPES {
             let m = micro(GROUPS, 5, 11, &mut noise);
             let (w, scale) = (shape.qkv_width(), 1.0 / (shape.head_dim as f64).sqrt());
-            let qkv = of::<f32>(&noise.vec32(m.used * w).iter().map(|x| 2.0 * x).collect::<Vec<f64>>());
+            let qkv = of::<f32>(&noise.vec32(m.used() * w).iter().map(|x| 2.0 * x).collect::<Vec<f64>>());
             // Queries are rounded after they have been scaled.
             let rounded = |(i, x): (usize, &f32)| match i % w < shape.q_width() {
                 true => round(f64::from(*x * scale as f32)) / scale,
                 false => round(f64::from(*x)),
             };
             let inputs: Vec<f64> = qkv.iter().enumerate().map(rounded).collect();
-            let dout: Vec<f64> = noise.vec32(m.used * shape.q_width()).into_iter().map(round).collect();
+            let dout: Vec<f64> = noise.vec32(m.used() * shape.q_width()).into_iter().map(round).collect();
             let (batch, exact) = (loaded(&cpu, &m), loaded(&oracle, &m));
             let (out, lse) = run::attention(&cpu, &qkv, &batch, *shape);
             let (want, want_lse) = run::attention(&oracle, &inputs, &exact, *shape);
@@ -172,16 +172,18 @@ fn attention_in_bf16() {
 #[test]
 fn rows_in_no_segment() {
     let (cpu, mut noise, shape) = (cpu64(), Noise(22), SHAPES[0]);
-    let mut m = micro(&[(3, &[2, 4]), (2, &[3])], 0, 11, &mut noise);
-    m.segments.remove(2); // the second response of the first group: rows 5..9
+    let mut b = Builder::default();
+    (0..9).for_each(|i| b.cached(noise.below(11) as u32, i).unwrap()); // sequences that attend to a cache instead
+    let m = b.finish(12).unwrap();
     let batch = loaded(&cpu, &m);
-    let qkv = noise.vec(m.used * shape.qkv_width());
+    let qkv = noise.vec(m.used() * shape.qkv_width());
     let (out, lse) = run::attention(&cpu, &qkv, &batch, shape);
     let want = naive::attention(&qkv, &m, shape);
     assert_close("out", &out, &want.0, 1e-12);
     assert_close("lse", &lse, &want.1, 1e-12);
     let dqkv = run::attention_bwd(&cpu, &vec![1.0; out.len()], &qkv, &batch, shape);
-    assert!(dqkv[5 * shape.qkv_width()..9 * shape.qkv_width()].iter().all(|d| *d == 0.0));
+    assert_eq!(dqkv.len(), 9 * shape.qkv_width());
+    assert!(out.iter().chain(&dqkv).all(|d| *d == 0.0));
 }
 
 #[test]
@@ -212,7 +214,7 @@ fn elementwise_f32_against_f64() {
 
         let shape = SHAPES[3];
         let m = micro(GROUPS, 2, 11, &mut noise);
-        let mut qkv = noise.vec32(m.used * shape.qkv_width());
+        let mut qkv = noise.vec32(m.used() * shape.qkv_width());
         let mut qkv32 = of::<f32>(&qkv);
         c64.rope(&mut qkv, &run::rope_table(150, 64), &loaded(&c64, &m), shape, Rotation::Forward).unwrap();
         c32.rope(&mut qkv32, &run::rope_table(150, 64), &loaded(&c32, &m), shape, Rotation::Forward).unwrap();
@@ -223,7 +225,7 @@ fn elementwise_f32_against_f64() {
 /// Statistics of logits, from their definitions.
 fn statistics(logits: &[f64], vocab: usize, m: &MicroBatch) -> Head<f64> {
     let mut want = Head { logits: vec![], logp: vec![], entropy: vec![], log_sum_p2: vec![], hit: vec![] };
-    for (z, p) in logits.chunks(vocab).zip(&m.predictions) {
+    for (z, p) in logits.chunks(vocab).zip(m.predictions()) {
         let max = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
         let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
         let p_of = |z: &f64| (z - lse).exp();
@@ -239,7 +241,7 @@ fn statistics(logits: &[f64], vocab: usize, m: &MicroBatch) -> Head<f64> {
 /// Statistics and gradient of the logits that the backend itself computes, over more than one block of the vocabulary:
 /// within `tol` of the formulas, relative. The logits are checked as products.
 fn check_head<S: Real>(cpu: &Cpu<S>, m: &MicroBatch, x: &[f64], w: &[f64], dim: usize, tol: f64) {
-    let (batch, chunk, vocab, n) = (loaded(cpu, m), whole(m), w.len() / dim, m.predictions.len());
+    let (batch, chunk, vocab, n) = (loaded(cpu, m), whole(m), w.len() / dim, m.predictions().len());
     let (x, w) = (of::<S>(x), of::<S>(w));
     let mut logits = nan(n * vocab);
     cpu.logits(&mut logits, &x, &w, dim).unwrap();
@@ -263,7 +265,7 @@ fn check_head<S: Real>(cpu: &Cpu<S>, m: &MicroBatch, x: &[f64], w: &[f64], dim: 
 fn head_statistics() {
     let (mut noise, vocab, dim) = (Noise(24), 2049, 24);
     let m = micro(GROUPS, 2, vocab, &mut noise);
-    let x: Vec<f64> = noise.vec32(m.predictions.len() * dim).iter().map(|x| 4.0 * x).collect();
+    let x: Vec<f64> = noise.vec32(m.predictions().len() * dim).iter().map(|x| 4.0 * x).collect();
     let w = noise.vec32(vocab * dim);
     for (c32, c64) in levels() {
         check_head(&c64, &m, &x, &w, dim, 1e-13);
@@ -275,9 +277,13 @@ fn head_statistics() {
 /// Equal logits: the lowest index counts as the argmax.
 #[test]
 fn a_tie_goes_to_the_lowest_index() {
-    let (cpu, mut noise) = (cpu64(), Noise(25));
-    let mut m = micro(&[(1, &[1]), (1, &[1])], 0, 5, &mut noise);
-    (m.predictions[0].target, m.predictions[1].target) = (1, 3);
+    let cpu = cpu64();
+    let mut b = Builder::default();
+    for (id, target) in [(0, 1), (1, 3)] {
+        b.group(id, [4]).unwrap();
+        b.response(id, [target]).unwrap();
+    }
+    let m = b.finish(4).unwrap();
     let w = [0.0, 1.0, 0.5, 1.0, -1.0];
     let h = run::head(&cpu, &[1.0, 1.0], &w, 5, &loaded(&cpu, &m), &whole(&m), HeadMode::Score);
     assert_eq!(h.hit, [1.0, 0.0]);

@@ -19,14 +19,14 @@ fn check_lens(
 /// See [`crate::backend::Backend::embed_fwd`].
 pub(super) fn fwd<S: Real>(x: &mut [S], table: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
     check_lens("embed_fwd", ("table", table.len()), ("x", x.len()), batch, dim)?;
-    par::rows(x, dim, |t, x| x.copy_from_slice(&table[batch.micro.tokens[t] as usize * dim..][..dim]));
+    par::rows(x, dim, |t, x| x.copy_from_slice(&table[batch.micro.tokens()[t] as usize * dim..][..dim]));
     Ok(())
 }
 
 /// See [`crate::backend::Backend::embed_bwd`].
 pub(super) fn bwd<S: Real>(dtable: &mut [S], dx: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
     check_lens("embed_bwd", ("dtable", dtable.len()), ("dx", dx.len()), batch, dim)?;
-    split(dtable, 0, &batch.micro.rows_by_token, dx, &batch.micro.tokens, dim);
+    split(dtable, 0, batch.micro.rows_by_token(), dx, batch.micro.tokens(), dim);
     Ok(())
 }
 

@@ -4,7 +4,8 @@ use super::gemm::{Base, Gemm, Mat};
 use super::real::sum_lanes;
 use super::simd::simd_fn;
 use super::{CpuBatch, Level, Real, check, par};
-use crate::backend::{Chunk, HeadMode};
+use crate::backend::HeadMode;
+use crate::batch::Chunk;
 use crate::error::Result;
 use rayon::prelude::*;
 
@@ -123,7 +124,7 @@ pub(super) fn fwd<S: Real>(
     let logits = &mut logits[..n * vocab];
     S::gemm(g, logits, Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), n, vocab, dim);
     let [logp, entropy, log_sum_p2, hit] = stats;
-    let predictions = &batch.micro.predictions[chunk.predictions.clone()];
+    let predictions = &batch.micro.predictions()[chunk.predictions.clone()];
     let rows = logits.par_chunks_exact_mut(vocab).zip(predictions);
     rows.zip(logp).zip(entropy).zip(log_sum_p2).zip(hit).for_each(|(((((z, p), logp), entropy), p2), hit)| {
         let s = row(g.level, z, p.target as usize, mode).map(S::from_f64);

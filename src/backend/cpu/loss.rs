@@ -1,7 +1,8 @@
 //! Sums over responses, the loss of every pair, and the coefficients.
 
 use super::{CpuBatch, Real, Scratch, check};
-use crate::backend::{Chunk, PAIR_STATS, RESPONSE_STATS};
+use crate::backend::{PAIR_STATS, RESPONSE_STATS};
+use crate::batch::Chunk;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, Pair};
 
@@ -38,8 +39,8 @@ pub(super) fn loss<S: Real>(
     scratch.with(chunk.responses.len(), |d: &mut [f64]| {
         d.fill(0.0);
         let first = chunk.responses.start;
-        let slots = &batch.micro.responses;
-        for (pair, out) in batch.micro.pairs[chunk.pairs.clone()].iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
+        let slots = batch.micro.responses();
+        for (pair, out) in batch.micro.pairs()[chunk.pairs.clone()].iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
             let (w, l) = (pair.chosen as usize, pair.rejected as usize);
             if !(chunk.responses.contains(&w) && chunk.responses.contains(&l)) {
                 return Err(Error::Training(format!("loss: pair {} reaches outside its chunk of responses", pair.id)));
@@ -63,7 +64,7 @@ pub(super) fn loss<S: Real>(
             d[w - first] += weight * got.d_chosen;
             d[l - first] += weight * got.d_rejected;
         }
-        for (c, p) in coef.iter_mut().zip(&batch.micro.predictions[chunk.predictions.clone()]) {
+        for (c, p) in coef.iter_mut().zip(&batch.micro.predictions()[chunk.predictions.clone()]) {
             *c = S::from_f64(scale * d[p.response as usize - first]);
         }
         Ok(())
@@ -72,7 +73,7 @@ pub(super) fn loss<S: Real>(
 
 /// Sums of logp, entropy and hits over each response's predictions; the fourth number, a response's own loss, 0.
 fn response_stats<S: Real>(out: &mut [f64], stats: [&[S]; 3], batch: &CpuBatch, chunk: &Chunk) {
-    for (r, out) in batch.micro.responses[chunk.responses.clone()].iter().zip(out.chunks_exact_mut(RESPONSE_STATS)) {
+    for (r, out) in batch.micro.responses()[chunk.responses.clone()].iter().zip(out.chunks_exact_mut(RESPONSE_STATS)) {
         let start = chunk.predictions.start;
         let range = r.predictions.start as usize - start..r.predictions.end as usize - start;
         for (out, stat) in out.iter_mut().zip(stats) {

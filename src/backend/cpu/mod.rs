@@ -44,10 +44,8 @@ pub use real::Real;
 use scratch::Scratch;
 pub use simd::Level;
 
-use super::{
-    AttnShape, Backend, Capacity, Chunk, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
-};
-use crate::data::batch::MicroBatch;
+use super::{AttnShape, Backend, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write};
+use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use std::marker::PhantomData;

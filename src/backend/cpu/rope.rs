@@ -36,7 +36,7 @@ pub(super) fn rope<S: Real>(
     let d = shape.head_dim;
     let sign = S::from_f64(if direction == Rotation::Forward { 1.0 } else { -1.0 });
     par::rows(qkv, shape.qkv_width(), |t, row| {
-        let (cos, sin) = table[batch.micro.positions[t] as usize * d..][..d].split_at(d / 2);
+        let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
         rotate(level, &mut row[..shape.q_width() + shape.kv_width()], cos, sin, sign);
     });
     Ok(())

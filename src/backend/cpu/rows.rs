@@ -11,14 +11,14 @@ fn check_lens(
     dim: usize,
 ) -> Result<()> {
     check::nonzero(op, "dim", dim)?;
-    check::len(op, n.0, n.1, &[("predictions", batch.micro.predictions.len()), ("dim", dim)])?;
+    check::len(op, n.0, n.1, &[("predictions", batch.micro.predictions().len()), ("dim", dim)])?;
     check::len(op, x.0, x.1, &[("rows", batch.rows()), ("dim", dim)])
 }
 
 /// See [`crate::backend::Backend::gather_rows`].
 pub(super) fn gather<S: Real>(out: &mut [S], x: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
     check_lens("gather_rows", ("out", out.len()), ("x", x.len()), batch, dim)?;
-    let predictions = &batch.micro.predictions;
+    let predictions = batch.micro.predictions();
     par::rows(out, dim, |n, out| out.copy_from_slice(&x[predictions[n].row as usize * dim..][..dim]));
     Ok(())
 }

@@ -9,8 +9,8 @@ mod schedule;
 use super::batch::GpuBatch;
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::{Gpu, GpuFloat, check};
-use crate::backend::{AttnShape, Capacity};
-use crate::data::batch::MicroBatch;
+use crate::backend::AttnShape;
+use crate::batch::{Capacity, MicroBatch};
 use crate::error::{Error, Result};
 use schedule::{KEY_WORDS, QUERY_ROWS, QUERY_WORDS, Span};
 
@@ -132,12 +132,9 @@ impl Tables {
         [queries * QUERY_WORDS, keys * KEY_WORDS]
     }
 
-    /// Replaces the content, for the first `slots` slots. Errors: segments that do not follow one another as [`MicroBatch`] says.
-    pub(super) fn load(&mut self, from: &MicroBatch, slots: usize) -> Result<()> {
-        const OP: &str = "load_batch";
-        check::at_most(OP, "slots", slots, self.slots)?;
-        check::at_most(OP, "segments", from.segments.len() + 1, self.segments)?;
-        schedule::spans(&mut self.spans, from, slots)
+    /// Replaces the content, for the first `slots` slots of a micro-batch within the capacity.
+    pub(super) fn load(&mut self, from: &MicroBatch, slots: usize) {
+        schedule::spans(&mut self.spans, from, slots);
     }
 
     /// Writes the tables into `words`, each at its place in `at`.

@@ -6,9 +6,9 @@ use super::graph::Graph;
 use super::pinned::Pinned;
 use super::{Buf, Gpu, GpuFloat};
 use crate::backend::{
-    AttnShape, Backend, Capacity, Chunk, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
+    AttnShape, Backend, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
 };
-use crate::data::batch::MicroBatch;
+use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::{Result, expect_len};
 use crate::loss::LossSpec;
 use std::ops::Range;

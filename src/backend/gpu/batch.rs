@@ -1,4 +1,4 @@
-//! A micro-batch on the device: checked once, with the tables that kernels follow without looking.
+//! A micro-batch on the device, with the tables that kernels follow without looking: a [`MicroBatch`] is sound by construction.
 //!
 //! All tables lie in one buffer, at places that depend on the capacity alone. They are put together in one of two pieces of
 //! page-locked host memory that take turns, and travel in one copy that nobody waits for.
@@ -7,8 +7,8 @@ use super::attention::Tables;
 use super::driver::{Driver, View};
 use super::pinned::Pinned;
 use super::{Buf, Gpu, GpuFloat, check};
-use crate::backend::{AttnShape, Capacity, Chunk};
-use crate::data::batch::{GroupSpan, MicroBatch};
+use crate::backend::AttnShape;
+use crate::batch::{Capacity, Chunk, GroupSpan, MicroBatch};
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -122,29 +122,28 @@ impl<D: Driver> GpuBatch<D> {
         })
     }
 
-    /// Replaces the content; on an error the batch is empty. Waits only for the copy of the load before the last.
+    /// Replaces the content; on an error, which is a batch beyond the capacity or a lost device, there is none. Waits only for the copy of the load before the last.
     pub fn load(&mut self, from: &MicroBatch) -> Result<()> {
         (self.slots, self.used, self.predictions, self.pairs) = (0, 0, 0, 0);
         self.spans.clear();
         self.groups.clear();
-        check_sizes(&self.capacity, from)?;
-        check_indices(from)?;
-        let slots = computed_rows(from.used, from.slots, self.capacity.slots);
-        self.attention.load(from, slots)?;
+        from.within(&self.capacity)?;
+        let slots = computed_rows(from.used(), from.slots(), self.capacity.slots);
+        self.attention.load(from, slots);
         let staging = &mut self.staging[self.turn];
         self.turn = 1 - self.turn;
         let words = staging.open()?;
         stage(&self.layout, words, from);
         self.attention.stage(self.layout.attention, words);
         staging.upload(self.memory.all_mut())?;
-        self.spans.extend(from.responses.iter().map(|r| r.predictions.clone()));
-        self.groups.extend_from_slice(&from.groups);
+        self.spans.extend(from.responses().iter().map(|r| r.predictions.clone()));
+        self.groups.extend_from_slice(from.groups());
         let end = |v: &[u32]| v.iter().max().map_or(0, |m| *m as usize + 1);
-        self.tokens_end = end(&from.tokens);
-        self.positions_end = end(&from.positions);
-        self.targets_end = from.predictions.iter().map(|p| p.target as usize + 1).max().unwrap_or(0);
-        (self.slots, self.used) = (slots, from.used);
-        (self.predictions, self.pairs) = (from.predictions.len(), from.pairs.len());
+        self.tokens_end = end(from.tokens());
+        self.positions_end = end(from.positions());
+        self.targets_end = from.predictions().iter().map(|p| p.target as usize + 1).max().unwrap_or(0);
+        (self.slots, self.used) = (slots, from.used());
+        (self.predictions, self.pairs) = (from.predictions().len(), from.pairs().len());
         Ok(())
     }
 
@@ -261,86 +260,27 @@ fn stage(l: &Layout, words: &mut [u32], from: &MicroBatch) {
         words[at..].iter_mut().zip(values).for_each(|(w, v)| *w = v);
     };
     let halves = |x: f64| [x.to_bits() as u32, (x.to_bits() >> 32) as u32];
-    fill(l.ref_logp, &mut from.responses.iter().flat_map(|r| halves(r.ref_logp)));
-    fill(l.weights, &mut from.pairs.iter().flat_map(|p| halves(p.weight.into())));
-    fill(l.tokens, &mut from.tokens.iter().copied());
-    fill(l.positions, &mut from.positions.iter().copied());
-    fill(l.rows_by_token, &mut from.rows_by_token.iter().copied());
-    fill(l.prediction_rows, &mut from.predictions.iter().map(|p| p.row));
-    fill(l.targets, &mut from.predictions.iter().map(|p| p.target));
-    fill(l.by_row, &mut from.predictions_by_row.iter().copied());
-    fill(l.spans, &mut from.responses.iter().flat_map(|r| [r.predictions.start, r.predictions.end]));
-    fill(l.pairs, &mut from.pairs.iter().flat_map(|p| [p.chosen, p.rejected]));
+    fill(l.ref_logp, &mut from.responses().iter().flat_map(|r| halves(r.ref_logp)));
+    fill(l.weights, &mut from.pairs().iter().flat_map(|p| halves(p.weight.into())));
+    fill(l.tokens, &mut from.tokens().iter().copied());
+    fill(l.positions, &mut from.positions().iter().copied());
+    fill(l.rows_by_token, &mut from.rows_by_token().iter().copied());
+    fill(l.prediction_rows, &mut from.predictions().iter().map(|p| p.row));
+    fill(l.targets, &mut from.predictions().iter().map(|p| p.target));
+    fill(l.by_row, &mut from.predictions_by_row().iter().copied());
+    fill(l.spans, &mut from.responses().iter().flat_map(|r| [r.predictions.start, r.predictions.end]));
+    fill(l.pairs, &mut from.pairs().iter().flat_map(|p| [p.chosen, p.rejected]));
     let group = |g: &GroupSpan| [g.responses.start, g.responses.end, g.pairs.start, g.pairs.end];
-    fill(l.groups, &mut from.groups.iter().flat_map(group));
+    fill(l.groups, &mut from.groups().iter().flat_map(group));
     let mut at = 0;
-    let row = |n: u32| from.predictions[n as usize].row as usize;
-    let mut starts = (0..=from.slots).map(|t| {
-        while at < from.predictions_by_row.len() && row(from.predictions_by_row[at]) < t {
+    let row = |n: u32| from.predictions()[n as usize].row as usize;
+    let mut starts = (0..=from.slots()).map(|t| {
+        while at < from.predictions_by_row().len() && row(from.predictions_by_row()[at]) < t {
             at += 1;
         }
         at as u32
     });
     fill(l.starts, &mut starts);
-}
-
-fn malformed(why: String) -> Error {
-    Error::Training(format!("load_batch: {why}; the micro-batch was put together wrongly"))
-}
-
-fn check_sizes(c: &Capacity, from: &MicroBatch) -> Result<()> {
-    const OP: &str = "load_batch";
-    for (name, got, most) in [
-        ("slots", from.slots, c.slots),
-        ("used", from.used, from.slots),
-        ("predictions", from.predictions.len(), c.predictions),
-        ("responses", from.responses.len(), c.responses),
-        ("groups", from.groups.len(), c.responses),
-        ("pairs", from.pairs.len(), c.pairs),
-    ] {
-        check::at_most(OP, name, got, most)?;
-    }
-    for (name, got, want) in [
-        ("tokens", from.tokens.len(), from.slots),
-        ("positions", from.positions.len(), from.slots),
-        ("rows_by_token", from.rows_by_token.len(), from.used),
-        ("predictions_by_row", from.predictions_by_row.len(), from.predictions.len()),
-    ] {
-        check::len(OP, name, got, &[("entries", want)])?;
-    }
-    Ok(())
-}
-
-/// Everything that a kernel follows without looking.
-fn check_indices(from: &MicroBatch) -> Result<()> {
-    let (used, n) = (from.used as u32, from.predictions.len() as u32);
-    if from.rows_by_token.iter().any(|r| *r >= used)
-        || !from.rows_by_token.is_sorted_by_key(|r| (from.tokens[*r as usize], *r))
-    {
-        return Err(malformed("`rows_by_token` is not the live rows by (token, row)".into()));
-    }
-    if let Some(p) = from.predictions.iter().find(|p| p.row >= used) {
-        return Err(malformed(format!("a prediction reads row {} of {used}", p.row)));
-    }
-    if from.predictions_by_row.iter().any(|p| *p >= n)
-        || !from.predictions_by_row.is_sorted_by_key(|p| (from.predictions[*p as usize].row, *p))
-    {
-        return Err(malformed("`predictions_by_row` is not the predictions by (row, index)".into()));
-    }
-    let inside = |r: &Range<u32>, end: usize| r.start <= r.end && r.end as usize <= end;
-    if !from.responses.iter().all(|r| inside(&r.predictions, from.predictions.len())) {
-        return Err(malformed("a response has predictions that do not exist".into()));
-    }
-    for g in &from.groups {
-        if !inside(&g.responses, from.responses.len()) || !inside(&g.pairs, from.pairs.len()) {
-            return Err(malformed(format!("group {} has responses or pairs that do not exist", g.id)));
-        }
-        let pairs = &from.pairs[g.pairs.start as usize..g.pairs.end as usize];
-        if let Some(p) = pairs.iter().find(|p| !g.responses.contains(&p.chosen) || !g.responses.contains(&p.rejected)) {
-            return Err(malformed(format!("pair {} reaches outside its group", p.id)));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

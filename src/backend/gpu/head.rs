@@ -3,7 +3,8 @@
 use super::batch::GpuBatch;
 use super::driver::{Arg, Driver, Grid, View, ViewMut};
 use super::{Gpu, GpuFloat, check};
-use crate::backend::{Chunk, HeadMode};
+use crate::backend::HeadMode;
+use crate::batch::Chunk;
 use crate::error::Result;
 
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {

@@ -3,7 +3,8 @@
 use super::batch::GpuBatch;
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::{Gpu, GpuFloat, check};
-use crate::backend::{Chunk, PAIR_STATS, RESPONSE_STATS};
+use crate::backend::{PAIR_STATS, RESPONSE_STATS};
+use crate::batch::Chunk;
 use crate::error::Result;
 use crate::loss::{LossSpec, LossType};
 

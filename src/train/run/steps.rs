@@ -3,7 +3,7 @@
 
 use super::Run;
 use crate::backend::Backend;
-use crate::data::batch::MicroBatch;
+use crate::batch::MicroBatch;
 use crate::data::plan::Planner;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
@@ -81,7 +81,7 @@ impl<B: Backend> Run<'_, B> {
     ) -> Result<InFlight<B>> {
         let begun = Instant::now();
         self.data.check_unchanged()?;
-        let mut batches = plan.step(epoch, at);
+        let mut batches = plan.step(epoch, at)?;
         if let Some(sidecars) = &self.sidecars {
             eval::fill_reference(&mut batches, sidecars)?;
         }
@@ -132,13 +132,13 @@ impl<B: Backend> Run<'_, B> {
         step: u64,
         skipped: u32,
         progress: &Progress,
-        pairs: impl Fn() -> Vec<u64>,
+        pairs: impl Fn() -> Result<Vec<u64>>,
     ) -> Result<u32> {
         if norm.is_finite() && totals.non_finite.is_empty() {
             return Ok(0);
         }
         // Where every loss is finite and the gradient is not, any of the step's pairs may be the cause.
-        let mut ids = if totals.non_finite.is_empty() { pairs() } else { totals.non_finite.clone() };
+        let mut ids = if totals.non_finite.is_empty() { pairs()? } else { totals.non_finite.clone() };
         ids.sort_unstable();
         ids.dedup();
         ids.truncate(8);
@@ -189,8 +189,8 @@ struct Log {
 }
 
 /// Ids of the pairs of a step.
-fn pair_ids(plan: &Planner<'_>, epoch: u64, at: u64) -> Vec<u64> {
-    plan.step(epoch, at).iter().flat_map(|mb| &mb.pairs).map(|p| p.id).collect()
+fn pair_ids(plan: &Planner<'_>, epoch: u64, at: u64) -> Result<Vec<u64>> {
+    Ok(plan.step(epoch, at)?.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect())
 }
 
 /// DESIGN's step-0 proof: policy and reference are the same model, so that every margin is exactly 0 and the loss is

@@ -9,7 +9,7 @@ use crate::backend::cpu::gemm::Mat;
 use crate::backend::cpu::gemm_blocks::Side;
 use crate::backend::cpu::scratch::{carve, padded};
 use crate::backend::cpu::{CpuBatch, Gemm, Real, check, par};
-use crate::data::batch::Segment;
+use crate::batch::Segment;
 use crate::error::Result;
 
 /// Inputs of the backward pass.
@@ -49,7 +49,7 @@ pub(in crate::backend::cpu) fn bwd<S: Real>(
     let of = |data, width| Heads { data, width };
     let io =
         BwdIn { qkv: of(qkv, shape.qkv_width()), dout: of(dout, width), lse: of(lse, heads), delta: of(delta, heads) };
-    let segment = |b: &Block| batch.micro.segments.get(b.segment as usize);
+    let segment = |b: &Block| batch.micro.segments().get(b.segment as usize);
     par::spans(&batch.query_blocks, dqkv, shape.qkv_width(), &block_rows, &|b, dqkv| match segment(b) {
         Some(seg) => dq_block(g, &geo, dqkv, io, b, seg),
         None => dqkv.fill(S::ZERO),

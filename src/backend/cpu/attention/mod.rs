@@ -16,7 +16,7 @@ use super::gemm_blocks::Side;
 use super::scratch::{carve, padded};
 use super::{CpuBatch, Gemm, Real, check, par};
 use crate::backend::AttnShape;
-use crate::data::batch::Segment;
+use crate::batch::Segment;
 use crate::error::Result;
 use softmax::{divide_columns, online_softmax, scale_columns};
 use stacks::{Geometry, Heads, key_tiles, mask_by_column};
@@ -56,7 +56,7 @@ pub(super) fn fwd<S: Real>(
         (out, shape.q_width()),
         (lse, shape.heads),
         &block_rows,
-        &|b, out, lse| match batch.micro.segments.get(b.segment as usize) {
+        &|b, out, lse| match batch.micro.segments().get(b.segment as usize) {
             Some(seg) => fwd_block(g, &geo, out, lse, qkv, b, seg),
             None => {
                 out.fill(S::ZERO);

@@ -5,7 +5,7 @@ use crate::backend::AttnShape;
 use crate::backend::cpu::batch::{Block, KEY_BLOCK, QUERY_BLOCK};
 use crate::backend::cpu::gemm::Mat;
 use crate::backend::cpu::{CpuBatch, Gemm, Level, Real};
-use crate::data::batch::Segment;
+use crate::batch::Segment;
 use std::ops::Range;
 
 /// Geometry of tiles: sizes rounded up to what the micro-kernel takes.
@@ -131,7 +131,7 @@ pub(super) fn query_tiles<'a>(
     batch: &'a CpuBatch,
     keys: &Block,
 ) -> impl Iterator<Item = (Range<usize>, bool)> + use<'a> {
-    let segments = &batch.micro.segments;
+    let segments = batch.micro.segments();
     let seg = segments[keys.segment as usize];
     let skipped = (keys.start - seg.start) as usize / QUERY_BLOCK * QUERY_BLOCK;
     let tiles = |r: Range<usize>| r.clone().step_by(QUERY_BLOCK).map(move |at| at..(at + QUERY_BLOCK).min(r.end));

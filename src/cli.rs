@@ -1,8 +1,9 @@
 //! The command line: which command, with which options. No work is done here.
 
+use crate::commands::flags::Flags;
+use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{eval, generate, inspect, pack, reference, score};
 use crate::demo::DemoArgs;
-use crate::train::config::{DpoArgs, TrainArgs};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
@@ -25,6 +26,11 @@ impl Cli {
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
     }
+
+    /// The options of all commands.
+    pub fn flags() -> Flags {
+        Flags::of(&Self::command())
+    }
 }
 
 /// The commands.
@@ -37,17 +43,17 @@ pub enum Command {
     /// Show what a folder of shards holds
     Inspect(inspect::InspectArgs),
     /// Fine-tune on completions (of pairs: the chosen ones)
-    Sft(TrainArgs),
+    Sft(TrainFlags),
     /// Compute and keep the reference's log-probs; interrupted, it goes on
     Reference(reference::ReferenceArgs),
     /// Train on preferences
     Dpo {
         /// Options shared with `sft`.
         #[command(flatten)]
-        train: TrainArgs,
+        train: TrainFlags,
         /// Options of DPO.
         #[command(flatten)]
-        dpo: DpoArgs,
+        dpo: DpoFlags,
     },
     /// Loss, rewards, accuracy and KL on held-out pairs
     Eval(eval::EvalArgs),

@@ -5,7 +5,7 @@ use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::Gpu;
 use crate::backend::gpu::cuda::{self, CudaDriver};
 use crate::error::Result;
-use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice};
 use half::bf16;
 
 /// Work that any backend can do.

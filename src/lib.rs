@@ -33,7 +33,7 @@
 //! - [`backend`]: the trait of about thirty ops that every device implements. [`backend::cpu`] is the definition, in f32
 //!   and f64; [`backend::gpu`] launches the kernels of `kernels/`, on a GPU or on the host.
 //! - [`model`]: configuration, parameter table, loading and export, forward and backward written out, generation.
-//! - [`train`]: configuration, memory plan, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics,
+//! - [`train`]: options ([`train::options`]), memory plan, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics,
 //!   runs.
 //! - [`device`]: from `--device` to a backend, the one `match` over devices.
 //! - [`commands`], [`cli`]: one file a command; what the user types.

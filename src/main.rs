@@ -20,13 +20,13 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Pack(args) => commands::pack::run_pack(&args),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
-        Command::Sft(args) => commands::train::sft(args),
+        Command::Sft(args) => commands::train::sft(&args),
         Command::Reference(args) => commands::reference::run(&args),
-        Command::Dpo { train, dpo } => commands::train::dpo(train, dpo),
+        Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Score(args) => commands::score::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
-        Command::Doctor => commands::doctor::run(),
+        Command::Doctor => commands::doctor::run(&Cli::flags()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         {
             ExitCode::SUCCESS
         }
-        Err(e) => fail(&e.to_string(), e.exit_code()),
+        Err(e) => fail(&Cli::flags().error(&e), e.exit_code()),
     }
 }
 

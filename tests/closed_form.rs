@@ -8,10 +8,9 @@ use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use fusedpo::loss::{LossSpec, LossType, sigmoid_of};
 use fusedpo::model::sample::uniform;
 use fusedpo::model::{Model, ModelConfig};
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
-use fusedpo::train::optim::Optimizer;
+use fusedpo::train::optim::{OptimOptions, Optimizer};
 
 const VOCAB: u32 = 5;
 const PROMPTS: u32 = 3;
@@ -105,11 +104,8 @@ fn dpo_finds_the_closed_form_optimum() {
     mb.set_ref_logps(|r| Ok(reference[r.id as usize])).unwrap();
     let (before, _) = distance(&reference, &reference, &reward);
 
-    let path = |s: &str| Some(s.into());
-    let args =
-        TrainArgs { model: path("m"), data: path("d"), out: path("o"), max_grad_norm: Some(0.0), ..Default::default() };
-    let c = TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap();
-    let mut opt = Optimizer::new(&be, &engine.model, &c).unwrap();
+    let unclipped = OptimOptions { max_grad_norm: 0.0, ..Default::default() };
+    let mut opt = Optimizer::new(&be, &engine.model, &unclipped).unwrap();
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: BETA, label_smoothing: 0.0 };
     let weight: f64 = mb.pairs().iter().map(|p| f64::from(p.weight)).sum();
     const STEPS: usize = 1200;

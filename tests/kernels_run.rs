@@ -15,11 +15,12 @@ use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::train::config::{DpoArgs, GraphsChoice, Stage, TrainArgs, TrainConfig};
+use fusedpo::train::choices::GraphsChoice;
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::MemoryPlan;
+use fusedpo::train::options::{DataOptions, FileOptions, LossOptions, Stage, TrainOptions};
 use fusedpo::train::run::train;
-use fusedpo::train::schedule::SchedulerType;
+use fusedpo::train::schedule::{ScheduleOptions, SchedulerType};
 use half::bf16;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -54,19 +55,16 @@ fn data(cli: &Cli, tokenizer: &Path) {
 }
 
 /// The options of a short run in `cli`'s folder.
-fn config(cli: &Cli, stage: Stage, model: &Path, out: &str) -> TrainConfig {
-    let args = TrainArgs {
-        model: Some(model.to_owned()),
-        data: Some(cli.path("d")),
-        out: Some(cli.path(out)),
-        learning_rate: Some(if stage == Stage::Sft { 2e-4 } else { 5e-5 }),
-        batch_size: Some(2),
-        token_budget: Some(64),
-        max_steps: Some(3),
+fn config(cli: &Cli, stage: Stage, model: &Path, out: &str) -> TrainOptions {
+    let learning_rate = if stage == Stage::Sft { 2e-4 } else { 5e-5 };
+    let options = TrainOptions {
+        files: FileOptions { model: model.to_owned(), data: cli.path("d"), out: cli.path(out) },
+        loss: LossOptions { beta: (stage == Stage::Dpo).then_some(0.3), ..Default::default() },
+        schedule: ScheduleOptions { learning_rate, ..Default::default() },
+        data: DataOptions { batch_size: 2, token_budget: Some(64), max_steps: Some(3), ..Default::default() },
         ..Default::default()
     };
-    let dpo = DpoArgs { beta: (stage == Stage::Dpo).then_some(0.3), cache: None, ..Default::default() };
-    TrainConfig::resolve(stage, args, dpo).unwrap()
+    options.resolve(stage).unwrap()
 }
 
 /// Metrics without those of the clock.
@@ -83,7 +81,7 @@ fn column(rows: &[Value], key: &str) -> Vec<f64> {
 }
 
 /// SFT, then DPO from its result, into `NAME-sft` and `NAME-dpo`. The reference pass is part of DPO.
-fn both_stages<B: Backend>(be: &B, cli: &Cli, model: &Path, name: &str, change: impl Fn(&mut TrainConfig)) {
+fn both_stages<B: Backend>(be: &B, cli: &Cli, model: &Path, name: &str, change: impl Fn(&mut TrainOptions)) {
     for stage in [Stage::Sft, Stage::Dpo] {
         let (from, out) = match stage {
             Stage::Sft => (model.to_owned(), format!("{name}-sft")),
@@ -127,8 +125,8 @@ fn sft_reference_and_dpo_agree_with_the_cpu_and_with_themselves() {
     assert_eq!(column(&dpo, "step"), [0.0, 1.0, 2.0, 3.0, 3.0], "rows are in order, though late");
 
     both_stages(&gpu().unwrap(), &cli, &model, "all", |c| {
-        c.gradient_checkpointing = true;
-        c.cuda_graphs = GraphsChoice::On;
+        c.compute.gradient_checkpointing = true;
+        c.compute.cuda_graphs = GraphsChoice::On;
     });
     for stage in ["sft", "dpo"] {
         let [one, two] = ["gpu", "all"].map(|name| rows(&cli, &format!("{name}-{stage}")));
@@ -151,11 +149,11 @@ fn a_device_lost_in_the_middle_leaves_nothing_half_written() {
     let run = |driver: HostDriver, healthy: u64, out: &str, graphs: GraphsChoice| {
         let be = Gpu::<_, bf16>::new(FaultyDriver::new(driver, healthy, LOST));
         let mut c = config(&cli, Stage::Dpo, &model, out);
-        c.max_steps = Some(2);
-        c.cuda_graphs = graphs;
+        c.data.max_steps = Some(2);
+        c.compute.cuda_graphs = graphs;
         // A cache of its own, so that every run has the same calls to make.
         std::fs::create_dir(cli.path(&format!("{out}-cache"))).unwrap();
-        c.cache = Some(cli.path(&format!("{out}-cache")));
+        c.reference.cache = Some(cli.path(&format!("{out}-cache")));
         let done = be.and_then(|be| train(&be, &c).map(|_| be.driver().calls()));
         (done, cli.path(out))
     };
@@ -194,10 +192,10 @@ fn a_run_without_a_finite_gradient_ends() {
     cli.write_rows("rows.jsonl", &cli_common::pairs(12));
     cli.ok("pack --tokenizer m --input rows.jsonl --out d");
     let model = cli_common::golden("llama");
-    let run = |out: &str, train: &dyn Fn(&TrainConfig) -> Option<String>| {
+    let run = |out: &str, train: &dyn Fn(&TrainOptions) -> Option<String>| {
         let mut c = config(&cli, Stage::Sft, &model, out);
-        (c.learning_rate, c.max_steps) = (1e30, Some(20));
-        c.lr_scheduler_type = SchedulerType::Constant;
+        (c.schedule.learning_rate, c.data.max_steps) = (1e30, Some(20));
+        c.schedule.lr_scheduler_type = SchedulerType::Constant;
         (train(&c).unwrap(), column(&rows(&cli, out), "step"))
     };
     let cpu = Cpu::<f32>::with(GemmPrecision::Native).unwrap();
@@ -219,19 +217,19 @@ fn a_device_too_small_is_refused_with_what_would_fit() {
     cli.ok("pack --tokenizer m --input rows.jsonl --out d");
     let model = cli_common::golden("llama");
     let mut c = config(&cli, Stage::Sft, &model, "run");
-    (c.max_steps, c.token_budget) = (Some(1), Some(1024));
+    (c.data.max_steps, c.data.token_budget) = (Some(1), Some(1024));
     let be = Gpu::<_, bf16>::new(driver).unwrap();
     let shape = fusedpo::model::ModelConfig::load(&model).unwrap();
-    let data = Dataset::open(&c.data, Split::Train).unwrap();
+    let data = Dataset::open(&c.files.data, Split::Train).unwrap();
     let options = PlanOptions {
         objective: Objective::Sft,
-        batch_size: c.batch_size,
-        token_budget: c.token_budget,
-        seed: c.seed,
+        batch_size: c.data.batch_size,
+        token_budget: c.data.token_budget,
+        seed: c.data.seed,
         shuffle: true,
     };
     let capacity = Planner::new(&data, &options).unwrap().capacity();
-    let plan = |purpose| MemoryPlan::training(&be, &shape, 64, capacity, (purpose, &c)).unwrap();
+    let plan = |purpose| MemoryPlan::training(&be, &shape, 64, capacity, (purpose, &c.optim)).unwrap();
     let (full, less) = (plan(Purpose::Train), plan(Purpose::Recompute));
     assert!(less.bytes() < full.bytes() * 3 / 4, "{} of {} bytes", less.bytes(), full.bytes());
     let memory = be.memory().unwrap().unwrap().used + (full.needed() + less.needed()) / 2;
@@ -240,10 +238,10 @@ fn a_device_too_small_is_refused_with_what_would_fit() {
     let error = train(&small(), &c).unwrap_err();
     let line = error.to_string();
     assert!(line.starts_with("out of memory: this needs ") && !line.contains('\n'), "{line}");
-    assert!(line.contains("; so would --gradient-checkpointing ("), "{line}");
+    assert!(line.contains("; so would `gradient_checkpointing` ("), "{line}");
     assert_eq!(error.exit_code(), 1);
-    assert!(!c.out.exists());
-    c.gradient_checkpointing = true;
+    assert!(!c.files.out.exists());
+    c.compute.gradient_checkpointing = true;
     train(&small(), &c).unwrap();
 }
 
@@ -251,9 +249,9 @@ fn a_device_too_small_is_refused_with_what_would_fit() {
 fn graphs_are_refused_on_the_cpu_before_anything_is_written() {
     let cli = Cli::with_data();
     let mut c = config(&cli, Stage::Sft, &cli_common::golden("llama"), "run");
-    c.cuda_graphs = GraphsChoice::On;
+    c.compute.cuda_graphs = GraphsChoice::On;
     let error = train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c).unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    assert!(error.to_string().contains("--cuda-graphs on: this device records no graphs"), "{error}");
+    assert!(error.to_string().contains("`cuda_graphs` on: this device records no graphs"), "{error}");
     assert!(!cli.path("run").exists());
 }

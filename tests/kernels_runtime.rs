@@ -17,10 +17,9 @@ use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::graphs::GraphCounts;
 use fusedpo::model::{Keep, Model, Workspace};
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
-use fusedpo::train::optim::Optimizer;
+use fusedpo::train::optim::{OptimOptions, Optimizer};
 use half::bf16;
 use model_common::{Group, capacity, pack, read};
 use std::path::{Path, PathBuf};
@@ -65,12 +64,6 @@ fn batches_in(slots: usize, vocab: usize, count: u64) -> Vec<MicroBatch> {
     (0..count).map(one).collect()
 }
 
-fn config() -> TrainConfig {
-    let some = |s: &str| Some(s.into());
-    let args = TrainArgs { model: some("m"), data: some("d"), out: some("o"), ..Default::default() };
-    TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap()
-}
-
 /// How a run goes about its steps.
 #[derive(Clone, Copy, Debug)]
 struct How {
@@ -99,7 +92,7 @@ fn run<B: Backend>(be: &B, dir: &Path, steps: usize, how: How) -> (Outcome, Grap
     if how.graphs {
         engine.use_graphs().unwrap();
     }
-    let mut opt = Optimizer::new(be, &engine.model, &config()).unwrap();
+    let mut opt = Optimizer::new(be, &engine.model, &OptimOptions::default()).unwrap();
     let (mut totals, mut norms) = (Vec::new(), Vec::new());
     let mut before = Vec::new();
     let finish = |engine: &mut Engine<'_, B>, before: &mut Vec<_>, totals: &mut Vec<Totals>| {
@@ -210,7 +203,7 @@ fn a_step_is_enqueued_before_any_of_it_has_run() {
         if graphs {
             engine.use_graphs().unwrap();
         }
-        let mut opt = Optimizer::new(&be, &engine.model, &config()).unwrap();
+        let mut opt = Optimizer::new(&be, &engine.model, &OptimOptions::default()).unwrap();
         be.synchronize().unwrap();
         let begun = be.driver().launches();
         let (mut run, mut late) = (Vec::new(), Vec::new());
@@ -339,7 +332,7 @@ fn a_skipped_step_does_not_count() {
     fn weights<B: Backend>(be: &B, poison: bool) -> Vec<f64> {
         let mut model = Model::load(be, &golden("llama"), POSITIONS).unwrap();
         let n = model.table.len;
-        let mut opt = Optimizer::new(be, &model, &config()).unwrap();
+        let mut opt = Optimizer::new(be, &model, &OptimOptions::default()).unwrap();
         let grads: Vec<B::Acc> = (0..n).map(|i| fusedpo::backend::Float::from_f64((i % 17) as f64 / 64.0)).collect();
         let mut good = be.zeros("gradients", n).unwrap();
         be.upload(be.view_mut(&mut good, 0..n), &grads).unwrap();

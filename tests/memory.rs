@@ -12,11 +12,10 @@ use fusedpo::backend::{Backend, DeviceMemory};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{GenerateOptions, Model, ModelConfig, generate};
-use fusedpo::train::config::{DpoArgs, OptimizerChoice, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::metrics::Totals;
-use fusedpo::train::optim::Optimizer;
+use fusedpo::train::optim::{OptimOptions, Optimizer, OptimizerChoice};
 use half::bf16;
 use model_common::files::golden;
 use model_common::{Group, capacity, pack};
@@ -24,17 +23,6 @@ use model_common::{Group, capacity, pack};
 const MODELS: [&str; 4] = ["llama", "llama3-tied", "qwen2", "qwen3"];
 const POSITIONS: usize = 40;
 const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
-
-fn config(optim: OptimizerChoice) -> TrainConfig {
-    let args = TrainArgs {
-        model: Some("m".into()),
-        data: Some("d".into()),
-        out: Some("o".into()),
-        optim: Some(optim),
-        ..Default::default()
-    };
-    TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap()
-}
 
 /// Two micro-batches of the same 48 slots: a prompt with three responses, and one with two.
 fn batches() -> Vec<MicroBatch> {
@@ -53,11 +41,11 @@ fn gpu<A: GpuFloat>() -> Option<Gpu<HostDriver, A>> {
 }
 
 /// A step of training on an engine that was made as the runs make it; its memory table, and the trained weights.
-fn step<B: Backend>(be: &B, name: &str, purpose: Purpose, c: &TrainConfig) -> Vec<f64> {
+fn step<B: Backend>(be: &B, name: &str, purpose: Purpose, optim: &OptimOptions) -> Vec<f64> {
     let batches = batches();
     let model = Model::load(be, &golden(name), POSITIONS).unwrap();
     let mut engine = Engine::new(be, model, capacity(&batches), purpose).unwrap();
-    let mut optimizer = Optimizer::new(be, &engine.model, c).unwrap();
+    let mut optimizer = Optimizer::new(be, &engine.model, optim).unwrap();
     let before = be.memory_table().len();
     for _ in 0..2 {
         engine.clear_grads().unwrap();
@@ -81,7 +69,7 @@ fn plan_is_what_is_allocated<B: Backend>(be: &B) {
             (OptimizerChoice::Rmsprop, Purpose::Train),
             (OptimizerChoice::Adamw, Purpose::Recompute),
         ] {
-            let c = config(optim);
+            let c = OptimOptions { optim, ..Default::default() };
             let before = be.memory_table();
             let plan = MemoryPlan::training(be, &config_json, POSITIONS, capacity, (purpose, &c)).unwrap();
             assert_eq!(be.memory_table(), before, "{name}: a plan allocates nothing");
@@ -164,10 +152,10 @@ fn scratch_stays_within_its_bound() {
 #[test]
 fn an_arena_holds_a_run() {
     let Some(apart) = gpu::<bf16>() else { return };
-    let want = step(&apart, "qwen3", Purpose::Train, &config(OptimizerChoice::Adamw));
+    let want = step(&apart, "qwen3", Purpose::Train, &OptimOptions::default());
     let be = gpu::<bf16>().unwrap();
     let alone = be.driver().live_allocations();
-    let c = config(OptimizerChoice::Adamw);
+    let c = OptimOptions::default();
     let model = ModelConfig::load(&golden("qwen3")).unwrap();
     let plan = MemoryPlan::training(&be, &model, POSITIONS, capacity(&batches()), (Purpose::Train, &c)).unwrap();
     for _ in 0..2 {

@@ -9,9 +9,9 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::model::{Model, ModelConfig, SaveDtype, export};
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::{Budgets, MemoryPlan};
+use fusedpo::train::options::{DataOptions, FileOptions, Stage, TrainOptions};
 use fusedpo::train::run;
 use serde_json::json;
 use std::path::Path;
@@ -110,25 +110,23 @@ fn smollm2_stays_under_its_plan() {
     assert!(peak * 1.048_576 < 3500.0, "{peak} MiB");
 }
 
-fn dpo(cli: &Cli, token_budget: usize) -> TrainConfig {
-    let args = TrainArgs {
-        model: Some(cli.path("m")),
-        data: Some(cli.path("d")),
-        out: Some(cli.path("o")),
-        token_budget: Some(token_budget),
+fn dpo(cli: &Cli, token_budget: usize) -> TrainOptions {
+    let options = TrainOptions {
+        files: FileOptions { model: cli.path("m"), data: cli.path("d"), out: cli.path("o") },
+        data: DataOptions { token_budget: Some(token_budget), ..Default::default() },
         ..Default::default()
     };
-    TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap()
+    options.resolve(Stage::Dpo).unwrap()
 }
 
 /// Plans of that run by token budget, and the least budget that its data allow.
-fn plans(cli: &Cli, be: &Cpu<f32>, c: &TrainConfig) -> (impl Fn(usize) -> usize + use<>, usize) {
-    let config = ModelConfig::load(&c.model).unwrap();
+fn plans(cli: &Cli, be: &Cpu<f32>, c: &TrainOptions) -> (impl Fn(usize) -> usize + use<>, usize) {
+    let config = ModelConfig::load(&c.files.model).unwrap();
     let splits = [Split::Train, Split::Eval].map(|s| Dataset::open(&cli.path("d"), s).unwrap());
     let options = |shuffle| PlanOptions {
         objective: Objective::Preference,
-        batch_size: c.batch_size,
-        token_budget: c.token_budget,
+        batch_size: c.data.batch_size,
+        token_budget: c.data.token_budget,
         seed: 0,
         shuffle,
     };
@@ -137,11 +135,13 @@ fn plans(cli: &Cli, be: &Cpu<f32>, c: &TrainConfig) -> (impl Fn(usize) -> usize 
     let positions = splits.iter().map(fusedpo::train::check::longest_row).max().unwrap();
     let least = planners.iter().map(Planner::least_budget).max().unwrap();
     let capacity = |slots| planners[0].capacity_at(slots).or_larger(planners[1].capacity_at(slots));
-    let table: std::collections::BTreeMap<usize, usize> = (least..=c.token_budget.unwrap())
+    let table: std::collections::BTreeMap<usize, usize> = (least..=c.data.token_budget.unwrap())
         .map(|slots| {
             (
                 slots,
-                MemoryPlan::training(be, &config, positions, capacity(slots), (Purpose::Train, c)).unwrap().needed(),
+                MemoryPlan::training(be, &config, positions, capacity(slots), (Purpose::Train, &c.optim))
+                    .unwrap()
+                    .needed(),
             )
         })
         .collect();
@@ -163,7 +163,7 @@ fn a_run_that_does_not_fit_says_what_would() {
         assert_eq!(error.exit_code(), 1);
         let text = error.to_string();
         assert!(!text.contains('\n') && text.starts_with("out of memory: this needs "), "{text}");
-        let best: usize = text.split("--token-budget ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let best: usize = text.split("`token_budget` ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!(text.contains("would fit") && !text.contains("not even"), "{text}");
         assert!(needed(best) <= free && best >= least, "{text}: {} of {free}", needed(best));
         // The next one that would be suggested does not fit, or is what was asked for.
@@ -173,7 +173,7 @@ fn a_run_that_does_not_fit_says_what_would() {
     }
     let text = run(needed(least) - 1).unwrap_err().to_string();
     assert!(
-        text.contains(&format!("not even --token-budget {least}, the least that these data allow, would fit")),
+        text.contains(&format!("not even `token_budget` {least}, the least that these data allow, would fit")),
         "{text}"
     );
     assert_eq!(cli.tree(), before);

@@ -340,7 +340,7 @@ fn generation_refuses_what_it_cannot_do() {
         "prompt 1 has 60 tokens; with 5 new ones it exceeds the 64 positions that the model was loaded for"
     );
     assert_eq!(error(&[vec![29]], options(4)), "token id 29 is outside the model's vocabulary of 29");
-    assert_eq!(error(&[vec![1]], GenerateOptions { top_p: 0.0, ..options(4) }), "--top-p 0: must be in (0, 1]");
+    assert_eq!(error(&[vec![1]], GenerateOptions { top_p: 0.0, ..options(4) }), "`top_p` 0: must be in (0, 1]");
 }
 
 /// llama2.c's published golden text for this model.

@@ -124,7 +124,7 @@ fn export_refuses_what_the_dtype_cannot_hold() {
     let mut m = Model::load(&be, &golden("llama"), 64).unwrap();
     be.upload(be.view_mut(&mut m.weights, 0..1), &[7e4]).unwrap();
     let error = export(&be, &m, None, None, out.path(), SaveDtype::F16).unwrap_err().to_string();
-    let want = "model.safetensors: tensor `model.embed_tokens.weight` has a weight that is not finite in F16; use another --save-dtype, or check the training";
+    let want = "model.safetensors: tensor `model.embed_tokens.weight` has a weight that is not finite in F16; use another `options.save_dtype`, or check the training";
     assert!(error.ends_with(want), "{error}");
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0, "a refused export leaves nothing behind");
 }

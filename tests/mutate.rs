@@ -6,6 +6,7 @@
 
 mod mutations;
 
+use fusedpo::commands::train::resolve;
 use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::format::{HEADER_LEN, Header};
 use fusedpo::data::inspect::{InspectOptions, inspect};
@@ -15,7 +16,7 @@ use fusedpo::data::sidecar::{self, Sidecars};
 use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
 use fusedpo::error::Error;
 use fusedpo::model::Model;
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig, merge_config};
+use fusedpo::train::options::Stage;
 use mutations::bench::{Bench, TEMPLATE, golden, key, lines};
 use mutations::{LARGEST, Rng, Watched, bytes, json_value};
 use serde_json::Value;
@@ -221,12 +222,17 @@ fn run_config(b: &Bench, rng: &mut Rng) -> Verdict {
         lr_scheduler_type = \"linear\"\nwarmup_ratio = 0.1\nbatch_size = 8\nmax_steps = 10\nnum_train_epochs = 1.5\n\
         dtype = \"auto\"\nsave_dtype = \"source\"\nadam_beta2 = 0.999\neval_steps = 0\n";
     b.write("c.toml", bytes(rng, good.as_bytes(), good.len()));
-    let typed = TrainArgs { config: Some(b.path("c.toml")), out: Some(b.path("r")), ..Default::default() };
-    let resolved = merge_config(Stage::Dpo, typed, DpoArgs::default())
-        .and_then(|(train, dpo)| TrainConfig::resolve(Stage::Dpo, train, dpo));
+    let typed = toml::Table::from_iter([("out".to_owned(), b.path("r").to_str().unwrap().into())]);
+    let resolved = resolve(Stage::Dpo, Some(&b.path("c.toml")), typed);
     match resolved {
         Err(e) => refused(&e),
-        Ok(c) if c.learning_rate.is_finite() && c.beta.is_some_and(|b| b > 0.0) && c.batch_size > 0 => Ok(true),
+        Ok(c)
+            if c.schedule.learning_rate.is_finite()
+                && c.loss.beta.is_some_and(|b| b > 0.0)
+                && c.data.batch_size > 0 =>
+        {
+            Ok(true)
+        }
         Ok(c) => Err(format!("accepted: {c:?}")),
     }
 }

@@ -9,10 +9,9 @@ use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{self, Model, ModelConfig};
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
-use fusedpo::train::optim::Optimizer;
+use fusedpo::train::optim::{OptimOptions, Optimizer};
 use model_common::files::golden;
 use model_common::{Group, capacity, pack};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -99,7 +98,7 @@ fn ops(precision: GemmPrecision, name: &str, times: usize) -> (usize, usize) {
     let batches = batches();
     let mut ws = model_common::workspace(&be, &m, &batches, true);
     let mut grads = be.zeros::<f32>("gradients", m.table.len).unwrap();
-    let mut optimizer = Optimizer::new(&be, &m, &config()).unwrap();
+    let mut optimizer = Optimizer::new(&be, &m, &OptimOptions::default()).unwrap();
     ws.load_batch(&be, &batches[0]).unwrap();
     let chunks = ws.chunks.clone();
     let products = products(m.table.layers.len(), chunks.len());
@@ -127,7 +126,7 @@ fn engine(name: &str, times: usize) -> usize {
     let be = Cpu::<f32>::new().unwrap();
     let batches = batches();
     let mut engine = Engine::new(&be, random(&be, name, times), capacity(&batches), Purpose::Train).unwrap();
-    let mut optimizer = Optimizer::new(&be, &engine.model, &config()).unwrap();
+    let mut optimizer = Optimizer::new(&be, &engine.model, &OptimOptions::default()).unwrap();
     asked(&be, || {
         engine.clear_grads().unwrap();
         let mut totals = Totals::default();
@@ -137,11 +136,6 @@ fn engine(name: &str, times: usize) -> usize {
         let grads = engine.grads.as_ref().unwrap();
         optimizer.step(&be, &mut engine.model, grads, 1e-3).unwrap();
     })
-}
-
-fn config() -> TrainConfig {
-    let [model, data, out] = ["m", "d", "o"].map(|s| Some(s.into()));
-    TrainConfig::resolve(Stage::Dpo, TrainArgs { model, data, out, ..Default::default() }, DpoArgs::default()).unwrap()
 }
 
 /// Of a product: a list of its blocks along the summed index, and one of those that are packed together, with one block

@@ -10,10 +10,9 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
-use fusedpo::train::optim::Optimizer;
+use fusedpo::train::optim::{OptimOptions, Optimizer};
 use model_common::*;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -151,15 +150,8 @@ fn check_metrics(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], want
 fn check_step(engine: &mut Engine<'_, Cpu<f32>>, groups: &[Group], want: &Value) {
     let batches = [pack(groups, 0)];
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
-    let args = TrainArgs {
-        model: Some("-".into()),
-        data: Some("-".into()),
-        out: Some("-".into()),
-        max_grad_norm: Some(0.0),
-        ..Default::default()
-    };
-    let c = TrainConfig::resolve(Stage::Dpo, args, DpoArgs::default()).unwrap();
-    let mut opt = Optimizer::new(engine.be, &engine.model, &c).unwrap();
+    let unclipped = OptimOptions { max_grad_norm: 0.0, ..Default::default() };
+    let mut opt = Optimizer::new(engine.be, &engine.model, &unclipped).unwrap();
     engine.clear_grads().unwrap();
     engine.accumulate(&batches[0], &spec, 0.25, &mut Totals::default()).unwrap();
     opt.step(engine.be, &mut engine.model, engine.grads.as_ref().unwrap(), 1e-6).unwrap();

@@ -20,11 +20,10 @@ use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::error::Result;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ParamTable};
-use fusedpo::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::metrics::Totals;
-use fusedpo::train::optim::Optimizer;
+use fusedpo::train::optim::{OptimOptions, Optimizer};
 use predict::{Flops, Work};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -184,11 +183,6 @@ fn weights(table: &ParamTable) -> Vec<f32> {
     values
 }
 
-fn train_config() -> Result<TrainConfig> {
-    let [model, data, out] = ["m", "d", "o"].map(|s| Some(s.into()));
-    TrainConfig::resolve(Stage::Dpo, TrainArgs { model, data, out, ..Default::default() }, DpoArgs::default())
-}
-
 /// One shape with one mix; `None`, having said why, where it does not fit.
 fn case<B: Backend>(
     be: &Timed<B>,
@@ -213,8 +207,8 @@ fn case<B: Backend>(
     let plan = Planner::new(&data, &PlanOptions { token_budget: Some(slots.max(least)), ..options })?;
     let mut batches = plan.step(0, 0)?;
     let purpose = if args.recompute { Purpose::Recompute } else { Purpose::Train };
-    let c = train_config()?;
-    let memory = MemoryPlan::training(be.inner(), &config, LONGEST, plan.capacity(), (purpose, &c))?;
+    let optim = OptimOptions::default();
+    let memory = MemoryPlan::training(be.inner(), &config, LONGEST, plan.capacity(), (purpose, &optim))?;
     // Weights made here stay on the host as long as the model, and on the CPU that is the same memory.
     let copy = if gpu { 0 } else { 8 * ParamTable::new(&config)?.len };
     let what = format!("{} {}", shape.name, mix.name);
@@ -227,7 +221,7 @@ fn case<B: Backend>(
     let values = weights(&ParamTable::new(&config)?);
     let model = Model::from_f32(be, config, values, LONGEST)?;
     let mut engine = Engine::new(be, model, plan.capacity(), purpose)?;
-    let mut optimizer = Optimizer::new(be, &engine.model, &c)?;
+    let mut optimizer = Optimizer::new(be, &engine.model, &optim)?;
     // The policy is its own reference, as where a run begins: coefficients are those of real pairs, not underflowing ones.
     for mb in &mut batches {
         let mut logps = engine.score(mb)?.into_iter();

@@ -1,5 +1,6 @@
 //! `fusedpo doctor`: what this machine offers, and what to do about the rest.
 
+use super::flags::Flags;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::cuda::{self, CudaDriver};
@@ -8,26 +9,26 @@ use crate::error::Result;
 use crate::output;
 
 /// Runs the command.
-pub fn run() -> Result<()> {
+pub fn run(flags: &Flags) -> Result<()> {
     println!("fusedpo {}", env!("CARGO_PKG_VERSION"));
     let cpu = Cpu::<f32>::with(GemmPrecision::Native)?;
     println!("cpu     {}", cpu.description());
     println!("        numerics {}", cpu.fingerprint());
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
         Ok(be) => println!("        --dtype bf16: {}", be.fingerprint()),
-        Err(e) => println!("        --dtype bf16: not here: {e}"),
+        Err(e) => println!("        --dtype bf16: not here: {}", flags.error(&e)),
     }
     if let Some(bytes) = memory_available() {
         println!("memory  {} available", output::bytes(bytes));
     }
     match cuda::unavailable() {
-        Some(why) => println!("gpu     none that can be used: {why}"),
+        Some(why) => println!("gpu     none that can be used: {}", flags.reason(&why)),
         None => match CudaDriver::open(0) {
             Ok(gpu) => {
                 let (free, all) = gpu.memory()?;
                 println!("gpu     {}, {} of {} free", gpu.description(), output::bytes(free), output::bytes(all));
             }
-            Err(e) => println!("gpu     found, but: {e}"),
+            Err(e) => println!("gpu     found, but: {}", flags.error(&e)),
         },
     }
     Ok(())

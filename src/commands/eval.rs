@@ -12,7 +12,7 @@ use crate::model::{Model, ModelConfig};
 use crate::note;
 use crate::signal;
 use crate::train::check::{check_data, check_model, longest_row, warn_of_positions};
-use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};

@@ -10,7 +10,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelConfig};
 use crate::train::check::warn_of_positions;
-use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::memory::fitting_generation;
 use std::path::PathBuf;
 

@@ -3,6 +3,7 @@
 pub mod choice;
 pub mod doctor;
 pub mod eval;
+pub mod flags;
 pub mod generate;
 pub mod inspect;
 pub mod out;

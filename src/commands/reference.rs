@@ -7,7 +7,7 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::Result;
 use crate::train::check::{check_data, open_splits};
-use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::reference::{self, ReferenceReport};
 use std::path::PathBuf;
 

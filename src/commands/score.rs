@@ -12,7 +12,7 @@ use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
 use crate::signal;
 use crate::train::check::{check_data, longest_row, open_splits, warn_of_positions};
-use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::memory::{Budgets, MemoryPlan};
 use serde::Serialize;

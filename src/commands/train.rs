@@ -1,24 +1,142 @@
 //! `fusedpo sft` and `fusedpo dpo`.
 
+use super::choice::named;
 use crate::backend::Backend;
 use crate::device::{self, Task};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::RunDir;
-use crate::train::config::{DpoArgs, Stage, TrainArgs, TrainConfig, merge_config};
+use crate::loss::LossType;
+use crate::model::SaveDtype;
+use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
 use crate::train::eval;
+use crate::train::group::first_line;
+use crate::train::optim::OptimizerChoice;
+use crate::train::options::{Stage, TrainOptions};
 use crate::train::run::{self, Summary};
+use crate::train::schedule::SchedulerType;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Training options as typed; `None` means not given.
+#[derive(Clone, Debug, Default, clap::Args, Serialize)]
+pub struct TrainFlags {
+    /// Hugging Face directory of the starting policy
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Folder of shards written by `fusedpo pack`
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// New folder for the trained model, metrics.jsonl and config.toml
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// TOML file with any of these options as keys (`learning_rate = 1e-6`); flags win
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Peak learning rate [default: 1e-6]
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+    /// Schedule after warm-up [default: linear]
+    #[arg(long, value_parser = named::<SchedulerType>())]
+    pub lr_scheduler_type: Option<SchedulerType>,
+    /// Steps of linear warm-up [default: 0]
+    #[arg(long)]
+    pub warmup_steps: Option<u64>,
+    /// Warm-up as a share of all steps [default: 0]
+    #[arg(long)]
+    pub warmup_ratio: Option<f64>,
+    /// Decay of matrices and embeddings, not of norms and biases [default: 0]
+    #[arg(long)]
+    pub weight_decay: Option<f64>,
+    /// Gradient norm to clip to; 0: no clipping [default: 1]
+    #[arg(long)]
+    pub max_grad_norm: Option<f64>,
+    /// AdamW's first decay [default: 0.9]
+    #[arg(long)]
+    pub adam_beta1: Option<f64>,
+    /// AdamW's second decay [default: 0.999]
+    #[arg(long)]
+    pub adam_beta2: Option<f64>,
+    /// Added to the root of the second moment, RMSprop's too [default: 1e-8]
+    #[arg(long)]
+    pub adam_epsilon: Option<f64>,
+    /// Optimiser [default: adamw]
+    #[arg(long, value_parser = named::<OptimizerChoice>())]
+    pub optim: Option<OptimizerChoice>,
+    /// Pairs (sft: responses) a step, at least; a step takes whole groups [default: 8]
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+    /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
+    #[arg(long)]
+    pub token_budget: Option<usize>,
+    /// Steps; wins over --num-train-epochs
+    #[arg(long)]
+    pub max_steps: Option<u64>,
+    /// Passes over the data; may be a fraction [default: 1]
+    #[arg(long)]
+    pub num_train_epochs: Option<f64>,
+    /// Precision of the matrix products [default: auto]
+    #[arg(long, value_parser = named::<DtypeChoice>())]
+    pub dtype: Option<DtypeChoice>,
+    /// Precision of the saved weights [default: source]
+    #[arg(long, value_parser = named::<SaveDtype>())]
+    pub save_dtype: Option<SaveDtype>,
+    /// Seed of the data order [default: 42]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Where to compute [default: auto]
+    #[arg(long, value_parser = named::<DeviceChoice>())]
+    pub device: Option<DeviceChoice>,
+    /// Evaluate every N steps on the eval split; 0: before the first and after the last step [default: 0]
+    #[arg(long, value_name = "N")]
+    pub eval_steps: Option<u64>,
+    /// Keep only the input of each layer and compute the rest again in the backward pass: less memory, a quarter to a
+    /// third more work, the same bits [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub gradient_checkpointing: Option<bool>,
+    /// Replay the layers' passes as CUDA graphs: same bits, fewer launches; auto is off, as the gain has not been measured
+    /// on a GPU yet [default: auto]
+    #[arg(long, value_parser = named::<GraphsChoice>())]
+    pub cuda_graphs: Option<GraphsChoice>,
+    /// Choose the algorithms of gradients' products by timing them, and keep the choices in FILE: runs with the same file
+    /// give the same bits [default: the library's own choice]
+    #[arg(long, value_name = "FILE")]
+    pub matmul_plans: Option<PathBuf>,
+}
+
+/// Options of `dpo` as typed.
+#[derive(Clone, Debug, Default, clap::Args, Serialize)]
+pub struct DpoFlags {
+    /// Hugging Face directory of the reference [default: the starting policy]
+    #[arg(long, value_name = "DIR")]
+    pub ref_model: Option<PathBuf>,
+    /// Strength of the pull towards the reference (DPO eq. 7) [default: 0.1]
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Loss [default: sigmoid]
+    #[arg(long, value_parser = named::<LossType>())]
+    pub loss_type: Option<LossType>,
+    /// Probability that a label is flipped (cDPO), in [0, 0.5); sigmoid only [default: 0]
+    #[arg(long)]
+    pub label_smoothing: Option<f64>,
+    /// Folder for reference sidecars [default: beside the shards]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
 
 /// `fusedpo sft`: supervised fine-tuning on completions.
-pub fn sft(args: TrainArgs) -> Result<()> {
-    train(Stage::Sft, args, DpoArgs::default())
+pub fn sft(flags: &TrainFlags) -> Result<()> {
+    train(Stage::Sft, flags.config.as_deref(), typed(flags)?)
 }
 
 /// `fusedpo dpo`: preference optimisation.
-pub fn dpo(args: TrainArgs, dpo: DpoArgs) -> Result<()> {
-    train(Stage::Dpo, args, dpo)
+pub fn dpo(flags: &TrainFlags, dpo: &DpoFlags) -> Result<()> {
+    let mut all = typed(flags)?;
+    all.extend(typed(dpo)?);
+    train(Stage::Dpo, flags.config.as_deref(), all)
 }
 
-struct Train<'a>(&'a TrainConfig);
+struct Train<'a>(&'a TrainOptions);
 
 impl Task for Train<'_> {
     type Out = Summary;
@@ -27,21 +145,57 @@ impl Task for Train<'_> {
     }
 }
 
-fn train(stage: Stage, args: TrainArgs, dpo: DpoArgs) -> Result<()> {
-    let (args, dpo) = merge_config(stage, args, dpo)?;
-    let config = TrainConfig::resolve(stage, args, dpo)?;
-    RunDir::refuse_taken(&config.out)?;
-    let s = device::dispatch(config.device, config.dtype, Train(&config))?;
+fn train(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<()> {
+    let options = resolve(stage, config, typed)?;
+    RunDir::refuse_taken(&options.files.out)?;
+    let s = device::dispatch(options.compute.device, options.compute.dtype, Train(&options))?;
     println!(
         "{} steps in {:.1} s ({:.1} s for the reference): {}",
         s.steps,
         s.train_seconds,
         s.reference_seconds,
-        config.out.display()
+        options.files.out.display()
     );
     if let Some((first, last)) = &s.eval {
         println!("held-out before: {}", eval::line(first));
         println!("held-out after:  {}", eval::line(last));
     }
     Ok(())
+}
+
+/// What was typed, over the keys of the file `config`, over the defaults; checked.
+pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<TrainOptions> {
+    let mut all = match config {
+        Some(path) => read(stage, path)?,
+        None => toml::Table::new(),
+    };
+    all.extend(typed);
+    match ["model", "data", "out"].iter().find(|key| !all.contains_key(**key)) {
+        Some(key) => Err(Error::usage(format!("--{key} is required (as a flag or in --config)"))),
+        None => TrainOptions::from_table(stage, &all),
+    }
+}
+
+/// The options in a file. Keys that the stage does not know are refused by name.
+fn read(stage: Stage, path: &Path) -> Result<toml::Table> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read the configuration"))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+        Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
+    })?;
+    TrainOptions::read(stage, &table).map_err(|why| Error::file(path, why))?;
+    Ok(table)
+}
+
+/// What was typed, by key. Errors: a number or a path that TOML cannot hold.
+fn typed(flags: &impl Serialize) -> Result<toml::Table> {
+    toml::Table::try_from(flags).map_err(|e| {
+        let all = serde_json::to_value(flags).ok();
+        let mut numbers =
+            all.iter().filter_map(|v| v.as_object()).flatten().filter_map(|(k, v)| Some((k, v.as_u64()?)));
+        match numbers.find(|(_, n)| i64::try_from(*n).is_err()) {
+            Some((key, n)) => Error::usage(format!("--{} {n}: must be at most 2^63 - 1", key.replace('_', "-"))),
+            None => Error::usage(e.to_string()),
+        }
+    })
 }

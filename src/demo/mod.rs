@@ -24,7 +24,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::note;
 use crate::signal;
-use crate::train::config::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice};
 use folder::Folder;
 use grammar::{Draws, Grammar};
 use report::Report;

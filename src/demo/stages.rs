@@ -6,14 +6,16 @@ use super::samples::{Judge, Sample};
 use super::tokenizer;
 use super::words::join;
 use crate::backend::Backend;
+use crate::choice::Choice;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::pack::{PackOptions, pack};
 use crate::data::report::PackReport;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{self, GenerateOptions, Model, ModelConfig, SaveDtype};
-use crate::train::config::{DeviceChoice, DpoArgs, Stage, TrainArgs, TrainConfig};
+use crate::train::choices::DeviceChoice;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
+use crate::train::options::{Stage, TrainOptions};
 use crate::train::run::{self, Summary};
 use crate::train::schedule::SchedulerType;
 use serde_json::{Value, json};
@@ -100,17 +102,16 @@ impl<B: Backend> Stages<'_, B> {
     pub fn sft(&self, reviews: &[Review]) -> Result<()> {
         self.write_jsonl("sft.jsonl", reviews.iter().map(|r| json!({ "text": join(&r.words) })))?;
         self.pack("sft.jsonl", "sft-data", 0.0)?;
-        let args = TrainArgs {
-            learning_rate: Some(8e-3),
-            lr_scheduler_type: Some(SchedulerType::Cosine),
-            warmup_ratio: Some(0.03),
-            adam_beta2: Some(0.98),
-            token_budget: Some(SFT_TOKENS),
-            batch_size: Some(self.sizes.sft_batch),
-            max_steps: Some(self.sizes.sft_steps),
-            ..self.train_args("init", "sft-data", "sft")
-        };
-        let s = self.train(Stage::Sft, args, DpoArgs::default())?;
+        let options = vec![
+            ("learning_rate", 8e-3.into()),
+            ("lr_scheduler_type", SchedulerType::Cosine.name().into()),
+            ("warmup_ratio", 0.03.into()),
+            ("adam_beta2", 0.98.into()),
+            ("token_budget", integer(SFT_TOKENS)),
+            ("batch_size", integer(self.sizes.sft_batch)),
+            ("max_steps", (self.sizes.sft_steps as i64).into()),
+        ];
+        let s = self.train(Stage::Sft, ["init", "sft-data", "sft"], options, vec![])?;
         let number = |key: &str| s.last.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
         println!(
             "after {} steps: loss {:.3} nats a token, {:.0} % of the next words guessed",
@@ -173,13 +174,12 @@ impl<B: Backend> Stages<'_, B> {
 
     /// `dpo`; accuracy on the held-out pairs in the end.
     pub fn dpo(&self) -> Result<Accuracy> {
-        let args = TrainArgs {
-            learning_rate: Some(2e-4),
-            warmup_ratio: Some(0.1),
-            batch_size: Some(self.sizes.dpo_batch),
-            ..self.train_args("sft", "preferences", "dpo")
-        };
-        let s = self.train(Stage::Dpo, args, DpoArgs { beta: Some(0.1), ..Default::default() })?;
+        let options = vec![
+            ("learning_rate", 2e-4.into()),
+            ("warmup_ratio", 0.1.into()),
+            ("batch_size", integer(self.sizes.dpo_batch)),
+        ];
+        let s = self.train(Stage::Dpo, ["sft", "preferences", "dpo"], options, vec![("beta", 0.1.into())])?;
         let (first, last) = s.eval.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
         println!(
             "before the first step every margin is 0 and the loss {:.4} = ln 2, to the bit; after {} steps: {:.4} on held-out pairs",
@@ -218,33 +218,37 @@ impl<B: Backend> Stages<'_, B> {
         pack(&options, &mut |_| {})
     }
 
-    fn train_args(&self, model: &str, data: &str, out: &str) -> TrainArgs {
-        TrainArgs {
-            model: Some(self.path(model)),
-            data: Some(self.path(data)),
-            out: Some(self.path(out)),
-            seed: Some(self.seed),
-            device: (self.device != DeviceChoice::Auto).then_some(self.device),
-            ..Default::default()
+    /// Trains with these options, and those that every stage has, after printing the command that does the same.
+    fn train(&self, stage: Stage, folders: [&str; 3], mut common: Given, own: Given) -> Result<Summary> {
+        let seed = i64::try_from(self.seed);
+        let seed = seed.map_err(|_| Error::usage(format!("`seed` {}: must be at most 2^63 - 1", self.seed)))?;
+        common.push(("seed", seed.into()));
+        if self.device != DeviceChoice::Auto {
+            common.push(("device", self.device.name().into()));
         }
-    }
-
-    fn train(&self, stage: Stage, train: TrainArgs, dpo: DpoArgs) -> Result<Summary> {
-        println!("  $ {}", command(stage, &train, &dpo));
-        run::train(self.be, &TrainConfig::resolve(stage, train, dpo)?)
+        common.sort_by_key(|(name, _)| *name);
+        let folder = |name: &str| self.path(name).to_string_lossy().into_owned().into();
+        let folders = ["model", "data", "out"].into_iter().zip(folders.map(folder));
+        let given: Given = folders.chain(common).chain(own).collect();
+        println!("  $ {}", command(stage, &given));
+        let table = given.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        run::train(self.be, &TrainOptions::from_table(stage, &table)?)
     }
 }
 
-/// The command line that means these options; the folders come first.
-fn command(stage: Stage, train: &TrainArgs, dpo: &DpoArgs) -> String {
-    let options = [toml::Table::try_from(train), toml::Table::try_from(dpo)];
-    let mut options: Vec<_> = options.into_iter().flatten().flatten().collect();
-    let place = |key: &str| ["model", "data", "out"].iter().position(|k| *k == key).unwrap_or(3);
-    options.sort_by_key(|(key, _)| place(key));
+/// Options by name, in the order in which they are printed.
+type Given = Vec<(&'static str, toml::Value)>;
+
+fn integer(n: usize) -> toml::Value {
+    (n as i64).into()
+}
+
+/// The command line that means these options.
+fn command(stage: Stage, given: &Given) -> String {
     let mut text = String::from(if stage == Stage::Sft { "fusedpo sft" } else { "fusedpo dpo" });
-    for (key, value) in options {
+    for (name, value) in given {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text += &format!(" --{} {value}", key.replace('_', "-"));
+        text += &format!(" --{} {value}", name.replace('_', "-"));
     }
     text
 }
@@ -273,14 +277,13 @@ mod tests {
 
     #[test]
     fn the_printed_command_is_the_options() {
-        let train = TrainArgs {
-            learning_rate: Some(5e-4),
-            max_steps: Some(3),
-            model: Some("a/b".into()),
-            ..Default::default()
-        };
-        let dpo = DpoArgs { beta: Some(0.1), ..Default::default() };
-        let line = command(Stage::Dpo, &train, &dpo);
+        let given: Given = vec![
+            ("model", "a/b".into()),
+            ("learning_rate", 5e-4.into()),
+            ("max_steps", integer(3)),
+            ("beta", 0.1.into()),
+        ];
+        let line = command(Stage::Dpo, &given);
         for part in ["fusedpo dpo --model a/b ", " --learning-rate 0.0005", " --max-steps 3", " --beta 0.1"] {
             assert!(line.contains(part), "{line}");
         }

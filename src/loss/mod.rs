@@ -138,14 +138,14 @@ impl LossSpec {
     /// Refuses values outside the formula's domain, and options that the loss would ignore.
     pub fn check(&self) -> Result<()> {
         if !(self.beta.is_finite() && self.beta > 0.0) {
-            return Err(Error::usage(format!("--beta {}: must be a finite number greater than 0", self.beta)));
+            return Err(Error::usage(format!("`beta` {}: must be a finite number greater than 0", self.beta)));
         }
         if !(0.0..0.5).contains(&self.label_smoothing) {
-            return Err(Error::usage(format!("--label-smoothing {}: must be in [0, 0.5)", self.label_smoothing)));
+            return Err(Error::usage(format!("`label_smoothing` {}: must be in [0, 0.5)", self.label_smoothing)));
         }
         if self.label_smoothing != 0.0 && self.loss_type != LossType::Sigmoid {
             return Err(Error::usage(format!(
-                "--label-smoothing: not defined for --loss-type {}; use sigmoid",
+                "`label_smoothing`: not defined for `loss_type` {}; use sigmoid",
                 self.loss_type.name()
             )));
         }

@@ -344,7 +344,7 @@ fn not_representable(path: &Path, spec: &ParamSpec, dtype: Dtype) -> Error {
     Error::file(
         path,
         format!(
-            "tensor `{}` has a weight that is not finite in {dtype:?}; use another --save-dtype, or check the training",
+            "tensor `{}` has a weight that is not finite in {dtype:?}; use another `options.save_dtype`, or check the training",
             spec.name
         ),
     )

@@ -87,19 +87,19 @@ pub fn generate<B: Backend>(
 
 fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<()> {
     if o.max_new_tokens == 0 || o.num_return_sequences == 0 {
-        return Err(Error::usage("--max-new-tokens and --num-return-sequences: must be at least 1"));
+        return Err(Error::usage("`max_new_tokens` and `num_return_sequences`: must be at least 1"));
     }
     if o.num_return_sequences > MAX_SEQUENCES {
         return Err(Error::usage(format!(
-            "--num-return-sequences {}: must be at most {MAX_SEQUENCES}",
+            "`num_return_sequences` {}: must be at most {MAX_SEQUENCES}",
             o.num_return_sequences
         )));
     }
     if !(o.temperature >= 0.0 && o.temperature.is_finite()) {
-        return Err(Error::usage(format!("--temperature {}: must be a finite number, at least 0", o.temperature)));
+        return Err(Error::usage(format!("`temperature` {}: must be a finite number, at least 0", o.temperature)));
     }
     if !(o.top_p > 0.0 && o.top_p <= 1.0) {
-        return Err(Error::usage(format!("--top-p {}: must be in (0, 1]", o.top_p)));
+        return Err(Error::usage(format!("`top_p` {}: must be in (0, 1]", o.top_p)));
     }
     for (i, prompt) in prompts.iter().enumerate() {
         let n = i + 1;

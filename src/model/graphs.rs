@@ -39,7 +39,7 @@ pub struct GraphCounts {
 
 /// The error of asking for graphs where there are none.
 pub fn no_graphs() -> Error {
-    Error::usage("--cuda-graphs on: this device records no graphs; leave it out, or use --device cuda")
+    Error::usage("`cuda_graphs` on: this device records no graphs; leave it out, or use `device` cuda")
 }
 
 /// Recorded passes of one workspace; none while they are not asked for.

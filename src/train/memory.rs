@@ -4,9 +4,8 @@
 //! from what is allocated later. A plan is compared with what the device has free; where it does not fit, the error
 //! names the largest token budget that would.
 
-use super::config::TrainConfig;
 use super::engine::{Engine, Purpose};
-use super::optim::Optimizer;
+use super::optim::{OptimOptions, Optimizer};
 use crate::backend::Backend;
 use crate::batch::Capacity;
 use crate::data::plan::Planner;
@@ -37,11 +36,11 @@ impl MemoryPlan {
         model: &ModelConfig,
         positions: usize,
         capacity: Capacity,
-        (purpose, c): (Purpose, &TrainConfig),
+        (purpose, optim): (Purpose, &OptimOptions),
     ) -> Result<Self> {
         let counting = be.counting();
         let engine = engine(&counting, model, positions, capacity, purpose)?;
-        Optimizer::reserve(&counting, &engine.model, c)?;
+        Optimizer::reserve(&counting, &engine.model, optim)?;
         Ok(Self::of(be, &counting, model, capacity))
     }
 
@@ -177,21 +176,21 @@ impl<'a> Budgets<'a> {
         Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
 
-    /// [`Budgets::fitting`] for [`MemoryPlan::training`] as `c` says. The error also names `--gradient-checkpointing` where
+    /// [`Budgets::fitting`] for [`MemoryPlan::training`]. The error also names `gradient_checkpointing` where
     /// that alone would do.
     pub fn training<B: Backend>(
         &self,
         be: &B,
         model: &ModelConfig,
         positions: usize,
-        (purpose, c): (Purpose, &TrainConfig),
+        (purpose, optim): (Purpose, &OptimOptions),
     ) -> Result<MemoryPlan> {
-        let plan = |purpose| move |capacity| MemoryPlan::training(be, model, positions, capacity, (purpose, c));
+        let plan = |purpose| move |capacity| MemoryPlan::training(be, model, positions, capacity, (purpose, optim));
         match (self.fitting(be, plan(purpose)), be.memory()?) {
             (Err(Error::Device(why)), Some(memory)) if purpose == Purpose::Train => {
                 let needed = plan(Purpose::Recompute)(self.capacity())?.needed();
                 let other = match needed <= memory.free {
-                    true => format!("; so would --gradient-checkpointing ({})", output::bytes(needed)),
+                    true => format!("; so would `gradient_checkpointing` ({})", output::bytes(needed)),
                     false => String::new(),
                 };
                 Err(Error::Device(why + &other))
@@ -208,7 +207,7 @@ impl<'a> Budgets<'a> {
         if needed > free {
             let needed = output::bytes(needed);
             return Ok(format!(
-                "not even --token-budget {least}, the least that these data allow, would fit ({needed}): use a smaller model"
+                "not even `token_budget` {least}, the least that these data allow, would fit ({needed}): use a smaller model"
             ));
         }
         // Everything grows with the budget, so the budgets that fit are those below some bound.
@@ -219,6 +218,6 @@ impl<'a> Budgets<'a> {
         }
         let rounded = fits * BUDGET_STEP;
         let best = if rounded < self.capacity().slots && at(rounded)? <= free { rounded } else { least };
-        Ok(format!("--token-budget {best} would fit ({})", output::bytes(at(best)?)))
+        Ok(format!("`token_budget` {best} would fit ({})", output::bytes(at(best)?)))
     }
 }

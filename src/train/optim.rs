@@ -1,12 +1,49 @@
 //! AdamW and RMSprop over the flat parameter arena: moments, clipping, master weights.
 
-use super::config::{OptimizerChoice, TrainConfig};
+use super::group::{finite_from_0, options};
 use crate::backend::{Backend, Update};
+use crate::choice;
 use crate::error::Result;
 use crate::model::Model;
 
 /// `torch.optim.RMSprop`'s default smoothing constant, which the DPO paper's code keeps.
 const RMSPROP_ALPHA: f64 = 0.99;
+
+choice! {
+    /// Optimiser, by Hugging Face's name where it has one.
+    pub enum OptimizerChoice: default Adamw {
+        /// Decoupled weight decay (Loshchilov & Hutter 2019).
+        Adamw = "adamw",
+        /// The DPO paper's choice.
+        Rmsprop = "rmsprop",
+    }
+}
+
+options! {
+    /// The optimiser.
+    pub struct OptimOptions {
+        /// Decay of matrices and embeddings, not of norms and biases.
+        weight_decay: f64 = 0.0, in finite_from_0, "a finite number, 0 or more";
+        /// Gradient norm to clip to; 0: no clipping.
+        max_grad_norm: f64 = 1.0, in finite_from_0, "a finite number, 0 or more";
+        /// AdamW's first decay.
+        adam_beta1: f64 = 0.9, in decay, "in [0, 1)";
+        /// AdamW's second decay.
+        adam_beta2: f64 = 0.999, in decay, "in [0, 1)";
+        /// Added to the root of the second moment, RMSprop's too.
+        adam_epsilon: f64 = 1e-8, in finite_above_0, "greater than 0";
+        /// Which.
+        optim: OptimizerChoice = OptimizerChoice::Adamw;
+    }
+}
+
+fn decay(x: &f64) -> bool {
+    (0.0..1.0).contains(x)
+}
+
+fn finite_above_0(x: &f64) -> bool {
+    x.is_finite() && *x > 0.0
+}
 
 /// Optimiser state, in the layout of the parameter arena.
 pub struct Optimizer<B: Backend> {
@@ -28,8 +65,8 @@ pub struct Optimizer<B: Backend> {
 
 impl<B: Backend> Optimizer<B> {
     /// Zero moments for `model`. Master weights start as the model's stored values, not as their bf16 rounding.
-    pub fn new(be: &B, model: &Model<B>, c: &TrainConfig) -> Result<Self> {
-        let mut this = Self::reserve(be, model, c)?;
+    pub fn new(be: &B, model: &Model<B>, o: &OptimOptions) -> Result<Self> {
+        let mut this = Self::reserve(be, model, o)?;
         if let Some(master) = &mut this.master {
             model.fill_master(be, master)?;
         }
@@ -37,16 +74,16 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// [`Optimizer::new`] with master weights of zero.
-    pub(super) fn reserve(be: &B, model: &Model<B>, c: &TrainConfig) -> Result<Self> {
+    pub(super) fn reserve(be: &B, model: &Model<B>, o: &OptimOptions) -> Result<Self> {
         let n = model.table.len;
         // RMSprop has no first moment.
-        let m = if c.optim == OptimizerChoice::Adamw { n } else { 0 };
+        let m = if o.optim == OptimizerChoice::Adamw { n } else { 0 };
         Ok(Self {
-            kind: c.optim,
-            betas: (c.adam_beta1, c.adam_beta2),
-            eps: c.adam_epsilon,
-            weight_decay: c.weight_decay,
-            max_grad_norm: c.max_grad_norm,
+            kind: o.optim,
+            betas: (o.adam_beta1, o.adam_beta2),
+            eps: o.adam_epsilon,
+            weight_decay: o.weight_decay,
+            max_grad_norm: o.max_grad_norm,
             steps: 0,
             m: be.zeros("optimizer first moment", m)?,
             v: be.zeros("optimizer second moment", n)?,

@@ -3,12 +3,13 @@
 mod steps;
 
 use super::check::{check_data, check_model, longest_row, open_splits, warn_of_positions};
-use super::config::{GraphsChoice, TrainConfig};
+use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
 use super::eval::{self, EvalSet};
 use super::memory::Budgets;
 use super::metrics::Totals;
 use super::optim::Optimizer;
+use super::options::TrainOptions;
 use super::reference;
 use super::schedule::Schedule;
 use crate::backend::Backend;
@@ -16,7 +17,7 @@ use crate::choice::Choice;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::RunDir;
 use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
@@ -42,19 +43,19 @@ pub struct Summary {
 }
 
 /// Trains as `c` says and leaves the model in `c.out`.
-pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
+pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
     let spec = c.loss();
-    if c.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
+    if c.compute.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
         return Err(no_graphs());
     }
-    if let Some(file) = &c.matmul_plans {
+    if let Some(file) = &c.compute.matmul_plans {
         be.tune_products(file)?;
     }
-    let splits = open_splits(&c.data)?;
+    let splits = open_splits(&c.files.data)?;
     for d in &splits {
-        check_data(&c.model, d)?;
+        check_data(&c.files.model, d)?;
         if spec.loss_type.def().reference {
-            check_model(c.reference(), d)?;
+            check_model(c.reference_dir(), d)?;
         }
     }
     let (data, held_out) = (&splits[0], splits.get(1));
@@ -64,14 +65,14 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     let held_out =
         held_out.map(|d| Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options }));
     let held_out = held_out.transpose()?;
-    let (config, positions) = (ModelConfig::load(&c.model)?, splits.iter().map(longest_row).max().unwrap_or(0));
+    let (config, positions) = (ModelConfig::load(&c.files.model)?, splits.iter().map(longest_row).max().unwrap_or(0));
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
-    let purpose = if c.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
-    let memory = budgets.training(be, &config, positions, (purpose, c))?;
+    let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
+    let memory = budgets.training(be, &config, positions, (purpose, &c.optim))?;
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
-    let schedule = Schedule::new(c.lr_scheduler_type, c.learning_rate, c.warmup_steps, c.warmup_ratio, total)?;
-    let out = RunDir::create(&c.out, &toml::to_string(c).map_err(|e| Error::usage(e.to_string()))?)?;
+    let schedule = Schedule::new(&c.schedule, total)?;
+    let out = RunDir::create(&c.files.out, &c.to_toml()?)?;
     announce(be, c, &planner, &schedule);
     warn_of_positions(&config, positions);
     memory.print(be)?;
@@ -87,51 +88,57 @@ pub fn train<B: Backend>(be: &B, c: &TrainConfig) -> Result<Summary> {
     }
     // Whatever the reference pass used is free again.
     be.reserve(&memory.table)?;
-    let policy = Model::load(be, &c.model, positions)?;
+    let policy = Model::load(be, &c.files.model, positions)?;
     let mut engine = Engine::new(be, policy, capacity, purpose)?;
-    if c.cuda_graphs == GraphsChoice::On {
+    if c.compute.cuda_graphs == GraphsChoice::On {
         engine.use_graphs()?;
     }
-    let mut optimizer = Optimizer::new(be, &engine.model, c)?;
+    let mut optimizer = Optimizer::new(be, &engine.model, &c.optim)?;
     run.steps(&mut engine, &mut optimizer, &planner, total)?;
     run.save(&engine.model, optimizer.master.as_ref())?;
     Ok(run.summary)
 }
 
 /// How the run reads its data.
-fn plan_options(c: &TrainConfig) -> PlanOptions {
+fn plan_options(c: &TrainOptions) -> PlanOptions {
     let objective = if c.loss().loss_type.def().pair.is_some() { Objective::Preference } else { Objective::Sft };
-    PlanOptions { objective, batch_size: c.batch_size, token_budget: c.token_budget, seed: c.seed, shuffle: true }
+    PlanOptions {
+        objective,
+        batch_size: c.data.batch_size,
+        token_budget: c.data.token_budget,
+        seed: c.data.seed,
+        shuffle: true,
+    }
 }
 
 /// Steps of the run: `max_steps`, or whole epochs and the given share of the last.
-fn total_steps(c: &TrainConfig, planner: &Planner<'_>) -> u64 {
-    c.max_steps.unwrap_or_else(|| {
-        let whole = c.num_train_epochs.floor() as u64;
-        let part = c.num_train_epochs - whole as f64;
+fn total_steps(c: &TrainOptions, planner: &Planner<'_>) -> u64 {
+    c.data.max_steps.unwrap_or_else(|| {
+        let whole = c.data.num_train_epochs.floor() as u64;
+        let part = c.data.num_train_epochs - whole as f64;
         let steps: u64 = (0..whole).map(|e| planner.steps_in_epoch(e)).sum();
         steps + (part * planner.steps_in_epoch(whole) as f64).ceil() as u64
     })
 }
 
-fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Schedule) {
-    note!("{}: {} {} -> {}", be.description(), c.model.display(), c.data.display(), c.out.display());
+fn announce<B: Backend>(be: &B, c: &TrainOptions, planner: &Planner<'_>, s: &Schedule) {
+    note!("{}: {} {} -> {}", be.description(), c.files.model.display(), c.files.data.display(), c.files.out.display());
     let what = if c.loss().loss_type.def().pair.is_some() { "pairs" } else { "responses" };
-    let beta = c.beta.map_or_else(String::new, |b| format!(" beta {b}"));
+    let beta = c.loss.beta.map_or_else(String::new, |b| format!(" beta {b}"));
     note!(
         "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",
         planner.units(),
-        c.batch_size,
+        c.data.batch_size,
         s.total,
-        c.loss_type.name(),
-        c.optim,
-        c.learning_rate,
-        c.lr_scheduler_type,
+        c.loss.loss_type.name(),
+        c.optim.optim,
+        c.schedule.learning_rate,
+        c.schedule.lr_scheduler_type,
         s.warmup,
-        c.max_grad_norm,
-        c.weight_decay,
+        c.optim.max_grad_norm,
+        c.optim.weight_decay,
         planner.token_budget(),
-        c.seed
+        c.data.seed
     );
     if planner.unscorable() > 0 {
         note!(
@@ -145,7 +152,7 @@ fn announce<B: Backend>(be: &B, c: &TrainConfig, planner: &Planner<'_>, s: &Sche
 }
 
 struct Run<'a, B: Backend> {
-    c: &'a TrainConfig,
+    c: &'a TrainOptions,
     data: &'a Dataset,
     spec: LossSpec,
     be: &'a B,
@@ -158,7 +165,8 @@ struct Run<'a, B: Backend> {
 
 impl<B: Backend> Run<'_, B> {
     fn reference(&mut self, data: &Dataset, slots: usize) -> Result<Sidecars> {
-        let (sidecars, report) = reference::ensure(self.be, self.c.reference(), data, self.c.cache.as_deref(), slots)?;
+        let (sidecars, report) =
+            reference::ensure(self.be, self.c.reference_dir(), data, self.c.reference.cache.as_deref(), slots)?;
         self.summary.reference_seconds += report.seconds;
         let was = if report.computed == 0 { "found" } else { "computed" };
         note!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
@@ -167,7 +175,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// Policy and reference start from the same weights, so that step 0 must show no difference at all.
     fn starts_at_reference(&self) -> bool {
-        self.sidecars.is_some() && self.c.ref_model.as_ref().is_none_or(|r| *r == self.c.model)
+        self.sidecars.is_some() && self.c.reference.ref_model.as_ref().is_none_or(|r| *r == self.c.files.model)
     }
 
     fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<()> {
@@ -184,7 +192,7 @@ impl<B: Backend> Run<'_, B> {
     }
 
     fn save(&mut self, model: &Model<B>, master: Option<&B::Buf<B::Acc>>) -> Result<()> {
-        let report = model::export(self.be, model, master, None, self.out.path(), self.c.save_dtype)?;
+        let report = model::export(self.be, model, master, None, self.out.path(), self.c.save.save_dtype)?;
         self.summary.changed_share = report.changed_share();
         let [updated, changed] = [report.updated_share(), report.changed_share()].map(|x| 100.0 * x);
         note!(

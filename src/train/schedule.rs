@@ -1,5 +1,6 @@
 //! Learning-rate schedules, as Hugging Face's `get_scheduler`: `step` counts from 0.
 
+use super::group::{finite_from_0, options};
 use crate::choice;
 use crate::error::{Error, Result};
 
@@ -12,6 +13,20 @@ choice! {
         Linear = "linear",
         /// Falls to 0 along half a cosine.
         Cosine = "cosine",
+    }
+}
+
+options! {
+    /// Learning rates.
+    pub struct ScheduleOptions {
+        /// Peak learning rate.
+        learning_rate: f64 = 1e-6, in finite_from_0, "a finite number, 0 or more";
+        /// Shape after warm-up.
+        lr_scheduler_type: SchedulerType = SchedulerType::Linear;
+        /// Steps of linear warm-up.
+        warmup_steps: u64 = 0;
+        /// Warm-up as a share of all steps.
+        warmup_ratio: f64 = 0.0;
     }
 }
 
@@ -29,13 +44,14 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `warmup_steps` and `warmup_ratio` exclude each other; the ratio is of `total`, rounded up.
-    pub fn new(kind: SchedulerType, peak: f64, warmup_steps: u64, warmup_ratio: f64, total: u64) -> Result<Self> {
+    /// For a run of `total` steps. `warmup_steps` and `warmup_ratio` exclude each other; the ratio is of `total`, rounded up.
+    pub fn new(o: &ScheduleOptions, total: u64) -> Result<Self> {
+        let &ScheduleOptions { learning_rate: peak, lr_scheduler_type: kind, warmup_steps, warmup_ratio } = o;
         if warmup_steps > 0 && warmup_ratio > 0.0 {
-            return Err(Error::usage("--warmup-steps and --warmup-ratio: give one of them, not both"));
+            return Err(Error::usage("`warmup_steps` and `warmup_ratio`: give one of them, not both"));
         }
         if !(0.0..=1.0).contains(&warmup_ratio) {
-            return Err(Error::usage(format!("--warmup-ratio {warmup_ratio}: must be in [0, 1]")));
+            return Err(Error::usage(format!("`warmup_ratio` {warmup_ratio}: must be in [0, 1]")));
         }
         let warmup = if warmup_steps > 0 { warmup_steps } else { (total as f64 * warmup_ratio).ceil() as u64 };
         Ok(Self { kind, peak, warmup, total })
@@ -61,9 +77,14 @@ impl Schedule {
 mod tests {
     use super::*;
 
+    fn schedule(kind: SchedulerType, warmup_steps: u64, warmup_ratio: f64, total: u64) -> Result<Schedule> {
+        let o = ScheduleOptions { learning_rate: 2.0, lr_scheduler_type: kind, warmup_steps, warmup_ratio };
+        Schedule::new(&o, total)
+    }
+
     #[test]
     fn values_of_transformers() {
-        let s = |kind, warm, total| Schedule::new(kind, 2.0, warm, 0.0, total).unwrap();
+        let s = |kind, warm, total| schedule(kind, warm, 0.0, total).unwrap();
         let rates = |s: Schedule| (0..s.total).map(|i| s.at(i)).collect::<Vec<_>>();
         assert_eq!(rates(s(SchedulerType::Linear, 0, 4)), [2.0, 1.5, 1.0, 0.5]);
         assert_eq!(rates(s(SchedulerType::Linear, 2, 4)), [0.0, 1.0, 2.0, 1.0]);
@@ -72,11 +93,11 @@ mod tests {
         for (got, want) in c.iter().zip([2.0, 1.7071067811865475, 1.0, 0.2928932188134524]) {
             assert!((got - want).abs() <= 1e-12, "{got} {want}");
         }
-        assert_eq!(Schedule::new(SchedulerType::Linear, 1.0, 0, 0.1, 25).unwrap().warmup, 3);
+        assert_eq!(schedule(SchedulerType::Linear, 0, 0.1, 25).unwrap().warmup, 3);
     }
 
     #[test]
     fn both_warmups_are_refused() {
-        assert!(Schedule::new(SchedulerType::Linear, 1.0, 5, 0.1, 10).is_err());
+        assert!(schedule(SchedulerType::Linear, 5, 0.1, 10).is_err());
     }
 }

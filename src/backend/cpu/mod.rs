@@ -149,7 +149,7 @@ impl<S: Real> Backend for Cpu<S> {
         let owned = if self.counting { 0 } else { len };
         let mut buf = bytemuck::allocation::try_zeroed_vec(owned).map_err(|()| {
             let gib = len as f64 * size_of::<T>() as f64 / f64::from(1u32 << 30);
-            Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller --token-budget or model"))
+            Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller `token_budget` or model"))
         })?;
         pages::make_ready(&mut buf);
         self.record(name, len * size_of::<T>());
@@ -220,7 +220,7 @@ impl<S: Real> Backend for Cpu<S> {
         match *graph {}
     }
     fn tune_products(&self, _: &Path) -> Result<()> {
-        Err(Error::usage("--matmul-plans: the CPU has one algorithm for products; leave it out, or use --device cuda"))
+        Err(Error::usage("`matmul_plans`: the CPU has one algorithm for products; leave it out, or use `device` cuda"))
     }
     fn address<T: Storage>(&self, buf: &Vec<T>) -> usize {
         buf.as_ptr() as usize

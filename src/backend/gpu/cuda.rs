@@ -94,7 +94,7 @@ impl CudaDriver {
     /// GPU number `ordinal`. Errors: [`Error::Device`] with what is missing and how to get it.
     pub fn open(ordinal: usize) -> Result<CudaDriver> {
         if let Some(why) = machine::refusal(&ThisMachine, ordinal) {
-            return Err(Error::Device(format!("--device cuda: {why}")));
+            return Err(Error::Device(format!("`device` cuda: {why}")));
         }
         let context = CudaContext::new(ordinal).map_err(error("open the GPU"))?;
         // SAFETY: this driver has one stream and orders everything on it; it makes no `CudaSlice`.
@@ -219,7 +219,7 @@ impl Driver for CudaDriver {
             }
             let (free, all) = self.memory().unwrap_or((0, 0));
             let gib = |b: usize| b as f64 / f64::from(1 << 30);
-            let why = "out of device memory: use a smaller --token-budget, or a smaller model";
+            let why = "out of device memory: use a smaller `token_budget`, or a smaller model";
             Error::Device(format!("{why} ({:.2} of {:.2} GiB free; {e:?})", gib(free), gib(all)))
         })?;
         // SAFETY: `size` bytes were allocated just now.

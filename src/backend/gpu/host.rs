@@ -364,7 +364,7 @@ impl Driver for HostDriver {
     }
 
     fn tune(&self, _: &Path) -> Result<()> {
-        Err(Error::usage("--matmul-plans: products on the host have one algorithm; leave it out"))
+        Err(Error::usage("`matmul_plans`: products on the host have one algorithm; leave it out"))
     }
 
     fn begin(&self) -> Result<()> {

@@ -53,7 +53,7 @@ impl<B: Backend> Run<'_, B> {
             let grads = engine.grads.as_ref().expect("an engine made to train has gradients");
             opt.step(engine.be, &mut engine.model, grads, this.lr)?;
             let stop = signal::stop_requested();
-            let evaluates = step == total || stop || (self.c.eval_steps > 0 && step % self.c.eval_steps == 0);
+            let evaluates = step == total || stop || (self.c.eval.eval_steps > 0 && step % self.c.eval.eval_steps == 0);
             if evaluates || !B::ASYNC {
                 self.finish(engine, opt, this, plan, &mut log, &mut progress)?;
             } else {
@@ -148,7 +148,7 @@ impl<B: Backend> Run<'_, B> {
             return Ok(skipped);
         }
         Err(Error::Training(format!(
-            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower --learning-rate, or look at pairs {ids:?}; no model was saved"
+            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower `learning_rate`, or look at pairs {ids:?}; no model was saved"
         )))
     }
 }

@@ -24,7 +24,7 @@ impl Output {
             if e.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
                 return crate::backend::gpu::cuda::error("allocate memory to time a product")(e);
             }
-            let why = "leave out --matmul-plans, or use a smaller --token-budget until the plans are made";
+            let why = "leave out `matmul_plans`, or use a smaller `token_budget` until the plans are made";
             Error::Device(format!("out of device memory: timing a product needs {bytes} bytes ({:?}): {why}", e.0))
         })
     }

@@ -70,7 +70,7 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
     let (name, (major, minor)) = machine.gpu(ordinal)?;
     Ok(((major, minor) < LEAST_CAPABILITY).then(|| {
         format!(
-            "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: use --device cpu"
+            "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: use `device` cpu"
         )
     }))
 }
@@ -131,7 +131,7 @@ pub(in crate::backend::gpu) fn error(doing: &str) -> impl FnOnce(DriverError) ->
 
 /// What to do about a device that is lost.
 const LOST: &str = " (the GPU is lost to this run, and what was not saved with it; dmesg names the cause as an Xid; the same \
-     command can be given again with a new --out)";
+     command can be given again with a new `out`)";
 
 /// Errors after which no call of this process on the device succeeds.
 fn is_lost(code: CUresult) -> bool {
@@ -231,7 +231,7 @@ mod tests {
             (
                 Made { gpus: vec![("Tesla V100-SXM2-16GB", (7, 0))], ..good() },
                 0,
-                "Tesla V100-SXM2-16GB has compute capability 7.0; the kernels need 8.0 (Ampere) or newer: use --device cpu",
+                "Tesla V100-SXM2-16GB has compute capability 7.0; the kernels need 8.0 (Ampere) or newer: use `device` cpu",
             ),
         ];
         for (machine, ordinal, want) in cases {

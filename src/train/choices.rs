@@ -1,0 +1,39 @@
+//! Where and how to compute: options whose values have names.
+
+use crate::choice;
+
+choice! {
+    /// Where to compute.
+    pub enum DeviceChoice: default Auto {
+        /// A GPU where one can be used, else the CPU.
+        Auto = "auto",
+        /// The CPU.
+        Cpu = "cpu",
+        /// The first NVIDIA GPU; an error where there is none.
+        Cuda = "cuda",
+    }
+}
+
+choice! {
+    /// Precision of the matrix products.
+    pub enum DtypeChoice: default Auto {
+        /// f32 on the CPU, bf16 on a GPU.
+        Auto = "auto",
+        /// Single precision throughout.
+        F32 = "f32" | "float32",
+        /// bf16 inputs, fp32 accumulation, fp32 master weights.
+        Bf16 = "bf16" | "bfloat16",
+    }
+}
+
+choice! {
+    /// Whether passes through the layers are recorded and replayed as CUDA graphs.
+    pub enum GraphsChoice: default Auto {
+        /// Off until a measurement on a GPU says otherwise.
+        Auto = "auto",
+        /// Recorded; an error on a device that cannot.
+        On = "on",
+        /// Launched op by op.
+        Off = "off",
+    }
+}

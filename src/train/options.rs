@@ -1,0 +1,300 @@
+//! Options of a run: one struct a concern, every option once, with its description, default and range.
+//!
+//! Every option is also a key of a TOML table, by the same name: what the command line and `--config` give is such a table,
+//! and `RUN/config.toml` holds every resolved value but `out`, so that it can be given to another run.
+
+use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
+use super::group::{Group, options, take};
+use super::optim::OptimOptions;
+use super::schedule::ScheduleOptions;
+use crate::error::{Error, Result};
+use crate::loss::{LossSpec, LossType};
+use crate::model::SaveDtype;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Most epochs: beyond it, counting the steps alone would not end.
+const MAX_EPOCHS: f64 = 1e6;
+
+/// Which stage a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Supervised fine-tuning on completions.
+    Sft,
+    /// Preference optimisation.
+    Dpo,
+}
+
+options! {
+    /// What a run reads and where it writes. All three must be given.
+    pub struct FileOptions {
+        /// Hugging Face directory of the starting policy.
+        model: PathBuf = PathBuf::new();
+        /// Folder of shards.
+        data: PathBuf = PathBuf::new();
+        /// New folder for the result.
+        #[serde(skip_serializing)]
+        out: PathBuf = PathBuf::new();
+    }
+
+    /// The reference, and where its log-probs are kept.
+    pub struct ReferenceOptions {
+        /// Hugging Face directory of the reference; `None`: the starting policy.
+        ref_model: Option<PathBuf> = None;
+        /// Folder for sidecars; `None`: beside the shards.
+        cache: Option<PathBuf> = None;
+    }
+
+    /// The loss.
+    pub struct LossOptions {
+        /// Strength of the pull towards the reference (DPO eq. 7); `None`: 0.1, where the loss has one.
+        beta: Option<f64> = None;
+        /// Which loss.
+        loss_type: LossType = LossType::Sigmoid;
+        /// Probability that a label is flipped (cDPO); `None`: 0, where the loss has one.
+        label_smoothing: Option<f64> = None;
+    }
+
+    /// How the data are read, and for how long.
+    pub struct DataOptions {
+        /// Pairs (SFT: responses) a step, at least; a step takes whole groups.
+        batch_size: usize = 8, in positive, "1 or more";
+        /// Token slots of a micro-batch; `None`: chosen from the data.
+        token_budget: Option<usize> = None, in given_positive, "1 or more";
+        /// Steps; `None`: by epochs.
+        max_steps: Option<u64> = None, in given_positive, "1 or more";
+        /// Passes over the data; may be a fraction.
+        num_train_epochs: f64 = 1.0, in epochs, "greater than 0, and at most 1000000";
+        /// Seed of the data order.
+        seed: u64 = 42, in toml_integer, "at most 2^63 - 1";
+    }
+
+    /// Where and how to compute.
+    pub struct ComputeOptions {
+        /// Precision of the matrix products.
+        dtype: DtypeChoice = DtypeChoice::Auto;
+        /// Device.
+        device: DeviceChoice = DeviceChoice::Auto;
+        /// Layers keep their input only, and are computed again in the backward pass.
+        gradient_checkpointing: bool = false;
+        /// Whether the layers' passes are replayed as CUDA graphs.
+        cuda_graphs: GraphsChoice = GraphsChoice::Auto;
+        /// File of tuned algorithms.
+        matmul_plans: Option<PathBuf> = None;
+    }
+
+    /// Evaluation during a run.
+    pub struct EvalOptions {
+        /// Steps between evaluations; 0: before the first and after the last only.
+        eval_steps: u64 = 0;
+    }
+
+    /// How the result is saved.
+    pub struct SaveOptions {
+        /// Precision of the saved weights.
+        save_dtype: SaveDtype = SaveDtype::Source;
+    }
+}
+
+fn positive(n: &usize) -> bool {
+    *n > 0
+}
+
+fn given_positive<T: Default + PartialEq>(n: &Option<T>) -> bool {
+    *n != Some(T::default())
+}
+
+fn epochs(n: &f64) -> bool {
+    *n > 0.0 && *n <= MAX_EPOCHS
+}
+
+/// `config.toml` must be able to hold it.
+fn toml_integer(n: &u64) -> bool {
+    i64::try_from(*n).is_ok()
+}
+
+/// Options of a run. Defaults are TRL 1.16's, but one epoch. Serialised as `RUN/config.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct TrainOptions {
+    /// What is read and written.
+    #[serde(flatten)]
+    pub files: FileOptions,
+    /// The reference.
+    #[serde(flatten)]
+    pub reference: ReferenceOptions,
+    /// The loss.
+    #[serde(flatten)]
+    pub loss: LossOptions,
+    /// Learning rates.
+    #[serde(flatten)]
+    pub schedule: ScheduleOptions,
+    /// The optimiser.
+    #[serde(flatten)]
+    pub optim: OptimOptions,
+    /// Data and length.
+    #[serde(flatten)]
+    pub data: DataOptions,
+    /// Device and precision.
+    #[serde(flatten)]
+    pub compute: ComputeOptions,
+    /// Evaluation.
+    #[serde(flatten)]
+    pub eval: EvalOptions,
+    /// Saving.
+    #[serde(flatten)]
+    pub save: SaveOptions,
+}
+
+impl TrainOptions {
+    /// The options that `table` gives, the rest being defaults; not checked yet. SFT has neither a reference nor a choice of
+    /// losses.
+    ///
+    /// Errors: a key that `stage` does not know or whose value has the wrong type, in one line.
+    pub fn read(stage: Stage, table: &toml::Table) -> Result<Self, String> {
+        let mut rest = table.clone();
+        // An SFT run's own config.toml says so; in that stage there is nothing else to choose.
+        if stage == Stage::Sft && rest.get("loss_type").and_then(|v| v.as_str()) == Some("sft") {
+            rest.remove("loss_type");
+        }
+        let mut o = Self {
+            files: take(&mut rest)?,
+            schedule: take(&mut rest)?,
+            optim: take(&mut rest)?,
+            data: take(&mut rest)?,
+            compute: take(&mut rest)?,
+            eval: take(&mut rest)?,
+            save: take(&mut rest)?,
+            ..Self::default()
+        };
+        if stage == Stage::Dpo {
+            (o.reference, o.loss) = (take(&mut rest)?, take(&mut rest)?);
+        }
+        match rest.keys().next() {
+            Some(key) => Err(format!("`{key}` is not an option of this command")),
+            None => Ok(o),
+        }
+    }
+
+    /// [`TrainOptions::read`], then [`TrainOptions::resolve`].
+    pub fn from_table(stage: Stage, table: &toml::Table) -> Result<Self> {
+        Self::read(stage, table).map_err(Error::Usage)?.resolve(stage)
+    }
+
+    /// Checks every range and combination, and fills in what depends on others.
+    pub fn resolve(mut self, stage: Stage) -> Result<Self> {
+        if stage == Stage::Sft {
+            self.loss.loss_type = LossType::Sft;
+        }
+        let (def, loss, r) = (self.loss.loss_type.def(), &mut self.loss, &self.reference);
+        match def.pair {
+            Some(_) => {
+                (loss.beta, loss.label_smoothing) = (loss.beta.or(Some(0.1)), loss.label_smoothing.or(Some(0.0)));
+            }
+            None if loss.beta.is_some() || loss.label_smoothing.is_some() => {
+                return Err(Error::usage("`beta` and `label_smoothing`: the sft loss has neither; leave them out"));
+            }
+            None => {}
+        }
+        if !def.reference && (r.ref_model.is_some() || r.cache.is_some()) {
+            return Err(Error::usage("`ref_model` and `cache`: the sft loss has no reference; leave them out"));
+        }
+        for (name, path) in [("model", &self.files.model), ("data", &self.files.data), ("out", &self.files.out)] {
+            if path.as_os_str().is_empty() {
+                return Err(Error::usage(format!("`{name}` is required")));
+            }
+        }
+        self.schedule.check()?;
+        self.optim.check()?;
+        self.data.check()?;
+        self.compute.check()?;
+        self.eval.check()?;
+        self.save.check()?;
+        self.loss().check()?;
+        Ok(self)
+    }
+
+    /// The loss with its hyper-parameters.
+    pub fn loss(&self) -> LossSpec {
+        LossSpec {
+            loss_type: self.loss.loss_type,
+            beta: self.loss.beta.unwrap_or(1.0),
+            label_smoothing: self.loss.label_smoothing.unwrap_or(0.0),
+        }
+    }
+
+    /// The reference model's directory.
+    pub fn reference_dir(&self) -> &Path {
+        self.reference.ref_model.as_deref().unwrap_or(&self.files.model)
+    }
+
+    /// The content of `config.toml`. Errors: a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::usage(e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> toml::Table {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_a_run_wrote_can_be_read_again() {
+        let given = "model = 'm'\ndata = 'd'\nout = 'o'\nlearning_rate = 1\nlr_scheduler_type = 'cosine'\nsave_dtype = 'bfloat16'";
+        for (stage, more) in [(Stage::Sft, ""), (Stage::Dpo, "\nbeta = 0.3\nref_model = 'r'\nmax_steps = 7")] {
+            let o = TrainOptions::from_table(stage, &table(&format!("{given}{more}"))).unwrap();
+            let mut again = table(&o.to_toml().unwrap());
+            assert!(!again.contains_key("out"), "{again}");
+            again.insert("out".into(), "o".into());
+            assert_eq!(TrainOptions::from_table(stage, &again).unwrap(), o);
+        }
+    }
+
+    #[test]
+    fn every_option_is_in_config_toml_unless_it_is_none() {
+        let o = TrainOptions::from_table(Stage::Dpo, &table("model = 'm'\ndata = 'd'\nout = 'o'")).unwrap();
+        let written = table(&o.to_toml().unwrap());
+        let mut keys: Vec<&str> = written.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        let mut want = [
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "batch_size",
+            "beta",
+            "cuda_graphs",
+            "data",
+            "device",
+            "dtype",
+            "eval_steps",
+            "gradient_checkpointing",
+            "label_smoothing",
+            "learning_rate",
+            "loss_type",
+            "lr_scheduler_type",
+            "max_grad_norm",
+            "model",
+            "num_train_epochs",
+            "optim",
+            "save_dtype",
+            "seed",
+            "warmup_ratio",
+            "warmup_steps",
+            "weight_decay",
+        ];
+        want.sort_unstable();
+        assert_eq!(keys, want);
+    }
+
+    #[test]
+    fn options_of_the_other_stage_are_refused() {
+        let given = table("model = 'm'\ndata = 'd'\nout = 'o'\nbeta = 0.1");
+        let e = TrainOptions::read(Stage::Sft, &given).unwrap_err();
+        assert_eq!(e, "`beta` is not an option of this command");
+        let sft = table("model = 'm'\ndata = 'd'\nout = 'o'\nloss_type = 'sft'");
+        assert_eq!(TrainOptions::from_table(Stage::Sft, &sft).unwrap().loss.beta, None);
+    }
+}

@@ -1,0 +1,77 @@
+//! The KL estimate against its definition: the mean of `log pi(y|x) - log pi_ref(y|x)` over responses drawn from the policy.
+
+mod cli_common;
+mod model_common;
+
+use cli_common::*;
+use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::model::{Model, generate};
+use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
+use model_common::{Group, cpu64, pack, score};
+
+/// Log-prob of each response after its prompt, the sum over its tokens.
+fn sums(cli: &Cli, model: &str, texts: &[(Vec<u32>, Vec<u32>)]) -> Vec<f64> {
+    let be = cpu64();
+    let model = Model::load(&be, &cli.path(model), 64).unwrap();
+    let group = |(prompt, response): &(Vec<u32>, Vec<u32>)| Group {
+        prompt: prompt.clone(),
+        responses: vec![response.clone()],
+        ..Group::default()
+    };
+    let all: Vec<Group> = texts.iter().map(group).collect();
+    score(&be, &model, &[pack(&all, 0)]).iter().map(|t| t.iter().sum()).collect()
+}
+
+#[test]
+fn the_estimate_is_the_mean_gap_of_the_policys_own_samples() {
+    let cli = Cli::with_data();
+    cli.model("other", "qwen3");
+    let data = Dataset::open(&cli.path("d"), Split::Train).unwrap();
+    let be = cpu64();
+    let policy = Model::load(&be, &cli.path("m"), 64).unwrap();
+    let options = KlOptions { samples: 12, max_new_tokens: 9, seed: 5 };
+    let plan = KlPlan::new(&policy.config, 64, &data, &options).unwrap();
+    let prompts: Vec<Vec<u32>> = (0..12).map(|g| data.group(g).prompt().to_vec()).collect();
+    assert_eq!(plan.prompts, prompts, "the first of the data set");
+    let o = &plan.options;
+    assert_eq!(
+        (o.temperature, o.top_p, o.num_return_sequences, o.seed),
+        (1.0, 1.0, 1, 5),
+        "drawn from the policy itself"
+    );
+
+    let drawn = generate(&be, &policy, &plan.prompts, &plan.options).unwrap();
+    let texts: Vec<(Vec<u32>, Vec<u32>)> =
+        prompts.into_iter().zip(drawn.into_iter().map(|mut d| d.remove(0).tokens)).collect();
+    let (own, reference) = (sums(&cli, "m", &texts), sums(&cli, "other", &texts));
+    let gaps: Vec<f64> = own.iter().zip(&reference).map(|(a, b)| a - b).collect();
+    let n = gaps.len() as f64;
+    let mean = gaps.iter().sum::<f64>() / n;
+    let variance = gaps.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>() / (n - 1.0);
+    assert!(mean > 1.0, "two random models are nats apart: {mean}");
+
+    let got = estimate(&be, policy, &cli.path("other"), &data, &plan, 64).unwrap();
+    let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want.abs(), "{got}, not {want}");
+    close(got.mean, mean);
+    close(got.half_width_95, 1.96 * (variance / n).sqrt());
+    assert_eq!((got.samples, got.max_new_tokens), (12, 9));
+}
+
+/// Of a model from itself it is 0, and from another one positive, in what `eval` prints.
+#[test]
+fn eval_prints_it_with_its_sign() {
+    let cli = Cli::with_data();
+    cli.model("other", "qwen3");
+    let kl = |reference: &str| {
+        let e = cli.ok(&format!("eval --model m --ref-model {reference} --data d --json")).json();
+        let ci = &e["kl_ci95"];
+        (e["kl"].as_f64().unwrap(), ci[0].as_f64().unwrap(), ci[1].as_f64().unwrap())
+    };
+    let (own, ..) = kl("m");
+    assert!(own.abs() <= 1e-4, "rounding of f32 between drawing and scoring: {own}");
+    let (mean, low, high) = kl("other");
+    assert!(
+        mean > 1.0 && low < mean && mean < high && (high - mean - (mean - low)).abs() <= 1e-9,
+        "{mean} {low} {high}"
+    );
+}

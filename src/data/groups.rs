@@ -193,6 +193,9 @@ impl Groups {
         }
         let other = *self.by_key.entry(prompt_key).or_insert(at);
         self.join(at, other);
+        // The same ids under another key: this one may be the family's smallest.
+        let root = self.root(at) as usize;
+        self.groups[root].key = self.groups[root].key.min(prompt_key);
         Ok(at)
     }
 

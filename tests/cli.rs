@@ -103,6 +103,11 @@ fn scores(cli: &Cli) {
     let lines = cli.json_lines("scores.jsonl");
     let at: Vec<_> = lines.iter().map(|l| (l["row"].as_u64().unwrap(), l["response"].as_u64().unwrap())).collect();
     assert_eq!(at, (0..24).flat_map(|r| [(r, 0), (r, 1)]).collect::<Vec<_>>());
+    // Every row has a prompt of its own: a group has one row's two responses, whichever split it is in.
+    let groups: BTreeSet<(u64, u64)> =
+        lines.iter().map(|l| (l["group"].as_u64().unwrap(), l["row"].as_u64().unwrap())).collect();
+    let numbers: BTreeSet<u64> = groups.iter().map(|(group, _)| *group).collect();
+    assert_eq!((groups.len(), numbers), (24, (0..24).collect()), "one number a prompt: {groups:?}");
     let rows = pairs(24);
     for l in &lines {
         assert_eq!(

@@ -204,6 +204,27 @@ fn truncation_follows_its_policy() {
     check(rows, 0, Drop, &["0.0 pqrs>ab</s> score 1", "0.1 pqrs>abcd</s> score 0", "pair 0>1 1"]);
 }
 
+/// The prompt is then one token longer, and what is cut on the left comes after that token.
+#[test]
+fn a_prompt_cut_on_the_left_keeps_its_bos() {
+    let check = |row: &str, max: usize, want: &[&str]| {
+        let place = Place::new();
+        let mut o = place.options("rows.jsonl", row);
+        o.tokenizer = tiny_model(place.dir.path(), true);
+        (o.max_length, o.truncation) = (max, Truncation::PromptLeft);
+        let report = run(&o);
+        assert_eq!(place.contents(&o.out, Split::Train), want, "{max}");
+        assert_eq!(report.truncated_prompts, u64::from(max < 10), "{max}");
+    };
+    let pair = r#"{"prompt":"pqrs","chosen":"ab","rejected":"abcd"}"#;
+    check(pair, 10, &["0.0 <s>pqrs>ab</s>", "0.1 <s>pqrs>abcd</s>", "pair 0>1 1"]);
+    check(pair, 8, &["0.0 <s>rs>ab</s>", "0.1 <s>rs>abcd</s>", "pair 0>1 1"]);
+    check(pair, 6, &["0.0 <s>>ab</s>", "0.1 <s>>abcd</s>", "pair 0>1 1"]);
+    // Ids that do not begin with it have none to keep.
+    let ids = r#"{"prompt_ids":[115,116,117,118],"chosen_ids":[100,101,1],"rejected_ids":[100,101,102,103,1]}"#;
+    check(ids, 7, &["0.0 rs>ab</s>", "0.1 rs>abcd</s>", "pair 0>1 1"]);
+}
+
 #[test]
 fn the_last_turn_rule_and_best_against_worst() {
     let place = Place::new();
@@ -221,4 +242,16 @@ fn the_last_turn_rule_and_best_against_worst() {
     o.pairs = PairChoice::BestWorst;
     run(&o);
     assert_eq!(place.contents(&o.out, Split::Train).last().unwrap(), "pair 1>2 1");
+    // Of equals the first, among the best and among the worst.
+    let pairs = |scores: &str| {
+        let place = Place::new();
+        let row = format!(r#"{{"prompt":"p","responses":["a","b","c","d"],"scores":{scores}}}"#);
+        let mut o = place.options("a.jsonl", row);
+        o.pairs = PairChoice::BestWorst;
+        run(&o);
+        place.contents(&o.out, Split::Train).split_off(4)
+    };
+    assert_eq!(pairs("[3,0,0,1]"), ["pair 0>1 1"]);
+    assert_eq!(pairs("[0,3,3,0]"), ["pair 1>0 1"]);
+    assert_eq!(pairs("[2,2,2,2]"), [""; 0]);
 }

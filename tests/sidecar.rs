@@ -70,6 +70,33 @@ fn a_pass_goes_on_where_it_stopped() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 8, "no temporary file stays");
 }
 
+/// What a long pass calls after every step.
+#[test]
+fn a_flush_that_is_due_is_made_and_costs_little() {
+    use std::time::Duration;
+    let dir = tempfile::tempdir().unwrap();
+    let data = open_data(dir.path(), &[2]);
+    let kept = |id: u64| Sidecars::open(&data, None, &key()).unwrap().get(id);
+    let mut s = Sidecars::open(&data, None, &key()).unwrap();
+    s.set(0, -1.5);
+    assert!(!s.flush_if_due(Duration::from_secs(3600)).unwrap());
+    assert_eq!(kept(0), None);
+    assert!(s.flush_if_due(Duration::ZERO).unwrap());
+    assert_eq!(kept(0), Some(-1.5));
+    s.set(1, -2.5);
+    assert!(!s.flush_if_due(Duration::from_secs(3600)).unwrap(), "the time counts from the last flush");
+    // Not again before fifty times as long as a flush takes, whatever was asked. A test may be put to sleep: of many calls in
+    // a row most come at once.
+    let at_once = (0..50).filter(|_| s.flush_if_due(Duration::ZERO).unwrap()).count();
+    assert!(at_once < 25, "{at_once} of 50 calls wrote");
+    let begun = std::time::Instant::now();
+    while !s.flush_if_due(Duration::from_millis(10)).unwrap() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "never due again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(kept(1), Some(-2.5));
+}
+
 #[test]
 fn every_flipped_byte_and_every_length_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,45 @@
+//! Steps that must not happen: a gradient that is not finite changes nothing and is not counted.
+
+mod cli_common;
+mod model_common;
+
+use cli_common::Cli;
+use fusedpo::backend::Backend;
+use fusedpo::backend::cpu::Cpu;
+use fusedpo::model::Model;
+use fusedpo::train::config::TrainConfig;
+use fusedpo::train::optim::Optimizer;
+use model_common::{cpu64, read};
+
+#[test]
+fn a_step_without_a_finite_norm_leaves_no_trace() {
+    let cli = Cli::with_data();
+    cli.ok("sft --model m --data d --out r --device cpu --learning-rate 1e-3 --weight-decay 0.1 --max-steps 1");
+    let c: TrainConfig = toml::from_str(&cli.text("r/config.toml")).unwrap();
+    let be = cpu64();
+    let run = |bad: &[f64]| {
+        let mut model: Model<Cpu<f64>> = Model::load(&be, &cli.path("m"), 64).unwrap();
+        let n = model.table.len;
+        let mut opt = Optimizer::new(&be, &model, &c).unwrap();
+        let mut step = |model: &mut Model<Cpu<f64>>, value: f64| {
+            let mut grads = be.zeros("gradients", n).unwrap();
+            let g: Vec<f64> = (0..n).map(|i| if i == n / 2 { value } else { (i as f64).sin() }).collect();
+            be.upload(be.view_mut(&mut grads, 0..n), &g).unwrap();
+            opt.step(&be, model, &grads, 1e-3).unwrap();
+            opt.settle(&be).unwrap()
+        };
+        assert!(step(&mut model, 0.25).is_finite());
+        for bad in bad {
+            let before = read(&be, &model.weights, n);
+            assert!(!step(&mut model, *bad).is_finite());
+            assert_eq!(read(&be, &model.weights, n), before, "{bad}");
+        }
+        assert!(step(&mut model, 0.5).is_finite());
+        read(&be, &model.weights, n)
+    };
+    let want = run(&[]);
+    assert!(want.iter().any(|w| *w != 0.0));
+    // Were a skipped step counted, AdamW's bias corrections would be those of another step.
+    assert_eq!(run(&[f64::NAN]), want);
+    assert_eq!(run(&[f64::INFINITY, f64::NAN]), want);
+}

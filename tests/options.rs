@@ -188,7 +188,7 @@ fn options_of_the_other_commands() {
     cli.write("prompts.jsonl", "{\"prompt\":\"w7 w8\"}\n");
     let eval = "eval --model other --ref-model m --data d --device cpu --json";
     let generate = "generate --model m --device cpu --prompt w5 --max-new-tokens 12 --temperature 1";
-    let score = "score --model m --data d --device cpu --out s.jsonl";
+    let score = "score --model m --data d --device cpu --overwrite --out s.jsonl";
     let table: [(&str, &[&str], &str, &[&str]); 3] = [
         (
             eval,
@@ -226,7 +226,7 @@ fn options_of_the_other_commands() {
             score,
             &["--model other", "--per-token", "--dtype bf16"],
             "score",
-            &["--data", "--out", "--token-budget", "--device"],
+            &["--data", "--out", "--overwrite", "--token-budget", "--device"],
         ),
     ];
     for (base, changed, command, elsewhere) in table {

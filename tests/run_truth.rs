@@ -10,7 +10,7 @@ use cli_common::Cli;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::Model;
-use fusedpo::train::config::TrainConfig;
+use fusedpo::train::options::{Stage, TrainOptions};
 use model_common::{Group, cpu64, norm, pack, score};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -355,11 +355,15 @@ fn check(asked: &Asked) -> Truth {
     cli.ok(&asked.command("f32"));
     // Sums of f32 products in a network of two layers; the optimiser's large epsilon keeps what they lose from growing.
     holds(&cli, "f32", &truth, 2e-5);
-    let mut c: TrainConfig = toml::from_str(&cli.text("f32/config.toml")).unwrap();
-    for dir in [&mut c.model, &mut c.data].into_iter().chain(&mut c.ref_model) {
-        *dir = cli.dir.path().join(&dir);
+    let mut options: toml::Table = cli.text("f32/config.toml").parse().unwrap();
+    options.insert("out".into(), "f64".into());
+    for key in ["model", "data", "ref_model", "out"] {
+        if let Some(dir) = options.get_mut(key) {
+            *dir = cli.path(dir.as_str().unwrap()).to_str().unwrap().into();
+        }
     }
-    c.out = cli.path("f64");
+    let stage = if asked.dpo.is_some() { Stage::Dpo } else { Stage::Sft };
+    let c = TrainOptions::from_table(stage, &options).unwrap();
     fusedpo::train::run::train(&cpu64(), &c).unwrap();
     holds(&cli, "f64", &truth, 1e-11);
     truth

@@ -56,6 +56,8 @@
 //!   proves it or does not start.
 //! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads.
 //! - The loss is a mean over the pairs of the whole step: gradients do not depend on how it was cut into micro-batches.
+//! - A model's directory is opened once a command ([`model::ModelDir`]): its configuration is read once, each of its files
+//!   is hashed once, and reference, policy and export come from the same bytes.
 //! - Files appear whole or not at all: a temporary sibling, then a rename. A device, a pipe or a link that the user named
 //!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.

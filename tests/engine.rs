@@ -8,7 +8,7 @@ use fusedpo::backend::Backend;
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use model_common::files::golden;
@@ -29,7 +29,7 @@ fn batch(tail: usize) -> MicroBatch {
 /// Log-probs, loss and gradients with a logits buffer of `head_rows` rows.
 fn pass<B: Backend>(be: &B, head_rows: usize, loss_type: LossType) -> (Vec<f64>, f64, Vec<f64>) {
     let mb = batch(9);
-    let model = Model::load(be, &golden("qwen3"), 40).unwrap();
+    let model = Model::load(be, &ModelDir::open(&golden("qwen3")).unwrap(), 40).unwrap();
     let n = model.table.len;
     let all = capacity(std::slice::from_ref(&mb));
     let mut engine = Engine::with_head_rows(be, model, all, Purpose::Train, head_rows).unwrap();
@@ -71,7 +71,7 @@ fn a_group_may_be_larger_than_the_logits_buffer() {
 fn empty_slots_are_not_computed() {
     let Some(driver) = host::host_driver(0) else { return };
     let be = Gpu::<_, f32>::new(driver).unwrap();
-    let model = Model::load(&be, &golden("qwen3"), 40).unwrap();
+    let model = Model::load(&be, &ModelDir::open(&golden("qwen3")).unwrap(), 40).unwrap();
     let (n, shape) = (model.table.len, model.config.attn_shape());
     let small = batch(9);
     let large = batch(5000 - small.used());

@@ -5,7 +5,7 @@ mod model_common;
 
 use fusedpo::backend::{Backend, Float, Update};
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use model_common::*;
 use serde_json::Value;
 
@@ -44,7 +44,7 @@ fn groups(golden: &Value, model: &str) -> Vec<Group> {
 }
 
 fn load<B: Backend>(be: &B, name: &str) -> Model<B> {
-    Model::load(be, &project(&format!("tests/golden/{name}")), 64).unwrap()
+    Model::load(be, &ModelDir::open(&project(&format!("tests/golden/{name}"))).unwrap(), 64).unwrap()
 }
 
 /// `policy[i] = f32(w[i] + f32(0.05 * sin(0.37 * i)))`, i within each tensor.

@@ -13,7 +13,7 @@ use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::model::{GenerateOptions, Generated, Model, generate};
+use fusedpo::model::{GenerateOptions, Generated, Model, ModelDir, generate};
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
 use half::bf16;
 
@@ -30,7 +30,7 @@ fn sample<B: Backend>(be: &B, name: &str, temperature: f64) -> Vec<Vec<Generated
         // Fewer sequences at a time than there are, so that some wait and slots are moved.
         cache_bytes: 40_000,
     };
-    let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+    let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
     let prompts: Vec<Vec<u32>> = (0..5).map(|i| (3..6 + 4 * i).collect()).collect();
     generate(be, &model, &prompts, &options).unwrap()
 }
@@ -76,10 +76,10 @@ fn a_model_has_no_distance_from_itself() {
     let data = Dataset::open(&cli.path("d"), Split::Train).unwrap();
     let mut same = SameBits::new();
     on_devices!(f32, [0, 3], |be, place| {
-        let model = Model::load(be, &cli.path("m"), POSITIONS).unwrap();
+        let model = Model::load(be, &ModelDir::open(&cli.path("m")).unwrap(), POSITIONS).unwrap();
         let o = KlOptions { samples: 6, max_new_tokens: 8, seed: 1 };
         let plan = KlPlan::new(&model.config, POSITIONS, &data, &o).unwrap();
-        let kl = estimate(be, model, &cli.path("m"), &data, &plan, 64).unwrap();
+        let kl = estimate(be, model, &ModelDir::open(&cli.path("m")).unwrap(), &data, &plan, 64).unwrap();
         assert!(kl.samples == 6 && kl.mean.abs() <= 1e-4, "{place}: {kl:?}");
         same.see("kl", place, kl.mean);
     });

@@ -16,7 +16,7 @@ use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::graphs::GraphCounts;
-use fusedpo::model::{Keep, Model, Workspace};
+use fusedpo::model::{Keep, Model, ModelDir, Workspace};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
@@ -84,7 +84,7 @@ struct Outcome {
 
 /// `steps` of two micro-batches each.
 fn run<B: Backend>(be: &B, dir: &Path, steps: usize, how: How) -> (Outcome, GraphCounts) {
-    let model = Model::load(be, dir, POSITIONS).unwrap();
+    let model = Model::load(be, &ModelDir::open(dir).unwrap(), POSITIONS).unwrap();
     let data = batches(model.config.vocab_size, 2 * steps as u64 % 7 + 2);
     let n = model.table.len;
     let head_rows = data.iter().flat_map(|b| b.groups()).map(|g| g.predictions.len()).max().unwrap();
@@ -197,7 +197,7 @@ fn nor_on_a_gpu() {
 fn a_step_is_enqueued_before_any_of_it_has_run() {
     for graphs in [false, true] {
         let Some(be) = gpu::<bf16>(true) else { return };
-        let model = Model::load(&be, &golden("llama"), POSITIONS).unwrap();
+        let model = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), POSITIONS).unwrap();
         let data = batches(model.config.vocab_size, 3);
         let mut engine = Engine::new(&be, model, capacity(&data), Purpose::Train).unwrap();
         if graphs {
@@ -235,7 +235,7 @@ fn recomputation_on_the_cpu_changes_no_bit() {
 #[test]
 fn recomputation_takes_less_memory_and_the_table_shows_it() {
     let be = Cpu::<f32>::new().unwrap();
-    let model = Model::load(&be, &golden("llama"), POSITIONS).unwrap();
+    let model = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), POSITIONS).unwrap();
     let data = batches(model.config.vocab_size, 1);
     let sizes = |keep| {
         let before = be.memory_table().len();
@@ -257,7 +257,7 @@ fn recomputation_takes_less_memory_and_the_table_shows_it() {
 fn a_graph_is_not_replayed_for_another_model_other_rows_or_freed_memory() {
     let Some(be) = gpu::<bf16>(true) else { return };
     let dir = golden("llama");
-    let load = || Model::load(&be, &dir, POSITIONS).unwrap();
+    let load = || Model::load(&be, &ModelDir::open(&dir).unwrap(), POSITIONS).unwrap();
     let (one, two) = (load(), load());
     let data = batches(one.config.vocab_size, 2);
     let mut ws = Workspace::new(&be, &one, capacity(&data), 40, false).unwrap();
@@ -330,7 +330,7 @@ fn numbers_that_are_read_back_are_those_of_their_time() {
 #[test]
 fn a_skipped_step_does_not_count() {
     fn weights<B: Backend>(be: &B, poison: bool) -> Vec<f64> {
-        let mut model = Model::load(be, &golden("llama"), POSITIONS).unwrap();
+        let mut model = Model::load(be, &ModelDir::open(&golden("llama")).unwrap(), POSITIONS).unwrap();
         let n = model.table.len;
         let mut opt = Optimizer::new(be, &model, &OptimOptions::default()).unwrap();
         let grads: Vec<B::Acc> = (0..n).map(|i| fusedpo::backend::Float::from_f64((i % 17) as f64 / 64.0)).collect();

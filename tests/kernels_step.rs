@@ -14,7 +14,7 @@ use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{Backend, Update};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use half::bf16;
 use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn golden(name: &str) -> PathBuf {
     model_common::project("tests/golden").join(name)
 }
 fn load<B: Backend>(be: &B, dir: &Path) -> Model<B> {
-    Model::load(be, dir, POSITIONS).unwrap()
+    Model::load(be, &ModelDir::open(dir).unwrap(), POSITIONS).unwrap()
 }
 
 /// Groups of several shapes: two responses, three with a long prompt, an empty prompt.

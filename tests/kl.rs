@@ -5,14 +5,14 @@ mod model_common;
 
 use cli_common::*;
 use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::model::{Model, generate};
+use fusedpo::model::{Model, ModelDir, generate};
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
 use model_common::{Group, cpu64, pack, score};
 
 /// Log-prob of each response after its prompt, the sum over its tokens.
 fn sums(cli: &Cli, model: &str, texts: &[(Vec<u32>, Vec<u32>)]) -> Vec<f64> {
     let be = cpu64();
-    let model = Model::load(&be, &cli.path(model), 64).unwrap();
+    let model = Model::load(&be, &ModelDir::open(&cli.path(model)).unwrap(), 64).unwrap();
     let group = |(prompt, response): &(Vec<u32>, Vec<u32>)| Group {
         prompt: prompt.clone(),
         responses: vec![response.clone()],
@@ -28,7 +28,7 @@ fn the_estimate_is_the_mean_gap_of_the_policys_own_samples() {
     cli.model("other", "qwen3");
     let data = Dataset::open(&cli.path("d"), Split::Train).unwrap();
     let be = cpu64();
-    let policy = Model::load(&be, &cli.path("m"), 64).unwrap();
+    let policy = Model::load(&be, &ModelDir::open(&cli.path("m")).unwrap(), 64).unwrap();
     let options = KlOptions { samples: 12, max_new_tokens: 9, seed: 5 };
     let plan = KlPlan::new(&policy.config, 64, &data, &options).unwrap();
     let prompts: Vec<Vec<u32>> = (0..12).map(|g| data.group(g).prompt().to_vec()).collect();
@@ -50,7 +50,7 @@ fn the_estimate_is_the_mean_gap_of_the_policys_own_samples() {
     let variance = gaps.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>() / (n - 1.0);
     assert!(mean > 1.0, "two random models are nats apart: {mean}");
 
-    let got = estimate(&be, policy, &cli.path("other"), &data, &plan, 64).unwrap();
+    let got = estimate(&be, policy, &ModelDir::open(&cli.path("other")).unwrap(), &data, &plan, 64).unwrap();
     let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want.abs(), "{got}, not {want}");
     close(got.mean, mean);
     close(got.half_width_95, 1.96 * (variance / n).sqrt());

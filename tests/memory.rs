@@ -11,7 +11,7 @@ use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::{Backend, DeviceMemory};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{GenerateOptions, Model, ModelConfig, generate};
+use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, generate};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::metrics::Totals;
@@ -43,7 +43,7 @@ fn gpu<A: GpuFloat>() -> Option<Gpu<HostDriver, A>> {
 /// A step of training on an engine that was made as the runs make it; its memory table, and the trained weights.
 fn step<B: Backend>(be: &B, name: &str, purpose: Purpose, optim: &OptimOptions) -> Vec<f64> {
     let batches = batches();
-    let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+    let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
     let mut engine = Engine::new(be, model, capacity(&batches), purpose).unwrap();
     let mut optimizer = Optimizer::new(be, &engine.model, optim).unwrap();
     let before = be.memory_table().len();
@@ -81,7 +81,7 @@ fn plan_is_what_is_allocated<B: Backend>(be: &B) {
         }
         let before = be.memory_table().len();
         let plan = MemoryPlan::scoring(be, &config_json, POSITIONS, capacity).unwrap();
-        let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+        let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
         let mut engine = Engine::new(be, model, capacity, Purpose::Score).unwrap();
         engine.score(&batches()[0]).unwrap();
         assert_eq!(be.memory_table().split_off(before), plan.table, "{name}, scoring");
@@ -98,7 +98,7 @@ fn plan_is_what_is_allocated<B: Backend>(be: &B) {
             cache_bytes: 1 << 20,
         };
         let (plan, _) = MemoryPlan::generating(be, &config_json, POSITIONS, &prompts, &o).unwrap();
-        let model = Model::load(be, &golden(name), POSITIONS).unwrap();
+        let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
         generate(be, &model, &prompts, &o).unwrap();
         let mut table = be.memory_table().split_off(before);
         // The kernels' own, a few bytes a sequence, made when the first is decoded.

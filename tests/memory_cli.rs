@@ -8,7 +8,7 @@ use cli_common::{Cli, pairs, words};
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::model::{Model, ModelConfig, SaveDtype, export};
+use fusedpo::model::{Model, ModelConfig, ModelDir, SaveDtype, export};
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::{Budgets, MemoryPlan};
 use fusedpo::train::options::{DataOptions, FileOptions, Stage, TrainOptions};
@@ -132,7 +132,7 @@ fn plans(cli: &Cli, be: &Cpu<f32>, c: &TrainOptions) -> (impl Fn(usize) -> usize
     };
     let planners =
         [Planner::new(&splits[0], &options(true)).unwrap(), Planner::new(&splits[1], &options(false)).unwrap()];
-    let positions = splits.iter().map(fusedpo::train::check::longest_row).max().unwrap();
+    let positions = splits.iter().map(Dataset::longest_row).max().unwrap();
     let least = planners.iter().map(Planner::least_budget).max().unwrap();
     let capacity = |slots| planners[0].capacity_at(slots).or_larger(planners[1].capacity_at(slots));
     let table: std::collections::BTreeMap<usize, usize> = (least..=c.data.token_budget.unwrap())
@@ -193,10 +193,12 @@ fn a_reference_that_does_not_fit() {
     let plan = |capacity| MemoryPlan::scoring(&be, &config, 64, capacity);
     let plan = Budgets::of([&planner]).fitting(&be, plan).unwrap();
     let small = Cpu::<f32>::new().unwrap().with_free(plan.needed() / 2);
-    let error = fusedpo::train::reference::ensure(&small, &cli.path("m"), &data, None, 256).err().unwrap();
+    let model = ModelDir::open(&cli.path("m")).unwrap();
+    let ensure = |be| fusedpo::train::reference::ensure(be, &model, &[(&data, 256)], None);
+    let error = ensure(&small).err().unwrap();
     assert!(error.to_string().starts_with("out of memory: this needs"), "{error}");
     // With enough, the same command goes on.
     let enough = Cpu::<f32>::new().unwrap().with_free(plan.needed());
-    let (_, report) = fusedpo::train::reference::ensure(&enough, &cli.path("m"), &data, None, 256).unwrap();
+    let [(_, report)] = ensure(&enough).unwrap()[..] else { panic!("one part, one answer") };
     assert_eq!(report.computed, data.num_responses());
 }

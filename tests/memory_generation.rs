@@ -5,7 +5,7 @@ mod model_common;
 
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::model::{GenerateOptions, Model, ModelConfig, generate};
+use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, generate};
 use fusedpo::train::memory::{MemoryPlan, fitting_generation};
 use model_common::files::golden;
 
@@ -51,7 +51,7 @@ fn as_many_sequences_as_fit() {
     // It is what is then allocated, and the samples are the same.
     let sample = |o: &GenerateOptions, plan: &MemoryPlan| {
         let be = Cpu::<f32>::new().unwrap();
-        let model = Model::load(&be, &golden("llama"), POSITIONS).unwrap();
+        let model = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), POSITIONS).unwrap();
         let out = generate(&be, &model, &prompts, o).unwrap();
         assert_eq!(be.memory_table(), plan.table);
         out

@@ -6,7 +6,7 @@ use fusedpo::backend::{Backend, Float};
 use fusedpo::loss::{LossSpec, LossType};
 
 use fusedpo::model::sample::{normal, uniform};
-use fusedpo::model::{Architecture, GenerateOptions, Model, ModelConfig, Rope, RopeScaling, generate};
+use fusedpo::model::{Architecture, GenerateOptions, Model, ModelConfig, ModelDir, Rope, RopeScaling, generate};
 use model_common::*;
 
 const SIGMOID: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.3, label_smoothing: 0.0 };
@@ -349,7 +349,7 @@ fn generation_refuses_what_it_cannot_do() {
 fn stories260k_tells_the_published_story() {
     let Some(dir) = test_data("stories260k", "data/stories260k") else { return };
     let be = cpu32();
-    let m = Model::load(&be, &dir, 512).unwrap();
+    let m = Model::load(&be, &ModelDir::open(&dir).unwrap(), 512).unwrap();
     let source = std::fs::read_to_string(dir.join("SOURCE.txt")).unwrap();
     let golden = source.split_once("-t 0): \"").unwrap().1.split_once(" ...\"").unwrap().0;
     let out = generate(&be, &m, &[vec![1]], &GenerateOptions { eos_token_ids: vec![1, 2], ..options(255) }).unwrap();

@@ -2,7 +2,7 @@
 
 mod model_common;
 
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use model_common::cpu32;
 use model_common::files::*;
 use serde_json::{Value, json};
@@ -230,7 +230,7 @@ fn bad_directories_give_one_exact_line() {
     for (what, damage, want) in BAD {
         let dir = copy("llama");
         damage(dir.path());
-        let error = match Model::load(&be, dir.path(), 64) {
+        let error = match ModelDir::open(dir.path()).and_then(|d| Model::load(&be, &d, 64)) {
             Ok(_) => panic!("{what}: loaded"),
             Err(e) => e.to_string(),
         };
@@ -254,7 +254,7 @@ fn damaged_headers_never_panic() {
     for (i, bytes) in damaged.chain(flipped).enumerate() {
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, bytes).unwrap();
-        if let Err(e) = Model::load(&be, dir.path(), 64) {
+        if let Err(e) = ModelDir::open(dir.path()).and_then(|d| Model::load(&be, &d, 64)) {
             assert!(!e.to_string().contains('\n'), "case {i}: {e}");
         }
     }

@@ -3,7 +3,7 @@
 mod model_common;
 
 use fusedpo::backend::Backend;
-use fusedpo::model::{Architecture, Model, ModelConfig, SaveDtype, export};
+use fusedpo::model::{Architecture, Model, ModelConfig, ModelDir, SaveDtype, export};
 use model_common::files::*;
 use model_common::*;
 use serde_json::{Value, json};
@@ -20,17 +20,21 @@ fn same_files(a: &Path, b: &Path) {
     }
 }
 
+fn identity(dir: &Path) -> [u8; 32] {
+    ModelDir::open(dir).unwrap().identity().unwrap()
+}
+
 #[test]
 fn export_writes_what_was_loaded() {
     let be = cpu32();
     for name in MODELS {
         let out = TempDir::new().unwrap();
-        let m = Model::load(&be, &golden(name), 64).unwrap();
+        let m = Model::load(&be, &ModelDir::open(&golden(name)).unwrap(), 64).unwrap();
         let report = export(&be, &m, None, None, out.path(), SaveDtype::Source).unwrap();
         same_files(&golden(name), out.path());
         assert_eq!((report.updated, report.changed), (0, 0));
         assert_eq!(report.weights, m.table.num_parameters() as u64);
-        assert_eq!(Model::load(&be, out.path(), 64).unwrap().sha256(), m.sha256());
+        assert_eq!(identity(out.path()), m.sha256().unwrap());
     }
 }
 
@@ -38,10 +42,10 @@ fn export_writes_what_was_loaded() {
 fn shards_are_kept_and_do_not_change_the_identity() {
     let be = cpu32();
     let (dir, out) = (copy("qwen2"), TempDir::new().unwrap());
-    let whole = Model::load(&be, dir.path(), 64).unwrap();
+    let whole = Model::load(&be, &ModelDir::open(dir.path()).unwrap(), 64).unwrap();
     shard(dir.path());
-    let m = Model::load(&be, dir.path(), 64).unwrap();
-    assert_eq!(m.sha256(), whole.sha256());
+    let m = Model::load(&be, &ModelDir::open(dir.path()).unwrap(), 64).unwrap();
+    assert_eq!(m.sha256().unwrap(), whole.sha256().unwrap());
     assert_eq!(read(&be, &m.weights, m.table.len), read(&be, &whole.weights, m.table.len));
     export(&be, &m, None, None, out.path(), SaveDtype::Source).unwrap();
     same_files(dir.path(), out.path());
@@ -55,18 +59,87 @@ fn shards_are_kept_and_do_not_change_the_identity() {
 
 #[test]
 fn identity_tells_models_apart() {
-    let be = cpu32();
-    let of = |dir: &Path| Model::load(&be, dir, 64).unwrap().sha256();
     let dir = copy("llama");
-    let before = of(dir.path());
+    let before = identity(dir.path());
     edit_json(&dir.path().join("config.json"), |c| c["rope_theta"] = json!(20000.0));
-    assert!(of(dir.path()) != before, "another rope_theta");
+    assert!(identity(dir.path()) != before, "another rope_theta");
     let dir = copy("llama");
     let path = dir.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    assert!(of(dir.path()) != before, "another weight");
+    assert!(identity(dir.path()) != before, "another weight");
+}
+
+/// In place, as nobody should: what was said before stands, and only a directory opened again shows the change.
+#[test]
+fn a_directory_is_read_and_hashed_once() {
+    let dir = copy("llama");
+    let opened = ModelDir::open(dir.path()).unwrap();
+    let (identity_before, tokenizer_before) = (opened.identity().unwrap(), opened.tokenizer_sha256().unwrap());
+    let change = |name: &str, edit: &dyn Fn(&mut Vec<u8>)| {
+        let path = dir.path().join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        edit(&mut bytes);
+        let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+    };
+    change("model.safetensors", &|bytes| *bytes.last_mut().unwrap() ^= 1);
+    change("tokenizer.json", &|bytes| bytes.push(b' '));
+    let again = ModelDir::open(dir.path()).unwrap();
+    assert!(again.identity().unwrap() != identity_before);
+    assert!(again.tokenizer_sha256().unwrap() != tokenizer_before);
+    for handle in [opened.clone(), opened.open_other(dir.path()).unwrap(), opened] {
+        assert_eq!(handle.identity().unwrap(), identity_before);
+        assert_eq!(handle.tokenizer_sha256().unwrap(), tokenizer_before);
+    }
+}
+
+/// A model goes on with the files that it was opened with, and saves their configuration.
+#[test]
+fn files_that_are_replaced_do_not_reach_an_open_directory() {
+    let (be, dir, out) = (cpu32(), copy("llama"), TempDir::new().unwrap());
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
+    let opened = ModelDir::open(dir.path()).unwrap();
+    let model = Model::load(&be, &opened, 64).unwrap();
+    for name in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        std::fs::write(dir.path().join(name), "another").unwrap();
+    }
+    assert_eq!(opened.identity().unwrap(), identity(&golden("llama")));
+    export(&be, &model, None, None, out.path(), SaveDtype::Source).unwrap();
+    same_files(&golden("llama"), out.path());
+    assert_eq!(std::fs::read(out.path().join("generation_config.json")).unwrap(), br#"{"eos_token_id": 2}"#);
+}
+
+#[test]
+fn a_second_name_of_a_directory_is_the_same_one() {
+    let (dir, copied) = (copy("llama"), copy("llama"));
+    let opened = ModelDir::open(dir.path()).unwrap();
+    let same =
+        [dir.path().to_owned(), dir.path().join("."), dir.path().join("../").join(dir.path().file_name().unwrap())];
+    for path in same {
+        assert!(opened.open_other(&path).unwrap().is(&opened), "{}", path.display());
+    }
+    let other = opened.open_other(copied.path()).unwrap();
+    assert!(!other.is(&opened) && other.path() == copied.path());
+    assert!(opened.open_other(&dir.path().join("none")).is_err());
+}
+
+/// Read, the pages that are gone would kill the process.
+#[test]
+fn a_file_that_was_cut_short_is_an_error() {
+    let (be, dir) = (cpu32(), copy("llama"));
+    let [hashes, loads] = [(), ()].map(|()| ModelDir::open(dir.path()).unwrap());
+    let models = [&hashes, &loads].map(|d| Model::load(&be, d, 64).unwrap());
+    let path = dir.path().join("model.safetensors");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    let errors = [hashes.identity().map(drop), models[0].sha256().map(drop), Model::load(&be, &loads, 64).map(drop)];
+    for error in errors {
+        let want = "was cut short while in use: leave a model's files alone during a run, and start it again";
+        assert_eq!(error.unwrap_err().to_string(), format!("{}: {want}", path.display()));
+    }
 }
 
 #[test]
@@ -77,7 +150,7 @@ fn saving_in_another_dtype_rounds_and_says_so() {
     {
         for (name, field) in [("llama", "torch_dtype"), ("qwen3", "dtype")] {
             let out = TempDir::new().unwrap();
-            let m = Model::load(&be, &golden(name), 64).unwrap();
+            let m = Model::load(&be, &ModelDir::open(&golden(name)).unwrap(), 64).unwrap();
             let report = export(&be, &m, None, None, out.path(), save).unwrap();
             assert_eq!((report.updated, report.changed), (0, 0), "rounding alone is no update");
             assert_eq!(read_json(&out.path().join("config.json"))[field], json!(torch));
@@ -85,7 +158,7 @@ fn saving_in_another_dtype_rounds_and_says_so() {
                 (tensors(&out.path().join("model.safetensors")), tensors(&golden(name).join("model.safetensors")));
             assert!(saved.keys().eq(source.keys()));
             assert!(saved.values().all(|t| t.0 == dtype));
-            let back = Model::load(&be, out.path(), 64).unwrap();
+            let back = Model::load(&be, &ModelDir::open(out.path()).unwrap(), 64).unwrap();
             let (a, b) = (read(&be, &m.weights, m.table.len), read(&be, &back.weights, m.table.len));
             let round = |x: f64| match save {
                 SaveDtype::Bf16 => half::bf16::from_f32(x as f32).to_f64(),
@@ -100,10 +173,10 @@ fn saving_in_another_dtype_rounds_and_says_so() {
 fn export_counts_updates_that_rounding_swallows() {
     let be = cpu32();
     let (dir, out) = (copy("llama"), TempDir::new().unwrap());
-    let m = Model::load(&be, dir.path(), 64).unwrap();
+    let m = Model::load(&be, &ModelDir::open(dir.path()).unwrap(), 64).unwrap();
     let bf16 = TempDir::new().unwrap();
     export(&be, &m, None, None, bf16.path(), SaveDtype::Bf16).unwrap();
-    let m = Model::load(&be, bf16.path(), 64).unwrap();
+    let m = Model::load(&be, &ModelDir::open(bf16.path()).unwrap(), 64).unwrap();
     let spec = m.table.spec("model.norm.weight").unwrap();
     // bf16 has 8 bits: 2^-10 relative is below half its spacing, 2^-6 above.
     for (relative, changed) in [(2f64.powi(-10), 0), (2f64.powi(-6), spec.at.len() as u64)] {
@@ -121,7 +194,7 @@ fn export_counts_updates_that_rounding_swallows() {
 fn export_refuses_what_the_dtype_cannot_hold() {
     let be = cpu32();
     let out = TempDir::new().unwrap();
-    let mut m = Model::load(&be, &golden("llama"), 64).unwrap();
+    let mut m = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), 64).unwrap();
     be.upload(be.view_mut(&mut m.weights, 0..1), &[7e4]).unwrap();
     let error = export(&be, &m, None, None, out.path(), SaveDtype::F16).unwrap_err().to_string();
     let want = "model.safetensors: tensor `model.embed_tokens.weight` has a weight that is not finite in F16; use another `options.save_dtype`, or check the training";
@@ -137,20 +210,20 @@ fn models_from_scratch_come_back() {
         let out = TempDir::new().unwrap();
         let m = Model::random(&be, config.clone(), i as u64, 64).unwrap();
         export(&be, &m, None, Some(&golden(name)), out.path(), SaveDtype::Source).unwrap();
-        let back = Model::load(&be, out.path(), 64).unwrap();
+        let back = Model::load(&be, &ModelDir::open(out.path()).unwrap(), 64).unwrap();
         assert_eq!(back.config, ModelConfig { dtype: Some("float32".into()), ..config });
-        assert_eq!(back.sha256(), m.sha256());
+        assert_eq!(back.sha256().unwrap(), m.sha256().unwrap());
         assert!(out.path().join("tokenizer.json").exists());
         let other = Model::random(&be, back.config, 99, 64).unwrap();
-        assert!(other.sha256() != m.sha256());
+        assert!(other.sha256().unwrap() != m.sha256().unwrap());
     }
 }
 
 #[test]
 fn f64_holds_what_f32_does() {
     let (a, b) = (cpu32(), cpu64());
-    let m = Model::load(&a, &golden("llama"), 64).unwrap();
-    let n = Model::load(&b, &golden("llama"), 64).unwrap();
+    let m = Model::load(&a, &ModelDir::open(&golden("llama")).unwrap(), 64).unwrap();
+    let n = Model::load(&b, &ModelDir::open(&golden("llama")).unwrap(), 64).unwrap();
     assert_eq!(read(&a, &m.weights, m.table.len), read(&b, &n.weights, n.table.len));
 }
 
@@ -201,7 +274,7 @@ fn extra_tensors_of_old_exporters() {
     all.insert("lm_head.weight".into(), all["model.embed_tokens.weight"].clone());
     all.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), (safetensors::Dtype::F32, vec![1], vec![0; 4]));
     write_tensors(&path, &all);
-    let m = Model::load(&be, dir.path(), 64).unwrap();
+    let m = Model::load(&be, &ModelDir::open(dir.path()).unwrap(), 64).unwrap();
     let report = export(&be, &m, None, None, out.path(), SaveDtype::Source).unwrap();
     assert_eq!(report.weights, m.table.num_parameters() as u64);
     same_files(dir.path(), out.path());

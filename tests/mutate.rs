@@ -15,7 +15,7 @@ use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::sidecar::{self, Sidecars};
 use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
 use fusedpo::error::Error;
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::options::Stage;
 use mutations::bench::{Bench, TEMPLATE, golden, key, lines};
 use mutations::{LARGEST, Rng, Watched, bytes, json_value};
@@ -136,7 +136,7 @@ fn weights(b: &Bench, rng: &mut Rng) -> Verdict {
 }
 
 fn load(b: &Bench) -> Verdict {
-    match Model::load(&b.be, &b.path("m"), 64) {
+    match ModelDir::open(&b.path("m")).and_then(|d| Model::load(&b.be, &d, 64)) {
         Err(e) => refused(&e),
         Ok(m) if m.weights.iter().all(|w| w.is_finite()) => Ok(true),
         Ok(_) => Err("weights that are not finite were accepted".into()),

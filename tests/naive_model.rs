@@ -3,7 +3,7 @@
 
 mod model_common;
 
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use model_common::files::{Tensors, copy, edit_json, read_json, tensors};
 use model_common::{Group, cpu64, pack, score};
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ fn check(name: &str, stretch: f64, edit: impl FnOnce(&mut Value)) {
     let ids = |from: u32, n: u32| (0..n).map(|i| 3 + (from + i * i * 7 + i * 11) % 94).collect::<Vec<u32>>();
     let group = Group { prompt: ids(5, 13), responses: vec![ids(40, 17), ids(70, 4)], ..Group::default() };
     let be = cpu64();
-    let model = Model::load(&be, dir.path(), 64).unwrap();
+    let model = Model::load(&be, &ModelDir::open(dir.path()).unwrap(), 64).unwrap();
     let got = score(&be, &model, &[pack(std::slice::from_ref(&group), 3)]);
     for (got, response) in got.iter().zip(&group.responses) {
         let want = naive.logps(&[group.prompt.as_slice(), response].concat());

@@ -4,7 +4,7 @@ mod model_common;
 
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::optim::{OptimOptions, Optimizer};
 use model_common::files::golden;
 use model_common::{cpu64, read};
@@ -14,7 +14,7 @@ fn a_step_without_a_finite_norm_leaves_no_trace() {
     let options = OptimOptions { weight_decay: 0.1, ..Default::default() };
     let be = cpu64();
     let run = |bad: &[f64]| {
-        let mut model: Model<Cpu<f64>> = Model::load(&be, &golden("llama"), 64).unwrap();
+        let mut model: Model<Cpu<f64>> = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), 64).unwrap();
         let n = model.table.len;
         let mut opt = Optimizer::new(&be, &model, &options).unwrap();
         let mut step = |model: &mut Model<Cpu<f64>>, value: f64| {

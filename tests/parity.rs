@@ -9,7 +9,7 @@ use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
@@ -167,7 +167,7 @@ fn smollm2_agrees_with_the_f64_truth() {
     let groups: Vec<Group> = golden["pairs"].as_array().unwrap().iter().map(group).collect();
     let batches: Vec<MicroBatch> = groups.chunks(4).map(|g| pack(g, 0)).collect();
     let be = cpu32();
-    let mut m = Model::load(&be, &dir, 1024).unwrap();
+    let mut m = Model::load(&be, &ModelDir::open(&dir).unwrap(), 1024).unwrap();
     check_logps("ref", &score(&be, &m, &batches), &golden);
     perturb(&be, &mut m);
     check_logps("policy", &score(&be, &m, &batches), &golden);

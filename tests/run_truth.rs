@@ -9,7 +9,7 @@ mod model_common;
 use cli_common::Cli;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::Model;
+use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::options::{Stage, TrainOptions};
 use model_common::{Group, cpu64, norm, pack, score};
 use serde_json::{Value, json};
@@ -224,7 +224,7 @@ fn groups(asked: &Asked, rows: &[&Row], reference: &[[f64; 2]]) -> Vec<Group> {
 fn reference(cli: &Cli, asked: &Asked, rows: &[Row]) -> Vec<[f64; 2]> {
     let Some((dir, ..)) = asked.dpo else { return vec![[0.0; 2]; rows.len()] };
     let be = cpu64();
-    let model = Model::load(&be, &cli.path(dir), 64).unwrap();
+    let model = Model::load(&be, &ModelDir::open(&cli.path(dir)).unwrap(), 64).unwrap();
     let all = groups(asked, &rows.iter().collect::<Vec<_>>(), &vec![[0.0; 2]; rows.len()]);
     let sums: Vec<f64> = score(&be, &model, &[pack(&all, 0)]).iter().map(|t| t.iter().sum()).collect();
     sums.chunks(2).map(|s| [s[0], s[1]]).collect()
@@ -233,7 +233,7 @@ fn reference(cli: &Cli, asked: &Asked, rows: &[Row]) -> Vec<[f64; 2]> {
 /// The loop.
 fn truth(cli: &Cli, asked: &Asked, train: &[Row], held_out: &[Row]) -> Truth {
     let (be, spec) = (cpu64(), asked.spec());
-    let mut model = Model::load(&be, &cli.path(asked.model), 64).unwrap();
+    let mut model = Model::load(&be, &ModelDir::open(&cli.path(asked.model)).unwrap(), 64).unwrap();
     let [of_train, of_held_out] = [train, held_out].map(|rows| reference(cli, asked, rows));
     let held_out: Vec<&Row> = held_out.iter().collect();
     let evaluate = |model: &Model<Cpu<f64>>, step: u64| {

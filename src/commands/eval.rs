@@ -8,10 +8,10 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
-use crate::model::{Model, ModelConfig};
+use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
 use crate::signal;
-use crate::train::check::{check_data, check_model, longest_row, warn_of_positions};
+use crate::train::check::{check_data, check_model, warn_of_positions};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
@@ -115,7 +115,8 @@ impl Task for Eval<'_> {
         let a = self.0;
         let split = if Dataset::has_split(&a.data, Split::Eval) { Split::Eval } else { Split::Train };
         let data = Dataset::open(&a.data, split)?;
-        check_data(&a.model, &data)?;
+        let dir = ModelDir::open(&a.model)?;
+        check_data(&dir, &data)?;
         let made = Made::of(a, &data)?;
         let spec = made.spec(a, &data)?;
         let paired = spec.loss_type.def().pair.is_some();
@@ -123,29 +124,28 @@ impl Task for Eval<'_> {
         let options = PlanOptions { objective, batch_size: 64, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
-        let reference_dir = if paired { Some(made.reference(a)?) } else { None };
-        let sidecars = match &reference_dir {
-            Some(dir) => {
-                check_model(dir, &data)?;
-                Some(reference::ensure(be, dir, &data, a.cache.as_deref(), slots)?.0)
-            }
-            None => None,
-        };
+        let reference = if paired { Some(dir.open_other(&made.reference(a)?)?) } else { None };
+        let mut sidecars = None;
+        if let Some(reference) = &reference {
+            check_model(reference, &data)?;
+            let done = reference::ensure(be, reference, &[(&data, slots)], a.cache.as_deref())?;
+            sidecars = done.into_iter().next().map(|(sidecars, _)| sidecars);
+        }
         let capacity = plan.capacity();
-        let config = ModelConfig::load(&a.model)?;
-        let mut samples = Samples::plan(a, &config, reference_dir.as_deref(), &data)?;
+        let config = dir.config();
+        let mut samples = Samples::plan(a, config, reference.as_ref(), &data);
         let positions = samples.positions;
-        warn_of_positions(&config, positions);
-        let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, &config, positions, c))?;
-        samples.fit(be, &config, &memory)?;
+        warn_of_positions(config, positions);
+        let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
+        samples.fit(be, config, &memory)?;
         be.reserve(&memory.table)?;
         let set = EvalSet { plan, sidecars };
-        let mut engine = Engine::new(be, Model::load(be, &a.model, positions)?, capacity, Purpose::Score)?;
+        let mut engine = Engine::new(be, Model::load(be, &dir, positions)?, capacity, Purpose::Score)?;
         let totals = eval::evaluate(&mut engine, &set, &spec, go_on)?;
         // What the evaluation worked with goes before the samples come.
         let Engine { model: policy, .. } = engine;
-        let kl = match (reference_dir, samples.kl) {
-            (Some(dir), Some(plan)) => Some(kl::estimate(be, policy, &dir, &data, &plan, slots)?),
+        let kl = match (reference, samples.kl) {
+            (Some(reference), Some(plan)) => Some(kl::estimate(be, policy, &reference, &data, &plan, slots)?),
             _ => None,
         };
         Ok((totals, kl))
@@ -166,14 +166,14 @@ struct Samples {
 }
 
 impl Samples {
-    fn plan(a: &EvalArgs, policy: &ModelConfig, reference: Option<&Path>, data: &Dataset) -> Result<Self> {
-        let longest = longest_row(data);
+    fn plan(a: &EvalArgs, policy: &ModelConfig, reference: Option<&ModelDir>, data: &Dataset) -> Self {
+        let longest = data.longest_row();
         let o = KlOptions { samples: a.kl_samples.unwrap_or(16), max_new_tokens: a.kl_max_new_tokens, seed: a.seed };
-        let (Some(dir), true) = (reference, o.samples > 0) else { return Ok(Self { positions: longest, kl: None }) };
+        let (Some(reference), true) = (reference, o.samples > 0) else { return Self { positions: longest, kl: None } };
         // Room for samples, where both models have it.
-        let most = policy.usable_positions().min(ModelConfig::load(dir)?.usable_positions());
+        let most = policy.usable_positions().min(reference.config().usable_positions());
         let positions = longest.max(most.min(longest.saturating_add(o.max_new_tokens)));
-        Ok(Self { positions, kl: KlPlan::new(policy, positions, data, &o) })
+        Self { positions, kl: KlPlan::new(policy, positions, data, &o) }
     }
 
     /// Refuses what would not fit beside the evaluation's memory.

@@ -8,7 +8,7 @@ use crate::data::render::{encode_prompt, user_turn};
 use crate::data::tokenize::{TextTokenizer, TokenizerOptions};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelConfig};
+use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelDir};
 use crate::train::check::warn_of_positions;
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::memory::fitting_generation;
@@ -129,7 +129,8 @@ impl Task for Run<'_> {
             )));
         }
         let longest = self.prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
-        let (config, positions) = (ModelConfig::load(&a.model)?, longest + a.max_new_tokens);
+        let (dir, positions) = (ModelDir::open(&a.model)?, longest + a.max_new_tokens);
+        let config = dir.config();
         let mut options = GenerateOptions {
             max_new_tokens: a.max_new_tokens,
             temperature: a.temperature,
@@ -141,12 +142,12 @@ impl Task for Run<'_> {
         };
         let ids: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
         let instead = (0, "lower --max-new-tokens, shorten the prompts, or use a smaller model");
-        let memory = fitting_generation(be, (&config, positions), &ids, &mut options, instead)?;
+        let memory = fitting_generation(be, (config, positions), &ids, &mut options, instead)?;
         be.reserve(&memory.table)?;
-        let model = Model::load(be, &a.model, positions)?;
+        let model = Model::load(be, &dir, positions)?;
         let all = model::generate(be, &model, &ids, &options)?;
         let lengths = ids.iter().zip(&all).flat_map(|(p, texts)| texts.iter().map(|g| p.len() + g.tokens.len()));
-        warn_of_positions(&config, lengths.max().unwrap_or(0));
+        warn_of_positions(config, lengths.max().unwrap_or(0));
         Ok((self.prompts, all))
     }
 }

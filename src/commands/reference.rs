@@ -6,6 +6,7 @@ use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::Result;
+use crate::model::ModelDir;
 use crate::train::check::{check_data, open_splits};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::reference::{self, ReferenceReport};
@@ -52,11 +53,15 @@ impl Task for Pass<'_> {
     type Out = ReferenceReport;
     fn run<B: Backend>(self, be: &B) -> Result<ReferenceReport> {
         let a = self.0;
+        let splits = open_splits(&a.data)?;
+        let model = ModelDir::open(&a.model)?;
+        let mut parts = Vec::with_capacity(splits.len());
+        for data in &splits {
+            check_data(&model, data)?;
+            parts.push((data, training_slots(data, a.token_budget)?));
+        }
         let mut all = ReferenceReport::default();
-        for data in open_splits(&a.data)? {
-            check_data(&a.model, &data)?;
-            let slots = training_slots(&data, a.token_budget)?;
-            let (_, r) = reference::ensure(be, &a.model, &data, a.cache.as_deref(), slots)?;
+        for (_, r) in reference::ensure(be, &model, &parts, a.cache.as_deref())? {
             all.responses += r.responses;
             all.computed += r.computed;
             all.tokens += r.tokens;

@@ -8,10 +8,10 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::Spool;
-use crate::model::{Model, ModelConfig};
+use crate::model::{Model, ModelDir};
 use crate::progress::Progress;
 use crate::signal;
-use crate::train::check::{check_data, longest_row, open_splits, warn_of_positions};
+use crate::train::check::{check_data, open_splits, warn_of_positions};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::memory::{Budgets, MemoryPlan};
@@ -81,16 +81,24 @@ impl Task for Score<'_> {
     type Out = Lines;
     fn run<B: Backend>(mut self, be: &B) -> Result<Lines> {
         let mut groups = 0;
-        for data in open_splits(&self.args.data)? {
-            check_data(&self.args.model, &data)?;
-            score(be, self.args, &data, groups, &mut self.lines)?;
+        let splits = open_splits(&self.args.data)?;
+        let model = ModelDir::open(&self.args.model)?;
+        for data in splits {
+            check_data(&model, &data)?;
+            score(be, (self.args, &model), &data, groups, &mut self.lines)?;
             groups += data.num_groups();
         }
         Ok(self.lines)
     }
 }
 
-fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64, lines: &mut Lines) -> Result<()> {
+fn score<B: Backend>(
+    be: &B,
+    (a, dir): (&ScoreArgs, &ModelDir),
+    data: &Dataset,
+    first_group: u64,
+    lines: &mut Lines,
+) -> Result<()> {
     let options = PlanOptions {
         objective: Objective::Score,
         batch_size: 64,
@@ -99,11 +107,11 @@ fn score<B: Backend>(be: &B, a: &ScoreArgs, data: &Dataset, first_group: u64, li
         shuffle: false,
     };
     let planner = Planner::new(data, &options)?;
-    let (config, positions) = (ModelConfig::load(&a.model)?, longest_row(data));
-    warn_of_positions(&config, positions);
-    let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, &config, positions, c))?;
+    let (config, positions) = (dir.config(), data.longest_row());
+    warn_of_positions(config, positions);
+    let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
     be.reserve(&plan.table)?;
-    let model = Model::load(be, &a.model, positions)?;
+    let model = Model::load(be, dir, positions)?;
     let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
     let mut progress = Progress::new("score", data.num_responses());
     let mut done = 0;

@@ -7,6 +7,7 @@ pub use crate::data::shard::Tokens;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Which shards of a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Dataset {
     starts: Vec<[u64; 3]>,
     num_tokens: u64,
     meta: Meta,
+    /// See [`Dataset::longest_row`].
+    longest_row: OnceLock<usize>,
 }
 
 impl Dataset {
@@ -73,7 +76,7 @@ impl Dataset {
                 .ok_or_else(|| Error::file(s.path(), "the data set is too large"))?;
             starts.push(next);
         }
-        Ok(Dataset { shards, starts, num_tokens, meta })
+        Ok(Dataset { shards, starts, num_tokens, meta, longest_row: OnceLock::new() })
     }
 
     /// Whether `dir` holds a shard of `split`. A `.pref` file is of [`Split::Eval`] if its name begins with `eval-`,
@@ -124,6 +127,17 @@ impl Dataset {
     pub fn num_tokens(&self) -> u64 {
         self.num_tokens
     }
+
+    /// Tokens of the longest prompt with one of its responses: the positions that a model must have. One parallel pass over
+    /// the records, the first time. Panics as [`Dataset::group`].
+    pub fn longest_row(&self) -> usize {
+        let row = |id: u64| {
+            let g = self.group(id);
+            g.prompt().len() + g.responses().map(|r| r.tokens.len()).max().unwrap_or(0)
+        };
+        *self.longest_row.get_or_init(|| (0..self.num_groups()).into_par_iter().map(row).max().unwrap_or(0))
+    }
+
     fn totals(&self) -> [u64; 3] {
         self.starts.last().copied().unwrap_or_default()
     }

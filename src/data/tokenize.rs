@@ -66,13 +66,6 @@ pub struct TextTokenizer {
     config: Value,
 }
 
-/// SHA-256 of the `tokenizer.json` in a model directory (or of a tokenizer file): the identity that shards carry.
-pub fn tokenizer_sha256(model: &Path) -> Result<[u8; 32]> {
-    let path = if model.is_dir() { model.join("tokenizer.json") } else { model.to_owned() };
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read the tokenizer"))?;
-    Ok(Sha256::digest(&bytes).into())
-}
-
 impl TextTokenizer {
     /// Loads from a model directory (`tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja`) or from a tokenizer file. A file called `tokenizer.json` brings its folder's configuration;

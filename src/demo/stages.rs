@@ -12,7 +12,7 @@ use crate::data::pack::{PackOptions, pack};
 use crate::data::report::PackReport;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{self, GenerateOptions, Model, ModelConfig, SaveDtype};
+use crate::model::{self, GenerateOptions, Model, ModelConfig, ModelDir, SaveDtype};
 use crate::train::choices::DeviceChoice;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::options::{Stage, TrainOptions};
@@ -124,7 +124,7 @@ impl<B: Backend> Stages<'_, B> {
 
     /// Continues every prompt with the model in `name`, at temperature 1.
     pub fn generate(&self, name: &str, prompts: &[String], judge: &Judge<'_>) -> Result<Vec<Vec<Sample>>> {
-        let model = Model::load(self.be, &self.path(name), POSITIONS)?;
+        let model = Model::load(self.be, &ModelDir::open(&self.path(name))?, POSITIONS)?;
         let ids = prompts.iter().map(|p| judge.tokenizer.encode(p)).collect::<Result<Vec<_>>>()?;
         let options = GenerateOptions {
             max_new_tokens: MAX_NEW_TOKENS,
@@ -193,11 +193,12 @@ impl<B: Backend> Stages<'_, B> {
     /// KL divergence of `dpo` from `sft`, on held-out prompts.
     pub fn kl(&self) -> Result<KlEstimate> {
         let data = Dataset::open(&self.path("preferences"), Split::Eval)?;
-        let policy = Model::load(self.be, &self.path("dpo"), POSITIONS)?;
+        let [policy, reference] = ["dpo", "sft"].map(|name| ModelDir::open(&self.path(name)));
+        let policy = Model::load(self.be, &policy?, POSITIONS)?;
         let o = KlOptions { samples: data.num_groups() as usize, max_new_tokens: MAX_NEW_TOKENS, seed: self.seed };
         let plan = KlPlan::new(&policy.config, POSITIONS, &data, &o);
         let plan = plan.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
-        kl::estimate(self.be, policy, &self.path("sft"), &data, &plan, KL_TOKENS)
+        kl::estimate(self.be, policy, &reference?, &data, &plan, KL_TOKENS)
     }
 
     fn write_jsonl(&self, name: &str, rows: impl Iterator<Item = Value>) -> Result<()> {

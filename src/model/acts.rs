@@ -5,8 +5,8 @@
 //! are computed again in the backward pass, into scratch that all layers share. With [`Keep::Inputs`] only each layer's
 //! input is kept: the backward pass computes the layer again from it, by the same ops and to the same bits.
 
-use super::Model;
 use super::graphs::Graphs;
+use super::load::Model;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch, chunks};
 use crate::error::{Error, Result};

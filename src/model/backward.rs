@@ -4,7 +4,8 @@ use super::acts::{Acts, Grads, Keep, LayerActs, Workspace};
 use super::forward::{again, weight};
 use super::graphs::Key;
 use super::head::scoring_only;
-use super::params::{LayerParams, Model, Param};
+use super::load::Model;
+use super::params::{LayerParams, Param};
 use crate::backend::{Backend, Rotation, Write};
 use crate::error::Result;
 

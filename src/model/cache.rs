@@ -1,7 +1,7 @@
 //! Keys and values of sequences that are being generated.
 
 use super::acts::LayerActs;
-use super::params::Model;
+use super::load::Model;
 use crate::backend::Backend;
 use crate::error::Result;
 

@@ -1,6 +1,6 @@
 //! `config.json` of the Llama family, as transformers 4 and 5 write it. What is not implemented is refused by name.
 
-use super::json::{Fields, read_json};
+use super::json::{Fields, parse_json};
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -8,6 +8,11 @@ use std::path::Path;
 
 /// What loads, for messages.
 pub const SUPPORTED: &str = "llama, mistral, qwen2, qwen3";
+
+/// Name of the configuration.
+pub(super) const CONFIG: &str = "config.json";
+/// Name of what generation adds to it.
+pub(super) const GENERATION: &str = "generation_config.json";
 
 /// Bound on a damaged file's claims; the deepest models have a few hundred.
 const MAX_LAYERS: usize = 4096;
@@ -46,6 +51,14 @@ impl Architecture {
             Self::Qwen3 => "Qwen3ForCausalLM",
         }
     }
+}
+
+/// A directory's configuration as it was read, to be copied when the model is saved.
+pub(super) struct ConfigFiles {
+    /// config.json.
+    pub config: Vec<u8>,
+    /// generation_config.json, where there is one.
+    pub generation: Option<Vec<u8>>,
 }
 
 /// A model's shape, checked. Names are Hugging Face's.
@@ -92,21 +105,31 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks `dir/config.json`, and the end tokens of `dir/generation_config.json`.
+    /// Reads and checks `dir/config.json`, and the end tokens of `dir/generation_config.json`. For anything more than the
+    /// shape, [`super::ModelDir`] has it already.
     ///
     /// Errors: [`Error::File`] naming what is missing, damaged or not implemented.
     pub fn load(dir: &Path) -> Result<Self> {
+        Ok(Self::read(dir)?.0)
+    }
+
+    /// [`ModelConfig::load`], and the files that it read.
+    pub(super) fn read(dir: &Path) -> Result<(Self, ConfigFiles)> {
         check_dir(dir)?;
-        let path = dir.join("config.json");
-        let mut config = Self::parse(&path, &read_json(&path)?)?;
-        let path = dir.join("generation_config.json");
+        let read = |path: &Path| std::fs::read(path).map_err(Error::io(path, "read"));
+        let path = dir.join(CONFIG);
+        let mut files = ConfigFiles { config: read(&path)?, generation: None };
+        let mut config = Self::parse(&path, &parse_json(&path, &files.config)?)?;
+        let path = dir.join(GENERATION);
         if path.exists() {
-            let ids = Fields::new(&path, &read_json(&path)?).ids("eos_token_id")?;
+            let bytes = read(&path)?;
+            let ids = Fields::new(&path, &parse_json(&path, &bytes)?).ids("eos_token_id")?;
             if !ids.is_empty() {
                 config.eos_token_ids = ids;
             }
+            files.generation = Some(bytes);
         }
-        Ok(config)
+        Ok((config, files))
     }
 
     /// Checks the content of a `config.json`; `path` is for messages.
@@ -256,7 +279,7 @@ fn check_dir(dir: &Path) -> Result<()> {
             "a PEFT adapter (adapter_config.json): adapters are not implemented; merge it into its base model first",
         ));
     }
-    if !dir.join("config.json").exists() {
+    if !dir.join(CONFIG).exists() {
         return Err(Error::file(dir, format!("no config.json; {WANT}")));
     }
     Ok(())

@@ -1,10 +1,13 @@
 //! A trained model as a Hugging Face directory: the source's tensor names, order, sharding and dtypes; its configuration
 //! and tokenizer files copied through. Every file appears whole or not at all.
 
-use super::json::read_json;
-use super::load::{INDEX, Origin, SINGLE, SourceFile, decode, dtype_bytes};
-use super::params::{Model, ParamSpec};
+use super::config::{CONFIG, GENERATION};
+use super::dir::ModelDir;
+use super::json::parse_json;
+use super::load::{Model, Origin};
+use super::params::ParamSpec;
 use super::save_dtype::SaveDtype;
+use super::source::{INDEX, SINGLE, Source, SourceFile, decode, dtype_bytes};
 use crate::backend::{Backend, Float};
 use crate::error::{Error, Result};
 use crate::files::AtomicFile;
@@ -19,7 +22,7 @@ const PIECE: usize = 1 << 20;
 
 /// What travels with the weights, where the source has it.
 const SIDE_FILES: &[&str] = &[
-    "generation_config.json",
+    GENERATION,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -72,18 +75,21 @@ pub fn export<B: Backend>(
     out: &Path,
     save: SaveDtype,
 ) -> Result<ExportReport> {
-    model.origin.check_whole()?;
+    model.origin.stored().check_whole()?;
     std::fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
     let mut e = Exporter { be, model, master, out, save, report: ExportReport::default() };
     e.refuse_other_layout()?;
     match &model.origin {
-        Origin::Files(source) => {
+        Origin::Dir(dir, source) => {
             for file in &source.files {
                 e.source_file(file)?;
             }
-            e.side_files(side_files.unwrap_or(&source.dir))?;
-            e.index(&source.dir)?;
-            e.config(&source.dir)?;
+            match side_files {
+                Some(other) => e.side_files(other, None)?,
+                None => e.side_files(dir.path(), Some(dir))?,
+            }
+            e.index(source)?;
+            e.config(dir)?;
         }
         Origin::Values(_) => {
             let tensors: Vec<_> = model
@@ -94,7 +100,7 @@ pub fn export<B: Backend>(
                 .collect();
             e.tensors(SINGLE, &tensors, None, json!({"format": "pt"}))?;
             if let Some(dir) = side_files {
-                e.side_files(dir)?;
+                e.side_files(dir, None)?;
             }
             e.new_config()?;
         }
@@ -130,7 +136,7 @@ struct Exporter<'a, B: Backend> {
 impl<B: Backend> Exporter<'_, B> {
     /// A reader would mix ours with files that we do not replace.
     fn refuse_other_layout(&self) -> Result<()> {
-        let sharded = matches!(&self.model.origin, Origin::Files(s) if s.files.iter().all(|f| f.name != SINGLE));
+        let sharded = matches!(&self.model.origin, Origin::Dir(_, s) if s.index.is_some());
         let other = self.out.join(if sharded { SINGLE } else { INDEX });
         match other.exists() {
             true => Err(Error::file(other, "weights of another model are in the way; choose an empty directory")),
@@ -210,7 +216,8 @@ impl<B: Backend> Exporter<'_, B> {
         mut report: Option<&mut ExportReport>,
     ) -> Result<u64> {
         let dtype = self.save.of(source_dtype);
-        let (stored, source) = self.model.origin.bytes(spec);
+        let origin = self.model.origin.stored();
+        let (stored, source) = origin.bytes(spec);
         let (mut values, mut before) = (Vec::<T>::new(), Vec::<f32>::new());
         let (mut bytes, mut bytes_before) = (Vec::new(), Vec::new());
         for start in spec.at.clone().step_by(PIECE) {
@@ -224,7 +231,7 @@ impl<B: Backend> Exporter<'_, B> {
             let Some(report) = report.as_deref_mut() else { continue };
             let at = (start - spec.at.start) * dtype_bytes(stored)..(end - spec.at.start) * dtype_bytes(stored);
             decode(stored, &source[at.clone()], &mut before);
-            self.model.origin.release(spec, at);
+            origin.release(spec, at);
             encode(dtype, &before, &mut bytes_before);
             let width = dtype_bytes(dtype);
             let differ = bytes.par_chunks(width).zip(bytes_before.par_chunks(width)).with_min_len(4096);
@@ -236,12 +243,16 @@ impl<B: Backend> Exporter<'_, B> {
         Ok((spec.at.len() * dtype_bytes(dtype)) as u64)
     }
 
-    /// Copies configuration and tokenizer files.
-    fn side_files(&mut self, dir: &Path) -> Result<()> {
+    /// Copies configuration and tokenizer files of `from`; what `opened` read already is written as it was then.
+    fn side_files(&mut self, from: &Path, opened: Option<&ModelDir>) -> Result<()> {
         for name in SIDE_FILES {
-            let from = dir.join(name);
-            if from.exists() {
-                let bytes = std::fs::read(&from).map_err(Error::io(&from, "read"))?;
+            let path = from.join(name);
+            let bytes = match opened {
+                Some(dir) if *name == GENERATION => dir.files().generation.clone(),
+                _ if path.exists() => Some(std::fs::read(&path).map_err(Error::io(&path, "read"))?),
+                _ => None,
+            };
+            if let Some(bytes) = bytes {
                 self.file(name, &bytes)?;
             }
         }
@@ -256,18 +267,14 @@ impl<B: Backend> Exporter<'_, B> {
     }
 
     /// The index of a sharded source, its total size brought up to date.
-    fn index(&mut self, dir: &Path) -> Result<()> {
-        if self.out.join(SINGLE).exists() {
-            return Ok(());
-        }
-        let from = dir.join(INDEX);
-        let bytes = std::fs::read(&from).map_err(Error::io(&from, "read"))?;
+    fn index(&mut self, source: &Source) -> Result<()> {
+        let Some(bytes) = &source.index else { return Ok(()) };
         if self.save == SaveDtype::Source {
-            return self.file(INDEX, &bytes);
+            return self.file(INDEX, bytes);
         }
-        let mut index = read_json(&from)?;
+        let mut index = parse_json(&source.dir.join(INDEX), bytes)?;
         let sizes = self.model.table.specs.iter().map(|s| {
-            let (dtype, _) = self.model.origin.bytes(s);
+            let (dtype, _) = self.model.origin.stored().bytes(s);
             s.at.len() * dtype_bytes(self.save.of(dtype))
         });
         let total: usize = sizes.sum();
@@ -276,25 +283,22 @@ impl<B: Backend> Exporter<'_, B> {
     }
 
     /// The source's config.json, its dtype brought up to date.
-    fn config(&mut self, dir: &Path) -> Result<()> {
-        let from = dir.join("config.json");
-        let Some(dtype) = self.save.torch() else {
-            let bytes = std::fs::read(&from).map_err(Error::io(&from, "read"))?;
-            return self.file("config.json", &bytes);
-        };
-        let mut config = read_json(&from)?;
+    fn config(&mut self, dir: &ModelDir) -> Result<()> {
+        let bytes = &dir.files().config;
+        let Some(dtype) = self.save.torch() else { return self.file(CONFIG, bytes) };
+        let mut config = parse_json(&dir.path().join(CONFIG), bytes)?;
         let name = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
         config.insert(name.to_owned(), json!(dtype));
-        self.file("config.json", pretty(&Value::Object(config)).as_bytes())
+        self.file(CONFIG, pretty(&Value::Object(config)).as_bytes())
     }
 
     /// config.json and generation_config.json of a model made from scratch.
     fn new_config(&mut self) -> Result<()> {
         let config = &self.model.config;
-        self.file("config.json", pretty(&config.to_json(self.save.torch().unwrap_or("float32"))).as_bytes())?;
-        if !config.eos_token_ids.is_empty() && !self.report.files.iter().any(|f| f == "generation_config.json") {
+        self.file(CONFIG, pretty(&config.to_json(self.save.torch().unwrap_or("float32"))).as_bytes())?;
+        if !config.eos_token_ids.is_empty() && !self.report.files.iter().any(|f| f == GENERATION) {
             let text = pretty(&json!({"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids}));
-            self.file("generation_config.json", text.as_bytes())?;
+            self.file(GENERATION, text.as_bytes())?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
-use super::params::{LayerParams, Model, Param};
+use super::load::Model;
+use super::params::{LayerParams, Param};
 use crate::backend::{Backend, Rotation, Write};
 use crate::error::Result;
 

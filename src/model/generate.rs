@@ -6,7 +6,7 @@
 use super::acts::Workspace;
 use super::cache::Cache;
 use super::forward::{attend, forward_with, weight};
-use super::params::Model;
+use super::load::Model;
 use super::sample::{sample, uniform};
 use crate::backend::{Backend, Float};
 use crate::batch::{Builder, Capacity, MicroBatch};

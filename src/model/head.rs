@@ -2,7 +2,7 @@
 
 use super::acts::Workspace;
 use super::forward::weight;
-use super::params::Model;
+use super::load::Model;
 use crate::backend::{Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};

@@ -70,10 +70,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads a file that must hold one JSON object.
-pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>> {
-    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
-    match serde_json::from_slice(&text) {
+/// One JSON object; `path` is the file that `text` was read from.
+pub(super) fn parse_json(path: &Path, text: &[u8]) -> Result<Map<String, Value>> {
+    match serde_json::from_slice(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(Error::file(path, "expected a JSON object")),
         Err(e) => Err(Error::file(path, format!("not JSON: {e}"))),

@@ -5,8 +5,6 @@
 //! gaps hold zeros, whose gradients stay zero.
 
 use super::config::ModelConfig;
-use super::load::Origin;
-use crate::backend::Backend;
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -188,20 +186,4 @@ impl ParamTable {
     pub fn spec(&self, name: &str) -> Option<&ParamSpec> {
         self.specs.iter().find(|s| s.name == name)
     }
-}
-
-/// A model on a device.
-pub struct Model<B: Backend> {
-    /// Its shape.
-    pub config: ModelConfig,
-    /// Where its parameters are.
-    pub table: ParamTable,
-    /// The weights in compute precision, in the table's layout.
-    pub weights: B::Buf<B::Act>,
-    /// Rotary table, positions x head_dim, of [`super::Rope::table`].
-    pub rope: B::Buf<B::Acc>,
-    /// Positions of the rotary table: no row can be longer.
-    pub max_positions: usize,
-    /// Where the weights came from.
-    pub(super) origin: Origin,
 }

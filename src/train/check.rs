@@ -1,11 +1,9 @@
 //! Whether a model and a data set belong together.
 
 use crate::data::dataset::{Dataset, Split};
-use crate::data::tokenize::tokenizer_sha256;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, ModelDir};
 use crate::note;
-use rayon::prelude::*;
 use std::path::Path;
 
 /// Every split of a folder of shards, train first.
@@ -18,7 +16,7 @@ pub fn open_splits(dir: &Path) -> Result<Vec<Dataset>> {
 }
 
 /// Checks every byte of the shards, and [`check_model`].
-pub fn check_data(model: &Path, data: &Dataset) -> Result<()> {
+pub fn check_data(model: &ModelDir, data: &Dataset) -> Result<()> {
     // First what is quick to find.
     check_vocabulary(model, data)?;
     data.verify()?;
@@ -27,28 +25,29 @@ pub fn check_data(model: &Path, data: &Dataset) -> Result<()> {
 
 /// Refuses data of another tokenizer, token ids that the model has no row for, and rows that it has no positions for.
 /// The data are verified already.
-pub fn check_model(model: &Path, data: &Dataset) -> Result<()> {
-    check_vocabulary(model, data)?.check_positions(longest_row(data))
+pub fn check_model(model: &ModelDir, data: &Dataset) -> Result<()> {
+    check_vocabulary(model, data)?;
+    model.config().check_positions(data.longest_row())
 }
 
-fn check_vocabulary(model: &Path, data: &Dataset) -> Result<ModelConfig> {
-    let (config, meta) = (ModelConfig::load(model)?, data.meta());
-    if meta.vocab_size as usize > config.vocab_size {
+fn check_vocabulary(model: &ModelDir, data: &Dataset) -> Result<()> {
+    let (tokens, meta) = (model.config().vocab_size, data.meta());
+    if meta.vocab_size as usize > tokens {
         return Err(Error::file(
-            model,
+            model.path(),
             format!(
-                "has {} tokens, but the shards were made with {}; pack them with this model's tokenizer",
-                config.vocab_size, meta.vocab_size
+                "has {tokens} tokens, but the shards were made with {}; pack them with this model's tokenizer",
+                meta.vocab_size
             ),
         ));
     }
-    if model.join("tokenizer.json").is_file() && tokenizer_sha256(model)? != meta.tokenizer_sha256 {
+    if model.tokenizer_sha256()?.is_some_and(|sha| sha != meta.tokenizer_sha256) {
         return Err(Error::file(
-            model,
+            model.path(),
             "its tokenizer.json is not the one that the shards were made with; pack them with this model's tokenizer",
         ));
     }
-    Ok(config)
+    Ok(())
 }
 
 /// Says on stderr that rows are longer than the model was made for, where they are: RoPE goes on, quality may not.
@@ -59,13 +58,4 @@ pub fn warn_of_positions(model: &ModelConfig, positions: usize) {
             "warning: rows of up to {positions} tokens, but the model was made for {made_for}: beyond, it may be poor"
         );
     }
-}
-
-/// Tokens of the longest prompt with one of its responses: the positions that a model must have.
-pub fn longest_row(data: &Dataset) -> usize {
-    let row = |id: u64| {
-        let g = data.group(id);
-        g.prompt().len() + g.responses().map(|r| r.tokens.len()).max().unwrap_or(0)
-    };
-    (0..data.num_groups()).into_par_iter().map(row).max().unwrap_or(0)
 }

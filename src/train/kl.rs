@@ -1,6 +1,5 @@
 //! Sequence-level KL divergence of the policy from the reference, by sampling the policy.
 
-use super::check::longest_row;
 use super::engine::{Engine, Purpose};
 use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
@@ -10,8 +9,7 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard_write::{NewGroup, NewResponse, ShardWriter};
 use crate::error::{Error, Result};
 use crate::files::scratch_folder;
-use crate::model::{GenerateOptions, Generated, Model, ModelConfig, generate};
-use std::path::Path;
+use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir, generate};
 
 /// How to estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +73,7 @@ impl KlPlan {
 pub fn estimate<B: Backend>(
     be: &B,
     policy: Model<B>,
-    reference: &Path,
+    reference: &ModelDir,
     data: &Dataset,
     plan: &KlPlan,
     slots: usize,
@@ -91,10 +89,10 @@ pub fn estimate<B: Backend>(
     mean_with_interval(&gaps, plan.options.max_new_tokens)
 }
 
-/// Log-probs of `samples` under the model in `dir`. They go through a shard of their own, so that there is one way to score.
+/// Log-probs of `samples` under the model of `dir`. They go through a shard of their own, so that there is one way to score.
 fn score<B: Backend>(
     be: &B,
-    dir: &Path,
+    dir: &ModelDir,
     meta: &Meta,
     (prompts, samples): (&[Vec<u32>], &[Generated]),
     slots: usize,
@@ -107,7 +105,7 @@ fn score<B: Backend>(
     }
     writer.finish()?;
     let data = Dataset::open(folder.path(), Split::Train)?;
-    let longest = longest_row(&data);
+    let longest = data.longest_row();
     let options = PlanOptions {
         objective: Objective::Score,
         batch_size: 64,
@@ -116,8 +114,7 @@ fn score<B: Backend>(
         shuffle: false,
     };
     let plan = Planner::new(&data, &options)?;
-    let config = ModelConfig::load(dir)?;
-    let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, &config, longest, c))?;
+    let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, dir.config(), longest, c))?;
     be.reserve(&memory.table)?;
     let mut engine = Engine::new(be, Model::load(be, dir, longest)?, plan.capacity(), Purpose::Score)?;
     let mut scored = vec![f64::NAN; samples.len()];

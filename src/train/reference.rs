@@ -3,7 +3,6 @@
 //! A sidecar belongs to one shard, one set of weights and one way of computing; nothing else may read it. The pass
 //! writes as it goes, so an interrupted one goes on where it stopped.
 
-use super::check::longest_row;
 use super::engine::{Engine, Late, Purpose};
 use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
@@ -12,7 +11,7 @@ use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::{RefKey, Sidecars};
 use crate::error::{Error, Result};
-use crate::model::{self, Model, ModelConfig};
+use crate::model::{Model, ModelDir};
 use crate::note;
 use crate::progress::Progress;
 use crate::signal;
@@ -35,42 +34,60 @@ pub struct ReferenceReport {
     pub seconds: f64,
 }
 
-/// The reference's log-probs for all of `data`, computed where they are missing. `slots` is the token budget of the
-/// run that will read them: it is part of the key where results depend on it.
+/// A data set, and the token budget of the run that will read its log-probs: part of their key where results depend on it.
+pub type Part<'a> = (&'a Dataset, usize);
+
+/// The reference's log-probs for all of `parts`, computed where they are missing, and what that took: an answer a part.
+/// The weights are hashed once, and loaded once where anything is missing.
 pub fn ensure<B: Backend>(
     be: &B,
-    model_dir: &Path,
-    data: &Dataset,
+    model: &ModelDir,
+    parts: &[Part<'_>],
     cache: Option<&Path>,
-    slots: usize,
-) -> Result<(Sidecars, ReferenceReport)> {
-    let begun = Instant::now();
+) -> Result<Vec<(Sidecars, ReferenceReport)>> {
+    let mut begun = Instant::now();
+    let mut all = Vec::with_capacity(parts.len());
+    for &(data, slots) in parts {
+        let sidecars = open(be, model, data, cache, slots)?;
+        let responses = data.num_responses();
+        all.push((sidecars, ReferenceReport { responses, seconds: lap(&mut begun), ..Default::default() }));
+    }
+    let missing: Vec<_> = parts.iter().zip(&mut all).filter(|(_, (sidecars, _))| sidecars.missing() > 0).collect();
+    if missing.is_empty() {
+        return Ok(all);
+    }
+    let planners = missing.iter().map(|((data, slots), _)| Planner::new(data, &score_options(*slots)));
+    let planners = planners.collect::<Result<Vec<_>>>()?;
+    let positions = missing.iter().map(|((data, _), _)| data.longest_row()).max().unwrap_or(0);
+    let budgets = Budgets::of(&planners);
+    let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, model.config(), positions, capacity))?;
+    be.reserve(&plan.table)?;
+    let mut engine = Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)?;
+    for (((data, _), (sidecars, report)), planner) in missing.into_iter().zip(&planners) {
+        fill(&mut engine, data, planner, sidecars, report)?;
+        report.seconds += lap(&mut begun);
+    }
+    Ok(all)
+}
+
+/// Seconds since the last lap.
+fn lap(since: &mut Instant) -> f64 {
+    let now = Instant::now();
+    now.duration_since(std::mem::replace(since, now)).as_secs_f64()
+}
+
+fn open<B: Backend>(be: &B, model: &ModelDir, data: &Dataset, cache: Option<&Path>, slots: usize) -> Result<Sidecars> {
     let shapes = if B::FIXED_SHAPES { format!(" T={slots}") } else { String::new() };
-    let key = RefKey { model_sha256: model::identity(model_dir)?, fingerprint: be.fingerprint() + &shapes };
-    let mut sidecars = Sidecars::open(data, cache, &key)?;
+    let key = RefKey { model_sha256: model.identity()?, fingerprint: be.fingerprint() + &shapes };
+    let sidecars = Sidecars::open(data, cache, &key)?;
     for note in sidecars.notes() {
         note!("{note}");
     }
-    let mut report = ReferenceReport { responses: data.num_responses(), ..Default::default() };
-    if sidecars.missing() > 0 {
-        let (config, positions) = (ModelConfig::load(model_dir)?, longest_row(data));
-        let options = PlanOptions {
-            objective: Objective::Score,
-            batch_size: 64,
-            token_budget: Some(slots),
-            seed: 0,
-            shuffle: false,
-        };
-        let planner = Planner::new(data, &options)?;
-        let budgets = Budgets::of([&planner]);
-        let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, &config, positions, capacity))?;
-        be.reserve(&plan.table)?;
-        let model = Model::load(be, model_dir, positions)?;
-        let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
-        fill(&mut engine, data, &planner, &mut sidecars, &mut report)?;
-    }
-    report.seconds = begun.elapsed().as_secs_f64();
-    Ok((sidecars, report))
+    Ok(sidecars)
+}
+
+fn score_options(slots: usize) -> PlanOptions {
+    PlanOptions { objective: Objective::Score, batch_size: 64, token_budget: Some(slots), seed: 0, shuffle: false }
 }
 
 fn fill<B: Backend>(

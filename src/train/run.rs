@@ -2,7 +2,7 @@
 
 mod steps;
 
-use super::check::{check_data, check_model, longest_row, open_splits, warn_of_positions};
+use super::check::{check_data, check_model, open_splits, warn_of_positions};
 use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
 use super::eval::{self, EvalSet};
@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::files::RunDir;
 use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
-use crate::model::{self, Model, ModelConfig};
+use crate::model::{self, Model, ModelDir};
 use crate::note;
 use serde_json::{Map, Value, json};
 
@@ -52,10 +52,12 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
         be.tune_products(file)?;
     }
     let splits = open_splits(&c.files.data)?;
+    let dir = ModelDir::open(&c.files.model)?;
+    let reference = spec.loss_type.def().reference.then(|| dir.open_other(c.reference_dir())).transpose()?;
     for d in &splits {
-        check_data(&c.files.model, d)?;
-        if spec.loss_type.def().reference {
-            check_model(c.reference_dir(), d)?;
+        check_data(&dir, d)?;
+        if let Some(reference) = &reference {
+            check_model(reference, d)?;
         }
     }
     let (data, held_out) = (&splits[0], splits.get(1));
@@ -65,30 +67,42 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
     let held_out =
         held_out.map(|d| Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options }));
     let held_out = held_out.transpose()?;
-    let (config, positions) = (ModelConfig::load(&c.files.model)?, splits.iter().map(longest_row).max().unwrap_or(0));
+    let positions = splits.iter().map(Dataset::longest_row).max().unwrap_or(0);
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
     let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
-    let memory = budgets.training(be, &config, positions, (purpose, &c.optim))?;
+    let memory = budgets.training(be, dir.config(), positions, (purpose, &c.optim))?;
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
     let out = RunDir::create(&c.files.out, &c.to_toml()?)?;
     announce(be, c, &planner, &schedule);
-    warn_of_positions(&config, positions);
+    warn_of_positions(dir.config(), positions);
     memory.print(be)?;
 
-    let mut run = Run { c, data, spec, be, schedule, sidecars: None, eval: None, out, summary: Summary::default() };
-    let needs_reference = spec.loss_type.def().reference;
-    if needs_reference {
-        run.sidecars = Some(run.reference(data, slots)?);
+    // Policy and reference are the same weights: step 0 must show no difference at all.
+    let starts_at_reference = reference.as_ref().is_some_and(|r| r.is(&dir));
+    let mut run = Run {
+        c,
+        data,
+        spec,
+        be,
+        schedule,
+        starts_at_reference,
+        sidecars: None,
+        eval: None,
+        out,
+        summary: Summary::default(),
+    };
+    let mut sidecars = match &reference {
+        Some(reference) => run.reference(reference, &splits, slots)?,
+        None => Vec::new(),
     }
-    if let Some(plan) = held_out {
-        let sidecars = if needs_reference { Some(run.reference(plan.data(), slots)?) } else { None };
-        run.eval = Some(EvalSet { plan, sidecars });
-    }
+    .into_iter();
+    run.sidecars = sidecars.next();
+    run.eval = held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() });
     // Whatever the reference pass used is free again.
     be.reserve(&memory.table)?;
-    let policy = Model::load(be, &c.files.model, positions)?;
+    let policy = Model::load(be, &dir, positions)?;
     let mut engine = Engine::new(be, policy, capacity, purpose)?;
     if c.compute.cuda_graphs == GraphsChoice::On {
         engine.use_graphs()?;
@@ -157,6 +171,7 @@ struct Run<'a, B: Backend> {
     spec: LossSpec,
     be: &'a B,
     schedule: Schedule,
+    starts_at_reference: bool,
     sidecars: Option<Sidecars>,
     eval: Option<EvalSet<'a>>,
     out: RunDir,
@@ -164,18 +179,17 @@ struct Run<'a, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, B> {
-    fn reference(&mut self, data: &Dataset, slots: usize) -> Result<Sidecars> {
-        let (sidecars, report) =
-            reference::ensure(self.be, self.c.reference_dir(), data, self.c.reference.cache.as_deref(), slots)?;
-        self.summary.reference_seconds += report.seconds;
-        let was = if report.computed == 0 { "found" } else { "computed" };
-        note!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
-        Ok(sidecars)
-    }
-
-    /// Policy and reference start from the same weights, so that step 0 must show no difference at all.
-    fn starts_at_reference(&self) -> bool {
-        self.sidecars.is_some() && self.c.reference.ref_model.as_ref().is_none_or(|r| *r == self.c.files.model)
+    /// Log-probs of every split under the reference.
+    fn reference(&mut self, model: &ModelDir, splits: &[Dataset], slots: usize) -> Result<Vec<Sidecars>> {
+        let parts: Vec<_> = splits.iter().map(|d| (d, slots)).collect();
+        let done = reference::ensure(self.be, model, &parts, self.c.reference.cache.as_deref())?;
+        let sidecars = done.into_iter().map(|(sidecars, report)| {
+            self.summary.reference_seconds += report.seconds;
+            let was = if report.computed == 0 { "found" } else { "computed" };
+            note!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
+            sidecars
+        });
+        Ok(sidecars.collect())
     }
 
     fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<()> {

@@ -46,7 +46,7 @@ impl<B: Backend> Run<'_, B> {
                 this.as_ref().map_or(Ok(()), |_| finished)?;
             }
             let mut this = this?;
-            if step == 1 && self.starts_at_reference() {
+            if step == 1 && self.starts_at_reference {
                 this.collect(engine)?;
                 prove_step_0(&this.totals, &self.spec)?;
             }

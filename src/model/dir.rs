@@ -1,0 +1,120 @@
+//! A Hugging Face model directory, opened once.
+
+use super::config::{ConfigFiles, ModelConfig};
+use super::identity;
+use super::params::ParamTable;
+use super::source::{Source, Stored};
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// A Hugging Face model directory: `config.json`, safetensors, tokenizer. Whoever works on a model opens it once and passes
+/// it on; a clone is another handle to the same.
+///
+/// [`ModelDir::open`] reads the configuration alone. The weights are mapped, and hashed, when something asks for them, and
+/// never twice: all that was made from one `ModelDir` (a reference, a policy, their identity, an export) comes from the
+/// same files and the same configuration, whatever is put into the directory's place meanwhile. What must not happen is that
+/// a file is written to in place, or cut short: replace it by a rename.
+#[derive(Clone)]
+pub struct ModelDir(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    config: ModelConfig,
+    files: ConfigFiles,
+    weights: OnceLock<Weights>,
+    identity: OnceLock<[u8; 32]>,
+    tokenizer: OnceLock<Option<[u8; 32]>>,
+}
+
+/// The weights, mapped, and the table that they were checked against.
+pub(super) struct Weights {
+    pub table: ParamTable,
+    pub source: Arc<Source>,
+}
+
+impl fmt::Debug for ModelDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ModelDir").field(&self.0.path).finish()
+    }
+}
+
+impl ModelDir {
+    /// Reads and checks the configuration of the directory `path`: as [`ModelConfig::load`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let (config, files) = ModelConfig::read(path)?;
+        let (weights, identity, tokenizer) = Default::default();
+        Ok(Self(Arc::new(Inner { path: path.to_owned(), config, files, weights, identity, tokenizer })))
+    }
+
+    /// [`ModelDir::open`] of a second model, which may be this one: where `path` names the same directory, this is it.
+    pub fn open_other(&self, path: &Path) -> Result<Self> {
+        let same =
+            |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        if same(&self.0.path, path) { Ok(self.clone()) } else { Self::open(path) }
+    }
+
+    /// Whether both are handles to the same directory, opened once.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The directory, as it was named.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.0.config
+    }
+
+    /// Identity of the weights and of what the configuration makes of them, without loading them. It does not depend on
+    /// sharding or file names; it does on the stored dtype. 540 MB take about 0.3 s on two cores, the first time.
+    ///
+    /// Errors: as [`super::Model::load`].
+    pub fn identity(&self) -> Result<[u8; 32]> {
+        if let Some(known) = self.0.identity.get() {
+            return Ok(*known);
+        }
+        let Weights { table, source } = self.weights()?;
+        let stored = Stored::Files(source);
+        stored.check_whole()?;
+        Ok(*self.0.identity.get_or_init(|| identity::hash(&self.0.config, table, stored)))
+    }
+
+    /// SHA-256 of `tokenizer.json`, the identity that shards carry; `None` where the directory has no such file.
+    ///
+    /// Errors: [`Error::Io`] where it cannot be read.
+    pub fn tokenizer_sha256(&self) -> Result<Option<[u8; 32]>> {
+        if let Some(known) = self.0.tokenizer.get() {
+            return Ok(*known);
+        }
+        let path = self.0.path.join("tokenizer.json");
+        let sha = match path.is_file() {
+            true => {
+                let bytes = std::fs::read(&path).map_err(Error::io(&path, "read the tokenizer"))?;
+                Some(Sha256::digest(&bytes).into())
+            }
+            false => None,
+        };
+        Ok(*self.0.tokenizer.get_or_init(|| sha))
+    }
+
+    /// The weights, mapped and checked against the configuration.
+    pub(super) fn weights(&self) -> Result<&Weights> {
+        if let Some(weights) = self.0.weights.get() {
+            return Ok(weights);
+        }
+        let table = ParamTable::new(&self.0.config)?;
+        let source = Arc::new(Source::open(&self.0.path, &self.0.config, &table)?);
+        Ok(self.0.weights.get_or_init(|| Weights { table, source }))
+    }
+
+    /// The configuration's files as they were read.
+    pub(super) fn files(&self) -> &ConfigFiles {
+        &self.0.files
+    }
+}

@@ -55,7 +55,7 @@ pub enum Command {
         #[command(flatten)]
         dpo: DpoFlags,
     },
-    /// Loss, rewards, accuracy and KL on held-out pairs
+    /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines
     Score(score::ScoreArgs),

@@ -43,6 +43,111 @@ fn the_loss_is_that_of_the_run() {
     cli.bad("eval --model s --data d", 2, "s/config.toml: not valid TOML: mend it, or take it away");
 }
 
+/// A value is said to be the run's where it is the run's, and only there.
+#[test]
+fn the_origin_of_each_value_is_told() {
+    let cli = Cli::with_data();
+    cli.ok("dpo --model m --data d --out r --max-steps 1 --beta 0.5 --label-smoothing 0.1");
+    cli.ok("dpo --model m --data d --out h --max-steps 1 --beta 2 --loss-type hinge");
+    for (args, want) in [
+        ("r", "loss sigmoid, beta 0.5, label smoothing 0.1 (from r/config.toml)"),
+        (
+            "r --beta 0.3",
+            "loss sigmoid (from r/config.toml), beta 0.3 (as asked), label smoothing 0.1 (from r/config.toml)",
+        ),
+        ("r --loss-type ipo", "loss ipo (as asked), beta 0.5 (from r/config.toml), label smoothing 0 (the default)"),
+        (
+            "h --loss-type sigmoid --label-smoothing 0.2",
+            "loss sigmoid (as asked), beta 2 (from h/config.toml), label smoothing 0.2 (as asked)",
+        ),
+    ] {
+        let ran = cli.ok(&format!("eval --data d --kl-samples 0 --model {args}"));
+        assert!(ran.err.lines().any(|l| l == want), "{args}: {ran:?}");
+    }
+    for args in ["m", "r --loss-type sigmoid --beta 0.1 --label-smoothing 0"] {
+        let ran = cli.ok(&format!("eval --data d --kl-samples 0 --model {args}"));
+        assert!(!ran.err.contains("beta "), "{args}: nothing of a run: {ran:?}");
+    }
+}
+
+/// What cannot be read is never taken for what is not there: the beta would be another.
+#[test]
+fn a_configuration_that_cannot_be_read_is_an_error() {
+    let cli = Cli::with_data();
+    cli.ok("dpo --model m --data d --out r --max-steps 1 --beta 0.5");
+    let text = cli.text("r/config.toml");
+    let eval = "eval --data d --model r";
+    let instead = "mend it, or give --loss-type, --beta, --label-smoothing and --ref-model";
+    let unreadable = |why: &str| {
+        let want = format!("r/config.toml: cannot be read ({why}), and says how the model was made: {instead}");
+        cli.bad(eval, 2, &want);
+        // None of it is needed then, nor for the loss of responses.
+        cli.ok(&format!("{eval} --loss-type sigmoid --beta 0.5 --label-smoothing 0 --ref-model m --kl-samples 0"));
+        cli.ok(&format!("{eval} --loss-type ipo --beta 0.5 --ref-model m --kl-samples 0"));
+        cli.ok(&format!("{eval} --loss-type sft"));
+        let file = cli.path("r/config.toml");
+        if file.is_dir() { std::fs::remove_dir(file) } else { std::fs::remove_file(file) }.unwrap();
+    };
+    cli.write("r/config.toml", b"beta = 0.5 # \xff");
+    unreadable("stream did not contain valid UTF-8");
+    std::fs::create_dir(cli.path("r/config.toml")).unwrap();
+    unreadable("no regular file");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", cli.path("r/config.toml")).unwrap();
+        unreadable("No such file or directory (os error 2)");
+        let made = std::process::Command::new("mkfifo").arg(cli.path("r/config.toml")).status();
+        assert!(made.unwrap().success());
+        unreadable("no regular file");
+    }
+    for (line, key, want) in [
+        ("beta = 0.5", "beta = \"0.5\"", "`beta` is \"0.5\", not a number: mend it, or give --beta"),
+        (
+            "label_smoothing = 0.0",
+            "label_smoothing = []",
+            "`label_smoothing` is [], not a number: mend it, or give --label-smoothing",
+        ),
+        (
+            "loss_type = \"sigmoid\"",
+            "loss_type = \"kto\"",
+            "`loss_type` is \"kto\", not a loss that this program knows: mend it, or give --loss-type",
+        ),
+        ("model = \"m\"", "ref_model = 1", "`ref_model` is 1, not the folder of a model: mend it, or give --ref-model"),
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+        cli.write("r/config.toml", text.replace(line, key));
+        cli.bad(eval, 2, &format!("r/config.toml: {want}"));
+    }
+    cli.write("r/config.toml", &text);
+    assert!(cli.ok(eval).err.contains("beta 0.5"));
+}
+
+/// The numbers of a training split are never shown as if they were of held-out pairs.
+#[test]
+fn a_training_split_is_named() {
+    let cli = Cli::with_data();
+    cli.ok("pack --tokenizer m --input rows.jsonl --out all");
+    let eval = |data: &str| cli.ok(&format!("eval --model m --kl-samples 0 --json --data {data}"));
+    let held_out = eval("d");
+    assert_eq!((held_out.json()["split"].as_str(), held_out.err.contains("warning: ")), (Some("eval"), false));
+    for data in ["all", "d/train-00000.pref"] {
+        let ran = eval(data);
+        let want = format!(
+            "warning: {data} has no held-out split: these are the numbers of its training split; pack with --eval-fraction to hold prompts out"
+        );
+        assert_eq!(ran.json()["split"], "train");
+        assert!(ran.err.lines().any(|l| l == want), "{ran:?}");
+    }
+    let text = cli.ok("eval --model m --kl-samples 0 --data all").out;
+    assert!(text.lines().any(|l| l.split_whitespace().eq(["split", "train"])), "{text}");
+    // Nor is it passed over that there is nothing to evaluate on during a run.
+    for stage in ["dpo", "sft"] {
+        let want = "--eval-steps 2: all has no held-out split; pack with --eval-fraction, or leave it out";
+        cli.bad(&format!("{stage} --model m --data all --out r --eval-steps 2"), 2, want);
+    }
+    cli.ok("dpo --model m --data all --out r --eval-steps 0 --max-steps 1");
+}
+
 #[test]
 fn what_the_sft_loss_would_ignore_is_refused() {
     let cli = Cli::with_data();

@@ -1,13 +1,13 @@
 //! `fusedpo eval`: loss, rewards, accuracy with its interval, and an estimate of the KL divergence from the reference.
 
 use super::choice::named;
+use super::made::Made;
 use crate::backend::Backend;
-use crate::choice::Choice;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::loss::{LossSpec, LossType};
+use crate::loss::LossType;
 use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
 use crate::signal;
@@ -20,7 +20,7 @@ use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::reference;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Options of `fusedpo eval`.
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub struct EvalArgs {
     /// Hugging Face directory of the reference [default: what MODEL/config.toml names, else the policy itself]
     #[arg(long, value_name = "DIR")]
     pub ref_model: Option<PathBuf>,
-    /// Folder of shards; the eval split where there is one, else all
+    /// Folder of shards: its held-out split or, with a warning, its training split where nothing is held out
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Print one JSON object on stdout
@@ -71,12 +71,16 @@ pub struct EvalArgs {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let (totals, kl) = device::dispatch(args.device, args.dtype, Eval(args))?;
+    let (split, totals, kl) = device::dispatch(args.device, args.dtype, Eval(args))?;
+    let split = split.prefix().trim_end_matches('-');
     if args.json {
-        println!("{}", Value::Object(json_row(&totals, kl)));
+        let mut row = json_row(&totals, kl);
+        row.insert("split".into(), json!(split));
+        println!("{}", Value::Object(row));
         return Ok(());
     }
     println!("{}", eval::line(&totals));
+    println!("  {:<22} {split}", "split");
     for (key, value) in totals.to_json("") {
         println!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| format!("{x:.6}")));
     }
@@ -109,12 +113,18 @@ fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
 struct Eval<'a>(&'a EvalArgs);
 
 impl Task for Eval<'_> {
-    type Out = (Totals, Option<KlEstimate>);
+    type Out = (Split, Totals, Option<KlEstimate>);
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
         let a = self.0;
         let split = if Dataset::has_split(&a.data, Split::Eval) { Split::Eval } else { Split::Train };
         let data = Dataset::open(&a.data, split)?;
+        if split == Split::Train {
+            note!(
+                "warning: {} has no held-out split: these are the numbers of its training split; pack with --eval-fraction to hold prompts out",
+                a.data.display()
+            );
+        }
         let dir = ModelDir::open(&a.model)?;
         check_data(&dir, &data)?;
         let made = Made::of(a, &data)?;
@@ -148,7 +158,7 @@ impl Task for Eval<'_> {
             (Some(reference), Some(plan)) => Some(kl::estimate(be, policy, &reference, &data, &plan, slots)?),
             _ => None,
         };
-        Ok((totals, kl))
+        Ok((split, totals, kl))
     }
 }
 
@@ -182,98 +192,5 @@ impl Samples {
         let beside = evaluation.bytes() - MemoryPlan::model(be, policy, self.positions)?.bytes();
         let instead = "--kl-samples 0 leaves the KL estimate out";
         fitting_generation(be, (policy, self.positions), &kl.prompts, &mut kl.options, (beside, instead)).map(drop)
-    }
-}
-
-/// What the run that made the policy says of itself.
-struct Made {
-    path: PathBuf,
-    config: toml::Table,
-}
-
-impl Made {
-    /// Of MODEL/config.toml, where there is one and the loss can need it.
-    fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
-        let path = a.model.join("config.toml");
-        let pairwise = a.loss_type.map_or(data.num_pairs() > 0, |l| l.def().pair.is_some());
-        let config = match std::fs::read_to_string(&path) {
-            Ok(text) if pairwise => {
-                text.parse().map_err(|_| Error::file(&path, "not valid TOML: mend it, or take it away"))?
-            }
-            _ => toml::Table::new(),
-        };
-        Ok(Self { path, config })
-    }
-
-    /// The loss: as asked, as the run had it, or the default.
-    fn spec(&self, a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
-        let of_run = self.config.get("loss_type").and_then(|v| v.clone().try_into::<LossType>().ok());
-        let of_run = of_run.filter(|l| l.def().pair.is_some());
-        let default = if data.num_pairs() > 0 { of_run.unwrap_or(LossType::Sigmoid) } else { LossType::Sft };
-        let loss_type = a.loss_type.unwrap_or(default);
-        if loss_type.def().pair.is_none() {
-            refuse_what_sft_ignores(a)?;
-            return Ok(LossSpec { loss_type, beta: 0.1, label_smoothing: 0.0 });
-        }
-        let number = |key: &str| {
-            let v = self.config.get(key)?;
-            v.as_float().or_else(|| v.as_integer().map(|i| i as f64))
-        };
-        let smooth = loss_type == LossType::Sigmoid && of_run == Some(LossType::Sigmoid);
-        let spec = LossSpec {
-            loss_type,
-            beta: a.beta.or_else(|| number("beta")).unwrap_or(0.1),
-            label_smoothing: a.label_smoothing.or_else(|| number("label_smoothing").filter(|_| smooth)).unwrap_or(0.0),
-        };
-        spec.check()?;
-        if of_run.is_some() && (a.beta.is_none() || a.loss_type.is_none()) {
-            let (name, from) = (loss_type.name(), self.path.display());
-            note!("loss {name}, beta {}, label smoothing {} (from {from})", spec.beta, spec.label_smoothing);
-        }
-        if a.kl_samples != Some(0) && a.kl_max_new_tokens == 0 {
-            let why = "--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out";
-            return Err(Error::usage(why));
-        }
-        Ok(spec)
-    }
-
-    /// The reference: as asked, or what the run started from, or the policy.
-    fn reference(&self, a: &EvalArgs) -> Result<PathBuf> {
-        if let Some(dir) = &a.ref_model {
-            return Ok(dir.clone());
-        }
-        if !self.path.exists() {
-            note!("no --ref-model: rewards are measured against the policy itself, and are 0");
-            return Ok(a.model.clone());
-        }
-        let path = &self.path;
-        let named = ["ref_model", "model"].iter().find_map(|k| self.config.get(*k)?.as_str());
-        match named.map(Path::new) {
-            Some(dir) if dir.is_dir() => {
-                note!("reference: {} (from {})", dir.display(), path.display());
-                Ok(dir.to_owned())
-            }
-            Some(dir) => Err(Error::file(
-                path,
-                format!("names the reference {}, which is not there; use --ref-model", dir.display()),
-            )),
-            None => Err(Error::file(path, "names no model; use --ref-model")),
-        }
-    }
-}
-
-fn refuse_what_sft_ignores(a: &EvalArgs) -> Result<()> {
-    let given = [
-        ("--beta", a.beta.is_some()),
-        ("--label-smoothing", a.label_smoothing.is_some()),
-        ("--ref-model", a.ref_model.is_some()),
-        ("--cache", a.cache.is_some()),
-        ("--kl-samples", a.kl_samples.is_some_and(|n| n > 0)),
-    ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((flag, _)) => Err(Error::usage(format!(
-            "{flag}: the sft loss (that of data without pairs) has no use for it; leave it out"
-        ))),
-        None => Ok(()),
     }
 }

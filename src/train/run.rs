@@ -17,7 +17,7 @@ use crate::choice::Choice;
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::sidecar::Sidecars;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
@@ -52,6 +52,14 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
         be.tune_products(file)?;
     }
     let splits = open_splits(&c.files.data)?;
+    let eval_steps = c.eval.eval_steps;
+    if eval_steps > 0 && splits.len() == 1 {
+        let data = c.files.data.display();
+        let why = format!(
+            "`eval_steps` {eval_steps}: {data} has no held-out split; pack with `eval_fraction`, or leave it out"
+        );
+        return Err(Error::usage(why));
+    }
     let dir = ModelDir::open(&c.files.model)?;
     let reference = spec.loss_type.def().reference.then(|| dir.open_other(c.reference_dir())).transpose()?;
     for d in &splits {

@@ -1,0 +1,184 @@
+//! What the run that made a model says of itself in `MODEL/config.toml`: what `eval` takes where nothing is asked for.
+
+use super::eval::EvalArgs;
+use crate::choice::Choice;
+use crate::data::dataset::Dataset;
+use crate::error::{Error, Result};
+use crate::loss::{LossSpec, LossType};
+use crate::note;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The file, where there is one and something in it can be needed.
+pub struct Made {
+    path: PathBuf,
+    config: Option<toml::Table>,
+}
+
+/// A value, and who said so.
+struct Found<T> {
+    value: T,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Asked,
+    Run,
+    Default,
+}
+
+impl<T> Found<T> {
+    /// As asked, as the run had it, or the default. The run's is not looked at where another was asked for.
+    fn new(asked: Option<T>, run: impl FnOnce() -> Result<Option<T>>, default: T) -> Result<Self> {
+        Ok(match asked {
+            Some(value) => Self { value, origin: Origin::Asked },
+            None => match run()? {
+                Some(value) => Self { value, origin: Origin::Run },
+                None => Self { value: default, origin: Origin::Default },
+            },
+        })
+    }
+}
+
+impl Made {
+    /// Reads it. Errors: one that cannot be read, unless every option that it could give was given.
+    pub fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
+        let path = a.model.join("config.toml");
+        let pairwise = a.loss_type.map_or(data.num_pairs() > 0, |l| l.def().pair.is_some());
+        let smoothing = a.label_smoothing.is_some() || a.loss_type.is_some_and(|l| l != LossType::Sigmoid);
+        let all_given = a.loss_type.is_some() && a.beta.is_some() && a.ref_model.is_some() && smoothing;
+        let config = if pairwise && !all_given { read(&path)? } else { None };
+        Ok(Self { path, config })
+    }
+
+    /// The loss: as asked, as the run had it, or the default. Says which, where the run had a part in it.
+    pub fn spec(&self, a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
+        let default = if data.num_pairs() > 0 { LossType::Sigmoid } else { LossType::Sft };
+        let loss = match data.num_pairs() {
+            0 => Found::new(a.loss_type, || Ok(None), default)?,
+            _ => Found::new(a.loss_type, || self.loss_type(), default)?,
+        };
+        let loss_type = loss.value;
+        if loss_type.def().pair.is_none() {
+            refuse_what_sft_ignores(a)?;
+            return Ok(LossSpec { loss_type, beta: 0.1, label_smoothing: 0.0 });
+        }
+        let beta = Found::new(a.beta, || self.number("beta"), 0.1)?;
+        // Another loss's smoothing means nothing here.
+        let smoothed = loss_type == LossType::Sigmoid && self.loss_type().ok().flatten() == Some(LossType::Sigmoid);
+        let run = || if smoothed { self.number("label_smoothing") } else { Ok(None) };
+        let smoothing = Found::new(a.label_smoothing, run, 0.0)?;
+        let spec = LossSpec { loss_type, beta: beta.value, label_smoothing: smoothing.value };
+        spec.check()?;
+        self.say(&[
+            (format!("loss {}", loss_type.name()), loss.origin),
+            (format!("beta {}", beta.value), beta.origin),
+            (format!("label smoothing {}", smoothing.value), smoothing.origin),
+        ]);
+        if a.kl_samples != Some(0) && a.kl_max_new_tokens == 0 {
+            let why = "--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out";
+            return Err(Error::usage(why));
+        }
+        Ok(spec)
+    }
+
+    /// The reference: as asked, or what the run started from, or the policy.
+    pub fn reference(&self, a: &EvalArgs) -> Result<PathBuf> {
+        if let Some(dir) = &a.ref_model {
+            return Ok(dir.clone());
+        }
+        let Some(config) = &self.config else {
+            note!("no --ref-model: rewards are measured against the policy itself, and are 0");
+            return Ok(a.model.clone());
+        };
+        let path = &self.path;
+        let Some((key, named)) = ["ref_model", "model"].iter().find_map(|k| Some((k, config.get(*k)?))) else {
+            return Err(Error::file(path, "names no model; use --ref-model"));
+        };
+        let dir = named.as_str().ok_or_else(|| self.wrong(key, "the folder of a model", "ref-model"))?;
+        if !Path::new(dir).is_dir() {
+            return Err(Error::file(path, format!("names the reference {dir}, which is not there; use --ref-model")));
+        }
+        note!("reference: {dir} (from {})", path.display());
+        Ok(dir.into())
+    }
+
+    /// The run's loss of pairs, if it had one.
+    fn loss_type(&self) -> Result<Option<LossType>> {
+        let Some(value) = self.get("loss_type") else { return Ok(None) };
+        let known = value.as_str().and_then(LossType::named);
+        let known = known.ok_or_else(|| self.wrong("loss_type", "a loss that this program knows", "loss-type"))?;
+        Ok(Some(known).filter(|l| l.def().pair.is_some()))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_float().or_else(|| value.as_integer().map(|i| i as f64));
+        number.map(Some).ok_or_else(|| self.wrong(key, "a number", &key.replace('_', "-")))
+    }
+
+    fn get(&self, key: &str) -> Option<&toml::Value> {
+        self.config.as_ref()?.get(key)
+    }
+
+    fn wrong(&self, key: &str, want: &str, flag: &str) -> Error {
+        let value = self.get(key).map_or_else(String::new, toml::Value::to_string);
+        Error::file(&self.path, format!("`{key}` is {value}, not {want}: mend it, or give --{flag}"))
+    }
+
+    /// Each value with its origin, neighbours of the same one together.
+    fn say(&self, values: &[(String, Origin)]) {
+        if values.iter().all(|(_, origin)| *origin != Origin::Run) {
+            return;
+        }
+        let from = |origin: Origin| {
+            fmt::from_fn(move |f| match origin {
+                Origin::Asked => write!(f, "as asked"),
+                Origin::Run => write!(f, "from {}", self.path.display()),
+                Origin::Default => write!(f, "the default"),
+            })
+        };
+        let groups = values.chunk_by(|a, b| a.1 == b.1).map(|same| {
+            let texts: Vec<&str> = same.iter().map(|(text, _)| text.as_str()).collect();
+            format!("{} ({})", texts.join(", "), from(same[0].1))
+        });
+        note!("{}", groups.collect::<Vec<_>>().join(", "));
+    }
+}
+
+/// The table in `path`; `None` where there is no such file.
+fn read(path: &Path) -> Result<Option<toml::Table>> {
+    if std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(None);
+    }
+    let unreadable = |why: String| {
+        let instead = "mend it, or give --loss-type, --beta, --label-smoothing and --ref-model";
+        Error::file(path, format!("cannot be read ({why}), and says how the model was made: {instead}"))
+    };
+    // Reading a pipe waits for its other end.
+    match std::fs::metadata(path) {
+        Ok(m) if !m.is_file() => return Err(unreadable("no regular file".into())),
+        Err(e) => return Err(unreadable(e.to_string())),
+        Ok(_) => {}
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
+    let table = text.parse().map_err(|_| Error::file(path, "not valid TOML: mend it, or take it away"))?;
+    Ok(Some(table))
+}
+
+fn refuse_what_sft_ignores(a: &EvalArgs) -> Result<()> {
+    let given = [
+        ("--beta", a.beta.is_some()),
+        ("--label-smoothing", a.label_smoothing.is_some()),
+        ("--ref-model", a.ref_model.is_some()),
+        ("--cache", a.cache.is_some()),
+        ("--kl-samples", a.kl_samples.is_some_and(|n| n > 0)),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::usage(format!(
+            "{flag}: the sft loss (that of data without pairs) has no use for it; leave it out"
+        ))),
+        None => Ok(()),
+    }
+}

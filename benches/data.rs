@@ -4,11 +4,9 @@
 
 use bytemuck::Zeroable;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::format::{HEADER_LEN, Header, MAGIC, Meta, SectionEntry, VERSION, layout};
-use fusedpo::data::order::{draw, permutation};
-use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardWriter};
+use fusedpo::data::plan::{Objective, PlanOptions, Planner, draw, permutation};
+use fusedpo::data::shard::format::{HEADER_LEN, Header, MAGIC, Meta, SectionEntry, VERSION, layout};
+use fusedpo::data::shard::{Dataset, NewGroup, NewPair, NewResponse, ShardWriter, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars};
 use std::hint::black_box;
 use std::io::Write;

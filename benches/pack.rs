@@ -9,8 +9,8 @@
 mod pack_common;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use fusedpo::data::boundary::trl_prompt_len;
 use fusedpo::data::pack::{PackOptions, pack};
+use fusedpo::data::text::trl_prompt_len;
 use pack_common::{Random, read_gz, tiny_model};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,7 +58,7 @@ fn packing(c: &mut Criterion) {
     let mut o = PackOptions::new(&model, vec![input], dir.path().join("out"));
     o.tokenizer_options.eos_token = Some(eos);
     o.overwrite = true;
-    group.bench_function("pack", |b| b.iter(|| pack(&o, &mut |_| {}).unwrap()));
+    group.bench_function("pack", |b| b.iter(|| pack(&o, &mut |_| Ok(())).unwrap()));
     group.finish();
 }
 

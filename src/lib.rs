@@ -28,7 +28,9 @@
 //!
 //! - [`choice`]: enums that a user names: names and descriptions beside the variants.
 //! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
-//! - [`data`]: rows, tokenisation and templates, shards and sidecars, plans. Knows tokens, never logits.
+//! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans.
+//!   Knows tokens, never logits.
+//! - [`guard`]: a library that panics on a damaged file gives an error.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs.
 //! - [`backend`]: the trait of about thirty ops that every device implements. [`backend::cpu`] is the definition, in f32
 //!   and f64; [`backend::gpu`] launches the kernels of `kernels/`, on a GPU or on the host.
@@ -72,6 +74,7 @@ pub mod demo;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod guard;
 pub mod loss;
 pub mod model;
 pub mod output;

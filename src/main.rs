@@ -3,7 +3,7 @@
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;
-use fusedpo::{Error, commands, demo, note, signal};
+use fusedpo::{Error, commands, demo, guard, note, signal};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -54,9 +54,13 @@ fn usage_line(text: &str) -> String {
 }
 
 /// A panic is a bug of ours, and its one line says where. But `println!` panics where it cannot write: a reader that went
-/// away (`| head`) is no error, a full disk is the user's.
+/// away (`| head`) is no error, a full disk is the user's; and a panic inside a library that reads a damaged file becomes an
+/// error of its own.
 fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
+        if guard::is_guarded() {
+            return;
+        }
         let what = info.payload_as_str().unwrap_or("no message");
         if let Some(why) = what.strip_prefix("failed printing to stdout: ") {
             std::process::exit(unwritable_stdout(why).into());

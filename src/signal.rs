@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks for an orderly stop, the second ends the process.
 
+use crate::error::{Error, Result};
 use crate::note;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +24,14 @@ pub fn install() {
 /// From here on there is something to save when the user stops.
 pub fn saves() {
     SAVES.store(true, Ordering::SeqCst);
+}
+
+/// An error once Ctrl-C was pressed, for work that then leaves nothing behind.
+pub fn check() -> Result<()> {
+    match stop_requested() {
+        true => Err(Error::usage("stopped by Ctrl-C; nothing was written")),
+        false => Ok(()),
+    }
 }
 
 /// Whether Ctrl-C was pressed.

@@ -4,7 +4,7 @@
 mod cli_common;
 
 use cli_common::*;
-use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars};
 use std::path::Path;
 use std::process::Command;

@@ -12,7 +12,7 @@ use device::SameBits;
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{GenerateOptions, Generated, Model, ModelDir, generate};
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
 use half::bf16;

@@ -4,7 +4,7 @@ mod cli_common;
 mod model_common;
 
 use cli_common::*;
-use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{Model, ModelDir, generate};
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
 use model_common::{Group, cpu64, pack, score};

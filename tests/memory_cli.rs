@@ -6,8 +6,8 @@ mod model_common;
 
 use cli_common::{Cli, pairs, words};
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{Model, ModelConfig, ModelDir, SaveDtype, export};
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::{Budgets, MemoryPlan};

@@ -7,13 +7,12 @@
 mod mutations;
 
 use fusedpo::commands::train::resolve;
-use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::format::{HEADER_LEN, Header};
-use fusedpo::data::inspect::{InspectOptions, inspect};
 use fusedpo::data::pack::pack;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
+use fusedpo::data::shard::format::{HEADER_LEN, Header};
+use fusedpo::data::shard::{Dataset, InspectOptions, Split, inspect};
 use fusedpo::data::sidecar::{self, Sidecars};
-use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
+use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
 use fusedpo::error::Error;
 use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::options::Stage;
@@ -82,7 +81,7 @@ fn forged_shard(b: &Bench, rng: &mut Rng) -> Verdict {
             sha.update(part);
         }
     }
-    sha.update(&bytemuck::bytes_of(&header)[..fusedpo::data::format::IDENTITY_LEN]);
+    sha.update(&bytemuck::bytes_of(&header)[..fusedpo::data::shard::format::IDENTITY_LEN]);
     header.content_sha256 = sha.finalize().into();
     header.seal();
     bad[..HEADER_LEN].copy_from_slice(bytemuck::bytes_of(&header));
@@ -204,7 +203,7 @@ fn input(b: &Bench, rng: &mut Rng) -> Verdict {
     }
     b.write("rows.jsonl", content);
     let _ = std::fs::remove_dir_all(b.path("out"));
-    let packed = pack(&b.options("rows.jsonl", "out"), &mut |_| ());
+    let packed = pack(&b.options("rows.jsonl", "out"), &mut |_| Ok(()));
     if let Err(e) = packed {
         let left = b.path("out").exists();
         return if left { Err("a refused input left a folder".into()) } else { refused(&e) };

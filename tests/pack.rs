@@ -2,11 +2,10 @@
 
 mod pack_common;
 
-use fusedpo::data::boundary::PromptBoundary;
-use fusedpo::data::dataset::Split;
-use fusedpo::data::input::rows::FieldMap;
-use fusedpo::data::pack::{PairChoice, Truncation, pack};
-use fusedpo::data::report::DropReason;
+use fusedpo::data::input::FieldMap;
+use fusedpo::data::pack::{DropReason, PairChoice, Truncation, pack};
+use fusedpo::data::shard::Split;
+use fusedpo::data::text::PromptBoundary;
 use pack_common::place::*;
 use pack_common::tiny_model;
 use std::io::Write;
@@ -184,7 +183,7 @@ fn truncation_follows_its_policy() {
         let place = Place::new();
         let mut o = place.options("rows.jsonl", rows);
         (o.max_length, o.truncation) = (max, policy);
-        match pack(&o, &mut |_| {}) {
+        match pack(&o, &mut |_| Ok(())) {
             Ok(_) => assert_eq!(place.contents(&o.out, Split::Train), want, "{max} {policy:?}"),
             Err(e) => assert_eq!(want, [e.to_string().split("rows ").nth(1).unwrap()], "{max} {policy:?}"),
         }

@@ -2,10 +2,9 @@
 
 mod pack_common;
 
-use fusedpo::data::boundary::PromptBoundary;
-use fusedpo::data::input::rows::FieldMap;
+use fusedpo::data::input::FieldMap;
 use fusedpo::data::pack::pack;
-use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
+use fusedpo::data::text::{PromptBoundary, TextTokenizer, TokenizerOptions};
 use pack_common::place::*;
 
 /// Packing `bytes` must fail with one line that says `path: why`, and leave nothing behind.
@@ -13,7 +12,7 @@ use pack_common::place::*;
 fn check_refused(name: &str, bytes: impl AsRef<[u8]>, why: &str) {
     let place = Place::new();
     let o = place.options(name, bytes);
-    let error = pack(&o, &mut |_| {}).unwrap_err();
+    let error = pack(&o, &mut |_| Ok(())).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: {why}", o.inputs[0].display()));
     assert_eq!(error.exit_code(), 2);
     let left: Vec<_> = std::fs::read_dir(place.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -159,7 +158,7 @@ fn model_directories_are_checked() {
     let row = r#"{"prompt":"p","completion":"c"}"#;
     let chat = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}"#;
     let config = place.model.join("tokenizer_config.json");
-    let refused = |rows: &str| pack(&place.options("a.jsonl", rows), &mut |_| {}).unwrap_err().to_string();
+    let refused = |rows: &str| pack(&place.options("a.jsonl", rows), &mut |_| Ok(())).unwrap_err().to_string();
     std::fs::write(&config, r#"{"eos_token":"<eos>"}"#).unwrap();
     assert!(refused(row).ends_with(
         "eos_token `<eos>` is not in the vocabulary; name one that is (--eos-token, tokenizer_config.json)"
@@ -211,8 +210,8 @@ fn mutate(random: &mut pack_common::Random, text: &mut Vec<u8>) {
 
 #[test]
 fn damaged_rows_are_refused_or_understood_and_never_panic() {
-    use fusedpo::data::boundary::tokenise;
-    use fusedpo::data::input::{open, rows::parse};
+    use fusedpo::data::input::{open, parse};
+    use fusedpo::data::text::tokenise;
     let tries = std::env::var("FUSEDPO_FUZZ").ok().and_then(|n| n.parse().ok()).unwrap_or(3000);
     let place = Place::new();
     let tok = TextTokenizer::load(&place.model, &TokenizerOptions::default()).unwrap();

@@ -2,9 +2,9 @@
 
 mod pack_common;
 
-use fusedpo::data::dataset::Split;
-use fusedpo::data::inspect::{InspectOptions, inspect};
-use fusedpo::data::pack::{PackOptions, pack};
+use fusedpo::data::pack::{PackOptions, Progress, pack};
+use fusedpo::data::shard::{InspectOptions, Split, inspect};
+use fusedpo::error::Error;
 use pack_common::place::*;
 use std::collections::HashSet;
 
@@ -77,7 +77,7 @@ fn an_output_folder_is_not_overwritten_by_accident() {
     let place = Place::new();
     let mut o = place.options("a.jsonl", r#"{"prompt":"p","completion":"c"}"#);
     let refused =
-        |o: &PackOptions| pack(o, &mut |_| {}).unwrap_err().to_string().split_once("out: ").unwrap().1.to_owned();
+        |o: &PackOptions| pack(o, &mut |_| Ok(())).unwrap_err().to_string().split_once("out: ").unwrap().1.to_owned();
     std::fs::write(&o.out, "x").unwrap();
     assert_eq!(refused(&o), "exists and is not a folder; give another --out");
     std::fs::remove_file(&o.out).unwrap();
@@ -88,6 +88,31 @@ fn an_output_folder_is_not_overwritten_by_accident() {
     run(&o);
     std::fs::remove_file(o.out.join("train-00000.pref")).unwrap();
     assert_eq!(refused(&o), "is not a folder of shards, --overwrite leaves it alone; give another --out");
+}
+
+/// Whoever is told how far it is may end it, while rows are read or while shards are written; nothing is left behind.
+#[test]
+fn packing_ends_when_it_is_told_to() {
+    let place = Place::new();
+    let o = place.options("rows.jsonl", many_rows());
+    let beside = || std::fs::read_dir(o.out.parent().unwrap()).unwrap().count();
+    let (before, mut calls) = (beside(), Vec::new());
+    for writing in [false, true] {
+        let stop = |p: &Progress| match (p.written > 0) == writing {
+            true => Err(Error::usage("told to")),
+            false => Ok(()),
+        };
+        let ended = pack(&o, &mut |p| {
+            calls.push(*p);
+            stop(p)
+        });
+        assert_eq!(ended.unwrap_err().to_string(), "told to");
+        assert_eq!((beside(), o.out.exists()), (before, false));
+    }
+    let last = calls.last().unwrap();
+    assert_eq!((last.rows, last.bytes, last.written), (300, last.total_bytes, 64));
+    assert!(last.tokens > 300 && calls[0].written == 0);
+    run(&o);
 }
 
 #[test]

@@ -2,10 +2,9 @@
 
 mod pack_common;
 
-use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::input::rows::FieldMap;
-use fusedpo::data::pack::{PackOptions, pack};
-use fusedpo::data::report::{DropReason, PackReport};
+use fusedpo::data::input::FieldMap;
+use fusedpo::data::pack::{DropReason, PackOptions, PackReport, pack};
+use fusedpo::data::shard::{Dataset, Split};
 use pack_common::test_data;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ fn run(data: &Path, dir: &Path, input: &str, change: impl FnOnce(&mut PackOption
     o.tokenizer_options.eos_token = Some("<|im_end|>".into());
     (o.max_length, o.overwrite) = (0, true);
     change(&mut o);
-    let report = pack(&o, &mut |_| {}).unwrap();
+    let report = pack(&o, &mut |_| Ok(())).unwrap();
     Dataset::open(&o.out, Split::Train).unwrap().verify().unwrap();
     report
 }

@@ -3,8 +3,8 @@
 mod shards;
 
 use fusedpo::batch::MicroBatch;
-use fusedpo::data::dataset::{Dataset, Group, Split};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
+use fusedpo::data::shard::{Dataset, Group, Split};
 use proptest::prelude::*;
 use shards::{Own, meta, own_group, write};
 use std::collections::BTreeMap;

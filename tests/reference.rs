@@ -3,7 +3,7 @@
 mod cli_common;
 
 use cli_common::*;
-use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars};
 
 /// What `reference` says it did: responses, computed, found.

@@ -2,12 +2,11 @@
 
 mod shards;
 
-use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::format::{
+use fusedpo::data::plan::{Objective, PlanOptions, Planner};
+use fusedpo::data::shard::format::{
     GROUPS, GroupRecord, HEADER_LEN, Header, Meta, PAIRS, PairRecord, RESPONSES, ResponseRecord, TOKENS,
 };
-use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::data::shard_write::ShardWriter;
+use fusedpo::data::shard::{Dataset, ShardWriter, Split};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use sha2::Digest;
@@ -406,7 +405,7 @@ fn opening_ten_million_pairs_reads_headers_alone() {
     let (dir, path, good) = example_file();
     // A file of holes: its records are wrong, which nobody notices who reads the header alone.
     let counts = [6_000_000_000, 10_000_000, 20_000_000, 10_000_000];
-    let sections = fusedpo::data::format::layout(2, counts).unwrap();
+    let sections = fusedpo::data::shard::format::layout(2, counts).unwrap();
     let header = with_header(&good, |h| {
         [h.num_tokens, h.num_groups, h.num_responses, h.num_pairs] = counts;
         h.sections.iter_mut().zip(sections).for_each(|(s, (offset, length))| (s.offset, s.length) = (offset, length));

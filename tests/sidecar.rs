@@ -2,7 +2,7 @@
 
 mod shards;
 
-use fusedpo::data::dataset::{Dataset, Split};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars, path};
 use shards::{Own, meta, write};
 use std::path::{Path, PathBuf};

@@ -3,9 +3,9 @@
 
 mod pack_common;
 
-use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::pack::pack;
-use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
+use fusedpo::data::shard::{Dataset, Split};
+use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
 use pack_common::Random;
 use pack_common::place::Place;
 use serde_json::{Value, json};
@@ -54,7 +54,7 @@ fn packed(place: &Place, rows: &[Value], fraction: f64, seed: u64) -> Vec<(Split
     let text: String = rows.iter().map(|r| format!("{r}\n")).collect();
     let mut o = place.options("rows.jsonl", text);
     (o.eval_fraction, o.seed, o.overwrite) = (fraction, seed, true);
-    pack(&o, &mut |_| {}).unwrap();
+    pack(&o, &mut |_| Ok(())).unwrap();
     let mut sides = BTreeMap::new();
     for split in [Split::Train, Split::Eval] {
         let data = Dataset::open(&o.out, split).unwrap();

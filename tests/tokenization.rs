@@ -2,9 +2,11 @@
 
 mod pack_common;
 
-use fusedpo::data::boundary::{PromptBoundary, TokenRow, last_turn_prompt_len, tokenise, trl_prompt_len};
-use fusedpo::data::input::rows::{FieldMap, parse};
-use fusedpo::data::tokenize::{TemplateChoice, TextTokenizer, TokenizerOptions};
+use fusedpo::data::input::{FieldMap, parse};
+use fusedpo::data::text::{
+    PromptBoundary, TemplateChoice, TextTokenizer, TokenRow, TokenizerOptions, last_turn_prompt_len, tokenise,
+    trl_prompt_len,
+};
 use pack_common::{Random, read_gz, test_data, tiny_model};
 use serde_json::Value;
 use std::path::Path;
@@ -203,7 +205,7 @@ fn implicit_prompts_end_as_trls() {
 
 #[test]
 fn chat_templates_render_as_transformers_renders_them() {
-    use fusedpo::data::template::ChatTemplate;
+    use fusedpo::data::text::ChatTemplate;
     use serde_json::json;
     let render = |source: &str, messages: Value, tools: Option<Value>| {
         let tokens = vec![("bos_token".to_owned(), "<s>".to_owned())];

@@ -1,9 +1,8 @@
 //! What is timed: shapes of real models, and lengths like those of the data sets that DPO is known by.
 
 use fusedpo::backend::AttnShape;
-use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::format::Meta;
-use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardWriter};
+use fusedpo::data::shard::format::Meta;
+use fusedpo::data::shard::{Dataset, NewGroup, NewPair, NewResponse, ShardWriter, Split};
 use fusedpo::model::{Architecture, ModelConfig, Rope, RopeScaling};
 use tempfile::TempDir;
 

@@ -3,8 +3,8 @@
 use super::choice::named;
 use super::made::Made;
 use crate::backend::Backend;
-use crate::data::dataset::{Dataset, Split};
 use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::loss::LossType;

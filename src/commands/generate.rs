@@ -3,9 +3,8 @@
 use super::choice::named;
 use super::pack::parse_chat_template;
 use crate::backend::Backend;
-use crate::data::input::{self, rows::Text};
-use crate::data::render::{encode_prompt, user_turn};
-use crate::data::tokenize::{TextTokenizer, TokenizerOptions};
+use crate::data::input::{self, Text};
+use crate::data::text::{TextTokenizer, TokenizerOptions, encode_prompt, user_turn};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelDir};

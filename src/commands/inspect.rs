@@ -1,6 +1,6 @@
 //! `fusedpo inspect`.
 
-use crate::data::inspect::{InspectOptions, inspect};
+use crate::data::shard::{InspectOptions, inspect};
 use crate::error::Result;
 use std::path::PathBuf;
 

@@ -2,7 +2,7 @@
 
 use super::eval::EvalArgs;
 use crate::choice::Choice;
-use crate::data::dataset::Dataset;
+use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::note;

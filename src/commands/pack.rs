@@ -1,13 +1,12 @@
 //! `fusedpo pack`.
 
 use super::choice::named;
-use crate::data::boundary::PromptBoundary;
-use crate::data::input::rows::FieldMap;
+use crate::data::input::FieldMap;
+use crate::data::numbers::grouped;
 use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
-use crate::data::report::grouped;
-use crate::data::tokenize::{TemplateChoice, TokenizerOptions};
+use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
-use crate::note;
+use crate::{note, signal};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -94,7 +93,10 @@ pub fn run_pack(args: &PackArgs) -> Result<()> {
     let mut shown = Shown::new();
     let report = pack(&options, &mut |p| {
         tokens = p.tokens;
-        shown.update(p, start.elapsed());
+        if p.written == 0 {
+            shown.update(p, start.elapsed());
+        }
+        signal::check()
     });
     shown.clear();
     let report = report?;

@@ -2,8 +2,8 @@
 
 use super::choice::named;
 use crate::backend::Backend;
-use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::shard::Dataset;
 use crate::device::{self, Task};
 use crate::error::Result;
 use crate::model::ModelDir;

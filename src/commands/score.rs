@@ -3,8 +3,8 @@
 use super::choice::named;
 use super::out::Out;
 use crate::backend::Backend;
-use crate::data::dataset::Dataset;
 use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::shard::Dataset;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::Spool;

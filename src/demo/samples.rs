@@ -2,7 +2,7 @@
 
 use super::grammar::{Draws, Grammar};
 use super::words::{join, split};
-use crate::data::tokenize::{TextTokenizer, TokenizerOptions};
+use crate::data::text::{TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::model::Generated;
 use std::collections::HashSet;

@@ -7,12 +7,12 @@ use super::tokenizer;
 use super::words::join;
 use crate::backend::Backend;
 use crate::choice::Choice;
-use crate::data::dataset::{Dataset, Split};
-use crate::data::pack::{PackOptions, pack};
-use crate::data::report::PackReport;
+use crate::data::pack::{PackOptions, PackReport, pack};
+use crate::data::shard::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{self, GenerateOptions, Model, ModelConfig, ModelDir, SaveDtype};
+use crate::signal;
 use crate::train::choices::DeviceChoice;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::options::{Stage, TrainOptions};
@@ -216,7 +216,7 @@ impl<B: Backend> Stages<'_, B> {
             out.display()
         );
         let options = PackOptions { eval_fraction, ..PackOptions::new(tokenizer, vec![input], out) };
-        pack(&options, &mut |_| {})
+        pack(&options, &mut |_| signal::check())
     }
 
     /// Trains with these options, and those that every stage has, after printing the command that does the same.

@@ -1,6 +1,6 @@
 //! Whether a model and a data set belong together.
 
-use crate::data::dataset::{Dataset, Split};
+use crate::data::shard::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, ModelDir};
 use crate::note;

@@ -3,10 +3,9 @@
 use super::engine::{Engine, Purpose};
 use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
-use crate::data::dataset::{Dataset, Split};
-use crate::data::format::Meta;
 use crate::data::plan::{Objective, PlanOptions, Planner};
-use crate::data::shard_write::{NewGroup, NewResponse, ShardWriter};
+use crate::data::shard::format::Meta;
+use crate::data::shard::{Dataset, NewGroup, NewResponse, ShardWriter, Split};
 use crate::error::{Error, Result};
 use crate::files::scratch_folder;
 use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir, generate};

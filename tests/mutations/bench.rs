@@ -1,8 +1,8 @@
 //! Good files of every kind, to be damaged.
 
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::data::dataset::{Dataset, Split};
 use fusedpo::data::pack::{PackOptions, pack};
+use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{self, RefKey, Sidecars};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -86,7 +86,7 @@ impl Bench {
         };
         bench.restore_model();
         bench.write("rows.jsonl", lines(&bench.rows));
-        pack(&bench.options("rows.jsonl", "good"), &mut |_| ()).unwrap();
+        pack(&bench.options("rows.jsonl", "good"), &mut |_| Ok(())).unwrap();
         let narrow = std::fs::read(bench.path("good/train-00000.pref")).unwrap();
         let wide = widened(&bench, &narrow);
         std::fs::create_dir(bench.path("d")).unwrap();
@@ -119,21 +119,21 @@ impl Bench {
 
 /// The same shard with tokens of four bytes.
 fn widened(bench: &Bench, narrow: &[u8]) -> Vec<u8> {
-    use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardWriter};
+    use fusedpo::data::shard::{NewGroup, NewPair, NewResponse, ShardWriter};
     let path = bench.path("narrow.pref");
     std::fs::write(&path, narrow).unwrap();
     let data = Dataset::open(&path, Split::Train).unwrap();
-    let meta = fusedpo::data::format::Meta { vocab_size: 70_000, ..data.meta().clone() };
+    let meta = fusedpo::data::shard::format::Meta { vocab_size: 70_000, ..data.meta().clone() };
     let wide = bench.path("wide.pref");
     let mut w = ShardWriter::create(&wide, &meta).unwrap();
     for g in (0..data.num_groups()).map(|i| data.group(i)) {
         let (prompt, tokens) = (g.prompt().to_vec(), g.responses().map(|r| r.tokens.to_vec()).collect::<Vec<_>>());
-        let one = |(r, t): (fusedpo::data::dataset::Response<'_>, _)| {
+        let one = |(r, t): (fusedpo::data::shard::Response<'_>, _)| {
             let tokens: &Vec<u32> = t;
             NewResponse { tokens, score: r.score, label: r.label, row: r.row, index: r.index }
         };
         let responses = g.responses().zip(&tokens).map(one).collect();
-        let pair = |p: fusedpo::data::dataset::Pair| NewPair {
+        let pair = |p: fusedpo::data::shard::Pair| NewPair {
             chosen: p.chosen as u32,
             rejected: p.rejected as u32,
             weight: p.weight,

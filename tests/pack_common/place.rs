@@ -1,10 +1,9 @@
 //! A folder to pack in, and what packing made of it.
 
 use super::tiny_model;
-use fusedpo::data::dataset::{Dataset, Split};
-use fusedpo::data::pack::{PackOptions, pack};
-use fusedpo::data::report::PackReport;
-use fusedpo::data::tokenize::{TextTokenizer, TokenizerOptions};
+use fusedpo::data::pack::{PackOptions, PackReport, pack};
+use fusedpo::data::shard::{Dataset, Split};
+use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
 use std::path::{Path, PathBuf};
 
 /// A fresh folder with the tiny model in it.
@@ -56,7 +55,7 @@ impl Place {
 }
 
 pub fn run(o: &PackOptions) -> PackReport {
-    pack(o, &mut |_| {}).unwrap()
+    pack(o, &mut |_| Ok(())).unwrap()
 }
 
 pub fn check_rows(name: &str, bytes: impl AsRef<[u8]>, want: &[&str]) -> PackReport {

@@ -1,7 +1,7 @@
 //! Small shards for tests.
 
-use fusedpo::data::format::Meta;
-use fusedpo::data::shard_write::{NewGroup, NewPair, NewResponse, ShardSummary, ShardWriter};
+use fusedpo::data::shard::format::Meta;
+use fusedpo::data::shard::{NewGroup, NewPair, NewResponse, ShardSummary, ShardWriter};
 use proptest::prelude::*;
 use std::path::Path;
 

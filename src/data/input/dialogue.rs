@@ -1,7 +1,7 @@
 //! Strings and message lists of a row, checked and brought to one form.
 
 use super::json::kind;
-use super::rows::{Body, Prompt, Response, Text, Unusable};
+use super::row::{Body, Prompt, Response, Text, Unusable};
 use serde_json::Value;
 
 pub(super) fn prompt(value: Value) -> Result<Text, String> {

@@ -1,6 +1,6 @@
 //! JSONL and JSON arrays, streamed: an element is cut out by counting brackets and parsed later, on another core.
 
-use super::{Place, RawBody, RawRow, RowIter};
+use super::raw::{Place, RawBody, RawRow, RowIter};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::io::BufRead;
@@ -30,6 +30,16 @@ pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>) -> Result<RowIter> {
                 text.consume(blank);
                 return Ok(Box::new(LineRows { text, path, line: line - 1, done: false }));
             }
+        }
+    }
+}
+
+impl RawRow {
+    /// The row's fields. Errors: not UTF-8, malformed JSON (with line and column), not an object.
+    pub fn fields(self) -> Result<Map<String, Value>> {
+        match self.body {
+            RawBody::Columns(map) => Ok(map),
+            RawBody::Json(bytes) => parse_object(&self.place, &bytes),
         }
     }
 }

@@ -1,118 +1,19 @@
 //! Input files: JSONL, JSON arrays, either gzipped, and Parquet, told apart by their content.
 //!
-//! A reader hands out rows as they stand in the file ([`RawRow`]), so that the costly part (parsing, templates,
-//! tokenising) can run on every core; [`rows`] then says what a row means.
+//! A reader ([`open()`]) hands out rows as they stand in the file ([`RawRow`]), so that the costly part (parsing, templates,
+//! tokenising) can run on every core; [`parse()`] then says what a row means.
 
 mod dialogue;
-pub mod json;
-pub mod parquet;
-pub mod rows;
+mod fields;
+mod json;
+mod open;
+mod parquet;
+mod parse;
+mod raw;
+mod row;
 
-use crate::error::{Error, Result};
-use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// Where a row stands, for messages.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub path: Arc<PathBuf>,
-    /// 1-based line where the row begins; for Parquet, the 1-based row.
-    pub line: u64,
-    /// What `line` counts: `line` or `row`.
-    pub unit: &'static str,
-}
-
-impl Place {
-    /// An error about this row, naming file and line.
-    pub fn error(&self, why: impl std::fmt::Display) -> Error {
-        Error::file(self.path.as_path(), format!("{} {}: {why}", self.unit, self.line))
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
-        write!(f, "{} {} {}", name.to_string_lossy(), self.unit, self.line)
-    }
-}
-
-/// A row before it is understood.
-#[derive(Clone, Debug)]
-pub struct RawRow {
-    /// Its place, for messages.
-    pub place: Place,
-    /// Its content.
-    pub body: RawBody,
-}
-
-/// What a reader found at a row's place.
-#[derive(Clone, Debug)]
-pub enum RawBody {
-    /// The bytes of one JSON value, not yet parsed.
-    Json(Vec<u8>),
-    /// Columns of a Parquet row.
-    Columns(Map<String, Value>),
-}
-
-impl RawRow {
-    /// The row's fields. Errors: not UTF-8, malformed JSON (with line and column), not an object.
-    pub fn fields(self) -> Result<Map<String, Value>> {
-        match self.body {
-            RawBody::Columns(map) => Ok(map),
-            RawBody::Json(bytes) => json::parse_object(&self.place, &bytes),
-        }
-    }
-}
-
-/// Rows of one file, in file order.
-pub type RowIter = Box<dyn Iterator<Item = Result<RawRow>> + Send>;
-
-/// Opens `path` and finds out by its first bytes what it is. `bytes_read` counts bytes taken from the file, for
-/// progress. Errors name the file: unreadable, a folder, empty, or of a kind that is not accepted.
-pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
-    if path.is_dir() {
-        return Err(Error::file(path, "is a folder; give the files in it (JSONL, JSON, .gz or Parquet)"));
-    }
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let mut raw = BufReader::with_capacity(1 << 18, Counted { inner: file, count: bytes_read.clone() });
-    let magic: [u8; 4] = {
-        let head = raw.fill_buf().map_err(Error::io(path, "read"))?;
-        std::array::from_fn(|i| head.get(i).copied().unwrap_or(0))
-    };
-    match magic {
-        [b'P', b'A', b'R', b'1'] => parquet::open(path, bytes_read),
-        [0x1f, 0x8b, ..] => {
-            let text = BufReader::with_capacity(1 << 18, flate2::bufread::MultiGzDecoder::new(raw));
-            json::open(path, Box::new(text))
-        }
-        [b'P', b'K', 3, 4] => Err(not_accepted(path, "a zip archive")),
-        [0x28, 0xb5, 0x2f, 0xfd] => Err(not_accepted(path, "zstd-compressed")),
-        [0xfd, b'7', b'z', b'X'] => Err(not_accepted(path, "xz-compressed")),
-        [b'A', b'R', b'R', b'O'] => Err(not_accepted(path, "an Arrow file")),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(Error::file(path, "is UTF-16; convert it to UTF-8")),
-        _ => json::open(path, Box::new(raw)),
-    }
-}
-
-fn not_accepted(path: &Path, what: &str) -> Error {
-    Error::file(path, format!("is {what}; accepted are JSONL, a JSON array, either gzipped, and Parquet"))
-}
-
-/// Counts what is read through it.
-struct Counted<R> {
-    inner: R,
-    count: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        self.count.fetch_add(n as u64, Ordering::Relaxed);
-        Ok(n)
-    }
-}
+pub use fields::FieldMap;
+pub use open::open;
+pub use parse::parse;
+pub use raw::{Place, RawBody, RawRow, RowIter};
+pub use row::{Body, Pairs, Prompt, Response, Row, Text, Unusable};

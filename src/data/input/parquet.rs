@@ -1,9 +1,9 @@
 //! Parquet through the `parquet` crate's row API: slower than Arrow, but tokenising is slower still, and Arrow
 //! would triple the compile time.
 
-use super::{Place, RawBody, RawRow, RowIter};
-use crate::data::quietly::quietly;
+use super::raw::{Place, RawBody, RawRow, RowIter};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
     let size = file.metadata().map_err(Error::io(path, "read"))?.len();
-    let reader = quietly(|| SerializedFileReader::new(file))
+    let reader = guarded(|| SerializedFileReader::new(file))
         .ok_or_else(|| damaged(path, "its footer cannot be decoded"))?
         .map_err(|e| damaged(path, &e.to_string()))?;
     let meta = reader.metadata().file_metadata();
@@ -51,7 +51,7 @@ impl Iterator for Rows {
             return None;
         }
         let rows = &mut self.rows;
-        let row = match quietly(|| rows.next()) {
+        let row = match guarded(|| rows.next()) {
             Some(row) => row?,
             None => {
                 self.done = true;

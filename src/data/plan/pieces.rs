@@ -1,20 +1,8 @@
 //! What a step takes from a group, and how a group that does not fit into a micro-batch is cut into pieces that do.
 
-use crate::data::dataset::Group;
-use crate::data::format::{DESIRABLE, HAS_LABEL, HAS_SCORE, ResponseRecord};
-
-/// What a plan is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Objective {
-    /// The pairs, and the responses that are in one.
-    Preference,
-    /// What imitation learning should imitate: of a group's judged responses one, the highest score (the first among
-    /// equals), or without scores the chosen response of the first pair; and every response that nobody compared:
-    /// in no pair, without a score, of a row with a single response. Never one labelled undesirable.
-    Sft,
-    /// Every response; no pairs.
-    Score,
-}
+use super::options::Objective;
+use crate::data::shard::Group;
+use crate::data::shard::format::{DESIRABLE, HAS_LABEL, HAS_SCORE, ResponseRecord};
 
 /// The part of a group that an [`Objective`] uses. Kept between groups to save allocations.
 #[derive(Clone, Debug, Default)]

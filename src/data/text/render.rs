@@ -1,7 +1,7 @@
 //! Prompts for generation, and tokens made visible.
 
-use super::input::rows::Text;
 use super::tokenize::TextTokenizer;
+use crate::data::input::Text;
 use crate::error::{Error, Result};
 use serde_json::{Map, json};
 

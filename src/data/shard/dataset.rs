@@ -1,9 +1,7 @@
 //! A data set: the shards of a folder, read as one sequence of groups.
 
-use crate::data::format::{DESIRABLE, HAS_LABEL, HAS_SCORE};
-use crate::data::format::{GroupRecord, Meta, ResponseRecord};
-use crate::data::shard::Shard;
-pub use crate::data::shard::Tokens;
+use super::format::{DESIRABLE, GroupRecord, HAS_LABEL, HAS_SCORE, Meta, ResponseRecord};
+use super::mapped::{Shard, Tokens};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};

@@ -2,9 +2,8 @@
 
 use super::dataset::{Dataset, Group, Split};
 use super::format::hex;
-use super::render::visible;
-use super::report::{Histogram, grouped};
-use super::tokenize::{TextTokenizer, TokenizerOptions};
+use crate::data::numbers::{Histogram, grouped};
+use crate::data::text::{TextTokenizer, TokenizerOptions, visible};
 use crate::error::{Error, Result};
 use std::fmt::Write;
 use std::path::Path;

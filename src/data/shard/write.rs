@@ -2,9 +2,11 @@
 //! them together, so memory does not grow with the shard. The file appears under its name whole or not at all, and its
 //! bytes depend on nothing but the groups and [`Meta`].
 
-use crate::data::format::{DESIRABLE, GroupRecord, HAS_LABEL, HAS_SCORE, HEADER_LEN, Header, IDENTITY_LEN, Meta};
-use crate::data::format::{PairRecord, ResponseRecord, TOKENS, token_padding};
-use crate::data::shard::pair_violation;
+use super::format::{
+    DESIRABLE, GroupRecord, HAS_LABEL, HAS_SCORE, HEADER_LEN, Header, IDENTITY_LEN, Meta, PairRecord, ResponseRecord,
+    TOKENS, token_padding,
+};
+use super::mapped::pair_violation;
 use crate::error::{Error, Result};
 use crate::files::{AtomicFile, scratch_file};
 use sha2::{Digest, Sha256};

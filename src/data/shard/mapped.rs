@@ -8,9 +8,9 @@
 //! page that a truncation took away kills the process (`SIGBUS`). [`Shard::check_unchanged`] asks the file system for
 //! the length and the time of modification, which catches this before the pages are touched, where it is called.
 
-use crate::data::format::{DESIRABLE, HAS_LABEL, HAS_SCORE};
-use crate::data::format::{
-    GROUPS, GroupRecord, HEADER_LEN, Header, PAIRS, PairRecord, RESPONSES, ResponseRecord, TOKENS,
+use super::format::{
+    DESIRABLE, GROUPS, GroupRecord, HAS_LABEL, HAS_SCORE, HEADER_LEN, Header, PAIRS, PairRecord, RESPONSES,
+    ResponseRecord, TOKENS,
 };
 use crate::error::{Error, Result};
 use bytemuck::Zeroable;

@@ -7,9 +7,9 @@
 //! have in common: characters less one trailing space, or messages.
 
 use super::cuts::common_prefix;
-use super::input::rows::{Body, Pairs, Prompt, Row, Text, Unusable};
 use super::tokenize::TextTokenizer;
 use crate::choice;
+use crate::data::input::{Body, Pairs, Prompt, Row, Text, Unusable};
 use sha2::{Digest, Sha256};
 
 choice! {

@@ -1,9 +1,9 @@
 //! The one pass over a data set's records that a plan needs.
 
+use super::options::{Objective, PlanOptions};
+use super::pieces::{Piece, Selection, predictions};
 use crate::batch::Capacity;
-use crate::data::dataset::Dataset;
-use crate::data::pieces::{Objective, Piece, Selection, predictions};
-use crate::data::plan::PlanOptions;
+use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 

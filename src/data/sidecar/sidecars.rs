@@ -1,34 +1,15 @@
-//! Reference log-probabilities beside the shards, `NAME.pref.ref-HASH`: one f64 a response and a bitmap of those known.
-//!
-//! The sums are kept as the f64 in which they are made. f32 would save 4 bytes a response, a thousandth of its tokens'
-//! share, and cost the step-0 proof: a margin would be the rounding of two sums instead of 0.
-//!
-//! A sidecar is for one shard, one set of weights and one way of computing ([`RefKey`]). All three are in its header
-//! and, hashed, in its name, so the sidecar of another key is never read: it lies beside, and [`Sidecars::notes`] tells
-//! what is different. A file that has the right name and another key, or is damaged, is refused.
-//!
-//! [`Sidecars::flush`] writes a shard's whole sidecar to a temporary sibling and renames it. Whenever the process dies,
-//! the file is that of the last flush: all of it valid, nothing else in it. `docs/shard-format.md` has the bytes.
+//! A data set's sidecars in memory, and where their files are.
 
-use crate::data::dataset::Dataset;
-use crate::data::format::hex;
-use crate::data::shard::Shard;
-use crate::data::sidecar_file::{self, Header};
+use super::file::{self, Header};
+use super::key::RefKey;
+use crate::data::shard::format::hex;
+use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
 use crate::files::AtomicFile;
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// What reference log-probs depend on besides the shard.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RefKey {
-    /// Identity of the weights.
-    pub model_sha256: [u8; 32],
-    /// Identity of the arithmetic: backend, dtype, SIMD level or GPU, plans, token budget. At most 256 bytes of UTF-8.
-    pub fingerprint: String,
-}
 
 /// The sidecars of a data set, in memory: 8 bytes a response and a bit.
 #[derive(Debug)]
@@ -46,13 +27,13 @@ pub struct Sidecars {
 
 /// One shard's values.
 #[derive(Debug)]
-pub(crate) struct Sidecar {
-    pub(crate) path: PathBuf,
-    pub(crate) header: Header,
+struct Sidecar {
+    path: PathBuf,
+    header: Header,
     /// 0 where not filled.
-    pub(crate) values: Vec<f64>,
+    values: Vec<f64>,
     /// Bit `i % 64` of word `i / 64`.
-    pub(crate) filled: Vec<u64>,
+    filled: Vec<u64>,
     dirty: bool,
 }
 
@@ -152,9 +133,9 @@ impl Sidecar {
     }
 
     fn write(&mut self) -> Result<()> {
-        let file = AtomicFile::create(&self.path)?;
-        sidecar_file::write(self, file.file()).map_err(Error::io(&self.path, "write"))?;
-        file.commit()?;
+        let to = AtomicFile::create(&self.path)?;
+        file::write(&self.header, &self.values, &self.filled, to.file()).map_err(Error::io(&self.path, "write"))?;
+        to.commit()?;
         self.dirty = false;
         Ok(())
     }
@@ -182,7 +163,7 @@ fn open_one(shard: &Shard, cache: Option<&Path>, key: &RefKey, notes: &mut Vec<S
     let want = Header::new(shard, key)?;
     let path = path(shard, cache, key);
     if path.try_exists().map_err(Error::io(&path, "open"))? {
-        let (header, values, filled) = sidecar_file::read(&path)?;
+        let (header, values, filled) = file::read(&path)?;
         if let Some(why) = want.difference(&header) {
             let why = format!("{why}: delete it, and the reference pass makes it again");
             return Err(Error::file(&path, why));
@@ -218,7 +199,7 @@ fn note_others(shard: &Shard, path: &Path, want: &Header, notes: &mut Vec<String
     for other in others {
         let name = other.file_name().unwrap_or_default().as_encoded_bytes();
         if name.starts_with(prefix.as_encoded_bytes()) {
-            let why = sidecar_file::read_header(&other).map(|h| want.difference(&h));
+            let why = file::read_header(&other).map(|h| want.difference(&h));
             if let Ok(Some(why)) = why {
                 notes.push(format!("{}: not used: {why}", other.display()));
             }

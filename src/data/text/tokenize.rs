@@ -6,9 +6,9 @@
 //! whatever stands further left or right, so the text may be cut there. Elsewhere every text is tokenised whole.
 
 use super::cuts;
-use super::quietly::quietly;
 use super::template::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -95,7 +95,7 @@ impl TextTokenizer {
 
     fn from_json(path: &Path, json: Vec<u8>, config: Value, eos: Option<&str>) -> Result<Self> {
         // The crate panics on some damaged descriptions.
-        let mut inner = quietly(|| Tokenizer::from_bytes(&json))
+        let mut inner = guarded(|| Tokenizer::from_bytes(&json))
             .ok_or_else(|| Error::file(path, "not a tokenizer.json: it cannot be decoded"))?
             .map_err(|e| Error::file(path, format!("not a tokenizer.json: {e}")))?;
         let description: Value = serde_json::from_slice(&json).map_err(|e| Error::file(path, e.to_string()))?;

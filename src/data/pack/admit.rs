@@ -1,13 +1,13 @@
 //! One row after the other into its group: what is unusable is dropped and counted, what is too long is cut by the
 //! stated policy, and every oddity that spoils training without an error is counted.
 
-use super::boundary::{Refusal, TokenResponse, TokenRow};
 use super::groups::{Groups, fingerprint};
-use super::input::Place;
-use super::input::rows::{Pairs, Unusable};
-use super::pack::{Outcome, PackOptions, PairChoice, Truncation};
-use super::report::{DropReason, Histogram, PackReport};
-use super::tokenize::TextTokenizer;
+use super::options::{PackOptions, PairChoice, Truncation};
+use super::report::{DropReason, PackReport};
+use super::stream::Outcome;
+use crate::data::input::{Pairs, Place, Unusable};
+use crate::data::numbers::Histogram;
+use crate::data::text::{Refusal, TextTokenizer, TokenResponse, TokenRow};
 use crate::error::Result;
 
 /// Rows taken in so far.

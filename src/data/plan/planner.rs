@@ -1,43 +1,14 @@
-//! Steps: which groups, in which micro-batches. Everything is a pure function of the data, the options, the epoch and
-//! the step.
-//!
-//! - The order of an epoch is [`order::permutation`] of the usable groups, or their own order.
-//! - A step takes whole groups until it holds at least `batch_size` pairs (responses for [`Objective::Sft`] and
-//!   [`Objective::Score`]); the last step of an epoch may hold fewer.
-//! - Within a step, groups are packed best-fit decreasing into micro-batches of exactly `T` token slots. A group that
-//!   needs more is cut: each pair is in exactly one piece, with both its responses; the prompt is repeated, and a
-//!   response may be. Micro-batches, and groups in them, are in the order of the epoch.
-//! - An empty prompt predicts nothing, so a response's first token is not scored. A response of one token after an empty
-//!   prompt has no prediction at all: [`Objective::Preference`] leaves out pairs with such a response and
-//!   [`Objective::Sft`] leaves out the response, both counted ([`Planner::unscorable`]); [`Objective::Score`]
-//!   takes it along without predictions, its log-probability being the empty sum, 0.
+//! Steps from a survey.
 
+use super::options::{Objective, PlanOptions};
+use super::order;
+use super::pieces::{Piece, Selection, best_fit_decreasing};
+use super::survey::{Survey, survey};
 use crate::batch::{Builder, Capacity, MicroBatch};
-use crate::data::dataset::Dataset;
-use crate::data::order;
-pub use crate::data::pieces::Objective;
-use crate::data::pieces::{Piece, Selection, best_fit_decreasing};
-use crate::data::shard::Tokens;
-use crate::data::survey::{Survey, survey};
+use crate::data::shard::{Dataset, Tokens};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Options of a [`Planner`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlanOptions {
-    /// What the steps are for.
-    pub objective: Objective,
-    /// Pairs a step, or responses; at least 1.
-    pub batch_size: usize,
-    /// Token slots of a micro-batch. `None`: 2048, or as many as the largest pair (response) needs, rounded up to a
-    /// multiple of 256.
-    pub token_budget: Option<usize>,
-    /// Seed of the order.
-    pub seed: u64,
-    /// Whether epochs are shuffled, each in its own way.
-    pub shuffle: bool,
-}
 
 /// Cuts a data set into steps.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Reading a whole shard to prove that it is what was written.
 
-use crate::data::format::{IDENTITY_LEN, SECTIONS, TOKENS};
-use crate::data::shard::{Shard, Tokens};
+use super::format::{IDENTITY_LEN, SECTIONS, TOKENS};
+use super::mapped::{Shard, Tokens};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};

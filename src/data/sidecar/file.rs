@@ -1,8 +1,8 @@
 //! The bytes of a sidecar: a header, then blocks of values, their bitmap and a checksum.
 
-use crate::data::format::hex;
+use super::key::RefKey;
 use crate::data::shard::Shard;
-use crate::data::sidecar::{RefKey, Sidecar};
+use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use std::fs::File;
@@ -20,7 +20,7 @@ const BLOCK: usize = 8192;
 /// The header as it lies in the file; little-endian, no padding.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub(crate) struct Header {
+pub(super) struct Header {
     magic: [u8; 8],
     version: u32,
     header_len: u32,
@@ -124,14 +124,14 @@ fn blocks_len(n: u64) -> Option<u64> {
     whole.checked_mul(block_len(BLOCK as u64))?.checked_add(tail)?.checked_add(HEADER_LEN as u64)
 }
 
-/// Writes the whole of `s`.
-pub(crate) fn write(s: &Sidecar, to: &File) -> std::io::Result<()> {
+/// Writes a whole sidecar: a value a response, and the bitmap of those that are there.
+pub(super) fn write(header: &Header, values: &[f64], filled: &[u64], to: &File) -> std::io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 18, to);
-    let mut header = s.header;
-    header.num_filled = s.filled.iter().map(|w| u64::from(w.count_ones())).sum();
+    let mut header = *header;
+    header.num_filled = filled.iter().map(|w| u64::from(w.count_ones())).sum();
     header.header_crc32 = header.crc();
     out.write_all(bytemuck::bytes_of(&header))?;
-    for (values, filled) in s.values.chunks(BLOCK).zip(s.filled.chunks(BLOCK / 64)) {
+    for (values, filled) in values.chunks(BLOCK).zip(filled.chunks(BLOCK / 64)) {
         let (values, filled): (&[u8], &[u8]) = (bytemuck::cast_slice(values), bytemuck::cast_slice(filled));
         out.write_all(values)?;
         out.write_all(filled)?;
@@ -149,7 +149,7 @@ fn block_crc(values: &[u8], filled: &[u8]) -> u32 {
 }
 
 /// Reads and checks the header alone.
-pub(crate) fn read_header(path: &Path) -> Result<Header> {
+pub(super) fn read_header(path: &Path) -> Result<Header> {
     open(path).map(|(header, _)| header)
 }
 
@@ -170,7 +170,7 @@ fn open(path: &Path) -> Result<(Header, File)> {
 }
 
 /// Reads and checks a whole sidecar: header, values, bitmap.
-pub(crate) fn read(path: &Path) -> Result<(Header, Vec<f64>, Vec<u64>)> {
+pub(super) fn read(path: &Path) -> Result<(Header, Vec<f64>, Vec<u64>)> {
     let (header, file) = open(path)?;
     // Not more than the file's length says, by `check`.
     let n = header.num_responses as usize;

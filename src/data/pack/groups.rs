@@ -3,7 +3,7 @@
 //! A row may join a group that began long before, so tokens must be kept until the end: up to [`IN_MEMORY`] of them in
 //! memory, the rest in a temporary file. What stays in memory beside them is about 100 bytes a response.
 
-use super::boundary::TokenResponse;
+use crate::data::text::TokenResponse;
 use crate::error::{Error, Result};
 use crate::files::scratch_file;
 use sha2::{Digest, Sha256};

@@ -1,0 +1,70 @@
+//! Names of a row's fields, and which column holds each.
+
+use serde_json::{Map, Value};
+
+/// `--map FIELD=COLUMN,...`: which column holds a field.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FieldMap(pub Vec<(String, String)>);
+
+impl FieldMap {
+    /// Parses `FIELD=COLUMN,...`. Errors: no `=`, an unknown field, a field named twice.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut map = Vec::new();
+        for part in text.split(',').filter(|p| !p.trim().is_empty()) {
+            let (field, column) = part.split_once('=').ok_or_else(|| format!("--map: `{part}` is not FIELD=COLUMN"))?;
+            let (field, column) = (field.trim().to_owned(), column.trim().to_owned());
+            if !FIELDS.contains(&field.as_str()) {
+                return Err(format!("--map: unknown field `{field}`; fields are {}", FIELDS.join(", ")));
+            }
+            if map.iter().any(|(f, _)| *f == field) {
+                return Err(format!("--map: field `{field}` is given twice"));
+            }
+            map.push((field, column));
+        }
+        Ok(Self(map))
+    }
+
+    pub(super) fn apply(&self, mut fields: Map<String, Value>) -> Result<Map<String, Value>, String> {
+        let mut taken = Vec::with_capacity(self.0.len());
+        for (field, column) in &self.0 {
+            match fields.get(column) {
+                Some(value) => taken.push((field.clone(), value.clone())),
+                None => return Err(format!("--map names column `{column}`, the row has {}", names(&fields))),
+            }
+        }
+        for (_, column) in &self.0 {
+            fields.shift_remove(column);
+        }
+        fields.extend(taken);
+        Ok(fields)
+    }
+}
+
+const FIELDS: [&str; 17] = [
+    "prompt",
+    "chosen",
+    "rejected",
+    "responses",
+    "scores",
+    "completion",
+    "label",
+    "messages",
+    "text",
+    "weight",
+    "prompt_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "responses_ids",
+    "completion_ids",
+    "tools",
+    "chat_template_kwargs",
+];
+
+/// Columns of a row, for messages.
+pub(super) fn names(fields: &Map<String, Value>) -> String {
+    if fields.is_empty() {
+        return "no fields".into();
+    }
+    let shown = fields.keys().take(20).map(|k| format!("`{}`", k.escape_debug())).collect::<Vec<_>>().join(", ");
+    if fields.len() > 20 { format!("{shown} and {} more", fields.len() - 20) } else { shown }
+}

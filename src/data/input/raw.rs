@@ -1,0 +1,52 @@
+//! A row as a reader finds it, before anybody understands it.
+
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where a row stands, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: Arc<PathBuf>,
+    /// 1-based line where the row begins; for Parquet, the 1-based row.
+    pub line: u64,
+    /// What `line` counts: `line` or `row`.
+    pub unit: &'static str,
+}
+
+impl Place {
+    /// An error about this row, naming file and line.
+    pub fn error(&self, why: impl std::fmt::Display) -> Error {
+        Error::file(self.path.as_path(), format!("{} {}: {why}", self.unit, self.line))
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str());
+        write!(f, "{} {} {}", name.to_string_lossy(), self.unit, self.line)
+    }
+}
+
+/// A row before it is understood.
+#[derive(Clone, Debug)]
+pub struct RawRow {
+    /// Its place, for messages.
+    pub place: Place,
+    /// Its content.
+    pub body: RawBody,
+}
+
+/// What a reader found at a row's place.
+#[derive(Clone, Debug)]
+pub enum RawBody {
+    /// The bytes of one JSON value, not yet parsed.
+    Json(Vec<u8>),
+    /// Columns of a Parquet row.
+    Columns(Map<String, Value>),
+}
+
+/// Rows of one file, in file order.
+pub type RowIter = Box<dyn Iterator<Item = Result<RawRow>> + Send>;

@@ -1,0 +1,111 @@
+//! Everything that decides what `pack` writes.
+
+use super::groups::IN_MEMORY;
+use crate::choice;
+use crate::data::input::FieldMap;
+use crate::data::text::{PromptBoundary, TokenizerOptions};
+use crate::error::{Error, Result};
+use std::path::PathBuf;
+
+choice! {
+    /// What happens to rows longer than `max_length`.
+    pub enum Truncation: default KeepStart {
+        /// TRL's: keep the start of prompt + response; drop rows whose prompt alone fills `max_length`. EOS is lost, none
+        /// is made up.
+        KeepStart = "keep-start",
+        /// Drop the row (of scored rows, the response).
+        Drop = "drop",
+        /// Cut the prompt on the left until the row's longest response fits; drop rows with a response that fills
+        /// `max_length`.
+        PromptLeft = "prompt-left",
+    }
+}
+
+impl Truncation {
+    /// [`Meta::truncation`]'s code.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::KeepStart => 1,
+            Self::Drop => 2,
+            Self::PromptLeft => 3,
+        }
+    }
+}
+
+choice! {
+    /// Which pairs scored responses make.
+    pub enum PairChoice: default All {
+        /// Every two responses with different scores.
+        All = "all",
+        /// The first best against the first worst.
+        BestWorst = "best-worst",
+    }
+}
+
+/// Everything that decides what `pack` writes.
+#[derive(Clone, Debug)]
+pub struct PackOptions {
+    /// Model directory or tokenizer file.
+    pub tokenizer: PathBuf,
+    /// EOS and chat template.
+    pub tokenizer_options: TokenizerOptions,
+    /// Input files, in order; row numbers run on from one to the next.
+    pub inputs: Vec<PathBuf>,
+    /// Folder to make.
+    pub out: PathBuf,
+    /// Replace `out` if it is a folder of shards.
+    pub overwrite: bool,
+    /// Longest prompt + response in tokens; 0: no limit.
+    pub max_length: usize,
+    /// What to do about longer ones.
+    pub truncation: Truncation,
+    /// Column names.
+    pub map: FieldMap,
+    /// Pairs of scored rows.
+    pub pairs: PairChoice,
+    /// Rule for prompts that are not given.
+    pub prompt_boundary: PromptBoundary,
+    /// Share of prompts held out, in [0, 1).
+    pub eval_fraction: f64,
+    /// Seed of the split.
+    pub seed: u64,
+    /// A shard ends when its tokens reach this many bytes.
+    pub shard_bytes: u64,
+    /// Tokens kept in memory before the rest goes to a temporary file.
+    pub tokens_in_memory: usize,
+}
+
+impl PackOptions {
+    /// The defaults of the command line for what has one.
+    pub fn new(tokenizer: impl Into<PathBuf>, inputs: Vec<PathBuf>, out: impl Into<PathBuf>) -> Self {
+        Self {
+            tokenizer: tokenizer.into(),
+            tokenizer_options: TokenizerOptions::default(),
+            inputs,
+            out: out.into(),
+            overwrite: false,
+            max_length: 1024,
+            truncation: Truncation::default(),
+            map: FieldMap::default(),
+            pairs: PairChoice::default(),
+            prompt_boundary: PromptBoundary::default(),
+            eval_fraction: 0.0,
+            seed: 0,
+            shard_bytes: 1 << 30,
+            tokens_in_memory: IN_MEMORY,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.inputs.is_empty() {
+            return Err(Error::usage("--input: give at least one file"));
+        }
+        if !(0.0..1.0).contains(&self.eval_fraction) {
+            return Err(Error::usage(format!("--eval-fraction {} is not in [0, 1)", self.eval_fraction)));
+        }
+        if u32::try_from(self.max_length).is_err() {
+            return Err(Error::usage(format!("--max-length {} is too large", self.max_length)));
+        }
+        Ok(())
+    }
+}

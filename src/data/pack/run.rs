@@ -1,0 +1,105 @@
+//! The pipeline.
+
+use super::admit::Admission;
+use super::groups::Groups;
+use super::options::PackOptions;
+use super::report::PackReport;
+use super::stream::{Outcome, read_all, tokenise_all};
+use super::write::{meta, write_shards, write_side_files};
+use crate::data::text::TextTokenizer;
+use crate::error::{Error, Result};
+use crate::files::AtomicFolder;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
+
+/// How far [`pack`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes read of the input files.
+    pub bytes: u64,
+    /// Bytes of the input files.
+    pub total_bytes: u64,
+    /// Rows grouped.
+    pub rows: u64,
+    /// Tokens of their prompts and responses.
+    pub tokens: u64,
+    /// Groups written; 0 until all rows are grouped.
+    pub written: u64,
+}
+
+/// Groups written between two calls.
+const TOLD_EVERY: u64 = 64;
+
+/// Is told now and then how far [`pack`] is; an error ends it.
+pub type OnProgress<'a> = dyn FnMut(&Progress) -> Result<()> + Send + 'a;
+
+/// Packs the rows of `o.inputs` into `o.out`; `progress` is called now and then, perhaps from another thread.
+///
+/// Errors: any input file or row that cannot be used (file and line are named), an output folder that exists, no row left,
+/// and what `progress` answers. Nothing is left behind then.
+pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport> {
+    o.check()?;
+    let tok = TextTokenizer::load(&o.tokenizer, &o.tokenizer_options)?;
+    let total_bytes = o
+        .inputs
+        .iter()
+        .map(|p| std::fs::metadata(p).map(|m| m.len()).map_err(Error::io(p, "open")))
+        .sum::<Result<u64>>()?;
+    if o.overwrite {
+        refuse_no_shards(&o.out)?;
+    }
+    let out = AtomicFolder::create(&o.out, o.overwrite)?;
+    let groups = Groups::new(out.path(), o.tokens_in_memory);
+    let mut admission = Admission::new(o, &tok, groups);
+    let bytes = Arc::new(AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let (raw_to, raw_from) = sync_channel(4);
+        let (row_to, row_from) = sync_channel::<Result<Vec<Outcome>>>(4);
+        let (count, admission, progress) = (bytes.clone(), &mut admission, &mut *progress);
+        scope.spawn(move || read_all(&o.inputs, count, &raw_to));
+        let admitting = scope.spawn(move || -> Result<()> {
+            for batch in row_from {
+                for outcome in batch? {
+                    admission.row(outcome)?;
+                }
+                let (rows, tokens) = (admission.report.rows_read, admission.tokens);
+                progress(&Progress { bytes: bytes.load(Ordering::Relaxed), total_bytes, rows, tokens, written: 0 })?;
+            }
+            Ok(())
+        });
+        tokenise_all(o, &tok, raw_from, row_to);
+        admitting.join().expect("admitting rows does not panic")
+    })?;
+    admission.finish();
+    let Admission { mut report, mut groups, used_template, tokens, .. } = admission;
+    if groups.is_empty() {
+        let why = report.dropped.iter().map(|(reason, d)| format!("{}: {}", reason.text(), d.rows)).collect::<Vec<_>>();
+        let why = if why.is_empty() { "the input has no rows".to_owned() } else { why.join(", ") };
+        return Err(Error::file(&o.inputs[0], format!("nothing left to pack of {} rows ({why})", report.rows_read)));
+    }
+    groups.seal()?;
+    let mut at = Progress { bytes: total_bytes, total_bytes, rows: report.rows_read, tokens, written: 0 };
+    let mut wrote = || {
+        at.written += 1;
+        if at.written.is_multiple_of(TOLD_EVERY) { progress(&at) } else { Ok(()) }
+    };
+    write_shards(o, &meta(o, &tok, used_template), &mut groups, out.path(), &mut report, &mut wrote)?;
+    report.warn();
+    report.warnings.extend(tok.warning());
+    write_side_files(&tok, out.path(), &report)?;
+    out.commit()?;
+    Ok(report)
+}
+
+/// Only what `pack` made is replaced.
+fn refuse_no_shards(out: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
+    let names: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
+    let shards = names.iter().any(|n| Path::new(n).extension().is_some_and(|e| e == "pref"));
+    match shards || names.is_empty() {
+        true => Ok(()),
+        false => Err(Error::file(out, "is not a folder of shards, --overwrite leaves it alone; give another --out")),
+    }
+}

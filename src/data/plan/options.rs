@@ -1,0 +1,30 @@
+//! What a plan is made for.
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// The pairs, and the responses that are in one.
+    Preference,
+    /// What imitation learning should imitate: of a group's judged responses one, the highest score (the first among
+    /// equals), or without scores the chosen response of the first pair; and every response that nobody compared:
+    /// in no pair, without a score, of a row with a single response. Never one labelled undesirable.
+    Sft,
+    /// Every response; no pairs.
+    Score,
+}
+
+/// Options of a [`super::Planner`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// What the steps are for.
+    pub objective: Objective,
+    /// Pairs a step, or responses; at least 1.
+    pub batch_size: usize,
+    /// Token slots of a micro-batch. `None`: 2048, or as many as the largest pair (response) needs, rounded up to a
+    /// multiple of 256.
+    pub token_budget: Option<usize>,
+    /// Seed of the order.
+    pub seed: u64,
+    /// Whether epochs are shuffled, each in its own way.
+    pub shuffle: bool,
+}

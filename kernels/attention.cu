@@ -17,8 +17,8 @@
 //            order; row sums lane by lane, then over 4 lanes. Nothing depends on the place of a row in its tile: hidden keys
 //            add exact zeros. No atomics.
 // Limits     rows * group^2 < 2^31 (quotients by a 31-bit inverse); 16-byte aligned buffers; a NaN in a key reaches the
-//            earlier queries of its tile (0 * NaN).
-// Reference  src/backend/cpu/attention.rs; attention_plain.cu.
+//            earlier queries of its tile (0 * NaN). A row whose sum is NaN gets NaN in out and 0 in lse.
+// Reference  src/backend/cpu/attention/; attention_plain.cu.
 // Weighed    32 rows a warp, not 16: every fragment of K and V then feeds two products, 128 bytes of shared memory an mma
 //            instead of 256 (at 256 the 128 bytes a cycle of an SM are the limit before the tensor cores are). BN = 32 at
 //            HD = 128: 48 and 64 spill on some target. Q stays in registers at HD = 64 (32 of them), elsewhere it is read again

@@ -14,7 +14,7 @@
 //            Queries and dout again for every BM keys, from L2.
 // Order      packed queries ascending (row by row, heads of the group inside), SLICE at a time; each element by one thread. No atomics.
 // Limits     as attention.cu.
-// Reference  src/backend/cpu/attention.rs; attention_plain.cu.
+// Reference  src/backend/cpu/attention/; attention_plain.cu.
 // Weighed    The problem is transposed (rows are keys), so p^T and ds^T are operands where they were computed and no warp needs
 //            another's. 16 keys a warp (two accumulators of HD columns), 32 at HD = 32. At HD = 128 half of the values' fragments
 //            stay in registers and the rest is read again. Long prompts of many responses make long blocks: they come first. Chosen by

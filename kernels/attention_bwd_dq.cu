@@ -15,7 +15,7 @@
 //            and 12 rows heads. Keys and values again for every BM packed queries, from L2.
 // Order      keys ascending, SLICE at a time; each element by one thread. No atomics: same inputs, same bits.
 // Limits     as attention.cu.
-// Reference  src/backend/cpu/attention.rs; attention_plain.cu.
+// Reference  src/backend/cpu/attention/; attention_plain.cu.
 // Weighed    Two passes and 7 products against one pass and 5 with dq by atomics: 1.4 times the arithmetic of the backward, 1-2 %
 //            of a step by the model of the plan, for the same bits every time, no f32 dq buffer and no second sweep over it. Slices of
 //            16 or 32 keys go through all products before the next: p and ds never need a whole tile of registers. 32 rows a warp up

@@ -7,7 +7,7 @@
 // Traffic    no tile is shared between rows: every query reads all of its keys. Slow, and meant to be simple.
 // Order      keys (queries) ascending in steps of 32; sums over a step in order; row sums by a butterfly. No atomics.
 // Limits     rows * group^2 < 2^31; head_dim up to what 4 (4 head_dim + 64) floats of shared memory allow (1500 in 99 KiB).
-// Reference  src/backend/cpu/attention.rs.
+// Reference  src/backend/cpu/attention/.
 #include "attention.cuh"
 
 // Row-wise twins of attention.cu and attention_bwd_*.cu: one warp a query (a key), lanes over 32 keys (queries) and then over

@@ -3,7 +3,7 @@
 // Shapes     qkv (rows, (heads + 2 kv_heads) head_dim)   k, v (cache rows, kv_heads head_dim)   dst (rows)   len (sequences)
 //            out (sequences, heads head_dim).   Storage T, computed in f32.
 // Launch     kv_store: grid = (ceil(packs of kv_width / 256), min(rows, 65535)). attention_decode: grid = (heads, sequences),
-//            block = 128: 128 keys at a time, a thread per key for the scores and per column for the values; 3 KB shared.
+//            block = 128: 128 keys at a time, a thread per key for the scores and per column for the values; 1552 bytes shared.
 // Traffic    kv_store 4 kv_width elements a row; attention_decode reads every key and value once per query head (once per
 //            group of heads would be the least).
 // Order      running maximum over tiles of 128 keys; values in the order of keys. No atomics.

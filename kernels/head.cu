@@ -2,7 +2,7 @@
 //              logp = z[target] - m - ln s,   entropy = -sum p ln p = ln s - (sum e^(z-m) (z-m)) / s,
 //              log_sum_p2 = ln(sum e^(2(z-m))) - 2 ln s,   hit = (the lowest index among the largest z is target),
 //            and where `train`, in place of z, G = onehot(target) - p in storage T: the gradient of logp by z. The loss multiplies
-//            a row of G by one number, which commutes with the GEMMs that follow (DESIGN of the head: docs/architecture.md).
+//            a row of G by one number, which commutes with the GEMMs that follow (docs/step-model.md).
 // Source     Milakov & Gimelshein 2018 (arXiv 1805.02867) for the running maximum; the sums ride along.
 // Shapes     logits (rows, vocab) f32; G starts where its row of logits does, so its leading dimension is 2 vocab in bf16.
 //            logp, entropy, log_sum_p2, hit (rows) f32   target (rows).

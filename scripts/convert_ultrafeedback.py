@@ -9,17 +9,20 @@ Output:  {"prompt", "responses", "scores"}. fine-grained (default) is the mean o
 Needs:   Python alone.
 """
 
+import math
+
 from rows import assistant, field, run, user
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 
 
 def number(value):
-    """A score that may be stored as text ('4', 'N/A'), or None."""
+    """A score that may be stored as text ('4', 'N/A'), or None; a bool is none, nor is 'nan', which JSON cannot hold."""
     try:
-        return None if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        score = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return score if score is not None and math.isfinite(score) else None
 
 
 def aspect_mean(completion):

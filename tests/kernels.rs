@@ -109,13 +109,22 @@ pub trait Case {
 /// Relative error of f32 sums that these tests' sizes lead to.
 const F32: f64 = 40.0 * f32::EPSILON as f64;
 
+/// More rows than a grid has blocks in a column: kernels take the others in a second round.
+const MANY_ROWS: usize = 65_535 + 70;
+
 /// Runs `case` on the CPU in f64 and on every device, and compares.
 #[track_caller]
 pub fn compare<A: GpuFloat>(what: &str, case: &impl Case) {
+    compare_under::<A>(what, case, &SEEDS);
+}
+
+/// [`compare`], on the host under these schedules.
+#[track_caller]
+pub fn compare_under<A: GpuFloat>(what: &str, case: &impl Case, seeds: &[u64]) {
     let exact = case.run(&Cpu::<f64>::new().unwrap());
     let plain = case.plain();
     let mut bits = SameBits::new();
-    on_devices!(A, SEEDS, |gpu, place| {
+    on_devices!(A, seeds.iter().copied(), |gpu, place| {
         let outputs = case.run(gpu);
         for (i, ((name, got, activation), (_, want, _))) in outputs.iter().zip(&exact).enumerate() {
             let product = if let Place::Cuda(_) = place { case.product_terms(name) } else { 0.0 };

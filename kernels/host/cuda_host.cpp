@@ -97,6 +97,9 @@ void fail(const char* format, ...) {
 
 static void entry() {
     state.body(state.arg);
+    // Nobody knows when they land, nor what shared memory then holds.
+    const Fiber& f = *self;
+    if (f.num_copies) fail("thread (%u,%u,%u) returns with asynchronous copies in flight (%u)", f.tid.x, f.tid.y, f.tid.z, f.num_copies);
     self->wait = Wait::Done;
     ++self->warp->done;
     for (;;) leave();
@@ -109,7 +112,7 @@ static void prepare(Fiber& f, unsigned index) {
     f.lane = index % kWarp;
     f.phase = 0;
     f.wait = Wait::None;
-    f.num_copies = f.open_group = f.landed_group = 0;
+    f.num_copies = f.open_group = 0;
     std::memcpy(f.stack, &kCanary, sizeof kCanary);
 #if defined(__x86_64__)
     auto* sp = reinterpret_cast<void**>(f.stack + kStack) - 1;  // a call leaves the stack 8 bytes off 16
@@ -153,12 +156,31 @@ static bool release(unsigned begin, unsigned end) {
     return true;
 }
 
+static void land(Fiber& f, unsigned i);
+
 static void run_lanes(unsigned begin, unsigned lanes) {
     unsigned start = unsigned(random_bits() >> 32) % lanes, step = random_bits() >> 63 ? 1 : lanes - 1;
     for (unsigned j = 0, l = start; j < lanes && !state.failed; ++j, l = (l + step) % lanes) {
         Fiber& f = *state.fibers[begin + l];
-        if (f.wait == Wait::None) resume(f);
+        if (f.wait != Wait::None) continue;
+        if (f.num_copies && random_bits() >> 61 == 0) land(f, unsigned(random_bits() >> 32) % f.num_copies);
+        resume(f);
     }
+}
+
+// One turn of a warp: its lanes run until all wait or are done. Behind an operation of the warp it mostly goes straight on, so that
+// some warps are far ahead of others: were each operation the end of a turn, it would be as good as a barrier of the block, and
+// one that is missing behind it would not be missed. False: the launch has failed.
+static bool take_turn(unsigned begin, Warp& warp) {
+    for (bool on = warp.at_block + warp.done < warp.lanes; on;) {
+        run_lanes(begin, warp.lanes);
+        if (state.failed) return false;
+        on = warp.at_warp && random_bits() >> 61;
+        // Every lane now waits or is done. A warp whose lanes do not agree can never go on.
+        if (warp.at_warp && !release(begin, begin + warp.lanes)) return false;
+        warp.at_warp = 0;
+    }
+    return true;
 }
 
 static void run_block(unsigned threads) {
@@ -172,16 +194,7 @@ static void run_block(unsigned threads) {
         finished = waiting = 0;
         for (unsigned w : order) {
             Warp& warp = state.warps[w];
-            unsigned begin = w * kWarp, idle = warp.at_block + warp.done;
-            if (idle < warp.lanes) {
-                run_lanes(begin, warp.lanes);
-                if (state.failed) return;
-            }
-            // Every lane now waits or is done. A warp whose lanes do not agree can never go on.
-            if (warp.at_warp) {
-                if (!release(begin, begin + warp.lanes)) return;
-                warp.at_warp = 0;
-            }
+            if (!take_turn(w * kWarp, warp)) return;
             finished += warp.done;
             waiting += warp.at_block;
         }
@@ -264,8 +277,9 @@ void check_shared(const char* what, const void* p, unsigned bytes, unsigned alig
     if (!dynamic && !fixed) fail("%s: address %p is outside the block's shared memory", what, p);
 }
 
-// The bytes land when they are waited for. Until then the destination holds NaN: a reader that did not wait, or that
-// still needed what was there before, sees it.
+// The bytes land when they are waited for, or before: one copy in eight times that a thread goes on. Until then the destination
+// holds NaN. So a reader that did not wait sees it, as does one that still needed what was there before; and what is written
+// there meanwhile is lost.
 void cp_async(void* shared, const void* global, unsigned bytes) {
     check_shared("cp.async", shared, 16, 16);
     expect_aligned("cp.async source", global, 16);
@@ -275,14 +289,19 @@ void cp_async(void* shared, const void* global, unsigned bytes) {
     std::memset(shared, 0xff, 16);
 }
 void cp_async_commit() { ++self->open_group; }
+static void write(const Copy& c) {
+    std::memset(c.to, 0, 16);  // bytes < 16: the rest becomes zero, as the instruction's src-size does
+    std::memcpy(c.to, c.from, c.bytes);
+}
+// Copy `i` of those in flight, out of turn: copies are not ordered among each other.
+static void land(Fiber& f, unsigned i) {
+    write(f.copies[i]);
+    std::memmove(f.copies + i, f.copies + i + 1, (--f.num_copies - i) * sizeof(Copy));
+}
 void cp_async_wait(unsigned newest) {
     Fiber& f = *self;
     unsigned upto = f.open_group > newest ? f.open_group - newest : 0, n = 0;
-    while (n < f.num_copies && f.copies[n].group < upto) {
-        Copy& c = f.copies[n++];
-        std::memset(c.to, 0, 16);  // bytes < 16: the rest becomes zero, as the instruction's src-size does
-        std::memcpy(c.to, c.from, c.bytes);
-    }
+    while (n < f.num_copies && f.copies[n].group < upto) write(f.copies[n++]);
     f.num_copies -= n;
     std::memmove(f.copies, f.copies + n, f.num_copies * sizeof(Copy));
 }

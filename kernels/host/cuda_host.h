@@ -2,13 +2,15 @@
 //
 // Blocks run one after another on the calling thread, in an order drawn from `seed`. Inside a block every CUDA thread
 // is a fiber that runs until it reaches a barrier or returns; warps, and the lanes inside a warp, take turns in an
-// order drawn from `seed` as well. Shared memory starts out as NaN in every block. So code that lacks a barrier works
-// for some seeds and fails for others: tests use several.
+// order drawn from `seed` as well, and a warp whose lanes have met at a shuffle, mma or ldmatrix goes on with seven chances in
+// eight before another has its turn. Shared memory starts out as NaN in every block, the destination of cp.async is NaN from
+// then on until the bytes land: when they are waited for, or at a moment before that the seed draws. So code that lacks
+// a barrier or a wait works for some seeds and fails for others: tests use several.
 //
 // Found here, and reported as an error of the launch:
 //   - threads of a block (lanes of a warp) that wait at different barriers, or return while others wait;
 //   - full-warp operations in a partial warp, and shuffles with a partial mask;
-//   - cp.async, ldmatrix and 16-byte accesses at addresses that the hardware refuses;
+//   - cp.async, ldmatrix and 16-byte accesses at addresses that the hardware refuses, threads that return with copies in flight;
 //   - writes past the end of dynamic shared memory, more threads than the kernel was compiled for, stack overflow.
 // A launch's arguments are described by the kernel's own C++ parameter list (`signature`), which the caller compares.
 //
@@ -65,7 +67,7 @@ struct Fiber {
     Wait wait = Wait::None;
     Site site{nullptr, 0};
     Copy copies[256];                                  // cp.async in flight, oldest first
-    unsigned num_copies = 0, open_group = 0, landed_group = 0;
+    unsigned num_copies = 0, open_group = 0;
 };
 
 struct Block { dim3 grid, dim, idx; char* dynamic = nullptr; size_t dynamic_bytes = 0; char* fixed = nullptr; };

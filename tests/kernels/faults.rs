@@ -55,7 +55,17 @@ fn sound_kernels_pass_and_faulty_ones_fail() {
     assert!(found("fault_barrier_removed", block(N), &sum, &[]) >= 3);
     assert_eq!(found("fault_none_async", block(64), &x[..64], &[]), 0);
     assert_eq!(found("fault_wait_forgotten", block(64), &x[..64], &[]), 4);
+    assert_eq!(found("fault_wait_after_use", block(64), &x[..64], &[]), 4);
+    assert_eq!(found("fault_none_reused", block(64), &x[..64], &[]), 0);
+    assert!(found("fault_copy_lands_on_top", block(64), &x[..64], &[]) >= 2);
+    assert_eq!(found("fault_copies_left_behind", block(64), &x[..64], &[]), 4);
     assert!(found("fault_wait_without_barrier", block(64), &x[..64], &[]) >= 2);
+    // Behind an operation of the warp a missing barrier is still seen.
+    let twice: Vec<f64> = (0..N).map(|i| (i + 32) % N).map(|next| x[next] + x[N + next]).collect();
+    assert_eq!(found("fault_none_twice", block(N), &twice, &[]), 0);
+    for kernel in ["fault_shuffle_for_barrier", "fault_mma_for_barrier", "fault_ldmatrix_for_barrier"] {
+        assert!(found(kernel, block(N), &twice, &[]) >= 3, "{kernel}");
+    }
     // In launch order the first thread comes first: only other schedules see it.
     assert!(found("fault_broadcast", block(N), &[x[0]; N], &[]) >= 2);
     assert_eq!(found("fault_divergent_barrier", block(N), &x[..N], &[]), 4);
@@ -77,6 +87,7 @@ fn errors_say_what_is_wrong() {
     };
     check(error("fault_divergent_barrier", block(N), &[]), "divergent barrier: thread (");
     check(error("fault_early_return", block(N), &[]), "has returned");
+    check(error("fault_copies_left_behind", block(64), &[]), "returns with asynchronous copies in flight (1)");
     check(error("fault_one_past_the_end", block(N), &[Arg::I32(N as i32)]), "wrote outside the allocation");
     check(
         error("fault_shared_overrun", Grid { shared: 128, ..block(32) }, &[]),

@@ -68,6 +68,10 @@ impl Case for Head {
             let mut scaled = unset::<B, B::Act>(be, self.x.len() + 5);
             let (scratch, z) = (v!(be, mut scaled), v!(be, logits));
             be.head_bwd(v!(be, mut dx), Some(v!(be, mut dw)), scratch, z, v!(be, x), v!(be, w), v!(be, coef)).unwrap();
+            let mut frozen = unset::<B, B::Act>(be, self.x.len());
+            let scratch = v!(be, mut scaled);
+            be.head_bwd(v!(be, mut frozen), None, scratch, z, v!(be, x), v!(be, w), v!(be, coef)).unwrap();
+            assert_eq!(fetch(be, &frozen), fetch(be, &dx), "a frozen head changes nothing else");
             // dw sums bf16 products: an activation's rounding, in f32.
             outputs.extend([("dx", fetch(be, &dx), true), ("dw", fetch(be, &dw), true)]);
         }
@@ -149,6 +153,40 @@ fn head<A: GpuFloat>() {
     }
 }
 both!(head);
+
+/// Of equal largest logits the first counts, wherever the other lies: in the same pack, the same thread's next pack, another lane,
+/// another warp, and the next group of 16,384 (by the same thread and by another).
+fn ties<A: GpuFloat>() {
+    const LOW: usize = 5;
+    for vocab in [40_000, 40_003] {
+        for high in [LOW + 1, LOW + 4096, LOW + 9, LOW + 133, LOW + 16_384, LOW + 20_000, LOW + 32_768] {
+            let mut noise = Noise(high as u64);
+            // All tokens are one: the first of the two, or the other.
+            for aim in [LOW, high] {
+                let micro = micro_batch(6, &[(2, &[1, 2])], vocab as u32, || (aim as f64 + 0.5) / vocab as f64);
+                let n = chunk(&micro, 0..1).predictions.len();
+                let mut w: Vec<f64> = noise.vec::<A>(vocab, 0.25);
+                w[LOW] = 4.0;
+                w[high] = 4.0;
+                let case = Head {
+                    micro,
+                    groups: 0..1,
+                    dim: 1,
+                    vocab,
+                    x: vec![1.5; n],
+                    w,
+                    coef: vec![0.0; n],
+                    mode: HeadMode::Score,
+                    bf16: A::DTYPE == Dtype::Bf16,
+                };
+                let hits = &case.run(&Cpu::<f64>::new().unwrap())[3].1;
+                assert!(hits.iter().all(|h| *h == f64::from(u8::from(aim == LOW))), "the reference itself");
+                compare::<A>(&format!("head of {vocab}, largest at {LOW} and {high}, target {aim}"), &case);
+            }
+        }
+    }
+}
+both!(ties);
 
 /// G itself, where it lies: each row of G at the start of its row of logits.
 fn gradient_in_place<A: GpuFloat>() {

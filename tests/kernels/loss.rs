@@ -1,7 +1,7 @@
 //! Per-response sums, losses and coefficients, for every loss of the table.
 
 use crate::batches::{ANY_HEADS, capacity, chunk, micro_batch};
-use crate::{Case, Noise, Outputs, buf, compare, fetch, unset, v};
+use crate::{Case, Noise, Outputs, buf, compare, compare_under, fetch, unset, v};
 use fusedpo::backend::{Backend, LossOut, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LOSSES, LossSpec, LossType};
@@ -55,4 +55,22 @@ fn loss() {
             compare::<f32>(&format!("loss {:?} of {groups:?}", def.loss_type), &case);
         }
     }
+}
+
+/// More pairs in a group than a block has threads.
+#[test]
+fn many_pairs() {
+    let mut noise = Noise(8);
+    let micro = micro_batch(270, &[(2, &[1; 264])], 50, || noise.uniform());
+    assert!(micro.pairs().len() > 128);
+    let n = micro.predictions().len();
+    let case = Loss {
+        micro,
+        groups: 0..1,
+        spec: LossSpec { loss_type: LossType::Sigmoid, beta: 0.3, label_smoothing: 0.1 },
+        logp: (0..n).map(|_| f64::from(-3.0 * noise.uniform() as f32)).collect(),
+        entropy: noise.vec::<f32>(n, 1.0),
+        hit: vec![1.0; n],
+    };
+    compare_under::<f32>("loss of many pairs", &case, &[1]);
 }

@@ -1,6 +1,6 @@
 //! Gradient norm and updates.
 
-use crate::{Case, Noise, Outputs, both, buf, compare, fetch, on_devices, unset, v};
+use crate::{Case, Noise, Outputs, both, buf, compare, compare_under, fetch, on_devices, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{Backend, Update};
 
@@ -72,3 +72,19 @@ fn not_finite_changes_nothing<A: GpuFloat>() {
     }
 }
 both!(not_finite_changes_nothing);
+
+/// The norm of a range so long that blocks, and the threads of one, go round several times; its last part is short.
+struct LongNorm(Vec<f64>);
+impl Case for LongNorm {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let (g, mut norm) = (buf::<B, B::Acc>(be, &self.0), unset::<B, f64>(be, 1));
+        be.grad_norm(v!(be, mut norm), v!(be, g)).unwrap();
+        vec![("norm", fetch::<B, f64>(be, &norm), false)]
+    }
+}
+#[test]
+fn norm_of_a_long_range() {
+    let mut noise = Noise(67);
+    let g = (0..8192 * 1024 + 1501).map(|_| f64::from(noise.uniform() as f32)).collect();
+    compare_under::<f32>("norm of a long range", &LongNorm(g), &[1]);
+}

@@ -1,7 +1,7 @@
 //! Ops that follow a micro-batch: embedding, RoPE, gather and scatter.
 
 use crate::batches::{ANY_HEADS, capacity, micro_batch};
-use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
+use crate::{Case, MANY_ROWS, Noise, Outputs, both, buf, compare, compare_under, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::{AttnShape, Backend, Rotation};
 use fusedpo::batch::MicroBatch;
@@ -64,6 +64,21 @@ fn rows<A: GpuFloat>() {
     }
 }
 both!(rows);
+
+/// More rows than a grid has, and tokens whose rows begin behind those that a grid has.
+#[test]
+fn many_rows() {
+    let (vocab, mut noise) = (90_000, Noise(66));
+    let micro = micro_batch(MANY_ROWS, &[(1, &[MANY_ROWS as u32 - 1])], vocab as u32, || noise.uniform());
+    let case = Rows {
+        dim: 1,
+        table: noise.vec::<f32>(vocab, 1.0),
+        x: noise.vec::<f32>(MANY_ROWS, 1.0),
+        out: noise.vec::<f32>(micro.predictions().len(), 1.0),
+        micro,
+    };
+    compare_under::<f32>("many rows", &case, &[1]);
+}
 
 struct Rope {
     micro: MicroBatch,

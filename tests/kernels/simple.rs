@@ -1,8 +1,8 @@
 //! Ops without a batch: SwiGLU, norms, biases, matrix products, the key/value cache.
 
-use crate::{Case, Noise, Outputs, both, buf, compare, fetch, unset, v};
+use crate::{Case, MANY_ROWS, Noise, Outputs, both, buf, compare, compare_under, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{AttnShape, Backend, Write};
+use fusedpo::backend::{AttnShape, Backend, Float, Write};
 
 struct Swiglu {
     ffn: usize,
@@ -52,6 +52,9 @@ impl Case for RmsNorm {
         let (dy, x, w, r) = inputs;
         be.rmsnorm_bwd(v!(be, mut set), Some(v!(be, mut dw)), dy, x, w, r, Write::Set).unwrap();
         be.rmsnorm_bwd(v!(be, mut added), None, dy, x, w, r, Write::Add).unwrap();
+        let mut frozen = unset::<B, B::Act>(be, self.x.len());
+        be.rmsnorm_bwd(v!(be, mut frozen), None, dy, x, w, r, Write::Set).unwrap();
+        assert_eq!(fetch(be, &frozen), fetch(be, &set), "a frozen weight changes nothing else");
         vec![
             ("y", fetch(be, &y), true),
             ("rstd", fetch(be, &rstd), false),
@@ -66,7 +69,8 @@ impl Case for RmsNorm {
     }
 }
 fn rmsnorm<A: GpuFloat>() {
-    for (rows, dim) in [(1, 1), (5, 37), (13, 576), (3, 2056), (2, 4104), (1100, 5)] {
+    // The last: more rows than slabs times the rows that a block has in hand, so that its rows go round, through several warps each.
+    for (rows, dim) in [(1, 1), (5, 37), (13, 576), (3, 2056), (2, 4104), (1100, 5), (1030, 520)] {
         let mut noise = Noise(rows as u64 * 1000 + dim as u64);
         let case = RmsNorm {
             rows,
@@ -113,8 +117,9 @@ impl Case for QkNorm {
     }
 }
 fn qk_norm<A: GpuFloat>() {
+    // The last: more heads than a block has groups of lanes, so that its groups take several in turn.
     for (rows, heads, kv_heads, head_dim) in
-        [(1, 1, 1, 5), (7, 6, 2, 64), (3, 3, 1, 96), (520, 2, 1, 16), (2, 4, 4, 128)]
+        [(1, 1, 1, 5), (7, 6, 2, 64), (3, 3, 1, 96), (520, 2, 1, 16), (2, 4, 4, 128), (3, 18, 18, 128)]
     {
         let shape = AttnShape { heads, kv_heads, head_dim };
         let mut noise = Noise(rows as u64 * 1000 + head_dim as u64);
@@ -208,17 +213,23 @@ struct Decode {
     lens: Vec<u32>,
     dst: Vec<u32>,
     qkv: Vec<f64>,
-    cache: Vec<f64>,
+    keys: Vec<f64>,
+    values: Vec<f64>,
+    /// A score's rounding is a relative error of its weight: what scores of this size leave in outputs of about 1.
+    scores: f64,
 }
 impl Case for Decode {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let qkv = buf::<B, B::Act>(be, &self.qkv);
-        let (mut k, mut value) = (buf::<B, B::Act>(be, &self.cache), buf::<B, B::Act>(be, &self.cache));
+        let (mut k, mut value) = (buf::<B, B::Act>(be, &self.keys), buf::<B, B::Act>(be, &self.values));
         be.kv_store(v!(be, mut k), v!(be, mut value), v!(be, qkv), &self.dst, self.shape).unwrap();
         let mut out = unset::<B, B::Act>(be, self.lens.len() * self.shape.q_width());
         let (keys, values) = (v!(be, k), v!(be, value));
         be.attention_decode(v!(be, mut out), v!(be, qkv), keys, values, &self.lens, self.stride, self.shape).unwrap();
         vec![("k", fetch(be, &k), true), ("v", fetch(be, &value), true), ("out", fetch(be, &out), true)]
+    }
+    fn terms(&self, output: &str) -> f64 {
+        if output == "out" { self.scores } else { 0.0 }
     }
 }
 fn decode<A: GpuFloat>() {
@@ -232,15 +243,144 @@ fn decode<A: GpuFloat>() {
         let dst = lens.iter().enumerate().map(|(s, l)| (s * stride) as u32 + l - 1);
         let n = lens.len();
         let dst = dst.enumerate().map(|(s, d)| if n > 1 && s + 1 == n { u32::MAX } else { d }).collect();
-        let case = Decode {
-            shape,
-            stride,
-            dst,
-            qkv: noise.vec::<A>(n * shape.qkv_width(), 1.0),
-            cache: noise.vec::<A>(n * stride * shape.kv_width(), 1.0),
-            lens,
-        };
+        let qkv = noise.vec::<A>(n * shape.qkv_width(), 1.0);
+        let cache = noise.vec::<A>(n * stride * shape.kv_width(), 1.0);
+        let case = Decode { shape, stride, dst, qkv, keys: cache.clone(), values: cache, scores: 0.0, lens };
         compare::<A>(&format!("decode {heads}/{kv_heads} x {head_dim}"), &case);
     }
 }
 both!(decode);
+
+/// Scores that ascend over three tiles of keys: what was summed under a smaller maximum shrinks with every tile, in both columns
+/// of a thread.
+fn decode_ascending<A: GpuFloat>() {
+    let (head_dim, len) = (136, 300);
+    let shape = AttnShape { heads: 1, kv_heads: 1, head_dim };
+    let mut noise = Noise(8);
+    let qkv = noise.vec::<A>(shape.qkv_width(), 1.0);
+    // Key j is j / 200 of the query: scores 0.06 apart, 7 a tile, 1.5 of the query's with itself at the end.
+    let keys = (0..len * head_dim).map(|i| A::from_f64(qkv[i % head_dim] * (i / head_dim) as f64 / 200.0).to_f64());
+    let case = Decode {
+        shape,
+        stride: len,
+        lens: vec![len as u32],
+        dst: vec![u32::MAX],
+        keys: keys.collect(),
+        values: noise.vec::<A>(len * head_dim, 1.0),
+        scores: qkv[..head_dim].iter().map(|q| q * q).sum::<f64>() / (head_dim as f64).sqrt() * 1.5,
+        qkv,
+    };
+    compare::<A>("decode with ascending scores", &case);
+}
+both!(decode_ascending);
+
+/// Every op that takes packs of 16 bytes, on whole packs that lie at no multiple of 16 bytes.
+struct Shifted {
+    rows: usize,
+    dim: usize,
+    x: Vec<f64>,
+    y: Vec<f64>,
+}
+impl Shifted {
+    /// A buffer that holds `data` from its second element on.
+    fn put<B: Backend, T: Float>(be: &B, data: &[f64]) -> B::Buf<T> {
+        buf::<B, T>(be, &[&[0.0], data].concat())
+    }
+}
+impl Case for Shifted {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let (rows, dim, n) = (self.rows, self.dim, self.x.len());
+        let (x, y, wide) = (Self::put(be, &self.x), Self::put(be, &self.y), [&self.x[..], &self.y[..]].concat());
+        let w = Self::put::<B, B::Act>(be, &self.y[..dim]);
+        let (x, y, w) = (be.view(&x, 1..1 + n), be.view(&y, 1..1 + n), be.view(&w, 1..1 + dim));
+        let unset = |len: usize| Self::put::<B, B::Act>(be, &vec![f64::NAN; len]);
+        let (mut act, mut normed, mut again, mut dx) = (unset(n), unset(n), unset(n), unset(n));
+        let mut gate_up = Self::put::<B, B::Act>(be, &wide);
+        be.swiglu_fwd(be.view_mut(&mut act, 1..1 + n), be.view(&gate_up, 1..1 + 2 * n), dim).unwrap();
+        be.swiglu_bwd(be.view_mut(&mut gate_up, 1..1 + 2 * n), x, dim).unwrap();
+        let mut rstd = Self::put::<B, B::Acc>(be, &vec![f64::NAN; rows]);
+        let r = be.view_mut(&mut rstd, 1..1 + rows);
+        be.rmsnorm_fwd(be.view_mut(&mut normed, 1..1 + n), r, x, w, 1e-5).unwrap();
+        let r = be.view(&rstd, 1..1 + rows);
+        be.rmsnorm_again(be.view_mut(&mut again, 1..1 + n), r, x, w).unwrap();
+        let mut dw = Self::put::<B, B::Acc>(be, &self.x[..dim]);
+        let add = Some(be.view_mut(&mut dw, 1..1 + dim));
+        be.rmsnorm_bwd(be.view_mut(&mut dx, 1..1 + n), add, y, x, w, r, Write::Set).unwrap();
+        let mut biased = Self::put::<B, B::Act>(be, &self.x);
+        be.bias_fwd(be.view_mut(&mut biased, 1..1 + n), w).unwrap();
+        let mut dbias = Self::put::<B, B::Acc>(be, &self.y[..dim]);
+        be.bias_bwd(be.view_mut(&mut dbias, 1..1 + dim), y).unwrap();
+        let mut norm = unset_f64(be);
+        let sums = Self::put::<B, B::Acc>(be, &self.x);
+        be.grad_norm(v!(be, mut norm), be.view(&sums, 1..1 + n)).unwrap();
+        let outputs =
+            [("act", act), ("dgate_up", gate_up), ("y", normed), ("y again", again), ("dx", dx), ("y + bias", biased)];
+        let outputs = outputs.into_iter().map(|(name, b)| (name, fetch::<B, B::Act>(be, &b)[1..].to_vec(), true));
+        let sums = [("rstd", rstd), ("dw", dw), ("dbias", dbias)];
+        let sums = sums.into_iter().map(|(name, b)| (name, fetch::<B, B::Acc>(be, &b)[1..].to_vec(), false));
+        outputs.chain(sums).chain([("norm", fetch::<B, f64>(be, &norm), false)]).collect()
+    }
+}
+fn unset_f64<B: Backend>(be: &B) -> B::Buf<f64> {
+    unset::<B, f64>(be, 1)
+}
+fn shifted<A: GpuFloat>() {
+    let (rows, dim) = (5, 64);
+    let mut noise = Noise(64);
+    let case = Shifted { rows, dim, x: noise.vec::<A>(rows * dim, 1.0), y: noise.vec::<A>(rows * dim, 1.0) };
+    compare::<A>("whole packs at odd addresses", &case);
+}
+both!(shifted);
+
+/// More rows than a grid has: blocks take several.
+#[test]
+fn many_rows() {
+    let mut noise = Noise(65);
+    let swiglu =
+        Swiglu { ffn: 1, gate_up: noise.vec::<f32>(2 * MANY_ROWS, 1.0), dact: noise.vec::<f32>(MANY_ROWS, 1.0) };
+    compare_under::<f32>("swiglu of many rows", &swiglu, &[1]);
+    let shape = AttnShape { heads: 1, kv_heads: 1, head_dim: 1 };
+    let rows = ManyRows {
+        shape,
+        x: noise.vec::<f32>(MANY_ROWS, 1.0),
+        factor: noise.vec::<f32>(MANY_ROWS, 1.0),
+        w: vec![1.5],
+        qkv: noise.vec::<f32>(MANY_ROWS * shape.qkv_width(), 1.0),
+    };
+    compare_under::<f32>("many rows", &rows, &[1]);
+}
+
+struct ManyRows {
+    shape: AttnShape,
+    x: Vec<f64>,
+    factor: Vec<f64>,
+    w: Vec<f64>,
+    qkv: Vec<f64>,
+}
+impl Case for ManyRows {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let n = self.x.len();
+        let (x, w, factor) = (buf::<B, B::Act>(be, &self.x), buf(be, &self.w), buf::<B, B::Acc>(be, &self.factor));
+        let mut again = unset::<B, B::Act>(be, n);
+        be.rmsnorm_again(v!(be, mut again), v!(be, factor), v!(be, x), v!(be, w)).unwrap();
+        let mut biased = buf::<B, B::Act>(be, &self.x);
+        be.bias_fwd(v!(be, mut biased), v!(be, w)).unwrap();
+        let qkv = buf::<B, B::Act>(be, &self.qkv);
+        let (mut k, mut value) = (unset::<B, B::Act>(be, n), unset::<B, B::Act>(be, n));
+        let dst: Vec<u32> = (0..n as u32).rev().collect();
+        be.kv_store(v!(be, mut k), v!(be, mut value), v!(be, qkv), &dst, self.shape).unwrap();
+        // The head's backward scales its rows: here G is one logit a row.
+        let mut dx = unset::<B, B::Act>(be, n);
+        let mut scratch = unset::<B, B::Act>(be, n);
+        let g = buf::<B, B::Acc>(be, &self.x);
+        let (dx_out, scaled) = (v!(be, mut dx), v!(be, mut scratch));
+        be.head_bwd(dx_out, None, scaled, v!(be, g), v!(be, x), v!(be, w), v!(be, factor)).unwrap();
+        vec![
+            ("y again", fetch(be, &again), true),
+            ("y + bias", fetch(be, &biased), true),
+            ("k", fetch(be, &k), true),
+            ("v", fetch(be, &value), true),
+            ("dx", fetch(be, &dx), true),
+        ]
+    }
+}

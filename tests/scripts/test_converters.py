@@ -129,6 +129,22 @@ class OasstTest(Converting):
                                   "responses": [[say("assistant", "d")], [say("assistant", "c")]], "scores": [1, 0]})
         self.assertIn("2 written, 1 dropped (user turns with fewer than two ranked replies)", self.counts)
 
+    def pair(self, text, **more):
+        return self.node("prompter", text, self.node("assistant", "good", rank=0), self.node("assistant", "bad", rank=1), **more)
+
+    def test_a_deleted_message_ends_its_branch(self):
+        below = self.node("assistant", "gone", self.pair("below"), deleted=True)
+        also = self.node("assistant", "kept", self.pair("gone too", deleted=True), self.pair("stays"))
+        (row,) = self.convert("convert_oasst", [{"prompt": self.node("prompter", "hi", below, also)}])
+        self.assertEqual(row["prompt"], [say("user", "hi"), say("assistant", "kept"), say("user", "stays")])
+
+    def test_language(self):
+        trees = [{"prompt": self.pair(lang, lang=lang)} for lang in ("en", "de", "en")] + [{"prompt": self.pair("unknown")}]
+        texts = [row["prompt"][0]["content"] for row in self.convert("convert_oasst", trees, "--lang", "en")]
+        self.assertEqual(texts, ["en", "en"])
+        self.assertIn("4 rows read, 2 written, 2 dropped (other language)", self.counts)
+        self.assertEqual(len(self.convert("convert_oasst", trees)), 4)
+
     def test_unknown_role(self):
         self.refuse("convert_oasst", [{"prompt": self.node("robot", "hi")}], "in.jsonl:1", "robot")
 
@@ -151,7 +167,27 @@ class UltrafeedbackTest(Converting):
         self.assertIn("1 dropped (completions without a score)", self.counts)
         (out,) = self.convert("convert_ultrafeedback", [row], "--score", "overall", "--messages")
         self.assertEqual(out["scores"], [7.5, 10, 3])
-        self.assertEqual(out["responses"][0], [say("assistant", "a")])
+        self.assertEqual(out["responses"], [[say("assistant", text)] for text in "abd"])
+        self.assertEqual(out["prompt"], [say("user", "i")])
+
+    def test_what_is_no_score(self):
+        """Booleans, words for no number, and numbers beyond all bounds."""
+        for odd in (True, False, "nan", "Infinity", 10**400, "N/A", None, [], {}):
+            with self.subTest(odd=odd):
+                row = {"instruction": "i", "completions": [self.completion("a", odd, odd, odd, "2", odd),
+                       self.completion("b", 3, "4", "4", "4", "4"), self.completion("c", 5, odd, odd, odd, odd),
+                       self.completion("d", 1, "1", "1", "1", "1", **{"fine-grained_score": odd})]}
+                (out,) = self.convert("convert_ultrafeedback", [row])
+                self.assertEqual((out["responses"], out["scores"]), (["a", "b", "d"], [2, 4, 1]))
+                (out,) = self.convert("convert_ultrafeedback", [row], "--score", "overall")
+                self.assertEqual((out["responses"], out["scores"]), (["b", "c", "d"], [3, 5, 1]))
+
+    def test_one_score_is_no_comparison(self):
+        row = {"instruction": "i", "completions": [self.completion("a", 1), self.completion("b", None)]}
+        good = {"instruction": "j", "completions": [self.completion("a", 1), self.completion("b", 2)]}
+        (out,) = self.convert("convert_ultrafeedback", [row, good], "--score", "overall")
+        self.assertEqual(out["prompt"], "j")
+        self.assertIn("1 dropped (rows with fewer than two scored completions)", self.counts)
 
 
 class ShpTest(Converting):
@@ -163,6 +199,16 @@ class ShpTest(Converting):
         self.assertEqual([(r["chosen"], r["rejected"]) for r in rows], [(" A", " B"), (" B", " A")])
         self.assertIn("1 dropped (score ratio below 2)", self.counts)
         self.assertEqual(len(self.convert("convert_shp", [self.row(1, 1.9)], "--min-score-ratio", "1.5")), 1)
+
+    def test_messages(self):
+        rows = self.convert("convert_shp", [self.row(1, 3), self.row(0, 3)], "--messages")
+        a, b = [say("assistant", "A")], [say("assistant", "B")]
+        self.assertEqual(rows, [{"prompt": [say("user", "h")], "chosen": chosen, "rejected": rejected}
+                                for chosen, rejected in ((a, b), (b, a))])
+
+    def test_labels_that_are_none(self):
+        self.refuse("convert_shp", [self.row(1, 3), self.row(2, 3)], "in.jsonl:2", "labels is 2; expected 1 (A preferred) or 0")
+        self.refuse("convert_shp", [self.row(True, 3)], "field 'labels' is bool, expected int")
 
 
 class HhTest(Converting):
@@ -211,6 +257,12 @@ class InputTest(Converting):
         for data, *words in cases:
             with self.subTest(words=words):
                 self.refuse("convert_persona", data, *words)
+
+    def test_the_result_is_an_ordinary_file(self):
+        self.convert("convert_persona", [self.ROW])
+        umask = os.umask(0)
+        os.umask(umask)
+        self.assertEqual((self.folder / "out.jsonl").stat().st_mode & 0o777, 0o666 & ~umask)
 
     def test_missing_input_and_input_as_output(self):
         self.refuse("convert_persona", [self.folder / "absent.jsonl"], "absent.jsonl")

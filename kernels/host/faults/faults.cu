@@ -39,21 +39,80 @@ KERNEL(256, fault_early_return)(float* out, const float* x) {
 }
 EXPORT_KERNEL(fault_early_return)
 
+// A tile that is read, then written again: out = what the next warp put there first, plus its second. A barrier belongs between
+// the two; where it is missing, an operation of the warp stands in its place and must not be taken for one.
+enum Between { SHUFFLE, MMA, LDMATRIX };
+__device__ void tile_used_twice(float* out, const float* x, Between between, bool barrier) {
+    SHARED(float, tile, 256);
+    SHARED(uint4, rows, 8);
+    const int mine = threadIdx.x, next = (threadIdx.x + 32) % 256;
+    if (mine < 8) rows[mine] = uint4{0, 0, 0, 0};
+    tile[mine] = x[mine];
+    __syncthreads();
+    float sum = tile[next];
+    if (barrier) __syncthreads();
+    if (between == SHUFFLE) sum = __shfl_xor_sync(FULL, __shfl_xor_sync(FULL, sum, 1), 1);
+    if (between == MMA) {
+        const uint32_t zeros_a[4] = {0, 0, 0, 0}, zeros_b[2] = {0, 0};
+        float d[4] = {sum, 0.0f, 0.0f, 0.0f};
+        mma_m16n8k16_bf16(d, zeros_a, zeros_b);
+        sum = d[0];
+    }
+    if (between == LDMATRIX) {
+        uint32_t zeros[2];
+        ldmatrix_x2(zeros, rows + mine % 8);
+        sum += __uint_as_float(zeros[0]);
+    }
+    tile[mine] = x[256 + mine];
+    __syncthreads();
+    out[mine] = sum + tile[next];
+}
+#define TILE_USED_TWICE(name, between, barrier)                                                         \
+    KERNEL(256, name)(float* out, const float* x) { tile_used_twice(out, x, between, barrier); }        \
+    EXPORT_KERNEL(name)
+TILE_USED_TWICE(fault_none_twice, SHUFFLE, true)
+TILE_USED_TWICE(fault_shuffle_for_barrier, SHUFFLE, false)
+TILE_USED_TWICE(fault_mma_for_barrier, MMA, false)
+TILE_USED_TWICE(fault_ldmatrix_for_barrier, LDMATRIX, false)
+
 // copy: 64 floats through shared memory by cp.async.
-__device__ void async_copy(float* out, const float* x, bool wait, bool barrier) {
+enum Landing { WAIT, WAIT_AFTER_USE, NO_WAIT };
+__device__ void async_copy(float* out, const float* x, Landing landing, bool barrier) {
     SHARED(uint4, tile, 16);
     if (threadIdx.x < 16) cp_async_16(tile + threadIdx.x, x + threadIdx.x * 4);
     cp_async_commit();
-    if (wait) cp_async_wait<0>();
+    if (landing == WAIT) cp_async_wait<0>();
     if (barrier) __syncthreads();
     out[threadIdx.x] = reinterpret_cast<float*>(tile)[threadIdx.x];
+    if (landing == WAIT_AFTER_USE) cp_async_wait<0>();
 }
-KERNEL(64, fault_none_async)(float* out, const float* x) { async_copy(out, x, true, true); }
+KERNEL(64, fault_none_async)(float* out, const float* x) { async_copy(out, x, WAIT, true); }
 EXPORT_KERNEL(fault_none_async)
-KERNEL(64, fault_wait_forgotten)(float* out, const float* x) { async_copy(out, x, false, true); }
+KERNEL(64, fault_wait_after_use)(float* out, const float* x) { async_copy(out, x, WAIT_AFTER_USE, true); }
+EXPORT_KERNEL(fault_wait_after_use)
+KERNEL(64, fault_wait_forgotten)(float* out, const float* x) { async_copy(out, x, NO_WAIT, true); }
 EXPORT_KERNEL(fault_wait_forgotten)
-KERNEL(64, fault_wait_without_barrier)(float* out, const float* x) { async_copy(out, x, true, false); }
+KERNEL(64, fault_wait_without_barrier)(float* out, const float* x) { async_copy(out, x, WAIT, false); }
 EXPORT_KERNEL(fault_wait_without_barrier)
+
+// A tile filled by cp.async that nobody needs and each thread overwrites. Sound only behind the wait: a copy may land late, on top.
+__device__ void reused_tile(float* out, const float* x, Landing landing) {
+    SHARED(uint4, tile, 64);
+    cp_async_16(tile + threadIdx.x, x + threadIdx.x * 4);
+    cp_async_commit();
+    if (landing == WAIT) cp_async_wait<0>();
+    float* own = reinterpret_cast<float*>(tile + threadIdx.x);
+    own[0] = x[threadIdx.x];
+    __syncwarp();
+    out[threadIdx.x] = own[0];
+    if (landing == WAIT_AFTER_USE) cp_async_wait<0>();
+}
+KERNEL(64, fault_none_reused)(float* out, const float* x) { reused_tile(out, x, WAIT); }
+EXPORT_KERNEL(fault_none_reused)
+KERNEL(64, fault_copy_lands_on_top)(float* out, const float* x) { reused_tile(out, x, WAIT_AFTER_USE); }
+EXPORT_KERNEL(fault_copy_lands_on_top)
+KERNEL(64, fault_copies_left_behind)(float* out, const float* x) { reused_tile(out, x, NO_WAIT); }
+EXPORT_KERNEL(fault_copies_left_behind)
 
 KERNEL(256, fault_one_past_the_end)(float* out, const float* x, int n) {
     for (int i = threadIdx.x; i <= n; i += blockDim.x) out[i] = x[i % n];

@@ -1,9 +1,9 @@
 //! The command line: which command, with which options. No work is done here.
 
+use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{eval, generate, inspect, pack, reference, score};
-use crate::demo::DemoArgs;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.

@@ -41,7 +41,8 @@
 //! - [`commands`], [`cli`]: one file a command; what the user types.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`files`]: the only writer of files: a file, a folder, a run's folder, what the user named for a result.
-//! - [`output`], [`progress`], [`signal`]: numbers and progress for people, Ctrl-C.
+//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and Ctrl-C are in [`commands`].
+//! - [`output`]: sizes in words.
 //!
 //! The same word names an op everywhere: `kernels/norm.cu`, `src/backend/cpu/norm.rs`, `src/backend/gpu/norm.rs`.
 //!
@@ -77,9 +78,8 @@ pub mod files;
 pub mod guard;
 pub mod loss;
 pub mod model;
+pub mod observe;
 pub mod output;
-pub mod progress;
-pub mod signal;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -3,7 +3,9 @@
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;
-use fusedpo::{Error, commands, demo, guard, note, signal};
+use fusedpo::commands::signal;
+use fusedpo::commands::terminal::Terminal;
+use fusedpo::{Error, commands, guard, note};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -16,18 +18,22 @@ fn main() -> ExitCode {
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
         Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
     };
+    let mut terminal = Terminal::new(Cli::flags());
+    let to = &mut terminal;
     let result = match cli.command {
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => commands::demo::run(&args, to),
         Command::Pack(args) => commands::pack::run_pack(&args),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
-        Command::Sft(args) => commands::train::sft(&args),
-        Command::Reference(args) => commands::reference::run(&args),
-        Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo),
-        Command::Eval(args) => commands::eval::run(&args),
-        Command::Score(args) => commands::score::run(&args),
-        Command::Generate(args) => commands::generate::run(&args),
-        Command::Doctor => commands::doctor::run(&Cli::flags()),
+        Command::Sft(args) => commands::train::sft(&args, to),
+        Command::Reference(args) => commands::reference::run(&args, to),
+        Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, to),
+        Command::Eval(args) => commands::eval::run(&args, to),
+        Command::Score(args) => commands::score::run(&args, to),
+        Command::Generate(args) => commands::generate::run(&args, to),
+        Command::Doctor => commands::doctor::run(to.flags()),
     };
+    // With it go its bars.
+    drop(terminal);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // As for `println!`: a reader that left has all it wanted.

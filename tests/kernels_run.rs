@@ -15,6 +15,7 @@ use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
+use fusedpo::observe::Silent;
 use fusedpo::train::choices::GraphsChoice;
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::MemoryPlan;
@@ -89,7 +90,7 @@ fn both_stages<B: Backend>(be: &B, cli: &Cli, model: &Path, name: &str, change: 
         };
         let mut c = config(cli, stage, &from, &out);
         change(&mut c);
-        train(be, &c).unwrap();
+        train(be, &c, &mut Silent).unwrap();
     }
 }
 
@@ -154,7 +155,7 @@ fn a_device_lost_in_the_middle_leaves_nothing_half_written() {
         // A cache of its own, so that every run has the same calls to make.
         std::fs::create_dir(cli.path(&format!("{out}-cache"))).unwrap();
         c.reference.cache = Some(cli.path(&format!("{out}-cache")));
-        let done = be.and_then(|be| train(&be, &c).map(|_| be.driver().calls()));
+        let done = be.and_then(|be| train(&be, &c, &mut Silent).map(|_| be.driver().calls()));
         (done, cli.path(out))
     };
     for (name, graphs) in [("eager", GraphsChoice::Off), ("graphs", GraphsChoice::On)] {
@@ -199,8 +200,8 @@ fn a_run_without_a_finite_gradient_ends() {
         (train(&c).unwrap(), column(&rows(&cli, out), "step"))
     };
     let cpu = Cpu::<f32>::with(GemmPrecision::Native).unwrap();
-    let want = run("cpu", &|c| train(&cpu, c).err().map(|e| e.to_string()));
-    let got = run("gpu", &|c| train(&gpu, c).err().map(|e| e.to_string()));
+    let want = run("cpu", &|c| train(&cpu, c, &mut Silent).err().map(|e| e.to_string()));
+    let got = run("gpu", &|c| train(&gpu, c, &mut Silent).err().map(|e| e.to_string()));
     let stop = "no finite gradient in 3 steps in a row, the last was step 4:";
     assert!(want.0.starts_with(stop) && got.0.starts_with(stop), "{want:?} {got:?}");
     assert_eq!(want.1, [1.0, 2.0, 3.0]);
@@ -235,14 +236,14 @@ fn a_device_too_small_is_refused_with_what_would_fit() {
     let memory = be.memory().unwrap().unwrap().used + (full.needed() + less.needed()) / 2;
 
     let small = || Gpu::<_, bf16>::new(host::host_driver(0).unwrap().with_memory(memory)).unwrap();
-    let error = train(&small(), &c).unwrap_err();
+    let error = train(&small(), &c, &mut Silent).unwrap_err();
     let line = error.to_string();
     assert!(line.starts_with("out of memory: this needs ") && !line.contains('\n'), "{line}");
     assert!(line.contains("; so would `gradient_checkpointing` ("), "{line}");
     assert_eq!(error.exit_code(), 1);
     assert!(!c.files.out.exists());
     c.compute.gradient_checkpointing = true;
-    train(&small(), &c).unwrap();
+    train(&small(), &c, &mut Silent).unwrap();
 }
 
 #[test]
@@ -250,7 +251,7 @@ fn graphs_are_refused_on_the_cpu_before_anything_is_written() {
     let cli = Cli::with_data();
     let mut c = config(&cli, Stage::Sft, &cli_common::golden("llama"), "run");
     c.compute.cuda_graphs = GraphsChoice::On;
-    let error = train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c).unwrap_err();
+    let error = train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c, &mut Silent).unwrap_err();
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("`cuda_graphs` on: this device records no graphs"), "{error}");
     assert!(!cli.path("run").exists());

@@ -6,6 +6,7 @@ mod model_common;
 use cli_common::*;
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{Model, ModelDir, generate};
+use fusedpo::observe::Silent;
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
 use model_common::{Group, cpu64, pack, score};
 
@@ -50,7 +51,8 @@ fn the_estimate_is_the_mean_gap_of_the_policys_own_samples() {
     let variance = gaps.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>() / (n - 1.0);
     assert!(mean > 1.0, "two random models are nats apart: {mean}");
 
-    let got = estimate(&be, policy, &ModelDir::open(&cli.path("other")).unwrap(), &data, &plan, 64).unwrap();
+    let got =
+        estimate(&be, policy, &ModelDir::open(&cli.path("other")).unwrap(), &data, &plan, 64, &mut Silent).unwrap();
     let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want.abs(), "{got}, not {want}");
     close(got.mean, mean);
     close(got.half_width_95, 1.96 * (variance / n).sqrt());

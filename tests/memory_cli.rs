@@ -9,6 +9,7 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{Model, ModelConfig, ModelDir, SaveDtype, export};
+use fusedpo::observe::Silent;
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::{Budgets, MemoryPlan};
 use fusedpo::train::options::{DataOptions, FileOptions, Stage, TrainOptions};
@@ -156,7 +157,7 @@ fn a_run_that_does_not_fit_says_what_would() {
     let be = || Cpu::<f32>::new().unwrap();
     let c = dpo(&cli, 1000);
     let (needed, least) = plans(&cli, &be(), &c);
-    let run = |free: usize| run::train(&be().with_free(free), &c).map(drop);
+    let run = |free: usize| run::train(&be().with_free(free), &c, &mut Silent).map(drop);
     let before = cli.tree();
     for free in [needed(1000) - 1, needed(700), needed(128), needed(least)] {
         let error = run(free).unwrap_err();
@@ -194,7 +195,7 @@ fn a_reference_that_does_not_fit() {
     let plan = Budgets::of([&planner]).fitting(&be, plan).unwrap();
     let small = Cpu::<f32>::new().unwrap().with_free(plan.needed() / 2);
     let model = ModelDir::open(&cli.path("m")).unwrap();
-    let ensure = |be| fusedpo::train::reference::ensure(be, &model, &[(&data, 256)], None);
+    let ensure = |be| fusedpo::train::reference::ensure(be, &model, &[(&data, 256)], None, &mut Silent);
     let error = ensure(&small).err().unwrap();
     assert!(error.to_string().starts_with("out of memory: this needs"), "{error}");
     // With enough, the same command goes on.

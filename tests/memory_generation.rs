@@ -6,6 +6,7 @@ mod model_common;
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, generate};
+use fusedpo::observe::Silent;
 use fusedpo::train::memory::{MemoryPlan, fitting_generation};
 use model_common::files::golden;
 
@@ -33,7 +34,7 @@ fn as_many_sequences_as_fit() {
     assert_eq!(sequences, 80);
     let with = |free: usize, beside: usize| {
         let (be, mut o) = (Cpu::<f32>::new().unwrap().with_free(free), options());
-        let plan = fitting_generation(&be, (&config, POSITIONS), &prompts, &mut o, (beside, "use less"));
+        let plan = fitting_generation(&be, (&config, POSITIONS), &prompts, &mut o, (beside, "use less"), &mut Silent);
         plan.map(|plan| (plan, o))
     };
     let (plan, o) = with(all.needed(), 0).unwrap();

@@ -10,6 +10,7 @@ use cli_common::Cli;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ModelDir};
+use fusedpo::observe::Silent;
 use fusedpo::train::options::{Stage, TrainOptions};
 use model_common::{Group, cpu64, norm, pack, score};
 use serde_json::{Value, json};
@@ -364,7 +365,7 @@ fn check(asked: &Asked) -> Truth {
     }
     let stage = if asked.dpo.is_some() { Stage::Dpo } else { Stage::Sft };
     let c = TrainOptions::from_table(stage, &options).unwrap();
-    fusedpo::train::run::train(&cpu64(), &c).unwrap();
+    fusedpo::train::run::train(&cpu64(), &c, &mut Silent).unwrap();
     holds(&cli, "f64", &truth, 1e-11);
     truth
 }

@@ -6,11 +6,11 @@ use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::loss::LossType;
 use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
-use crate::signal;
+use crate::observe::Observe;
 use crate::train::check::{check_data, check_model, warn_of_positions};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
@@ -70,8 +70,8 @@ pub struct EvalArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &EvalArgs) -> Result<()> {
-    let (split, totals, kl) = device::dispatch(args.device, args.dtype, Eval(args))?;
+pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
+    let (split, totals, kl) = device::dispatch(args.device, args.dtype, Eval(args, observe))?;
     let split = split.prefix().trim_end_matches('-');
     if args.json {
         let mut row = json_row(&totals, kl);
@@ -110,13 +110,13 @@ fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
     row
 }
 
-struct Eval<'a>(&'a EvalArgs);
+struct Eval<'a>(&'a EvalArgs, &'a mut dyn Observe);
 
 impl Task for Eval<'_> {
     type Out = (Split, Totals, Option<KlEstimate>);
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
-        let a = self.0;
+        let Eval(a, observe) = self;
         let split = if Dataset::has_split(&a.data, Split::Eval) { Split::Eval } else { Split::Train };
         let data = Dataset::open(&a.data, split)?;
         if split == Split::Train {
@@ -138,34 +138,27 @@ impl Task for Eval<'_> {
         let mut sidecars = None;
         if let Some(reference) = &reference {
             check_model(reference, &data)?;
-            let done = reference::ensure(be, reference, &[(&data, slots)], a.cache.as_deref())?;
+            let done = reference::ensure(be, reference, &[(&data, slots)], a.cache.as_deref(), observe)?;
             sidecars = done.into_iter().next().map(|(sidecars, _)| sidecars);
         }
         let capacity = plan.capacity();
         let config = dir.config();
         let mut samples = Samples::plan(a, config, reference.as_ref(), &data);
         let positions = samples.positions;
-        warn_of_positions(config, positions);
+        warn_of_positions(config, positions, observe)?;
         let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
-        samples.fit(be, config, &memory)?;
+        samples.fit(be, config, &memory, observe)?;
         be.reserve(&memory.table)?;
         let set = EvalSet { plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &dir, positions)?, capacity, Purpose::Score)?;
-        let totals = eval::evaluate(&mut engine, &set, &spec, go_on)?;
+        let totals = eval::evaluate(&mut engine, &set, &spec, observe)?;
         // What the evaluation worked with goes before the samples come.
         let Engine { model: policy, .. } = engine;
         let kl = match (reference, samples.kl) {
-            (Some(reference), Some(plan)) => Some(kl::estimate(be, policy, &reference, &data, &plan, slots)?),
+            (Some(reference), Some(plan)) => Some(kl::estimate(be, policy, &reference, &data, &plan, slots, observe)?),
             _ => None,
         };
         Ok((split, totals, kl))
-    }
-}
-
-fn go_on() -> Result<()> {
-    match signal::stop_requested() {
-        true => Err(Error::Training("stopped; what was evaluated so far is not kept".into())),
-        false => Ok(()),
     }
 }
 
@@ -187,10 +180,17 @@ impl Samples {
     }
 
     /// Refuses what would not fit beside the evaluation's memory.
-    fn fit<B: Backend>(&mut self, be: &B, policy: &ModelConfig, evaluation: &MemoryPlan) -> Result<()> {
+    fn fit<B: Backend>(
+        &mut self,
+        be: &B,
+        policy: &ModelConfig,
+        evaluation: &MemoryPlan,
+        observe: &mut dyn Observe,
+    ) -> Result<()> {
         let Some(kl) = &mut self.kl else { return Ok(()) };
         let beside = evaluation.bytes() - MemoryPlan::model(be, policy, self.positions)?.bytes();
-        let instead = "--kl-samples 0 leaves the KL estimate out";
-        fitting_generation(be, (policy, self.positions), &kl.prompts, &mut kl.options, (beside, instead)).map(drop)
+        let instead = (beside, "--kl-samples 0 leaves the KL estimate out");
+        let of = (policy, self.positions);
+        fitting_generation(be, of, &kl.prompts, &mut kl.options, instead, observe).map(drop)
     }
 }

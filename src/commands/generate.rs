@@ -8,6 +8,7 @@ use crate::data::text::{TextTokenizer, TokenizerOptions, encode_prompt, user_tur
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelDir};
+use crate::observe::{Event, Flow, Observe};
 use crate::train::check::warn_of_positions;
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::memory::fitting_generation;
@@ -59,11 +60,11 @@ struct Prompt {
 }
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs) -> Result<()> {
+pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let chat_template = parse_chat_template(&args.chat_template);
     let tokenizer = TextTokenizer::load(&args.model, &TokenizerOptions { chat_template, ..Default::default() })?;
     let prompts = prompts(args, &tokenizer)?;
-    let (prompts, all) = device::dispatch(args.device, args.dtype, Run { args, prompts })?;
+    let (prompts, all) = device::dispatch(args.device, args.dtype, Run { args, prompts, observe })?;
     print(args, &tokenizer, &prompts, &all)
 }
 
@@ -114,13 +115,14 @@ fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer) -> Result<Vec<Prompt>
 struct Run<'a> {
     args: &'a GenerateArgs,
     prompts: Vec<Prompt>,
+    observe: &'a mut dyn Observe,
 }
 
 impl Task for Run<'_> {
     type Out = (Vec<Prompt>, Vec<Vec<Generated>>);
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
-        let a = self.args;
+        let (a, observe) = (self.args, self.observe);
         if a.max_new_tokens > MAX_NEW_TOKENS {
             return Err(Error::usage(format!(
                 "--max-new-tokens {}: must be at most {MAX_NEW_TOKENS}",
@@ -141,12 +143,12 @@ impl Task for Run<'_> {
         };
         let ids: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
         let instead = (0, "lower --max-new-tokens, shorten the prompts, or use a smaller model");
-        let memory = fitting_generation(be, (config, positions), &ids, &mut options, instead)?;
+        let memory = fitting_generation(be, (config, positions), &ids, &mut options, instead, observe)?;
         be.reserve(&memory.table)?;
         let model = Model::load(be, &dir, positions)?;
-        let all = model::generate(be, &model, &ids, &options)?;
+        let all = model::generate_while(be, &model, &ids, &options, &mut || Ok(observe.on(&Event::Tick)? == Flow::On))?;
         let lengths = ids.iter().zip(&all).flat_map(|(p, texts)| texts.iter().map(|g| p.len() + g.tokens.len()));
-        warn_of_positions(config, lengths.max().unwrap_or(0));
+        warn_of_positions(config, lengths.max().unwrap_or(0), observe)?;
         Ok((self.prompts, all))
     }
 }

@@ -1,6 +1,7 @@
 //! One file a command: its options and what it does with the library.
 
 pub mod choice;
+pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod flags;
@@ -9,6 +10,9 @@ pub mod inspect;
 pub mod made;
 pub mod out;
 pub mod pack;
+pub mod progress;
 pub mod reference;
 pub mod score;
+pub mod signal;
+pub mod terminal;
 pub mod train;

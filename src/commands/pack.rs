@@ -1,12 +1,13 @@
 //! `fusedpo pack`.
 
 use super::choice::named;
+use super::signal;
 use crate::data::input::FieldMap;
 use crate::data::numbers::grouped;
 use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
-use crate::{note, signal};
+use crate::note;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -7,6 +7,7 @@ use crate::data::shard::Dataset;
 use crate::device::{self, Task};
 use crate::error::Result;
 use crate::model::ModelDir;
+use crate::observe::Observe;
 use crate::train::check::{check_data, open_splits};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::reference::{self, ReferenceReport};
@@ -36,8 +37,8 @@ pub struct ReferenceArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &ReferenceArgs) -> Result<()> {
-    let r = device::dispatch(args.device, args.dtype, Pass(args))?;
+pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
+    let r = device::dispatch(args.device, args.dtype, Pass(args, observe))?;
     let found = r.responses - r.computed.min(r.responses);
     let speed = if r.seconds > 0.0 { r.tokens as f64 / r.seconds } else { 0.0 };
     println!(
@@ -47,12 +48,12 @@ pub fn run(args: &ReferenceArgs) -> Result<()> {
     Ok(())
 }
 
-struct Pass<'a>(&'a ReferenceArgs);
+struct Pass<'a>(&'a ReferenceArgs, &'a mut dyn Observe);
 
 impl Task for Pass<'_> {
     type Out = ReferenceReport;
     fn run<B: Backend>(self, be: &B) -> Result<ReferenceReport> {
-        let a = self.0;
+        let Pass(a, observe) = self;
         let splits = open_splits(&a.data)?;
         let model = ModelDir::open(&a.model)?;
         let mut parts = Vec::with_capacity(splits.len());
@@ -61,7 +62,7 @@ impl Task for Pass<'_> {
             parts.push((data, training_slots(data, a.token_budget)?));
         }
         let mut all = ReferenceReport::default();
-        for (_, r) in reference::ensure(be, &model, &parts, a.cache.as_deref())? {
+        for (_, r) in reference::ensure(be, &model, &parts, a.cache.as_deref(), observe)? {
             all.responses += r.responses;
             all.computed += r.computed;
             all.tokens += r.tokens;

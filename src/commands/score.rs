@@ -9,8 +9,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::Spool;
 use crate::model::{Model, ModelDir};
-use crate::progress::Progress;
-use crate::signal;
+use crate::observe::{Event, Flow, Observe};
 use crate::train::check::{check_data, open_splits, warn_of_positions};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
@@ -60,9 +59,9 @@ struct Line {
 }
 
 /// Runs the command.
-pub fn run(args: &ScoreArgs) -> Result<()> {
+pub fn run(args: &ScoreArgs, observe: &mut dyn Observe) -> Result<()> {
     let mut out = Out::open(&args.out, args.overwrite)?;
-    let task = Score { args, lines: out.spool(&args.out)? };
+    let task = Score { args, lines: out.spool(&args.out)?, observe };
     let lines = device::dispatch(args.device, args.dtype, task)?;
     let scored = lines.len();
     lines.drain(|line| out.put(line))?;
@@ -75,6 +74,7 @@ type Lines = Spool<(u64, u32)>;
 struct Score<'a> {
     args: &'a ScoreArgs,
     lines: Lines,
+    observe: &'a mut dyn Observe,
 }
 
 impl Task for Score<'_> {
@@ -85,7 +85,7 @@ impl Task for Score<'_> {
         let model = ModelDir::open(&self.args.model)?;
         for data in splits {
             check_data(&model, &data)?;
-            score(be, (self.args, &model), &data, groups, &mut self.lines)?;
+            score(be, (self.args, &model), &data, groups, (&mut self.lines, self.observe))?;
             groups += data.num_groups();
         }
         Ok(self.lines)
@@ -97,7 +97,7 @@ fn score<B: Backend>(
     (a, dir): (&ScoreArgs, &ModelDir),
     data: &Dataset,
     first_group: u64,
-    lines: &mut Lines,
+    (lines, observe): (&mut Lines, &mut dyn Observe),
 ) -> Result<()> {
     let options = PlanOptions {
         objective: Objective::Score,
@@ -108,12 +108,12 @@ fn score<B: Backend>(
     };
     let planner = Planner::new(data, &options)?;
     let (config, positions) = (dir.config(), data.longest_row());
-    warn_of_positions(config, positions);
+    warn_of_positions(config, positions, observe)?;
     let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
     be.reserve(&plan.table)?;
     let model = Model::load(be, dir, positions)?;
     let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
-    let mut progress = Progress::new("score", data.num_responses());
+    observe.tell(&Event::Begin { task: "score", total: data.num_responses(), keeps: false })?;
     let mut done = 0;
     for step in 0..planner.steps_in_epoch(0) {
         data.check_unchanged()?;
@@ -140,11 +140,10 @@ fn score<B: Backend>(
                 }
             }
         }
-        progress.set(done, String::new);
-        if signal::stop_requested() {
+        if observe.on(&Event::Progress { done, beside: format_args!("") })? == Flow::Stop {
             return Err(Error::Training("stopped; nothing was written".into()));
         }
     }
-    progress.finish();
+    observe.tell(&Event::End)?;
     Ok(())
 }

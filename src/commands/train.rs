@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::loss::LossType;
 use crate::model::SaveDtype;
+use crate::observe::Observe;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
 use crate::train::eval;
 use crate::train::group::first_line;
@@ -125,30 +126,30 @@ pub struct DpoFlags {
 }
 
 /// `fusedpo sft`: supervised fine-tuning on completions.
-pub fn sft(flags: &TrainFlags) -> Result<()> {
-    train(Stage::Sft, flags.config.as_deref(), typed(flags)?)
+pub fn sft(flags: &TrainFlags, observe: &mut dyn Observe) -> Result<()> {
+    train(Stage::Sft, flags.config.as_deref(), typed(flags)?, observe)
 }
 
 /// `fusedpo dpo`: preference optimisation.
-pub fn dpo(flags: &TrainFlags, dpo: &DpoFlags) -> Result<()> {
+pub fn dpo(flags: &TrainFlags, dpo: &DpoFlags, observe: &mut dyn Observe) -> Result<()> {
     let mut all = typed(flags)?;
     all.extend(typed(dpo)?);
-    train(Stage::Dpo, flags.config.as_deref(), all)
+    train(Stage::Dpo, flags.config.as_deref(), all, observe)
 }
 
-struct Train<'a>(&'a TrainOptions);
+struct Train<'a>(&'a TrainOptions, &'a mut dyn Observe);
 
 impl Task for Train<'_> {
     type Out = Summary;
     fn run<B: Backend>(self, be: &B) -> Result<Summary> {
-        run::train(be, self.0)
+        run::train(be, self.0, self.1)
     }
 }
 
-fn train(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<()> {
+fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut dyn Observe) -> Result<()> {
     let options = resolve(stage, config, typed)?;
     RunDir::refuse_taken(&options.files.out)?;
-    let s = device::dispatch(options.compute.device, options.compute.dtype, Train(&options))?;
+    let s = device::dispatch(options.compute.device, options.compute.dtype, Train(&options, observe))?;
     println!(
         "{} steps in {:.1} s ({:.1} s for the reference): {}",
         s.steps,

@@ -19,35 +19,29 @@ pub mod tokenizer;
 pub mod words;
 
 use crate::backend::Backend;
-use crate::commands::choice::named;
 use crate::device::{self, Task};
-use crate::error::{Error, Result};
-use crate::note;
-use crate::signal;
+use crate::error::Result;
+use crate::observe::{Event, Observe};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use folder::Folder;
 use grammar::{Draws, Grammar};
 use report::Report;
 use samples::Judge;
-use stages::Stages;
+use stages::{Stages, go_on};
 use std::path::PathBuf;
 use std::time::Instant;
 use words::join;
 
-/// Options of `fusedpo demo`.
-#[derive(clap::Args, Clone, Debug)]
-pub struct DemoArgs {
-    /// Folder for data and models; what an earlier demo left there is replaced
-    #[arg(long, value_name = "DIR", default_value = "fusedpo-demo")]
+/// What a demo can be asked.
+#[derive(Clone, Debug)]
+pub struct DemoOptions {
+    /// Folder for data and models; what an earlier demo left there is replaced.
     pub out: PathBuf,
-    /// Seed of everything that is drawn
-    #[arg(long, default_value_t = 42)]
+    /// Seed of everything that is drawn.
     pub seed: u64,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    /// Where to compute.
     pub device: DeviceChoice,
-    /// Steps of SFT; fewer also mean fewer prompts, for a rougher and quicker demo
-    #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(20..=100_000))]
+    /// Steps of SFT.
     pub steps: u64,
 }
 
@@ -91,14 +85,15 @@ impl Sizes {
 }
 
 /// Runs the command.
-pub fn run(args: &DemoArgs) -> Result<()> {
-    let folder = Folder::create(&args.out)?;
-    device::dispatch(args.device, DtypeChoice::Auto, Demo { args, folder })
+pub fn run(options: &DemoOptions, observe: &mut dyn Observe) -> Result<()> {
+    let folder = Folder::create(&options.out)?;
+    device::dispatch(options.device, DtypeChoice::Auto, Demo { options, folder, observe })
 }
 
 struct Demo<'a> {
-    args: &'a DemoArgs,
+    options: &'a DemoOptions,
     folder: Folder,
+    observe: &'a mut dyn Observe,
 }
 
 impl Task for Demo<'_> {
@@ -106,9 +101,10 @@ impl Task for Demo<'_> {
 
     fn run<B: Backend>(self, be: &B) -> Result<()> {
         let begun = Instant::now();
-        let (seed, sizes) = (self.args.seed, Sizes::new(self.args.steps));
+        let (o, observe) = (self.options, self.observe);
+        let (seed, sizes) = (o.seed, Sizes::new(o.steps));
         let grammar = Grammar::reviews();
-        let stages = Stages { be, dir: self.folder.path(), sizes, seed, device: self.args.device };
+        let stages = Stages { be, dir: self.folder.path(), sizes, seed, device: o.device };
 
         title(1, "Write reviews, and train a small Llama on them from scratch");
         let reviews: Vec<_> = (0..sizes.reviews).map(|i| grammar.generate(&mut Draws::new(seed, i as u64))).collect();
@@ -120,41 +116,33 @@ impl Task for Demo<'_> {
             "The number is a text's reward: the mean score of its opinions, from -1 to 1. Training does not see it."
         );
         stages.init(&grammar.vocabulary())?;
-        stages.sft(&reviews)?;
-        go_on()?;
+        stages.sft(&reviews, observe)?;
+        go_on(observe)?;
 
         title(2, "Let the model write, and score what it wrote");
         let judge = Judge::new(&grammar, &self.folder.path().join("init"))?;
         let prompts = samples::prompts(&grammar, sizes.prompts, seed);
-        let before = stages.generate("sft", &prompts, &judge)?;
-        let held_out = stages.preferences(&prompts, &before)?;
-        go_on()?;
+        let before = stages.generate("sft", &prompts, &judge, observe)?;
+        let held_out = stages.preferences(&prompts, &before, observe)?;
+        go_on(observe)?;
 
         title(3, "Direct Preference Optimization, with the SFT model as reference");
-        let accuracy = stages.dpo()?;
-        go_on()?;
+        let accuracy = stages.dpo(observe)?;
+        go_on(observe)?;
 
         title(4, "What it changed, on prompts that DPO did not see");
         let prompts: Vec<_> = held_out.iter().map(|&i| prompts[i].clone()).collect();
         let before: Vec<_> = held_out.iter().map(|&i| before[i].clone()).collect();
-        let after = stages.generate("dpo", &prompts, &judge)?;
-        let kl = stages.kl()?;
+        let after = stages.generate("dpo", &prompts, &judge, observe)?;
+        let kl = stages.kl(observe)?;
         Report { grammar: &grammar, prompts: &prompts, before: &before, after: &after, kl, accuracy }.print();
         println!();
         report::print_next(self.folder.path());
-        note!("the demo took {:.0} s", begun.elapsed().as_secs_f64());
+        observe.tell(&Event::Note(&format!("the demo took {:.0} s", begun.elapsed().as_secs_f64())))?;
         Ok(())
     }
 }
 
 fn title(n: usize, text: &str) {
     println!("{}{n}. {text}", if n == 1 { "" } else { "\n" });
-}
-
-/// Ctrl-C ends a training run after its step; it ends the demo too.
-fn go_on() -> Result<()> {
-    match signal::stop_requested() {
-        true => Err(Error::Training("the demo was stopped; the next one begins anew".into())),
-        false => Ok(()),
-    }
 }

@@ -12,7 +12,7 @@ use crate::data::shard::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{self, GenerateOptions, Model, ModelConfig, ModelDir, SaveDtype};
-use crate::signal;
+use crate::observe::{Event, Flow, Observe};
 use crate::train::choices::DeviceChoice;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::options::{Stage, TrainOptions};
@@ -99,9 +99,9 @@ impl<B: Backend> Stages<'_, B> {
     }
 
     /// `sft.jsonl` -> `sft-data` -> `sft`.
-    pub fn sft(&self, reviews: &[Review]) -> Result<()> {
+    pub fn sft(&self, reviews: &[Review], observe: &mut dyn Observe) -> Result<()> {
         self.write_jsonl("sft.jsonl", reviews.iter().map(|r| json!({ "text": join(&r.words) })))?;
-        self.pack("sft.jsonl", "sft-data", 0.0)?;
+        self.pack("sft.jsonl", "sft-data", 0.0, observe)?;
         let options = vec![
             ("learning_rate", 8e-3.into()),
             ("lr_scheduler_type", SchedulerType::Cosine.name().into()),
@@ -111,7 +111,7 @@ impl<B: Backend> Stages<'_, B> {
             ("batch_size", integer(self.sizes.sft_batch)),
             ("max_steps", (self.sizes.sft_steps as i64).into()),
         ];
-        let s = self.train(Stage::Sft, ["init", "sft-data", "sft"], options, vec![])?;
+        let s = self.train(Stage::Sft, ["init", "sft-data", "sft"], options, vec![], observe)?;
         let number = |key: &str| s.last.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
         println!(
             "after {} steps: loss {:.3} nats a token, {:.0} % of the next words guessed",
@@ -123,7 +123,13 @@ impl<B: Backend> Stages<'_, B> {
     }
 
     /// Continues every prompt with the model in `name`, at temperature 1.
-    pub fn generate(&self, name: &str, prompts: &[String], judge: &Judge<'_>) -> Result<Vec<Vec<Sample>>> {
+    pub fn generate(
+        &self,
+        name: &str,
+        prompts: &[String],
+        judge: &Judge<'_>,
+        observe: &mut dyn Observe,
+    ) -> Result<Vec<Vec<Sample>>> {
         let model = Model::load(self.be, &ModelDir::open(&self.path(name))?, POSITIONS)?;
         let ids = prompts.iter().map(|p| judge.tokenizer.encode(p)).collect::<Result<Vec<_>>>()?;
         let options = GenerateOptions {
@@ -135,13 +141,19 @@ impl<B: Backend> Stages<'_, B> {
             eos_token_ids: model.config.eos_token_ids.clone(),
             cache_bytes: 1 << 30,
         };
-        let all = model::generate(self.be, &model, &ids, &options)?;
+        let all =
+            model::generate_while(self.be, &model, &ids, &options, &mut || Ok(observe.on(&Event::Tick)? == Flow::On))?;
         let judged = prompts.iter().zip(&ids).zip(&all);
         judged.map(|((p, ids), texts)| texts.iter().map(|g| judge.judge(p, ids, g)).collect()).collect()
     }
 
     /// `preferences.jsonl` -> `preferences`; which of `prompts` are held out.
-    pub fn preferences(&self, prompts: &[String], samples: &[Vec<Sample>]) -> Result<Vec<usize>> {
+    pub fn preferences(
+        &self,
+        prompts: &[String],
+        samples: &[Vec<Sample>],
+        observe: &mut dyn Observe,
+    ) -> Result<Vec<usize>> {
         // A text that the model did not end has no end to learn from.
         let ended = |i: usize| samples[i].iter().filter(|s| s.finished);
         let used: Vec<usize> = (0..prompts.len()).filter(|&i| ended(i).count() > 0).collect();
@@ -161,7 +173,7 @@ impl<B: Backend> Stages<'_, B> {
         for s in ended(used[0]) {
             println!("    {:+.2}  [{}]{}", s.reward, prompts[used[0]], s.response);
         }
-        let report = self.pack("preferences.jsonl", "preferences", EVAL_FRACTION)?;
+        let report = self.pack("preferences.jsonl", "preferences", EVAL_FRACTION, observe)?;
         println!(
             "every two responses with different rewards make a pair: {} to train on; {} of {} prompts held out",
             thousands(report.train.pairs as usize),
@@ -173,13 +185,13 @@ impl<B: Backend> Stages<'_, B> {
     }
 
     /// `dpo`; accuracy on the held-out pairs in the end.
-    pub fn dpo(&self) -> Result<Accuracy> {
+    pub fn dpo(&self, observe: &mut dyn Observe) -> Result<Accuracy> {
         let options = vec![
             ("learning_rate", 2e-4.into()),
             ("warmup_ratio", 0.1.into()),
             ("batch_size", integer(self.sizes.dpo_batch)),
         ];
-        let s = self.train(Stage::Dpo, ["sft", "preferences", "dpo"], options, vec![("beta", 0.1.into())])?;
+        let s = self.train(Stage::Dpo, ["sft", "preferences", "dpo"], options, vec![("beta", 0.1.into())], observe)?;
         let (first, last) = s.eval.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
         println!(
             "before the first step every margin is 0 and the loss {:.4} = ln 2, to the bit; after {} steps: {:.4} on held-out pairs",
@@ -191,14 +203,14 @@ impl<B: Backend> Stages<'_, B> {
     }
 
     /// KL divergence of `dpo` from `sft`, on held-out prompts.
-    pub fn kl(&self) -> Result<KlEstimate> {
+    pub fn kl(&self, observe: &mut dyn Observe) -> Result<KlEstimate> {
         let data = Dataset::open(&self.path("preferences"), Split::Eval)?;
         let [policy, reference] = ["dpo", "sft"].map(|name| ModelDir::open(&self.path(name)));
         let policy = Model::load(self.be, &policy?, POSITIONS)?;
         let o = KlOptions { samples: data.num_groups() as usize, max_new_tokens: MAX_NEW_TOKENS, seed: self.seed };
         let plan = KlPlan::new(&policy.config, POSITIONS, &data, &o);
         let plan = plan.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
-        kl::estimate(self.be, policy, &reference?, &data, &plan, KL_TOKENS)
+        kl::estimate(self.be, policy, &reference?, &data, &plan, KL_TOKENS, observe)
     }
 
     fn write_jsonl(&self, name: &str, rows: impl Iterator<Item = Value>) -> Result<()> {
@@ -206,7 +218,7 @@ impl<B: Backend> Stages<'_, B> {
         files::write(&self.path(name), text.as_bytes())
     }
 
-    fn pack(&self, input: &str, out: &str, eval_fraction: f64) -> Result<PackReport> {
+    fn pack(&self, input: &str, out: &str, eval_fraction: f64, observe: &mut dyn Observe) -> Result<PackReport> {
         let [tokenizer, input, out] = ["init", input, out].map(|name| self.path(name));
         let fraction = if eval_fraction > 0.0 { format!(" --eval-fraction {eval_fraction}") } else { String::new() };
         println!(
@@ -216,11 +228,20 @@ impl<B: Backend> Stages<'_, B> {
             out.display()
         );
         let options = PackOptions { eval_fraction, ..PackOptions::new(tokenizer, vec![input], out) };
-        pack(&options, &mut |_| signal::check())
+        let report = pack(&options, &mut |_| Ok(()))?;
+        go_on(observe)?;
+        Ok(report)
     }
 
     /// Trains with these options, and those that every stage has, after printing the command that does the same.
-    fn train(&self, stage: Stage, folders: [&str; 3], mut common: Given, own: Given) -> Result<Summary> {
+    fn train(
+        &self,
+        stage: Stage,
+        folders: [&str; 3],
+        mut common: Given,
+        own: Given,
+        observe: &mut dyn Observe,
+    ) -> Result<Summary> {
         let seed = i64::try_from(self.seed);
         let seed = seed.map_err(|_| Error::usage(format!("`seed` {}: must be at most 2^63 - 1", self.seed)))?;
         common.push(("seed", seed.into()));
@@ -233,7 +254,7 @@ impl<B: Backend> Stages<'_, B> {
         let given: Given = folders.chain(common).chain(own).collect();
         println!("  $ {}", command(stage, &given));
         let table = given.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        run::train(self.be, &TrainOptions::from_table(stage, &table)?)
+        run::train(self.be, &TrainOptions::from_table(stage, &table)?, observe)
     }
 }
 
@@ -252,6 +273,14 @@ fn command(stage: Stage, given: &Given) -> String {
         text += &format!(" --{} {value}", name.replace('_', "-"));
     }
     text
+}
+
+/// What ends a training run after its step ends the demo too.
+pub fn go_on(observe: &mut dyn Observe) -> Result<()> {
+    match observe.on(&Event::Tick)? {
+        Flow::Stop => Err(Error::Training("the demo was stopped; the next one begins anew".into())),
+        Flow::On => Ok(()),
+    }
 }
 
 /// `12,345`.

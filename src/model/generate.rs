@@ -11,7 +11,6 @@ use super::sample::{sample, uniform};
 use crate::backend::{Backend, Float};
 use crate::batch::{Builder, Capacity, MicroBatch};
 use crate::error::{Error, Result};
-use crate::signal;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -63,6 +62,17 @@ pub fn generate<B: Backend>(
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
 ) -> Result<Vec<Vec<Generated>>> {
+    generate_while(be, model, prompts, options, &mut || Ok(true))
+}
+
+/// [`generate`] as long as `goes_on`, which is asked after every token. Errors: [`Error::Training`] where it does not.
+pub fn generate_while<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    goes_on: &mut dyn FnMut() -> Result<bool>,
+) -> Result<Vec<Vec<Generated>>> {
     check(model, prompts, options)?;
     if prompts.is_empty() {
         return Ok(Vec::new());
@@ -77,7 +87,7 @@ pub fn generate<B: Backend>(
         if !g.live.is_empty() {
             g.step()?;
         }
-        if signal::stop_requested() {
+        if !goes_on()? {
             return Err(Error::Training("stopped while generating; nothing was written".into()));
         }
     }

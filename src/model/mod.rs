@@ -39,7 +39,7 @@ pub use config::{Architecture, ModelConfig};
 pub use dir::ModelDir;
 pub use export::{ExportReport, export};
 pub use forward::forward;
-pub use generate::{GenerateOptions, Generated, MAX_NEW_TOKENS, generate};
+pub use generate::{GenerateOptions, Generated, MAX_NEW_TOKENS, generate, generate_while};
 pub use head::{head, head_backward, loss};
 pub use load::Model;
 pub use params::{ParamSpec, ParamTable};

@@ -3,7 +3,7 @@
 use crate::data::shard::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, ModelDir};
-use crate::note;
+use crate::observe::{Event, Observe};
 use std::path::Path;
 
 /// Every split of a folder of shards, train first.
@@ -50,12 +50,13 @@ fn check_vocabulary(model: &ModelDir, data: &Dataset) -> Result<()> {
     Ok(())
 }
 
-/// Says on stderr that rows are longer than the model was made for, where they are: RoPE goes on, quality may not.
-pub fn warn_of_positions(model: &ModelConfig, positions: usize) {
+/// Warns where rows are longer than the model was made for: RoPE goes on, quality may not.
+pub fn warn_of_positions(model: &ModelConfig, positions: usize, observe: &mut dyn Observe) -> Result<()> {
     let made_for = model.max_position_embeddings;
     if positions > made_for {
-        note!(
-            "warning: rows of up to {positions} tokens, but the model was made for {made_for}: beyond, it may be poor"
-        );
+        let why =
+            format!("rows of up to {positions} tokens, but the model was made for {made_for}: beyond, it may be poor");
+        observe.tell(&Event::Warning(&why))?;
     }
+    Ok(())
 }

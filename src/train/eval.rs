@@ -8,7 +8,7 @@ use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
-use crate::progress::Progress;
+use crate::observe::{Event, Flow, Observe};
 
 /// What an evaluation reads.
 pub struct EvalSet<'a> {
@@ -18,21 +18,22 @@ pub struct EvalSet<'a> {
     pub sidecars: Option<Sidecars>,
 }
 
-/// The whole of `set` under `spec`. `goes_on` is asked between steps: where there is nothing to save but the result, Ctrl-C
-/// ends it.
+/// The whole of `set` under `spec`. Errors: [`Error::Training`] where `observe` ends it, as half a result is none.
 pub fn evaluate<B: Backend>(
     engine: &mut Engine<'_, B>,
     set: &EvalSet<'_>,
     spec: &LossSpec,
-    goes_on: impl Fn() -> Result<()>,
+    observe: &mut dyn Observe,
 ) -> Result<Totals> {
     let steps = set.plan.steps_in_epoch(0);
-    let mut progress = Progress::new("evaluation", steps);
+    let mut flow = observe.on(&Event::Begin { task: "evaluation", total: steps, keeps: false })?;
     let mut totals = Totals::default();
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
     for step in 0..steps {
-        goes_on()?;
+        if flow == Flow::Stop {
+            return Err(Error::Training("stopped; what was evaluated so far is not kept".into()));
+        }
         set.plan.data().check_unchanged()?;
         let mut batches = set.plan.step(0, step)?;
         if let Some(sidecars) = &set.sidecars {
@@ -44,12 +45,12 @@ pub fn evaluate<B: Backend>(
                 engine.collect(late, &mb, &mut totals)?;
             }
         }
-        progress.set(step + 1, String::new);
+        flow = observe.on(&Event::Progress { done: step + 1, beside: format_args!("") })?;
     }
     if let Some((mb, late)) = before {
         engine.collect(late, &mb, &mut totals)?;
     }
-    progress.finish();
+    observe.tell(&Event::End)?;
     Ok(totals)
 }
 

@@ -8,7 +8,8 @@ use crate::data::shard::format::Meta;
 use crate::data::shard::{Dataset, NewGroup, NewResponse, ShardWriter, Split};
 use crate::error::{Error, Result};
 use crate::files::scratch_folder;
-use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir, generate};
+use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir, generate_while};
+use crate::observe::{Event, Flow, Observe};
 
 /// How to estimate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +77,10 @@ pub fn estimate<B: Backend>(
     data: &Dataset,
     plan: &KlPlan,
     slots: usize,
+    observe: &mut dyn Observe,
 ) -> Result<KlEstimate> {
-    let samples = generate(be, &policy, &plan.prompts, &plan.options)?;
+    let goes_on = &mut || Ok(observe.on(&Event::Tick)? == Flow::On);
+    let samples = generate_while(be, &policy, &plan.prompts, &plan.options, goes_on)?;
     let samples: Vec<Generated> = samples.into_iter().flatten().collect();
     // A model may have more rows than its tokenizer has tokens, and draw one of them.
     let vocab_size = policy.config.vocab_size.min(u32::MAX as usize) as u32;

@@ -11,7 +11,7 @@ use crate::batch::Capacity;
 use crate::data::plan::Planner;
 use crate::error::{Error, Result};
 use crate::model::{GenerateOptions, Model, ModelConfig, generate};
-use crate::note;
+use crate::observe::{Event, InUse, Observe};
 use crate::output;
 
 /// Token budgets that an error suggests are multiples of this.
@@ -89,13 +89,14 @@ impl MemoryPlan {
         self.bytes() + self.bytes() / share + fixed
     }
 
-    /// Says on stderr what the plan comes to, and beside what.
-    pub fn print<B: Backend>(&self, be: &B) -> Result<()> {
+    /// Tells what the plan comes to, and beside what.
+    pub fn tell<B: Backend>(&self, be: &B, observe: &mut dyn Observe) -> Result<()> {
         let mut table = self.table.clone();
         if self.scratch > 0 {
             table.push(("scratch of ops, at most".into(), self.scratch));
         }
-        output::print_memory(&table, be.memory()?);
+        let device = be.memory()?.map(|m| InUse { used: m.used, free: m.free });
+        observe.tell(&Event::Memory { parts: &table, device })?;
         Ok(())
     }
 }
@@ -111,7 +112,7 @@ fn engine<'a, B: Backend>(
 }
 
 /// [`MemoryPlan::generating`] with as many sequences at a time as fit, `beside` bytes being taken already when it begins;
-/// `o.cache_bytes` says so afterwards, and a line on stderr where it is less than asked.
+/// `o.cache_bytes` says so afterwards, and a note where it is less than asked.
 ///
 /// Errors: [`Error::Device`] where not even one sequence fits; `instead` ends its line.
 pub fn fitting_generation<B: Backend>(
@@ -120,6 +121,7 @@ pub fn fitting_generation<B: Backend>(
     prompts: &[Vec<u32>],
     o: &mut GenerateOptions,
     (beside, instead): (usize, &str),
+    observe: &mut dyn Observe,
 ) -> Result<MemoryPlan> {
     let (mut plan, wanted) = MemoryPlan::generating(be, model, positions, prompts, o)?;
     let Some(memory) = be.memory()? else { return Ok(plan) };
@@ -135,7 +137,8 @@ pub fn fitting_generation<B: Backend>(
         (plan, sequences) = MemoryPlan::generating(be, model, positions, prompts, o)?;
     }
     if sequences < wanted {
-        note!("memory: {sequences} sequences at a time, as {} are free", output::bytes(memory.free));
+        let free = output::bytes(memory.free);
+        observe.tell(&Event::Note(&format!("memory: {sequences} sequences at a time, as {free} are free")))?;
     }
     Ok(plan)
 }

@@ -12,9 +12,7 @@ use crate::data::shard::Dataset;
 use crate::data::sidecar::{RefKey, Sidecars};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelDir};
-use crate::note;
-use crate::progress::Progress;
-use crate::signal;
+use crate::observe::{Event, Flow, Observe};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,17 +36,22 @@ pub struct ReferenceReport {
 pub type Part<'a> = (&'a Dataset, usize);
 
 /// The reference's log-probs for all of `parts`, computed where they are missing, and what that took: an answer a part.
+/// Where `observe` ends it, what was computed is kept.
 /// The weights are hashed once, and loaded once where anything is missing.
 pub fn ensure<B: Backend>(
     be: &B,
     model: &ModelDir,
     parts: &[Part<'_>],
     cache: Option<&Path>,
+    observe: &mut dyn Observe,
 ) -> Result<Vec<(Sidecars, ReferenceReport)>> {
     let mut begun = Instant::now();
     let mut all = Vec::with_capacity(parts.len());
     for &(data, slots) in parts {
         let sidecars = open(be, model, data, cache, slots)?;
+        for note in sidecars.notes() {
+            observe.tell(&Event::Note(note))?;
+        }
         let responses = data.num_responses();
         all.push((sidecars, ReferenceReport { responses, seconds: lap(&mut begun), ..Default::default() }));
     }
@@ -64,7 +67,7 @@ pub fn ensure<B: Backend>(
     be.reserve(&plan.table)?;
     let mut engine = Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)?;
     for (((data, _), (sidecars, report)), planner) in missing.into_iter().zip(&planners) {
-        fill(&mut engine, data, planner, sidecars, report)?;
+        fill(&mut engine, data, planner, (sidecars, report), observe)?;
         report.seconds += lap(&mut begun);
     }
     Ok(all)
@@ -79,11 +82,7 @@ fn lap(since: &mut Instant) -> f64 {
 fn open<B: Backend>(be: &B, model: &ModelDir, data: &Dataset, cache: Option<&Path>, slots: usize) -> Result<Sidecars> {
     let shapes = if B::FIXED_SHAPES { format!(" T={slots}") } else { String::new() };
     let key = RefKey { model_sha256: model.identity()?, fingerprint: be.fingerprint() + &shapes };
-    let sidecars = Sidecars::open(data, cache, &key)?;
-    for note in sidecars.notes() {
-        note!("{note}");
-    }
-    Ok(sidecars)
+    Sidecars::open(data, cache, &key)
 }
 
 fn score_options(slots: usize) -> PlanOptions {
@@ -94,12 +93,11 @@ fn fill<B: Backend>(
     engine: &mut Engine<'_, B>,
     data: &Dataset,
     planner: &Planner<'_>,
-    sidecars: &mut Sidecars,
-    report: &mut ReferenceReport,
+    (sidecars, report): (&mut Sidecars, &mut ReferenceReport),
+    observe: &mut dyn Observe,
 ) -> Result<()> {
-    signal::saves();
     let steps = planner.steps_in_epoch(0);
-    let mut progress = Progress::new("reference", report.responses);
+    let mut flow = observe.on(&Event::Begin { task: "reference", total: report.responses, keeps: true })?;
     let mut seen = 0;
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
@@ -123,7 +121,8 @@ fn fill<B: Backend>(
                 collect(engine, sidecars, before)?;
             }
         }
-        let stop = signal::stop_requested();
+        flow = flow.and(observe.on(&Event::Tick)?);
+        let stop = flow == Flow::Stop;
         if let Some(last) = before.take_if(|_| stop || step + 1 == steps) {
             collect(engine, sidecars, last)?;
         }
@@ -135,8 +134,8 @@ fn fill<B: Backend>(
                 sidecars.missing()
             )));
         }
-        progress.set(seen, String::new);
+        flow = observe.on(&Event::Progress { done: seen, beside: format_args!("") })?;
     }
-    progress.finish();
+    observe.tell(&Event::End)?;
     sidecars.flush()
 }

@@ -22,7 +22,8 @@ use crate::files::RunDir;
 use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
 use crate::model::{self, Model, ModelDir};
-use crate::note;
+use crate::observe::jsonl::Jsonl;
+use crate::observe::{Event, Flow, Later, Observe};
 use serde_json::{Map, Value, json};
 
 /// What a run came to.
@@ -42,8 +43,9 @@ pub struct Summary {
     pub changed_share: f64,
 }
 
-/// Trains as `c` says and leaves the model in `c.out`.
-pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
+/// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
+/// the model saved.
+pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<Summary> {
     let spec = c.loss();
     if c.compute.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
         return Err(no_graphs());
@@ -83,9 +85,9 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
     let out = RunDir::create(&c.files.out, &c.to_toml()?)?;
-    announce(be, c, &planner, &schedule);
-    warn_of_positions(dir.config(), positions);
-    memory.print(be)?;
+    announce(be, c, &planner, &schedule, observe)?;
+    warn_of_positions(dir.config(), positions, observe)?;
+    memory.tell(be, observe)?;
 
     // Policy and reference are the same weights: step 0 must show no difference at all.
     let starts_at_reference = reference.as_ref().is_some_and(|r| r.is(&dir));
@@ -99,6 +101,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions) -> Result<Summary> {
         sidecars: None,
         eval: None,
         out,
+        observe,
         summary: Summary::default(),
     };
     let mut sidecars = match &reference {
@@ -143,11 +146,20 @@ fn total_steps(c: &TrainOptions, planner: &Planner<'_>) -> u64 {
     })
 }
 
-fn announce<B: Backend>(be: &B, c: &TrainOptions, planner: &Planner<'_>, s: &Schedule) {
-    note!("{}: {} {} -> {}", be.description(), c.files.model.display(), c.files.data.display(), c.files.out.display());
+/// Says what the run is about to do.
+fn announce<B: Backend>(
+    be: &B,
+    c: &TrainOptions,
+    planner: &Planner<'_>,
+    s: &Schedule,
+    observe: &mut dyn Observe,
+) -> Result<()> {
+    let mut note = |text: String| observe.tell(&Event::Note(&text));
+    let [model, data, out] = [&c.files.model, &c.files.data, &c.files.out].map(|p| p.display());
+    note(format!("{}: {model} {data} -> {out}", be.description()))?;
     let what = if c.loss().loss_type.def().pair.is_some() { "pairs" } else { "responses" };
     let beta = c.loss.beta.map_or_else(String::new, |b| format!(" beta {b}"));
-    note!(
+    note(format!(
         "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",
         planner.units(),
         c.data.batch_size,
@@ -161,16 +173,18 @@ fn announce<B: Backend>(be: &B, c: &TrainOptions, planner: &Planner<'_>, s: &Sch
         c.optim.weight_decay,
         planner.token_budget(),
         c.data.seed
-    );
+    ))?;
     if planner.unscorable() > 0 {
-        note!(
+        note(format!(
             "{} {what} are skipped: a response of one token after an empty prompt has nothing to predict it",
             planner.unscorable()
-        );
+        ))?;
     }
     if planner.skipped_groups() > 0 {
-        note!("{} prompts have nothing to train this stage on and are skipped", planner.skipped_groups());
+        let n = planner.skipped_groups();
+        note(format!("{n} prompts have nothing to train this stage on and are skipped"))?;
     }
+    Ok(())
 }
 
 struct Run<'a, B: Backend> {
@@ -183,47 +197,54 @@ struct Run<'a, B: Backend> {
     sidecars: Option<Sidecars>,
     eval: Option<EvalSet<'a>>,
     out: RunDir,
+    observe: &'a mut dyn Observe,
     summary: Summary,
+}
+
+/// What it tells goes into its own files, then to whoever follows it.
+impl<B: Backend> Observe for Run<'_, B> {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        let flow = Jsonl(&mut self.out).on(event)?;
+        Ok(flow.and(self.observe.on(event)?))
+    }
 }
 
 impl<B: Backend> Run<'_, B> {
     /// Log-probs of every split under the reference.
     fn reference(&mut self, model: &ModelDir, splits: &[Dataset], slots: usize) -> Result<Vec<Sidecars>> {
         let parts: Vec<_> = splits.iter().map(|d| (d, slots)).collect();
-        let done = reference::ensure(self.be, model, &parts, self.c.reference.cache.as_deref())?;
-        let sidecars = done.into_iter().map(|(sidecars, report)| {
+        let done = reference::ensure(self.be, model, &parts, self.c.reference.cache.as_deref(), self.observe)?;
+        let mut all = Vec::with_capacity(done.len());
+        for (sidecars, report) in done {
             self.summary.reference_seconds += report.seconds;
             let was = if report.computed == 0 { "found" } else { "computed" };
-            note!("reference log-probs of {} responses {was} in {:.1} s", report.responses, report.seconds);
-            sidecars
-        });
-        Ok(sidecars.collect())
+            let (n, seconds) = (report.responses, report.seconds);
+            self.tell(&Event::Note(&format!("reference log-probs of {n} responses {was} in {seconds:.1} s")))?;
+            all.push(sidecars);
+        }
+        Ok(all)
     }
 
-    fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<()> {
-        let Some(set) = &self.eval else { return Ok(()) };
-        let totals = eval::evaluate(engine, set, &self.spec, || Ok(()))?;
+    /// An evaluation is finished even where the run is to stop.
+    fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<Flow> {
+        let Some(set) = &self.eval else { return Ok(Flow::On) };
+        let mut later = Later::new(self.observe);
+        let totals = eval::evaluate(engine, set, &self.spec, &mut later)?;
+        let flow = later.flow();
         let mut row = Map::new();
         row.insert("step".into(), json!(step));
         row.extend(totals.to_json("eval_"));
-        self.out.log(&row)?;
-        note!("step {step}: held-out {}", eval::line(&totals));
+        let flow = flow.and(self.on(&Event::Evaluation { step, row: &row })?);
+        let flow = flow.and(self.on(&Event::Note(&format!("step {step}: held-out {}", eval::line(&totals))))?);
         let first = self.summary.eval.take().map_or_else(|| totals.clone(), |(first, _)| first);
         self.summary.eval = Some((first, totals));
-        Ok(())
+        Ok(flow)
     }
 
     fn save(&mut self, model: &Model<B>, master: Option<&B::Buf<B::Acc>>) -> Result<()> {
         let report = model::export(self.be, model, master, None, self.out.path(), self.c.save.save_dtype)?;
         self.summary.changed_share = report.changed_share();
-        let [updated, changed] = [report.updated_share(), report.changed_share()].map(|x| 100.0 * x);
-        note!(
-            "saved {}: training changed {updated:.1} % of the weights, {changed:.1} % in the saved precision",
-            self.out.path().display()
-        );
-        if changed < 0.5 * updated {
-            note!("most updates are smaller than the saved precision can show; --save-dtype f32 keeps them");
-        }
-        Ok(())
+        let (updated, changed) = (report.updated_share(), report.changed_share());
+        self.observe.tell(&Event::Saved { path: self.out.path(), updated, changed })
     }
 }

@@ -7,14 +7,14 @@ use crate::batch::MicroBatch;
 use crate::data::plan::Planner;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
-use crate::progress::Progress;
-use crate::signal;
+use crate::observe::{Event, Flow, Observe};
 use crate::train::engine::{Engine, Late};
 use crate::train::eval;
 use crate::train::metrics::Totals;
 use crate::train::optim::Optimizer;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Instant;
 
 /// Steps in a row that may be skipped for non-finite values.
@@ -28,9 +28,11 @@ impl<B: Backend> Run<'_, B> {
         plan: &Planner<'_>,
         total: u64,
     ) -> Result<()> {
-        signal::saves();
-        self.evaluate(engine, 0)?;
-        let mut progress = Progress::new(if self.sidecars.is_some() { "dpo" } else { "sft" }, total);
+        let stage = if self.sidecars.is_some() { "dpo" } else { "sft" };
+        let options = self.c.to_toml()?;
+        let mut flow = self.on(&Event::RunBegins { stage, steps: total, options: &options })?;
+        flow = flow.and(self.evaluate(engine, 0)?);
+        flow = flow.and(self.on(&Event::Begin { task: stage, total, keeps: true })?);
         let mut log = Log { skipped: 0, tokens: 0, at: Instant::now() };
         let (mut epoch, mut at, mut before) = (0, 0, None);
         for step in 1..=total {
@@ -42,8 +44,8 @@ impl<B: Backend> Run<'_, B> {
             // Its numbers have long been there: the device is at work on the passes that were started just now. They are
             // written even where that failed.
             if let Some(before) = before.take() {
-                let finished = self.finish(engine, opt, before, plan, &mut log, &mut progress);
-                this.as_ref().map_or(Ok(()), |_| finished)?;
+                let finished = self.finish(engine, opt, before, plan, &mut log);
+                flow = flow.and(this.as_ref().map_or(Ok(Flow::On), |_| finished)?);
             }
             let mut this = this?;
             if step == 1 && self.starts_at_reference {
@@ -52,22 +54,25 @@ impl<B: Backend> Run<'_, B> {
             }
             let grads = engine.grads.as_ref().expect("an engine made to train has gradients");
             opt.step(engine.be, &mut engine.model, grads, this.lr)?;
-            let stop = signal::stop_requested();
-            let evaluates = step == total || stop || (self.c.eval.eval_steps > 0 && step % self.c.eval.eval_steps == 0);
+            flow = flow.and(self.on(&Event::Tick)?);
+            let due = self.c.eval.eval_steps > 0 && step % self.c.eval.eval_steps == 0;
+            let evaluates = step == total || due || flow == Flow::Stop;
             if evaluates || !B::ASYNC {
-                self.finish(engine, opt, this, plan, &mut log, &mut progress)?;
+                flow = flow.and(self.finish(engine, opt, this, plan, &mut log)?);
             } else {
                 before = Some(this);
             }
-            if evaluates {
-                self.evaluate(engine, step)?;
+            let stops = flow == Flow::Stop;
+            if evaluates || stops {
+                flow = flow.and(self.evaluate(engine, step)?);
             }
-            if stop {
-                progress.say(&format!("stopped after step {step} of {total}; saving what was learned so far"));
+            if stops {
+                let line = format!("stopped after step {step} of {total}; saving what was learned so far");
+                self.tell(&Event::Note(&line))?;
                 break;
             }
         }
-        progress.finish();
+        self.tell(&Event::End)?;
         Ok(())
     }
 
@@ -104,34 +109,33 @@ impl<B: Backend> Run<'_, B> {
         mut done: InFlight<B>,
         plan: &Planner<'_>,
         log: &mut Log,
-        progress: &mut Progress,
-    ) -> Result<()> {
+    ) -> Result<Flow> {
         done.collect(engine)?;
         let norm = opt.settle(engine.be)?;
         let InFlight { step, epoch, at, lr, begun, totals, .. } = done;
         // Where steps overlap, one begins to take time when the one before is done.
         let seconds = begun.max(log.at).elapsed().as_secs_f64();
         log.at = Instant::now();
-        log.skipped = self.check_finite(&totals, norm, step, log.skipped, progress, || pair_ids(plan, epoch, at))?;
+        log.skipped = self.check_finite(&totals, norm, step, log.skipped, || pair_ids(plan, epoch, at))?;
         self.summary.train_seconds += seconds;
         self.summary.steps = step;
         log.tokens += totals.tokens_with_prompts;
         let epochs = epoch as f64 + (at + 1) as f64 / plan.steps_in_epoch(epoch) as f64;
         let row = row(step, epochs, &totals, norm, lr, log.tokens, seconds);
-        self.out.log(&row)?;
-        progress.set(step, || note(&totals, seconds));
+        let flow = self.on(&Event::Step { step, row: &row })?;
+        let beside = Beside { totals: &totals, seconds };
+        let flow = flow.and(self.on(&Event::Progress { done: step, beside: format_args!("{beside}") })?);
         self.summary.last = row;
-        Ok(())
+        Ok(flow)
     }
 
     /// Reports a step that was skipped; ends the run after [`MAX_SKIPPED`] in a row, or where it skipped all it had.
     fn check_finite(
-        &self,
+        &mut self,
         totals: &Totals,
         norm: f64,
         step: u64,
         skipped: u32,
-        progress: &Progress,
         pairs: impl Fn() -> Result<Vec<u64>>,
     ) -> Result<u32> {
         if norm.is_finite() && totals.non_finite.is_empty() {
@@ -142,7 +146,9 @@ impl<B: Backend> Run<'_, B> {
         ids.sort_unstable();
         ids.dedup();
         ids.truncate(8);
-        progress.say(&format!("step {step} skipped: gradient norm {norm}, loss {}, pairs {ids:?}", totals.mean_loss()));
+        let loss = totals.mean_loss();
+        let line = format!("step {step} skipped: gradient norm {norm}, loss {loss}, pairs {ids:?}");
+        self.tell(&Event::Note(&line))?;
         let skipped = skipped + 1;
         if skipped < MAX_SKIPPED && !(step == self.schedule.total && u64::from(skipped) == step) {
             return Ok(skipped);
@@ -223,14 +229,19 @@ fn row(step: u64, epoch: f64, t: &Totals, norm: f64, lr: f64, tokens: u64, secon
     row
 }
 
-fn note(t: &Totals, seconds: f64) -> String {
-    let tokens_per_s = t.tokens as f64 / seconds;
-    match t.pairs {
-        0 => format!(
-            "loss {:.4} token accuracy {:.3} {tokens_per_s:.0} tokens/s",
-            t.mean_loss(),
-            t.hits / t.chosen_tokens as f64
-        ),
-        _ => format!("loss {:.4} accuracy {:.2} {tokens_per_s:.0} tokens/s", t.mean_loss(), t.accuracy()),
+/// What stands beside the progress of the steps.
+struct Beside<'a> {
+    totals: &'a Totals,
+    seconds: f64,
+}
+
+impl fmt::Display for Beside<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let t = self.totals;
+        let share = match t.pairs {
+            0 => format!("token accuracy {:.3}", t.hits / t.chosen_tokens as f64),
+            _ => format!("accuracy {:.2}", t.accuracy()),
+        };
+        write!(f, "loss {:.4} {share} {:.0} tokens/s", t.mean_loss(), t.tokens as f64 / self.seconds)
     }
 }

@@ -1,0 +1,31 @@
+//! `fusedpo demo`.
+
+use super::choice::named;
+use crate::demo::{self, DemoOptions, Sizes};
+use crate::error::Result;
+use crate::observe::Observe;
+use crate::train::choices::DeviceChoice;
+use std::path::PathBuf;
+
+/// Options of `fusedpo demo`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Folder for data and models; what an earlier demo left there is replaced
+    #[arg(long, value_name = "DIR", default_value = "fusedpo-demo")]
+    pub out: PathBuf,
+    /// Seed of everything that is drawn
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Where to compute
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Steps of SFT; fewer also mean fewer prompts, for a rougher and quicker demo
+    #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(20..=100_000))]
+    pub steps: u64,
+}
+
+/// Runs the command.
+pub fn run(args: &DemoArgs, observe: &mut dyn Observe) -> Result<()> {
+    let DemoArgs { out, seed, device, steps } = args.clone();
+    demo::run(&DemoOptions { out, seed, device, steps }, observe)
+}

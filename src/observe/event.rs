@@ -1,0 +1,175 @@
+//! What is told, and what can be answered.
+
+use crate::error::Result;
+use serde_json::{Map, Value};
+use std::fmt;
+use std::path::Path;
+
+/// What long work tells while it goes on. Plain numbers and text.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A line for people.
+    Note(&'a str),
+    /// A line for people: something may not be as they expect.
+    Warning(&'a str),
+    /// A task begins; the one before goes on after its end. `keeps`: what is done when it is stopped is kept.
+    Begin {
+        /// Its name, one word.
+        task: &'a str,
+        /// How many units it has.
+        total: u64,
+        /// Whether there is something to save from now on.
+        keeps: bool,
+    },
+    /// The task that began last is so far.
+    Progress {
+        /// Units that are through.
+        done: u64,
+        /// What to say beside; formatted only where somebody reads it.
+        beside: fmt::Arguments<'a>,
+    },
+    /// The task that began last ends.
+    End,
+    /// What is about to be taken, before it is.
+    Memory {
+        /// Name and bytes of every buffer, in order of allocation.
+        parts: &'a [(String, usize)],
+        /// What the device has, where it can tell.
+        device: Option<InUse>,
+    },
+    /// The steps of a run begin.
+    RunBegins {
+        /// `sft` or `dpo`.
+        stage: &'a str,
+        /// Steps it has.
+        steps: u64,
+        /// Its options, as in `config.toml`.
+        options: &'a str,
+    },
+    /// The numbers of a step, under TRL's names; in order, though perhaps a step late.
+    Step {
+        /// From 1.
+        step: u64,
+        /// As in `metrics.jsonl`.
+        row: &'a Map<String, Value>,
+    },
+    /// The numbers of an evaluation, under TRL's names.
+    Evaluation {
+        /// Steps taken before it.
+        step: u64,
+        /// As in `metrics.jsonl`.
+        row: &'a Map<String, Value>,
+    },
+    /// A model was written.
+    Saved {
+        /// The folder.
+        path: &'a Path,
+        /// Share of weights that training changed.
+        updated: f64,
+        /// Share of weights that it changed in the precision of the files.
+        changed: f64,
+    },
+    /// Between two units of work, with nothing to tell but that an answer is welcome.
+    Tick,
+}
+
+/// Bytes of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InUse {
+    /// Taken already, by whatever.
+    pub used: usize,
+    /// Free.
+    pub free: usize,
+}
+
+/// Whether work goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Flow {
+    /// It does.
+    On,
+    /// It ends in order: a run finishes its step and saves.
+    Stop,
+}
+
+/// Whoever follows long work. It may end it, and changes nothing else: the same run gives the same bits, whoever looks on.
+pub trait Observe {
+    /// Takes note of `event`. An error ends the work as an error of its own does.
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow>;
+
+    /// [`Observe::on`] where the answer makes no difference: there is no work to end, or it ends anyway.
+    fn tell(&mut self, event: &Event<'_>) -> Result<()> {
+        self.on(event).map(drop)
+    }
+}
+
+/// Nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observe for Silent {
+    fn on(&mut self, _: &Event<'_>) -> Result<Flow> {
+        Ok(Flow::On)
+    }
+}
+
+/// For work that is not left half done: tells `to` everything, goes on, and keeps its answer for later.
+pub struct Later<'a> {
+    to: &'a mut dyn Observe,
+    flow: Flow,
+}
+
+impl<'a> Later<'a> {
+    /// Nobody asked to stop yet.
+    pub fn new(to: &'a mut dyn Observe) -> Self {
+        Self { to, flow: Flow::On }
+    }
+
+    /// Whether anything was answered with [`Flow::Stop`].
+    pub fn flow(&self) -> Flow {
+        self.flow
+    }
+}
+
+impl Observe for Later<'_> {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        self.flow = self.flow.and(self.to.on(event)?);
+        Ok(Flow::On)
+    }
+}
+
+impl Flow {
+    /// [`Flow::Stop`] where either is.
+    pub fn and(self, other: Flow) -> Flow {
+        if other == Flow::Stop { Flow::Stop } else { self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks to stop at the second event, and once only.
+    struct Second(u32);
+
+    impl Observe for Second {
+        fn on(&mut self, _: &Event<'_>) -> Result<Flow> {
+            self.0 += 1;
+            Ok(if self.0 == 2 { Flow::Stop } else { Flow::On })
+        }
+    }
+
+    #[test]
+    fn an_answer_is_kept_for_later() {
+        let mut second = Second(0);
+        let mut later = Later::new(&mut second);
+        assert_eq!(later.on(&Event::Tick).unwrap(), Flow::On);
+        assert_eq!(later.flow(), Flow::On);
+        for _ in 0..2 {
+            assert_eq!(later.on(&Event::Tick).unwrap(), Flow::On);
+            assert_eq!(later.flow(), Flow::Stop);
+        }
+        assert_eq!(second.0, 3);
+    }
+}

@@ -63,6 +63,7 @@ fn a_pass_goes_on_where_it_stopped() {
     assert!((0..n).all(|i| s.get(i) == (i % 3 == 0).then(|| value(i))), "f64 bits are kept, nothing else is filled");
     assert_eq!((s.get(n), s.get(u64::MAX)), (None, None));
     (0..n).for_each(|i| s.set(i, value(i)));
+    assert_eq!(s.missing(), 0, "what was there already is not counted again");
     s.flush().unwrap();
     let s = Sidecars::open(&data, None, &key()).unwrap();
     assert_eq!(s.missing(), 0);

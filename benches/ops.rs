@@ -14,7 +14,7 @@ mod shapes;
 
 use criterion::{Criterion, Throughput};
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
-use fusedpo::backend::{AttnShape, Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS, Update, Write};
+use fusedpo::backend::*;
 use fusedpo::batch::{Capacity, Chunk, MicroBatch};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::loss::{LossSpec, LossType};
@@ -112,13 +112,14 @@ fn products(b: &mut Bench<'_>, be: &Cpu<f32>, group: &str) {
         let mut dw = vec![0f32; out * inp];
         let work = Work::Flop(2.0 * (rows * out * inp) as f64);
         b.run(group, &format!("{name} forward {rows}x{out}x{inp}"), work, || {
-            be.linear_fwd(&mut y, &x, &w, out, inp, Write::Set).expect("shapes")
+            be.linear_fwd(LinearFwd { y: &mut y, x: &x, w: &w, out, inp, write: Write::Set }).expect("shapes")
         });
         b.run(group, &format!("{name} weight {out}x{inp}x{rows}"), work, || {
-            be.linear_bwd_weight(&mut dw, &y, &x, out, inp).expect("shapes")
+            be.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &y, x: &x, out, inp }).expect("shapes")
         });
         b.run(group, &format!("{name} input {rows}x{inp}x{out}"), work, || {
-            be.linear_bwd_input(&mut x, &y, &w, out, inp, Write::Set).expect("shapes")
+            be.linear_bwd_input(LinearBwdInput { dx: &mut x, dy: &y, w: &w, out, inp, write: Write::Set })
+                .expect("shapes")
         });
     }
 }
@@ -160,10 +161,21 @@ fn attention(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capaci
         );
         let at = format!("{n} rows, {name}");
         b.run("attention", &format!("forward, {at}"), Work::Flop(2.0 * product), || {
-            be.attention_fwd(&mut out, &mut lse, &qkv, &batch, a).expect("shapes")
+            be.attention_fwd(AttentionFwd { out: &mut out, lse: &mut lse, qkv: &qkv, batch: &batch, shape: a })
+                .expect("shapes")
         });
         b.run("attention", &format!("backward, {at}"), Work::Flop(5.0 * product), || {
-            be.attention_bwd(&mut dqkv, &mut delta, &dout, &out, &lse, &qkv, &batch, a).expect("shapes");
+            be.attention_bwd(AttentionBwd {
+                dqkv: &mut dqkv,
+                delta: &mut delta,
+                dout: &dout,
+                out: &out,
+                lse: &lse,
+                qkv: &qkv,
+                batch: &batch,
+                shape: a,
+            })
+            .expect("shapes");
         });
     }
 }
@@ -186,13 +198,44 @@ fn head(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
         Work::Flop(6.0 * (n * dim * vocab) as f64),
         || {
             let [logp, entropy, log_sum_p2, hit] = stats.each_mut().map(Vec::as_mut_slice);
-            be.head_fwd(HeadStats { logp, entropy, log_sum_p2, hit }, &mut z, &x, &w, &batch, &chunk, HeadMode::Train)
-                .expect("shapes");
-            let out = LossOut { coef: &mut coef[..], responses: &mut responses[..], pairs: &mut pairs[..] };
-            be.loss(out, &stats[0], &stats[1], &stats[3], &batch, &chunk, &SPEC, 0.25).expect("shapes");
+            be.head_fwd(HeadFwd {
+                logp,
+                entropy,
+                log_sum_p2,
+                hit,
+                logits: &mut z,
+                x: &x,
+                w: &w,
+                batch: &batch,
+                chunk: &chunk,
+                mode: HeadMode::Train,
+            })
+            .expect("shapes");
+            be.loss(Loss {
+                coef: &mut coef,
+                responses: &mut responses,
+                pairs: &mut pairs,
+                logp: &stats[0],
+                entropy: &stats[1],
+                hit: &stats[3],
+                batch: &batch,
+                chunk: &chunk,
+                spec: &SPEC,
+                scale: 0.25,
+            })
+            .expect("shapes");
             // A coefficient of every size would underflow here and there, where nothing like it happens in training.
             coef.fill(0.25);
-            be.head_bwd(&mut dx, Some(&mut dw), &mut scaled, &z, &x, &w, &coef).expect("shapes");
+            be.head_bwd(HeadBwd {
+                dx: &mut dx,
+                dw: Some(&mut dw),
+                scaled: &mut scaled,
+                logits: &z,
+                x: &x,
+                w: &w,
+                coef: &coef,
+            })
+            .expect("shapes");
         },
     );
 }
@@ -201,14 +244,36 @@ fn optimiser(b: &mut Bench<'_>, be: &Cpu<f32>) {
     let n = 16 << 20;
     let (mut w, g) = (random(n, 8), random(n, 9));
     let (mut m, mut v, mut norm) = (vec![0f32; n], vec![0f32; n], [0f64]);
-    b.run("optimizer", "gradient norm", Work::Bytes(4.0 * n as f64), || be.grad_norm(&mut norm, &g).expect("shapes"));
-    let adamw = Update::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
-    b.run("optimizer", "AdamW", Work::Bytes(28.0 * n as f64), || {
-        be.update(&mut w, None, &mut m, &mut v, &g, &[1.0], 1.0, &adamw).expect("shapes")
+    b.run("optimizer", "gradient norm", Work::Bytes(4.0 * n as f64), || {
+        be.grad_norm(GradNorm { norm: &mut norm, g: &g }).expect("shapes")
     });
-    let rmsprop = Update::RmsProp { lr: 1e-6, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
+    let adamw = Rule::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
+    b.run("optimizer", "AdamW", Work::Bytes(28.0 * n as f64), || {
+        be.update(Update {
+            w: &mut w,
+            master: None,
+            m: &mut m,
+            v: &mut v,
+            g: &g,
+            norm: &[1.0],
+            max_grad_norm: 1.0,
+            rule: adamw,
+        })
+        .expect("shapes")
+    });
+    let rmsprop = Rule::RmsProp { lr: 1e-6, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
     b.run("optimizer", "RMSprop", Work::Bytes(20.0 * n as f64), || {
-        be.update(&mut w, None, &mut m, &mut v, &g, &[1.0], 1.0, &rmsprop).expect("shapes")
+        be.update(Update {
+            w: &mut w,
+            master: None,
+            m: &mut m,
+            v: &mut v,
+            g: &g,
+            norm: &[1.0],
+            max_grad_norm: 1.0,
+            rule: rmsprop,
+        })
+        .expect("shapes")
     });
     b.run("optimizer", "clearing gradients", Work::Bytes(4.0 * n as f64), || be.clear(&mut m).expect("memory"));
 }

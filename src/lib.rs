@@ -32,8 +32,9 @@
 //!   Knows tokens, never logits.
 //! - [`guard`]: a library that panics on a damaged file gives an error.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs.
-//! - [`backend`]: the trait of about thirty ops that every device implements. [`backend::cpu`] is the definition, in f32
-//!   and f64; [`backend::gpu`] launches the kernels of `kernels/`, on a GPU or on the host.
+//! - [`backend`]: the boundary of about thirty ops that every device implements. [`backend::ops`] are the contracts, a trait a
+//!   family and a struct of arguments an op; [`backend::cpu`] is the definition, in f32 and f64; [`backend::gpu`] launches the
+//!   kernels of `kernels/`, on a GPU or on the host.
 //! - [`model`]: configuration, parameter table, loading and export, forward and backward written out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics,
 //!   runs.
@@ -44,7 +45,8 @@
 //! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and Ctrl-C are in [`commands`].
 //! - [`output`]: sizes in words.
 //!
-//! The same word names an op everywhere: `kernels/norm.cu`, `src/backend/cpu/norm.rs`, `src/backend/gpu/norm.rs`.
+//! The same word names a family of ops everywhere: `src/backend/ops/norm.rs`, `src/backend/cpu/norm.rs`,
+//! `src/backend/gpu/norm.rs`, `kernels/norm.cu`.
 //!
 //! # Invariants
 //!

@@ -2,7 +2,7 @@
 //! drawn from a known reward, the implicit reward `beta log(pi/pi_ref)` recovers that reward up to a constant per
 //! prompt, and the policy approaches the closed-form optimum `pi* ~ pi_ref exp(r / beta)`.
 
-use fusedpo::backend::Backend;
+use fusedpo::backend::Device;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use fusedpo::loss::{LossSpec, LossType, sigmoid_of};

@@ -4,8 +4,8 @@
 mod host;
 mod model_common;
 
-use fusedpo::backend::Backend;
 use fusedpo::backend::gpu::Gpu;
+use fusedpo::backend::{Backend, Device};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ModelDir};

@@ -3,7 +3,7 @@
 
 mod model_common;
 
-use fusedpo::backend::{Backend, Float, Update};
+use fusedpo::backend::*;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ModelDir};
 use model_common::*;
@@ -159,7 +159,7 @@ fn sft_loss_agrees() {
 fn one_optimiser_step_agrees() {
     let (be, g) = (cpu64(), golden());
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
-    let adam = Update::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+    let adam = Rule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
     for name in MODELS {
         let batches = [pack(&groups(&g, name), 0)];
         for (key, update) in [("adamw_lr_1e-3", Some(adam)), ("sgd_lr_1e-1", None)] {
@@ -170,7 +170,17 @@ fn one_optimiser_step_agrees() {
                 Some(update) => {
                     let (mut first, mut second) = (vec![0.0; grads.len()], vec![0.0; grads.len()]);
                     let norm = [norm(&grads)];
-                    be.update(&mut m.weights, None, &mut first, &mut second, &grads, &norm, 0.0, &update).unwrap();
+                    be.update(Update {
+                        w: &mut m.weights,
+                        master: None,
+                        m: &mut first,
+                        v: &mut second,
+                        g: &grads,
+                        norm: &norm,
+                        max_grad_norm: 0.0,
+                        rule: update,
+                    })
+                    .unwrap();
                 }
                 None => m.weights.iter_mut().zip(&grads).for_each(|(w, g)| *w -= 0.1 * g),
             }

@@ -31,7 +31,7 @@ use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::driver::Dtype;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
-use fusedpo::backend::{Backend, Float};
+use fusedpo::backend::*;
 use half::bf16;
 
 /// Schedules a kernel must agree under; 0 runs everything in order.
@@ -163,7 +163,8 @@ fn lengths_are_checked_before_a_launch() {
     let Some(driver) = host::host_driver(1) else { return };
     let gpu = Gpu::<_, bf16>::new(driver).unwrap();
     let (mut act, gate_up) = (unset::<_, bf16>(&gpu, 8), unset::<_, bf16>(&gpu, 15));
-    let error = gpu.swiglu_fwd(act.all_mut(), gate_up.all(), 4).unwrap_err().to_string();
+    let error =
+        gpu.swiglu_fwd(SwigluFwd { act: act.all_mut(), gate_up: gate_up.all(), ffn: 4 }).unwrap_err().to_string();
     assert_eq!(error, "swiglu_fwd: `gate_up` has 15 elements, expected 16 = 2=2 * rows=2 * ffn=4");
     assert_eq!(gpu.driver().launches(), 0);
 }

@@ -13,10 +13,11 @@ mod naive;
 
 use check::{assert_bf16_rule, assert_close, disagreement};
 use device::SameBits;
+use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::driver::{Driver, Dtype};
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Buf, Gpu, GpuBatch, GpuFloat};
-use fusedpo::backend::{AttnShape, Backend, cpu::Cpu};
+use fusedpo::backend::*;
 use half::bf16;
 use naive::{Group, Noise, Results, batch, capacity, naive};
 
@@ -62,9 +63,18 @@ impl Case {
         let mut lse = unset::<D, A, f32>(gpu, rows * s.heads);
         let mut delta = unset::<D, A, f32>(gpu, rows * s.heads);
         let mut dqkv = unset::<D, A, A>(gpu, rows * s.qkv_width());
-        gpu.attention_fwd(out.all_mut(), lse.all_mut(), qkv.all(), b, s)?;
+        gpu.attention_fwd(AttentionFwd { out: out.all_mut(), lse: lse.all_mut(), qkv: qkv.all(), batch: b, shape: s })?;
         let dout = filled::<D, A, A>(gpu, &self.dout);
-        gpu.attention_bwd(dqkv.all_mut(), delta.all_mut(), dout.all(), out.all(), lse.all(), qkv.all(), b, s)?;
+        gpu.attention_bwd(AttentionBwd {
+            dqkv: dqkv.all_mut(),
+            delta: delta.all_mut(),
+            dout: dout.all(),
+            out: out.all(),
+            lse: lse.all(),
+            qkv: qkv.all(),
+            batch: b,
+            shape: s,
+        })?;
         Ok(Results { out: fetch(gpu, &out), lse: fetch(gpu, &lse), dqkv: fetch(gpu, &dqkv), shape: s })
     }
 
@@ -187,9 +197,19 @@ fn agrees_with_the_cpu_backend() {
     let rows = cpu.rows(&b);
     let (qkv, dout) = (f32s(&case.qkv[..rows * s.qkv_width()]), f32s(&case.dout[..rows * s.q_width()]));
     let (mut out, mut lse) = (vec![f32::NAN; rows * s.q_width()], vec![f32::NAN; rows * s.heads]);
-    cpu.attention_fwd(&mut out, &mut lse, &qkv, &b, s).unwrap();
+    cpu.attention_fwd(AttentionFwd { out: &mut out, lse: &mut lse, qkv: &qkv, batch: &b, shape: s }).unwrap();
     let (mut dqkv, mut delta) = (vec![f32::NAN; rows * s.qkv_width()], vec![f32::NAN; rows * s.heads]);
-    cpu.attention_bwd(&mut dqkv, &mut delta, &dout, &out, &lse, &qkv, &b, s).unwrap();
+    cpu.attention_bwd(AttentionBwd {
+        dqkv: &mut dqkv,
+        delta: &mut delta,
+        dout: &dout,
+        out: &out,
+        lse: &lse,
+        qkv: &qkv,
+        batch: &b,
+        shape: s,
+    })
+    .unwrap();
     on_devices!(f32, [1], |gpu, place| {
         let got = case.run(gpu).unwrap();
         for (name, got, want) in [("out", &got.out, &out), ("lse", &got.lse, &lse), ("dqkv", &got.dqkv, &dqkv)] {
@@ -294,9 +314,15 @@ fn lengths_and_geometry_are_checked_before_a_launch() {
     let (mut out, mut lse) = (unset::<_, bf16, bf16>(&gpu, 8 * 128 + 8), unset::<_, bf16, f32>(&gpu, 16));
     let qkv = unset::<_, bf16, bf16>(&gpu, 8 * 256);
     let mut fwd = |at: usize, len: usize, stats: usize, shape: AttnShape| {
-        gpu.attention_fwd(out.view_mut(at..at + len), lse.view_mut(0..stats), qkv.all(), &b, shape)
-            .unwrap_err()
-            .to_string()
+        gpu.attention_fwd(AttentionFwd {
+            out: out.view_mut(at..at + len),
+            lse: lse.view_mut(0..stats),
+            qkv: qkv.all(),
+            batch: &b,
+            shape,
+        })
+        .unwrap_err()
+        .to_string()
     };
     let shape = case.shape;
     assert_eq!(fwd(0, 1020, 16, shape), "attention_fwd: `out` has 1020 elements, expected 1024 = rows=8 * q_width=128");

@@ -9,10 +9,10 @@ mod host;
 
 use cli_common::Cli;
 use faulty::FaultyDriver;
-use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::host::HostDriver;
+use fusedpo::backend::{Backend, Device};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::observe::Silent;

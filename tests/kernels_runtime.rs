@@ -9,10 +9,10 @@ mod device;
 mod host;
 mod model_common;
 
-use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
+use fusedpo::backend::{Backend, Device};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::graphs::GraphCounts;

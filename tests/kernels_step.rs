@@ -11,7 +11,7 @@ mod model_common;
 use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{Backend, Update};
+use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ModelDir};
@@ -129,7 +129,7 @@ fn schedules_and_runs_do_not_change_a_bit() {
 }
 
 /// What the step-0 proof rests on: a response's log-probs do not depend on what is packed beside it. On the host not on the
-/// number of slots either; on a GPU the library may take another algorithm for another number (`Backend::FIXED_SHAPES`).
+/// number of slots either; on a GPU the library may take another algorithm for another number (`Device::SHAPES_BY_CAPACITY`).
 fn packing<A: GpuFloat>() {
     on_devices!(A, [1], |be, place| {
         let model = load(be, &golden("llama"));
@@ -180,12 +180,22 @@ fn run_training<B: Backend>(be: &B, dir: &Path, batch: &MicroBatch, steps: u64) 
         let pairs = read(be, &ws.pair_stats, batch.pairs().len() * fusedpo::backend::PAIR_STATS);
         let weighted = pairs.chunks(fusedpo::backend::PAIR_STATS).zip(batch.pairs());
         losses.push(weighted.map(|(l, p)| l[0] * f64::from(p.weight)).sum::<f64>() * scale);
-        be.grad_norm(be.view_mut(&mut norm, 0..1), be.view(&grads, 0..n)).unwrap();
-        let update = Update::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
+        be.grad_norm(GradNorm { norm: be.view_mut(&mut norm, 0..1), g: be.view(&grads, 0..n) }).unwrap();
+        let update = Rule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
         let shadow = master.as_mut().map(|b| be.view_mut(b, 0..n));
         let (m, v) = (be.view_mut(&mut m, 0..n), be.view_mut(&mut v, 0..n));
         let w = be.view_mut(&mut model.weights, 0..n);
-        be.update(w, shadow, m, v, be.view(&grads, 0..n), be.view(&norm, 0..1), 1.0, &update).unwrap();
+        be.update(Update {
+            w,
+            master: shadow,
+            m,
+            v,
+            g: be.view(&grads, 0..n),
+            norm: be.view(&norm, 0..1),
+            max_grad_norm: 1.0,
+            rule: update,
+        })
+        .unwrap();
     }
     (losses, read(be, &model.weights, n))
 }

@@ -8,7 +8,7 @@ mod model_common;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision, Real};
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
-use fusedpo::backend::{Backend, DeviceMemory};
+use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, generate};
@@ -140,9 +140,18 @@ fn scratch_stays_within_its_bound() {
         let (x, mut y, mut dw) = (vec![0.5f32; rows * dim], vec![0f32; rows * wide], vec![0f32; wide * dim]);
         let mut dx = x.clone();
         let w = vec![0.5f32; wide * dim];
-        be.linear_fwd(&mut y, &x, &w, wide, dim, fusedpo::backend::Write::Set).unwrap();
-        be.linear_bwd_input(&mut dx, &y, &w, wide, dim, fusedpo::backend::Write::Set).unwrap();
-        be.linear_bwd_weight(&mut dw, &y, &x, wide, dim).unwrap();
+        be.linear_fwd(LinearFwd { y: &mut y, x: &x, w: &w, out: wide, inp: dim, write: fusedpo::backend::Write::Set })
+            .unwrap();
+        be.linear_bwd_input(LinearBwdInput {
+            dx: &mut dx,
+            dy: &y,
+            w: &w,
+            out: wide,
+            inp: dim,
+            write: fusedpo::backend::Write::Set,
+        })
+        .unwrap();
+        be.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &y, x: &x, out: wide, inp: dim }).unwrap();
         bound = be.scratch(rows, dim).max(bound);
         assert!(be.scratch_bytes() <= bound, "{rows} {dim} {wide}: {} of {bound}", be.scratch_bytes());
     }
@@ -190,7 +199,8 @@ fn a_counting_backend_computes_nothing() {
     let mut rstd = counting.zeros("rstd", 1).unwrap();
     let (y, rstd) = (counting.view_mut(&mut buf, 0..64), counting.view_mut(&mut rstd, 0..1));
     let x = counting.zeros::<f32>("x", 64).unwrap();
-    assert!(counting.rmsnorm_fwd(y, rstd, counting.view(&x, 0..64), counting.view(&x, 0..64), 1e-5).is_err());
+    let x = counting.view(&x, 0..64);
+    assert!(counting.rmsnorm_fwd(RmsNormFwd { y, rstd, x, w: x, eps: 1e-5 }).is_err());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod model_common;
 
-use fusedpo::backend::Backend;
+use fusedpo::backend::Device;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, generate};
 use fusedpo::observe::Silent;

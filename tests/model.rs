@@ -2,7 +2,7 @@
 
 mod model_common;
 
-use fusedpo::backend::{Backend, Float};
+use fusedpo::backend::{Backend, Device, Float};
 use fusedpo::loss::{LossSpec, LossType};
 
 use fusedpo::model::sample::{normal, uniform};

@@ -2,7 +2,7 @@
 
 mod model_common;
 
-use fusedpo::backend::Backend;
+use fusedpo::backend::Device;
 use fusedpo::model::{Architecture, Model, ModelConfig, ModelDir, SaveDtype, export};
 use model_common::files::*;
 use model_common::*;

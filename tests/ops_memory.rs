@@ -4,8 +4,8 @@
 
 mod model_common;
 
-use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
+use fusedpo::backend::{Backend, Device};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{self, Model, ModelConfig};

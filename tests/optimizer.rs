@@ -2,7 +2,7 @@
 
 mod model_common;
 
-use fusedpo::backend::Backend;
+use fusedpo::backend::Device;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::optim::{OptimOptions, Optimizer};

@@ -5,7 +5,7 @@
 
 mod model_common;
 
-use fusedpo::backend::Backend;
+use fusedpo::backend::Device;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};

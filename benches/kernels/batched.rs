@@ -1,7 +1,7 @@
 //! Ops that follow a micro-batch: embedding, RoPE, gather and scatter, attention over a shared prefix.
 
 use crate::clock::{Bench, Clock, Work, random};
-use fusedpo::backend::{AttnShape, Backend, Rotation};
+use fusedpo::backend::*;
 use fusedpo::batch::{Builder, Chunk, MicroBatch};
 
 /// Query heads and keys of Qwen2.5-0.5B.
@@ -77,22 +77,23 @@ fn rows<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, dim: usize) {
     let work = Work::bytes((n + touched) * act).within((n + vocab * dim) * act);
     bench.run("embed_fwd", &shape, work, set, |be, (x, table)| {
         let table = be.view(table, 0..vocab * dim);
-        be.embed_fwd(be.view_mut(x, 0..n), table, &groups.batch, dim).expect("embed_fwd");
+        be.embed_fwd(EmbedFwd { x: be.view_mut(x, 0..n), table, batch: &groups.batch, dim }).expect("embed_fwd");
     });
     let set = |be: &B| (random::<B, B::Act>(be, n), be.zeros::<B::Acc>("bench", vocab * dim).expect("device memory"));
     let work = Work::bytes(n * act + 8 * touched).within(n * act + 4 * vocab * dim);
     bench.run("embed_bwd", &shape, work, set, |be, (dx, dtable)| {
         let dtable = be.view_mut(dtable, 0..vocab * dim);
-        be.embed_bwd(dtable, be.view(dx, 0..n), &groups.batch, dim).expect("embed_bwd");
+        be.embed_bwd(EmbedBwd { dtable, dx: be.view(dx, 0..n), batch: &groups.batch, dim }).expect("embed_bwd");
     });
     let set = |be: &B| (random::<B, B::Act>(be, n), random::<B, B::Act>(be, predictions));
     bench.run("gather_rows", &shape, Work::bytes(2 * predictions * act), set, |be, (x, out)| {
         let out = be.view_mut(out, 0..predictions);
-        be.gather_rows(out, be.view(x, 0..n), &groups.batch, dim).expect("gather_rows");
+        be.gather_rows(GatherRows { out, x: be.view(x, 0..n), batch: &groups.batch, dim }).expect("gather_rows");
     });
     bench.run("scatter_rows", &shape, Work::bytes((predictions + n) * act), set, |be, (dx, dout)| {
         let dout = be.view(dout, 0..predictions);
-        be.scatter_rows(be.view_mut(dx, 0..n), dout, &groups.batch, dim).expect("scatter_rows");
+        be.scatter_rows(ScatterRows { dx: be.view_mut(dx, 0..n), dout, batch: &groups.batch, dim })
+            .expect("scatter_rows");
     });
 }
 
@@ -107,7 +108,8 @@ fn rope<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     for (name, direction) in [("rope_fwd", Rotation::Forward), ("rope_bwd", Rotation::Backward)] {
         bench.run(name, &shape, work, set, |be, (qkv, table)| {
             let table = be.view(table, 0..positions * s.head_dim);
-            be.rope(be.view_mut(qkv, 0..wide), table, &groups.batch, s, direction).expect("rope");
+            be.rope(Rope { qkv: be.view_mut(qkv, 0..wide), table, batch: &groups.batch, shape: s, direction })
+                .expect("rope");
         });
     }
 }
@@ -123,20 +125,22 @@ fn attention<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, s: AttnShap
         let mut set = (r(wide), r(narrow), r(narrow), r(wide), stats(), stats());
         // Backward wants the output and the statistics that belong to the queries and keys.
         let (out, lse) = (be.view_mut(&mut set.1, 0..narrow), be.view_mut(&mut set.4, 0..stat));
-        be.attention_fwd(out, lse, be.view(&set.0, 0..wide), batch, s).expect("attention_fwd");
+        be.attention_fwd(AttentionFwd { out, lse, qkv: be.view(&set.0, 0..wide), batch, shape: s })
+            .expect("attention_fwd");
         set
     };
     let shape = format!("{} {}/{}x{}", groups.name, s.heads, s.kv_heads, s.head_dim);
     let work = Work::flop(flop, (wide + narrow) * act + 4 * stat);
     bench.run("attention_fwd", &shape, work, set, |be, (qkv, out, _, _, lse, _)| {
         let (out, lse) = (be.view_mut(out, 0..narrow), be.view_mut(lse, 0..stat));
-        be.attention_fwd(out, lse, be.view(qkv, 0..wide), batch, s).expect("attention_fwd");
+        be.attention_fwd(AttentionFwd { out, lse, qkv: be.view(qkv, 0..wide), batch, shape: s })
+            .expect("attention_fwd");
     });
     let work = Work::flop(flop * 5 / 2, (2 * wide + 2 * narrow) * act + 8 * stat);
     bench.run("attention_bwd", &shape, work, set, |be, (qkv, out, dout, dqkv, lse, delta)| {
         let (dqkv, delta) = (be.view_mut(dqkv, 0..wide), be.view_mut(delta, 0..stat));
         let (dout, out) = (be.view(dout, 0..narrow), be.view(out, 0..narrow));
         let (lse, qkv) = (be.view(lse, 0..stat), be.view(qkv, 0..wide));
-        be.attention_bwd(dqkv, delta, dout, out, lse, qkv, batch, s).expect("attention_bwd");
+        be.attention_bwd(AttentionBwd { dqkv, delta, dout, out, lse, qkv, batch, shape: s }).expect("attention_bwd");
     });
 }

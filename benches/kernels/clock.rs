@@ -4,7 +4,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::cuda::CudaDriver;
-use fusedpo::backend::{Backend, Float, Write};
+use fusedpo::backend::*;
 use half::bf16;
 use std::time::{Duration, Instant};
 
@@ -181,7 +181,15 @@ fn ceilings<B: Clock>(be: &B) -> Ceilings {
     let n = edge * edge;
     let product = best_of(be, |_| {
         let y = be.view_mut(&mut y, 0..n);
-        be.linear_fwd(y, be.view(&x, 0..n), be.view(&w, 0..n), edge, edge, Write::Set).expect("product");
+        be.linear_fwd(LinearFwd {
+            y,
+            x: be.view(&x, 0..n),
+            w: be.view(&w, 0..n),
+            out: edge,
+            inp: edge,
+            write: Write::Set,
+        })
+        .expect("product");
     });
     let c = Ceilings { copy: 2.0 * len as f64 / copy, product: 2.0 * (edge as f64).powi(3) / product };
     let (copy, product) = (c.copy / 1e9, c.product / 1e12);

@@ -2,7 +2,7 @@
 
 use crate::batched::{Groups, HEADS};
 use crate::clock::{Bench, Clock, Work, random};
-use fusedpo::backend::{HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
+use fusedpo::backend::*;
 use fusedpo::loss::{LossSpec, LossType};
 
 /// Hidden size of Qwen2.5-0.5B; a vocabulary that leaves the CPU some time.
@@ -27,14 +27,24 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     let work = Work::flop(2 * n * VOCAB * DIM, (hidden + weights) * act + 4 * logits);
     let product = bench.run("logits", &shape, work, set, |be, (x, w, z, _)| {
         let (x, w) = (be.view(x, 0..hidden), be.view(w, 0..weights));
-        be.logits(be.view_mut(z, 0..logits), x, w, DIM).expect("logits");
+        be.logits(Logits { logits: be.view_mut(z, 0..logits), x, w, dim: DIM }).expect("logits");
     });
     let whole = bench.run("head_fwd", &shape, work, set, |be, (x, w, z, stats)| {
         let [logp, entropy, p2, hit] = stats;
         let view = |b| be.view_mut(b, 0..n);
-        let stats = HeadStats { logp: view(logp), entropy: view(entropy), log_sum_p2: view(p2), hit: view(hit) };
-        let (x, w, z) = (be.view(x, 0..hidden), be.view(w, 0..weights), be.view_mut(z, 0..logits));
-        be.head_fwd(stats, z, x, w, &groups.batch, chunk, HeadMode::Train).expect("head_fwd");
+        be.head_fwd(HeadFwd {
+            logp: view(logp),
+            entropy: view(entropy),
+            log_sum_p2: view(p2),
+            hit: view(hit),
+            logits: be.view_mut(z, 0..logits),
+            x: be.view(x, 0..hidden),
+            w: be.view(w, 0..weights),
+            batch: &groups.batch,
+            chunk,
+            mode: HeadMode::Train,
+        })
+        .expect("head_fwd");
     });
     if let (Some(product), Some(whole)) = (product, whole) {
         // Read once, written once: logits in f32, their gradient in the storage type.
@@ -50,7 +60,8 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     bench.run("head_bwd", &shape, work, set, |be, (dx, scaled, x, w, z, dw, coef)| {
         let (dx, dw) = (be.view_mut(dx, 0..hidden), Some(be.view_mut(dw, 0..weights)));
         let (scaled, z, coef) = (be.view_mut(scaled, 0..hidden), be.view(z, 0..logits), be.view(coef, 0..n));
-        be.head_bwd(dx, dw, scaled, z, be.view(x, 0..hidden), be.view(w, 0..weights), coef).expect("head_bwd");
+        be.head_bwd(HeadBwd { dx, dw, scaled, logits: z, x: be.view(x, 0..hidden), w: be.view(w, 0..weights), coef })
+            .expect("head_bwd");
     });
 }
 
@@ -66,12 +77,18 @@ fn loss<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     };
     let work = Work::bytes(16 * n + 8 * (responses * RESPONSE_STATS + pairs * PAIR_STATS));
     bench.run("loss", &format!("{n} of {responses}"), work, set, |be, ([logp, entropy, hit, coef], out, per_pair)| {
-        let out = LossOut {
+        be.loss(Loss {
             coef: be.view_mut(coef, 0..n),
             responses: be.view_mut(out, 0..responses * RESPONSE_STATS),
             pairs: be.view_mut(per_pair, 0..pairs * PAIR_STATS),
-        };
-        let (logp, entropy, hit) = (be.view(logp, 0..n), be.view(entropy, 0..n), be.view(hit, 0..n));
-        be.loss(out, logp, entropy, hit, &groups.batch, &groups.chunk, &spec, 0.01).expect("loss");
+            logp: be.view(logp, 0..n),
+            entropy: be.view(entropy, 0..n),
+            hit: be.view(hit, 0..n),
+            batch: &groups.batch,
+            chunk: &groups.chunk,
+            spec: &spec,
+            scale: 0.01,
+        })
+        .expect("loss");
     });
 }

@@ -1,7 +1,7 @@
 //! Ops without a batch: norms, SwiGLU, biases, products, q/k norm, the key/value cache, updates.
 
 use crate::clock::{Bench, Clock, Work, random};
-use fusedpo::backend::{AttnShape, Update, Write};
+use fusedpo::backend::*;
 
 /// Hidden size and MLP width of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B.
 const MODELS: [(usize, usize); 3] = [(576, 1536), (896, 4864), (2048, 8192)];
@@ -28,17 +28,18 @@ fn norms<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
     let forward = Work::bytes((2 * n + dim) * act + 4 * rows);
     bench.run("rmsnorm_fwd", &shape, forward, set, |be, (y, x, w, rstd, ..)| {
         let (y, rstd) = (be.view_mut(y, 0..n), be.view_mut(rstd, 0..rows));
-        be.rmsnorm_fwd(y, rstd, be.view(x, 0..n), be.view(w, 0..dim), 1e-5).expect("rmsnorm_fwd");
+        be.rmsnorm_fwd(RmsNormFwd { y, rstd, x: be.view(x, 0..n), w: be.view(w, 0..dim), eps: 1e-5 })
+            .expect("rmsnorm_fwd");
     });
     bench.run("rmsnorm_again", &shape, forward, set, |be, (y, x, w, rstd, ..)| {
         let (y, rstd) = (be.view_mut(y, 0..n), be.view(rstd, 0..rows));
-        be.rmsnorm_again(y, rstd, be.view(x, 0..n), be.view(w, 0..dim)).expect("rmsnorm_again");
+        be.rmsnorm_again(RmsNormAgain { y, rstd, x: be.view(x, 0..n), w: be.view(w, 0..dim) }).expect("rmsnorm_again");
     });
     let backward = Work::bytes((3 * n + dim) * act + 4 * rows + 8 * dim);
     bench.run("rmsnorm_bwd", &shape, backward, set, |be, (dx, x, w, rstd, dw, dy)| {
         let (dx, dw) = (be.view_mut(dx, 0..n), Some(be.view_mut(dw, 0..dim)));
         let (dy, x, w, rstd) = (be.view(dy, 0..n), be.view(x, 0..n), be.view(w, 0..dim), be.view(rstd, 0..rows));
-        be.rmsnorm_bwd(dx, dw, dy, x, w, rstd, Write::Set).expect("rmsnorm_bwd");
+        be.rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write: Write::Set }).expect("rmsnorm_bwd");
     });
 }
 
@@ -47,10 +48,12 @@ fn swiglu<B: Clock>(bench: &mut Bench<'_, B>, ffn: usize) {
     let shape = format!("{rows}x{ffn}");
     let pair = |be: &B| (random::<B, B::Act>(be, rows * 2 * ffn), random::<B, B::Act>(be, rows * ffn));
     bench.run("swiglu_fwd", &shape, Work::bytes(3 * rows * ffn * act), pair, |be, (gu, a)| {
-        be.swiglu_fwd(be.view_mut(a, 0..rows * ffn), be.view(gu, 0..2 * rows * ffn), ffn).expect("swiglu_fwd");
+        be.swiglu_fwd(SwigluFwd { act: be.view_mut(a, 0..rows * ffn), gate_up: be.view(gu, 0..2 * rows * ffn), ffn })
+            .expect("swiglu_fwd");
     });
     bench.run("swiglu_bwd", &shape, Work::bytes(5 * rows * ffn * act), pair, |be, (gu, d)| {
-        be.swiglu_bwd(be.view_mut(gu, 0..2 * rows * ffn), be.view(d, 0..rows * ffn), ffn).expect("swiglu_bwd");
+        be.swiglu_bwd(SwigluBwd { gate_up: be.view_mut(gu, 0..2 * rows * ffn), dact: be.view(d, 0..rows * ffn), ffn })
+            .expect("swiglu_bwd");
     });
 }
 
@@ -67,15 +70,25 @@ fn linear<B: Clock>(bench: &mut Bench<'_, B>, dim: usize, ffn: usize) {
     let (many, few, weights) = (rows * ffn, rows * dim, ffn * dim);
     bench.run("linear_fwd", &shape, work, operands, |be, (y, x, w, _)| {
         let (x, w) = (be.view(x, 0..few), be.view(w, 0..weights));
-        be.linear_fwd(be.view_mut(y, 0..many), x, w, ffn, dim, Write::Set).expect("linear_fwd");
+        be.linear_fwd(LinearFwd { y: be.view_mut(y, 0..many), x, w, out: ffn, inp: dim, write: Write::Set })
+            .expect("linear_fwd");
     });
     bench.run("linear_bwd_input", &shape, work, operands, |be, (dy, dx, w, _)| {
         let (dy, w) = (be.view(dy, 0..many), be.view(w, 0..weights));
-        be.linear_bwd_input(be.view_mut(dx, 0..few), dy, w, ffn, dim, Write::Set).expect("linear_bwd_input");
+        be.linear_bwd_input(LinearBwdInput {
+            dx: be.view_mut(dx, 0..few),
+            dy,
+            w,
+            out: ffn,
+            inp: dim,
+            write: Write::Set,
+        })
+        .expect("linear_bwd_input");
     });
     bench.run("linear_bwd_weight", &shape, work, operands, |be, (dy, x, _, dw)| {
         let (dy, x) = (be.view(dy, 0..many), be.view(x, 0..few));
-        be.linear_bwd_weight(be.view_mut(dw, 0..weights), dy, x, ffn, dim).expect("linear_bwd_weight");
+        be.linear_bwd_weight(LinearBwdWeight { dw: be.view_mut(dw, 0..weights), dy, x, out: ffn, inp: dim })
+            .expect("linear_bwd_weight");
     });
 }
 
@@ -86,10 +99,10 @@ fn bias<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
         (random::<B, B::Act>(be, n), random::<B, B::Act>(be, dim), be.zeros::<B::Acc>("bench", dim).expect("memory"))
     };
     bench.run("bias_fwd", &shape, Work::bytes((2 * n + dim) * act), set, |be, (y, bias, _)| {
-        be.bias_fwd(be.view_mut(y, 0..n), be.view(bias, 0..dim)).expect("bias_fwd");
+        be.bias_fwd(BiasFwd { y: be.view_mut(y, 0..n), bias: be.view(bias, 0..dim) }).expect("bias_fwd");
     });
     bench.run("bias_bwd", &shape, Work::bytes(n * act + 8 * dim), set, |be, (dy, _, dbias)| {
-        be.bias_bwd(be.view_mut(dbias, 0..dim), be.view(dy, 0..n)).expect("bias_bwd");
+        be.bias_bwd(BiasBwd { dbias: be.view_mut(dbias, 0..dim), dy: be.view(dy, 0..n) }).expect("bias_bwd");
     });
 }
 
@@ -107,12 +120,13 @@ fn qk_norm<B: Clock>(bench: &mut Bench<'_, B>, s: AttnShape) {
     let work = Work::bytes(3 * kept * act + 4 * stats);
     bench.run("qk_norm_fwd", &shape, work, set, |be, (qkv, raw, rstd, w, _)| {
         let (qkv, raw, rstd) = (be.view_mut(qkv, 0..wide), be.view_mut(raw, 0..kept), be.view_mut(rstd, 0..stats));
-        be.qk_norm_fwd(qkv, raw, rstd, be.view(w, 0..2 * hd), s, 1e-6).expect("qk_norm_fwd");
+        be.qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w: be.view(w, 0..2 * hd), shape: s, eps: 1e-6 })
+            .expect("qk_norm_fwd");
     });
     bench.run("qk_norm_bwd", &shape, work, set, |be, (dqkv, raw, rstd, w, dw)| {
         let (dqkv, dw) = (be.view_mut(dqkv, 0..wide), Some(be.view_mut(dw, 0..2 * hd)));
         let (raw, rstd, w) = (be.view(raw, 0..kept), be.view(rstd, 0..stats), be.view(w, 0..2 * hd));
-        be.qk_norm_bwd(dqkv, dw, raw, rstd, w, s).expect("qk_norm_bwd");
+        be.qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, shape: s }).expect("qk_norm_bwd");
     });
 }
 
@@ -130,12 +144,21 @@ fn decode<B: Clock>(bench: &mut Bench<'_, B>, s: AttnShape) {
     let bytes = (2 * cache + narrow * 2) * act;
     bench.run("attention_decode", &shape, Work::bytes(bytes), set, |be, (k, v, qkv, out)| {
         let (k, v, qkv) = (be.view(k, 0..cache), be.view(v, 0..cache), be.view(qkv, 0..wide));
-        be.attention_decode(be.view_mut(out, 0..narrow), qkv, k, v, &lens, stride, s).expect("attention_decode");
+        be.attention_decode(AttentionDecode {
+            out: be.view_mut(out, 0..narrow),
+            qkv,
+            k,
+            v,
+            lens: &lens,
+            stride,
+            shape: s,
+        })
+        .expect("attention_decode");
     });
     let work = Work::bytes(4 * sequences * s.kv_width() * act).within(2 * cache * act);
     bench.run("kv_store", &shape, work, set, |be, (k, v, qkv, _)| {
         let (k, v) = (be.view_mut(k, 0..cache), be.view_mut(v, 0..cache));
-        be.kv_store(k, v, be.view(qkv, 0..wide), &dst, s).expect("kv_store");
+        be.kv_store(KvStore { k, v, qkv: be.view(qkv, 0..wide), dst: &dst, shape: s }).expect("kv_store");
     });
 }
 
@@ -150,10 +173,10 @@ fn updates<B: Clock>(bench: &mut Bench<'_, B>) {
     };
     let shape = format!("{n}");
     bench.run("grad_norm", &shape, Work::bytes(4 * n), set, |be, (_, _, _, _, g, norm)| {
-        be.grad_norm(be.view_mut(norm, 0..1), be.view(g, 0..n)).expect("grad_norm");
+        be.grad_norm(GradNorm { norm: be.view_mut(norm, 0..1), g: be.view(g, 0..n) }).expect("grad_norm");
     });
-    let adamw = Update::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
-    let rmsprop = Update::RmsProp { lr: 1e-6, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
+    let adamw = Rule::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
+    let rmsprop = Rule::RmsProp { lr: 1e-6, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
     // Weights, moments: read and written; gradients read. With a master, bf16 weights are only written.
     let weights = if B::MASTER_WEIGHTS { 8 + act } else { 8 };
     for (name, update, moments) in [("adamw", adamw, 16), ("rmsprop", rmsprop, 8)] {
@@ -161,7 +184,17 @@ fn updates<B: Clock>(bench: &mut Bench<'_, B>) {
         bench.run(name, &shape, work, set, |be, (w, master, m, v, g, norm)| {
             let master = master.as_mut().map(|b| be.view_mut(b, 0..n));
             let (w, m, v) = (be.view_mut(w, 0..n), be.view_mut(m, 0..n), be.view_mut(v, 0..n));
-            be.update(w, master, m, v, be.view(g, 0..n), be.view(norm, 0..1), 1.0, &update).expect("update");
+            be.update(Update {
+                w,
+                master,
+                m,
+                v,
+                g: be.view(g, 0..n),
+                norm: be.view(norm, 0..1),
+                max_grad_norm: 1.0,
+                rule: update,
+            })
+            .expect("update");
         });
     }
 }

@@ -14,7 +14,7 @@ use clap::Parser;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::gpu::cuda::{CudaDriver, unavailable};
-use fusedpo::backend::{Backend, Write};
+use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::error::Result;
@@ -157,7 +157,14 @@ fn largest_product<B: Backend>(be: &B, n: usize) -> Result<f64> {
     };
     let (x, w, mut y) = (random()?, random()?, be.zeros("bench", n * n)?);
     let mut product = || -> Result<()> {
-        be.linear_fwd(be.view_mut(&mut y, 0..n * n), be.view(&x, 0..n * n), be.view(&w, 0..n * n), n, n, Write::Set)?;
+        be.linear_fwd(LinearFwd {
+            y: be.view_mut(&mut y, 0..n * n),
+            x: be.view(&x, 0..n * n),
+            w: be.view(&w, 0..n * n),
+            out: n,
+            inp: n,
+            write: Write::Set,
+        })?;
         be.synchronize()
     };
     product()?;

@@ -1,13 +1,10 @@
-//! A backend that passes every op on and measures how long it takes, family by family.
+//! A backend that passes every op on and measures how long it takes, kind by kind.
 //!
 //! It waits after every op, so a step through it takes longer than one that is only measured as a whole.
 
-use fusedpo::backend::{
-    AttnShape, Backend, DeviceMemory, HeadMode, HeadStats, LossOut, Rotation, Storage, Update, Write,
-};
-use fusedpo::batch::{Capacity, Chunk, MicroBatch};
+use fusedpo::backend::*;
+use fusedpo::batch::{Capacity, MicroBatch};
 use fusedpo::error::Result;
-use fusedpo::loss::LossSpec;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -63,21 +60,7 @@ impl<B: Backend> Timed<B> {
     }
 }
 
-type Act<'a, B> = <B as Backend>::View<'a, <B as Backend>::Act>;
-type ActMut<'a, B> = <B as Backend>::ViewMut<'a, <B as Backend>::Act>;
-type Acc<'a, B> = <B as Backend>::View<'a, <B as Backend>::Acc>;
-type AccMut<'a, B> = <B as Backend>::ViewMut<'a, <B as Backend>::Acc>;
-
-macro_rules! timed {
-    ($family:ident: $(fn $name:ident($($arg:ident: $type:ty),*);)*) => { $(
-        fn $name(&self, $($arg: $type),*) -> Result<()> {
-            self.time(Family::$family, || self.be.$name($($arg),*))
-        }
-    )* };
-}
-
-#[allow(clippy::too_many_arguments)]
-impl<B: Backend> Backend for Timed<B> {
+impl<B: Backend> Device for Timed<B> {
     type Act = B::Act;
     type Acc = B::Acc;
     type Buf<T: Storage> = B::Buf<T>;
@@ -88,7 +71,7 @@ impl<B: Backend> Backend for Timed<B> {
     type Graph = B::Graph;
 
     const MASTER_WEIGHTS: bool = B::MASTER_WEIGHTS;
-    const FIXED_SHAPES: bool = B::FIXED_SHAPES;
+    const SHAPES_BY_CAPACITY: bool = B::SHAPES_BY_CAPACITY;
     const ASYNC: bool = B::ASYNC;
     const GRAPHS: bool = B::GRAPHS;
     const LOGITS_BYTES: usize = B::LOGITS_BYTES;
@@ -174,70 +157,67 @@ impl<B: Backend> Backend for Timed<B> {
     fn rows(&self, batch: &B::Batch) -> usize {
         self.be.rows(batch)
     }
+}
 
-    fn head_fwd(
-        &self,
-        stats: HeadStats<'_, Self>,
-        logits: AccMut<'_, B>,
-        x: Act<'_, B>,
-        w: Act<'_, B>,
-        batch: &B::Batch,
-        chunk: &Chunk,
-        mode: HeadMode,
-    ) -> Result<()> {
-        let HeadStats { logp, entropy, log_sum_p2, hit } = stats;
-        let stats = HeadStats { logp, entropy, log_sum_p2, hit };
-        self.time(Family::Head, || self.be.head_fwd(stats, logits, x, w, batch, chunk, mode))
+/// The ops of each trait, with the names of their arguments and the kind that they are timed as.
+macro_rules! timed {
+    ($($ops:ident { $($kind:ident: $name:ident($args:ident { $($field:ident),* });)* })*) => { $(
+        impl<B: Backend> $ops for Timed<B> { $(
+            fn $name(&self, op: $args<'_, Self>) -> Result<()> {
+                let $args { $($field),* } = op;
+                self.time(Family::$kind, || self.be.$name($args { $($field),* }))
+            }
+        )* }
+    )* };
+}
+timed! {
+    EmbedOps {
+        Rows: embed_fwd(EmbedFwd { x, table, batch, dim });
+        Rows: embed_bwd(EmbedBwd { dtable, dx, batch, dim });
     }
-    fn loss(
-        &self,
-        out: LossOut<'_, Self>,
-        logp: Acc<'_, B>,
-        entropy: Acc<'_, B>,
-        hit: Acc<'_, B>,
-        batch: &B::Batch,
-        chunk: &Chunk,
-        spec: &LossSpec,
-        scale: f64,
-    ) -> Result<()> {
-        let LossOut { coef, responses, pairs } = out;
-        let out = LossOut { coef, responses, pairs };
-        self.time(Family::Head, || self.be.loss(out, logp, entropy, hit, batch, chunk, spec, scale))
+    NormOps {
+        Rows: rmsnorm_fwd(RmsNormFwd { y, rstd, x, w, eps });
+        Rows: rmsnorm_again(RmsNormAgain { y, rstd, x, w });
+        Rows: rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write });
+        Rows: qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w, shape, eps });
+        Rows: qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, shape });
     }
-
-    timed! { Gemm:
-        fn linear_fwd(y: ActMut<'_, B>, x: Act<'_, B>, w: Act<'_, B>, out: usize, inp: usize, write: Write<Act<'_, B>>);
-        fn linear_bwd_input(dx: ActMut<'_, B>, dy: Act<'_, B>, w: Act<'_, B>, out: usize, inp: usize, write: Write<()>);
-        fn linear_bwd_weight(dw: AccMut<'_, B>, dy: Act<'_, B>, x: Act<'_, B>, out: usize, inp: usize);
+    LinearOps {
+        Gemm: linear_fwd(LinearFwd { y, x, w, out, inp, write });
+        Gemm: linear_bwd_input(LinearBwdInput { dx, dy, w, out, inp, write });
+        Gemm: linear_bwd_weight(LinearBwdWeight { dw, dy, x, out, inp });
+        Rows: bias_fwd(BiasFwd { y, bias });
+        Rows: bias_bwd(BiasBwd { dbias, dy });
     }
-    timed! { Attention:
-        fn attention_fwd(out: ActMut<'_, B>, lse: AccMut<'_, B>, qkv: Act<'_, B>, batch: &B::Batch, shape: AttnShape);
-        fn attention_bwd(dqkv: ActMut<'_, B>, delta: AccMut<'_, B>, dout: Act<'_, B>, out: Act<'_, B>, lse: Acc<'_, B>, qkv: Act<'_, B>, batch: &B::Batch, shape: AttnShape);
-        fn attention_decode(out: ActMut<'_, B>, qkv: Act<'_, B>, k: Act<'_, B>, v: Act<'_, B>, lens: &[u32], stride: usize, shape: AttnShape);
+    RopeOps {
+        Rows: rope(Rope { qkv, table, batch, shape, direction });
     }
-    timed! { Head:
-        fn logits(logits: AccMut<'_, B>, x: Act<'_, B>, w: Act<'_, B>, dim: usize);
-        fn head_bwd(dx: ActMut<'_, B>, dw: Option<AccMut<'_, B>>, scaled: ActMut<'_, B>, logits: Acc<'_, B>, x: Act<'_, B>, w: Act<'_, B>, coef: Acc<'_, B>);
+    AttentionOps {
+        Attention: attention_fwd(AttentionFwd { out, lse, qkv, batch, shape });
+        Attention: attention_bwd(AttentionBwd { dqkv, delta, dout, out, lse, qkv, batch, shape });
     }
-    timed! { Rows:
-        fn embed_fwd(x: ActMut<'_, B>, table: Act<'_, B>, batch: &B::Batch, dim: usize);
-        fn embed_bwd(dtable: AccMut<'_, B>, dx: Act<'_, B>, batch: &B::Batch, dim: usize);
-        fn rmsnorm_fwd(y: ActMut<'_, B>, rstd: AccMut<'_, B>, x: Act<'_, B>, w: Act<'_, B>, eps: f64);
-        fn rmsnorm_again(y: ActMut<'_, B>, rstd: Acc<'_, B>, x: Act<'_, B>, w: Act<'_, B>);
-        fn rmsnorm_bwd(dx: ActMut<'_, B>, dw: Option<AccMut<'_, B>>, dy: Act<'_, B>, x: Act<'_, B>, w: Act<'_, B>, rstd: Acc<'_, B>, write: Write<()>);
-        fn bias_fwd(y: ActMut<'_, B>, bias: Act<'_, B>);
-        fn bias_bwd(dbias: AccMut<'_, B>, dy: Act<'_, B>);
-        fn qk_norm_fwd(qkv: ActMut<'_, B>, raw: ActMut<'_, B>, rstd: AccMut<'_, B>, w: Act<'_, B>, shape: AttnShape, eps: f64);
-        fn qk_norm_bwd(dqkv: ActMut<'_, B>, dw: Option<AccMut<'_, B>>, raw: Act<'_, B>, rstd: Acc<'_, B>, w: Act<'_, B>, shape: AttnShape);
-        fn rope(qkv: ActMut<'_, B>, table: Acc<'_, B>, batch: &B::Batch, shape: AttnShape, direction: Rotation);
-        fn swiglu_fwd(act: ActMut<'_, B>, gate_up: Act<'_, B>, ffn: usize);
-        fn swiglu_bwd(gate_up: ActMut<'_, B>, dact: Act<'_, B>, ffn: usize);
-        fn gather_rows(out: ActMut<'_, B>, x: Act<'_, B>, batch: &B::Batch, dim: usize);
-        fn scatter_rows(dx: ActMut<'_, B>, dout: Act<'_, B>, batch: &B::Batch, dim: usize);
-        fn kv_store(k: ActMut<'_, B>, v: ActMut<'_, B>, qkv: Act<'_, B>, dst: &[u32], shape: AttnShape);
+    DecodeOps {
+        Rows: kv_store(KvStore { k, v, qkv, dst, shape });
+        Attention: attention_decode(AttentionDecode { out, qkv, k, v, lens, stride, shape });
     }
-    timed! { Optimizer:
-        fn grad_norm(norm: B::ViewMut<'_, f64>, g: Acc<'_, B>);
-        fn update(w: ActMut<'_, B>, master: Option<AccMut<'_, B>>, m: AccMut<'_, B>, v: AccMut<'_, B>, g: Acc<'_, B>, norm: B::View<'_, f64>, max_grad_norm: f64, update: &Update);
+    SwigluOps {
+        Rows: swiglu_fwd(SwigluFwd { act, gate_up, ffn });
+        Rows: swiglu_bwd(SwigluBwd { gate_up, dact, ffn });
+    }
+    RowOps {
+        Rows: gather_rows(GatherRows { out, x, batch, dim });
+        Rows: scatter_rows(ScatterRows { dx, dout, batch, dim });
+    }
+    HeadOps {
+        Head: head_fwd(HeadFwd { logp, entropy, log_sum_p2, hit, logits, x, w, batch, chunk, mode });
+        Head: logits(Logits { logits, x, w, dim });
+        Head: head_bwd(HeadBwd { dx, dw, scaled, logits, x, w, coef });
+    }
+    LossOps {
+        Head: loss(Loss { coef, responses, pairs, logp, entropy, hit, batch, chunk, spec, scale });
+    }
+    OptimOps {
+        Optimizer: grad_norm(GradNorm { norm, g });
+        Optimizer: update(Update { w, master, m, v, g, norm, max_grad_norm, rule });
     }
 }

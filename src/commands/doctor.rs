@@ -1,7 +1,7 @@
 //! `fusedpo doctor`: what this machine offers, and what to do about the rest.
 
 use super::flags::Flags;
-use crate::backend::Backend;
+use crate::backend::Device;
 use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::cuda::{self, CudaDriver};
 use crate::backend::gpu::driver::Driver;

@@ -6,7 +6,10 @@ use super::graphs::Key;
 use super::head::scoring_only;
 use super::load::Model;
 use super::params::{LayerParams, Param};
-use crate::backend::{Backend, Rotation, Write};
+use crate::backend::{
+    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdWeight, QkNormBwd, RmsNormAgain, RmsNormBwd,
+    Rope, Rotation, ScatterRows, SwigluBwd, SwigluFwd, Write,
+};
 use crate::error::Result;
 
 /// Adds the gradient of every parameter that trains, below the head, to `grads` (an arena in the table's layout), from
@@ -17,16 +20,21 @@ pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, gra
     let g = ws.grads.as_mut().ok_or_else(scoring_only)?;
     let norm = &model.table.norm;
     // The norm's own output is not needed any more: its buffer takes the gradient of its input.
-    be.rmsnorm_bwd(
-        be.view_mut(&mut ws.hidden, 0..n),
-        gradient(be, grads, norm),
-        be.view(&g.hidden, 0..n),
-        be.view(&ws.gathered, 0..n),
-        weight(be, model, norm),
-        be.view(&ws.rstd, 0..ws.predictions),
-        Write::Set,
-    )?;
-    be.scatter_rows(be.view_mut(&mut g.resid, 0..rows * hidden), be.view(&ws.hidden, 0..n), &ws.batch, hidden)?;
+    be.rmsnorm_bwd(RmsNormBwd {
+        dx: be.view_mut(&mut ws.hidden, 0..n),
+        dw: gradient(be, grads, norm),
+        dy: be.view(&g.hidden, 0..n),
+        x: be.view(&ws.gathered, 0..n),
+        w: weight(be, model, norm),
+        rstd: be.view(&ws.rstd, 0..ws.predictions),
+        write: Write::Set,
+    })?;
+    be.scatter_rows(ScatterRows {
+        dx: be.view_mut(&mut g.resid, 0..rows * hidden),
+        dout: be.view(&ws.hidden, 0..n),
+        batch: &ws.batch,
+        dim: hidden,
+    })?;
     let buffers = [be.address(&model.weights), be.address(&model.rope), be.address(grads)];
     ws.graphs.run(be, Key { backward: true, rows, buffers }, || {
         for (l, params) in model.table.layers.iter().enumerate().rev() {
@@ -40,7 +48,7 @@ pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, gra
         Ok(())
     })?;
     if let Some(d) = gradient(be, grads, &model.table.embed) {
-        be.embed_bwd(d, be.view(&g.resid, 0..rows * hidden), &ws.batch, hidden)?;
+        be.embed_bwd(EmbedBwd { dtable: d, dx: be.view(&g.resid, 0..rows * hidden), batch: &ws.batch, dim: hidden })?;
     }
     Ok(())
 }
@@ -66,35 +74,64 @@ fn mlp<B: Backend>(
     let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
     let LayerActs { rstd2, gate_up, .. } = &mut acts.layers[kept];
-    let mid = be.view(&acts.resid[input], 0..n_hidden);
+    let mid = &acts.resid[input];
 
     if let Some(dw) = gradient(be, grads, &params.down) {
-        be.swiglu_fwd(be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn), ffn)?;
-        let (dy, x) = (be.view(&g.resid, 0..n_hidden), be.view(&acts.wide, 0..n_ffn));
-        be.linear_bwd_weight(dw, dy, x, hidden, ffn)?;
+        be.swiglu_fwd(SwigluFwd {
+            act: be.view_mut(&mut acts.wide, 0..n_ffn),
+            gate_up: be.view(gate_up, 0..2 * n_ffn),
+            ffn,
+        })?;
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw,
+            dy: be.view(&g.resid, 0..n_hidden),
+            x: be.view(&acts.wide, 0..n_ffn),
+            out: hidden,
+            inp: ffn,
+        })?;
     }
-    let (dy, w) = (be.view(&g.resid, 0..n_hidden), weight(be, model, &params.down));
-    be.linear_bwd_input(be.view_mut(&mut acts.wide, 0..n_ffn), dy, w, hidden, ffn, Write::Set)?;
-    be.swiglu_bwd(be.view_mut(gate_up, 0..2 * n_ffn), be.view(&acts.wide, 0..n_ffn), ffn)?;
+    be.linear_bwd_input(LinearBwdInput {
+        dx: be.view_mut(&mut acts.wide, 0..n_ffn),
+        dy: be.view(&g.resid, 0..n_hidden),
+        w: weight(be, model, &params.down),
+        out: hidden,
+        inp: ffn,
+        write: Write::Set,
+    })?;
+    be.swiglu_bwd(SwigluBwd { gate_up: be.view_mut(gate_up, 0..2 * n_ffn), dact: be.view(&acts.wide, 0..n_ffn), ffn })?;
 
-    let norm = weight(be, model, &params.post_norm);
-    let rstd = be.view(rstd2, 0..rows);
-    let dy = be.view(gate_up, 0..2 * n_ffn);
     if let Some(dw) = gradient(be, grads, &params.gate_up) {
-        be.rmsnorm_again(be.view_mut(&mut acts.narrow, 0..n_hidden), rstd, mid, norm)?;
-        be.linear_bwd_weight(dw, dy, be.view(&acts.narrow, 0..n_hidden), 2 * ffn, hidden)?;
+        be.rmsnorm_again(RmsNormAgain {
+            y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            rstd: be.view(rstd2, 0..rows),
+            x: be.view(mid, 0..n_hidden),
+            w: weight(be, model, &params.post_norm),
+        })?;
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw,
+            dy: be.view(gate_up, 0..2 * n_ffn),
+            x: be.view(&acts.narrow, 0..n_hidden),
+            out: 2 * ffn,
+            inp: hidden,
+        })?;
     }
-    let w = weight(be, model, &params.gate_up);
-    be.linear_bwd_input(be.view_mut(&mut acts.narrow, 0..n_hidden), dy, w, 2 * ffn, hidden, Write::Set)?;
-    be.rmsnorm_bwd(
-        be.view_mut(&mut g.resid, 0..n_hidden),
-        gradient(be, grads, &params.post_norm),
-        be.view(&acts.narrow, 0..n_hidden),
-        mid,
-        norm,
-        rstd,
-        Write::Add,
-    )
+    be.linear_bwd_input(LinearBwdInput {
+        dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
+        dy: be.view(gate_up, 0..2 * n_ffn),
+        w: weight(be, model, &params.gate_up),
+        out: 2 * ffn,
+        inp: hidden,
+        write: Write::Set,
+    })?;
+    be.rmsnorm_bwd(RmsNormBwd {
+        dx: be.view_mut(&mut g.resid, 0..n_hidden),
+        dw: gradient(be, grads, &params.post_norm),
+        dy: be.view(&acts.narrow, 0..n_hidden),
+        x: be.view(mid, 0..n_hidden),
+        w: weight(be, model, &params.post_norm),
+        rstd: be.view(rstd2, 0..rows),
+        write: Write::Add,
+    })
 }
 
 /// `x_mid = x_in + o(attention(qkv))`: gradient of `x_mid` in `g.resid` -> gradient of `x_in` in its place.
@@ -115,50 +152,81 @@ fn attention<B: Backend>(
     let (kept, input) = (acts.kept(l), acts.slot(2 * l));
     let layer = &mut acts.layers[kept];
 
-    let dy = be.view(&g.resid, 0..n_hidden);
     if let Some(dw) = gradient(be, grads, &params.o) {
-        be.linear_bwd_weight(dw, dy, be.view(&layer.attn, 0..n_q), hidden, a.q_width())?;
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw,
+            dy: be.view(&g.resid, 0..n_hidden),
+            x: be.view(&layer.attn, 0..n_q),
+            out: hidden,
+            inp: a.q_width(),
+        })?;
     }
-    if let Some(db) = params.o_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
-        be.bias_bwd(db, dy)?;
+    if let Some(dbias) = params.o_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
+        be.bias_bwd(BiasBwd { dbias, dy: be.view(&g.resid, 0..n_hidden) })?;
     }
-    let w = weight(be, model, &params.o);
-    be.linear_bwd_input(be.view_mut(&mut acts.narrow, 0..n_q), dy, w, hidden, a.q_width(), Write::Set)?;
-    be.attention_bwd(
-        be.view_mut(&mut acts.wide, 0..n_qkv),
-        be.view_mut(&mut g.delta, 0..rows * a.heads),
-        be.view(&acts.narrow, 0..n_q),
-        be.view(&layer.attn, 0..n_q),
-        be.view(&layer.lse, 0..rows * a.heads),
-        be.view(&layer.qkv, 0..n_qkv),
+    be.linear_bwd_input(LinearBwdInput {
+        dx: be.view_mut(&mut acts.narrow, 0..n_q),
+        dy: be.view(&g.resid, 0..n_hidden),
+        w: weight(be, model, &params.o),
+        out: hidden,
+        inp: a.q_width(),
+        write: Write::Set,
+    })?;
+    be.attention_bwd(AttentionBwd {
+        dqkv: be.view_mut(&mut acts.wide, 0..n_qkv),
+        delta: be.view_mut(&mut g.delta, 0..rows * a.heads),
+        dout: be.view(&acts.narrow, 0..n_q),
+        out: be.view(&layer.attn, 0..n_q),
+        lse: be.view(&layer.lse, 0..rows * a.heads),
+        qkv: be.view(&layer.qkv, 0..n_qkv),
         batch,
-        a,
-    )?;
-    let table = be.view(&model.rope, 0..model.max_positions * a.head_dim);
-    be.rope(be.view_mut(&mut acts.wide, 0..n_qkv), table, batch, a, Rotation::Backward)?;
+        shape: a,
+    })?;
+    be.rope(Rope {
+        qkv: be.view_mut(&mut acts.wide, 0..n_qkv),
+        table: be.view(&model.rope, 0..model.max_positions * a.head_dim),
+        batch,
+        shape: a,
+        direction: Rotation::Backward,
+    })?;
     qk_norm(be, model, params, layer, &mut acts.wide, rows, grads)?;
 
-    let dy = be.view(&acts.wide, 0..n_qkv);
-    if let Some(db) = params.qkv_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
-        be.bias_bwd(db, dy)?;
+    if let Some(dbias) = params.qkv_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
+        be.bias_bwd(BiasBwd { dbias, dy: be.view(&acts.wide, 0..n_qkv) })?;
     }
-    let x = be.view(&acts.resid[input], 0..n_hidden);
-    let (norm, rstd) = (weight(be, model, &params.input_norm), be.view(&layer.rstd1, 0..rows));
+    let x = &acts.resid[input];
     if let Some(dw) = gradient(be, grads, &params.qkv) {
-        be.rmsnorm_again(be.view_mut(&mut acts.narrow, 0..n_hidden), rstd, x, norm)?;
-        be.linear_bwd_weight(dw, dy, be.view(&acts.narrow, 0..n_hidden), a.qkv_width(), hidden)?;
+        be.rmsnorm_again(RmsNormAgain {
+            y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            rstd: be.view(&layer.rstd1, 0..rows),
+            x: be.view(x, 0..n_hidden),
+            w: weight(be, model, &params.input_norm),
+        })?;
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw,
+            dy: be.view(&acts.wide, 0..n_qkv),
+            x: be.view(&acts.narrow, 0..n_hidden),
+            out: a.qkv_width(),
+            inp: hidden,
+        })?;
     }
-    let w = weight(be, model, &params.qkv);
-    be.linear_bwd_input(be.view_mut(&mut acts.narrow, 0..n_hidden), dy, w, a.qkv_width(), hidden, Write::Set)?;
-    be.rmsnorm_bwd(
-        be.view_mut(&mut g.resid, 0..n_hidden),
-        gradient(be, grads, &params.input_norm),
-        be.view(&acts.narrow, 0..n_hidden),
-        x,
-        norm,
-        rstd,
-        Write::Add,
-    )
+    be.linear_bwd_input(LinearBwdInput {
+        dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
+        dy: be.view(&acts.wide, 0..n_qkv),
+        w: weight(be, model, &params.qkv),
+        out: a.qkv_width(),
+        inp: hidden,
+        write: Write::Set,
+    })?;
+    be.rmsnorm_bwd(RmsNormBwd {
+        dx: be.view_mut(&mut g.resid, 0..n_hidden),
+        dw: gradient(be, grads, &params.input_norm),
+        dy: be.view(&acts.narrow, 0..n_hidden),
+        x: be.view(x, 0..n_hidden),
+        w: weight(be, model, &params.input_norm),
+        rstd: be.view(&layer.rstd1, 0..rows),
+        write: Write::Add,
+    })
 }
 
 /// Backward of the q/k norm, where the model has one, in place in `dqkv`.
@@ -176,5 +244,12 @@ fn qk_norm<B: Backend>(
     let n = rows * a.qkv_width();
     let raw = be.view(&kept.raw, 0..rows * (a.q_width() + a.kv_width()));
     let rstd = be.view(&kept.rstd, 0..rows * (a.heads + a.kv_heads));
-    be.qk_norm_bwd(be.view_mut(dqkv, 0..n), gradient(be, grads, norm), raw, rstd, weight(be, model, norm), a)
+    be.qk_norm_bwd(QkNormBwd {
+        dqkv: be.view_mut(dqkv, 0..n),
+        dw: gradient(be, grads, norm),
+        raw,
+        rstd,
+        w: weight(be, model, norm),
+        shape: a,
+    })
 }

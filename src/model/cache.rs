@@ -2,7 +2,7 @@
 
 use super::acts::LayerActs;
 use super::load::Model;
-use crate::backend::Backend;
+use crate::backend::{Backend, KvStore};
 use crate::error::Result;
 
 /// Keys and values of every slot, by layer: slot `s` owns rows `s * stride .. (s + 1) * stride`.
@@ -32,7 +32,7 @@ impl<B: Backend> Cache<B> {
         let [k, v] = &mut self.layers[l];
         let (nk, nv) = (be.len(k), be.len(v));
         let qkv = be.view(&layer.qkv, 0..dst.len() * a.qkv_width());
-        be.kv_store(be.view_mut(k, 0..nk), be.view_mut(v, 0..nv), qkv, dst, a)
+        be.kv_store(KvStore { k: be.view_mut(k, 0..nk), v: be.view_mut(v, 0..nv), qkv, dst, shape: a })
     }
 
     /// Copies the first `len` rows of slot `from` to slot `to`.

@@ -4,7 +4,10 @@ use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
 use super::load::Model;
 use super::params::{LayerParams, Param};
-use crate::backend::{Backend, Rotation, Write};
+use crate::backend::{
+    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, QkNormFwd, RmsNormFwd, Rope, Rotation, SwigluFwd,
+    Write,
+};
 use crate::error::Result;
 
 /// Computes [`Workspace::hidden`] for the micro-batch loaded last. A training workspace keeps its activations for
@@ -42,7 +45,12 @@ fn layers<B: Backend>(
     let hidden = model.config.hidden_size;
     let rows = ws.rows;
     let table = weight(be, model, &model.table.embed);
-    be.embed_fwd(be.view_mut(&mut ws.acts.resid[0], 0..rows * hidden), table, &ws.batch, hidden)?;
+    be.embed_fwd(EmbedFwd {
+        x: be.view_mut(&mut ws.acts.resid[0], 0..rows * hidden),
+        table,
+        batch: &ws.batch,
+        dim: hidden,
+    })?;
     for (l, params) in model.table.layers.iter().enumerate() {
         qkv(be, model, params, &mut ws.acts, l, &ws.batch, rows)?;
         let kept = ws.acts.kept(l);
@@ -85,13 +93,13 @@ pub(super) fn attend<B: Backend>(
     rows: usize,
 ) -> Result<()> {
     let a = model.config.attn_shape();
-    be.attention_fwd(
-        be.view_mut(&mut layer.attn, 0..rows * a.q_width()),
-        be.view_mut(&mut layer.lse, 0..rows * a.heads),
-        be.view(&layer.qkv, 0..rows * a.qkv_width()),
+    be.attention_fwd(AttentionFwd {
+        out: be.view_mut(&mut layer.attn, 0..rows * a.q_width()),
+        lse: be.view_mut(&mut layer.lse, 0..rows * a.heads),
+        qkv: be.view(&layer.qkv, 0..rows * a.qkv_width()),
         batch,
-        a,
-    )
+        shape: a,
+    })
 }
 
 /// Norm, projection, bias, q/k norm and rotary embedding: residual point `2 l` -> `qkv` of layer `l`.
@@ -109,36 +117,36 @@ fn qkv<B: Backend>(
     let (kept, input) = (acts.kept(l), acts.slot(2 * l));
     let layer = &mut acts.layers[kept];
     let resid = &acts.resid[input];
-    be.rmsnorm_fwd(
-        be.view_mut(&mut acts.narrow, 0..n_hidden),
-        be.view_mut(&mut layer.rstd1, 0..rows),
-        be.view(resid, 0..n_hidden),
-        weight(be, model, &params.input_norm),
-        c.rms_norm_eps,
-    )?;
-    be.linear_fwd(
-        be.view_mut(&mut layer.qkv, 0..n_qkv),
-        be.view(&acts.narrow, 0..n_hidden),
-        weight(be, model, &params.qkv),
-        a.qkv_width(),
-        c.hidden_size,
-        Write::Set,
-    )?;
+    be.rmsnorm_fwd(RmsNormFwd {
+        y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+        rstd: be.view_mut(&mut layer.rstd1, 0..rows),
+        x: be.view(resid, 0..n_hidden),
+        w: weight(be, model, &params.input_norm),
+        eps: c.rms_norm_eps,
+    })?;
+    be.linear_fwd(LinearFwd {
+        y: be.view_mut(&mut layer.qkv, 0..n_qkv),
+        x: be.view(&acts.narrow, 0..n_hidden),
+        w: weight(be, model, &params.qkv),
+        out: a.qkv_width(),
+        inp: c.hidden_size,
+        write: Write::Set,
+    })?;
     if let Some(bias) = &params.qkv_bias {
-        be.bias_fwd(be.view_mut(&mut layer.qkv, 0..n_qkv), weight(be, model, bias))?;
+        be.bias_fwd(BiasFwd { y: be.view_mut(&mut layer.qkv, 0..n_qkv), bias: weight(be, model, bias) })?;
     }
     if let (Some(norm), Some(kept)) = (&params.qk_norm, &mut layer.qk_norm) {
-        be.qk_norm_fwd(
-            be.view_mut(&mut layer.qkv, 0..n_qkv),
-            be.view_mut(&mut kept.raw, 0..rows * (a.q_width() + a.kv_width())),
-            be.view_mut(&mut kept.rstd, 0..rows * (a.heads + a.kv_heads)),
-            weight(be, model, norm),
-            a,
-            c.rms_norm_eps,
-        )?;
+        be.qk_norm_fwd(QkNormFwd {
+            qkv: be.view_mut(&mut layer.qkv, 0..n_qkv),
+            raw: be.view_mut(&mut kept.raw, 0..rows * (a.q_width() + a.kv_width())),
+            rstd: be.view_mut(&mut kept.rstd, 0..rows * (a.heads + a.kv_heads)),
+            w: weight(be, model, norm),
+            shape: a,
+            eps: c.rms_norm_eps,
+        })?;
     }
     let table = be.view(&model.rope, 0..model.max_positions * a.head_dim);
-    be.rope(be.view_mut(&mut layer.qkv, 0..n_qkv), table, batch, a, Rotation::Forward)
+    be.rope(Rope { qkv: be.view_mut(&mut layer.qkv, 0..n_qkv), table, batch, shape: a, direction: Rotation::Forward })
 }
 
 /// Output projection of the attention: residual point `2 l` -> `2 l + 1`.
@@ -155,16 +163,16 @@ fn attention_output<B: Backend>(
     let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
     let [from, to] = [acts.slot(2 * l), acts.slot(2 * l + 1)];
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
-    be.linear_fwd(
-        be.view_mut(after, 0..n_hidden),
-        attn,
-        weight(be, model, &params.o),
-        hidden,
-        q_width,
-        Write::Plus(be.view(before, 0..n_hidden)),
-    )?;
+    be.linear_fwd(LinearFwd {
+        y: be.view_mut(after, 0..n_hidden),
+        x: attn,
+        w: weight(be, model, &params.o),
+        out: hidden,
+        inp: q_width,
+        write: Write::Plus(be.view(before, 0..n_hidden)),
+    })?;
     match &params.o_bias {
-        Some(bias) => be.bias_fwd(be.view_mut(after, 0..n_hidden), weight(be, model, bias)),
+        Some(bias) => be.bias_fwd(BiasFwd { y: be.view_mut(after, 0..n_hidden), bias: weight(be, model, bias) }),
         None => Ok(()),
     }
 }
@@ -182,21 +190,21 @@ fn mlp<B: Backend>(
     let n_hidden = rows * hidden;
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
     let layer = &mut acts.layers[kept];
-    be.rmsnorm_fwd(
-        be.view_mut(&mut acts.narrow, 0..n_hidden),
-        be.view_mut(&mut layer.rstd2, 0..rows),
-        be.view(&acts.resid[input], 0..n_hidden),
-        weight(be, model, &params.post_norm),
-        model.config.rms_norm_eps,
-    )?;
-    be.linear_fwd(
-        be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
-        be.view(&acts.narrow, 0..n_hidden),
-        weight(be, model, &params.gate_up),
-        2 * ffn,
-        hidden,
-        Write::Set,
-    )
+    be.rmsnorm_fwd(RmsNormFwd {
+        y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+        rstd: be.view_mut(&mut layer.rstd2, 0..rows),
+        x: be.view(&acts.resid[input], 0..n_hidden),
+        w: weight(be, model, &params.post_norm),
+        eps: model.config.rms_norm_eps,
+    })?;
+    be.linear_fwd(LinearFwd {
+        y: be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
+        x: be.view(&acts.narrow, 0..n_hidden),
+        w: weight(be, model, &params.gate_up),
+        out: 2 * ffn,
+        inp: hidden,
+        write: Write::Set,
+    })
 }
 
 /// SwiGLU and output projection of the MLP: residual point `2 l + 1` -> `2 l + 2`.
@@ -211,18 +219,18 @@ fn mlp_output<B: Backend>(
     let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
     let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
     let gate_up = be.view(&acts.layers[acts.kept(l)].gate_up, 0..2 * n_ffn);
-    be.swiglu_fwd(be.view_mut(&mut acts.wide, 0..n_ffn), gate_up, ffn)?;
+    be.swiglu_fwd(SwigluFwd { act: be.view_mut(&mut acts.wide, 0..n_ffn), gate_up, ffn })?;
     let act = be.view(&acts.wide, 0..n_ffn);
     let [from, to] = [acts.slot(2 * l + 1), acts.slot(2 * l + 2)];
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
-    be.linear_fwd(
-        be.view_mut(after, 0..n_hidden),
-        act,
-        weight(be, model, &params.down),
-        hidden,
-        ffn,
-        Write::Plus(be.view(before, 0..n_hidden)),
-    )
+    be.linear_fwd(LinearFwd {
+        y: be.view_mut(after, 0..n_hidden),
+        x: act,
+        w: weight(be, model, &params.down),
+        out: hidden,
+        inp: ffn,
+        write: Write::Plus(be.view(before, 0..n_hidden)),
+    })
 }
 
 /// Gathers the predicting rows of the last residual buffer and normalises them.
@@ -230,17 +238,17 @@ fn final_norm<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Re
     let hidden = model.config.hidden_size;
     let last = ws.acts.slot(2 * model.table.layers.len());
     let n = ws.predictions;
-    be.gather_rows(
-        be.view_mut(&mut ws.gathered, 0..n * hidden),
-        be.view(&ws.acts.resid[last], 0..ws.rows * hidden),
-        &ws.batch,
-        hidden,
-    )?;
-    be.rmsnorm_fwd(
-        be.view_mut(&mut ws.hidden, 0..n * hidden),
-        be.view_mut(&mut ws.rstd, 0..n),
-        be.view(&ws.gathered, 0..n * hidden),
-        weight(be, model, &model.table.norm),
-        model.config.rms_norm_eps,
-    )
+    be.gather_rows(GatherRows {
+        out: be.view_mut(&mut ws.gathered, 0..n * hidden),
+        x: be.view(&ws.acts.resid[last], 0..ws.rows * hidden),
+        batch: &ws.batch,
+        dim: hidden,
+    })?;
+    be.rmsnorm_fwd(RmsNormFwd {
+        y: be.view_mut(&mut ws.hidden, 0..n * hidden),
+        rstd: be.view_mut(&mut ws.rstd, 0..n),
+        x: be.view(&ws.gathered, 0..n * hidden),
+        w: weight(be, model, &model.table.norm),
+        eps: model.config.rms_norm_eps,
+    })
 }

@@ -8,7 +8,7 @@ use super::cache::Cache;
 use super::forward::{attend, forward_with, weight};
 use super::load::Model;
 use super::sample::{sample, uniform};
-use crate::backend::{Backend, Float};
+use crate::backend::{AttentionDecode, Backend, Float, Logits};
 use crate::batch::{Builder, Capacity, MicroBatch};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -273,15 +273,15 @@ impl<'a, B: Backend> Generator<'a, B> {
         forward_with(self.be, model, &mut self.ws, |be, l, layer, _, _| {
             cache.store(be, model, l, layer, &dst)?;
             let [k, v] = &cache.layers[l];
-            be.attention_decode(
-                be.view_mut(&mut layer.attn, 0..n * a.q_width()),
-                be.view(&layer.qkv, 0..n * a.qkv_width()),
-                be.view(k, 0..be.len(k)),
-                be.view(v, 0..be.len(v)),
-                &lens,
+            be.attention_decode(AttentionDecode {
+                out: be.view_mut(&mut layer.attn, 0..n * a.q_width()),
+                qkv: be.view(&layer.qkv, 0..n * a.qkv_width()),
+                k: be.view(k, 0..be.len(k)),
+                v: be.view(v, 0..be.len(v)),
+                lens: &lens,
                 stride,
-                a,
-            )
+                shape: a,
+            })
         })?;
         self.live.iter_mut().for_each(|x| x.cached += 1);
         self.draw(0, &(0..n).collect::<Vec<_>>())
@@ -290,12 +290,12 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// Draws the next token of sequences `first..`, each from row `rows[i]` of the hidden states; those that end leave.
     fn draw(&mut self, first: usize, rows: &[usize]) -> Result<()> {
         let (c, be, n) = (&self.model.config, self.be, self.ws.predictions);
-        be.logits(
-            be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size),
-            be.view(&self.ws.hidden, 0..n * c.hidden_size),
-            weight(be, self.model, &self.model.table.head),
-            c.hidden_size,
-        )?;
+        be.logits(Logits {
+            logits: be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size),
+            x: be.view(&self.ws.hidden, 0..n * c.hidden_size),
+            w: weight(be, self.model, &self.model.table.head),
+            dim: c.hidden_size,
+        })?;
         let logits = &mut self.logits[..n * c.vocab_size];
         be.download(logits, be.view(&self.ws.logits, 0..n * c.vocab_size))?;
         let (o, out, logits) = (self.o, &self.out, &*logits);

@@ -3,7 +3,7 @@
 use super::acts::Workspace;
 use super::forward::weight;
 use super::load::Model;
-use crate::backend::{Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS};
+use crate::backend::{Backend, HeadBwd, HeadFwd, HeadMode, Loss, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
@@ -12,42 +12,36 @@ use crate::loss::LossSpec;
 /// gradient stays in [`Workspace::logits`] for [`head_backward`].
 pub fn head<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, chunk: &Chunk, mode: HeadMode) -> Result<()> {
     let (hidden, n) = (model.config.hidden_size, chunk.predictions.clone());
-    let stats = HeadStats {
+    be.head_fwd(HeadFwd {
         logp: be.view_mut(&mut ws.logp, n.clone()),
         entropy: be.view_mut(&mut ws.entropy, n.clone()),
         log_sum_p2: be.view_mut(&mut ws.log_sum_p2, n.clone()),
         hit: be.view_mut(&mut ws.hit, n.clone()),
-    };
-    be.head_fwd(
-        stats,
-        be.view_mut(&mut ws.logits, 0..n.len() * model.config.vocab_size),
-        be.view(&ws.hidden, n.start * hidden..n.end * hidden),
-        weight(be, model, &model.table.head),
-        &ws.batch,
+        logits: be.view_mut(&mut ws.logits, 0..n.len() * model.config.vocab_size),
+        x: be.view(&ws.hidden, n.start * hidden..n.end * hidden),
+        w: weight(be, model, &model.table.head),
+        batch: &ws.batch,
         chunk,
         mode,
-    )
+    })
 }
 
 /// Coefficients ([`Workspace::coef`]) and statistics of a chunk whose [`head()`] was computed. `scale` is
 /// 1 / (total pair weight of the global batch), or 1 / (predicted tokens of the global batch) for SFT.
 pub fn loss<B: Backend>(be: &B, ws: &mut Workspace<B>, chunk: &Chunk, spec: &LossSpec, scale: f64) -> Result<()> {
     let (n, r, p) = (chunk.predictions.clone(), &chunk.responses, &chunk.pairs);
-    let out = LossOut {
+    be.loss(Loss {
         coef: be.view_mut(&mut ws.coef, n.clone()),
         responses: be.view_mut(&mut ws.response_stats, r.start * RESPONSE_STATS..r.end * RESPONSE_STATS),
         pairs: be.view_mut(&mut ws.pair_stats, p.start * PAIR_STATS..p.end * PAIR_STATS),
-    };
-    be.loss(
-        out,
-        be.view(&ws.logp, n.clone()),
-        be.view(&ws.entropy, n.clone()),
-        be.view(&ws.hit, n),
-        &ws.batch,
+        logp: be.view(&ws.logp, n.clone()),
+        entropy: be.view(&ws.entropy, n.clone()),
+        hit: be.view(&ws.hit, n),
+        batch: &ws.batch,
         chunk,
         spec,
         scale,
-    )
+    })
 }
 
 /// From the gradient that [`head()`] left in the logits buffer and [`Workspace::coef`]: the gradient of
@@ -63,15 +57,15 @@ pub fn head_backward<B: Backend>(
     let rows = n.start * hidden..n.end * hidden;
     let g = ws.grads.as_mut().ok_or_else(scoring_only)?;
     let p = &model.table.head;
-    be.head_bwd(
-        be.view_mut(&mut g.hidden, rows.clone()),
-        p.trains.then(|| be.view_mut(grads, p.at.clone())),
-        be.view_mut(&mut g.scaled, 0..rows.len()),
-        be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
-        be.view(&ws.hidden, rows),
-        weight(be, model, p),
-        be.view(&ws.coef, n),
-    )
+    be.head_bwd(HeadBwd {
+        dx: be.view_mut(&mut g.hidden, rows.clone()),
+        dw: p.trains.then(|| be.view_mut(grads, p.at.clone())),
+        scaled: be.view_mut(&mut g.scaled, 0..rows.len()),
+        logits: be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
+        x: be.view(&ws.hidden, rows),
+        w: weight(be, model, p),
+        coef: be.view(&ws.coef, n),
+    })
 }
 
 /// The error of a backward pass on a workspace that keeps nothing.

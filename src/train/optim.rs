@@ -1,7 +1,7 @@
 //! AdamW and RMSprop over the flat parameter arena: moments, clipping, master weights.
 
 use super::group::{finite_from_0, options};
-use crate::backend::{Backend, Update};
+use crate::backend::{Backend, GradNorm, Rule, Update};
 use crate::choice;
 use crate::error::Result;
 use crate::model::Model;
@@ -94,9 +94,9 @@ impl<B: Backend> Optimizer<B> {
         })
     }
 
-    fn update(&self, lr: f64, weight_decay: f64) -> Update {
+    fn rule(&self, lr: f64, weight_decay: f64) -> Rule {
         match self.kind {
-            OptimizerChoice::Adamw => Update::AdamW {
+            OptimizerChoice::Adamw => Rule::AdamW {
                 lr,
                 beta1: self.betas.0,
                 beta2: self.betas.1,
@@ -104,7 +104,7 @@ impl<B: Backend> Optimizer<B> {
                 weight_decay,
                 step: self.steps,
             },
-            OptimizerChoice::Rmsprop => Update::RmsProp { lr, alpha: RMSPROP_ALPHA, eps: self.eps, weight_decay },
+            OptimizerChoice::Rmsprop => Rule::RmsProp { lr, alpha: RMSPROP_ALPHA, eps: self.eps, weight_decay },
         }
     }
 
@@ -115,24 +115,24 @@ impl<B: Backend> Optimizer<B> {
         self.settle(be)?;
         let n = model.table.len;
         self.steps += 1;
-        be.grad_norm(be.view_mut(&mut self.norm, 0..1), be.view(grads, 0..n))?;
+        be.grad_norm(GradNorm { norm: be.view_mut(&mut self.norm, 0..1), g: be.view(grads, 0..n) })?;
         be.read_back(&mut self.late, &[be.view(&self.norm, 0..1)])?;
         self.unread = true;
         // Norm weights and biases stand last in the arena and do not decay.
         let decay = model.table.decay_len;
         for (range, weight_decay) in [(0..decay, self.weight_decay), (decay..n, 0.0)] {
-            let update = self.update(lr, weight_decay);
+            let rule = self.rule(lr, weight_decay);
             let m = if self.kind == OptimizerChoice::Adamw { range.clone() } else { 0..0 };
-            be.update(
-                be.view_mut(&mut model.weights, range.clone()),
-                self.master.as_mut().map(|w| be.view_mut(w, range.clone())),
-                be.view_mut(&mut self.m, m),
-                be.view_mut(&mut self.v, range.clone()),
-                be.view(grads, range),
-                be.view(&self.norm, 0..1),
-                self.max_grad_norm,
-                &update,
-            )?;
+            be.update(Update {
+                w: be.view_mut(&mut model.weights, range.clone()),
+                master: self.master.as_mut().map(|w| be.view_mut(w, range.clone())),
+                m: be.view_mut(&mut self.m, m),
+                v: be.view_mut(&mut self.v, range.clone()),
+                g: be.view(grads, range),
+                norm: be.view(&self.norm, 0..1),
+                max_grad_norm: self.max_grad_norm,
+                rule,
+            })?;
         }
         Ok(())
     }

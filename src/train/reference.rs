@@ -80,7 +80,7 @@ fn lap(since: &mut Instant) -> f64 {
 }
 
 fn open<B: Backend>(be: &B, model: &ModelDir, data: &Dataset, cache: Option<&Path>, slots: usize) -> Result<Sidecars> {
-    let shapes = if B::FIXED_SHAPES { format!(" T={slots}") } else { String::new() };
+    let shapes = if B::SHAPES_BY_CAPACITY { format!(" T={slots}") } else { String::new() };
     let key = RefKey { model_sha256: model.identity()?, fingerprint: be.fingerprint() + &shapes };
     Sidecars::open(data, cache, &key)
 }

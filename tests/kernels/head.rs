@@ -6,7 +6,7 @@ use crate::{Case, F32, Noise, Outputs, SEEDS, both, buf, compare, fetch, on_devi
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::gpu::driver::Dtype;
-use fusedpo::backend::{Backend, HeadMode, HeadStats};
+use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use half::bf16;
 use std::ops::Range;
@@ -35,13 +35,19 @@ impl Head {
         let mut logits = unset::<B, B::Acc>(be, (n + 1) * self.vocab);
         let mut stats = [(); 4].map(|()| unset::<B, B::Acc>(be, n));
         let [logp, entropy, log_sum_p2, hit] = &mut stats;
-        let out = HeadStats {
+        be.head_fwd(HeadFwd {
             logp: v!(be, mut *logp),
             entropy: v!(be, mut *entropy),
             log_sum_p2: v!(be, mut *log_sum_p2),
             hit: v!(be, mut *hit),
-        };
-        be.head_fwd(out, v!(be, mut logits), v!(be, x), v!(be, w), &batch, &chunk, self.mode).unwrap();
+            logits: v!(be, mut logits),
+            x: v!(be, x),
+            w: v!(be, w),
+            batch: &batch,
+            chunk: &chunk,
+            mode: self.mode,
+        })
+        .unwrap();
         (stats.map(|s| fetch::<B, B::Acc>(be, &s)), logits)
     }
     fn rows(&self) -> usize {
@@ -66,11 +72,27 @@ impl Case for Head {
             let mut dx = unset::<B, B::Act>(be, self.x.len());
             let mut dw = buf::<B, B::Acc>(be, &vec![0.125; self.w.len()]);
             let mut scaled = unset::<B, B::Act>(be, self.x.len() + 5);
-            let (scratch, z) = (v!(be, mut scaled), v!(be, logits));
-            be.head_bwd(v!(be, mut dx), Some(v!(be, mut dw)), scratch, z, v!(be, x), v!(be, w), v!(be, coef)).unwrap();
+            be.head_bwd(HeadBwd {
+                dx: v!(be, mut dx),
+                dw: Some(v!(be, mut dw)),
+                scaled: v!(be, mut scaled),
+                logits: v!(be, logits),
+                x: v!(be, x),
+                w: v!(be, w),
+                coef: v!(be, coef),
+            })
+            .unwrap();
             let mut frozen = unset::<B, B::Act>(be, self.x.len());
-            let scratch = v!(be, mut scaled);
-            be.head_bwd(v!(be, mut frozen), None, scratch, z, v!(be, x), v!(be, w), v!(be, coef)).unwrap();
+            be.head_bwd(HeadBwd {
+                dx: v!(be, mut frozen),
+                dw: None,
+                scaled: v!(be, mut scaled),
+                logits: v!(be, logits),
+                x: v!(be, x),
+                w: v!(be, w),
+                coef: v!(be, coef),
+            })
+            .unwrap();
             assert_eq!(fetch(be, &frozen), fetch(be, &dx), "a frozen head changes nothing else");
             // dw sums bf16 products: an activation's rounding, in f32.
             outputs.extend([("dx", fetch(be, &dx), true), ("dw", fetch(be, &dw), true)]);

@@ -2,7 +2,7 @@
 
 use crate::batches::{ANY_HEADS, capacity, chunk, micro_batch};
 use crate::{Case, Noise, Outputs, buf, compare, compare_under, fetch, unset, v};
-use fusedpo::backend::{Backend, LossOut, PAIR_STATS, RESPONSE_STATS};
+use fusedpo::backend::{self, Backend, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LOSSES, LossSpec, LossType};
 use std::ops::Range;
@@ -24,9 +24,20 @@ impl Case for Loss {
         let mut coef = unset::<B, B::Acc>(be, chunk.predictions.len());
         let mut responses = unset::<B, f64>(be, chunk.responses.len() * RESPONSE_STATS);
         let mut pairs = unset::<B, f64>(be, chunk.pairs.len() * PAIR_STATS);
-        let out = LossOut { coef: v!(be, mut coef), responses: v!(be, mut responses), pairs: v!(be, mut pairs) };
         let [logp, entropy, hit] = &stats;
-        be.loss(out, v!(be, *logp), v!(be, *entropy), v!(be, *hit), &batch, &chunk, &self.spec, 0.125).unwrap();
+        be.loss(backend::Loss {
+            coef: v!(be, mut coef),
+            responses: v!(be, mut responses),
+            pairs: v!(be, mut pairs),
+            logp: v!(be, *logp),
+            entropy: v!(be, *entropy),
+            hit: v!(be, *hit),
+            batch: &batch,
+            chunk: &chunk,
+            spec: &self.spec,
+            scale: 0.125,
+        })
+        .unwrap();
         vec![
             ("coef", fetch(be, &coef), false),
             ("responses", fetch(be, &responses), false),

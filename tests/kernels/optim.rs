@@ -2,7 +2,7 @@
 
 use crate::{Case, Noise, Outputs, both, buf, compare, compare_under, fetch, on_devices, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{Backend, Update};
+use fusedpo::backend::*;
 
 struct Steps {
     w: Vec<f64>,
@@ -19,18 +19,27 @@ impl Case for Steps {
         let mut norms = Vec::new();
         for (i, g) in self.g.iter().enumerate() {
             let (g, mut norm) = (buf::<B, B::Acc>(be, g), unset::<B, f64>(be, 1));
-            be.grad_norm(v!(be, mut norm), v!(be, g)).unwrap();
+            be.grad_norm(GradNorm { norm: v!(be, mut norm), g: v!(be, g) }).unwrap();
             norms.extend(fetch::<B, f64>(be, &norm));
             let (lr, eps, weight_decay) = (1e-2, 1e-8, 0.1);
             let update = if self.rmsprop {
-                Update::RmsProp { lr, alpha: 0.99, eps, weight_decay }
+                Rule::RmsProp { lr, alpha: 0.99, eps, weight_decay }
             } else {
-                Update::AdamW { lr, beta1: 0.9, beta2: 0.999, eps, weight_decay, step: i as u64 + 1 }
+                Rule::AdamW { lr, beta1: 0.9, beta2: 0.999, eps, weight_decay, step: i as u64 + 1 }
             };
             let shadow = master.as_mut().map(|m| v!(be, mut *m));
             let (first, second) = (v!(be, mut m), v!(be, mut v));
-            be.update(v!(be, mut w), shadow, first, second, v!(be, g), v!(be, norm), self.max_grad_norm, &update)
-                .unwrap();
+            be.update(Update {
+                w: v!(be, mut w),
+                master: shadow,
+                m: first,
+                v: second,
+                g: v!(be, g),
+                norm: v!(be, norm),
+                max_grad_norm: self.max_grad_norm,
+                rule: update,
+            })
+            .unwrap();
         }
         let finite: Vec<f64> = norms.iter().map(|n| if n.is_finite() { *n } else { -1.0 }).collect();
         let master = master.map_or_else(|| fetch::<B, B::Act>(be, &w), |m| fetch::<B, B::Acc>(be, &m));
@@ -78,7 +87,7 @@ struct LongNorm(Vec<f64>);
 impl Case for LongNorm {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let (g, mut norm) = (buf::<B, B::Acc>(be, &self.0), unset::<B, f64>(be, 1));
-        be.grad_norm(v!(be, mut norm), v!(be, g)).unwrap();
+        be.grad_norm(GradNorm { norm: v!(be, mut norm), g: v!(be, g) }).unwrap();
         vec![("norm", fetch::<B, f64>(be, &norm), false)]
     }
 }

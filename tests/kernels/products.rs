@@ -4,13 +4,13 @@
 use crate::device::Place;
 use crate::{Noise, both, buf, v};
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{Backend, Float, Storage, Write};
+use fusedpo::backend::*;
 use std::ops::Range;
 
 /// Outputs and inputs of a product.
 type Shape = (usize, usize);
 /// A buffer of activations.
-type Acts<B> = <B as Backend>::Buf<<B as Backend>::Act>;
+type Acts<B> = <B as Device>::Buf<<B as Device>::Act>;
 
 const SMALL: [Shape; 3] = [(33, 40), (5, 24), (64, 8)];
 /// SmolLM2-135M's, Qwen2.5-0.5B's, Llama-3.2-1B's.
@@ -30,7 +30,7 @@ fn rows_of<B: Backend>(
     let mut y = be.zeros::<B::Act>("y", range.len() * out).unwrap();
     let write = plus.map_or(Write::Set, |p| Write::Plus(be.view(p, range.start * out..range.end * out)));
     let rows = be.view(x, range.start * inp..range.end * inp);
-    be.linear_fwd(v!(be, mut y), rows, v!(be, *w), out, inp, write).unwrap();
+    be.linear_fwd(LinearFwd { y: v!(be, mut y), x: rows, w: v!(be, *w), out, inp, write }).unwrap();
     download(be, &y, shown.start * out..shown.end * out)
 }
 
@@ -42,7 +42,13 @@ fn logits_of<B: Backend>(
     shown: Range<usize>,
 ) -> Vec<B::Acc> {
     let mut z = be.zeros::<B::Acc>("z", range.len() * out).unwrap();
-    be.logits(v!(be, mut z), be.view(x, range.start * inp..range.end * inp), v!(be, *w), inp).unwrap();
+    be.logits(Logits {
+        logits: v!(be, mut z),
+        x: be.view(x, range.start * inp..range.end * inp),
+        w: v!(be, *w),
+        dim: inp,
+    })
+    .unwrap();
     download(be, &z, shown.start * out..shown.end * out)
 }
 

@@ -3,7 +3,7 @@
 use crate::batches::{ANY_HEADS, capacity, micro_batch};
 use crate::{Case, MANY_ROWS, Noise, Outputs, both, buf, compare, compare_under, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{AttnShape, Backend, Rotation};
+use fusedpo::backend::{self, *};
 use fusedpo::batch::MicroBatch;
 
 const VOCAB: usize = 11;
@@ -29,15 +29,15 @@ impl Case for Rows {
         let (rows, live) = (be.rows(&batch), m.used() * dim);
         let table = buf::<B, B::Act>(be, &self.table);
         let mut x = unset::<B, B::Act>(be, rows * dim);
-        be.embed_fwd(v!(be, mut x), v!(be, table), &batch, dim).unwrap();
+        be.embed_fwd(EmbedFwd { x: v!(be, mut x), table: v!(be, table), batch: &batch, dim }).unwrap();
         let dx = buf::<B, B::Act>(be, &self.x[..rows * dim]);
         let mut dtable = buf::<B, B::Acc>(be, &self.table);
-        be.embed_bwd(v!(be, mut dtable), v!(be, dx), &batch, dim).unwrap();
+        be.embed_bwd(EmbedBwd { dtable: v!(be, mut dtable), dx: v!(be, dx), batch: &batch, dim }).unwrap();
         let mut gathered = unset::<B, B::Act>(be, m.predictions().len() * dim);
-        be.gather_rows(v!(be, mut gathered), v!(be, dx), &batch, dim).unwrap();
+        be.gather_rows(GatherRows { out: v!(be, mut gathered), x: v!(be, dx), batch: &batch, dim }).unwrap();
         let out = buf::<B, B::Act>(be, &self.out);
         let mut scattered = unset::<B, B::Act>(be, rows * dim);
-        be.scatter_rows(v!(be, mut scattered), v!(be, out), &batch, dim).unwrap();
+        be.scatter_rows(ScatterRows { dx: v!(be, mut scattered), dout: v!(be, out), batch: &batch, dim }).unwrap();
         let scattered = fetch::<B, B::Act>(be, &scattered);
         assert!(scattered[live..].iter().all(|x| *x == 0.0), "rows that predict nothing get no gradient");
         vec![
@@ -95,7 +95,14 @@ impl Case for Rope {
         let table = buf::<B, B::Acc>(be, &self.table);
         let turn = |direction| {
             let mut qkv = buf::<B, B::Act>(be, &self.qkv[..rows]);
-            be.rope(v!(be, mut qkv), v!(be, table), &batch, self.shape, direction).unwrap();
+            be.rope(backend::Rope {
+                qkv: v!(be, mut qkv),
+                table: v!(be, table),
+                batch: &batch,
+                shape: self.shape,
+                direction,
+            })
+            .unwrap();
             fetch::<B, B::Act>(be, &qkv)[..live].to_vec()
         };
         vec![("forward", turn(Rotation::Forward), true), ("backward", turn(Rotation::Backward), true)]

@@ -2,7 +2,7 @@
 
 use crate::{Case, MANY_ROWS, Noise, Outputs, both, buf, compare, compare_under, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{AttnShape, Backend, Float, Write};
+use fusedpo::backend::*;
 
 struct Swiglu {
     ffn: usize,
@@ -13,9 +13,9 @@ impl Case for Swiglu {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let mut gate_up = buf::<B, B::Act>(be, &self.gate_up);
         let mut act = unset::<B, B::Act>(be, self.dact.len());
-        be.swiglu_fwd(v!(be, mut act), v!(be, gate_up), self.ffn).unwrap();
+        be.swiglu_fwd(SwigluFwd { act: v!(be, mut act), gate_up: v!(be, gate_up), ffn: self.ffn }).unwrap();
         let dact = buf::<B, B::Act>(be, &self.dact);
-        be.swiglu_bwd(v!(be, mut gate_up), v!(be, dact), self.ffn).unwrap();
+        be.swiglu_bwd(SwigluBwd { gate_up: v!(be, mut gate_up), dact: v!(be, dact), ffn: self.ffn }).unwrap();
         vec![("act", fetch(be, &act), true), ("dgate_up", fetch(be, &gate_up), true)]
     }
 }
@@ -41,19 +41,30 @@ impl Case for RmsNorm {
         let (x, w, dy) = (buf::<B, B::Act>(be, &self.x), buf(be, &self.w), buf(be, &self.dy));
         let mut y = unset::<B, B::Act>(be, self.x.len());
         let mut rstd = unset::<B, B::Acc>(be, self.rows);
-        be.rmsnorm_fwd(v!(be, mut y), v!(be, mut rstd), v!(be, x), v!(be, w), 1e-5).unwrap();
+        be.rmsnorm_fwd(RmsNormFwd { y: v!(be, mut y), rstd: v!(be, mut rstd), x: v!(be, x), w: v!(be, w), eps: 1e-5 })
+            .unwrap();
         let mut again = unset::<B, B::Act>(be, self.x.len());
-        be.rmsnorm_again(v!(be, mut again), v!(be, rstd), v!(be, x), v!(be, w)).unwrap();
+        be.rmsnorm_again(RmsNormAgain { y: v!(be, mut again), rstd: v!(be, rstd), x: v!(be, x), w: v!(be, w) })
+            .unwrap();
         assert_eq!(fetch(be, &again), fetch(be, &y), "rmsnorm_again gives the same bits");
         let mut set = unset::<B, B::Act>(be, self.x.len());
         let mut added = buf::<B, B::Act>(be, &self.dx);
         let mut dw = buf::<B, B::Acc>(be, &self.dw);
         let inputs = (v!(be, dy), v!(be, x), v!(be, w), v!(be, rstd));
         let (dy, x, w, r) = inputs;
-        be.rmsnorm_bwd(v!(be, mut set), Some(v!(be, mut dw)), dy, x, w, r, Write::Set).unwrap();
-        be.rmsnorm_bwd(v!(be, mut added), None, dy, x, w, r, Write::Add).unwrap();
+        be.rmsnorm_bwd(RmsNormBwd {
+            dx: v!(be, mut set),
+            dw: Some(v!(be, mut dw)),
+            dy,
+            x,
+            w,
+            rstd: r,
+            write: Write::Set,
+        })
+        .unwrap();
+        be.rmsnorm_bwd(RmsNormBwd { dx: v!(be, mut added), dw: None, dy, x, w, rstd: r, write: Write::Add }).unwrap();
         let mut frozen = unset::<B, B::Act>(be, self.x.len());
-        be.rmsnorm_bwd(v!(be, mut frozen), None, dy, x, w, r, Write::Set).unwrap();
+        be.rmsnorm_bwd(RmsNormBwd { dx: v!(be, mut frozen), dw: None, dy, x, w, rstd: r, write: Write::Set }).unwrap();
         assert_eq!(fetch(be, &frozen), fetch(be, &set), "a frozen weight changes nothing else");
         vec![
             ("y", fetch(be, &y), true),
@@ -99,13 +110,37 @@ impl Case for QkNorm {
         let mut qkv = buf::<B, B::Act>(be, &self.qkv);
         let mut raw = unset::<B, B::Act>(be, self.rows * (s.q_width() + s.kv_width()));
         let mut rstd = unset::<B, B::Acc>(be, self.rows * (s.heads + s.kv_heads));
-        be.qk_norm_fwd(v!(be, mut qkv), v!(be, mut raw), v!(be, mut rstd), v!(be, w), s, 1e-6).unwrap();
+        be.qk_norm_fwd(QkNormFwd {
+            qkv: v!(be, mut qkv),
+            raw: v!(be, mut raw),
+            rstd: v!(be, mut rstd),
+            w: v!(be, w),
+            shape: s,
+            eps: 1e-6,
+        })
+        .unwrap();
         let mut dqkv = buf::<B, B::Act>(be, &self.dqkv);
         let mut dw = buf::<B, B::Acc>(be, &vec![0.5; 2 * s.head_dim]);
         let (kept, stats) = (v!(be, raw), v!(be, rstd));
-        be.qk_norm_bwd(v!(be, mut dqkv), Some(v!(be, mut dw)), kept, stats, v!(be, w), s).unwrap();
+        be.qk_norm_bwd(QkNormBwd {
+            dqkv: v!(be, mut dqkv),
+            dw: Some(v!(be, mut dw)),
+            raw: kept,
+            rstd: stats,
+            w: v!(be, w),
+            shape: s,
+        })
+        .unwrap();
         let mut frozen = buf::<B, B::Act>(be, &self.dqkv);
-        be.qk_norm_bwd(v!(be, mut frozen), None, kept, stats, v!(be, w), s).unwrap();
+        be.qk_norm_bwd(QkNormBwd {
+            dqkv: v!(be, mut frozen),
+            dw: None,
+            raw: kept,
+            rstd: stats,
+            w: v!(be, w),
+            shape: s,
+        })
+        .unwrap();
         assert_eq!(fetch(be, &frozen), fetch(be, &dqkv), "a frozen weight changes nothing else");
         vec![
             ("qkv", fetch(be, &qkv), true),
@@ -152,21 +187,47 @@ impl Case for Linear {
         let mut set = unset::<B, B::Act>(be, self.y.len());
         let mut added = buf::<B, B::Act>(be, &self.y);
         let mut plus = unset::<B, B::Act>(be, self.y.len());
-        be.linear_fwd(v!(be, mut set), v!(be, x), v!(be, w), out, inp, Write::Set).unwrap();
-        be.linear_fwd(v!(be, mut added), v!(be, x), v!(be, w), out, inp, Write::Add).unwrap();
-        be.linear_fwd(v!(be, mut plus), v!(be, x), v!(be, w), out, inp, Write::Plus(v!(be, kept))).unwrap();
+        be.linear_fwd(LinearFwd { y: v!(be, mut set), x: v!(be, x), w: v!(be, w), out, inp, write: Write::Set })
+            .unwrap();
+        be.linear_fwd(LinearFwd { y: v!(be, mut added), x: v!(be, x), w: v!(be, w), out, inp, write: Write::Add })
+            .unwrap();
+        be.linear_fwd(LinearFwd {
+            y: v!(be, mut plus),
+            x: v!(be, x),
+            w: v!(be, w),
+            out,
+            inp,
+            write: Write::Plus(v!(be, kept)),
+        })
+        .unwrap();
         let mut biased = buf::<B, B::Act>(be, &self.y);
-        be.bias_fwd(v!(be, mut biased), v!(be, bias)).unwrap();
+        be.bias_fwd(BiasFwd { y: v!(be, mut biased), bias: v!(be, bias) }).unwrap();
         let mut dx = unset::<B, B::Act>(be, self.x.len());
         let mut dx_added = buf::<B, B::Act>(be, &self.x);
-        be.linear_bwd_input(v!(be, mut dx), v!(be, kept), v!(be, w), out, inp, Write::Set).unwrap();
-        be.linear_bwd_input(v!(be, mut dx_added), v!(be, kept), v!(be, w), out, inp, Write::Add).unwrap();
+        be.linear_bwd_input(LinearBwdInput {
+            dx: v!(be, mut dx),
+            dy: v!(be, kept),
+            w: v!(be, w),
+            out,
+            inp,
+            write: Write::Set,
+        })
+        .unwrap();
+        be.linear_bwd_input(LinearBwdInput {
+            dx: v!(be, mut dx_added),
+            dy: v!(be, kept),
+            w: v!(be, w),
+            out,
+            inp,
+            write: Write::Add,
+        })
+        .unwrap();
         let mut dw = buf::<B, B::Acc>(be, &self.dw);
-        be.linear_bwd_weight(v!(be, mut dw), v!(be, kept), v!(be, x), out, inp).unwrap();
+        be.linear_bwd_weight(LinearBwdWeight { dw: v!(be, mut dw), dy: v!(be, kept), x: v!(be, x), out, inp }).unwrap();
         let mut dbias = buf::<B, B::Acc>(be, &vec![0.25; out]);
-        be.bias_bwd(v!(be, mut dbias), v!(be, kept)).unwrap();
+        be.bias_bwd(BiasBwd { dbias: v!(be, mut dbias), dy: v!(be, kept) }).unwrap();
         let mut logits = unset::<B, B::Acc>(be, self.y.len() + 3);
-        be.logits(v!(be, mut logits), v!(be, x), v!(be, w), inp).unwrap();
+        be.logits(Logits { logits: v!(be, mut logits), x: v!(be, x), w: v!(be, w), dim: inp }).unwrap();
         vec![
             ("y", fetch(be, &set), true),
             ("y added", fetch(be, &added), true),
@@ -222,10 +283,26 @@ impl Case for Decode {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let qkv = buf::<B, B::Act>(be, &self.qkv);
         let (mut k, mut value) = (buf::<B, B::Act>(be, &self.keys), buf::<B, B::Act>(be, &self.values));
-        be.kv_store(v!(be, mut k), v!(be, mut value), v!(be, qkv), &self.dst, self.shape).unwrap();
+        be.kv_store(KvStore {
+            k: v!(be, mut k),
+            v: v!(be, mut value),
+            qkv: v!(be, qkv),
+            dst: &self.dst,
+            shape: self.shape,
+        })
+        .unwrap();
         let mut out = unset::<B, B::Act>(be, self.lens.len() * self.shape.q_width());
         let (keys, values) = (v!(be, k), v!(be, value));
-        be.attention_decode(v!(be, mut out), v!(be, qkv), keys, values, &self.lens, self.stride, self.shape).unwrap();
+        be.attention_decode(AttentionDecode {
+            out: v!(be, mut out),
+            qkv: v!(be, qkv),
+            k: keys,
+            v: values,
+            lens: &self.lens,
+            stride: self.stride,
+            shape: self.shape,
+        })
+        .unwrap();
         vec![("k", fetch(be, &k), true), ("v", fetch(be, &value), true), ("out", fetch(be, &out), true)]
     }
     fn terms(&self, output: &str) -> f64 {
@@ -292,27 +369,57 @@ impl Case for Shifted {
         let (rows, dim, n) = (self.rows, self.dim, self.x.len());
         let (x, y, wide) = (Self::put(be, &self.x), Self::put(be, &self.y), [&self.x[..], &self.y[..]].concat());
         let w = Self::put::<B, B::Act>(be, &self.y[..dim]);
-        let (x, y, w) = (be.view(&x, 1..1 + n), be.view(&y, 1..1 + n), be.view(&w, 1..1 + dim));
         let unset = |len: usize| Self::put::<B, B::Act>(be, &vec![f64::NAN; len]);
         let (mut act, mut normed, mut again, mut dx) = (unset(n), unset(n), unset(n), unset(n));
         let mut gate_up = Self::put::<B, B::Act>(be, &wide);
-        be.swiglu_fwd(be.view_mut(&mut act, 1..1 + n), be.view(&gate_up, 1..1 + 2 * n), dim).unwrap();
-        be.swiglu_bwd(be.view_mut(&mut gate_up, 1..1 + 2 * n), x, dim).unwrap();
+        be.swiglu_fwd(SwigluFwd {
+            act: be.view_mut(&mut act, 1..1 + n),
+            gate_up: be.view(&gate_up, 1..1 + 2 * n),
+            ffn: dim,
+        })
+        .unwrap();
+        be.swiglu_bwd(SwigluBwd {
+            gate_up: be.view_mut(&mut gate_up, 1..1 + 2 * n),
+            dact: be.view(&x, 1..1 + n),
+            ffn: dim,
+        })
+        .unwrap();
         let mut rstd = Self::put::<B, B::Acc>(be, &vec![f64::NAN; rows]);
         let r = be.view_mut(&mut rstd, 1..1 + rows);
-        be.rmsnorm_fwd(be.view_mut(&mut normed, 1..1 + n), r, x, w, 1e-5).unwrap();
-        let r = be.view(&rstd, 1..1 + rows);
-        be.rmsnorm_again(be.view_mut(&mut again, 1..1 + n), r, x, w).unwrap();
+        be.rmsnorm_fwd(RmsNormFwd {
+            y: be.view_mut(&mut normed, 1..1 + n),
+            rstd: r,
+            x: be.view(&x, 1..1 + n),
+            w: be.view(&w, 1..1 + dim),
+            eps: 1e-5,
+        })
+        .unwrap();
+        be.rmsnorm_again(RmsNormAgain {
+            y: be.view_mut(&mut again, 1..1 + n),
+            rstd: be.view(&rstd, 1..1 + rows),
+            x: be.view(&x, 1..1 + n),
+            w: be.view(&w, 1..1 + dim),
+        })
+        .unwrap();
         let mut dw = Self::put::<B, B::Acc>(be, &self.x[..dim]);
         let add = Some(be.view_mut(&mut dw, 1..1 + dim));
-        be.rmsnorm_bwd(be.view_mut(&mut dx, 1..1 + n), add, y, x, w, r, Write::Set).unwrap();
+        be.rmsnorm_bwd(RmsNormBwd {
+            dx: be.view_mut(&mut dx, 1..1 + n),
+            dw: add,
+            dy: be.view(&y, 1..1 + n),
+            x: be.view(&x, 1..1 + n),
+            w: be.view(&w, 1..1 + dim),
+            rstd: be.view(&rstd, 1..1 + rows),
+            write: Write::Set,
+        })
+        .unwrap();
         let mut biased = Self::put::<B, B::Act>(be, &self.x);
-        be.bias_fwd(be.view_mut(&mut biased, 1..1 + n), w).unwrap();
+        be.bias_fwd(BiasFwd { y: be.view_mut(&mut biased, 1..1 + n), bias: be.view(&w, 1..1 + dim) }).unwrap();
         let mut dbias = Self::put::<B, B::Acc>(be, &self.y[..dim]);
-        be.bias_bwd(be.view_mut(&mut dbias, 1..1 + dim), y).unwrap();
+        be.bias_bwd(BiasBwd { dbias: be.view_mut(&mut dbias, 1..1 + dim), dy: be.view(&y, 1..1 + n) }).unwrap();
         let mut norm = unset_f64(be);
         let sums = Self::put::<B, B::Acc>(be, &self.x);
-        be.grad_norm(v!(be, mut norm), be.view(&sums, 1..1 + n)).unwrap();
+        be.grad_norm(GradNorm { norm: v!(be, mut norm), g: be.view(&sums, 1..1 + n) }).unwrap();
         let outputs =
             [("act", act), ("dgate_up", gate_up), ("y", normed), ("y again", again), ("dx", dx), ("y + bias", biased)];
         let outputs = outputs.into_iter().map(|(name, b)| (name, fetch::<B, B::Act>(be, &b)[1..].to_vec(), true));
@@ -362,19 +469,30 @@ impl Case for ManyRows {
         let n = self.x.len();
         let (x, w, factor) = (buf::<B, B::Act>(be, &self.x), buf(be, &self.w), buf::<B, B::Acc>(be, &self.factor));
         let mut again = unset::<B, B::Act>(be, n);
-        be.rmsnorm_again(v!(be, mut again), v!(be, factor), v!(be, x), v!(be, w)).unwrap();
+        be.rmsnorm_again(RmsNormAgain { y: v!(be, mut again), rstd: v!(be, factor), x: v!(be, x), w: v!(be, w) })
+            .unwrap();
         let mut biased = buf::<B, B::Act>(be, &self.x);
-        be.bias_fwd(v!(be, mut biased), v!(be, w)).unwrap();
+        be.bias_fwd(BiasFwd { y: v!(be, mut biased), bias: v!(be, w) }).unwrap();
         let qkv = buf::<B, B::Act>(be, &self.qkv);
         let (mut k, mut value) = (unset::<B, B::Act>(be, n), unset::<B, B::Act>(be, n));
         let dst: Vec<u32> = (0..n as u32).rev().collect();
-        be.kv_store(v!(be, mut k), v!(be, mut value), v!(be, qkv), &dst, self.shape).unwrap();
+        be.kv_store(KvStore { k: v!(be, mut k), v: v!(be, mut value), qkv: v!(be, qkv), dst: &dst, shape: self.shape })
+            .unwrap();
         // The head's backward scales its rows: here G is one logit a row.
         let mut dx = unset::<B, B::Act>(be, n);
         let mut scratch = unset::<B, B::Act>(be, n);
         let g = buf::<B, B::Acc>(be, &self.x);
         let (dx_out, scaled) = (v!(be, mut dx), v!(be, mut scratch));
-        be.head_bwd(dx_out, None, scaled, v!(be, g), v!(be, x), v!(be, w), v!(be, factor)).unwrap();
+        be.head_bwd(HeadBwd {
+            dx: dx_out,
+            dw: None,
+            scaled,
+            logits: v!(be, g),
+            x: v!(be, x),
+            w: v!(be, w),
+            coef: v!(be, factor),
+        })
+        .unwrap();
         vec![
             ("y again", fetch(be, &again), true),
             ("y + bias", fetch(be, &biased), true),

@@ -2,7 +2,7 @@
 
 use super::run;
 use super::support::*;
-use fusedpo::backend::{AttnShape, Backend, HeadMode, Rotation, Write};
+use fusedpo::backend::*;
 use fusedpo::loss::{LossSpec, LossType};
 
 #[test]
@@ -11,14 +11,14 @@ fn linear() {
     let (rows, out, inp) = (7, 13, 5);
     let (x, w, dy) = (noise.vec(rows * inp), noise.vec(out * inp), noise.vec(rows * out));
     let mut dx = nan(rows * inp);
-    cpu.linear_bwd_input(&mut dx, &dy, &w, out, inp, Write::Set).unwrap();
+    cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out, inp, write: Write::Set }).unwrap();
     check_gradient("dx", &x, &dx, |x| inner(&run::linear(&cpu, x, &w, out, inp), &dy));
     let mut dw = vec![2.0; out * inp];
-    cpu.linear_bwd_weight(&mut dw, &dy, &x, out, inp).unwrap();
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out, inp }).unwrap();
     let added: Vec<f64> = dw.iter().map(|d| d - 2.0).collect();
     check_gradient("dw", &w, &added, |w| inner(&run::linear(&cpu, &x, w, out, inp), &dy));
     let before = dx.clone();
-    cpu.linear_bwd_input(&mut dx, &dy, &w, out, inp, Write::Add).unwrap();
+    cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out, inp, write: Write::Add }).unwrap();
     assert_close("dx added", &dx, &before.iter().map(|d| 2.0 * d).collect::<Vec<_>>(), 1e-14);
 }
 
@@ -30,10 +30,10 @@ fn linear_writes() {
     let product = run::linear(&cpu, &x, &w, out, inp);
     let want: Vec<f64> = product.iter().zip(&plus).map(|(a, b)| a + b).collect();
     let mut y = nan(rows * out);
-    cpu.linear_fwd(&mut y, &x, &w, out, inp, Write::Plus(&plus)).unwrap();
+    cpu.linear_fwd(LinearFwd { y: &mut y, x: &x, w: &w, out, inp, write: Write::Plus(&plus) }).unwrap();
     assert_close("plus", &y, &want, 1e-13);
     y.clone_from(&plus);
-    cpu.linear_fwd(&mut y, &x, &w, out, inp, Write::Add).unwrap();
+    cpu.linear_fwd(LinearFwd { y: &mut y, x: &x, w: &w, out, inp, write: Write::Add }).unwrap();
     assert_close("add", &y, &want, 1e-13);
 }
 
@@ -43,11 +43,11 @@ fn bias() {
     let (rows, dim) = (9, 131);
     let (x, b, dy) = (noise.vec(rows * dim), noise.vec(dim), noise.vec(rows * dim));
     let mut db = vec![1.5; dim];
-    cpu.bias_bwd(&mut db, &dy).unwrap();
+    cpu.bias_bwd(BiasBwd { dbias: &mut db, dy: &dy }).unwrap();
     db.iter_mut().for_each(|d| *d -= 1.5);
     check_gradient("dbias", &b, &db, |b| {
         let mut y = x.clone();
-        cpu.bias_fwd(&mut y, b).unwrap();
+        cpu.bias_fwd(BiasFwd { y: &mut y, bias: b }).unwrap();
         inner(&y, &dy)
     });
 }
@@ -59,17 +59,27 @@ fn rmsnorm() {
         let (x, w, dy) = (noise.vec(rows * dim), noise.vec(dim), noise.vec(rows * dim));
         let (y, rstd) = run::rmsnorm(&cpu, &x, &w);
         let mut again = nan(rows * dim);
-        cpu.rmsnorm_again(&mut again, &rstd, &x, &w).unwrap();
+        cpu.rmsnorm_again(RmsNormAgain { y: &mut again, rstd: &rstd, x: &x, w: &w }).unwrap();
         assert_eq!(again, y);
         let (mut dx, mut dw) = (nan(rows * dim), vec![0.25; dim]);
-        cpu.rmsnorm_bwd(&mut dx, Some(&mut dw), &dy, &x, &w, &rstd, Write::Set).unwrap();
+        cpu.rmsnorm_bwd(RmsNormBwd {
+            dx: &mut dx,
+            dw: Some(&mut dw),
+            dy: &dy,
+            x: &x,
+            w: &w,
+            rstd: &rstd,
+            write: Write::Set,
+        })
+        .unwrap();
         dw.iter_mut().for_each(|d| *d -= 0.25);
         if dim > 1 {
             check_gradient("dx", &x, &dx, |x| inner(&run::rmsnorm(&cpu, x, &w).0, &dy));
         }
         check_gradient("dw", &w, &dw, |w| inner(&run::rmsnorm(&cpu, &x, w).0, &dy));
         let mut added = vec![3.0; rows * dim];
-        cpu.rmsnorm_bwd(&mut added, None, &dy, &x, &w, &rstd, Write::Add).unwrap();
+        cpu.rmsnorm_bwd(RmsNormBwd { dx: &mut added, dw: None, dy: &dy, x: &x, w: &w, rstd: &rstd, write: Write::Add })
+            .unwrap();
         assert_close("dx added", &added, &dx.iter().map(|d| d + 3.0).collect::<Vec<_>>(), 1e-14);
     }
 }
@@ -84,17 +94,20 @@ fn qk_norm() {
         let d = noise.vec(qkv.len());
         let forward = |qkv: &[f64], w: &[f64]| {
             let (mut y, mut raw, mut rstd) = (qkv.to_vec(), nan(rows * width), nan(rows * heads));
-            cpu.qk_norm_fwd(&mut y, &mut raw, &mut rstd, w, *shape, 1e-6).unwrap();
+            cpu.qk_norm_fwd(QkNormFwd { qkv: &mut y, raw: &mut raw, rstd: &mut rstd, w, shape: *shape, eps: 1e-6 })
+                .unwrap();
             (y, raw, rstd)
         };
         let (_, raw, rstd) = forward(&qkv, &w);
         let (mut dqkv, mut dw) = (d.clone(), vec![1.0; w.len()]);
-        cpu.qk_norm_bwd(&mut dqkv, Some(&mut dw), &raw, &rstd, &w, *shape).unwrap();
+        cpu.qk_norm_bwd(QkNormBwd { dqkv: &mut dqkv, dw: Some(&mut dw), raw: &raw, rstd: &rstd, w: &w, shape: *shape })
+            .unwrap();
         dw.iter_mut().for_each(|d| *d -= 1.0);
         check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x, &w).0, &d));
         check_gradient("dw", &w, &dw, |w| inner(&forward(&qkv, w).0, &d));
         let mut frozen = d.clone();
-        cpu.qk_norm_bwd(&mut frozen, None, &raw, &rstd, &w, *shape).unwrap();
+        cpu.qk_norm_bwd(QkNormBwd { dqkv: &mut frozen, dw: None, raw: &raw, rstd: &rstd, w: &w, shape: *shape })
+            .unwrap();
         assert_eq!(frozen, dqkv);
     }
 }
@@ -110,11 +123,13 @@ fn rope() {
         let d = noise.vec(qkv.len());
         let forward = |x: &[f64]| {
             let mut y = x.to_vec();
-            cpu.rope(&mut y, &table, &batch, *shape, Rotation::Forward).unwrap();
+            cpu.rope(Rope { qkv: &mut y, table: &table, batch: &batch, shape: *shape, direction: Rotation::Forward })
+                .unwrap();
             y
         };
         let mut dqkv = d.clone();
-        cpu.rope(&mut dqkv, &table, &batch, *shape, Rotation::Backward).unwrap();
+        cpu.rope(Rope { qkv: &mut dqkv, table: &table, batch: &batch, shape: *shape, direction: Rotation::Backward })
+            .unwrap();
         check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x), &d));
     }
 }
@@ -125,7 +140,7 @@ fn swiglu() {
     for (rows, ffn) in [(1, 1), (3, 5), (7, 33)] {
         let (gate_up, d) = (noise.vec(2 * rows * ffn), noise.vec(rows * ffn));
         let mut grad = gate_up.clone();
-        cpu.swiglu_bwd(&mut grad, &d, ffn).unwrap();
+        cpu.swiglu_bwd(SwigluBwd { gate_up: &mut grad, dact: &d, ffn }).unwrap();
         check_gradient("gate_up", &gate_up, &grad, |x| inner(&run::swiglu(&cpu, x, ffn), &d));
     }
 }
@@ -150,19 +165,19 @@ fn embedding_and_rows() {
     let batch = loaded(&cpu, &m);
     let (table, dx) = (noise.vec(vocab * dim), noise.vec(m.used() * dim));
     let mut dtable = vec![0.5; vocab * dim];
-    cpu.embed_bwd(&mut dtable, &dx, &batch, dim).unwrap();
+    cpu.embed_bwd(EmbedBwd { dtable: &mut dtable, dx: &dx, batch: &batch, dim }).unwrap();
     dtable.iter_mut().for_each(|d| *d -= 0.5);
     check_gradient("dtable", &table, &dtable, |table| {
         let mut x = nan(m.used() * dim);
-        cpu.embed_fwd(&mut x, table, &batch, dim).unwrap();
+        cpu.embed_fwd(EmbedFwd { x: &mut x, table, batch: &batch, dim }).unwrap();
         inner(&x, &dx)
     });
     let (x, dout) = (noise.vec(m.used() * dim), noise.vec(m.predictions().len() * dim));
     let mut scattered = nan(m.used() * dim);
-    cpu.scatter_rows(&mut scattered, &dout, &batch, dim).unwrap();
+    cpu.scatter_rows(ScatterRows { dx: &mut scattered, dout: &dout, batch: &batch, dim }).unwrap();
     check_gradient("scatter", &x, &scattered, |x| {
         let mut out = nan(dout.len());
-        cpu.gather_rows(&mut out, x, &batch, dim).unwrap();
+        cpu.gather_rows(GatherRows { out: &mut out, x, batch: &batch, dim }).unwrap();
         inner(&out, &dout)
     });
 }
@@ -189,12 +204,30 @@ fn head_and_loss() {
         let h = run::head(&cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Train);
         let l = run::loss(&cpu, &h, &batch, &chunk, &spec, scale);
         let (mut dx, mut dw, mut scaled) = (nan(n * dim), vec![1.0; vocab * dim], nan(n * dim));
-        cpu.head_bwd(&mut dx, Some(&mut dw), &mut scaled, &h.logits, &x, &w, &l.coef).unwrap();
+        cpu.head_bwd(HeadBwd {
+            dx: &mut dx,
+            dw: Some(&mut dw),
+            scaled: &mut scaled,
+            logits: &h.logits,
+            x: &x,
+            w: &w,
+            coef: &l.coef,
+        })
+        .unwrap();
         dw.iter_mut().for_each(|d| *d -= 1.0);
         check_gradient("dx", &x, &dx, |x| total(x, &w));
         check_gradient("dw", &w, &dw, |w| total(&x, w));
         let mut frozen = nan(n * dim);
-        cpu.head_bwd(&mut frozen, None, &mut [], &h.logits, &x, &w, &l.coef).unwrap();
+        cpu.head_bwd(HeadBwd {
+            dx: &mut frozen,
+            dw: None,
+            scaled: &mut [],
+            logits: &h.logits,
+            x: &x,
+            w: &w,
+            coef: &l.coef,
+        })
+        .unwrap();
         assert_eq!(frozen, dx);
     }
 }
@@ -215,12 +248,21 @@ fn decode_is_the_last_row() {
         let (mut k, mut v) = (nan(3 * stride * shape.kv_width()), nan(3 * stride * shape.kv_width()));
         let dst: Vec<u32> =
             lens.iter().enumerate().flat_map(|(s, l)| (0..*l).map(move |i| (s * stride + i) as u32)).collect();
-        cpu.kv_store(&mut k, &mut v, &qkv, &dst, *shape).unwrap();
+        cpu.kv_store(KvStore { k: &mut k, v: &mut v, qkv: &qkv, dst: &dst, shape: *shape }).unwrap();
         let last: Vec<usize> = vec![6, 7, 108];
         let queries: Vec<f64> =
             last.iter().flat_map(|t| qkv[t * shape.qkv_width()..][..shape.qkv_width()].to_vec()).collect();
         let mut out = nan(3 * shape.q_width());
-        cpu.attention_decode(&mut out, &queries, &k, &v, &lens.map(|l| l as u32), stride, *shape).unwrap();
+        cpu.attention_decode(AttentionDecode {
+            out: &mut out,
+            qkv: &queries,
+            k: &k,
+            v: &v,
+            lens: &lens.map(|l| l as u32),
+            stride,
+            shape: *shape,
+        })
+        .unwrap();
         let want: Vec<f64> =
             last.iter().flat_map(|t| want[t * shape.q_width()..][..shape.q_width()].to_vec()).collect();
         assert_close("decode", &out, &want, 1e-12);

@@ -3,7 +3,7 @@
 use super::run;
 use super::support::*;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision, Level, Real};
-use fusedpo::backend::{AttnShape, Backend, HeadMode, Rotation, Write};
+use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 
 fn bits<S: Real>(x: &[S]) -> &[u8] {
@@ -17,7 +17,7 @@ fn rows_alone<S: Real>(cpu: &Cpu<S>, out: usize, inp: usize, noise: &mut Noise) 
     let whole = run::linear(cpu, &x, &w, out, inp);
     let plus = of::<S>(&noise.vec(rows * out));
     let mut whole_plus = nan(rows * out);
-    cpu.linear_fwd(&mut whole_plus, &x, &w, out, inp, Write::Plus(&plus)).unwrap();
+    cpu.linear_fwd(LinearFwd { y: &mut whole_plus, x: &x, w: &w, out, inp, write: Write::Plus(&plus) }).unwrap();
     for n in [1, 2, 3, 4, 5, 7, 12, 13, 24, 31, 60] {
         for from in [0, 1, 11, 12, 37] {
             if from + n > rows {
@@ -28,10 +28,11 @@ fn rows_alone<S: Real>(cpu: &Cpu<S>, out: usize, inp: usize, noise: &mut Noise) 
             let part = run::linear(cpu, x, &w, out, inp);
             assert_eq!(bits(&part), bits(&whole[at.clone()]), "{n} rows from {from}, {out} x {inp}");
             let mut part = nan(n * out);
-            cpu.linear_fwd(&mut part, x, &w, out, inp, Write::Plus(&plus[at.clone()])).unwrap();
+            cpu.linear_fwd(LinearFwd { y: &mut part, x, w: &w, out, inp, write: Write::Plus(&plus[at.clone()]) })
+                .unwrap();
             assert_eq!(bits(&part), bits(&whole_plus[at]), "plus, {n} rows from {from}");
             let mut logits = nan(n * out);
-            cpu.logits(&mut logits, x, &w, inp).unwrap();
+            cpu.logits(Logits { logits: &mut logits, x, w: &w, dim: inp }).unwrap();
             assert_eq!(bits(&logits), bits(&part_of(&whole, from, n, out)));
         }
     }
@@ -94,8 +95,10 @@ fn a_group_does_not_see_its_neighbours_on(cpu: &Cpu<f32>) {
         let mut qkv = of::<f32>(&noise.vec(packed.used() * shape.qkv_width()));
         let mut own = rows(&qkv, shape.qkv_width(), at, n);
         let (all, one) = (loaded(cpu, &packed), loaded(cpu, &alone));
-        cpu.rope(&mut qkv, &table, &all, *shape, Rotation::Forward).unwrap();
-        cpu.rope(&mut own, &table, &one, *shape, Rotation::Forward).unwrap();
+        cpu.rope(Rope { qkv: &mut qkv, table: &table, batch: &all, shape: *shape, direction: Rotation::Forward })
+            .unwrap();
+        cpu.rope(Rope { qkv: &mut own, table: &table, batch: &one, shape: *shape, direction: Rotation::Forward })
+            .unwrap();
         assert_eq!(rows(&qkv, shape.qkv_width(), at, n), own);
         let (out, lse) = run::attention(cpu, &qkv, &all, *shape);
         let (out1, lse1) = run::attention(cpu, &own, &one, *shape);
@@ -183,21 +186,50 @@ fn everything(m: &MicroBatch) -> Vec<Vec<u8>> {
     let n = m.predictions().len();
     let head = run::head(&cpu, &x[..n * dim], &table, vocab, &batch, &whole(m), HeadMode::Train);
     let (mut dx, mut dw, mut dtable) = (nan(rows * dim), vec![0f32; 576 * dim], vec![0f32; vocab * dim]);
-    cpu.linear_bwd_input(&mut dx, &dy, &w, 576, dim, Write::Set).unwrap();
-    cpu.linear_bwd_weight(&mut dw, &dy, &x, 576, dim).unwrap();
-    cpu.embed_bwd(&mut dtable, &x, &batch, dim).unwrap();
+    cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out: 576, inp: dim, write: Write::Set })
+        .unwrap();
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out: 576, inp: dim }).unwrap();
+    cpu.embed_bwd(EmbedBwd { dtable: &mut dtable, dx: &x, batch: &batch, dim }).unwrap();
     let (y, rstd) = run::rmsnorm(&cpu, &x, &wn);
     let (mut dxn, mut dwn) = (nan(rows * dim), vec![0f32; dim]);
-    cpu.rmsnorm_bwd(&mut dxn, Some(&mut dwn), &y, &x, &wn, &rstd, Write::Set).unwrap();
+    cpu.rmsnorm_bwd(RmsNormBwd {
+        dx: &mut dxn,
+        dw: Some(&mut dwn),
+        dy: &y,
+        x: &x,
+        w: &wn,
+        rstd: &rstd,
+        write: Write::Set,
+    })
+    .unwrap();
     let coef = v(n);
     let (mut dxh, mut scaled) = (nan(n * dim), nan(n * dim));
-    cpu.head_bwd(&mut dxh, Some(&mut dtable), &mut scaled, &head.logits, &x[..n * dim], &table, &coef).unwrap();
+    cpu.head_bwd(HeadBwd {
+        dx: &mut dxh,
+        dw: Some(&mut dtable),
+        scaled: &mut scaled,
+        logits: &head.logits,
+        x: &x[..n * dim],
+        w: &table,
+        coef: &coef,
+    })
+    .unwrap();
     let mut norm = [f64::NAN];
-    cpu.grad_norm(&mut norm, &dtable).unwrap();
+    cpu.grad_norm(GradNorm { norm: &mut norm, g: &dtable }).unwrap();
     let (mut mo, mut ve, mut weights) = (vec![0f32; dtable.len()], vec![0f32; dtable.len()], table.clone());
     let update =
-        fusedpo::backend::Update::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 1 };
-    cpu.update(&mut weights, None, &mut mo, &mut ve, &dtable, &norm, 1.0, &update).unwrap();
+        fusedpo::backend::Rule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 1 };
+    cpu.update(Update {
+        w: &mut weights,
+        master: None,
+        m: &mut mo,
+        v: &mut ve,
+        g: &dtable,
+        norm: &norm,
+        max_grad_norm: 1.0,
+        rule: update,
+    })
+    .unwrap();
     let (out, lse) = run::attention(&cpu, &qkv, &batch, shape);
     let dqkv = run::attention_bwd(&cpu, &dout, &qkv, &batch, shape);
     let floats = [

@@ -1,19 +1,19 @@
 //! Updates against the written formulas in f64, over several steps; clipping; steps that must not happen.
 
 use super::support::*;
-use fusedpo::backend::{Backend, Update};
+use fusedpo::backend::*;
 
 /// `torch.optim.AdamW` and `torch.optim.RMSprop` as their documentation writes them.
-fn formula(w: &mut f64, m: &mut f64, v: &mut f64, g: f64, u: &Update) {
+fn formula(w: &mut f64, m: &mut f64, v: &mut f64, g: f64, u: &Rule) {
     match *u {
-        Update::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
+        Rule::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
             *w -= lr * weight_decay * *w;
             *m = beta1 * *m + (1.0 - beta1) * g;
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             let (m_hat, v_hat) = (*m / (1.0 - beta1.powf(step as f64)), *v / (1.0 - beta2.powf(step as f64)));
             *w -= lr * m_hat / (v_hat.sqrt() + eps);
         }
-        Update::RmsProp { lr, alpha, eps, weight_decay } => {
+        Rule::RmsProp { lr, alpha, eps, weight_decay } => {
             let g = g + weight_decay * *w;
             *v = alpha * *v + (1.0 - alpha) * g * g;
             *w -= lr * g / (v.sqrt() + eps);
@@ -41,15 +41,15 @@ fn several_steps() {
         for step in 1..=4 {
             let lr = 1e-3 / step as f64;
             let update = match adam {
-                true => Update::AdamW { lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step },
-                false => Update::RmsProp { lr, alpha: 0.99, eps: 1e-8, weight_decay: l2 },
+                true => Rule::AdamW { lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step },
+                false => Rule::RmsProp { lr, alpha: 0.99, eps: 1e-8, weight_decay: l2 },
             };
             let g = gradient(n, &mut noise);
             let norm = inner(&g, &g).sqrt();
             let mut got = [f64::NAN];
-            c64.grad_norm(&mut got, &g).unwrap();
+            c64.grad_norm(GradNorm { norm: &mut got, g: &g }).unwrap();
             assert!((got[0] - norm).abs() <= 1e-12 * norm);
-            c32.grad_norm(&mut got, &of::<f32>(&g)).unwrap();
+            c32.grad_norm(GradNorm { norm: &mut got, g: &of::<f32>(&g) }).unwrap();
             assert!((got[0] - norm).abs() <= 1e-12 * norm);
             // Clips at the odd steps only.
             let max = if step % 2 == 1 { 0.5 * norm } else { 2.0 * norm };
@@ -57,8 +57,28 @@ fn several_steps() {
             for i in 0..n {
                 formula(&mut w[i], &mut m[i], &mut v[i], g[i] * clip, &update);
             }
-            c64.update(&mut w64, None, &mut m64, &mut v64, &g, &[norm], max, &update).unwrap();
-            c32.update(&mut w32, None, &mut m32, &mut v32, &of::<f32>(&g), &[norm], max, &update).unwrap();
+            c64.update(Update {
+                w: &mut w64,
+                master: None,
+                m: &mut m64,
+                v: &mut v64,
+                g: &g,
+                norm: &[norm],
+                max_grad_norm: max,
+                rule: update,
+            })
+            .unwrap();
+            c32.update(Update {
+                w: &mut w32,
+                master: None,
+                m: &mut m32,
+                v: &mut v32,
+                g: &of::<f32>(&g),
+                norm: &[norm],
+                max_grad_norm: max,
+                rule: update,
+            })
+            .unwrap();
         }
         for i in 0..n {
             assert!((w64[i] - w[i]).abs() <= 1e-14, "w[{i}]");
@@ -79,10 +99,20 @@ fn several_steps() {
 #[test]
 fn no_clipping_and_no_step() {
     let cpu = cpu64();
-    let update = Update::AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+    let update = Rule::AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
     let run = |norm: f64, max: f64| {
         let (mut w, mut m, mut v) = (vec![1.0, 2.0], vec![0.5, 0.5], vec![0.25, 0.25]);
-        cpu.update(&mut w, None, &mut m, &mut v, &[30.0, -40.0], &[norm], max, &update).unwrap();
+        cpu.update(Update {
+            w: &mut w,
+            master: None,
+            m: &mut m,
+            v: &mut v,
+            g: &[30.0, -40.0],
+            norm: &[norm],
+            max_grad_norm: max,
+            rule: update,
+        })
+        .unwrap();
         (w, m, v)
     };
     assert_eq!(run(50.0, 0.0).1, [0.5 + (30.0 - 0.5) * (1.0 - 0.9), 0.5 + (-40.0 - 0.5) * (1.0 - 0.9)]);

@@ -16,13 +16,14 @@ fn shape_error(r: fusedpo::Result<()>) -> (&'static str, &'static str) {
 
 /// Calls `$call` once per listed argument with that argument one element longer.
 macro_rules! one_too_long {
-    ($op:literal, $cpu:ident.$f:ident, [$($len:expr => $name:literal),* $(,)?], |$v:ident| ($($arg:expr),* $(,)?)) => {{
+    ($op:literal, $cpu:ident.$f:ident, [$($len:expr => $name:literal),* $(,)?], |$v:ident| $arg:expr) => {{
         let lens = [$(($len, $name)),*];
         for wrong in 0..=lens.len() {
             let mut $v: Vec<Vec<f64>> = lens.iter().enumerate().map(|(i, l)| vec![0.5; l.0 + usize::from(i == wrong)]).collect();
             let mut $v: Vec<&mut [f64]> = $v.iter_mut().map(|v| v.as_mut_slice()).collect();
             $v.reverse();
-            let r = $cpu.$f($($arg),*);
+            let mut $v = || $v.pop().unwrap();
+            let r = $cpu.$f($arg);
             if wrong == lens.len() {
                 r.unwrap();
             } else {
@@ -43,47 +44,57 @@ fn wrong_lengths_are_refused() {
     let s = AttnShape { heads: 4, kv_heads: 2, head_dim: 6 };
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
     one_too_long!("embed_fwd", cpu.embed_fwd, [rows * dim => "x", 11 * dim => "table"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+        |v| EmbedFwd { x: v(), table: v(), batch: &batch, dim });
     one_too_long!("embed_bwd", cpu.embed_bwd, [11 * dim => "dtable", rows * dim => "dx"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+        |v| EmbedBwd { dtable: v(), dx: v(), batch: &batch, dim });
     one_too_long!("rmsnorm_fwd", cpu.rmsnorm_fwd, [14 => "y", 2 => "rstd", 14 => "x", 7 => "*"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 1e-5));
+        |v| RmsNormFwd { y: v(), rstd: v(), x: v(), w: v(), eps: 1e-5 });
     one_too_long!("rmsnorm_again", cpu.rmsnorm_again, [14 => "y", 2 => "rstd", 14 => "x", 7 => "*"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap()));
+        |v| RmsNormAgain { y: v(), rstd: v(), x: v(), w: v() });
     one_too_long!("rmsnorm_bwd", cpu.rmsnorm_bwd, [14 => "dx", 7 => "dw", 14 => "dy", 14 => "x", 7 => "*", 2 => "rstd"],
-        |v| (v.pop().unwrap(), v.pop(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), Write::Set));
+        |v| RmsNormBwd { dx: v(), dw: Some(v()), dy: v(), x: v(), w: v(), rstd: v(), write: Write::Set });
     one_too_long!("linear_fwd", cpu.linear_fwd, [6 => "*", 10 => "x", 15 => "w", 6 => "plus"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 3, 5, Write::Plus(v.pop().unwrap())));
+        |v| LinearFwd { y: v(), x: v(), w: v(), out: 3, inp: 5, write: Write::Plus(v()) });
     one_too_long!("linear_bwd_input", cpu.linear_bwd_input, [10 => "dx", 6 => "*", 15 => "w"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 3, 5, Write::Set));
+        |v| LinearBwdInput { dx: v(), dy: v(), w: v(), out: 3, inp: 5, write: Write::Set });
     one_too_long!("linear_bwd_weight", cpu.linear_bwd_weight, [15 => "dw", 6 => "*", 10 => "x"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), 3, 5));
-    one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| (v.pop().unwrap(), v.pop().unwrap()));
-    one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| (v.pop().unwrap(), v.pop().unwrap()));
+        |v| LinearBwdWeight { dw: v(), dy: v(), x: v(), out: 3, inp: 5 });
+    one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| BiasFwd { y: v(), bias: v() });
+    one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| BiasBwd { dbias: v(), dy: v() });
     let (qkv, qk, heads) = (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * 6);
     one_too_long!("qk_norm_fwd", cpu.qk_norm_fwd, [qkv => "qkv", qk => "raw", heads => "rstd", 12 => "w"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s, 1e-6));
+        |v| QkNormFwd { qkv: v(), raw: v(), rstd: v(), w: v(), shape: s, eps: 1e-6 });
     one_too_long!("qk_norm_bwd", cpu.qk_norm_bwd,
         [qkv => "qkv", 12 => "dw", qk => "raw", heads => "rstd", 12 => "w"],
-        |v| (v.pop().unwrap(), v.pop(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), s));
+        |v| QkNormBwd { dqkv: v(), dw: Some(v()), raw: v(), rstd: v(), w: v(), shape: s });
     let out = rows * s.q_width();
     one_too_long!("attention_fwd", cpu.attention_fwd, [out => "out", rows * 4 => "lse", qkv => "qkv"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), &batch, s));
+        |v| AttentionFwd { out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
     one_too_long!("attention_bwd", cpu.attention_bwd,
         [qkv => "dqkv", rows * 4 => "delta", out => "dout", out => "out", rows * 4 => "lse", qkv => "qkv"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), v.pop().unwrap(), &batch, s));
-    one_too_long!("swiglu_fwd", cpu.swiglu_fwd, [10 => "*", 20 => "gate_up"], |v| (v.pop().unwrap(), v.pop().unwrap(), 5));
-    one_too_long!("swiglu_bwd", cpu.swiglu_bwd, [20 => "gate_up", 10 => "*"], |v| (v.pop().unwrap(), v.pop().unwrap(), 5));
+        |v| AttentionBwd { dqkv: v(), delta: v(), dout: v(), out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
+    one_too_long!("swiglu_fwd", cpu.swiglu_fwd, [10 => "*", 20 => "gate_up"], |v| SwigluFwd { act: v(), gate_up: v(), ffn: 5 });
+    one_too_long!("swiglu_bwd", cpu.swiglu_bwd, [20 => "gate_up", 10 => "*"], |v| SwigluBwd { gate_up: v(), dact: v(), ffn: 5 });
     one_too_long!("gather_rows", cpu.gather_rows, [n * dim => "out", rows * dim => "x"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+        |v| GatherRows { out: v(), x: v(), batch: &batch, dim });
     one_too_long!("scatter_rows", cpu.scatter_rows, [rows * dim => "dx", n * dim => "dout"],
-        |v| (v.pop().unwrap(), v.pop().unwrap(), &batch, dim));
+        |v| ScatterRows { dx: v(), dout: v(), batch: &batch, dim });
     one_too_long!("head_bwd", cpu.head_bwd, [n * dim => "*", 11 * dim => "dw"],
-        |v| (v.pop().unwrap(), v.pop(), &mut vec![0.0; n * dim], &vec![0.0; n * 11], &vec![0.5; n * dim], &vec![0.5; 11 * dim], &vec![1.0; n]));
+        |v| HeadBwd { dx: v(), dw: Some(v()), scaled: &mut vec![0.0; n * dim], logits: &vec![0.0; n * 11], x: &vec![0.5; n * dim], w: &vec![0.5; 11 * dim], coef: &vec![1.0; n] });
     let head = |stats: [usize; 4], logits: usize, x: usize, w: usize| {
         let [mut a, mut b, mut c, mut d] = stats.map(|n| vec![0.0; n]);
-        let stats = HeadStats { logp: &mut a[..], entropy: &mut b[..], log_sum_p2: &mut c[..], hit: &mut d[..] };
-        cpu.head_fwd(stats, &mut vec![0.0; logits], &vec![0.0; x], &vec![0.0; w], &batch, &chunk, HeadMode::Score)
+        cpu.head_fwd(HeadFwd {
+            logp: &mut a,
+            entropy: &mut b,
+            log_sum_p2: &mut c,
+            hit: &mut d,
+            logits: &mut vec![0.0; logits],
+            x: &vec![0.0; x],
+            w: &vec![0.0; w],
+            batch: &batch,
+            chunk: &chunk,
+            mode: HeadMode::Score,
+        })
     };
     head([n; 4], n * 11, n * dim, 11 * dim).unwrap();
     head([n; 4], n * 11 + 3, n * dim, 11 * dim).unwrap(); // a larger logits buffer is allowed
@@ -95,8 +106,18 @@ fn wrong_lengths_are_refused() {
     let (r, p) = (m.responses().len(), m.pairs().len());
     let loss = |coef: usize, responses: usize, pairs: usize, stat: usize| {
         let (mut a, mut b, mut c) = (vec![0.0; coef], vec![0.0; responses], vec![0.0; pairs]);
-        let out = LossOut { coef: &mut a[..], responses: &mut b[..], pairs: &mut c[..] };
-        cpu.loss(out, &vec![0.0; stat], &vec![0.0; n], &vec![0.0; n], &batch, &chunk, &spec, 1.0)
+        cpu.loss(Loss {
+            coef: &mut a,
+            responses: &mut b,
+            pairs: &mut c,
+            logp: &vec![0.0; stat],
+            entropy: &vec![0.0; n],
+            hit: &vec![0.0; n],
+            batch: &batch,
+            chunk: &chunk,
+            spec: &spec,
+            scale: 1.0,
+        })
     };
     loss(n, 4 * r, 3 * p, n).unwrap();
     assert_eq!(shape_error(loss(n + 1, 4 * r, 3 * p, n)).1, "coef");
@@ -111,20 +132,37 @@ fn indices_beyond_a_table_are_refused() {
     let m = micro(FEW, 2, 11, &mut noise);
     let batch = loaded(&cpu, &m);
     let largest = *m.tokens()[..m.used()].iter().max().unwrap() as usize;
-    let r = cpu.embed_fwd(&mut vec![0.0; m.used() * 3], &vec![0.0; largest * 3], &batch, 3);
+    let r = cpu.embed_fwd(EmbedFwd {
+        x: &mut vec![0.0; m.used() * 3],
+        table: &vec![0.0; largest * 3],
+        batch: &batch,
+        dim: 3,
+    });
     assert_eq!(shape_error(r), ("embed_fwd", "table"));
     let s = AttnShape { heads: 2, kv_heads: 1, head_dim: 4 };
     let mut qkv = vec![0.0; m.used() * s.qkv_width()];
-    let r = cpu.rope(&mut qkv, &[0.0; 5 * 4], &batch, s, Rotation::Forward);
+    let r =
+        cpu.rope(Rope { qkv: &mut qkv, table: &[0.0; 5 * 4], batch: &batch, shape: s, direction: Rotation::Forward });
     assert_eq!(shape_error(r), ("rope", "table"));
     let (mut k, mut v) = (vec![0.0; 12], vec![0.0; 12]);
-    assert_eq!(shape_error(cpu.kv_store(&mut k, &mut v, &[0.0; 16], &[3], s)).0, "kv_store");
+    assert_eq!(
+        shape_error(cpu.kv_store(KvStore { k: &mut k, v: &mut v, qkv: &[0.0; 16], dst: &[3], shape: s })).0,
+        "kv_store"
+    );
     for lens in [[0, 1], [1, 3]] {
-        let r = cpu.attention_decode(&mut [0.0; 16], &[0.0; 32], &[0.0; 16], &[0.0; 16], &lens, 2, s);
+        let r = cpu.attention_decode(AttentionDecode {
+            out: &mut [0.0; 16],
+            qkv: &[0.0; 32],
+            k: &[0.0; 16],
+            v: &[0.0; 16],
+            lens: &lens,
+            stride: 2,
+            shape: s,
+        });
         assert_eq!(shape_error(r), ("attention_decode", "lens"));
     }
     let uneven = AttnShape { heads: 3, kv_heads: 2, head_dim: 4 };
-    let r = cpu.attention_fwd(&mut [], &mut [], &[], &batch, uneven);
+    let r = cpu.attention_fwd(AttentionFwd { out: &mut [], lse: &mut [], qkv: &[], batch: &batch, shape: uneven });
     assert_eq!(shape_error(r), ("attention_fwd", "heads"));
 }
 

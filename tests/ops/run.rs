@@ -2,26 +2,26 @@
 
 use super::support::{nan, of};
 use fusedpo::backend::cpu::{Cpu, CpuBatch, Real};
-use fusedpo::backend::{AttnShape, Backend, HeadMode, HeadStats, LossOut, PAIR_STATS, RESPONSE_STATS, Write};
+use fusedpo::backend::{self, *};
 use fusedpo::batch::Chunk;
 use fusedpo::loss::LossSpec;
 
 pub fn linear<S: Real>(cpu: &Cpu<S>, x: &[S], w: &[S], out: usize, inp: usize) -> Vec<S> {
     let mut y = nan(x.len() / inp * out);
-    cpu.linear_fwd(&mut y, x, w, out, inp, Write::Set).unwrap();
+    cpu.linear_fwd(LinearFwd { y: &mut y, x, w, out, inp, write: Write::Set }).unwrap();
     y
 }
 
 /// Output and rstd.
 pub fn rmsnorm<S: Real>(cpu: &Cpu<S>, x: &[S], w: &[S]) -> (Vec<S>, Vec<S>) {
     let (mut y, mut rstd) = (nan(x.len()), nan(x.len() / w.len()));
-    cpu.rmsnorm_fwd(&mut y, &mut rstd, x, w, 1e-5).unwrap();
+    cpu.rmsnorm_fwd(RmsNormFwd { y: &mut y, rstd: &mut rstd, x, w, eps: 1e-5 }).unwrap();
     (y, rstd)
 }
 
 pub fn swiglu<S: Real>(cpu: &Cpu<S>, gate_up: &[S], ffn: usize) -> Vec<S> {
     let mut act = nan(gate_up.len() / 2);
-    cpu.swiglu_fwd(&mut act, gate_up, ffn).unwrap();
+    cpu.swiglu_fwd(SwigluFwd { act: &mut act, gate_up, ffn }).unwrap();
     act
 }
 
@@ -29,7 +29,7 @@ pub fn swiglu<S: Real>(cpu: &Cpu<S>, gate_up: &[S], ffn: usize) -> Vec<S> {
 pub fn attention<S: Real>(cpu: &Cpu<S>, qkv: &[S], batch: &CpuBatch, shape: AttnShape) -> (Vec<S>, Vec<S>) {
     let rows = cpu.rows(batch);
     let (mut out, mut lse) = (nan(rows * shape.q_width()), nan(rows * shape.heads));
-    cpu.attention_fwd(&mut out, &mut lse, qkv, batch, shape).unwrap();
+    cpu.attention_fwd(AttentionFwd { out: &mut out, lse: &mut lse, qkv, batch, shape }).unwrap();
     (out, lse)
 }
 
@@ -37,7 +37,17 @@ pub fn attention<S: Real>(cpu: &Cpu<S>, qkv: &[S], batch: &CpuBatch, shape: Attn
 pub fn attention_bwd<S: Real>(cpu: &Cpu<S>, dout: &[S], qkv: &[S], batch: &CpuBatch, shape: AttnShape) -> Vec<S> {
     let (out, lse) = attention(cpu, qkv, batch, shape);
     let (mut dqkv, mut delta) = (nan(qkv.len()), nan(lse.len()));
-    cpu.attention_bwd(&mut dqkv, &mut delta, dout, &out, &lse, qkv, batch, shape).unwrap();
+    cpu.attention_bwd(AttentionBwd {
+        dqkv: &mut dqkv,
+        delta: &mut delta,
+        dout,
+        out: &out,
+        lse: &lse,
+        qkv,
+        batch,
+        shape,
+    })
+    .unwrap();
     dqkv
 }
 
@@ -62,13 +72,19 @@ pub fn head<S: Real>(
 ) -> Head<S> {
     let n = chunk.predictions.len();
     let mut h = Head { logits: nan(n * vocab), logp: nan(n), entropy: nan(n), log_sum_p2: nan(n), hit: nan(n) };
-    let stats = HeadStats {
-        logp: &mut h.logp[..],
-        entropy: &mut h.entropy[..],
-        log_sum_p2: &mut h.log_sum_p2[..],
-        hit: &mut h.hit[..],
-    };
-    cpu.head_fwd(stats, &mut h.logits, x, w, batch, chunk, mode).unwrap();
+    cpu.head_fwd(HeadFwd {
+        logp: &mut h.logp,
+        entropy: &mut h.entropy,
+        log_sum_p2: &mut h.log_sum_p2,
+        hit: &mut h.hit,
+        logits: &mut h.logits,
+        x,
+        w,
+        batch,
+        chunk,
+        mode,
+    })
+    .unwrap();
     h
 }
 
@@ -92,8 +108,19 @@ pub fn loss<S: Real>(
         responses: nan(chunk.responses.len() * RESPONSE_STATS),
         pairs: nan(chunk.pairs.len() * PAIR_STATS),
     };
-    let out = LossOut { coef: &mut l.coef[..], responses: &mut l.responses[..], pairs: &mut l.pairs[..] };
-    cpu.loss(out, &h.logp, &h.entropy, &h.hit, batch, chunk, spec, scale).unwrap();
+    cpu.loss(backend::Loss {
+        coef: &mut l.coef,
+        responses: &mut l.responses,
+        pairs: &mut l.pairs,
+        logp: &h.logp,
+        entropy: &h.entropy,
+        hit: &h.hit,
+        batch,
+        chunk,
+        spec,
+        scale,
+    })
+    .unwrap();
     l
 }
 

@@ -1,7 +1,7 @@
 //! Random numbers, micro-batches, and derivatives by finite differences.
 
 use fusedpo::backend::cpu::{Cpu, CpuBatch, GemmPrecision, Level};
-use fusedpo::backend::{AttnShape, Backend, Float};
+use fusedpo::backend::{AttnShape, Device, Float};
 use fusedpo::batch::{Builder, Chunk, MicroBatch};
 
 /// SplitMix64 (Steele et al. 2014).

@@ -5,7 +5,7 @@ use super::run::{self, Head};
 use super::support::*;
 use fusedpo::backend::cpu::gemm::{Base, HasGemm, Mat};
 use fusedpo::backend::cpu::{Cpu, GemmPrecision, Level, Real};
-use fusedpo::backend::{Backend, HeadMode, Rotation, Write};
+use fusedpo::backend::*;
 use fusedpo::batch::{Builder, MicroBatch};
 
 /// Within `units` of 2^-24 of the largest wanted value: for results that are sums of terms of about that size, whose
@@ -50,19 +50,19 @@ fn products() {
                     if by_k { Mat::by_k(x, lines) } else { Mat::by_line(x, k) }
                 }
                 let mut c = nan(m * n);
-                f64::gemm(c64.gemm(), &mut c, Base::Zero, mat(a, a_by_k, m, k), mat(b, b_by_k, n, k), m, n, k);
+                f64::gemm(c64.gemm(), &mut c, Base::Zero, mat(a, a_by_k, m, k), mat(b, b_by_k, n, k), [m, n, k]);
                 assert_close("f64", &c, &want, 1e-12);
                 let (a, b, mut c) = (of::<f32>(a), of::<f32>(b), nan(m * n));
                 let (a, b) = (mat(&a, a_by_k, m, k), mat(&b, b_by_k, n, k));
-                f32::gemm(c32.gemm(), &mut c, Base::Zero, a, b, m, n, k);
+                f32::gemm(c32.gemm(), &mut c, Base::Zero, a, b, [m, n, k]);
                 let units = 4.0 + 2.0 * (k as f64).sqrt();
                 assert_f32("f32", &c, &want, units);
                 let sum: Vec<f64> = want.iter().zip(&plus).map(|(w, p)| w + p).collect();
                 let (plus, mut d) = (of::<f32>(&plus), nan(m * n));
-                f32::gemm(c32.gemm(), &mut d, Base::Other(&plus), a, b, m, n, k);
+                f32::gemm(c32.gemm(), &mut d, Base::Other(&plus), a, b, [m, n, k]);
                 assert_f32("f32 plus", &d, &sum, units + 2.0);
                 d.clone_from(&plus);
-                f32::gemm(c32.gemm(), &mut d, Base::Output, a, b, m, n, k);
+                f32::gemm(c32.gemm(), &mut d, Base::Output, a, b, [m, n, k]);
                 assert_f32("f32 add", &d, &sum, units + 2.0);
             }
         }
@@ -93,7 +93,7 @@ fn bf16_products_of(cpu: &Cpu<f32>, noise: &mut Noise) {
         for a in [Mat::by_line(&a32, k), Mat::by_k(&at, m)] {
             for b in [Mat::by_line(&b32, k), Mat::by_k(&bt, n)] {
                 let mut c = nan(m * n);
-                f32::gemm(cpu.gemm(), &mut c, Base::Other(&plus), a, b, m, n, k);
+                f32::gemm(cpu.gemm(), &mut c, Base::Other(&plus), a, b, [m, n, k]);
                 assert_f32("bf16", &c, &want, 6.0 + 2.0 * (k as f64).sqrt());
             }
         }
@@ -197,9 +197,27 @@ fn elementwise_f32_against_f64() {
         assert_f32("rmsnorm y", &y32, &y, 4.0);
         assert_f32("rmsnorm rstd", &rstd32, &rstd, 2.0);
         let (mut dx, mut dw) = (nan(rows * dim), vec![0.0; dim]);
-        c64.rmsnorm_bwd(&mut dx, Some(&mut dw), &dy, &x, &w, &rstd, Write::Set).unwrap();
+        c64.rmsnorm_bwd(RmsNormBwd {
+            dx: &mut dx,
+            dw: Some(&mut dw),
+            dy: &dy,
+            x: &x,
+            w: &w,
+            rstd: &rstd,
+            write: Write::Set,
+        })
+        .unwrap();
         let (mut dx32, mut dw32) = (nan(rows * dim), vec![0.0; dim]);
-        c32.rmsnorm_bwd(&mut dx32, Some(&mut dw32), &dy32, &x32, &w32, &rstd32, Write::Set).unwrap();
+        c32.rmsnorm_bwd(RmsNormBwd {
+            dx: &mut dx32,
+            dw: Some(&mut dw32),
+            dy: &dy32,
+            x: &x32,
+            w: &w32,
+            rstd: &rstd32,
+            write: Write::Set,
+        })
+        .unwrap();
         assert_f32("rmsnorm dx", &dx32, &dx, 8.0);
         assert_f32("rmsnorm dw", &dw32, &dw, 16.0);
 
@@ -207,8 +225,8 @@ fn elementwise_f32_against_f64() {
         let act = run::swiglu(&c64, &gate_up, dim);
         assert_f32("swiglu", &run::swiglu(&c32, &of::<f32>(&gate_up), dim), &act, 4.0);
         let (mut d, mut d32) = (gate_up.clone(), of::<f32>(&gate_up));
-        c64.swiglu_bwd(&mut d, &dy, dim).unwrap();
-        c32.swiglu_bwd(&mut d32, &dy32, dim).unwrap();
+        c64.swiglu_bwd(SwigluBwd { gate_up: &mut d, dact: &dy, ffn: dim }).unwrap();
+        c32.swiglu_bwd(SwigluBwd { gate_up: &mut d32, dact: &dy32, ffn: dim }).unwrap();
         // Ten roundings one after the other, and an exp of 2 ulp.
         assert_f32("swiglu backward", &d32, &d, 14.0);
 
@@ -216,8 +234,22 @@ fn elementwise_f32_against_f64() {
         let m = micro(GROUPS, 2, 11, &mut noise);
         let mut qkv = noise.vec32(m.used() * shape.qkv_width());
         let mut qkv32 = of::<f32>(&qkv);
-        c64.rope(&mut qkv, &run::rope_table(150, 64), &loaded(&c64, &m), shape, Rotation::Forward).unwrap();
-        c32.rope(&mut qkv32, &run::rope_table(150, 64), &loaded(&c32, &m), shape, Rotation::Forward).unwrap();
+        c64.rope(Rope {
+            qkv: &mut qkv,
+            table: &run::rope_table(150, 64),
+            batch: &loaded(&c64, &m),
+            shape,
+            direction: Rotation::Forward,
+        })
+        .unwrap();
+        c32.rope(Rope {
+            qkv: &mut qkv32,
+            table: &run::rope_table(150, 64),
+            batch: &loaded(&c32, &m),
+            shape,
+            direction: Rotation::Forward,
+        })
+        .unwrap();
         assert_f32("rope", &qkv32, &qkv, 4.0);
     }
 }
@@ -244,7 +276,7 @@ fn check_head<S: Real>(cpu: &Cpu<S>, m: &MicroBatch, x: &[f64], w: &[f64], dim: 
     let (batch, chunk, vocab, n) = (loaded(cpu, m), whole(m), w.len() / dim, m.predictions().len());
     let (x, w) = (of::<S>(x), of::<S>(w));
     let mut logits = nan(n * vocab);
-    cpu.logits(&mut logits, &x, &w, dim).unwrap();
+    cpu.logits(Logits { logits: &mut logits, x: &x, w: &w, dim }).unwrap();
     let want = statistics(&f64s(&logits), vocab, m);
     let got = run::head(cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Train);
     let score = run::head(cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Score);
@@ -306,6 +338,6 @@ fn nan_and_infinity_are_not_swallowed() {
         assert!(run::swiglu(&cpu, &[1.0, f32::NAN], 1)[0].is_nan());
     }
     let mut norm = [0.0];
-    cpu.grad_norm(&mut norm, &[1.0, f32::NAN, 2.0]).unwrap();
+    cpu.grad_norm(GradNorm { norm: &mut norm, g: &[1.0, f32::NAN, 2.0] }).unwrap();
     assert!(norm[0].is_nan());
 }

@@ -1,5 +1,6 @@
 //! Lengths of arguments, checked before anything is computed.
 
+use crate::backend::ops::device::AttnShape;
 use crate::error::{Error, Result};
 
 pub(super) use crate::error::expect_len as len;
@@ -32,7 +33,7 @@ pub(super) fn nonzero(op: &'static str, name: &'static str, size: usize) -> Resu
 }
 
 /// Checks attention geometry.
-pub(super) fn attn(op: &'static str, shape: &crate::backend::AttnShape) -> Result<()> {
+pub(super) fn attn(op: &'static str, shape: &AttnShape) -> Result<()> {
     nonzero(op, "heads", shape.heads)?;
     nonzero(op, "kv_heads", shape.kv_heads)?;
     nonzero(op, "head_dim", shape.head_dim)?;

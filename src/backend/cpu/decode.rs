@@ -1,29 +1,63 @@
 //! Generation: the key/value cache, and attention of one query per sequence.
 
-use super::real::dot;
+use super::check;
+use super::device::Cpu;
+use super::real::Real;
+use super::scalar::dot;
 use super::simd::simd_fn;
-use super::{Gemm, Real, check};
-use crate::backend::AttnShape;
+use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
-/// See [`crate::backend::Backend::kv_store`].
-pub(super) fn kv_store<S: Real>(k: &mut [S], v: &mut [S], qkv: &[S], dst: &[u32], shape: AttnShape) -> Result<()> {
-    const OP: &str = "kv_store";
-    check::attn(OP, &shape)?;
-    let width = shape.kv_width();
-    check::len(OP, "qkv", qkv.len(), &[("rows", dst.len()), ("qkv_width", shape.qkv_width())])?;
-    let rows = check::rows(OP, "k", k.len(), "kv_width", width)?;
-    check::len(OP, "v", v.len(), &[("cache rows", rows), ("kv_width", width)])?;
-    if let Some(end) = dst.iter().filter(|d| **d != u32::MAX).max() {
-        check::at_least(OP, "k", k.len(), &[("largest row + 1", *end as usize + 1), ("kv_width", width)])?;
+impl<S: Real> DecodeOps for Cpu<S> {
+    fn kv_store(&self, op: KvStore<'_, Self>) -> Result<()> {
+        const OP: &str = "kv_store";
+        let KvStore { k, v, qkv, dst, shape } = op;
+        check::attn(OP, &shape)?;
+        let width = shape.kv_width();
+        check::len(OP, "qkv", qkv.len(), &[("rows", dst.len()), ("qkv_width", shape.qkv_width())])?;
+        let rows = check::rows(OP, "k", k.len(), "kv_width", width)?;
+        check::len(OP, "v", v.len(), &[("cache rows", rows), ("kv_width", width)])?;
+        if let Some(end) = dst.iter().filter(|d| **d != u32::MAX).max() {
+            check::at_least(OP, "k", k.len(), &[("largest row + 1", *end as usize + 1), ("kv_width", width)])?;
+        }
+        for (row, dst) in qkv.chunks_exact(shape.qkv_width()).zip(dst).filter(|(_, d)| **d != u32::MAX) {
+            let at = *dst as usize * width..(*dst as usize + 1) * width;
+            k[at.clone()].copy_from_slice(&row[shape.q_width()..][..width]);
+            v[at].copy_from_slice(&row[shape.q_width() + width..]);
+        }
+        Ok(())
     }
-    for (row, dst) in qkv.chunks_exact(shape.qkv_width()).zip(dst).filter(|(_, d)| **d != u32::MAX) {
-        let at = *dst as usize * width..(*dst as usize + 1) * width;
-        k[at.clone()].copy_from_slice(&row[shape.q_width()..][..width]);
-        v[at].copy_from_slice(&row[shape.q_width() + width..]);
+
+    fn attention_decode(&self, op: AttentionDecode<'_, Self>) -> Result<()> {
+        const OP: &str = "attention_decode";
+        let g = &self.gemm;
+        let AttentionDecode { out, qkv, k, v, lens, stride, shape } = op;
+        check::attn(OP, &shape)?;
+        check::len(OP, "out", out.len(), &[("sequences", lens.len()), ("q_width", shape.q_width())])?;
+        check::len(OP, "qkv", qkv.len(), &[("sequences", lens.len()), ("qkv_width", shape.qkv_width())])?;
+        check::at_least(
+            OP,
+            "k",
+            k.len(),
+            &[("sequences", lens.len()), ("stride", stride), ("kv_width", shape.kv_width())],
+        )?;
+        check::len(OP, "v", v.len(), &[("elements of k", k.len())])?;
+        if let Some(len) = lens.iter().find(|l| **l == 0 || **l as usize > stride) {
+            let shape = format!("between 1 and stride={stride}");
+            return Err(Error::Shape { op: OP, name: "lens", got: *len as usize, want: stride, shape });
+        }
+        let (d, width, group) = (shape.head_dim, shape.kv_width(), shape.heads / shape.kv_heads);
+        out.par_chunks_exact_mut(d).enumerate().for_each(|(i, out)| {
+            let (s, h) = (i / shape.heads, i % shape.heads);
+            let len = lens[s] as usize;
+            let at = s * stride * width + h / group * d;
+            let end = at + (len - 1) * width + d;
+            let q = &qkv[s * shape.qkv_width() + h * d..][..d];
+            g.scratch.with(len, |p: &mut [S]| head(g.level, out, q, &k[at..end], &v[at..end], width, p));
+        });
+        Ok(())
     }
-    Ok(())
 }
 
 simd_fn! {
@@ -45,43 +79,4 @@ simd_fn! {
         }
         out.iter_mut().for_each(|o| *o = *o / sum);
     }
-}
-
-/// See [`crate::backend::Backend::attention_decode`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn attention<S: Real>(
-    g: &Gemm,
-    out: &mut [S],
-    qkv: &[S],
-    k: &[S],
-    v: &[S],
-    lens: &[u32],
-    stride: usize,
-    shape: AttnShape,
-) -> Result<()> {
-    const OP: &str = "attention_decode";
-    check::attn(OP, &shape)?;
-    check::len(OP, "out", out.len(), &[("sequences", lens.len()), ("q_width", shape.q_width())])?;
-    check::len(OP, "qkv", qkv.len(), &[("sequences", lens.len()), ("qkv_width", shape.qkv_width())])?;
-    check::at_least(
-        OP,
-        "k",
-        k.len(),
-        &[("sequences", lens.len()), ("stride", stride), ("kv_width", shape.kv_width())],
-    )?;
-    check::len(OP, "v", v.len(), &[("elements of k", k.len())])?;
-    if let Some(len) = lens.iter().find(|l| **l == 0 || **l as usize > stride) {
-        let shape = format!("between 1 and stride={stride}");
-        return Err(Error::Shape { op: OP, name: "lens", got: *len as usize, want: stride, shape });
-    }
-    let (d, width, group) = (shape.head_dim, shape.kv_width(), shape.heads / shape.kv_heads);
-    out.par_chunks_exact_mut(d).enumerate().for_each(|(i, out)| {
-        let (s, h) = (i / shape.heads, i % shape.heads);
-        let len = lens[s] as usize;
-        let at = s * stride * width + h / group * d;
-        let end = at + (len - 1) * width + d;
-        let q = &qkv[s * shape.qkv_width() + h * d..][..d];
-        g.scratch.with(len, |p: &mut [S]| head(g.level, out, q, &k[at..end], &v[at..end], width, p));
-    });
-    Ok(())
 }

@@ -1,6 +1,11 @@
 //! Token embedding.
 
-use super::{CpuBatch, Real, check, par};
+use super::batch::CpuBatch;
+use super::device::Cpu;
+use super::real::Real;
+use super::scalar::Scalar;
+use super::{check, par};
+use crate::backend::ops::embed::{EmbedBwd, EmbedFwd, EmbedOps};
 use crate::error::Result;
 
 fn check_lens(
@@ -16,22 +21,24 @@ fn check_lens(
     check::len(op, x.0, x.1, &[("rows", batch.rows()), ("dim", dim)])
 }
 
-/// See [`crate::backend::Backend::embed_fwd`].
-pub(super) fn fwd<S: Real>(x: &mut [S], table: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
-    check_lens("embed_fwd", ("table", table.len()), ("x", x.len()), batch, dim)?;
-    par::rows(x, dim, |t, x| x.copy_from_slice(&table[batch.micro.tokens()[t] as usize * dim..][..dim]));
-    Ok(())
-}
+impl<S: Real> EmbedOps for Cpu<S> {
+    fn embed_fwd(&self, op: EmbedFwd<'_, Self>) -> Result<()> {
+        let EmbedFwd { x, table, batch, dim } = op;
+        check_lens("embed_fwd", ("table", table.len()), ("x", x.len()), batch, dim)?;
+        par::rows(x, dim, |t, x| x.copy_from_slice(&table[batch.micro.tokens()[t] as usize * dim..][..dim]));
+        Ok(())
+    }
 
-/// See [`crate::backend::Backend::embed_bwd`].
-pub(super) fn bwd<S: Real>(dtable: &mut [S], dx: &[S], batch: &CpuBatch, dim: usize) -> Result<()> {
-    check_lens("embed_bwd", ("dtable", dtable.len()), ("dx", dx.len()), batch, dim)?;
-    split(dtable, 0, batch.micro.rows_by_token(), dx, batch.micro.tokens(), dim);
-    Ok(())
+    fn embed_bwd(&self, op: EmbedBwd<'_, Self>) -> Result<()> {
+        let EmbedBwd { dtable, dx, batch, dim } = op;
+        check_lens("embed_bwd", ("dtable", dtable.len()), ("dx", dx.len()), batch, dim)?;
+        split(dtable, 0, batch.micro.rows_by_token(), dx, batch.micro.tokens(), dim);
+        Ok(())
+    }
 }
 
 /// Adds `rows` (sorted by token, then row) into `table`, whose first line is token `first`; halves run in parallel.
-fn split<S: Real>(table: &mut [S], first: usize, rows: &[u32], dx: &[S], tokens: &[u32], dim: usize) {
+fn split<S: Scalar>(table: &mut [S], first: usize, rows: &[u32], dx: &[S], tokens: &[u32], dim: usize) {
     let token = |r: u32| tokens[r as usize] as usize;
     if rows.len() > 64 {
         // Rows of one token stay together.

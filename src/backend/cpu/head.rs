@@ -1,17 +1,17 @@
 //! The fused head: logits, statistics, and the unscaled gradient in their place.
 
-use super::gemm::{Base, Gemm, Mat};
-use super::real::sum_lanes;
-use super::simd::simd_fn;
-use super::{CpuBatch, Level, Real, check, par};
-use crate::backend::HeadMode;
-use crate::batch::Chunk;
+use super::device::Cpu;
+use super::gemm::matrix::{Base, Mat};
+use super::real::Real;
+use super::scalar::{LANES, Scalar, sum_lanes};
+use super::simd::{Level, simd_fn};
+use super::{check, par};
+use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
 use rayon::prelude::*;
 
 /// Elements whose exponentials are summed in the element type, 16 to a lane; the sums of such blocks are added in f64.
 const BLOCK: usize = 16 * LANES;
-const LANES: usize = super::real::LANES;
 
 /// What the statistics of a row follow from.
 struct RowSums {
@@ -69,7 +69,7 @@ simd_fn! {
 }
 
 /// Statistics of one prediction: logp, entropy, `log sum p^2`, hit.
-fn row<S: Real>(level: Level, z: &mut [S], target: usize, mode: HeadMode) -> [f64; 4] {
+fn row<S: Scalar>(level: Level, z: &mut [S], target: usize, mode: HeadMode) -> [f64; 4] {
     let max = row_max(level, z);
     let at_target = z[target];
     let hit = at_target == max && z[..target].iter().all(|z| *z < max);
@@ -85,7 +85,7 @@ fn row<S: Real>(level: Level, z: &mut [S], target: usize, mode: HeadMode) -> [f6
 
 /// Adds the terms of at most [`LANES`] logits to the lanes of the three sums.
 #[inline(always)]
-fn add_terms<S: Real>(z: &mut [S], max: S, keep: bool, [e, ez, ee]: &mut [[S; LANES]; 3]) {
+fn add_terms<S: Scalar>(z: &mut [S], max: S, keep: bool, [e, ez, ee]: &mut [[S; LANES]; 3]) {
     for (l, z) in z.iter_mut().enumerate() {
         let d = *z - max;
         let x = d.exp();
@@ -96,84 +96,68 @@ fn add_terms<S: Real>(z: &mut [S], max: S, keep: bool, [e, ez, ee]: &mut [[S; LA
     }
 }
 
-/// See [`crate::backend::Backend::head_fwd`]; `stats`: logp, entropy, log_sum_p2, hit.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn fwd<S: Real>(
-    g: &Gemm,
-    stats: [&mut [S]; 4],
-    logits: &mut [S],
-    x: &[S],
-    w: &[S],
-    batch: &CpuBatch,
-    chunk: &Chunk,
-    mode: HeadMode,
-) -> Result<()> {
-    const OP: &str = "head_fwd";
-    batch.check_predictions(OP, chunk)?;
-    let n = chunk.predictions.len();
-    for (stat, name) in stats.iter().zip(["logp", "entropy", "log_sum_p2", "hit"]) {
-        check::len(OP, name, stat.len(), &[("predictions", n)])?;
+impl<S: Real> HeadOps for Cpu<S> {
+    fn head_fwd(&self, op: HeadFwd<'_, Self>) -> Result<()> {
+        const OP: &str = "head_fwd";
+        let g = &self.gemm;
+        let HeadFwd { logp, entropy, log_sum_p2, hit, logits, x, w, batch, chunk, mode } = op;
+        batch.check_predictions(OP, chunk)?;
+        let n = chunk.predictions.len();
+        for (name, stat) in [("logp", &*logp), ("entropy", &*entropy), ("log_sum_p2", &*log_sum_p2), ("hit", &*hit)] {
+            check::len(OP, name, stat.len(), &[("predictions", n)])?;
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let dim = check::rows(OP, "x", x.len(), "predictions", n)?;
+        let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
+        check::at_least(OP, "w", w.len(), &[("largest target + 1", batch.targets_end), ("dim", dim)])?;
+        check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
+        let logits = &mut logits[..n * vocab];
+        S::gemm(g, logits, Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), [n, vocab, dim]);
+        let predictions = &batch.micro.predictions()[chunk.predictions.clone()];
+        let rows = logits.par_chunks_exact_mut(vocab).zip(predictions);
+        rows.zip(logp).zip(entropy).zip(log_sum_p2).zip(hit).for_each(|(((((z, p), logp), entropy), p2), hit)| {
+            let s = row(g.level, z, p.target as usize, mode).map(S::from_f64);
+            (*logp, *entropy, *p2, *hit) = (s[0], s[1], s[2], s[3]);
+        });
+        Ok(())
     }
-    if n == 0 {
-        return Ok(());
-    }
-    let dim = check::rows(OP, "x", x.len(), "predictions", n)?;
-    let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
-    check::at_least(OP, "w", w.len(), &[("largest target + 1", batch.targets_end), ("dim", dim)])?;
-    check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
-    let logits = &mut logits[..n * vocab];
-    S::gemm(g, logits, Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), n, vocab, dim);
-    let [logp, entropy, log_sum_p2, hit] = stats;
-    let predictions = &batch.micro.predictions()[chunk.predictions.clone()];
-    let rows = logits.par_chunks_exact_mut(vocab).zip(predictions);
-    rows.zip(logp).zip(entropy).zip(log_sum_p2).zip(hit).for_each(|(((((z, p), logp), entropy), p2), hit)| {
-        let s = row(g.level, z, p.target as usize, mode).map(S::from_f64);
-        (*logp, *entropy, *p2, *hit) = (s[0], s[1], s[2], s[3]);
-    });
-    Ok(())
-}
 
-/// See [`crate::backend::Backend::logits`].
-pub(super) fn logits<S: Real>(g: &Gemm, logits: &mut [S], x: &[S], w: &[S], dim: usize) -> Result<()> {
-    const OP: &str = "logits";
-    let n = check::rows(OP, "x", x.len(), "dim", dim)?;
-    let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
-    check::at_least(OP, "logits", logits.len(), &[("rows", n), ("vocab", vocab)])?;
-    S::gemm(g, &mut logits[..n * vocab], Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), n, vocab, dim);
-    Ok(())
-}
+    fn logits(&self, op: Logits<'_, Self>) -> Result<()> {
+        const OP: &str = "logits";
+        let g = &self.gemm;
+        let Logits { logits, x, w, dim } = op;
+        let n = check::rows(OP, "x", x.len(), "dim", dim)?;
+        let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
+        check::at_least(OP, "logits", logits.len(), &[("rows", n), ("vocab", vocab)])?;
+        S::gemm(g, &mut logits[..n * vocab], Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), [n, vocab, dim]);
+        Ok(())
+    }
 
-/// See [`crate::backend::Backend::head_bwd`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn bwd<S: Real>(
-    g: &Gemm,
-    dx: &mut [S],
-    dw: Option<&mut [S]>,
-    scaled: &mut [S],
-    logits: &[S],
-    x: &[S],
-    w: &[S],
-    coef: &[S],
-) -> Result<()> {
-    const OP: &str = "head_bwd";
-    let n = coef.len();
-    if n == 0 {
-        check::len(OP, "dx", dx.len(), &[("predictions", 0)])?;
-        return check::len(OP, "x", x.len(), &[("predictions", 0)]);
+    fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()> {
+        const OP: &str = "head_bwd";
+        let g = &self.gemm;
+        let HeadBwd { dx, dw, scaled, logits, x, w, coef } = op;
+        let n = coef.len();
+        if n == 0 {
+            check::len(OP, "dx", dx.len(), &[("predictions", 0)])?;
+            return check::len(OP, "x", x.len(), &[("predictions", 0)]);
+        }
+        let dim = check::rows(OP, "dx", dx.len(), "predictions", n)?;
+        check::len(OP, "x", x.len(), &[("predictions", n), ("dim", dim)])?;
+        let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
+        check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
+        let logits = &logits[..n * vocab];
+        if let Some(dw) = dw {
+            check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
+            check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
+            let scaled = &mut scaled[..n * dim];
+            par::rows(scaled, dim, |i, y| scaled_copy(g.level, y, &x[i * dim..][..dim], coef[i]));
+            S::gemm(g, dw, Base::Output, Mat::by_k(logits, vocab), Mat::by_k(scaled, dim), [vocab, dim, n]);
+        }
+        S::gemm(g, dx, Base::Zero, Mat::by_line(logits, vocab), Mat::by_k(w, dim), [n, dim, vocab]);
+        par::rows(dx, dim, |i, dx| scale(g.level, dx, coef[i]));
+        Ok(())
     }
-    let dim = check::rows(OP, "dx", dx.len(), "predictions", n)?;
-    check::len(OP, "x", x.len(), &[("predictions", n), ("dim", dim)])?;
-    let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
-    check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
-    let logits = &logits[..n * vocab];
-    if let Some(dw) = dw {
-        check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
-        check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
-        let scaled = &mut scaled[..n * dim];
-        par::rows(scaled, dim, |i, y| scaled_copy(g.level, y, &x[i * dim..][..dim], coef[i]));
-        S::gemm(g, dw, Base::Output, Mat::by_k(logits, vocab), Mat::by_k(scaled, dim), vocab, dim, n);
-    }
-    S::gemm(g, dx, Base::Zero, Mat::by_line(logits, vocab), Mat::by_k(w, dim), n, dim, vocab);
-    par::rows(dx, dim, |i, dx| scale(g.level, dx, coef[i]));
-    Ok(())
 }

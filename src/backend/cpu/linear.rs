@@ -1,9 +1,12 @@
 //! Linear layers and biases.
 
-use super::gemm::{Base, Gemm, Mat};
+use super::device::Cpu;
+use super::gemm::matrix::{Base, Mat};
+use super::real::Real;
 use super::simd::simd_fn;
-use super::{Real, check, par};
-use crate::backend::Write;
+use super::{check, par};
+use crate::backend::ops::device::Write;
+use crate::backend::ops::linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
 use crate::error::Result;
 
 fn rows(
@@ -21,52 +24,58 @@ fn rows(
     Ok(n)
 }
 
-/// See [`crate::backend::Backend::linear_fwd`].
-pub(super) fn fwd<S: Real>(
-    g: &Gemm,
-    y: &mut [S],
-    x: &[S],
-    w: &[S],
-    out: usize,
-    inp: usize,
-    write: Write<&[S]>,
-) -> Result<()> {
-    const OP: &str = "linear_fwd";
-    let n = rows(OP, ("y", y.len()), ("x", x.len()), ("w", w.len()), out, inp)?;
-    let base = match write {
-        Write::Set => Base::Zero,
-        Write::Add => Base::Output,
-        Write::Plus(p) => {
-            check::len(OP, "plus", p.len(), &[("rows", n), ("out", out)])?;
-            Base::Other(p)
-        }
-    };
-    S::gemm(g, y, base, Mat::by_line(x, inp), Mat::by_line(w, inp), n, out, inp);
-    Ok(())
-}
+impl<S: Real> LinearOps for Cpu<S> {
+    fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()> {
+        const OP: &str = "linear_fwd";
+        let g = &self.gemm;
+        let LinearFwd { y, x, w, out, inp, write } = op;
+        let n = rows(OP, ("y", y.len()), ("x", x.len()), ("w", w.len()), out, inp)?;
+        let base = match write {
+            Write::Set => Base::Zero,
+            Write::Add => Base::Output,
+            Write::Plus(p) => {
+                check::len(OP, "plus", p.len(), &[("rows", n), ("out", out)])?;
+                Base::Other(p)
+            }
+        };
+        S::gemm(g, y, base, Mat::by_line(x, inp), Mat::by_line(w, inp), [n, out, inp]);
+        Ok(())
+    }
 
-/// See [`crate::backend::Backend::linear_bwd_input`].
-pub(super) fn bwd_input<S: Real>(
-    g: &Gemm,
-    dx: &mut [S],
-    dy: &[S],
-    w: &[S],
-    out: usize,
-    inp: usize,
-    write: Write<()>,
-) -> Result<()> {
-    const OP: &str = "linear_bwd_input";
-    let n = rows(OP, ("dy", dy.len()), ("dx", dx.len()), ("w", w.len()), out, inp)?;
-    let base = if super::adds(write) { Base::Output } else { Base::Zero };
-    S::gemm(g, dx, base, Mat::by_line(dy, out), Mat::by_k(w, inp), n, inp, out);
-    Ok(())
-}
+    fn linear_bwd_input(&self, op: LinearBwdInput<'_, Self>) -> Result<()> {
+        const OP: &str = "linear_bwd_input";
+        let g = &self.gemm;
+        let LinearBwdInput { dx, dy, w, out, inp, write } = op;
+        let n = rows(OP, ("dy", dy.len()), ("dx", dx.len()), ("w", w.len()), out, inp)?;
+        let base = if write.adds() { Base::Output } else { Base::Zero };
+        S::gemm(g, dx, base, Mat::by_line(dy, out), Mat::by_k(w, inp), [n, inp, out]);
+        Ok(())
+    }
 
-/// See [`crate::backend::Backend::linear_bwd_weight`].
-pub(super) fn bwd_weight<S: Real>(g: &Gemm, dw: &mut [S], dy: &[S], x: &[S], out: usize, inp: usize) -> Result<()> {
-    let n = rows("linear_bwd_weight", ("dy", dy.len()), ("x", x.len()), ("dw", dw.len()), out, inp)?;
-    S::gemm(g, dw, Base::Output, Mat::by_k(dy, out), Mat::by_k(x, inp), out, inp, n);
-    Ok(())
+    fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()> {
+        let g = &self.gemm;
+        let LinearBwdWeight { dw, dy, x, out, inp } = op;
+        let n = rows("linear_bwd_weight", ("dy", dy.len()), ("x", x.len()), ("dw", dw.len()), out, inp)?;
+        S::gemm(g, dw, Base::Output, Mat::by_k(dy, out), Mat::by_k(x, inp), [out, inp, n]);
+        Ok(())
+    }
+
+    fn bias_fwd(&self, op: BiasFwd<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let BiasFwd { y, bias } = op;
+        check::rows("bias_fwd", "y", y.len(), "dim", bias.len())?;
+        par::rows(y, bias.len(), |_, y| add(level, y, bias));
+        Ok(())
+    }
+
+    fn bias_bwd(&self, op: BiasBwd<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let BiasBwd { dbias, dy } = op;
+        let dim = dbias.len();
+        check::rows("bias_bwd", "dy", dy.len(), "dim", dim)?;
+        par::columns(dbias, |at, d| column_sums(level, d, dy, at, dim));
+        Ok(())
+    }
 }
 
 simd_fn! {
@@ -84,19 +93,4 @@ simd_fn! {
         }
         out.iter_mut().zip(acc).for_each(|(o, a)| *o += *a);
     }
-}
-
-/// See [`crate::backend::Backend::bias_fwd`].
-pub(super) fn bias_fwd<S: Real>(level: super::Level, y: &mut [S], bias: &[S]) -> Result<()> {
-    check::rows("bias_fwd", "y", y.len(), "dim", bias.len())?;
-    par::rows(y, bias.len(), |_, y| add(level, y, bias));
-    Ok(())
-}
-
-/// See [`crate::backend::Backend::bias_bwd`].
-pub(super) fn bias_bwd<S: Real>(level: super::Level, dbias: &mut [S], dy: &[S]) -> Result<()> {
-    let dim = dbias.len();
-    check::rows("bias_bwd", "dy", dy.len(), "dim", dim)?;
-    par::columns(dbias, |at, d| column_sums(level, d, dy, at, dim));
-    Ok(())
 }

@@ -1,9 +1,12 @@
 //! RMSNorm, and Qwen3's norm of query and key heads.
 
-use super::real::dot;
-use super::simd::simd_fn;
-use super::{Level, Real, check, par};
-use crate::backend::{AttnShape, Write};
+use super::device::Cpu;
+use super::real::Real;
+use super::scalar::{LANES, Scalar, dot, sum_lanes};
+use super::simd::{Level, simd_fn};
+use super::{check, par};
+use crate::backend::ops::device::AttnShape;
+use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
 use crate::error::Result;
 
 simd_fn! {
@@ -64,8 +67,7 @@ simd_fn! {
 
 /// `r^3 * mean(w dy x)`.
 #[inline(always)]
-fn correction<S: Real>(dy: &[S], x: &[S], w: &[S], r: S) -> S {
-    use super::real::{LANES, sum_lanes};
+fn correction<S: Scalar>(dy: &[S], x: &[S], w: &[S], r: S) -> S {
     let mut acc = [S::ZERO; LANES];
     let full = x.len() / LANES * LANES;
     for ((dy, x), w) in
@@ -81,64 +83,108 @@ fn correction<S: Real>(dy: &[S], x: &[S], w: &[S], r: S) -> S {
     sum_lanes(acc) / S::from_f64(x.len() as f64) * (r * r * r)
 }
 
-fn rstd_of<S: Real>(level: Level, x: &[S], eps: f64) -> S {
+fn rstd_of<S: Scalar>(level: Level, x: &[S], eps: f64) -> S {
     S::from_f64(1.0 / (sum_squares(level, x).to_f64() / x.len() as f64 + eps).sqrt())
 }
 
-/// See [`crate::backend::Backend::rmsnorm_fwd`].
-pub(super) fn fwd<S: Real>(level: Level, y: &mut [S], rstd: &mut [S], x: &[S], w: &[S], eps: f64) -> Result<()> {
-    const OP: &str = "rmsnorm_fwd";
-    let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
-    check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
-    check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
-    par::rows2((y, w.len()), (rstd, 1), |t, y, r| {
-        let x = &x[t * w.len()..][..w.len()];
-        r[0] = rstd_of(level, x, eps);
-        apply(level, y, x, w, r[0]);
-    });
-    Ok(())
-}
-
-/// See [`crate::backend::Backend::rmsnorm_again`].
-pub(super) fn again<S: Real>(level: Level, y: &mut [S], rstd: &[S], x: &[S], w: &[S]) -> Result<()> {
-    const OP: &str = "rmsnorm_again";
-    let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
-    check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
-    check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
-    par::rows(y, w.len(), |t, y| apply(level, y, &x[t * w.len()..][..w.len()], w, rstd[t]));
-    Ok(())
-}
-
-/// See [`crate::backend::Backend::rmsnorm_bwd`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn bwd<S: Real>(
-    level: Level,
-    dx: &mut [S],
-    dw: Option<&mut [S]>,
-    dy: &[S],
-    x: &[S],
-    w: &[S],
-    rstd: &[S],
-    write: Write<()>,
-) -> Result<()> {
-    const OP: &str = "rmsnorm_bwd";
-    let dim = w.len();
-    let n = check::rows(OP, "x", x.len(), "dim", dim)?;
-    check::len(OP, "dx", dx.len(), &[("rows", n), ("dim", dim)])?;
-    check::len(OP, "dy", dy.len(), &[("rows", n), ("dim", dim)])?;
-    check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
-    if let Some(dw) = &dw {
-        check::len(OP, "dw", dw.len(), &[("dim", dim)])?;
+impl<S: Real> NormOps for Cpu<S> {
+    fn rmsnorm_fwd(&self, op: RmsNormFwd<'_, Self>) -> Result<()> {
+        const OP: &str = "rmsnorm_fwd";
+        let level = self.level();
+        let RmsNormFwd { y, rstd, x, w, eps } = op;
+        let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
+        check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
+        check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
+        par::rows2((y, w.len()), (rstd, 1), |t, y, r| {
+            let x = &x[t * w.len()..][..w.len()];
+            r[0] = rstd_of(level, x, eps);
+            apply(level, y, x, w, r[0]);
+        });
+        Ok(())
     }
-    let add = super::adds(write);
-    par::rows(dx, dim, |t, dx| {
-        let at = t * dim..(t + 1) * dim;
-        row_bwd(level, dx, &dy[at.clone()], &x[at], w, rstd[t], add);
-    });
-    if let Some(dw) = dw {
-        par::columns(dw, |at, dw| weight_bwd(level, dw, dy, x, rstd, at, dim));
+
+    fn rmsnorm_again(&self, op: RmsNormAgain<'_, Self>) -> Result<()> {
+        const OP: &str = "rmsnorm_again";
+        let level = self.level();
+        let RmsNormAgain { y, rstd, x, w } = op;
+        let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
+        check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
+        check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
+        par::rows(y, w.len(), |t, y| apply(level, y, &x[t * w.len()..][..w.len()], w, rstd[t]));
+        Ok(())
     }
-    Ok(())
+
+    fn rmsnorm_bwd(&self, op: RmsNormBwd<'_, Self>) -> Result<()> {
+        const OP: &str = "rmsnorm_bwd";
+        let level = self.level();
+        let RmsNormBwd { dx, dw, dy, x, w, rstd, write } = op;
+        let dim = w.len();
+        let n = check::rows(OP, "x", x.len(), "dim", dim)?;
+        check::len(OP, "dx", dx.len(), &[("rows", n), ("dim", dim)])?;
+        check::len(OP, "dy", dy.len(), &[("rows", n), ("dim", dim)])?;
+        check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
+        if let Some(dw) = &dw {
+            check::len(OP, "dw", dw.len(), &[("dim", dim)])?;
+        }
+        let add = write.adds();
+        par::rows(dx, dim, |t, dx| {
+            let at = t * dim..(t + 1) * dim;
+            row_bwd(level, dx, &dy[at.clone()], &x[at], w, rstd[t], add);
+        });
+        if let Some(dw) = dw {
+            par::columns(dw, |at, dw| weight_bwd(level, dw, dy, x, rstd, at, dim));
+        }
+        Ok(())
+    }
+
+    fn qk_norm_fwd(&self, op: QkNormFwd<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let QkNormFwd { qkv, raw, rstd, w, shape, eps } = op;
+        check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
+        let ((width, heads), (wq, wk)) = (qk(&shape), w.split_at(shape.head_dim));
+        par::rows2((qkv, shape.qkv_width()), (raw, width), |_, row, raw| raw.copy_from_slice(&row[..width]));
+        let raw = &*raw;
+        par::rows2((qkv, shape.qkv_width()), (rstd, heads), |t, row, rstd| {
+            for (h, r) in rstd.iter_mut().enumerate() {
+                let at = h * shape.head_dim..(h + 1) * shape.head_dim;
+                *r = rstd_of(level, &raw[t * width..][at.clone()], eps);
+                apply_in_place(level, &mut row[at], if h < shape.heads { wq } else { wk }, *r);
+            }
+        });
+        Ok(())
+    }
+
+    fn qk_norm_bwd(&self, op: QkNormBwd<'_, Self>) -> Result<()> {
+        const OP: &str = "qk_norm_bwd";
+        let level = self.level();
+        let QkNormBwd { dqkv, dw, raw, rstd, w, shape } = op;
+        check_qk(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
+        let (d, (width, heads), (wq, wk)) = (shape.head_dim, qk(&shape), w.split_at(shape.head_dim));
+        check::len(OP, "dw", dw.as_ref().map_or(2 * d, |dw| dw.len()), &[("2", 2), ("head_dim", d)])?;
+        let parts = dw.into_iter().flat_map(|dw| dw.chunks_mut(d)); // of the queries, of the keys
+        for (dw, range) in parts.zip([0..shape.heads, shape.heads..heads]) {
+            let dqkv = &*dqkv;
+            par::columns(dw, |at, dw| {
+                let mut acc = [S::ZERO; 64];
+                for (t, row) in dqkv.chunks_exact(shape.qkv_width()).enumerate() {
+                    for h in range.clone() {
+                        let (dy, x) = (&row[h * d + at..][..dw.len()], &raw[t * width + h * d + at..][..dw.len()]);
+                        let r = rstd[t * heads + h];
+                        acc.iter_mut().zip(dy).zip(x).for_each(|((a, dy), x)| *a += *dy * (*x * r));
+                    }
+                }
+                dw.iter_mut().zip(acc).for_each(|(d, a)| *d += a);
+            });
+        }
+        par::rows(dqkv, shape.qkv_width(), |t, row| {
+            for h in 0..heads {
+                let at = h * d..(h + 1) * d;
+                let w = if h < shape.heads { wq } else { wk };
+                row_bwd_in_place(level, &mut row[at.clone()], &raw[t * width..][at], w, rstd[t * heads + h]);
+            }
+        });
+        Ok(())
+    }
 }
 
 /// Width of the queries and keys in a row of `qkv`, and their heads.
@@ -153,69 +199,4 @@ fn check_qk(op: &'static str, qkv: usize, raw: usize, rstd: usize, w: usize, sha
     check::len(op, "raw", raw, &[("rows", n), ("q_width + kv_width", width)])?;
     check::len(op, "rstd", rstd, &[("rows", n), ("heads + kv_heads", heads)])?;
     check::len(op, "w", w, &[("2", 2), ("head_dim", shape.head_dim)])
-}
-
-/// See [`crate::backend::Backend::qk_norm_fwd`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn qk_fwd<S: Real>(
-    level: Level,
-    qkv: &mut [S],
-    raw: &mut [S],
-    rstd: &mut [S],
-    w: &[S],
-    shape: AttnShape,
-    eps: f64,
-) -> Result<()> {
-    check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
-    let ((width, heads), (wq, wk)) = (qk(&shape), w.split_at(shape.head_dim));
-    par::rows2((qkv, shape.qkv_width()), (raw, width), |_, row, raw| raw.copy_from_slice(&row[..width]));
-    let raw = &*raw;
-    par::rows2((qkv, shape.qkv_width()), (rstd, heads), |t, row, rstd| {
-        for (h, r) in rstd.iter_mut().enumerate() {
-            let at = h * shape.head_dim..(h + 1) * shape.head_dim;
-            *r = rstd_of(level, &raw[t * width..][at.clone()], eps);
-            apply_in_place(level, &mut row[at], if h < shape.heads { wq } else { wk }, *r);
-        }
-    });
-    Ok(())
-}
-
-/// See [`crate::backend::Backend::qk_norm_bwd`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn qk_bwd<S: Real>(
-    level: Level,
-    dqkv: &mut [S],
-    dw: Option<&mut [S]>,
-    raw: &[S],
-    rstd: &[S],
-    w: &[S],
-    shape: AttnShape,
-) -> Result<()> {
-    const OP: &str = "qk_norm_bwd";
-    check_qk(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
-    let (d, (width, heads), (wq, wk)) = (shape.head_dim, qk(&shape), w.split_at(shape.head_dim));
-    check::len(OP, "dw", dw.as_ref().map_or(2 * d, |dw| dw.len()), &[("2", 2), ("head_dim", d)])?;
-    let parts = dw.into_iter().flat_map(|dw| dw.chunks_mut(d)); // of the queries, of the keys
-    for (dw, range) in parts.zip([0..shape.heads, shape.heads..heads]) {
-        let dqkv = &*dqkv;
-        par::columns(dw, |at, dw| {
-            let mut acc = [S::ZERO; 64];
-            for (t, row) in dqkv.chunks_exact(shape.qkv_width()).enumerate() {
-                for h in range.clone() {
-                    let (dy, x) = (&row[h * d + at..][..dw.len()], &raw[t * width + h * d + at..][..dw.len()]);
-                    let r = rstd[t * heads + h];
-                    acc.iter_mut().zip(dy).zip(x).for_each(|((a, dy), x)| *a += *dy * (*x * r));
-                }
-            }
-            dw.iter_mut().zip(acc).for_each(|(d, a)| *d += a);
-        });
-    }
-    par::rows(dqkv, shape.qkv_width(), |t, row| {
-        for h in 0..heads {
-            let at = h * d..(h + 1) * d;
-            let w = if h < shape.heads { wq } else { wk };
-            row_bwd_in_place(level, &mut row[at.clone()], &raw[t * width..][at], w, rstd[t * heads + h]);
-        }
-    });
-    Ok(())
 }

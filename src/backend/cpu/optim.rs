@@ -1,8 +1,11 @@
 //! Gradient norm and optimiser updates.
 
+use super::check;
+use super::device::Cpu;
+use super::real::Real;
+use super::scalar::{Scalar, sum_lanes};
 use super::simd::simd_fn;
-use super::{Level, Real, Scratch, check};
-use crate::backend::Update;
+use crate::backend::ops::optim::{GradNorm, OptimOps, Rule, Update};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -23,18 +26,56 @@ simd_fn! {
                 acc[l] += x * x;
             }
         }
-        super::real::sum_lanes(acc)
+        sum_lanes(acc)
     }
 }
 
-/// See [`crate::backend::Backend::grad_norm`].
-pub(super) fn grad_norm<S: Real>(level: Level, scratch: &Scratch, norm: &mut [f64], g: &[S]) -> Result<()> {
-    check::len("grad_norm", "norm", norm.len(), &[("numbers", 1)])?;
-    scratch.with(g.len().div_ceil(BLOCK), |sums: &mut [f64]| {
-        sums.par_iter_mut().zip(g.par_chunks(BLOCK)).for_each(|(s, g)| *s = block_sum(level, g));
-        norm[0] = sums.iter().sum::<f64>().sqrt();
-    });
-    Ok(())
+impl<S: Real> OptimOps for Cpu<S> {
+    fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let GradNorm { norm, g } = op;
+        check::len("grad_norm", "norm", norm.len(), &[("numbers", 1)])?;
+        self.gemm.scratch.with(g.len().div_ceil(BLOCK), |sums: &mut [f64]| {
+            sums.par_iter_mut().zip(g.par_chunks(BLOCK)).for_each(|(s, g)| *s = block_sum(level, g));
+            norm[0] = sums.iter().sum::<f64>().sqrt();
+        });
+        Ok(())
+    }
+
+    fn update(&self, op: Update<'_, Self>) -> Result<()> {
+        const OP: &str = "update";
+        let level = self.level();
+        let Update { w, master, m, v, g, norm, max_grad_norm, rule } = op;
+        if let Rule::AdamW { .. } = rule {
+            check::len(OP, "m", m.len(), &[("parameters", w.len())])?;
+        }
+        check::len(OP, "v", v.len(), &[("parameters", w.len())])?;
+        check::len(OP, "g", g.len(), &[("parameters", w.len())])?;
+        check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
+        if master.is_some() {
+            let name = "master";
+            return Err(Error::Shape {
+                op: OP,
+                name,
+                got: 1,
+                want: 0,
+                shape: "no master weights: `w` is the master".into(),
+            });
+        }
+        if !norm[0].is_finite() {
+            return Ok(());
+        }
+        let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm[0] + 1e-6)).min(1.0) } else { 1.0 };
+        let s = scalars::<S>(clip, rule);
+        let blocks = w.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
+        match rule {
+            Rule::AdamW { .. } => {
+                blocks.zip(m.par_chunks_mut(BLOCK)).for_each(|(((w, v), g), m)| adamw(level, w, m, v, g, s));
+            }
+            Rule::RmsProp { .. } => blocks.for_each(|((w, v), g)| rmsprop(level, w, v, g, s)),
+        }
+        Ok(())
+    }
 }
 
 /// The numbers of an update, rounded to the element type once, as torch does with Python floats.
@@ -73,10 +114,10 @@ simd_fn! {
     }
 }
 
-fn scalars<S: Real>(clip: f64, update: &Update) -> Scalars<S> {
+fn scalars<S: Scalar>(clip: f64, rule: Rule) -> Scalars<S> {
     let s = S::from_f64;
-    match *update {
-        Update::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
+    match rule {
+        Rule::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
             // Steps beyond i32 have long since reached the limit, 1.
             let power = |b: f64| b.powi(i32::try_from(step).unwrap_or(i32::MAX));
             Scalars {
@@ -90,7 +131,7 @@ fn scalars<S: Real>(clip: f64, update: &Update) -> Scalars<S> {
                 eps: s(eps),
             }
         }
-        Update::RmsProp { lr, alpha, eps, weight_decay } => Scalars {
+        Rule::RmsProp { lr, alpha, eps, weight_decay } => Scalars {
             clip: s(clip),
             lr: s(lr),
             decay: s(weight_decay),
@@ -103,71 +144,33 @@ fn scalars<S: Real>(clip: f64, update: &Update) -> Scalars<S> {
     }
 }
 
-/// See [`crate::backend::Backend::update`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn update<S: Real>(
-    level: Level,
-    w: &mut [S],
-    master: bool,
-    m: &mut [S],
-    v: &mut [S],
-    g: &[S],
-    norm: &[f64],
-    max_grad_norm: f64,
-    update: &Update,
-) -> Result<()> {
-    const OP: &str = "update";
-    if let Update::AdamW { .. } = update {
-        check::len(OP, "m", m.len(), &[("parameters", w.len())])?;
-    }
-    check::len(OP, "v", v.len(), &[("parameters", w.len())])?;
-    check::len(OP, "g", g.len(), &[("parameters", w.len())])?;
-    check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
-    if master {
-        let name = "master";
-        return Err(Error::Shape {
-            op: OP,
-            name,
-            got: 1,
-            want: 0,
-            shape: "no master weights: `w` is the master".into(),
-        });
-    }
-    if !norm[0].is_finite() {
-        return Ok(());
-    }
-    let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm[0] + 1e-6)).min(1.0) } else { 1.0 };
-    let s = scalars::<S>(clip, update);
-    let blocks = w.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
-    match update {
-        Update::AdamW { .. } => {
-            blocks.zip(m.par_chunks_mut(BLOCK)).for_each(|(((w, v), g), m)| adamw(level, w, m, v, g, s));
-        }
-        Update::RmsProp { .. } => blocks.for_each(|((w, v), g)| rmsprop(level, w, v, g, s)),
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::gemm::setup::GemmPrecision;
+    use crate::backend::cpu::simd::Level;
 
     #[test]
     fn rmsprop_needs_no_first_moment() {
         // torch.optim.RMSprop: v = alpha v + (1 - alpha) g^2; w -= lr g / (sqrt(v) + eps).
         let n = BLOCK + 3;
         let g: Vec<f64> = (0..n).map(|i| (i as f64 * 0.37).sin()).collect();
-        let rmsprop = Update::RmsProp { lr: 0.1, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
-        let adamw = Update::AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+        let rmsprop = Rule::RmsProp { lr: 0.1, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        let adamw = Rule::AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
         for level in Level::available() {
+            let cpu = Cpu::<f64>::at(level, GemmPrecision::Native).unwrap();
             let (mut w, mut v) = (vec![1.0; n], vec![0.5; n]);
-            update(level, &mut w, false, &mut [], &mut v, &g, &[1.0], 0.0, &rmsprop).unwrap();
+            let mut step = |rule| {
+                let (m, norm) = (&mut [][..], &[1.0][..]);
+                cpu.update(Update { w: &mut w, master: None, m, v: &mut v, g: &g, norm, max_grad_norm: 0.0, rule })
+            };
+            step(rmsprop).unwrap();
+            assert!(step(adamw).is_err());
             for i in 0..n {
                 let want_v = 0.99 * 0.5 + 0.01 * g[i] * g[i];
                 let want = 1.0 - 0.1 * g[i] / (want_v.sqrt() + 1e-8);
                 assert!((v[i] - want_v).abs() <= 1e-14 && (w[i] - want).abs() <= 1e-14, "{i}: {} {want}", w[i]);
             }
-            assert!(update(level, &mut w, false, &mut [], &mut v, &g, &[1.0], 0.0, &adamw).is_err());
         }
     }
 }

@@ -4,7 +4,7 @@
 //! of zeros and replaced at the first write, which interrupts all cores: a fifth of a short run's time was spent there.
 
 use super::par;
-use crate::backend::Storage;
+use crate::backend::ops::element::Storage;
 
 /// Smaller buffers are left alone.
 const LARGE: usize = 1 << 21;

@@ -1,8 +1,10 @@
 //! Rotary position embedding (Su et al. 2021), NeoX halves.
 
+use super::device::Cpu;
+use super::real::Real;
 use super::simd::simd_fn;
-use super::{CpuBatch, Level, Real, check, par};
-use crate::backend::{AttnShape, Rotation};
+use super::{check, par};
+use crate::backend::ops::rope::{Rope, RopeOps, Rotation};
 use crate::error::Result;
 
 simd_fn! {
@@ -19,25 +21,21 @@ simd_fn! {
     }
 }
 
-/// See [`crate::backend::Backend::rope`].
-pub(super) fn rope<S: Real>(
-    level: Level,
-    qkv: &mut [S],
-    table: &[S],
-    batch: &CpuBatch,
-    shape: AttnShape,
-    direction: Rotation,
-) -> Result<()> {
-    const OP: &str = "rope";
-    check::attn(OP, &shape)?;
-    check::len(OP, "qkv", qkv.len(), &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])?;
-    check::rows(OP, "head_dim", shape.head_dim, "halves", 2)?;
-    check::at_least(OP, "table", table.len(), &[("positions", batch.positions_end), ("head_dim", shape.head_dim)])?;
-    let d = shape.head_dim;
-    let sign = S::from_f64(if direction == Rotation::Forward { 1.0 } else { -1.0 });
-    par::rows(qkv, shape.qkv_width(), |t, row| {
-        let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
-        rotate(level, &mut row[..shape.q_width() + shape.kv_width()], cos, sin, sign);
-    });
-    Ok(())
+impl<S: Real> RopeOps for Cpu<S> {
+    fn rope(&self, op: Rope<'_, Self>) -> Result<()> {
+        const OP: &str = "rope";
+        let level = self.level();
+        let Rope { qkv, table, batch, shape, direction } = op;
+        check::attn(OP, &shape)?;
+        check::len(OP, "qkv", qkv.len(), &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])?;
+        check::rows(OP, "head_dim", shape.head_dim, "halves", 2)?;
+        check::at_least(OP, "table", table.len(), &[("positions", batch.positions_end), ("head_dim", shape.head_dim)])?;
+        let d = shape.head_dim;
+        let sign = S::from_f64(if direction == Rotation::Forward { 1.0 } else { -1.0 });
+        par::rows(qkv, shape.qkv_width(), |t, row| {
+            let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
+            rotate(level, &mut row[..shape.q_width() + shape.kv_width()], cos, sin, sign);
+        });
+        Ok(())
+    }
 }

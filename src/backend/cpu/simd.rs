@@ -37,7 +37,7 @@ impl Level {
                 levels.push(Level(Isa::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     levels.push(Level(Isa::Avx512));
-                    if has!("avx512bf16") && super::amx::usable() {
+                    if has!("avx512bf16") && super::gemm::amx::usable() {
                         levels.push(Level(Isa::Amx));
                     }
                 }
@@ -103,15 +103,15 @@ macro_rules! simd_fn {
     ($(#[$doc:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name<$S: crate::backend::cpu::Real>(level: crate::backend::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$S: crate::backend::cpu::scalar::Scalar>(level: crate::backend::cpu::simd::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<$S: crate::backend::cpu::Real>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$S: crate::backend::cpu::scalar::Scalar>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2<$S: crate::backend::cpu::Real>($($arg: $ty),*) $(-> $ret)? { body::<$S>($($arg),*) }
+            fn avx2<$S: crate::backend::cpu::scalar::Scalar>($($arg: $ty),*) $(-> $ret)? { body::<$S>($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512<$S: crate::backend::cpu::Real>($($arg: $ty),*) $(-> $ret)? { body::<$S>($($arg),*) }
+            fn avx512<$S: crate::backend::cpu::scalar::Scalar>($($arg: $ty),*) $(-> $ret)? { body::<$S>($($arg),*) }
             use crate::backend::cpu::simd::Isa;
             match level.isa() {
                 Isa::Portable => body::<$S>($($arg),*),

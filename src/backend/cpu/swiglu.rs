@@ -1,11 +1,15 @@
 //! SwiGLU (Shazeer 2020): `silu(gate) * up`.
 
+use super::device::Cpu;
+use super::real::Real;
+use super::scalar::Scalar;
 use super::simd::simd_fn;
-use super::{Level, Real, check, par};
+use super::{check, par};
+use crate::backend::ops::swiglu::{SwigluBwd, SwigluFwd, SwigluOps};
 use crate::error::Result;
 
 #[inline(always)]
-fn sigmoid<S: Real>(x: S) -> S {
+fn sigmoid<S: Scalar>(x: S) -> S {
     S::ONE / (S::ONE + (-x).exp())
 }
 
@@ -27,24 +31,28 @@ simd_fn! {
     }
 }
 
-/// See [`crate::backend::Backend::swiglu_fwd`].
-pub(super) fn fwd<S: Real>(level: Level, act: &mut [S], gate_up: &[S], ffn: usize) -> Result<()> {
-    let n = check::rows("swiglu_fwd", "act", act.len(), "ffn", ffn)?;
-    check::len("swiglu_fwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
-    par::rows(act, ffn, |t, act| {
-        let (gate, up) = gate_up[2 * t * ffn..][..2 * ffn].split_at(ffn);
-        row_fwd(level, act, gate, up);
-    });
-    Ok(())
-}
+impl<S: Real> SwigluOps for Cpu<S> {
+    fn swiglu_fwd(&self, op: SwigluFwd<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let SwigluFwd { act, gate_up, ffn } = op;
+        let n = check::rows("swiglu_fwd", "act", act.len(), "ffn", ffn)?;
+        check::len("swiglu_fwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
+        par::rows(act, ffn, |t, act| {
+            let (gate, up) = gate_up[2 * t * ffn..][..2 * ffn].split_at(ffn);
+            row_fwd(level, act, gate, up);
+        });
+        Ok(())
+    }
 
-/// See [`crate::backend::Backend::swiglu_bwd`].
-pub(super) fn bwd<S: Real>(level: Level, gate_up: &mut [S], dact: &[S], ffn: usize) -> Result<()> {
-    let n = check::rows("swiglu_bwd", "dact", dact.len(), "ffn", ffn)?;
-    check::len("swiglu_bwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
-    par::rows(gate_up, 2 * ffn, |t, row| {
-        let (gate, up) = row.split_at_mut(ffn);
-        row_bwd(level, gate, up, &dact[t * ffn..][..ffn]);
-    });
-    Ok(())
+    fn swiglu_bwd(&self, op: SwigluBwd<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let SwigluBwd { gate_up, dact, ffn } = op;
+        let n = check::rows("swiglu_bwd", "dact", dact.len(), "ffn", ffn)?;
+        check::len("swiglu_bwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
+        par::rows(gate_up, 2 * ffn, |t, row| {
+            let (gate, up) = row.split_at_mut(ffn);
+            row_bwd(level, gate, up, &dact[t * ffn..][..ffn]);
+        });
+        Ok(())
+    }
 }

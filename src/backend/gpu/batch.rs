@@ -3,11 +3,13 @@
 //! All tables lie in one buffer, at places that depend on the capacity alone. They are put together in one of two pieces of
 //! page-locked host memory that take turns, and travel in one copy that nobody waits for.
 
-use super::attention::Tables;
+use super::check;
+use super::context::{Gpu, GpuFloat};
 use super::driver::{Driver, View};
+use super::memory::Buf;
 use super::pinned::Pinned;
-use super::{Buf, Gpu, GpuFloat, check};
-use crate::backend::AttnShape;
+use super::tiles::Tables;
+use crate::backend::ops::device::AttnShape;
 use crate::batch::{Capacity, Chunk, GroupSpan, MicroBatch};
 use crate::error::{Error, Result};
 use std::marker::PhantomData;

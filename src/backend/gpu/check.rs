@@ -1,6 +1,6 @@
 //! Lengths of arguments, checked before anything is launched.
 
-use crate::backend::AttnShape;
+use crate::backend::ops::device::AttnShape;
 use crate::error::{Error, Result};
 
 pub(super) use crate::error::expect_len as len;

@@ -1,34 +1,17 @@
 //! Generation: the key/value cache, and attention of one query per sequence. Kernels: `kernels/decode.cu`; reference:
 //! `backend/cpu/decode.rs`.
 
-use super::driver::{Arg, Driver, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, check, columns, lock};
-use crate::backend::AttnShape;
+use super::check;
+use super::context::{Gpu, GpuFloat, columns};
+use super::driver::{Arg, Driver, Grid, View};
+use super::lock::lock;
+use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore};
 use crate::error::{Error, Result};
 
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// Calls `f` with `host` on the device. Only generation needs it; the memory grows to the largest ever asked for.
-    fn with_uploaded(&self, host: &[u32], f: impl FnOnce(View<u32>) -> Result<()>) -> Result<()> {
-        let mut scratch = lock(&self.scratch);
-        if scratch.words.as_ref().is_none_or(|w| w.len < host.len()) {
-            scratch.words = None;
-            scratch.words = Some(self.alloc("decoding tables", host.len().next_power_of_two())?);
-        }
-        let words = scratch.words.as_mut().expect("made above");
-        self.put(words.view_mut(0..host.len()), host)?;
-        f(words.view(0..host.len()))
-    }
-
-    /// See [`crate::backend::Backend::kv_store`].
-    pub fn kv_store(
-        &self,
-        mut k: ViewMut<A>,
-        mut v: ViewMut<A>,
-        qkv: View<A>,
-        dst: &[u32],
-        shape: AttnShape,
-    ) -> Result<()> {
+impl<D: Driver, A: GpuFloat> DecodeOps for Gpu<D, A> {
+    fn kv_store(&self, op: KvStore<'_, Self>) -> Result<()> {
         const OP: &str = "kv_store";
+        let KvStore { mut k, mut v, qkv, dst, shape } = op;
         check::attn(OP, &shape)?;
         let (rows, width) = (dst.len(), shape.kv_width());
         check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
@@ -42,23 +25,14 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let (blocks, threads) = columns::<A>(width, 256);
         self.with_uploaded(dst, |dst| {
             let args = [k.arg(), v.arg(), qkv.arg(), dst.arg(), sizes[0], sizes[1], sizes[2]];
-            self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+            // SAFETY: `qkv` is rows x qkv_width; every row of `dst` is one of `k` and `v`, as checked above.
+            unsafe { self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args) }
         })
     }
 
-    /// See [`crate::backend::Backend::attention_decode`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn attention_decode(
-        &self,
-        mut out: ViewMut<A>,
-        qkv: View<A>,
-        k: View<A>,
-        v: View<A>,
-        lens: &[u32],
-        stride: usize,
-        shape: AttnShape,
-    ) -> Result<()> {
+    fn attention_decode(&self, op: AttentionDecode<'_, Self>) -> Result<()> {
         const OP: &str = "attention_decode";
+        let AttentionDecode { mut out, qkv, k, v, lens, stride, shape } = op;
         check::attn(OP, &shape)?;
         check::at_most(OP, "head_dim", shape.head_dim, 256)?;
         let n = lens.len();
@@ -80,7 +54,24 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let scale = Arg::F32((1.0 / (shape.head_dim as f64).sqrt()) as f32);
         self.with_uploaded(lens, |lens| {
             let pointers = [out.arg(), qkv.arg(), k.arg(), v.arg(), lens.arg()];
-            self.launch(OP, Grid::new([shape.heads, n], 128), &[&pointers[..], &sizes, &[scale]].concat())
+            let args = [&pointers[..], &sizes, &[scale]].concat();
+            // SAFETY: `out` and `qkv` have a row a sequence; `k` and `v` hold `stride` rows for each, of which `lens` are read, as
+            // checked above.
+            unsafe { self.launch(OP, Grid::new([shape.heads, n], 128), &args) }
         })
+    }
+}
+
+impl<D: Driver, A: GpuFloat> Gpu<D, A> {
+    /// Calls `f` with `host` on the device. Only generation needs it; the memory grows to the largest ever asked for.
+    fn with_uploaded(&self, host: &[u32], f: impl FnOnce(View<u32>) -> Result<()>) -> Result<()> {
+        let mut scratch = lock(&self.scratch);
+        if scratch.words.as_ref().is_none_or(|w| w.len < host.len()) {
+            scratch.words = None;
+            scratch.words = Some(self.alloc("decoding tables", host.len().next_power_of_two())?);
+        }
+        let words = scratch.words.as_mut().expect("made above");
+        self.put(words.view_mut(0..host.len()), host)?;
+        f(words.view(0..host.len()))
     }
 }

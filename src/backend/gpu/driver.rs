@@ -1,7 +1,7 @@
 //! Where kernels run: the few calls that launch wrappers need, implemented by [`super::cuda::CudaDriver`] and by
 //! [`super::host::HostDriver`], and the checks that both make before anything runs.
 
-use crate::backend::Storage;
+use crate::backend::ops::element::Storage;
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 use std::path::Path;

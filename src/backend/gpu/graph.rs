@@ -3,8 +3,8 @@
 //! A graph keeps the addresses of the buffers that its ops were given, not the buffers. It is good for as long as its
 //! device gives no memory back.
 
+use super::context::{Gpu, GpuFloat};
 use super::driver::Driver;
-use super::{Gpu, GpuFloat};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

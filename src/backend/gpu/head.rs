@@ -1,29 +1,19 @@
-//! The fused head. Kernel: `kernels/head.cu`; reference: `backend/cpu/head.rs`.
+//! The fused head. Products: `product.rs`; kernel: `kernels/head.cu`; reference: `backend/cpu/head.rs`.
 
-use super::batch::GpuBatch;
-use super::driver::{Arg, Driver, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, check};
-use crate::backend::HeadMode;
-use crate::batch::Chunk;
+use super::check;
+use super::context::{Gpu, GpuFloat};
+use super::driver::{Arg, Driver, Grid};
+use super::product::{Add, Operand, Product};
+use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
 
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// See [`crate::backend::Backend::head_fwd`]; `stats`: logp, entropy, log_sum_p2, hit.
-    #[allow(clippy::too_many_arguments)]
-    pub fn head_fwd(
-        &self,
-        mut stats: [ViewMut<f32>; 4],
-        mut logits: ViewMut<f32>,
-        x: View<A>,
-        w: View<A>,
-        batch: &GpuBatch<D>,
-        chunk: &Chunk,
-        mode: HeadMode,
-    ) -> Result<()> {
+impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
+    fn head_fwd(&self, op: HeadFwd<'_, Self>) -> Result<()> {
         const OP: &str = "head_fwd";
+        let HeadFwd { mut logp, mut entropy, mut log_sum_p2, mut hit, mut logits, x, w, batch, chunk, mode } = op;
         batch.check_predictions(OP, chunk)?;
         let n = chunk.predictions.len();
-        for (stat, name) in stats.iter().zip(["logp", "entropy", "log_sum_p2", "hit"]) {
+        for (name, stat) in [("logp", &logp), ("entropy", &entropy), ("log_sum_p2", &log_sum_p2), ("hit", &hit)] {
             check::len(OP, name, stat.len(), &[("predictions", n)])?;
         }
         if n == 0 {
@@ -34,36 +24,43 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         check::at_least(OP, "w", vocab, &[("largest target + 1", batch.targets_end)])?;
         check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
         let mut logits = logits.part(0..n * vocab);
-        self.logits(logits.reborrow(), x, w, dim)?;
+        self.logits(Logits { logits: logits.reborrow(), x, w, dim })?;
         let targets = batch.targets(chunk.predictions.clone());
         let train = Arg::I32(i32::from(mode == HeadMode::Train));
-        let [logp, entropy, p2, hit] = &mut stats;
         let args = [
             logp.arg(),
             entropy.arg(),
-            p2.arg(),
+            log_sum_p2.arg(),
             hit.arg(),
             logits.arg(),
             targets.arg(),
             Arg::int(OP, "vocab", vocab)?,
             train,
         ];
-        self.launch("head", Grid::new([n, 1], 1024), &args)
+        // SAFETY: the statistics have n numbers, `logits` is n x vocab, and every target is below vocab, as checked above.
+        unsafe { self.launch("head", Grid::new([n, 1], 1024), &args) }
     }
 
-    /// See [`crate::backend::Backend::head_bwd`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn head_bwd(
-        &self,
-        mut dx: ViewMut<A>,
-        dw: Option<ViewMut<f32>>,
-        mut scaled: ViewMut<A>,
-        logits: View<f32>,
-        x: View<A>,
-        w: View<A>,
-        coef: View<f32>,
-    ) -> Result<()> {
+    fn logits(&self, op: Logits<'_, Self>) -> Result<()> {
+        const OP: &str = "logits";
+        let Logits { mut logits, x, w, dim } = op;
+        let rows = check::rows(OP, "x", x.len(), dim)?;
+        let vocab = check::rows(OP, "w", w.len(), dim)?;
+        check::at_least(OP, "logits", logits.len(), &[("rows", rows), ("vocab", vocab)])?;
+        self.product(Product {
+            op: OP,
+            sizes: [rows, vocab, dim],
+            a: (Operand::new(x, dim), false),
+            b: (Operand::new(w, dim), true),
+            c: Add::Nothing,
+            d: Operand::output(&mut logits, vocab),
+            row_invariant: true,
+        })
+    }
+
+    fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()> {
         const OP: &str = "head_bwd";
+        let HeadBwd { mut dx, dw, mut scaled, logits, x, w, coef } = op;
         let n = coef.len();
         if n == 0 {
             check::len(OP, "dx", dx.len(), &[("predictions", 0)])?;
@@ -73,16 +70,32 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         check::len(OP, "dx", dx.len(), &[("predictions", n), ("dim", dim)])?;
         let vocab = check::rows(OP, "w", w.len(), dim)?;
         check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
-        // G starts where its row of logits does: a row is `vocab` floats, so 2 vocab elements of bf16.
-        let gradient = (logits.at, vocab * 4 / A::DTYPE.size());
-        if let Some(dw) = dw {
+        // G starts where its row of logits does.
+        let gradient = Operand::in_place_of::<A>(logits, vocab);
+        if let Some(mut dw) = dw {
             check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
             check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
             let mut scaled = scaled.part(0..n * dim);
             self.scale_rows(scaled.reborrow(), Some(x), coef)?;
-            self.accumulate(dw, gradient, scaled.as_view(), vocab, dim, n)?;
+            self.product(Product {
+                op: OP,
+                sizes: [vocab, dim, n],
+                a: (gradient, true),
+                b: (Operand::new(scaled.as_view(), dim), false),
+                c: Add::Output,
+                d: Operand::output(&mut dw, dim),
+                row_invariant: false,
+            })?;
         }
-        self.input_gradient(dx.reborrow(), gradient, w, n, vocab)?;
+        self.product(Product {
+            op: OP,
+            sizes: [n, dim, vocab],
+            a: (gradient, false),
+            b: (Operand::new(w, dim), false),
+            c: Add::Nothing,
+            d: Operand::output(&mut dx, dim),
+            row_invariant: false,
+        })?;
         self.scale_rows(dx, None, coef)
     }
 }

@@ -1,182 +1,91 @@
-//! Matrix products and biases. Products: [`Driver::matmul`]; kernels: `kernels/bias.cu`; reference: `backend/cpu/linear.rs`.
+//! Linear layers and biases. Products: `product.rs`; kernels: `kernels/bias.cu`; reference: `backend/cpu/linear.rs`.
 
-use super::driver::{Arg, Driver, Dtype, Grid, MatMul, Matrix, View, ViewMut};
-use super::{Gpu, GpuFloat, SCRATCH, SLABS, check, columns, lock};
-use crate::backend::Write;
+use super::check;
+use super::context::{Gpu, GpuFloat, SCRATCH, SLABS, columns};
+use super::driver::{Arg, Driver, Grid};
+use super::lock::lock;
+use super::product::{Add, Operand, Product};
+use crate::backend::ops::device::Write;
+use crate::backend::ops::linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
 use crate::error::Result;
 
-fn matrix(at: u64, dtype: Dtype, ld: usize) -> Matrix {
-    Matrix { at, dtype, ld }
-}
-
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// Callers have checked that the operands cover their shapes.
-    fn product(&self, p: &MatMul) -> Result<()> {
-        if p.m == 0 || p.n == 0 {
-            return Ok(());
-        }
-        self.usable("a product")?;
-        // SAFETY: operands come from views of live buffers of this driver; each caller checks lengths first.
-        unsafe { self.driver.matmul(p) }
-    }
-
-    /// See [`crate::backend::Backend::linear_fwd`].
-    pub fn linear_fwd(
-        &self,
-        y: ViewMut<A>,
-        x: View<A>,
-        w: View<A>,
-        out: usize,
-        inp: usize,
-        write: Write<View<A>>,
-    ) -> Result<()> {
+impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
+    fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()> {
         const OP: &str = "linear_fwd";
+        let LinearFwd { mut y, x, w, out, inp, write } = op;
         let rows = check::rows(OP, "x", x.len(), inp)?;
         check::len(OP, "y", y.len(), &[("rows", rows), ("out", out)])?;
         check::len(OP, "w", w.len(), &[("out", out), ("inp", inp)])?;
         let c = match write {
-            Write::Set => None,
-            Write::Add => Some(y.at),
+            Write::Set => Add::Nothing,
+            Write::Add => Add::Output,
             Write::Plus(v) => {
                 check::len(OP, "plus", v.len(), &[("rows", rows), ("out", out)])?;
-                Some(v.at)
+                Add::Other(Operand::new(v, out))
             }
         };
-        self.product(&MatMul {
-            m: rows,
-            n: out,
-            k: inp,
-            a: matrix(x.at, A::DTYPE, inp),
-            a_transposed: false,
-            b: matrix(w.at, A::DTYPE, inp),
-            b_transposed: true,
+        self.product(Product {
+            op: OP,
+            sizes: [rows, out, inp],
+            a: (Operand::new(x, inp), false),
+            b: (Operand::new(w, inp), true),
             c,
-            d: matrix(y.at, A::DTYPE, out),
+            d: Operand::output(&mut y, out),
             row_invariant: true,
         })
     }
 
-    /// See [`crate::backend::Backend::linear_bwd_input`].
-    pub fn linear_bwd_input(
-        &self,
-        dx: ViewMut<A>,
-        dy: View<A>,
-        w: View<A>,
-        out: usize,
-        inp: usize,
-        write: Write<()>,
-    ) -> Result<()> {
+    fn linear_bwd_input(&self, op: LinearBwdInput<'_, Self>) -> Result<()> {
         const OP: &str = "linear_bwd_input";
+        let LinearBwdInput { mut dx, dy, w, out, inp, write } = op;
         let rows = check::rows(OP, "dy", dy.len(), out)?;
         check::len(OP, "dx", dx.len(), &[("rows", rows), ("inp", inp)])?;
         check::len(OP, "w", w.len(), &[("out", out), ("inp", inp)])?;
-        self.product(&MatMul {
-            m: rows,
-            n: inp,
-            k: out,
-            a: matrix(dy.at, A::DTYPE, out),
-            a_transposed: false,
-            b: matrix(w.at, A::DTYPE, inp),
-            b_transposed: false,
-            c: (!matches!(write, Write::Set)).then_some(dx.at),
-            d: matrix(dx.at, A::DTYPE, inp),
+        self.product(Product {
+            op: OP,
+            sizes: [rows, inp, out],
+            a: (Operand::new(dy, out), false),
+            b: (Operand::new(w, inp), false),
+            c: if write.adds() { Add::Output } else { Add::Nothing },
+            d: Operand::output(&mut dx, inp),
             row_invariant: false,
         })
     }
 
-    /// See [`crate::backend::Backend::linear_bwd_weight`].
-    pub fn linear_bwd_weight(&self, dw: ViewMut<f32>, dy: View<A>, x: View<A>, out: usize, inp: usize) -> Result<()> {
+    fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()> {
         const OP: &str = "linear_bwd_weight";
+        let LinearBwdWeight { mut dw, dy, x, out, inp } = op;
         let rows = check::rows(OP, "dy", dy.len(), out)?;
         check::len(OP, "x", x.len(), &[("rows", rows), ("inp", inp)])?;
         check::len(OP, "dw", dw.len(), &[("out", out), ("inp", inp)])?;
-        self.accumulate(dw, (dy.at, out), x, out, inp, rows)
-    }
-
-    /// `dw += g^T x` with `g` of the storage type at `(address, leading dimension)`: rows x out; `x` rows x inp.
-    pub(super) fn accumulate(
-        &self,
-        dw: ViewMut<f32>,
-        g: (u64, usize),
-        x: View<A>,
-        out: usize,
-        inp: usize,
-        rows: usize,
-    ) -> Result<()> {
         if rows == 0 {
             return Ok(());
         }
-        self.product(&MatMul {
-            m: out,
-            n: inp,
-            k: rows,
-            a: matrix(g.0, A::DTYPE, g.1),
-            a_transposed: true,
-            b: matrix(x.at, A::DTYPE, inp),
-            b_transposed: false,
-            c: Some(dw.at),
-            d: matrix(dw.at, Dtype::F32, inp),
+        self.product(Product {
+            op: OP,
+            sizes: [out, inp, rows],
+            a: (Operand::new(dy, out), true),
+            b: (Operand::new(x, inp), false),
+            c: Add::Output,
+            d: Operand::output(&mut dw, inp),
             row_invariant: false,
         })
     }
 
-    /// See [`crate::backend::Backend::logits`].
-    pub fn logits(&self, logits: ViewMut<f32>, x: View<A>, w: View<A>, dim: usize) -> Result<()> {
-        const OP: &str = "logits";
-        let rows = check::rows(OP, "x", x.len(), dim)?;
-        let vocab = check::rows(OP, "w", w.len(), dim)?;
-        check::at_least(OP, "logits", logits.len(), &[("rows", rows), ("vocab", vocab)])?;
-        self.product(&MatMul {
-            m: rows,
-            n: vocab,
-            k: dim,
-            a: matrix(x.at, A::DTYPE, dim),
-            a_transposed: false,
-            b: matrix(w.at, A::DTYPE, dim),
-            b_transposed: true,
-            c: None,
-            d: matrix(logits.at, Dtype::F32, vocab),
-            row_invariant: true,
-        })
-    }
-
-    /// `dx = g w` with `g` as in [`Gpu::accumulate`], rows x out; `w` out x inp, `dx` rows x inp.
-    pub(super) fn input_gradient(
-        &self,
-        dx: ViewMut<A>,
-        g: (u64, usize),
-        w: View<A>,
-        rows: usize,
-        out: usize,
-    ) -> Result<()> {
-        let inp = w.len() / out;
-        self.product(&MatMul {
-            m: rows,
-            n: inp,
-            k: out,
-            a: matrix(g.0, A::DTYPE, g.1),
-            a_transposed: false,
-            b: matrix(w.at, A::DTYPE, inp),
-            b_transposed: false,
-            c: None,
-            d: matrix(dx.at, A::DTYPE, inp),
-            row_invariant: false,
-        })
-    }
-
-    /// See [`crate::backend::Backend::bias_fwd`].
-    pub fn bias_fwd(&self, mut y: ViewMut<A>, bias: View<A>) -> Result<()> {
+    fn bias_fwd(&self, op: BiasFwd<'_, Self>) -> Result<()> {
         const OP: &str = "bias_fwd";
+        let BiasFwd { mut y, bias } = op;
         let dim = bias.len();
         let rows = check::rows(OP, "y", y.len(), dim)?;
         let (blocks, threads) = columns::<A>(dim, 256);
         let args = [y.arg(), bias.arg(), Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?];
-        self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+        // SAFETY: `y` is rows x dim, as checked above.
+        unsafe { self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args) }
     }
 
-    /// See [`crate::backend::Backend::bias_bwd`].
-    pub fn bias_bwd(&self, dbias: ViewMut<f32>, dy: View<A>) -> Result<()> {
+    fn bias_bwd(&self, op: BiasBwd<'_, Self>) -> Result<()> {
         const OP: &str = "bias_bwd";
+        let BiasBwd { dbias, dy } = op;
         let dim = dbias.len();
         let rows = check::rows(OP, "dy", dy.len(), dim)?;
         check::at_most(OP, "dim", dim, SCRATCH)?;
@@ -187,7 +96,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let sizes = [Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "slab", slab)?];
         let (blocks, threads) = columns::<A>(dim, 256);
         let args = [part.arg(), dy.arg(), sizes[0], sizes[1], sizes[2]];
-        self.launch(OP, Grid::new([blocks, slabs], threads), &args)?;
+        // SAFETY: `dy` is rows x dim, as checked above; `part` is slabs x dim.
+        unsafe { self.launch(OP, Grid::new([blocks, slabs], threads), &args) }?;
         self.reduce_slabs(dbias, part.as_view(), slabs, dim)
     }
 }

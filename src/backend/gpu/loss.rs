@@ -1,26 +1,17 @@
 //! Per-response sums, losses and coefficients. Kernel: `kernels/loss.cu`; reference: `backend/cpu/loss.rs`.
 
-use super::batch::GpuBatch;
-use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, check};
-use crate::backend::{PAIR_STATS, RESPONSE_STATS};
-use crate::batch::Chunk;
+use super::check;
+use super::context::{Gpu, GpuFloat};
+use super::driver::{Arg, Driver, Dtype, Grid};
+use crate::backend::ops::loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS};
 use crate::error::Result;
-use crate::loss::{LossSpec, LossType};
+use crate::loss::LossType;
 
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// See [`crate::backend::Backend::loss`]; `out`: coef, responses, pairs; `stats`: logp, entropy, hit.
-    pub fn loss(
-        &self,
-        out: (ViewMut<f32>, ViewMut<f64>, ViewMut<f64>),
-        stats: [View<f32>; 3],
-        batch: &GpuBatch<D>,
-        chunk: &Chunk,
-        spec: &LossSpec,
-        scale: f64,
-    ) -> Result<()> {
+impl<D: Driver, A: GpuFloat> LossOps for Gpu<D, A> {
+    fn loss(&self, op: Loss<'_, Self>) -> Result<()> {
         const OP: &str = "loss";
-        let (mut coef, mut responses, mut pairs) = out;
+        let Loss { mut coef, mut responses, mut pairs, logp, entropy, hit, batch, chunk, spec, scale } = op;
+        let stats = [logp, entropy, hit];
         batch.check_chunk(OP, chunk)?;
         let n = chunk.predictions.len();
         check::len(OP, "coef", coef.len(), &[("predictions", n)])?;
@@ -61,6 +52,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
             Arg::F64(spec.label_smoothing),
             Arg::F64(scale),
         ];
-        self.launch_as(Dtype::F32, OP, Grid::new([groups.len(), 1], 128), &args)
+        // SAFETY: the statistics and outputs are of the chunk's sizes; the chunk is made of whole groups of the batch, whose
+        // tables were checked when it was loaded.
+        unsafe { self.launch_as(Dtype::F32, OP, Grid::new([groups.len(), 1], 128), &args) }
     }
 }

@@ -1,8 +1,8 @@
 //! Device memory: buffers, and the arena that a planned run takes as one piece.
 
 use super::driver::{Driver, View, ViewMut};
-use super::lock;
-use crate::backend::Storage;
+use super::lock::lock;
+use crate::backend::ops::element::Storage;
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! The GPU backend: launch wrappers over a [`Driver`], written once for a real GPU ([`cuda::CudaDriver`]) and for the
 //! same kernels on the host ([`host::HostDriver`]).
 //!
-//! One file an op, named as in `kernels/` and `backend/cpu/`. A wrapper checks every length ([`crate::Error::Shape`]) and
-//! the geometry before it launches; a kernel checks none. Activations are bf16 (or f32, for checks), statistics and
+//! A file a family of ops, named as in `kernels/` and `backend/cpu/`. An op checks every length ([`crate::Error::Shape`]) and
+//! the geometry before it launches; a kernel checks none. All that names CUDA is in [`cuda`]. Activations are bf16 (or f32, for checks), statistics and
 //! gradients of parameters f32.
 //!
 //! Within a training step the host reads nothing that the step computes. A micro-batch goes to the device in one copy out
@@ -10,158 +10,33 @@
 //! the device works on the next step; passes through the layers can be recorded and replayed as CUDA graphs.
 
 mod attention;
-mod backend;
 mod batch;
 mod check;
-mod cublaslt;
+mod context;
 pub mod cuda;
 mod decode;
+mod device;
 pub mod driver;
 mod embed;
 mod graph;
 mod head;
 pub mod host;
 mod linear;
+mod lock;
 mod loss;
 mod memory;
 mod norm;
 mod optim;
 mod pinned;
+mod product;
 mod rope;
 mod rows;
+mod schedule;
 mod swiglu;
+mod tiles;
 
 pub use batch::GpuBatch;
+pub use context::{Gpu, GpuFloat};
 pub use graph::Graph;
 pub use memory::Buf;
 pub use pinned::Pinned;
-
-use crate::backend::{Float, Storage};
-use crate::error::{Error, Result};
-use driver::{Arg, Driver, Dtype, Grid, Kernel, View, ViewMut};
-use memory::Heap;
-use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Storage that kernels compute in.
-pub trait GpuFloat: Float {
-    /// Its kernels.
-    const DTYPE: Dtype;
-}
-impl GpuFloat for half::bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-}
-impl GpuFloat for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-}
-
-/// Most parts that a sum over rows is cut into; more blocks than any GPU runs at once.
-const SLABS: usize = 512;
-/// Most parts that the gradient's norm is cut into: many times what a GPU runs at once, so that the last ones leave little of
-/// it idle.
-const NORM_SLABS: usize = 8192;
-/// Numbers in the scratch of sums over rows: a row of the widest norm for every part.
-const SCRATCH: usize = SLABS * 8192;
-
-/// Memory that ops use between two launches; held while they are enqueued, as another op on it must come after both.
-struct Scratch<D: Driver> {
-    floats: Buf<D, f32>,
-    doubles: Buf<D, f64>,
-    words: Option<Buf<D, u32>>,
-}
-
-/// A device with storage type `A` for weights and activations.
-pub struct Gpu<D: Driver, A: GpuFloat> {
-    driver: Arc<D>,
-    heap: Heap<D>,
-    scratch: Mutex<Scratch<D>>,
-    storage: PhantomData<A>,
-}
-
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// A backend over `driver`.
-    pub fn new(driver: D) -> Result<Self> {
-        let driver = Arc::new(driver);
-        let heap = Heap::new(&driver, false);
-        let floats = heap.alloc("sums over rows", SCRATCH)?;
-        let doubles = heap.alloc("sums over rows", NORM_SLABS)?;
-        let scratch = Mutex::new(Scratch { floats, doubles, words: None });
-        Ok(Gpu { driver, heap, scratch, storage: PhantomData })
-    }
-
-    /// See [`crate::backend::Backend::counting`].
-    pub fn counting(&self) -> Self {
-        let scratch = || {
-            let none = Heap::new(&self.driver, true);
-            let (floats, doubles) = (none.alloc("none", 0), none.alloc("none", 0));
-            Scratch { floats: floats.expect("no memory"), doubles: doubles.expect("no memory"), words: None }
-        };
-        let heap = Heap::new(&self.driver, true);
-        Gpu { driver: self.driver.clone(), heap, scratch: Mutex::new(scratch()), storage: PhantomData }
-    }
-
-    /// An error where there is no memory behind the buffers.
-    fn usable(&self, doing: &str) -> Result<()> {
-        match self.heap.counting {
-            true => Err(Error::Device(format!("{doing}: this backend only counts memory"))),
-            false => Ok(()),
-        }
-    }
-
-    /// The driver.
-    pub fn driver(&self) -> &D {
-        &self.driver
-    }
-
-    /// `len` zeros, entered in the memory table under `name`. Errors: [`Error::Device`], naming what was asked for.
-    pub fn alloc<T: Storage>(&self, name: &str, len: usize) -> Result<Buf<D, T>> {
-        self.heap.alloc(name, len)
-    }
-
-    /// Host to device. Errors: [`Error::Shape`] where lengths differ.
-    pub fn put<T: Storage>(&self, to: ViewMut<'_, T>, from: &[T]) -> Result<()> {
-        self.usable("upload")?;
-        crate::error::expect_len("upload", "from", from.len(), &[("to", to.len)])?;
-        // SAFETY: a view covers its length of a live buffer of this driver.
-        unsafe { self.driver.upload(to.at, bytemuck::cast_slice(from)) }
-    }
-
-    /// Device to host; waits. Errors: [`Error::Shape`] where lengths differ.
-    pub fn get<T: Storage>(&self, to: &mut [T], from: View<'_, T>) -> Result<()> {
-        self.usable("download")?;
-        crate::error::expect_len("download", "to", to.len(), &[("from", from.len)])?;
-        // SAFETY: a view covers its length of a live buffer of this driver.
-        unsafe { self.driver.download(bytemuck::cast_slice_mut(to), from.at) }
-    }
-
-    /// Launches `op` of this storage type. Callers have checked that the kernel stays inside its arguments.
-    fn launch(&self, op: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
-        self.launch_as(A::DTYPE, op, grid, args)
-    }
-
-    /// Launches `op` as compiled for `dtype`: kernels that do not depend on the storage type exist for f32 only.
-    fn launch_as(&self, dtype: Dtype, op: &'static str, grid: Grid, args: &[Arg]) -> Result<()> {
-        self.usable(op)?;
-        // SAFETY: every argument is made of a view, which covers its length of a live buffer of this driver. That the
-        // kernel stays inside is what the calling wrapper's length checks are for, and tests/kernels.rs runs each
-        // wrapper on a driver that finds writes outside.
-        unsafe { self.driver.launch(Kernel { op, dtype }, grid, args) }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Elements of a 16-byte access.
-const fn pack<A>() -> usize {
-    16 / size_of::<A>()
-}
-
-/// Blocks and threads so that one thread takes one pack of a row of `width` elements: as few idle threads as whole warps
-/// allow, at most `most` a block.
-fn columns<A>(width: usize, most: usize) -> (usize, usize) {
-    let packs = width.div_ceil(pack::<A>()).max(1);
-    let blocks = packs.div_ceil(most);
-    (blocks, packs.div_ceil(blocks).next_multiple_of(32))
-}

@@ -1,9 +1,12 @@
 //! RMSNorm and Qwen3's q/k norm. Kernels: `kernels/norm.cu`, `kernels/qk_norm.cu`, `kernels/reduce.cu`; reference:
 //! `backend/cpu/norm.rs`.
 
+use super::check;
+use super::context::{Gpu, GpuFloat, SLABS, columns, pack};
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, SLABS, check, columns, lock, pack};
-use crate::backend::{AttnShape, Write};
+use super::lock::lock;
+use crate::backend::ops::device::AttnShape;
+use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
 use crate::error::Result;
 
 /// Geometry of the kernels that hold rows in registers.
@@ -29,17 +32,10 @@ fn named(names: [&'static str; 3], k: usize) -> &'static str {
     names[k.trailing_zeros() as usize]
 }
 
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// See [`crate::backend::Backend::rmsnorm_fwd`].
-    pub fn rmsnorm_fwd(
-        &self,
-        mut y: ViewMut<A>,
-        mut rstd: ViewMut<f32>,
-        x: View<A>,
-        w: View<A>,
-        eps: f64,
-    ) -> Result<()> {
+impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
+    fn rmsnorm_fwd(&self, op: RmsNormFwd<'_, Self>) -> Result<()> {
         const OP: &str = "rmsnorm_fwd";
+        let RmsNormFwd { mut y, mut rstd, x, w, eps } = op;
         let (rows, dim) = (rstd.len(), w.len());
         check::len(OP, "x", x.len(), &[("rows", rows), ("dim", dim)])?;
         check::len(OP, "y", y.len(), &[("rows", rows), ("dim", dim)])?;
@@ -47,34 +43,27 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let (rows_arg, dim_arg) = (Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?);
         let args = [y.arg(), rstd.arg(), x.arg(), w.arg(), rows_arg, dim_arg, Arg::F32(eps as f32)];
         let grid = Grid { blocks: [rows.div_ceil(tile.y), 1, 1], threads: [tile.x, tile.y, 1], shared: 0 };
-        self.launch(named(["rmsnorm_fwd_1", "rmsnorm_fwd_2", "rmsnorm_fwd_4"], tile.k), grid, &args)
+        let kernel = named(["rmsnorm_fwd_1", "rmsnorm_fwd_2", "rmsnorm_fwd_4"], tile.k);
+        // SAFETY: `x` and `y` are rows x dim, `rstd` rows, `w` dim, as checked above.
+        unsafe { self.launch(kernel, grid, &args) }
     }
 
-    /// See [`crate::backend::Backend::rmsnorm_again`].
-    pub fn rmsnorm_again(&self, mut y: ViewMut<A>, rstd: View<f32>, x: View<A>, w: View<A>) -> Result<()> {
+    fn rmsnorm_again(&self, op: RmsNormAgain<'_, Self>) -> Result<()> {
         const OP: &str = "rmsnorm_again";
+        let RmsNormAgain { mut y, rstd, x, w } = op;
         let (rows, dim) = (rstd.len(), w.len());
         check::len(OP, "x", x.len(), &[("rows", rows), ("dim", dim)])?;
         check::len(OP, "y", y.len(), &[("rows", rows), ("dim", dim)])?;
         let (rows_arg, dim_arg) = (Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?);
         let args = [y.arg(), rstd.arg(), x.arg(), w.arg(), rows_arg, dim_arg];
         let (blocks, threads) = columns::<A>(dim, 256);
-        self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args)
+        // SAFETY: `x` and `y` are rows x dim, `rstd` rows, `w` dim, as checked above.
+        unsafe { self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args) }
     }
 
-    /// See [`crate::backend::Backend::rmsnorm_bwd`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn rmsnorm_bwd(
-        &self,
-        mut dx: ViewMut<A>,
-        dw: Option<ViewMut<f32>>,
-        dy: View<A>,
-        x: View<A>,
-        w: View<A>,
-        rstd: View<f32>,
-        write: Write<()>,
-    ) -> Result<()> {
+    fn rmsnorm_bwd(&self, op: RmsNormBwd<'_, Self>) -> Result<()> {
         const OP: &str = "rmsnorm_bwd";
+        let RmsNormBwd { mut dx, dw, dy, x, w, rstd, write } = op;
         let (rows, dim) = (rstd.len(), w.len());
         for (name, len) in [("dx", dx.len()), ("dy", dy.len()), ("x", x.len())] {
             check::len(OP, name, len, &[("rows", rows), ("dim", dim)])?;
@@ -88,13 +77,50 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.floats.view_mut(0..slabs * dim);
         let sizes = [Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "slab", slab)?];
-        let add = Arg::I32(i32::from(!matches!(write, Write::Set)));
+        let add = Arg::I32(i32::from(write.adds()));
         let args = [dx.arg(), part.arg(), dy.arg(), x.arg(), w.arg(), rstd.arg(), sizes[0], sizes[1], sizes[2], add];
         let grid = Grid { blocks: [slabs, 1, 1], threads: [tile.x, tile.y, 1], shared: dim * 4 };
-        self.launch(named(["rmsnorm_bwd_1", "rmsnorm_bwd_2", "rmsnorm_bwd_4"], tile.k), grid, &args)?;
+        let kernel = named(["rmsnorm_bwd_1", "rmsnorm_bwd_2", "rmsnorm_bwd_4"], tile.k);
+        // SAFETY: `dx`, `dy` and `x` are rows x dim, `rstd` rows, `w` dim, as checked above; `part` is slabs x dim.
+        unsafe { self.launch(kernel, grid, &args) }?;
         dw.map_or(Ok(()), |dw| self.reduce_slabs(dw, part.as_view(), slabs, dim))
     }
 
+    fn qk_norm_fwd(&self, op: QkNormFwd<'_, Self>) -> Result<()> {
+        const OP: &str = "qk_norm_fwd";
+        let QkNormFwd { mut qkv, mut raw, mut rstd, w, shape, eps } = op;
+        let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
+        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), w.arg()];
+        args.extend(sizes);
+        args.push(Arg::F32(eps as f32));
+        let lanes = rows * (shape.heads + shape.kv_heads) * width;
+        // SAFETY: `qk_sizes` has compared every argument's length with the shape.
+        unsafe { self.launch(OP, Grid::new([lanes.div_ceil(256), 1], 256), &args) }
+    }
+
+    fn qk_norm_bwd(&self, op: QkNormBwd<'_, Self>) -> Result<()> {
+        const OP: &str = "qk_norm_bwd";
+        let QkNormBwd { mut dqkv, dw, raw, rstd, w, shape } = op;
+        let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
+        let dim = shape.head_dim;
+        check::len(OP, "dw", dw.as_ref().map_or(2 * dim, ViewMut::len), &[("2", 2), ("head_dim", dim)])?;
+        let slab = rows.div_ceil(SLABS).max(1);
+        let slabs = rows.div_ceil(slab);
+        let mut scratch = lock(&self.scratch);
+        let mut part = scratch.floats.view_mut(0..slabs * 2 * dim);
+        let mut args = vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), w.arg()];
+        args.extend(sizes);
+        args.push(Arg::int(OP, "slab", slab)?);
+        // SAFETY: `qk_sizes` has compared every argument's length with the shape; `part` is slabs x 2 head_dim.
+        unsafe { self.launch(OP, Grid::new([slabs, 1], 256), &args) }?;
+        match dw {
+            Some(dw) if slabs > 0 => self.reduce_slabs(dw, part.as_view(), slabs, 2 * dim),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// `out[c] += sum of part[s * stride + c]` over `slabs`; `part` starts at the first column.
     pub(super) fn reduce_slabs(
         &self,
@@ -109,56 +135,9 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         check::at_least(OP, "part", part.len(), &[("(slabs - 1) * stride + dim", if slabs == 0 { 0 } else { last })])?;
         let sizes = [Arg::int(OP, "slabs", slabs)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "stride", stride)?];
         let grid = Grid { blocks: [dim.div_ceil(32), 1, 1], threads: [32, 32, 1], shared: 0 };
-        self.launch_as(Dtype::F32, OP, grid, &[out.arg(), part.arg(), sizes[0], sizes[1], sizes[2]])
-    }
-
-    /// See [`crate::backend::Backend::qk_norm_fwd`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn qk_norm_fwd(
-        &self,
-        mut qkv: ViewMut<A>,
-        mut raw: ViewMut<A>,
-        mut rstd: ViewMut<f32>,
-        w: View<A>,
-        shape: AttnShape,
-        eps: f64,
-    ) -> Result<()> {
-        const OP: &str = "qk_norm_fwd";
-        let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
-        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), w.arg()];
-        args.extend(sizes);
-        args.push(Arg::F32(eps as f32));
-        let lanes = rows * (shape.heads + shape.kv_heads) * width;
-        self.launch(OP, Grid::new([lanes.div_ceil(256), 1], 256), &args)
-    }
-
-    /// See [`crate::backend::Backend::qk_norm_bwd`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn qk_norm_bwd(
-        &self,
-        mut dqkv: ViewMut<A>,
-        dw: Option<ViewMut<f32>>,
-        raw: View<A>,
-        rstd: View<f32>,
-        w: View<A>,
-        shape: AttnShape,
-    ) -> Result<()> {
-        const OP: &str = "qk_norm_bwd";
-        let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
-        let dim = shape.head_dim;
-        check::len(OP, "dw", dw.as_ref().map_or(2 * dim, ViewMut::len), &[("2", 2), ("head_dim", dim)])?;
-        let slab = rows.div_ceil(SLABS).max(1);
-        let slabs = rows.div_ceil(slab);
-        let mut scratch = lock(&self.scratch);
-        let mut part = scratch.floats.view_mut(0..slabs * 2 * dim);
-        let mut args = vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), w.arg()];
-        args.extend(sizes);
-        args.push(Arg::int(OP, "slab", slab)?);
-        self.launch(OP, Grid::new([slabs, 1], 256), &args)?;
-        match dw {
-            Some(dw) if slabs > 0 => self.reduce_slabs(dw, part.as_view(), slabs, 2 * dim),
-            _ => Ok(()),
-        }
+        let args = [out.arg(), part.arg(), sizes[0], sizes[1], sizes[2]];
+        // SAFETY: `out` has dim numbers, and `part` as many `stride` apart a slab, as checked above.
+        unsafe { self.launch_as(Dtype::F32, OP, grid, &args) }
     }
 }
 

@@ -1,14 +1,16 @@
 //! Gradient norm and updates. Kernels: `kernels/optim.cu`; reference: `backend/cpu/optim.rs`.
 
-use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, NORM_SLABS, check, lock, pack};
-use crate::backend::Update;
+use super::check;
+use super::context::{Gpu, GpuFloat, NORM_SLABS, pack};
+use super::driver::{Arg, Driver, Dtype, Grid, ViewMut};
+use super::lock::lock;
+use crate::backend::ops::optim::{GradNorm, OptimOps, Rule, Update};
 use crate::error::Result;
 
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// See [`crate::backend::Backend::grad_norm`].
-    pub fn grad_norm(&self, mut norm: ViewMut<f64>, g: View<f32>) -> Result<()> {
+impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
+    fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()> {
         const OP: &str = "grad_norm";
+        let GradNorm { mut norm, g } = op;
         check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
         let n = g.len();
         let slab = n.div_ceil(NORM_SLABS).max(1).next_multiple_of(1024);
@@ -17,32 +19,24 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let mut part = scratch.doubles.view_mut(0..slabs);
         let sizes = [Arg::I64(n as i64), Arg::I64(slab as i64)];
         let grid = Grid::new([slabs, 1], 256);
-        self.launch_as(Dtype::F32, "sum_squares", grid, &[part.arg(), g.arg(), sizes[0], sizes[1]])?;
+        let args = [part.arg(), g.arg(), sizes[0], sizes[1]];
+        // SAFETY: `part` has a number a slab of `g`.
+        unsafe { self.launch_as(Dtype::F32, "sum_squares", grid, &args) }?;
         let args = [norm.arg(), part.as_view().arg(), Arg::int(OP, "slabs", slabs)?];
-        self.launch_as(Dtype::F32, "norm_of_sums", Grid::new([1, 1], 256), &args)
+        // SAFETY: `part` has a number a slab, and `norm` has one, as checked above.
+        unsafe { self.launch_as(Dtype::F32, "norm_of_sums", Grid::new([1, 1], 256), &args) }
     }
 
-    /// See [`crate::backend::Backend::update`].
-    #[allow(clippy::too_many_arguments)]
-    pub fn update(
-        &self,
-        mut w: ViewMut<A>,
-        master: Option<ViewMut<f32>>,
-        mut m: ViewMut<f32>,
-        mut v: ViewMut<f32>,
-        g: View<f32>,
-        norm: View<f64>,
-        max_grad_norm: f64,
-        update: &Update,
-    ) -> Result<()> {
+    fn update(&self, op: Update<'_, Self>) -> Result<()> {
         const OP: &str = "update";
+        let Update { mut w, master, mut m, mut v, g, norm, max_grad_norm, rule } = op;
         let n = w.len();
         // f32 weights are their own master.
         let needs_master = A::DTYPE != Dtype::F32;
         let given = master.as_ref().map_or(0, ViewMut::len);
         check::len(OP, "master", given, &[("parameters", if needs_master { n } else { 0 })])?;
         // RMSprop has no first moment.
-        let moment = if matches!(update, Update::RmsProp { .. }) && m.is_empty() { n } else { m.len() };
+        let moment = if matches!(rule, Rule::RmsProp { .. }) && m.is_empty() { n } else { m.len() };
         for (name, len) in [("m", moment), ("v", v.len()), ("g", g.len())] {
             check::len(OP, name, len, &[("parameters", n)])?;
         }
@@ -55,8 +49,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let grid = Grid::new([n.div_ceil(pack::<A>()).div_ceil(256), 1], 256);
         let f = |x: f64| Arg::F32(x as f32);
         let (len, max) = (Arg::I64(n as i64), f(max_grad_norm));
-        match *update {
-            Update::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
+        match rule {
+            Rule::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {
                 // Steps beyond i32 have long since reached the limit, 1.
                 let power = |b: f64| b.powi(i32::try_from(step).unwrap_or(i32::MAX));
                 let scalars = [
@@ -70,12 +64,14 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
                     max,
                 ];
                 let head = [w_arg, master, m.arg(), v.arg(), g.arg(), norm.arg(), len];
-                self.launch("adamw", grid, &[&head[..], &scalars].concat())
+                // SAFETY: weights, master, moments and gradient have n elements each, as checked above.
+                unsafe { self.launch("adamw", grid, &[&head[..], &scalars].concat()) }
             }
-            Update::RmsProp { lr, alpha, eps, weight_decay } => {
+            Rule::RmsProp { lr, alpha, eps, weight_decay } => {
                 let scalars = [f(lr), f(weight_decay), f(alpha), f(1.0 - alpha), f(eps), max];
                 let head = [w_arg, master, v.arg(), g.arg(), norm.arg(), len];
-                self.launch("rmsprop", grid, &[&head[..], &scalars].concat())
+                // SAFETY: weights, master, second moment and gradient have n elements each, as checked above.
+                unsafe { self.launch("rmsprop", grid, &[&head[..], &scalars].concat()) }
             }
         }
     }

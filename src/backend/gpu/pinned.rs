@@ -1,9 +1,10 @@
 //! Host memory that the device copies from or to while both work on: page-locked, with an event that says when the last
 //! copy is done. Its content can only be reached through a wait for that event.
 
+use super::check;
+use super::context::{Gpu, GpuFloat};
 use super::driver::{Driver, View, ViewMut};
-use super::{Gpu, GpuFloat};
-use crate::backend::Storage;
+use crate::backend::ops::element::Storage;
 use crate::error::{Error, Result, expect_len};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -80,7 +81,7 @@ impl<D: Driver, T: Storage> Pinned<D, T> {
     /// not fit.
     pub fn download(&mut self, parts: &[View<T>]) -> Result<()> {
         let total: usize = parts.iter().map(View::len).sum();
-        super::check::at_most("download", "parts", total, self.len)?;
+        check::at_most("download", "parts", total, self.len)?;
         let mut to = self.at;
         let done = parts.iter().try_for_each(|part| {
             let at = to;

@@ -1,22 +1,15 @@
 //! Rotary embedding. Kernel: `kernels/rope.cu`; reference: `backend/cpu/rope.rs`.
 
-use super::batch::GpuBatch;
-use super::driver::{Arg, Driver, Grid, View, ViewMut};
-use super::{Gpu, GpuFloat, check, pack};
-use crate::backend::{AttnShape, Rotation};
+use super::check;
+use super::context::{Gpu, GpuFloat, pack};
+use super::driver::{Arg, Driver, Grid};
+use crate::backend::ops::rope::{Rope, RopeOps, Rotation};
 use crate::error::Result;
 
-impl<D: Driver, A: GpuFloat> Gpu<D, A> {
-    /// See [`crate::backend::Backend::rope`].
-    pub fn rope(
-        &self,
-        mut qkv: ViewMut<A>,
-        table: View<f32>,
-        batch: &GpuBatch<D>,
-        shape: AttnShape,
-        direction: Rotation,
-    ) -> Result<()> {
+impl<D: Driver, A: GpuFloat> RopeOps for Gpu<D, A> {
+    fn rope(&self, op: Rope<'_, Self>) -> Result<()> {
         const OP: &str = "rope";
+        let Rope { mut qkv, table, batch, shape, direction } = op;
         check::attn(OP, &shape)?;
         let (rows, dim, heads) = (batch.slots(), shape.head_dim, shape.heads + shape.kv_heads);
         check::len(OP, "head_dim", dim, &[("2", 2), ("halves", dim / 2)])?;
@@ -32,6 +25,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let x = packs.div_ceil(blocks);
         let y = 256 / x;
         let blocks = [blocks, rows.div_ceil(y).min(65535), 1];
-        self.launch(OP, Grid { blocks, threads: [x, y, 1], shared: 0 }, &args)
+        // SAFETY: `qkv` is rows x qkv_width; every position of the batch is a row of `table`, as checked above.
+        unsafe { self.launch(OP, Grid { blocks, threads: [x, y, 1], shared: 0 }, &args) }
     }
 }

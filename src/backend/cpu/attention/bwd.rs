@@ -1,14 +1,18 @@
 //! The backward pass: dQ by query block, then dK and dV by key block.
 
 use super::softmax::{copy_scaled, delta_row, ds_by_column, p_and_ds_by_row};
-use super::stacks::{Geometry, Heads, key_tiles, mask_by_column, mask_by_row, query_tiles};
-use super::{check_common, check_out, check_stat};
-use crate::backend::AttnShape;
-use crate::backend::cpu::batch::{Block, KEY_BLOCK, QUERY_BLOCK, block_rows};
-use crate::backend::cpu::gemm::Mat;
-use crate::backend::cpu::gemm_blocks::Side;
+use super::stacks::{
+    Geometry, Heads, check_out, check_qkv, check_stat, key_tiles, mask_by_column, mask_by_row, query_tiles,
+};
+use crate::backend::cpu::batch::{Block, CpuBatch, KEY_BLOCK, QUERY_BLOCK, block_rows};
+use crate::backend::cpu::device::Cpu;
+use crate::backend::cpu::gemm::matrix::Mat;
+use crate::backend::cpu::gemm::panels::Side;
+use crate::backend::cpu::gemm::setup::Gemm;
+use crate::backend::cpu::real::Real;
 use crate::backend::cpu::scratch::{carve, padded};
-use crate::backend::cpu::{CpuBatch, Gemm, Real, check, par};
+use crate::backend::cpu::{check, par};
+use crate::backend::ops::attention::AttentionBwd;
 use crate::batch::Segment;
 use crate::error::Result;
 
@@ -21,21 +25,11 @@ struct BwdIn<'a, S> {
     delta: Heads<'a, S>,
 }
 
-/// See [`crate::backend::Backend::attention_bwd`].
-#[allow(clippy::too_many_arguments)]
-pub(in crate::backend::cpu) fn bwd<S: Real>(
-    g: &Gemm,
-    dqkv: &mut [S],
-    delta: &mut [S],
-    dout: &[S],
-    out: &[S],
-    lse: &[S],
-    qkv: &[S],
-    batch: &CpuBatch,
-    shape: AttnShape,
-) -> Result<()> {
+/// See [`AttentionBwd`].
+pub(super) fn run<S: Real>(g: &Gemm, op: AttentionBwd<'_, Cpu<S>>) -> Result<()> {
     const OP: &str = "attention_bwd";
-    check_common(OP, qkv, batch, &shape)?;
+    let AttentionBwd { dqkv, delta, dout, out, lse, qkv, batch, shape } = op;
+    check_qkv(OP, qkv, batch, &shape)?;
     check::len(OP, "dqkv", dqkv.len(), &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])?;
     check_stat(OP, "delta", delta.len(), batch, &shape)?;
     check_stat(OP, "lse", lse.len(), batch, &shape)?;
@@ -90,15 +84,15 @@ fn dq_block<S: Real>(g: &Gemm, geo: &Geometry, dqkv: &mut [S], io: BwdIn<'_, S>,
                 let k = S::pack(g, kp, Side::A, io.qkv.by_row(&keys, geo.k_at(kv)), keys.len(), d);
                 let v = S::pack(g, vp, Side::A, io.qkv.by_row(&keys, geo.v_at(kv)), keys.len(), d);
                 let k_columns = S::pack(g, kcp, Side::A, io.qkv.by_column(&keys, geo.k_at(kv)), d, keys.len());
-                S::product(g, st, n, k, q, keys.len(), stacked, d, false);
-                S::product(g, dpt, n, v, dout, keys.len(), stacked, d, false);
+                S::product(g, st, n, k, q, [keys.len(), stacked, d], false);
+                S::product(g, dpt, n, v, dout, [keys.len(), stacked, d], false);
                 let st = &mut st[..keys.len() * n];
                 if crosses {
                     mask_by_column(st, n, &keys, &rows, geo.group);
                 }
                 ds_by_column(g.level, st, dpt, lse, delta);
                 let ds = S::operand(g, dsp, Side::B, st, n, stacked, keys.len());
-                S::product(g, dqt, n, k_columns, ds, d, stacked, keys.len(), true);
+                S::product(g, dqt, n, k_columns, ds, [d, stacked, keys.len()], true);
             }
             S::transpose(g, by_row, d, dqt, n, d, stacked);
             for (h, x) in by_row.chunks_exact(rows.len() * d).enumerate() {
@@ -137,8 +131,8 @@ fn dkv_block<S: Real>(g: &Gemm, geo: &Geometry, dqkv: &mut [S], io: BwdIn<'_, S>
                 io.delta.stack_numbers(delta, &rows, head, geo);
                 let q_rows = S::pack(g, qp, Side::A, Mat::by_line(q, ld), stacked, d);
                 let dout_rows = S::pack(g, dop, Side::A, Mat::by_line(dout, ld), stacked, d);
-                S::product(g, s, n, q_rows, k, stacked, keys.len(), d, false);
-                S::product(g, dp, n, dout_rows, v, stacked, keys.len(), d, false);
+                S::product(g, s, n, q_rows, k, [stacked, keys.len(), d], false);
+                S::product(g, dp, n, dout_rows, v, [stacked, keys.len(), d], false);
                 if own && rows.start + 1 < keys.end {
                     mask_by_row(s, n, &keys, &rows, geo.group);
                 }
@@ -146,7 +140,7 @@ fn dkv_block<S: Real>(g: &Gemm, geo: &Geometry, dqkv: &mut [S], io: BwdIn<'_, S>
                 for (sum, left, right) in [(&mut *dv, &*s, &*dout), (&mut *dk, &*dp, &*q)] {
                     let left = S::operand(g, pp, Side::A, left, n, keys.len(), stacked);
                     let right = S::operand(g, xp, Side::B, right, ld, d, stacked);
-                    S::product(g, sum, ld, left, right, keys.len(), d, stacked, true);
+                    S::product(g, sum, ld, left, right, [keys.len(), d, stacked], true);
                 }
             }
             for (at, x) in [(geo.k_at(kv), &*dk), (geo.v_at(kv), &*dv)] {

@@ -1,6 +1,6 @@
 //! Element-wise steps of attention on tiles of scores.
 
-use crate::backend::cpu::real::dot;
+use crate::backend::cpu::scalar::dot;
 use crate::backend::cpu::simd::simd_fn;
 
 simd_fn! {

@@ -1,12 +1,44 @@
 //! What attention multiplies: heads of rows, stacked by group, and which tiles of queries and keys meet.
 
 use super::softmax::copy_scaled;
-use crate::backend::AttnShape;
-use crate::backend::cpu::batch::{Block, KEY_BLOCK, QUERY_BLOCK};
-use crate::backend::cpu::gemm::Mat;
-use crate::backend::cpu::{CpuBatch, Gemm, Level, Real};
+use crate::backend::cpu::batch::{Block, CpuBatch, KEY_BLOCK, QUERY_BLOCK};
+use crate::backend::cpu::check;
+use crate::backend::cpu::gemm::matrix::Mat;
+use crate::backend::cpu::gemm::setup::Gemm;
+use crate::backend::cpu::real::Real;
+use crate::backend::cpu::simd::Level;
+use crate::backend::ops::device::AttnShape;
 use crate::batch::Segment;
+use crate::error::Result;
 use std::ops::Range;
+
+/// Checks the geometry, and that `qkv` has the batch's rows.
+pub(super) fn check_qkv<S>(op: &'static str, qkv: &[S], batch: &CpuBatch, shape: &AttnShape) -> Result<()> {
+    check::attn(op, shape)?;
+    check::len(op, "qkv", qkv.len(), &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])
+}
+
+/// Checks an argument of rows x q_width.
+pub(super) fn check_out(
+    op: &'static str,
+    name: &'static str,
+    got: usize,
+    batch: &CpuBatch,
+    shape: &AttnShape,
+) -> Result<()> {
+    check::len(op, name, got, &[("rows", batch.rows()), ("q_width", shape.q_width())])
+}
+
+/// Checks an argument of rows x heads.
+pub(super) fn check_stat(
+    op: &'static str,
+    name: &'static str,
+    got: usize,
+    batch: &CpuBatch,
+    shape: &AttnShape,
+) -> Result<()> {
+    check::len(op, name, got, &[("rows", batch.rows()), ("heads", shape.heads)])
+}
 
 /// Geometry of tiles: sizes rounded up to what the micro-kernel takes.
 #[derive(Clone, Copy)]
@@ -61,11 +93,11 @@ impl<'a, S: Real> Heads<'a, S> {
     }
     /// The head at column `at` as an operand whose lines are `rows`, summed over the head's columns.
     pub fn by_row(&self, rows: &Range<usize>, at: usize) -> Mat<'a, S> {
-        Mat { data: self.from(rows, at), line_step: self.width, k_step: 1 }
+        Mat::by_line(self.from(rows, at), self.width)
     }
     /// The head at column `at` as an operand whose lines are the head's columns, summed over `rows`.
     pub fn by_column(&self, rows: &Range<usize>, at: usize) -> Mat<'a, S> {
-        Mat { data: self.from(rows, at), line_step: 1, k_step: self.width }
+        Mat::by_k(self.from(rows, at), self.width)
     }
     /// The heads of a group stacked: `out[(h * rows + row) * ld + c]`, times `by`, zero from `d` to `ld`.
     pub fn stack(

@@ -1,9 +1,10 @@
-//! What a machine must have for the CUDA backend, and how errors of the driver read.
+//! What a machine must have for the CUDA backend.
 
+use super::error::{error, libcuda_is_there};
 use super::images;
-use crate::error::{Error, Result};
-use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
+use crate::error::Result;
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUdevice_attribute};
 
 /// Oldest compute capability that kernels are written for.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
@@ -75,6 +76,11 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
     }))
 }
 
+/// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
+pub fn unavailable() -> Option<String> {
+    refusal(&ThisMachine, 0)
+}
+
 /// The machine that this runs on.
 pub(super) struct ThisMachine;
 
@@ -83,8 +89,7 @@ impl Machine for ThisMachine {
         if images::FATBINS.is_empty() { 0 } else { images::TOOLKIT }
     }
     fn has_driver(&self) -> bool {
-        // SAFETY: only tries to open the library.
-        unsafe { sys::is_culib_present() }
+        libcuda_is_there()
     }
     fn has_cublaslt(&self) -> bool {
         // SAFETY: only tries to open the library.
@@ -116,48 +121,11 @@ impl Machine for ThisMachine {
     }
 }
 
-/// For `map_err`: what the driver says about a call that was to do `doing`.
-pub(in crate::backend::gpu) fn error(doing: &str) -> impl FnOnce(DriverError) -> Error {
-    let doing = doing.to_owned();
-    move |e| {
-        let text = match ThisMachine.has_driver() {
-            true => e.error_string().map_or_else(|_| format!("{:?}", e.0), |s| s.to_string_lossy().into_owned()),
-            false => format!("{:?}", e.0),
-        };
-        let lost = if is_lost(e.0) { LOST } else { "" };
-        Error::Device(format!("CUDA: cannot {doing}: {text}{lost}"))
-    }
-}
-
-/// What to do about a device that is lost.
-const LOST: &str = " (the GPU is lost to this run, and what was not saved with it; dmesg names the cause as an Xid; the same \
-     command can be given again with a new `out`)";
-
-/// Errors after which no call of this process on the device succeeds.
-fn is_lost(code: CUresult) -> bool {
-    use CUresult::*;
-    matches!(
-        code,
-        CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | CUDA_ERROR_INVALID_PC
-            | CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUDA_ERROR_ASSERT
-            | CUDA_ERROR_LAUNCH_FAILED
-            | CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | CUDA_ERROR_DEVICE_UNAVAILABLE
-            | CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | CUDA_ERROR_UNKNOWN
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cudarc::driver::result::DriverError;
+    use cudarc::driver::sys::CUresult;
 
     /// A machine on which everything is right.
     struct Made {
@@ -238,20 +206,5 @@ mod tests {
             let why = refusal(&machine, ordinal).expect(want);
             assert!(why.contains(want) && !why.contains('\n'), "{why}, not {want}");
         }
-    }
-
-    #[test]
-    fn a_lost_device_is_called_lost() {
-        let text = |code| error("finish what was enqueued")(DriverError(code)).to_string();
-        for code in [CUresult::CUDA_ERROR_LAUNCH_FAILED, CUresult::CUDA_ERROR_ECC_UNCORRECTABLE] {
-            let line = text(code);
-            assert!(
-                line.starts_with("CUDA: cannot finish what was enqueued: ") && line.contains("lost to this run"),
-                "{line}"
-            );
-            assert!(!line.contains('\n'), "{line}");
-        }
-        assert!(!text(CUresult::CUDA_ERROR_INVALID_VALUE).contains("lost"));
-        assert_eq!(Error::Device(String::new()).exit_code(), 1);
     }
 }

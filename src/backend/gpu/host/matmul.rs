@@ -32,7 +32,7 @@ pub(super) unsafe fn matmul(p: &MatMul) {
     (0..p.m).into_par_iter().for_each(|i| {
         let (mut sum, mut block) = (vec![0.0f32; p.n], vec![0.0f32; p.n]);
         for k in 0..p.k {
-            // SAFETY: as above.
+            // SAFETY: `a` covers its shape, by the caller's promise.
             let a = unsafe { get(&p.a, if p.a_transposed { k * p.a.ld + i } else { i * p.a.ld + k }) };
             block.iter_mut().zip(&b[k * p.n..][..p.n]).for_each(|(s, b)| *s += a * b);
             if (k + 1) % BLOCK == 0 || k + 1 == p.k {
@@ -41,7 +41,7 @@ pub(super) unsafe fn matmul(p: &MatMul) {
         }
         for (j, s) in sum.iter().enumerate() {
             let at = i * p.d.ld + j;
-            // SAFETY: as above; every task writes a row of its own.
+            // SAFETY: `c` and `d` cover their shapes, by the caller's promise; every task writes a row of its own.
             unsafe {
                 let c = p.c.map_or(0.0, |c| get(&Matrix { at: c, ..p.d }, at));
                 match p.d.dtype {

@@ -1,31 +1,20 @@
-//! A real GPU through the CUDA driver API, loaded at run time: one binary serves machines with and without one.
-//!
-//! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but what
-//! [`Driver`] says. Errors of earlier work surface there, or at any later call.
+//! [`Driver`] for a real GPU.
 
-use super::cublaslt::CublasLt;
-use super::driver::{Arg, Driver, Grid, Kernel, MatMul};
-use super::lock;
+use super::cublaslt::products::CublasLt;
+use super::error::error;
+use super::images::{self, BUILT};
+use super::machine::{self, ThisMachine};
+use crate::backend::gpu::driver::{Arg, Driver, Grid, Kernel, MatMul};
+use crate::backend::gpu::lock::lock;
 use crate::error::{Error, Result};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
-use machine::ThisMachine;
-pub(super) use machine::error;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-
-mod machine;
-
-mod images {
-    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
-}
-
-/// What was compiled into this binary, for people: `CUDA 13.0 kernels for 80, 90a, ptx80`.
-pub const BUILT: &str = images::BUILT;
 
 /// A kernel as the driver knows it.
 #[derive(Clone, Copy)]
@@ -39,9 +28,9 @@ unsafe impl Send for Function {}
 
 /// Loaded images of the kernels.
 struct Modules(Vec<sys::CUmodule>);
-// SAFETY: as for `Function`.
+// SAFETY: the handles are names for something that lives as long as the driver here; the driver API is thread-safe.
 unsafe impl Send for Modules {}
-// SAFETY: as for `Function`; never changed after loading.
+// SAFETY: the handles are names, never changed after loading; the driver API is thread-safe.
 unsafe impl Sync for Modules {}
 
 /// A point of the stream.
@@ -51,7 +40,7 @@ pub struct Event {
 }
 // SAFETY: the handle is a name; the driver API is thread-safe.
 unsafe impl Send for Event {}
-// SAFETY: as above.
+// SAFETY: calls on an event may overlap: the driver API is thread-safe.
 unsafe impl Sync for Event {}
 
 impl Drop for Event {
@@ -67,7 +56,7 @@ impl Drop for Event {
 pub struct Recorded(Mutex<CudaGraph>);
 // SAFETY: CUDA asks that calls on one graph do not overlap, which the mutex sees to; any thread may make them.
 unsafe impl Send for Recorded {}
-// SAFETY: as above.
+// SAFETY: the mutex sees to it that calls do not overlap.
 unsafe impl Sync for Recorded {}
 
 /// One GPU.
@@ -83,11 +72,6 @@ pub struct CudaDriver {
     name: String,
     /// Between `begin` and `end`.
     recording: AtomicBool,
-}
-
-/// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
-pub fn unavailable() -> Option<String> {
-    machine::refusal(&ThisMachine, 0)
 }
 
 impl CudaDriver {

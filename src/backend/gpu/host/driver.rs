@@ -1,13 +1,9 @@
-//! The kernels on a machine without a GPU: the same `.cu`, compiled by the C++ compiler and run on fibers
-//! (`kernels/host`). For tests: it finds what a GPU would not tell, and is slow.
-//!
-//! [`HostDriver::new`] runs everything at once. [`HostDriver::deferred`] runs nothing before somebody waits: host memory
-//! that is read or changed too early then gives wrong numbers, as it may on a GPU. Both record and replay.
+//! [`Driver`] on the host.
 
-mod matmul;
-mod work;
-
-use super::driver::{Arg, Driver, Grid, Kernel, MatMul};
+use super::matmul;
+use super::work::{Queue, Work};
+use crate::backend::gpu::driver::{Arg, Driver, Grid, Kernel, MatMul};
+use crate::backend::gpu::lock::lock;
 use crate::error::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +11,6 @@ use std::ffi::c_void;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use work::{Queue, Work};
 
 /// A kernel compiled for the host; `kernels/host` has them.
 pub trait HostKernel: Send + Sync {
@@ -42,7 +37,7 @@ const FENCE_BYTES: usize = 256;
 /// NaN as bf16, f32 and f64: what is read past an end spoils the result, what is written there is found.
 const FENCE: u8 = 0xff;
 
-/// Runs kernels on the calling thread; see the [module](self).
+/// Runs kernels on the calling thread; see the [module](super).
 pub struct HostDriver {
     kernels: HashMap<String, Box<dyn HostKernel>>,
     seed: u64,
@@ -110,7 +105,7 @@ impl HostDriver {
 
     /// Records, keeps for later, or runs.
     fn enqueue(&self, work: Work) -> Result<()> {
-        let mut queue = super::lock(&self.queue);
+        let mut queue = lock(&self.queue);
         if let Some(recorded) = &mut queue.recording {
             return match work {
                 Work::Launch { .. } | Work::MatMul(_) | Work::Copy { .. } | Work::Clear { .. } => {
@@ -130,7 +125,7 @@ impl HostDriver {
 
     /// Runs what waits: all of it, or until event number `until` is reached. Once anything has failed everything fails.
     fn run_waiting(&self, until: Option<u64>) -> Result<()> {
-        let mut queue = super::lock(&self.queue);
+        let mut queue = lock(&self.queue);
         if queue.recording.is_some() {
             return Err(recording("wait"));
         }
@@ -151,13 +146,13 @@ impl HostDriver {
             Work::Upload { to, from } => unsafe {
                 std::ptr::copy_nonoverlapping(from.as_ptr(), *to as *mut u8, from.len());
             },
-            // SAFETY: as above; `copy` allows overlap.
+            // SAFETY: the promise of whoever enqueued it; `copy` allows overlap.
             Work::Copy { to, from, bytes } | Work::Pinned { to, from, bytes } => unsafe {
                 std::ptr::copy(*from as *const u8, *to as *mut u8, *bytes);
             },
-            // SAFETY: as above.
+            // SAFETY: the promise of whoever enqueued it.
             Work::Clear { at, bytes } => unsafe { (*at as *mut u8).write_bytes(0, *bytes) },
-            // SAFETY: as above.
+            // SAFETY: the promise of whoever enqueued it: operands cover their shapes.
             Work::MatMul(p) => unsafe { matmul::matmul(p) },
             Work::Launch { kernel, grid, args } => return self.run_kernel(*kernel, *grid, args),
             Work::Graph(all) => return all.iter().try_for_each(|w| self.run(w)),
@@ -255,7 +250,7 @@ impl Driver for HostDriver {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
-        if super::lock(&self.queue).recording.is_some() {
+        if lock(&self.queue).recording.is_some() {
             return Err(recording("allocate memory"));
         }
         // Whole fences: rounding the length up would hide writes behind the end.
@@ -268,7 +263,7 @@ impl Driver for HostDriver {
         if start.is_null() {
             return Err(Error::Device(format!("out of memory for {bytes} bytes")));
         }
-        // SAFETY: as above.
+        // SAFETY: both fences lie in what was allocated just now.
         unsafe {
             start.write_bytes(FENCE, self.fence);
             start.add(self.fence + bytes).write_bytes(FENCE, self.fence);
@@ -328,7 +323,7 @@ impl Driver for HostDriver {
     }
 
     fn record(&self, event: &AtomicU64) -> Result<()> {
-        let mut queue = super::lock(&self.queue);
+        let mut queue = lock(&self.queue);
         if queue.recording.is_some() {
             return Err(recording("record an event"));
         }
@@ -368,7 +363,7 @@ impl Driver for HostDriver {
     }
 
     fn begin(&self) -> Result<()> {
-        match &mut super::lock(&self.queue).recording {
+        match &mut lock(&self.queue).recording {
             Some(_) => Err(recording("start recording")),
             none => {
                 *none = Some(Vec::new());
@@ -378,7 +373,7 @@ impl Driver for HostDriver {
     }
 
     fn end(&self) -> Result<Arc<[Work]>> {
-        let recorded = super::lock(&self.queue).recording.take();
+        let recorded = lock(&self.queue).recording.take();
         recorded.map(Arc::from).ok_or_else(|| Error::Device("nothing is being recorded".into()))
     }
 

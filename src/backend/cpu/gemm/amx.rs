@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 const TILE: usize = 16;
 
 /// Whether the CPU has AMX with bf16 and the system lets this process use it.
-pub(super) fn usable() -> bool {
+pub fn usable() -> bool {
     static USABLE: OnceLock<bool> = OnceLock::new();
     *USABLE.get_or_init(|| {
         if __get_cpuid_max(0).0 < 7 {

@@ -1,10 +1,96 @@
 //! The blocks of a matrix product: who packs what, and the tiles from packed panels.
+//!
+//! Own code rather than a crate's because a row of the result must have the same bits whatever the number of rows and
+//! its place among them (the step-0 proof compares two packings). Here that holds by construction: an element is the
+//! sum of blocks along `k`, whose bounds depend on `k` alone, each summed in order by `Kernel::tile`.
 
-use super::Real;
-use super::gemm::{Gemm, L2_BLOCK, Mat, Out};
 use super::kernel::{Kernel, LOW};
+use super::matrix::{Base, Mat};
+use super::panels::{Side, pack_lines, packed, units};
+use super::setup::Gemm;
+use crate::backend::cpu::scalar::Scalar;
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Units of the longest block along `k`: an MR-wide panel of it is in L1 or close, and the output is passed over seldom.
+/// 384 was 3 to 8 % slower, 768 no faster for `f32`.
+pub const K_BLOCK: usize = 576;
+/// Bytes of a packed block of `b` that should stay in L2 while the rows of `a` pass by.
+const L2_BLOCK: usize = 512 * 1024;
+/// Bytes of the operand that is packed for all threads at once: several blocks along `k` where it is small, as threads
+/// wait for each other after each packing.
+pub const SHARED: usize = 4 << 20;
+
+/// Blocks along `k`: equal, multiples of `of`, at most about `most`: a function of `k` and the kernel alone.
+fn k_blocks(k: usize, most: usize, of: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(of);
+    (0..k).step_by(len.max(1)).map(move |at| at..(at + len).min(k))
+}
+
+/// The output, shared between threads that write disjoint tiles.
+#[derive(Clone, Copy)]
+struct Out<S> {
+    c: *mut S,
+    base: *const S,
+    ld: usize,
+}
+impl<S> Out<S> {
+    /// The output as the block `ks` finds it: the first adds to the base, the others to what is there.
+    fn after(self, ks: &Range<usize>) -> Self {
+        if ks.start == 0 { self } else { Out { base: self.c.cast_const(), ..self } }
+    }
+}
+// SAFETY: `base` is only read; `c` is written at disjoint tiles by construction of the task ranges in `share_a` and `share_b`.
+unsafe impl<S: Sync> Sync for Out<S> {}
+// SAFETY: two pointers into slices that outlive the tasks, and tasks write disjoint tiles.
+unsafe impl<S: Send> Send for Out<S> {}
+
+/// See `HasGemm::gemm`.
+pub(super) fn run<K: Kernel>(
+    g: &Gemm,
+    c: &mut [K::S],
+    base: Base<'_, K::S>,
+    a: Mat<'_, K::S>,
+    b: Mat<'_, K::S>,
+    [m, n, k]: [usize; 3],
+) {
+    assert_eq!(c.len(), m * n, "gemm: output");
+    let reach = |x: &Mat<'_, K::S>, lines: usize| (lines - 1) * x.line_step + (k - 1) * x.k_step + 1;
+    if let Base::Other(p) = base {
+        assert_eq!(p.len(), c.len(), "gemm: base");
+    }
+    if m == 0 || n == 0 {
+        return;
+    }
+    if k == 0 {
+        match base {
+            Base::Zero => c.fill(K::S::ZERO),
+            Base::Output => {}
+            Base::Other(p) => c.copy_from_slice(p),
+        }
+        return;
+    }
+    assert!(a.data.len() >= reach(&a, m) && b.data.len() >= reach(&b, n), "gemm: operands");
+    let first = match base {
+        Base::Zero => std::ptr::null(),
+        Base::Output => c.as_ptr(),
+        Base::Other(p) => p.as_ptr(),
+    };
+    let c = c.as_mut_ptr();
+    let blocks: Vec<Range<usize>> = k_blocks(k, K_BLOCK * K::K, 2 * K::DEPTH).collect();
+    let shared = m.min(n) * units::<K>(&blocks[0]) * size_of::<K::P>();
+    for blocks in blocks.chunks((SHARED / shared).max(1)) {
+        let out = Out { c, base: first, ld: n };
+        // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.
+        unsafe {
+            if m <= n {
+                share_a::<K>(g, out, a, b, m, n, blocks);
+            } else {
+                share_b::<K>(g, out, a, b, m, n, blocks);
+            }
+        }
+    }
+}
 
 /// Tasks that `panels` are spread over: a multiple of the threads, two a thread or more, about `most` panels each.
 fn tasks(panels: usize, most: usize) -> usize {
@@ -35,16 +121,11 @@ unsafe fn pack_all<K: Kernel>(dst: &mut [K::P], side: Side, x: Mat<'_, K::S>, li
     });
 }
 
-/// Units that `lines` of an operand are packed to for `blocks`.
-pub(super) fn packed<K: Kernel>(side: Side, lines: usize, blocks: &[Range<usize>]) -> usize {
-    lines.next_multiple_of(side.panel::<K>()) * blocks.iter().map(units::<K>).sum::<usize>()
-}
-
 /// Few rows: `a` packed once for all, each task packs its columns of `b` for itself.
 ///
 /// # Safety
 /// The operands and the output have the given sizes, `blocks` lie below `k`, and the CPU has the kernel's instructions.
-pub(super) unsafe fn share_a<K: Kernel>(
+unsafe fn share_a<K: Kernel>(
     g: &Gemm,
     out: Out<K::S>,
     a: Mat<'_, K::S>,
@@ -82,7 +163,7 @@ pub(super) unsafe fn share_a<K: Kernel>(
 ///
 /// # Safety
 /// As [`share_a`].
-pub(super) unsafe fn share_b<K: Kernel>(
+unsafe fn share_b<K: Kernel>(
     g: &Gemm,
     out: Out<K::S>,
     a: Mat<'_, K::S>,
@@ -109,7 +190,7 @@ pub(super) unsafe fn share_b<K: Kernel>(
                     unsafe { pack_lines::<K>(ap, Side::A, a, rows.clone(), ks) };
                     for (t, bp) in mine.chunks(in_l2 * K::NR * units).enumerate() {
                         let cols = t * in_l2 * K::NR..((t + 1) * in_l2 * K::NR).min(n);
-                        // SAFETY: as above.
+                        // SAFETY: the columns lie in `b`, the rows in the output, disjoint between tasks.
                         unsafe { block::<K>(out.after(ks), ap, bp, rows.clone(), cols, units) }
                     }
                     bp = rest;
@@ -117,56 +198,6 @@ pub(super) unsafe fn share_b<K: Kernel>(
             });
         });
     });
-}
-
-/// Which operand is packed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The left one, whose lines are rows of the result.
-    A,
-    /// The right one, whose lines are columns.
-    B,
-}
-
-impl Side {
-    /// Lines of a panel.
-    pub(super) fn panel<K: Kernel>(self) -> usize {
-        match self {
-            Side::A => K::MR,
-            Side::B => K::NR,
-        }
-    }
-}
-
-/// Units of a block along `k`.
-pub(super) fn units<K: Kernel>(ks: &Range<usize>) -> usize {
-    ks.len().div_ceil(K::K).next_multiple_of(K::DEPTH)
-}
-
-/// Packs lines of an operand into panels.
-///
-/// # Safety
-/// The lines and `ks` lie in the operand, and the CPU has the kernel's instructions.
-pub(super) unsafe fn pack_lines<K: Kernel>(
-    dst: &mut [K::P],
-    side: Side,
-    x: Mat<'_, K::S>,
-    lines: Range<usize>,
-    ks: &Range<usize>,
-) {
-    let (panel, units) = (side.panel::<K>(), units::<K>(ks));
-    for (p, dst) in dst.chunks_exact_mut(panel * units).enumerate() {
-        let at = lines.start + p * panel;
-        let width = panel.min(lines.end - at);
-        // SAFETY: `at + width <= lines.end` and `ks` lie in the operand, by the caller's contract.
-        unsafe {
-            let src = x.data.as_ptr().add(at * x.line_step + ks.start * x.k_step);
-            match side {
-                Side::A => K::pack_a(dst, src, width, x.line_step, ks.len(), x.k_step),
-                Side::B => K::pack(dst, K::NR, src, width, x.line_step, ks.len(), x.k_step),
-            }
-        }
-    }
 }
 
 /// Rows x columns of the output from packed panels of both.
@@ -198,7 +229,7 @@ unsafe fn block<K: Kernel>(
             }
         }
     }
-    // SAFETY: as above.
+    // SAFETY: the CPU has the kernel's instructions, by the caller's contract; this thread entered above.
     unsafe { K::leave() };
 }
 

@@ -11,6 +11,11 @@ pub(super) const QUERY_WORDS: usize = 8;
 /// Numbers of an entry of the key table: first row, rows, one past the last row whose queries see them.
 pub(super) const KEY_WORDS: usize = 4;
 
+/// Entries of a table: what a sum of rounded-up parts can come to.
+pub(super) fn entries(rows: usize, rows_per_entry: usize, spans: usize) -> usize {
+    rows / rows_per_entry + spans
+}
+
 /// A segment with the end of the rows that read its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
@@ -116,9 +121,9 @@ mod tests {
             let (mut s, mut t) = (Vec::new(), Vec::new());
             spans(&mut s, &b, b.slots());
             query_tiles(&mut t, &s, group);
-            assert!(t.len() <= super::super::entries(b.slots() * group, QUERY_ROWS, s.len()));
+            assert!(t.len() <= entries(b.slots() * group, QUERY_ROWS, s.len()));
             key_tiles(&mut t, &s, 64);
-            assert!(t.len() <= super::super::entries(b.slots(), 64, s.len()));
+            assert!(t.len() <= entries(b.slots(), 64, s.len()));
         }
     }
 

@@ -64,7 +64,7 @@ impl Source for Bf16 {
     }
 }
 
-/// See [`super::kernel::Kernel::pack`].
+/// See `Kernel::pack`.
 ///
 /// # Safety
 /// As there.
@@ -82,7 +82,7 @@ pub(super) unsafe fn pack_f32(
     unsafe { pack::<Plain>(bytemuck::cast_slice_mut(dst), panel, src, width, line, len, step) }
 }
 
-/// See [`super::kernel::Kernel::pack`]; rounds to nearest even, as `VCVTNE2PS2BF16` does (denormals become 0).
+/// See `Kernel::pack`; rounds to nearest even, as `VCVTNE2PS2BF16` does (denormals become 0).
 ///
 /// # Safety
 /// As there.
@@ -104,7 +104,7 @@ pub(super) unsafe fn pack_bf16(
 /// and zero beyond `width` or `len`, to the end of `dst`.
 ///
 /// # Safety
-/// As [`super::kernel::Kernel::pack`].
+/// As `Kernel::pack`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 pub(super) unsafe fn pack_bf16_by_line(
     dst: &mut [u32],

@@ -3,7 +3,7 @@
 //! Whatever the tile's place or the size of the matrix, an element sees the same operations in the same order, which
 //! is what makes a row of a product independent of the rows beside it.
 
-use super::Real;
+use crate::backend::cpu::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
@@ -14,7 +14,7 @@ pub(super) const LOW: usize = 4;
 /// are adjacent along `k`.
 pub(super) trait Kernel: Send + Sync + 'static {
     /// Type of the matrices.
-    type S: Real;
+    type S: Scalar;
     /// Packed unit.
     type P: bytemuck::Pod + Send + Sync;
     /// Rows of a tile.
@@ -104,7 +104,7 @@ pub(super) trait Kernel: Send + Sync + 'static {
 
 /// A SIMD register as the micro-kernel sees it.
 trait Lanes: Copy {
-    type S: Real;
+    type S: Scalar;
     const N: usize;
     unsafe fn zero() -> Self;
     unsafe fn load(p: *const Self::S) -> Self;
@@ -205,7 +205,7 @@ lanes!(
 #[derive(Clone, Copy)]
 struct Quad<S>([S; 4]);
 
-impl<S: Real> Lanes for Quad<S> {
+impl<S: Scalar> Lanes for Quad<S> {
     type S = S;
     const N: usize = 4;
     #[inline(always)]
@@ -279,7 +279,7 @@ unsafe fn tile<V: Lanes, const MR: usize, const NV: usize>(
 
 /// [`Kernel::pack`] for units of one value.
 #[inline(always)]
-unsafe fn pack<S: Real>(
+unsafe fn pack<S: Scalar>(
     dst: &mut [S],
     panel: usize,
     src: *const S,

@@ -1,6 +1,8 @@
 //! Times the algorithms that the library proposes for a product, on the device, on output of its own.
 
-use super::{Call, CublasLt, failed};
+use super::call::{Call, failed};
+use super::library::Library;
+use crate::backend::gpu::cuda::error::error;
 use crate::backend::gpu::driver::{MatMul, Matrix};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
@@ -22,7 +24,7 @@ impl Output {
         let at = unsafe { result::malloc_sync(bytes) };
         at.map(Output).map_err(|e| {
             if e.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                return crate::backend::gpu::cuda::error("allocate memory to time a product")(e);
+                return error("allocate memory to time a product")(e);
             }
             let why = "leave out `matmul_plans`, or use a smaller `token_budget` until the plans are made";
             Error::Device(format!("out of device memory: timing a product needs {bytes} bytes ({:?}): {why}", e.0))
@@ -65,39 +67,37 @@ impl Drop for Clock {
     }
 }
 
-impl CublasLt {
-    /// The fastest of `candidates` for `p`, the first among equals. Neither `p`'s output nor what it adds to is touched: a
-    /// product that accumulates would count twice.
-    ///
-    /// # Safety
-    /// The operands of `p` cover their shapes.
-    pub(super) unsafe fn fastest(
-        &self,
-        p: &MatMul,
-        call: &Call,
-        candidates: &[cublasLtMatmulAlgo_t],
-    ) -> Result<cublasLtMatmulAlgo_t> {
-        let output = Output::new(p.m * p.d.ld * p.d.dtype.size())?;
-        let aside = MatMul { d: Matrix { at: output.0, ..p.d }, c: p.c.map(|_| output.0), ..*p };
-        let (start, end) = (Clock::new()?, Clock::new()?);
-        let mut best: Option<(f32, &cublasLtMatmulAlgo_t)> = None;
-        for algorithm in candidates {
-            let mut least = f32::INFINITY;
-            for run in 0..=RUNS {
-                start.read(&self.stream)?;
-                // SAFETY: the inputs are the caller's promise; the output was allocated for the shape just now.
-                unsafe { self.enqueue(&self.stream, &aside, call, algorithm) }.map_err(failed("time a product"))?;
-                end.read(&self.stream)?;
-                let ms = end.since(&start)?;
-                if run > 0 {
-                    least = least.min(ms);
-                }
-            }
-            if best.is_none_or(|(ms, _)| least < ms) {
-                best = Some((least, algorithm));
+/// The fastest of `candidates` for `p`, the first among equals. Neither `p`'s output nor what it adds to is touched: a
+/// product that accumulates would count twice.
+///
+/// # Safety
+/// The operands of `p` cover their shapes.
+pub(super) unsafe fn fastest(
+    library: &Library,
+    p: &MatMul,
+    call: &Call,
+    candidates: &[cublasLtMatmulAlgo_t],
+) -> Result<cublasLtMatmulAlgo_t> {
+    let output = Output::new(p.m * p.d.ld * p.d.dtype.size())?;
+    let aside = MatMul { d: Matrix { at: output.0, ..p.d }, c: p.c.map(|_| output.0), ..*p };
+    let (start, end) = (Clock::new()?, Clock::new()?);
+    let mut best: Option<(f32, &cublasLtMatmulAlgo_t)> = None;
+    for algorithm in candidates {
+        let mut least = f32::INFINITY;
+        for run in 0..=RUNS {
+            start.read(&library.stream)?;
+            // SAFETY: the inputs are the caller's promise; the output was allocated for the shape just now.
+            unsafe { library.enqueue(&library.stream, &aside, call, algorithm) }.map_err(failed("time a product"))?;
+            end.read(&library.stream)?;
+            let ms = end.since(&start)?;
+            if run > 0 {
+                least = least.min(ms);
             }
         }
-        let (_, best) = best.ok_or_else(|| Error::Device("cuBLASLt: no algorithm to choose from".into()))?;
-        Ok(*best)
+        if best.is_none_or(|(ms, _)| least < ms) {
+            best = Some((least, algorithm));
+        }
     }
+    let (_, best) = best.ok_or_else(|| Error::Device("cuBLASLt: no algorithm to choose from".into()))?;
+    Ok(*best)
 }

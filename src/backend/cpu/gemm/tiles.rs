@@ -1,9 +1,9 @@
 //! Products of small tiles on the calling thread, for attention: operands packed as the micro-kernel reads them, or read
 //! where they lie if it can.
 
-use super::gemm::{Gemm, Mat};
-use super::gemm_blocks::{Side, pack_lines, packed, units};
 use super::kernel::Kernel;
+use super::matrix::Mat;
+use super::panels::{Side, pack_lines, packed, units};
 
 /// An operand of a tile product: whole panels of lines.
 #[derive(Clone, Copy)]
@@ -14,57 +14,12 @@ pub struct Operand<'a, S> {
     step: usize,
 }
 
-/// Element types that have tile products.
-pub trait HasTiles: Sized {
-    /// Rows and columns of the micro-kernel's tile.
-    fn tile_units(g: &Gemm) -> (usize, usize);
-    /// Elements that [`HasTiles::pack`] writes for `lines x k`.
-    fn packed_len(g: &Gemm, side: Side, lines: usize, k: usize) -> usize;
-    /// Packs `lines x k` into `dst`.
-    fn pack<'a>(
-        g: &Gemm,
-        dst: &'a mut [Self],
-        side: Side,
-        x: Mat<'_, Self>,
-        lines: usize,
-        k: usize,
-    ) -> Operand<'a, Self>;
-    /// Elements that [`HasTiles::operand`] needs for `lines x k`: none where the kernel reads operands as they lie.
-    fn operand_len(g: &Gemm, side: Side, lines: usize, k: usize) -> usize;
-    /// The operand `x`: `k` rows of `ld` elements, of which the first `lines`, rounded up to the kernel's unit, exist.
-    fn operand<'a>(
-        g: &Gemm,
-        dst: &'a mut [Self],
-        side: Side,
-        x: &'a [Self],
-        ld: usize,
-        lines: usize,
-        k: usize,
-    ) -> Operand<'a, Self>;
-    /// `c[i, j] {=,+=} sum over k of a[i, k] b[j, k]` in rows of `c_ld`; `m` and `n` are rounded up to
-    /// [`HasTiles::tile_units`]: what lies there must exist, and is overwritten.
-    #[allow(clippy::too_many_arguments)]
-    fn product(
-        g: &Gemm,
-        c: &mut [Self],
-        c_ld: usize,
-        a: Operand<'_, Self>,
-        b: Operand<'_, Self>,
-        m: usize,
-        n: usize,
-        k: usize,
-        add: bool,
-    );
-    /// `dst[c * ld + row] = src[row * src_ld + c]` for `rows x cols`, zero from `rows` to `ld`.
-    fn transpose(g: &Gemm, dst: &mut [Self], ld: usize, src: &[Self], src_ld: usize, rows: usize, cols: usize);
-}
-
-/// See [`HasTiles::tile_units`].
+/// See `HasTiles::tile_units`.
 pub(super) fn tile_units<K: Kernel>() -> (usize, usize) {
     (K::MR, K::NR)
 }
 
-/// See [`HasTiles::pack`].
+/// See `HasTiles::pack`.
 pub(super) fn pack<'a, K: Kernel>(
     dst: &'a mut [K::S],
     side: Side,
@@ -80,7 +35,7 @@ pub(super) fn pack<'a, K: Kernel>(
     Operand { data: &dst[..len], panel: side.panel::<K>() * units::<K>(&ks), step: side.panel::<K>() }
 }
 
-/// See [`HasTiles::operand`].
+/// See `HasTiles::operand`.
 pub(super) fn operand<'a, K: Kernel>(
     dst: &'a mut [K::S],
     side: Side,
@@ -96,27 +51,24 @@ pub(super) fn operand<'a, K: Kernel>(
     }
 }
 
-/// See [`HasTiles::operand_len`].
+/// See `HasTiles::operand_len`.
 pub(super) fn operand_len<K: Kernel>(side: Side, lines: usize, k: usize) -> usize {
     if K::DIRECT { 0 } else { packed_len::<K>(side, lines, k) }
 }
 
-/// See [`HasTiles::packed_len`].
+/// See `HasTiles::packed_len`.
 pub(super) fn packed_len<K: Kernel>(side: Side, lines: usize, k: usize) -> usize {
     const { assert!(size_of::<K::P>() == size_of::<K::S>()) };
     packed::<K>(side, lines, std::slice::from_ref(&(0..k)))
 }
 
-/// See [`HasTiles::product`].
-#[allow(clippy::too_many_arguments)]
+/// See `HasTiles::product`.
 pub(super) fn product<K: Kernel>(
     c: &mut [K::S],
     c_ld: usize,
     a: Operand<'_, K::S>,
     b: Operand<'_, K::S>,
-    m: usize,
-    n: usize,
-    k: usize,
+    [m, n, k]: [usize; 3],
     add: bool,
 ) {
     if m == 0 || n == 0 || k == 0 {
@@ -146,7 +98,7 @@ pub(super) fn product<K: Kernel>(
     }
 }
 
-/// See [`HasTiles::transpose`]; `K` reads operands as they lie.
+/// See `HasTiles::transpose`; `K` reads operands as they lie.
 pub(super) fn transpose<K: Kernel<P = <K as Kernel>::S>>(
     dst: &mut [K::S],
     ld: usize,

@@ -1,0 +1,213 @@
+//! The CPU as a device: memory is a vector, an op is done when it returns.
+
+use super::batch::CpuBatch;
+use super::gemm::blocks::{K_BLOCK, SHARED};
+use super::gemm::setup::{Gemm, GemmPrecision};
+use super::real::Real;
+use super::simd::Level;
+use super::{check, pages, par, system};
+use crate::backend::ops::device::{AttnShape, Device, DeviceMemory};
+use crate::backend::ops::element::Storage;
+use crate::batch::{Capacity, MicroBatch};
+use crate::error::{Error, Result};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Mutex;
+
+/// Raised whenever an op's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
+const NUMERICS: u32 = 4;
+
+/// The CPU as a device; `S` is the type of everything: `f32`, or `f64` for tests.
+pub struct Cpu<S> {
+    pub(super) gemm: Gemm,
+    memory: Mutex<Vec<(String, usize)>>,
+    /// Whether `zeros` counts alone.
+    counting: bool,
+    /// What [`Device::memory`] says is free, where that is not for the system to say.
+    free: Option<usize>,
+    element: PhantomData<S>,
+}
+
+impl<S: Real> Cpu<S> {
+    /// The best that this CPU has, products in `S`. Never fails today; the signature leaves room for other devices' reasons.
+    pub fn new() -> Result<Self> {
+        Self::with(GemmPrecision::Native)
+    }
+
+    /// As [`Cpu::new`], with a choice of how `linear_*`, `head_*`, `logits` and `attention_*` (but not `attention_decode`) multiply.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the CPU has no instructions for it; [`Error::Usage`] for bf16 products of `f64`.
+    pub fn with(precision: GemmPrecision) -> Result<Self> {
+        Self::at(Level::detect(), precision)
+    }
+
+    /// As [`Cpu::with`], restricted to a SIMD level (for tests and measurements).
+    pub fn at(level: Level, precision: GemmPrecision) -> Result<Self> {
+        let gemm = Gemm::new::<S>(level, precision)?;
+        Ok(Cpu { gemm, memory: Mutex::default(), counting: false, free: None, element: PhantomData })
+    }
+
+    /// As if the machine had `bytes` free: plans that need more are refused.
+    pub fn with_free(self, bytes: usize) -> Self {
+        Cpu { free: Some(bytes), ..self }
+    }
+
+    /// Bytes that ops have kept for themselves so far; at most [`Device::scratch`].
+    pub fn scratch_bytes(&self) -> usize {
+        self.gemm.scratch.bytes()
+    }
+
+    /// The products by themselves, for measurements.
+    pub fn gemm(&self) -> &Gemm {
+        &self.gemm
+    }
+
+    pub(super) fn level(&self) -> Level {
+        self.gemm.level
+    }
+
+    fn record(&self, name: &str, bytes: usize) {
+        // A panic elsewhere leaves a valid table behind.
+        self.memory.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), bytes));
+    }
+}
+
+impl<S: Real> Device for Cpu<S> {
+    type Act = S;
+    type Acc = S;
+    type Buf<T: Storage> = Vec<T>;
+    type View<'a, T: Storage> = &'a [T];
+    type ViewMut<'a, T: Storage> = &'a mut [T];
+    type Batch = CpuBatch;
+    type Readback = Vec<f64>;
+    type Graph = std::convert::Infallible;
+
+    const MASTER_WEIGHTS: bool = false;
+
+    fn fingerprint(&self) -> String {
+        let (products, level) = match self.gemm.precision {
+            GemmPrecision::Native => ("", self.level().without_amx()),
+            GemmPrecision::Bf16 => ("-bf16", self.level()),
+        };
+        format!("cpu-{}{products}-{}-v{NUMERICS}", S::NAME, level.name())
+    }
+    fn description(&self) -> String {
+        let products = match self.gemm.precision {
+            GemmPrecision::Native => "",
+            GemmPrecision::Bf16 => ", bf16 products",
+        };
+        let threads = rayon::current_num_threads();
+        format!("CPU, {threads} thread{}, {}{products}", if threads == 1 { "" } else { "s" }, self.level().label())
+    }
+
+    fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Vec<T>> {
+        let owned = if self.counting { 0 } else { len };
+        let mut buf = bytemuck::allocation::try_zeroed_vec(owned).map_err(|()| {
+            let gib = len as f64 * size_of::<T>() as f64 / f64::from(1u32 << 30);
+            Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller `token_budget` or model"))
+        })?;
+        pages::make_ready(&mut buf);
+        self.record(name, len * size_of::<T>());
+        Ok(buf)
+    }
+    fn memory_table(&self) -> Vec<(String, usize)> {
+        self.memory.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+    fn counting(&self) -> Self {
+        let gemm = Gemm::new::<S>(self.gemm.level, self.gemm.precision).expect("what this backend has");
+        Cpu { gemm, memory: Mutex::default(), counting: true, free: self.free, element: PhantomData }
+    }
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let free = self.free.or_else(system::available);
+        Ok(free.map(|free| DeviceMemory { used: system::resident().unwrap_or(0), free }))
+    }
+    fn scratch(&self, rows: usize, dim: usize) -> usize {
+        scratch_bound::<S>(rows, dim)
+    }
+    fn reserve(&self, _: &[(String, usize)]) -> Result<()> {
+        // The system hands out zero pages when they are first written to.
+        Ok(())
+    }
+    fn len<T: Storage>(&self, buf: &Vec<T>) -> usize {
+        buf.len()
+    }
+    fn view<'a, T: Storage>(&self, buf: &'a Vec<T>, range: Range<usize>) -> &'a [T] {
+        &buf[range]
+    }
+    fn view_mut<'a, T: Storage>(&self, buf: &'a mut Vec<T>, range: Range<usize>) -> &'a mut [T] {
+        &mut buf[range]
+    }
+    fn upload<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("upload", dst, src)
+    }
+    fn download<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("download", dst, src)
+    }
+    fn copy<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
+        copy("copy", dst, src)
+    }
+    fn clear<T: Storage>(&self, dst: &mut [T]) -> Result<()> {
+        par::blocks(dst, |_, dst| dst.fill(T::zeroed()));
+        Ok(())
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn readback(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(Vec::with_capacity(len))
+    }
+    fn read_back(&self, to: &mut Vec<f64>, parts: &[&[f64]]) -> Result<()> {
+        to.clear();
+        parts.iter().for_each(|part| to.extend_from_slice(part));
+        Ok(())
+    }
+    fn arrived<'a>(&self, from: &'a mut Vec<f64>) -> Result<&'a [f64]> {
+        Ok(from)
+    }
+    fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<Self::Graph> {
+        Err(Error::usage("the CPU records no graphs"))
+    }
+    fn is_current(&self, graph: &Self::Graph) -> bool {
+        match *graph {}
+    }
+    fn replay(&self, graph: &Self::Graph) -> Result<()> {
+        match *graph {}
+    }
+    fn tune_products(&self, _: &Path) -> Result<()> {
+        Err(Error::usage("`matmul_plans`: the CPU has one algorithm for products; leave it out, or use `device` cuda"))
+    }
+    fn address<T: Storage>(&self, buf: &Vec<T>) -> usize {
+        buf.as_ptr() as usize
+    }
+
+    fn new_batch(&self, capacity: Capacity, _: AttnShape) -> Result<CpuBatch> {
+        let batch = CpuBatch::new(capacity);
+        self.record("batch", batch.bytes());
+        Ok(batch)
+    }
+    fn load_batch(&self, batch: &mut CpuBatch, from: &MicroBatch) -> Result<()> {
+        batch.load(from)
+    }
+    fn rows(&self, batch: &CpuBatch) -> usize {
+        batch.rows()
+    }
+}
+
+/// Most that a thread's own task asks for: a block of packed columns that stays in L2, or the tiles of attention.
+const TASK_BYTES: usize = 1 << 20;
+
+/// Bytes that scratch memory comes to at most in steps of `rows` slots at a hidden size of `dim`: one operand of a product is
+/// packed for all threads, and is the smaller one; the other, and everything else, by task.
+fn scratch_bound<S>(rows: usize, dim: usize) -> usize {
+    let block = rows.max(dim).next_multiple_of(64) * K_BLOCK * size_of::<S>();
+    block.max(SHARED) + rayon::current_num_threads() * TASK_BYTES
+}
+
+fn copy<T: Storage>(op: &'static str, dst: &mut [T], src: &[T]) -> Result<()> {
+    check::len(op, "src", src.len(), &[("elements of dst", dst.len())])?;
+    par::blocks(dst, |at, dst| dst.copy_from_slice(&src[at..at + dst.len()]));
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! Matrix products: packed panels, micro-kernels, every core (`blocks`), and the same micro-kernels on the calling thread for
+//! attention (`tiles`).
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+pub(super) mod blocks;
+pub(super) mod dispatch;
+mod kernel;
+pub(super) mod matrix;
+#[cfg(target_arch = "x86_64")]
+mod pack512;
+pub(super) mod panels;
+pub(super) mod setup;
+mod tiles;
+
+pub use dispatch::{HasGemm, HasTiles};
+pub use matrix::{Base, Mat};
+pub use panels::Side;
+pub use setup::{Gemm, GemmPrecision};
+pub use tiles::Operand;

@@ -1,0 +1,14 @@
+//! A real GPU through the CUDA driver API, loaded at run time: one binary serves machines with and without one.
+//!
+//! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but what
+//! [`Driver`] says. Errors of earlier work surface there, or at any later call.
+
+mod cublaslt;
+mod driver;
+mod error;
+mod images;
+mod machine;
+
+pub use driver::CudaDriver;
+pub use images::BUILT;
+pub use machine::unavailable;

@@ -1,0 +1,80 @@
+//! Linear layers and biases.
+
+use super::device::{AccMut, Act, ActMut, Device, Write};
+use crate::error::Result;
+
+/// `y {=,+=,= plus +} x w^T`, as Hugging Face's `Linear`.
+pub struct LinearFwd<'a, B: Device> {
+    /// rows x out.
+    pub y: ActMut<'a, B>,
+    /// rows x inp.
+    pub x: Act<'a, B>,
+    /// out x inp.
+    pub w: Act<'a, B>,
+    /// Outputs.
+    pub out: usize,
+    /// Inputs.
+    pub inp: usize,
+    /// What becomes of `y`; the operand of [`Write::Plus`] is rows x out.
+    pub write: Write<Act<'a, B>>,
+}
+
+/// `dx {=,+=} dy w`.
+pub struct LinearBwdInput<'a, B: Device> {
+    /// rows x inp.
+    pub dx: ActMut<'a, B>,
+    /// rows x out.
+    pub dy: Act<'a, B>,
+    /// out x inp.
+    pub w: Act<'a, B>,
+    /// Outputs.
+    pub out: usize,
+    /// Inputs.
+    pub inp: usize,
+    /// What becomes of `dx`: [`Write::Set`] or [`Write::Add`].
+    pub write: Write<()>,
+}
+
+/// `dw += dy^T x`.
+pub struct LinearBwdWeight<'a, B: Device> {
+    /// out x inp.
+    pub dw: AccMut<'a, B>,
+    /// rows x out.
+    pub dy: Act<'a, B>,
+    /// rows x inp.
+    pub x: Act<'a, B>,
+    /// Outputs.
+    pub out: usize,
+    /// Inputs.
+    pub inp: usize,
+}
+
+/// `y += bias` for every row.
+pub struct BiasFwd<'a, B: Device> {
+    /// rows x dim.
+    pub y: ActMut<'a, B>,
+    /// dim.
+    pub bias: Act<'a, B>,
+}
+
+/// `dbias += sum over rows of dy`, rows in order.
+pub struct BiasBwd<'a, B: Device> {
+    /// dim.
+    pub dbias: AccMut<'a, B>,
+    /// rows x dim.
+    pub dy: Act<'a, B>,
+}
+
+/// Ops of linear layers. Errors: [`crate::Error::Shape`].
+pub trait LinearOps: Device {
+    /// See [`LinearFwd`].
+    fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()>;
+    /// See [`LinearBwdInput`].
+    fn linear_bwd_input(&self, op: LinearBwdInput<'_, Self>) -> Result<()>;
+    /// See [`LinearBwdWeight`].
+    fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()>;
+    /// See [`BiasFwd`].
+    fn bias_fwd(&self, op: BiasFwd<'_, Self>) -> Result<()>;
+    /// See [`BiasBwd`].
+    fn bias_bwd(&self, op: BiasBwd<'_, Self>) -> Result<()>;
+}

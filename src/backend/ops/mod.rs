@@ -1,0 +1,30 @@
+//! The contracts: what every op computes, on what shapes, from which source. A family of ops a file, under the name that it
+//! has in `backend/cpu/`, `backend/gpu/` and `kernels/` too; an op is a method, and a struct of arguments that says what it is.
+
+pub mod attention;
+pub mod decode;
+pub mod device;
+pub mod element;
+pub mod embed;
+pub mod head;
+pub mod linear;
+pub mod loss;
+pub mod norm;
+pub mod optim;
+pub mod rope;
+pub mod rows;
+pub mod swiglu;
+
+pub use attention::{AttentionBwd, AttentionFwd, AttentionOps};
+pub use decode::{AttentionDecode, DecodeOps, KvStore};
+pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Write};
+pub use element::{Float, Storage};
+pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};
+pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
+pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
+pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS};
+pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
+pub use optim::{GradNorm, OptimOps, Rule, Update};
+pub use rope::{Rope, RopeOps, Rotation};
+pub use rows::{GatherRows, RowOps, ScatterRows};
+pub use swiglu::{SwigluBwd, SwigluFwd, SwigluOps};

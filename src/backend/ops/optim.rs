@@ -1,0 +1,72 @@
+//! Gradient norm and optimiser updates.
+
+use super::device::{Acc, AccMut, ActMut, Device};
+use crate::error::Result;
+
+/// How parameters are updated: everything that a kernel needs by value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// Loshchilov & Hutter 2019, as `torch.optim.AdamW`: decoupled decay, bias correction by `step` (from 1).
+    AdamW {
+        /// Learning rate of this step.
+        lr: f64,
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the root of the corrected second moment.
+        eps: f64,
+        /// Decoupled weight decay.
+        weight_decay: f64,
+        /// Number of this step, from 1.
+        step: u64,
+    },
+    /// `torch.optim.RMSprop` (not centred, no momentum): the optimiser of the DPO paper's code.
+    RmsProp {
+        /// Learning rate of this step.
+        lr: f64,
+        /// Smoothing constant.
+        alpha: f64,
+        /// Added to the root.
+        eps: f64,
+        /// L2 penalty added to the gradient.
+        weight_decay: f64,
+    },
+}
+
+/// `norm[0] = sqrt(sum g^2)`, non-finite where any element is; summed in f64 in a fixed order.
+pub struct GradNorm<'a, B: Device> {
+    /// 1.
+    pub norm: B::ViewMut<'a, f64>,
+    /// parameters.
+    pub g: Acc<'a, B>,
+}
+
+/// One optimiser step on a range of the arena. The gradient is first scaled by `min(1, max_grad_norm / (norm + 1e-6))`. A
+/// non-finite `norm` leaves everything as it was.
+pub struct Update<'a, B: Device> {
+    /// parameters.
+    pub w: ActMut<'a, B>,
+    /// parameters: `Some` exactly where [`Device::MASTER_WEIGHTS`]; `w` is then rounded from it.
+    pub master: Option<AccMut<'a, B>>,
+    /// First moment, parameters. RMSprop leaves it alone: it may be empty.
+    pub m: AccMut<'a, B>,
+    /// Second moment, parameters.
+    pub v: AccMut<'a, B>,
+    /// parameters.
+    pub g: Acc<'a, B>,
+    /// Of the whole gradient; 1.
+    pub norm: B::View<'a, f64>,
+    /// What the norm is clipped to; 0: not at all.
+    pub max_grad_norm: f64,
+    /// The optimiser, with the numbers of this step.
+    pub rule: Rule,
+}
+
+/// Ops of the optimiser. Errors: [`crate::Error::Shape`].
+pub trait OptimOps: Device {
+    /// See [`GradNorm`].
+    fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()>;
+    /// See [`Update`].
+    fn update(&self, op: Update<'_, Self>) -> Result<()>;
+}

@@ -67,6 +67,8 @@
 //!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 
+#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map
+
 pub mod backend;
 pub mod batch;
 pub mod choice;

@@ -1,5 +1,7 @@
 //! `fusedpo`: parse, run one command, print an error as one line, map it to an exit code.
 
+#![forbid(unsafe_code)]
+
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;

@@ -15,6 +15,7 @@
 //! - Ops enqueue; only [`Device::download`], [`Device::arrived`] and [`Device::synchronize`] wait. No op allocates.
 
 pub mod cpu;
+#[allow(unsafe_code)] // launches kernels on addresses
 pub mod gpu;
 pub mod ops;
 

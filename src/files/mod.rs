@@ -1,8 +1,9 @@
-//! The only writer of files. Whatever is made appears whole or not at all, and is there after a crash once it was said to
+//! The only writer of files, and the only one that maps them. Whatever is made appears whole or not at all, and is there after a crash once it was said to
 //! be: a temporary sibling, its bytes to the disk, its name in place, the name to the disk.
 //!
 //! - [`AtomicFile`], [`write`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
+//! - [`Map`]: a file read where it lies.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`]: what nobody else sees, gone with the process.
 //!
 //! Every file and folder has the mode of an ordinary new one: `0666` or `0777`, less the umask.
@@ -11,6 +12,8 @@ pub(crate) mod atomic;
 pub(crate) mod folder;
 pub(crate) mod links;
 pub(crate) mod lock;
+#[allow(unsafe_code)] // maps files
+pub(crate) mod map;
 pub(crate) mod paths;
 pub(crate) mod run_dir;
 pub(crate) mod scratch;
@@ -18,6 +21,7 @@ pub(crate) mod target;
 
 pub use atomic::{AtomicFile, write, write_new};
 pub use folder::{AtomicFolder, MadeFolders, refuse_occupied};
+pub use map::Map;
 pub use run_dir::RunDir;
 pub use scratch::{Spool, scratch_file, scratch_folder};
 pub use target::Target;

@@ -13,7 +13,7 @@ use super::json::parse_json;
 use super::params::{ParamSpec, ParamTable};
 use crate::backend::Float;
 use crate::error::{Error, Result};
-use memmap2::Mmap;
+use crate::files::Map;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ pub(super) struct SourceFile {
     pub name: String,
     path: PathBuf,
     file: std::fs::File,
-    map: Mmap,
+    map: Map,
     /// Bytes before the tensors: length field and header.
     pub head: usize,
     /// Its header.
@@ -89,9 +89,7 @@ impl SourceFile {
     fn open(dir: &Path, name: &str) -> Result<Self> {
         let path = dir.join(name);
         let file = std::fs::File::open(&path).map_err(Error::io(&path, "open"))?;
-        // SAFETY: the mapping is only read, through checked slices; that nobody truncates the file meanwhile is the
-        // documented condition of this module, as for every reader of safetensors by mmap.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "map"))?;
+        let map = Map::new(&path, &file)?;
         let (n, meta) = safetensors::SafeTensors::read_metadata(&map)
             .map_err(|e| Error::file(&path, format!("damaged safetensors file ({e}); download or export it again")))?;
         Ok(Self { name: name.to_owned(), path, file, map, head: 8 + n, meta })
@@ -119,15 +117,10 @@ impl SourceFile {
     }
 
     /// Gives the pages under `range` of a tensor's bytes back to the system; read again, they come from its cache.
-    #[cfg(unix)]
     fn release(&self, info: &TensorInfo, range: Range<usize>) {
-        let at = self.head + info.data_offsets.0 + range.start;
-        // SAFETY: a shared mapping of a file that is never written through: dropped pages read the same again. A
-        // failure leaves them where they are, which costs memory alone.
-        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, range.len()) };
+        let at = self.head + info.data_offsets.0;
+        self.map.release(at + range.start..at + range.end);
     }
-    #[cfg(not(unix))]
-    fn release(&self, _: &TensorInfo, _: Range<usize>) {}
 }
 
 /// The safetensors files of a directory.

@@ -14,12 +14,14 @@ mod check;
 mod decode;
 mod device;
 mod embed;
+#[allow(unsafe_code)] // micro-kernels: pointers and instructions
 pub mod gemm;
 mod head;
 mod linear;
 mod loss;
 mod norm;
 mod optim;
+#[allow(unsafe_code)] // advises the system about memory
 mod pages;
 mod par;
 mod real;
@@ -27,6 +29,7 @@ mod rope;
 mod rows;
 mod scalar;
 mod scratch;
+#[allow(unsafe_code)] // calls code for instructions that were detected
 pub mod simd;
 mod swiglu;
 pub(crate) mod system;

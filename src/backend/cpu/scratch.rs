@@ -10,7 +10,7 @@ const WORDS: usize = LINE / size_of::<u64>();
 
 /// Free buffers. As many exist as were ever in use at once; each keeps the largest size it was asked for.
 #[derive(Default)]
-pub(super) struct Scratch(Mutex<Vec<Vec<u64>>>);
+pub struct Scratch(Mutex<Vec<Vec<u64>>>);
 
 impl Scratch {
     /// Runs `f` on `len` elements of unspecified content, aligned to 64 bytes.

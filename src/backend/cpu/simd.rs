@@ -103,6 +103,7 @@ macro_rules! simd_fn {
     ($(#[$doc:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
+        #[allow(unsafe_code)] // the level was detected
         $vis fn $name<$S: crate::backend::cpu::scalar::Scalar>(level: crate::backend::cpu::simd::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body<$S: crate::backend::cpu::scalar::Scalar>($($arg: $ty),*) $(-> $ret)? $body

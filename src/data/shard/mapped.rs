@@ -13,8 +13,8 @@ use super::format::{
     ResponseRecord, TOKENS,
 };
 use crate::error::{Error, Result};
+use crate::files::Map;
 use bytemuck::Zeroable;
-use memmap2::Mmap;
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::ops::Range;
@@ -82,7 +82,7 @@ pub struct Shard {
     path: PathBuf,
     header: Header,
     file: File,
-    map: Mmap,
+    map: Map,
     modified: Option<SystemTime>,
 }
 
@@ -98,9 +98,9 @@ impl Shard {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let stat = file.metadata().map_err(Error::io(path, "read the length of"))?;
         let header = read_header(path, &file, &stat)?;
-        // SAFETY: the map is sound while nobody changes the file. That cannot be checked; it is the documented rule of
-        // this module. What can be checked is: a regular file, as long as its header says (`Header::check` above).
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+        // Sound while nobody changes the file: the documented rule of this module. What can be checked is: a regular file,
+        // as long as its header says (`Header::check` above).
+        let map = Map::new(path, &file)?;
         let shard = Shard { path: path.to_owned(), header, file, map, modified: stat.modified().ok() };
         // The length may have changed since it was checked; the ranges of the views below rely on it.
         if shard.map.len() as u64 != header.file_len() {

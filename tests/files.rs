@@ -169,7 +169,7 @@ fn a_target_is_a_new_file_or_one_that_may_be_replaced() {
     assert_eq!((path.exists(), new.folder()), (false, Some(dir.path())));
     new.commit().unwrap();
     let e = Target::open(&path, false).unwrap_err();
-    assert!(e.to_string().ends_with("f: exists; name another file, or --overwrite to replace it"), "{e}");
+    assert!(e.to_string().ends_with("f: exists; name another file, or `options.overwrite` to replace it"), "{e}");
     let mut other = Target::open(&path, true).unwrap();
     other.put(b"two").unwrap();
     assert_eq!(text(&path), "one");
@@ -192,7 +192,7 @@ fn what_came_meanwhile_is_not_replaced() {
     let target = Target::open(&path, false).unwrap();
     fs::write(&path, "theirs").unwrap();
     let e = target.commit().unwrap_err().to_string();
-    assert!(e.ends_with("f: exists; name another file, or --overwrite to replace it"), "{e}");
+    assert!(e.ends_with("f: exists; name another file, or `options.overwrite` to replace it"), "{e}");
     assert_eq!((text(&path), names(dir.path()).len()), ("theirs".to_owned(), 1));
     let target = Target::open(&path, true).unwrap();
     fs::remove_file(&path).unwrap();

@@ -79,15 +79,21 @@ fn an_output_folder_is_not_overwritten_by_accident() {
     let refused =
         |o: &PackOptions| pack(o, &mut |_| Ok(())).unwrap_err().to_string().split_once("out: ").unwrap().1.to_owned();
     std::fs::write(&o.out, "x").unwrap();
-    assert_eq!(refused(&o), "exists and is not a folder; give another --out");
+    assert_eq!(refused(&o), "exists and is not a folder; give another `options.out`");
     std::fs::remove_file(&o.out).unwrap();
     std::fs::create_dir(&o.out).unwrap();
     run(&o); // an empty folder is as good as none
-    assert_eq!(refused(&o), "exists and is not empty; give another --out, or --overwrite to replace it");
+    assert_eq!(
+        refused(&o),
+        "exists and is not empty; give another `options.out`, or `options.overwrite` to replace it"
+    );
     o.overwrite = true;
     run(&o);
     std::fs::remove_file(o.out.join("train-00000.pref")).unwrap();
-    assert_eq!(refused(&o), "is not a folder of shards, --overwrite leaves it alone; give another --out");
+    assert_eq!(
+        refused(&o),
+        "is not a folder of shards, `options.overwrite` leaves it alone; give another `options.out`"
+    );
 }
 
 /// Whoever is told how far it is may end it, while rows are read or while shards are written; nothing is left behind.

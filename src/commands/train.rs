@@ -2,17 +2,19 @@
 
 use super::choice::named;
 use crate::backend::Backend;
+use crate::choice::Choice;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::loss::LossType;
 use crate::model::SaveDtype;
+use crate::note;
 use crate::observe::Observe;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
 use crate::train::eval;
-use crate::train::group::first_line;
+use crate::train::group::{Group, first_line};
 use crate::train::optim::OptimizerChoice;
-use crate::train::options::{Stage, TrainOptions};
+use crate::train::options::{LossOptions, ReferenceOptions, Stage, TrainOptions};
 use crate::train::run::{self, Summary};
 use crate::train::schedule::SchedulerType;
 use serde::Serialize;
@@ -167,7 +169,7 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
 /// What was typed, over the keys of the file `config`, over the defaults; checked.
 pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<TrainOptions> {
     let mut all = match config {
-        Some(path) => read(stage, path)?,
+        Some(path) => read(stage, path, &typed)?,
         None => toml::Table::new(),
     };
     all.extend(typed);
@@ -177,15 +179,48 @@ pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Resul
     }
 }
 
-/// The options in a file. Keys that the stage does not know are refused by name.
-fn read(stage: Stage, path: &Path) -> Result<toml::Table> {
+/// The options in a file, without those that what was typed has no use for. Keys that the stage does not know are refused
+/// by name.
+fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Table> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "read the configuration"))?;
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
         Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
     })?;
+    leave_out(stage, path, &mut table, typed);
     TrainOptions::read(stage, &table).map_err(|why| Error::file(path, why))?;
     Ok(table)
+}
+
+/// A run's own configuration serves another stage and another loss too: what is asked for wins, and what of the file has no
+/// meaning there is left out and named. In a file that contradicts itself nothing is left out.
+fn leave_out(stage: Stage, path: &Path, file: &mut toml::Table, typed: &toml::Table) {
+    let name = |table: &toml::Table, key: &str| table.get(key)?.as_str().map(str::to_owned);
+    let of = name(file, "stage").and_then(|s| Stage::named(&s)).filter(|of| *of != stage);
+    if let Some(of) = of {
+        file.remove("stage");
+        let of_dpo = [LossOptions::KEYS, ReferenceOptions::KEYS].concat();
+        // An SFT run did not choose its loss.
+        let keys: &[&str] = if of == Stage::Sft { &["loss_type"] } else { &of_dpo };
+        remove(path, file, keys, &format!("the file is of {of}, this is {stage}"));
+    }
+    let loss = |table: &toml::Table| name(table, "loss_type").and_then(|l| LossType::named(&l));
+    let Some(asked) = loss(typed).filter(|l| *l != loss(file).unwrap_or_default()) else { return };
+    let mut keys = Vec::new();
+    keys.extend(asked.def().pair.is_none().then_some("beta"));
+    keys.extend((asked != LossType::Sigmoid).then_some("label_smoothing"));
+    keys.extend(ReferenceOptions::KEYS.iter().filter(|_| !asked.def().reference));
+    remove(path, file, &keys, &format!("not for the {asked} loss"));
+}
+
+/// Takes `keys` out of `file` and says which it had.
+fn remove(path: &Path, file: &mut toml::Table, keys: &[&str], why: &str) {
+    // No smoothing is written as 0, and nothing is lost with it.
+    let had = keys.iter().filter(|key| file.remove(**key).is_some_and(|value| value.as_float() != Some(0.0)));
+    let had: Vec<String> = had.map(|key| format!("`{key}`")).collect();
+    if !had.is_empty() {
+        note!("{}: {} left out: {why}", path.display(), had.join(", "));
+    }
 }
 
 /// What was typed, by key. Errors: a number or a path that TOML cannot hold.

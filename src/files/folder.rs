@@ -23,15 +23,17 @@ impl AtomicFolder {
     pub fn create(out: &Path, overwrite: bool) -> Result<Self> {
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) if !overwrite => {
-                let why = "exists and is not empty; give another --out, or --overwrite to replace it";
+                let why = "exists and is not empty; give another `options.out`, or `options.overwrite` to replace it";
                 return Err(Error::file(out, why));
             }
-            Err(_) if out.exists() => return Err(Error::file(out, "exists and is not a folder; give another --out")),
+            Err(_) if out.exists() => {
+                return Err(Error::file(out, "exists and is not a folder; give another `options.out`"));
+            }
             _ => {}
         }
         // Without a slash at the end, which would make a link the folder that it names.
         let Behind::Path(out) = behind(&out.components().collect::<PathBuf>())? else {
-            return Err(Error::file(out, "exists and is not a folder; give another --out"));
+            return Err(Error::file(out, "exists and is not a folder; give another `options.out`"));
         };
         let name = out.file_name().ok_or_else(|| Error::file(&out, "cannot be an output folder; give it a name"))?;
         let parent = folder_of(&out);

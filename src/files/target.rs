@@ -103,5 +103,5 @@ impl Target {
 }
 
 fn exists(path: &Path) -> Error {
-    Error::file(path, "exists; name another file, or --overwrite to replace it")
+    Error::file(path, "exists; name another file, or `options.overwrite` to replace it")
 }

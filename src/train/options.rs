@@ -7,6 +7,8 @@ use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
 use super::schedule::ScheduleOptions;
+use crate::choice;
+use crate::choice::Choice;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::model::SaveDtype;
@@ -16,13 +18,14 @@ use std::path::{Path, PathBuf};
 /// Most epochs: beyond it, counting the steps alone would not end.
 const MAX_EPOCHS: f64 = 1e6;
 
-/// Which stage a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Supervised fine-tuning on completions.
-    Sft,
-    /// Preference optimisation.
-    Dpo,
+choice! {
+    /// Which stage a run is: what was asked for, whatever a configuration holds.
+    pub enum Stage: default Dpo {
+        /// Supervised fine-tuning on completions.
+        Sft = "sft",
+        /// Preference optimisation.
+        Dpo = "dpo",
+    }
 }
 
 options! {
@@ -116,6 +119,8 @@ fn toml_integer(n: &u64) -> bool {
 /// Options of a run. Defaults are TRL 1.16's, but one epoch. Serialised as `RUN/config.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TrainOptions {
+    /// The stage, so that a configuration says what it is of.
+    pub stage: Stage,
     /// What is read and written.
     #[serde(flatten)]
     pub files: FileOptions,
@@ -152,11 +157,17 @@ impl TrainOptions {
     /// Errors: a key that `stage` does not know or whose value has the wrong type, in one line.
     pub fn read(stage: Stage, table: &toml::Table) -> Result<Self, String> {
         let mut rest = table.clone();
+        if let Some(of) = rest.remove("stage")
+            && of.as_str() != Some(stage.name())
+        {
+            return Err(format!("`stage` is {of}, this is \"{stage}\""));
+        }
         // An SFT run's own config.toml says so; in that stage there is nothing else to choose.
         if stage == Stage::Sft && rest.get("loss_type").and_then(|v| v.as_str()) == Some("sft") {
             rest.remove("loss_type");
         }
         let mut o = Self {
+            stage,
             files: take(&mut rest)?,
             schedule: take(&mut rest)?,
             optim: take(&mut rest)?,
@@ -182,6 +193,7 @@ impl TrainOptions {
 
     /// Checks every range and combination, and fills in what depends on others.
     pub fn resolve(mut self, stage: Stage) -> Result<Self> {
+        self.stage = stage;
         if stage == Stage::Sft {
             self.loss.loss_type = LossType::Sft;
         }
@@ -281,6 +293,7 @@ mod tests {
             "optim",
             "save_dtype",
             "seed",
+            "stage",
             "warmup_ratio",
             "warmup_steps",
             "weight_decay",
@@ -294,6 +307,8 @@ mod tests {
         let given = table("model = 'm'\ndata = 'd'\nout = 'o'\nbeta = 0.1");
         let e = TrainOptions::read(Stage::Sft, &given).unwrap_err();
         assert_eq!(e, "`beta` is not an option of this command");
+        let e = TrainOptions::read(Stage::Dpo, &table("stage = 'sft'")).unwrap_err();
+        assert_eq!(e, "`stage` is \"sft\", this is \"dpo\"");
         let sft = table("model = 'm'\ndata = 'd'\nout = 'o'\nloss_type = 'sft'");
         assert_eq!(TrainOptions::from_table(Stage::Sft, &sft).unwrap().loss.beta, None);
     }

@@ -100,6 +100,9 @@ fn refuse_no_shards(out: &Path) -> Result<()> {
     let shards = names.iter().any(|n| Path::new(n).extension().is_some_and(|e| e == "pref"));
     match shards || names.is_empty() {
         true => Ok(()),
-        false => Err(Error::file(out, "is not a folder of shards, --overwrite leaves it alone; give another --out")),
+        false => Err(Error::file(
+            out,
+            "is not a folder of shards, `options.overwrite` leaves it alone; give another `options.out`",
+        )),
     }
 }

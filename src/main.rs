@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let to = &mut terminal;
     let result = match cli.command {
         Command::Demo(args) => commands::demo::run(&args, to),
-        Command::Pack(args) => commands::pack::run_pack(&args),
+        Command::Pack(args) => commands::pack::run_pack(&args, to.flags()),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
         Command::Sft(args) => commands::train::sft(&args, to),
         Command::Reference(args) => commands::reference::run(&args, to),

@@ -258,6 +258,34 @@ fn rows_that_cannot_be_used() {
     cli.bad("pack --tokenizer no --input r.jsonl --out e", 2, want);
 }
 
+/// The library names options by their fields; `pack` turns them into flags, in errors and in its report.
+#[test]
+fn pack_names_flags() {
+    let cli = Cli::with_data();
+    let row = r#"{"prompt":"w1","chosen":"w2","rejected":"w3"}"#;
+    cli.write("r.jsonl", row);
+    let pack = "pack --tokenizer m --input r.jsonl --out e";
+    for (more, want) in [
+        ("--map prompt", "--map: \"prompt\" is not FIELD=COLUMN"),
+        (
+            "--map prompt=question",
+            "r.jsonl: line 1: --map names column `question`, the row has `prompt`, `chosen`, `rejected`",
+        ),
+        ("--eval-fraction 1", "--eval-fraction 1 is not in [0, 1)"),
+        ("--max-length 4294967296", "--max-length 4294967296 is too large"),
+    ] {
+        cli.bad(&format!("{pack} {more}"), 2, want);
+    }
+    cli.write("odd.jsonl", r#"{"prompts":"w1"}"#);
+    let want = "rename columns with --map FIELD=COLUMN";
+    let ran = cli.run("pack --tokenizer m --input odd.jsonl --out e");
+    assert!(ran.code == 2 && ran.err.trim_end().ends_with(want), "{ran:?}");
+    let said = cli.ok(&format!("{pack} --eval-fraction 0.5")).out;
+    let empty = ["train split is empty", "eval split is empty"].iter().any(|s| said.contains(s));
+    let why = "too few prompts for --eval-fraction 0.5; a ";
+    assert!(empty && said.contains(why) && said.contains(" one, or another --seed, fills it\n"), "{said}");
+}
+
 #[test]
 fn rows_are_dropped_and_counted() {
     let cli = Cli::new();

@@ -110,9 +110,9 @@ fn columns_are_renamed() {
     run(&o);
     assert_eq!(place.contents(&o.out, Split::Train), ["0.0 q> a</s>"]);
     for (text, why) in [
-        ("prompt", "--map: `prompt` is not FIELD=COLUMN"),
-        ("promt=q", "--map: unknown field `promt`; fields are prompt, chosen, rejected"),
-        ("prompt=a,prompt=b", "--map: field `prompt` is given twice"),
+        ("prompt", "\"prompt\" is not FIELD=COLUMN"),
+        ("promt=q", "unknown field \"promt\"; fields are prompt, chosen, rejected"),
+        ("prompt=a,prompt=b", "field \"prompt\" is given twice"),
     ] {
         let got = FieldMap::parse(text).unwrap_err();
         assert!(got.starts_with(why), "{got}");

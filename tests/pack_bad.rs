@@ -161,13 +161,15 @@ fn model_directories_are_checked() {
     let refused = |rows: &str| pack(&place.options("a.jsonl", rows), &mut |_| Ok(())).unwrap_err().to_string();
     std::fs::write(&config, r#"{"eos_token":"<eos>"}"#).unwrap();
     assert!(refused(row).ends_with(
-        "eos_token `<eos>` is not in the vocabulary; name one that is (--eos-token, tokenizer_config.json)"
+        "eos_token `<eos>` is not in the vocabulary; name one that is (`options.eos_token`, tokenizer_config.json)"
     ));
     std::fs::write(&config, "{").unwrap();
     assert!(refused(row).contains("tokenizer_config.json: malformed JSON: "));
     std::fs::remove_file(&config).unwrap();
-    assert!(refused(row).ends_with("names no EOS token, which plain text must end with; give --eos-token TEXT"));
-    assert!(refused(chat).ends_with("has no chat template; give one with --chat-template FILE"));
+    assert!(
+        refused(row).ends_with("names no EOS token, which plain text must end with; give `options.eos_token` TEXT")
+    );
+    assert!(refused(chat).ends_with("has no chat template; give one with `options.chat_template` FILE"));
     let mut o = place.options("a.jsonl", row);
     o.tokenizer_options.eos_token = Some("</s>".into());
     run(&o);

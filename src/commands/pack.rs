@@ -1,6 +1,7 @@
 //! `fusedpo pack`.
 
 use super::choice::named;
+use super::flags::Flags;
 use super::signal;
 use crate::data::input::FieldMap;
 use crate::data::numbers::grouped;
@@ -60,7 +61,7 @@ pub struct PackArgs {
 impl PackArgs {
     /// What was typed, checked.
     pub fn resolve(&self) -> Result<PackOptions> {
-        let map = FieldMap::parse(&self.map.join(",")).map_err(Error::Usage)?;
+        let map = FieldMap::parse(&self.map.join(",")).map_err(|why| Error::usage(format!("`map`: {why}")))?;
         let chat_template = parse_chat_template(&self.chat_template);
         Ok(PackOptions {
             tokenizer_options: TokenizerOptions { eos_token: self.eos_token.clone(), chat_template },
@@ -87,7 +88,7 @@ pub fn parse_chat_template(text: &str) -> TemplateChoice {
 }
 
 /// Packs, with a progress bar on a terminal and a line every few seconds elsewhere, and prints the report.
-pub fn run_pack(args: &PackArgs) -> Result<()> {
+pub fn run_pack(args: &PackArgs, flags: &Flags) -> Result<()> {
     let options = args.resolve()?;
     let start = Instant::now();
     let mut tokens = 0;
@@ -101,7 +102,7 @@ pub fn run_pack(args: &PackArgs) -> Result<()> {
     });
     shown.clear();
     let report = report?;
-    print!("{report}");
+    print!("{}", flags.text(&report.to_string()));
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "wrote {} in {seconds:.1} s ({} tokens/s)",

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-/// `--map FIELD=COLUMN,...`: which column holds a field.
+/// `FIELD=COLUMN,...`: which column holds a field.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FieldMap(pub Vec<(String, String)>);
 
@@ -11,13 +11,13 @@ impl FieldMap {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut map = Vec::new();
         for part in text.split(',').filter(|p| !p.trim().is_empty()) {
-            let (field, column) = part.split_once('=').ok_or_else(|| format!("--map: `{part}` is not FIELD=COLUMN"))?;
+            let (field, column) = part.split_once('=').ok_or_else(|| format!("\"{part}\" is not FIELD=COLUMN"))?;
             let (field, column) = (field.trim().to_owned(), column.trim().to_owned());
             if !FIELDS.contains(&field.as_str()) {
-                return Err(format!("--map: unknown field `{field}`; fields are {}", FIELDS.join(", ")));
+                return Err(format!("unknown field \"{field}\"; fields are {}", FIELDS.join(", ")));
             }
             if map.iter().any(|(f, _)| *f == field) {
-                return Err(format!("--map: field `{field}` is given twice"));
+                return Err(format!("field \"{field}\" is given twice"));
             }
             map.push((field, column));
         }
@@ -29,7 +29,7 @@ impl FieldMap {
         for (field, column) in &self.0 {
             match fields.get(column) {
                 Some(value) => taken.push((field.clone(), value.clone())),
-                None => return Err(format!("--map names column `{column}`, the row has {}", names(&fields))),
+                None => return Err(format!("`options.map` names column `{column}`, the row has {}", names(&fields))),
             }
         }
         for (_, column) in &self.0 {

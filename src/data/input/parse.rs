@@ -67,7 +67,10 @@ pub fn parse(fields: Map<String, Value>, map: &FieldMap) -> Result<Row, String> 
 }
 
 fn unknown(fields: &Map<String, Value>) -> String {
-    format!("unknown row shape: found {}; accepted are {SHAPES}; rename columns with --map FIELD=COLUMN", names(fields))
+    format!(
+        "unknown row shape: found {}; accepted are {SHAPES}; rename columns with `options.map` FIELD=COLUMN",
+        names(fields)
+    )
 }
 
 fn row(shape: &'static str, prompt: Prompt, responses: Vec<Response>, pairs: Pairs) -> Row {

@@ -98,13 +98,13 @@ impl PackOptions {
 
     pub(super) fn check(&self) -> Result<()> {
         if self.inputs.is_empty() {
-            return Err(Error::usage("--input: give at least one file"));
+            return Err(Error::usage("`inputs`: give at least one file"));
         }
         if !(0.0..1.0).contains(&self.eval_fraction) {
-            return Err(Error::usage(format!("--eval-fraction {} is not in [0, 1)", self.eval_fraction)));
+            return Err(Error::usage(format!("`eval_fraction` {} is not in [0, 1)", self.eval_fraction)));
         }
         if u32::try_from(self.max_length).is_err() {
-            return Err(Error::usage(format!("--max-length {} is too large", self.max_length)));
+            return Err(Error::usage(format!("`max_length` {} is too large", self.max_length)));
         }
         Ok(())
     }

@@ -19,9 +19,9 @@ pub enum DropReason {
     EqualAfterTruncation,
     /// The prompt alone fills `max_length`.
     PromptFillsMaxLength,
-    /// Longer than `max_length` under `--truncation drop`, or a response that fills it under `prompt-left`.
+    /// Longer than `max_length` under `truncation` drop, or a response that fills it under `prompt-left`.
     TooLong,
-    /// No common `\n\nAssistant:` under `--prompt-boundary last-turn`.
+    /// No common `\n\nAssistant:` under `prompt_boundary` last-turn.
     NoLastTurn,
 }
 
@@ -176,7 +176,7 @@ impl PackReport {
         if implicit > 0 && inputs {
             warn(
                 implicit,
-                "rows have no `prompt` but a column that looks like one; rename it with --map prompt=COLUMN",
+                "rows have no `prompt` but a column that looks like one; rename it with `options.map` prompt=COLUMN",
             );
         }
         let total = self.total();

@@ -72,7 +72,7 @@ pub(super) fn write_shards(
         report.eval = split("eval", true)?;
         for (counts, name, change) in [(&report.train, "train", "smaller"), (&report.eval, "eval", "larger")] {
             if counts.groups == 0 {
-                report.warnings.push(format!("the {name} split is empty: too few prompts for --eval-fraction {}; a {change} one, or another --seed, fills it", o.eval_fraction));
+                report.warnings.push(format!("the {name} split is empty: too few prompts for `options.eval_fraction` {}; a {change} one, or another `options.seed`, fills it", o.eval_fraction));
             }
         }
     }

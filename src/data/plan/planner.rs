@@ -156,7 +156,7 @@ fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
     let needed = s.largest.0;
     if needed > u64::from(u32::MAX / 2) {
         return Err(Error::usage(format!(
-            "input row {}: a {unit} needs {needed} token slots: pack with a smaller --max-length",
+            "input row {}: a {unit} needs {needed} token slots: pack with a smaller `max_length`",
             s.largest.1
         )));
     }
@@ -166,11 +166,11 @@ fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
         return Ok(budget);
     }
     Err(Error::usage(if budget as u64 >= needed {
-        format!("--token-budget {budget} is too large: at most {}", u32::MAX / 2)
+        format!("`token_budget` {budget} is too large: at most {}", u32::MAX / 2)
     } else {
         format!(
-            "--token-budget {budget} is too small: the largest {unit} (input row {}) needs {needed} token slots with its \
-             prompt: give at least that ({rounded} is a good size), or pack with a smaller --max-length",
+            "`token_budget` {budget} is too small: the largest {unit} (input row {}) needs {needed} token slots with its \
+             prompt: give at least that ({rounded} is a good size), or pack with a smaller `max_length`",
             s.largest.1
         )
     }))

@@ -178,7 +178,10 @@ fn open_one(shard: &Shard, cache: Option<&Path>, key: &RefKey, notes: &mut Vec<S
     new.write().map_err(|e| match (e, cache) {
         (Error::Io { path, doing, source }, None) if read_only(&source) => {
             let folder = path.parent().unwrap_or(&path).display();
-            Error::file(&path, format!("cannot {doing}: {source}: the folder {folder} is read-only, give --cache DIR"))
+            Error::file(
+                &path,
+                format!("cannot {doing}: {source}: the folder {folder} is read-only, give `options.cache` DIR"),
+            )
         }
         (e, _) => e,
     })?;

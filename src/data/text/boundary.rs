@@ -76,7 +76,7 @@ pub struct TokenRow {
 /// Why a row gave no ids.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
-    /// Dropped and counted: `--prompt-boundary last-turn` found no common marker.
+    /// Dropped and counted: [`PromptBoundary::LastTurn`] found no common marker.
     NoLastTurn,
     /// An error; the caller adds file and line.
     Error(String),
@@ -148,7 +148,7 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
         Text::Chat(prompt) => {
             let template = tok.template.as_ref().ok_or_else(|| {
                 format!(
-                    "the row is a conversation and {} has no chat template; give one with --chat-template FILE",
+                    "the row is a conversation and {} has no chat template; give one with `options.chat_template` FILE",
                     tok.path.display()
                 )
             })?;
@@ -200,7 +200,10 @@ fn check_vocabulary(row: TokenRow, tok: &TextTokenizer) -> Result<TokenRow, Refu
 /// Prompt, then prompt + response + EOS for each response.
 fn plain_family(prompt: &str, texts: &[Text], tok: &TextTokenizer, out: &mut TokenRow) -> Result<Vec<String>, Refusal> {
     let eos = tok.eos.as_ref().ok_or_else(|| {
-        format!("{} names no EOS token, which plain text must end with; give --eos-token TEXT", tok.path.display())
+        format!(
+            "{} names no EOS token, which plain text must end with; give `options.eos_token` TEXT",
+            tok.path.display()
+        )
     })?;
     out.has_prompt = !prompt.is_empty();
     let mut family = Vec::with_capacity(texts.len() + 1);

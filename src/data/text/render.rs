@@ -22,7 +22,10 @@ pub fn encode_prompt(tok: &TextTokenizer, prompt: &Text) -> Result<Vec<u32>> {
         }
         Text::Chat(messages) => {
             let template = tok.template.as_ref().ok_or_else(|| {
-                Error::file(&tok.path, "has no chat template for a conversation; give one with --chat-template FILE")
+                Error::file(
+                    &tok.path,
+                    "has no chat template for a conversation; give one with `options.chat_template` FILE",
+                )
             })?;
             let text = template.render(messages, true, None, &Map::new()).map_err(|why| Error::file(&tok.path, why))?;
             tok.encode_bare(&text)

@@ -123,7 +123,7 @@ impl TextTokenizer {
                 None => Err(Error::file(
                     path,
                     format!(
-                        "{key} `{text}` is not in the vocabulary; name one that is (--eos-token, tokenizer_config.json)"
+                        "{key} `{text}` is not in the vocabulary; name one that is (`options.eos_token`, tokenizer_config.json)"
                     ),
                 )),
             },

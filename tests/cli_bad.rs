@@ -262,7 +262,7 @@ fn rows_that_cannot_be_used() {
 #[test]
 fn pack_names_flags() {
     let cli = Cli::with_data();
-    let row = r#"{"prompt":"w1","chosen":"w2","rejected":"w3"}"#;
+    let row = r#"{"prompt":"w3","chosen":" w4","rejected":" w5"}"#;
     cli.write("r.jsonl", row);
     let pack = "pack --tokenizer m --input r.jsonl --out e";
     for (more, want) in [

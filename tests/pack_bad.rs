@@ -61,7 +61,7 @@ fn every_bad_input_has_its_line() {
         "{\"input\":1,\"output\":2}",
         "line 1: unknown row shape: found `input`, `output`; accepted are prompt+chosen+rejected, \
         chosen+rejected, prompt+responses+scores, prompt+completion(+label), messages, text, or prompt_ids with chosen_ids+rejected_ids, \
-        responses_ids+scores or completion_ids; rename columns with --map FIELD=COLUMN",
+        responses_ids+scores or completion_ids; rename columns with `options.map` FIELD=COLUMN",
     );
     check_refused(
         "a.jsonl",

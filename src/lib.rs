@@ -26,24 +26,29 @@
 //!
 //! # Code map
 //!
-//! - [`choice`]: enums that a user names: names and descriptions beside the variants.
+//! From the ground up. A room names its own files and those of rooms above it in this list, never the other way round, and
+//! no two files name each other in a circle; `tests/architecture.rs` reads every path in the sources to keep it so.
+//!
+//! - [`error`]; [`choice`]: enums that a user names, with names and descriptions beside the variants; [`units`]: sizes in
+//!   words; [`guard`]: a library that panics on a damaged file gives an error.
 //! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
+//! - [`files`]: the only writer of files: a file, a folder, a run's folder, what the user named for a result.
+//! - [`loss`]: the table of losses: formula, derivative, source, and what each needs. Knows no device and no plan.
+//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and Ctrl-C are in [`commands`]. Knows
+//!   plain numbers, no device.
 //! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans.
 //!   Knows tokens, never logits.
-//! - [`guard`]: a library that panics on a damaged file gives an error.
-//! - [`loss`]: the table of losses: formula, derivative, source, and what each needs.
 //! - [`backend`]: the boundary of about thirty ops that every device implements. [`backend::ops`] are the contracts, a trait a
 //!   family and a struct of arguments an op; [`backend::cpu`] is the definition, in f32 and f64; [`backend::gpu`] launches the
 //!   kernels of `kernels/`, on a GPU or on the host.
-//! - [`model`]: configuration, parameter table, loading and export, forward and backward written out, generation.
-//! - [`train`]: options ([`train::options`]), memory plan, reference pass, the step ([`train::engine`]), optimiser, evaluation, metrics,
-//!   runs.
-//! - [`device`]: from `--device` to a backend, the one `match` over devices.
-//! - [`commands`], [`cli`]: one file a command; what the user types.
+//! - [`model`]: a directory opened once, configuration, parameter table, loading and export, forward and backward written
+//!   out, generation.
+//! - [`train`]: options ([`train::options`]), memory plan, reference pass, the step ([`train::engine`]), optimiser,
+//!   evaluation, metrics, runs.
+//! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
-//! - [`files`]: the only writer of files: a file, a folder, a run's folder, what the user named for a result.
-//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and Ctrl-C are in [`commands`].
-//! - [`output`]: sizes in words.
+//! - [`commands`], [`cli`]: one file a command; what the user types, and all that is printed. Only here (and in the demo,
+//!   which prints) does the crate know flags, stderr and signals.
 //!
 //! The same word names a family of ops everywhere: `src/backend/ops/norm.rs`, `src/backend/cpu/norm.rs`,
 //! `src/backend/gpu/norm.rs`, `kernels/norm.cu`.
@@ -83,7 +88,7 @@ pub mod guard;
 pub mod loss;
 pub mod model;
 pub mod observe;
-pub mod output;
 pub mod train;
+pub mod units;
 
 pub use error::{Error, Result};

@@ -6,7 +6,7 @@ use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::cuda::{self, CudaDriver};
 use crate::backend::gpu::driver::Driver;
 use crate::error::Result;
-use crate::output;
+use crate::units;
 
 /// Runs the command.
 pub fn run(flags: &Flags) -> Result<()> {
@@ -19,14 +19,14 @@ pub fn run(flags: &Flags) -> Result<()> {
         Err(e) => println!("        --dtype bf16: not here: {}", flags.error(&e)),
     }
     if let Some(bytes) = memory_available() {
-        println!("memory  {} available", output::bytes(bytes));
+        println!("memory  {} available", units::bytes(bytes));
     }
     match cuda::unavailable() {
         Some(why) => println!("gpu     none that can be used: {}", flags.reason(&why)),
         None => match CudaDriver::open(0) {
             Ok(gpu) => {
                 let (free, all) = gpu.memory()?;
-                println!("gpu     {}, {} of {} free", gpu.description(), output::bytes(free), output::bytes(all));
+                println!("gpu     {}, {} of {} free", gpu.description(), units::bytes(free), units::bytes(all));
             }
             Err(e) => println!("gpu     found, but: {}", flags.error(&e)),
         },

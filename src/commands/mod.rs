@@ -7,7 +7,6 @@ pub mod eval;
 pub mod flags;
 pub mod generate;
 pub mod inspect;
-pub mod made;
 pub mod out;
 pub mod pack;
 pub mod progress;

@@ -6,7 +6,7 @@ use super::signal;
 use crate::error::Result;
 use crate::note;
 use crate::observe::{Event, Flow, InUse, Observe};
-use crate::output::bytes;
+use crate::units::bytes;
 use std::path::Path;
 
 /// Bars on a terminal, plain lines elsewhere; asks to stop once Ctrl-C was pressed.

@@ -1,8 +1,8 @@
 //! The stages of the demo. Each is what an ordinary command does, with the same functions, and prints that command.
 
-use super::Sizes;
 use super::grammar::Review;
 use super::samples::{Judge, Sample};
+use super::sizes::Sizes;
 use super::tokenizer;
 use super::words::join;
 use crate::backend::Backend;

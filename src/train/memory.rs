@@ -12,7 +12,7 @@ use crate::data::plan::Planner;
 use crate::error::{Error, Result};
 use crate::model::{GenerateOptions, Model, ModelConfig, generate};
 use crate::observe::{Event, InUse, Observe};
-use crate::output;
+use crate::units;
 
 /// Token budgets that an error suggests are multiples of this.
 const BUDGET_STEP: usize = 64;
@@ -127,7 +127,7 @@ pub fn fitting_generation<B: Backend>(
     let Some(memory) = be.memory()? else { return Ok(plan) };
     let mut sequences = wanted;
     while plan.needed() + beside > memory.free {
-        let (needed, free) = (output::bytes(plan.needed() + beside), output::bytes(memory.free));
+        let (needed, free) = (units::bytes(plan.needed() + beside), units::bytes(memory.free));
         if sequences == 1 {
             return Err(Error::Device(format!(
                 "out of memory: generating one sequence at a time needs {needed}, {free} are free; {instead}"
@@ -137,7 +137,7 @@ pub fn fitting_generation<B: Backend>(
         (plan, sequences) = MemoryPlan::generating(be, model, positions, prompts, o)?;
     }
     if sequences < wanted {
-        let free = output::bytes(memory.free);
+        let free = units::bytes(memory.free);
         observe.tell(&Event::Note(&format!("memory: {sequences} sequences at a time, as {free} are free")))?;
     }
     Ok(plan)
@@ -174,7 +174,7 @@ impl<'a> Budgets<'a> {
         if wanted.needed() <= memory.free {
             return Ok(wanted);
         }
-        let (needed, free) = (output::bytes(wanted.needed()), output::bytes(memory.free));
+        let (needed, free) = (units::bytes(wanted.needed()), units::bytes(memory.free));
         let would = self.suggestion(memory.free, plan)?;
         Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
@@ -193,7 +193,7 @@ impl<'a> Budgets<'a> {
             (Err(Error::Device(why)), Some(memory)) if purpose == Purpose::Train => {
                 let needed = plan(Purpose::Recompute)(self.capacity())?.needed();
                 let other = match needed <= memory.free {
-                    true => format!("; so would `gradient_checkpointing` ({})", output::bytes(needed)),
+                    true => format!("; so would `gradient_checkpointing` ({})", units::bytes(needed)),
                     false => String::new(),
                 };
                 Err(Error::Device(why + &other))
@@ -208,7 +208,7 @@ impl<'a> Budgets<'a> {
         let at = |slots: usize| plan(self.capacity_at(slots)).map(|p| p.needed());
         let needed = at(least)?;
         if needed > free {
-            let needed = output::bytes(needed);
+            let needed = units::bytes(needed);
             return Ok(format!(
                 "not even `token_budget` {least}, the least that these data allow, would fit ({needed}): use a smaller model"
             ));
@@ -221,6 +221,6 @@ impl<'a> Budgets<'a> {
         }
         let rounded = fits * BUDGET_STEP;
         let best = if rounded < self.capacity().slots && at(rounded)? <= free { rounded } else { least };
-        Ok(format!("`token_budget` {best} would fit ({})", output::bytes(at(best)?)))
+        Ok(format!("`token_budget` {best} would fit ({})", units::bytes(at(best)?)))
     }
 }

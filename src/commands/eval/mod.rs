@@ -1,73 +1,26 @@
 //! `fusedpo eval`: loss, rewards, accuracy with its interval, and an estimate of the KL divergence from the reference.
 
-use super::choice::named;
-use super::made::Made;
+mod args;
+mod made;
+
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
 use crate::error::Result;
-use crate::loss::LossType;
 use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
 use crate::observe::Observe;
 use crate::train::check::{check_data, check_model, warn_of_positions};
-use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::reference;
+pub use args::EvalArgs;
+use made::Made;
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
-
-/// Options of `fusedpo eval`.
-#[derive(clap::Args)]
-pub struct EvalArgs {
-    /// Hugging Face directory of the policy
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-    /// Hugging Face directory of the reference [default: what MODEL/config.toml names, else the policy itself]
-    #[arg(long, value_name = "DIR")]
-    pub ref_model: Option<PathBuf>,
-    /// Folder of shards: its held-out split or, with a warning, its training split where nothing is held out
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    pub json: bool,
-    /// Scale of the rewards [default: what MODEL/config.toml says, else 0.1]
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// Loss [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
-    #[arg(long, value_parser = named::<LossType>())]
-    pub loss_type: Option<LossType>,
-    /// Probability that a label is flipped (cDPO); sigmoid only [default: what MODEL/config.toml says, else 0]
-    #[arg(long)]
-    pub label_smoothing: Option<f64>,
-    /// Prompts to sample a response to, for the KL estimate; 0: none [default: 16]
-    #[arg(long)]
-    pub kl_samples: Option<usize>,
-    /// Longest sampled response, in tokens; at most half of the positions that the model has room for
-    #[arg(long, default_value_t = 64)]
-    pub kl_max_new_tokens: usize,
-    /// Seed of the samples
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
-    /// Folder for reference sidecars [default: beside the shards]
-    #[arg(long, value_name = "DIR")]
-    pub cache: Option<PathBuf>,
-    /// Token slots of a micro-batch
-    #[arg(long)]
-    pub token_budget: Option<usize>,
-    /// Precision of the matrix products
-    #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
-    pub dtype: DtypeChoice,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
-    pub device: DeviceChoice,
-}
 
 /// Runs the command.
 pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What the run that made a model says of itself in `MODEL/config.toml`: what `eval` takes where nothing is asked for.
 
-use super::eval::EvalArgs;
+use super::args::EvalArgs;
 use crate::choice::Choice;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};

@@ -1,0 +1,53 @@
+//! What can be asked of `fusedpo eval`.
+
+use crate::commands::choice::named;
+use crate::loss::LossType;
+use crate::train::choices::{DeviceChoice, DtypeChoice};
+use std::path::PathBuf;
+
+/// Options of `fusedpo eval`.
+#[derive(clap::Args)]
+pub struct EvalArgs {
+    /// Hugging Face directory of the policy
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Hugging Face directory of the reference [default: what MODEL/config.toml names, else the policy itself]
+    #[arg(long, value_name = "DIR")]
+    pub ref_model: Option<PathBuf>,
+    /// Folder of shards: its held-out split or, with a warning, its training split where nothing is held out
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Scale of the rewards [default: what MODEL/config.toml says, else 0.1]
+    #[arg(long)]
+    pub beta: Option<f64>,
+    /// Loss [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
+    #[arg(long, value_parser = named::<LossType>())]
+    pub loss_type: Option<LossType>,
+    /// Probability that a label is flipped (cDPO); sigmoid only [default: what MODEL/config.toml says, else 0]
+    #[arg(long)]
+    pub label_smoothing: Option<f64>,
+    /// Prompts to sample a response to, for the KL estimate; 0: none [default: 16]
+    #[arg(long)]
+    pub kl_samples: Option<usize>,
+    /// Longest sampled response, in tokens; at most half of the positions that the model has room for
+    #[arg(long, default_value_t = 64)]
+    pub kl_max_new_tokens: usize,
+    /// Seed of the samples
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Folder for reference sidecars [default: beside the shards]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Token slots of a micro-batch
+    #[arg(long)]
+    pub token_budget: Option<usize>,
+    /// Precision of the matrix products
+    #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
+    pub dtype: DtypeChoice,
+    /// Where to compute
+    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    pub device: DeviceChoice,
+}

@@ -62,6 +62,27 @@ pub(super) struct ConfigFiles {
 }
 
 /// A model's shape, checked. Names are Hugging Face's.
+///
+/// ```
+/// use fusedpo::model::{ModelConfig, ParamTable};
+///
+/// let json = serde_json::json!({
+///     "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 500,
+///     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": true,
+/// });
+/// let config = ModelConfig::parse("config.json".as_ref(), json.as_object().unwrap())?;
+/// assert_eq!((config.head_dim, config.qkv_bias, config.qk_norm), (16, true, false));
+///
+/// // What that makes: tensors under Hugging Face's names, in one arena.
+/// let table = ParamTable::new(&config)?;
+/// assert_eq!(table.spec("model.layers.1.self_attn.k_proj.weight").unwrap().shape, [32, 64]);
+///
+/// // What is not implemented is refused by name.
+/// let json = serde_json::json!({ "model_type": "mamba" });
+/// let error = ModelConfig::parse("config.json".as_ref(), json.as_object().unwrap()).unwrap_err();
+/// assert!(error.to_string().starts_with("config.json: model type `mamba` is not supported"));
+/// # Ok::<(), fusedpo::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// The family.

@@ -17,6 +17,30 @@ use std::sync::{Arc, OnceLock};
 /// never twice: all that was made from one `ModelDir` (a reference, a policy, their identity, an export) comes from the
 /// same files and the same configuration, whatever is put into the directory's place meanwhile. What must not happen is that
 /// a file is written to in place, or cut short: replace it by a rename.
+///
+/// ```
+/// use fusedpo::backend::cpu::Cpu;
+/// use fusedpo::model::{Model, ModelConfig, ModelDir, SaveDtype, export};
+///
+/// # let json = serde_json::json!({
+/// #     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 50,
+/// #     "num_attention_heads": 4, "max_position_embeddings": 64,
+/// # });
+/// # let config = ModelConfig::parse("config.json".as_ref(), json.as_object().unwrap())?;
+/// # let folder = fusedpo::files::scratch_folder()?;
+/// # let (path, copy) = (folder.path().join("model"), folder.path().join("copy"));
+/// let be = Cpu::<f32>::new()?;
+/// # let made = Model::random(&be, config, 1, 64)?;
+/// # export(&be, &made, None, None, &path, SaveDtype::F32)?;
+/// let dir = ModelDir::open(&path)?;
+/// let model = Model::load(&be, &dir, 64)?; // for rows of up to 64 tokens
+/// assert_eq!(model.weights.len(), model.table.len);
+///
+/// // The same weights elsewhere are the same model.
+/// export(&be, &model, None, None, &copy, SaveDtype::Source)?;
+/// assert_eq!(ModelDir::open(&copy)?.identity()?, dir.identity()?);
+/// # Ok::<(), fusedpo::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ModelDir(Arc<Inner>);
 

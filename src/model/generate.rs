@@ -56,6 +56,35 @@ pub struct Generated {
 ///
 /// Errors: [`Error::Usage`] for options out of range, an empty prompt (nothing to continue), a token outside the
 /// vocabulary, or a prompt that with `max_new_tokens` exceeds the positions that the model was loaded for.
+///
+/// ```
+/// use fusedpo::backend::cpu::Cpu;
+/// use fusedpo::model::{GenerateOptions, Model, ModelConfig, generate};
+///
+/// # let json = serde_json::json!({
+/// #     "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 50,
+/// #     "num_attention_heads": 4, "max_position_embeddings": 64,
+/// # });
+/// # let config = ModelConfig::parse("config.json".as_ref(), json.as_object().unwrap())?;
+/// let be = Cpu::<f32>::new()?;
+/// let model = Model::random(&be, config, 1, 64)?;
+/// let options = GenerateOptions {
+///     max_new_tokens: 5,
+///     temperature: 0.0,
+///     top_p: 1.0,
+///     num_return_sequences: 1,
+///     seed: 42,
+///     eos_token_ids: model.config.eos_token_ids.clone(), // none: all five tokens are drawn
+///     cache_bytes: 1 << 20,
+/// };
+/// let all = generate(&be, &model, &[vec![1, 7, 9], vec![3]], &options)?;
+/// let continued = &all[1][0];
+/// assert_eq!((continued.tokens.len(), continued.logps.len(), continued.finished), (5, 5, false));
+///
+/// // A prompt is continued alone as it is in company.
+/// assert_eq!(generate(&be, &model, &[vec![3]], &options)?[0], all[1]);
+/// # Ok::<(), fusedpo::Error>(())
+/// ```
 pub fn generate<B: Backend>(
     be: &B,
     model: &Model<B>,

@@ -32,7 +32,10 @@ impl Origin {
     }
 }
 
-/// A model on a device.
+/// A model on a device: [`Model::load`] from a directory, [`Model::random`] from a seed, [`Model::from_f32`] from values.
+///
+/// It remembers where its weights came from, unrounded: an optimiser's master weights start there ([`Model::fill_master`]),
+/// and an export compares with it. A model of a directory keeps the directory's files mapped.
 pub struct Model<B: Backend> {
     /// Its shape.
     pub config: ModelConfig,

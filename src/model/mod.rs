@@ -13,6 +13,10 @@
 //! backward(be, &model, &mut ws, &mut grads)?;           // everything below the head
 //! ```
 //! `grads` is one arena in the layout of [`params::ParamTable`], accumulated into: the caller clears it once a step.
+//!
+//! From a directory to a model and back: [`ModelDir`] is what lies on the disk, [`Model`] is it on a device, [`generate()`]
+//! continues prompts with it, and [`export()`] writes it as it would be found again. [`Workspace`] holds what a pass needs;
+//! [`crate::train::engine::Engine`] is the two together, and what to use for scoring or training.
 
 pub mod acts;
 pub mod backward;

@@ -78,7 +78,7 @@ fn cannot(cli: &Cli, option: &str) -> bool {
 /// `--name` of every option in a command's help.
 fn listed(cli: &Cli, command: &str) -> BTreeSet<String> {
     let help = cli.ok(&format!("{command} --help")).out;
-    let words = help.lines().filter_map(|l| l.trim_start().split_whitespace().find(|w| w.starts_with("--")));
+    let words = help.lines().filter_map(|l| l.split_whitespace().find(|w| w.starts_with("--")));
     words.map(str::to_owned).filter(|w| w != "--help").collect()
 }
 

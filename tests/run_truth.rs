@@ -162,7 +162,7 @@ fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
         let draw = mix(stream.wrapping_add(GAMMA.wrapping_mul(i as u64 + 1)));
-        order.swap(i, (u128::from(draw) * (i as u128 + 1) >> 64) as usize);
+        order.swap(i, ((u128::from(draw) * (i as u128 + 1)) >> 64) as usize);
     }
     order
 }

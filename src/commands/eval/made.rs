@@ -6,7 +6,6 @@ use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::note;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The file, where there is one and something in it can be needed.
@@ -132,12 +131,10 @@ impl Made {
         if values.iter().all(|(_, origin)| *origin != Origin::Run) {
             return;
         }
-        let from = |origin: Origin| {
-            fmt::from_fn(move |f| match origin {
-                Origin::Asked => write!(f, "as asked"),
-                Origin::Run => write!(f, "from {}", self.path.display()),
-                Origin::Default => write!(f, "the default"),
-            })
+        let from = |origin: Origin| match origin {
+            Origin::Asked => "as asked".to_owned(),
+            Origin::Run => format!("from {}", self.path.display()),
+            Origin::Default => "the default".to_owned(),
         };
         let groups = values.chunk_by(|a, b| a.1 == b.1).map(|same| {
             let texts: Vec<&str> = same.iter().map(|(text, _)| text.as_str()).collect();

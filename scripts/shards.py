@@ -1,4 +1,4 @@
-"""Reads and writes preference shards with numpy alone: the twin of src/data/shard.rs, byte for byte.
+"""Reads and writes preference shards with numpy alone: the twin of src/data/shard/, byte for byte.
 
 The format is docs/shard-format.md. As a module: `Shard(path)`, `write(path, meta, groups)`. As a program:
 

@@ -88,7 +88,19 @@ fn an_output_folder_is_not_overwritten_by_accident() {
         "exists and is not empty; give another `options.out`, or `options.overwrite` to replace it"
     );
     o.overwrite = true;
+    std::fs::write(o.out.join("train-00000.pref.ref-0123"), "a sidecar goes with its shard").unwrap();
     run(&o);
+    assert_eq!(std::fs::read_dir(&o.out).unwrap().count(), 4, "the sidecar is of shards that are no more");
+    // What lies there and is not pack's would be lost with the folder.
+    for other in ["thesis.txt", "shards"] {
+        let path = o.out.join(other);
+        std::fs::create_dir(&path).unwrap();
+        let want = format!(
+            "holds {other}, which `options.overwrite` would remove; take it away, or give another `options.out`"
+        );
+        assert_eq!(refused(&o), want);
+        std::fs::remove_dir(&path).unwrap();
+    }
     std::fs::remove_file(o.out.join("train-00000.pref")).unwrap();
     assert_eq!(
         refused(&o),

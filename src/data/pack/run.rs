@@ -5,7 +5,7 @@ use super::groups::Groups;
 use super::options::PackOptions;
 use super::report::PackReport;
 use super::stream::{Outcome, read_all, tokenise_all};
-use super::write::{meta, write_shards, write_side_files};
+use super::write::{SIDE_FILES, meta, write_shards, write_side_files};
 use crate::data::text::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::files::AtomicFolder;
@@ -48,7 +48,7 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         .map(|p| std::fs::metadata(p).map(|m| m.len()).map_err(Error::io(p, "open")))
         .sum::<Result<u64>>()?;
     if o.overwrite {
-        refuse_no_shards(&o.out)?;
+        refuse_what_is_not_ours(&o.out)?;
     }
     let out = AtomicFolder::create(&o.out, o.overwrite)?;
     let groups = Groups::new(out.path(), o.tokens_in_memory);
@@ -93,16 +93,25 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
     Ok(report)
 }
 
-/// Only what `pack` made is replaced.
-fn refuse_no_shards(out: &Path) -> Result<()> {
+/// Only what `pack` made is replaced, with the sidecars beside it: the rest of a folder would go with it.
+fn refuse_what_is_not_ours(out: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
-    let names: Vec<_> = entries.filter_map(|e| e.ok()).map(|e| e.file_name()).collect();
-    let shards = names.iter().any(|n| Path::new(n).extension().is_some_and(|e| e == "pref"));
-    match shards || names.is_empty() {
-        true => Ok(()),
-        false => Err(Error::file(
+    let names = entries.filter_map(|e| e.ok()).map(|e| e.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    if !names.is_empty() && !names.iter().any(|n| n.ends_with(".pref")) {
+        let why = "is not a folder of shards, `options.overwrite` leaves it alone; give another `options.out`";
+        return Err(Error::file(out, why));
+    }
+    let ours = |n: &str| {
+        let left = n.starts_with(".tmp-") && n.ends_with(".part");
+        n.ends_with(".pref") || n.contains(".pref.ref-") || left || SIDE_FILES.contains(&n)
+    };
+    match names.iter().find(|n| !ours(n)) {
+        Some(n) => Err(Error::file(
             out,
-            "is not a folder of shards, `options.overwrite` leaves it alone; give another `options.out`",
+            format!("holds {n}, which `options.overwrite` would remove; take it away, or give another `options.out`"),
         )),
+        None => Ok(()),
     }
 }

@@ -112,11 +112,15 @@ fn count(data: &GroupData, counts: &mut SplitCounts) {
     };
 }
 
+/// What [`write_side_files`] writes.
+pub(super) const SIDE_FILES: [&str; 3] = ["report.json", "tokenizer.json", "tokenizer_config.json"];
+
 /// `report.json`, and the tokenizer, so that the folder can be read without the model.
 pub(super) fn write_side_files(tok: &TextTokenizer, dir: &Path, report: &PackReport) -> Result<()> {
     let write = |name: &str, bytes: &[u8]| files::write(&dir.join(name), bytes);
     let pretty = |v: &serde_json::Value| format!("{v:#}\n").into_bytes();
-    write("report.json", &pretty(&serde_json::to_value(report).map_err(|e| Error::file(dir, e.to_string()))?))?;
-    write("tokenizer.json", tok.json())?;
-    write("tokenizer_config.json", &pretty(&tok.config_json()))
+    let [told, tokenizer, config] = SIDE_FILES;
+    write(told, &pretty(&serde_json::to_value(report).map_err(|e| Error::file(dir, e.to_string()))?))?;
+    write(tokenizer, tok.json())?;
+    write(config, &pretty(&tok.config_json()))
 }

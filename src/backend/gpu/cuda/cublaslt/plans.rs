@@ -33,6 +33,10 @@ impl Plans {
     /// one that is damaged.
     pub fn open(path: &Path, device: &str) -> Result<Plans> {
         let file = File::options().read(true).append(true).create(true).open(path).map_err(Error::io(path, "open"))?;
+        // Reading a pipe would wait for its other end.
+        if !file.metadata().map_err(Error::io(path, "open"))?.is_file() {
+            return Err(Error::file(path, "is not a regular file; name another"));
+        }
         let mut this = Plans { path: path.to_owned(), file, device: device.to_owned(), known: HashMap::new() };
         this.locked(|this| this.read())?;
         Ok(this)
@@ -180,6 +184,13 @@ mod tests {
         assert!(why(&text.replace("m1\t0000", "m1\t0001"), "gpu-a").contains("line 3 is damaged"));
         assert!(why(&(text.clone() + "\n"), "gpu-a").contains("line 4 is damaged"));
         assert!(why(&text, "gpu-c").contains("this is gpu-c"));
+        #[cfg(target_os = "linux")]
+        {
+            let pipe = dir.path().join("pipe");
+            assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+            let error = Plans::open(&pipe, "gpu-a").err().expect("refused").to_string();
+            assert!(error.ends_with("pipe: is not a regular file; name another"), "{error}");
+        }
         let nowhere = Plans::open(&dir.path().join("no/plans"), "gpu").err().unwrap();
         assert_eq!(nowhere.exit_code(), 2);
     }

@@ -43,8 +43,8 @@
 //!   kernels of `kernels/`, on a GPU or on the host.
 //! - [`model`]: a directory opened once, configuration, parameter table, loading and export, forward and backward written
 //!   out, generation.
-//! - [`train`]: options ([`train::options`]), memory plan, reference pass, the step ([`train::engine`]), optimiser,
-//!   evaluation, metrics, runs.
+//! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
+//!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, runs.
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`commands`], [`cli`]: one file a command; what the user types, and all that is printed. Only here (and in the demo,

@@ -105,7 +105,7 @@ fn dpo_finds_the_closed_form_optimum() {
     let (before, _) = distance(&reference, &reference, &reward);
 
     let unclipped = OptimOptions { max_grad_norm: 0.0, ..Default::default() };
-    let mut opt = Optimizer::new(&be, &engine.model, &unclipped).unwrap();
+    let mut opt = Optimizer::new(&be, &mut engine.state, &unclipped).unwrap();
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: BETA, label_smoothing: 0.0 };
     let weight: f64 = mb.pairs().iter().map(|p| f64::from(p.weight)).sum();
     const STEPS: usize = 1200;
@@ -118,8 +118,7 @@ fn dpo_finds_the_closed_form_optimum() {
             assert_eq!(totals.mean_loss() as f32, std::f32::consts::LN_2);
         }
         let lr = 3e-3 * (1.0 - step as f64 / STEPS as f64);
-        let grads = engine.grads.as_ref().unwrap();
-        opt.step(&be, &mut engine.model, grads, lr).unwrap();
+        opt.step(&be, &mut engine.state, lr).unwrap();
     }
     let policy = engine.score(&mb).unwrap();
     let (kl, error) = distance(&policy, &reference, &reward);

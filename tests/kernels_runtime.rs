@@ -20,6 +20,7 @@ use fusedpo::model::{Keep, Model, ModelDir, Workspace};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
+use fusedpo::train::state::State;
 use half::bf16;
 use model_common::{Group, capacity, pack, read};
 use std::path::{Path, PathBuf};
@@ -92,7 +93,7 @@ fn run<B: Backend>(be: &B, dir: &Path, steps: usize, how: How) -> (Outcome, Grap
     if how.graphs {
         engine.use_graphs().unwrap();
     }
-    let mut opt = Optimizer::new(be, &engine.model, &OptimOptions::default()).unwrap();
+    let mut opt = Optimizer::new(be, &mut engine.state, &OptimOptions::default()).unwrap();
     let (mut totals, mut norms) = (Vec::new(), Vec::new());
     let mut before = Vec::new();
     let finish = |engine: &mut Engine<'_, B>, before: &mut Vec<_>, totals: &mut Vec<Totals>| {
@@ -109,20 +110,20 @@ fn run<B: Backend>(be: &B, dir: &Path, steps: usize, how: How) -> (Outcome, Grap
         }
         if !before.is_empty() {
             finish(&mut engine, &mut before, &mut totals);
-            norms.push(opt.settle(be).unwrap());
+            norms.push(opt.settle(be, &mut engine.state.clock).unwrap());
         }
-        opt.step(be, &mut engine.model, engine.grads.as_ref().unwrap(), 1e-3).unwrap();
+        opt.step(be, &mut engine.state, 1e-3).unwrap();
         before = this;
         if !how.late {
             finish(&mut engine, &mut before, &mut totals);
-            norms.push(opt.settle(be).unwrap());
+            norms.push(opt.settle(be, &mut engine.state.clock).unwrap());
         }
     }
     if !before.is_empty() {
         finish(&mut engine, &mut before, &mut totals);
-        norms.push(opt.settle(be).unwrap());
+        norms.push(opt.settle(be, &mut engine.state.clock).unwrap());
     }
-    let weights = read(be, &engine.model.weights, n);
+    let weights = read(be, &engine.state.model.weights, n);
     (Outcome { totals, norms, weights }, engine.graph_counts())
 }
 
@@ -203,14 +204,14 @@ fn a_step_is_enqueued_before_any_of_it_has_run() {
         if graphs {
             engine.use_graphs().unwrap();
         }
-        let mut opt = Optimizer::new(&be, &engine.model, &OptimOptions::default()).unwrap();
+        let mut opt = Optimizer::new(&be, &mut engine.state, &OptimOptions::default()).unwrap();
         be.synchronize().unwrap();
         let begun = be.driver().launches();
         let (mut run, mut late) = (Vec::new(), Vec::new());
         for _ in 0..4 {
             engine.clear_grads().unwrap();
             late.extend(data.iter().map(|mb| (mb, engine.start(mb, &SPEC, 0.5).unwrap())));
-            opt.step(&be, &mut engine.model, engine.grads.as_ref().unwrap(), 1e-3).unwrap();
+            opt.step(&be, &mut engine.state, 1e-3).unwrap();
             run.push(be.driver().launches() - begun);
         }
         be.synchronize().unwrap();
@@ -330,23 +331,30 @@ fn numbers_that_are_read_back_are_those_of_their_time() {
 #[test]
 fn a_skipped_step_does_not_count() {
     fn weights<B: Backend>(be: &B, poison: bool) -> Vec<f64> {
-        let mut model = Model::load(be, &ModelDir::open(&golden("llama")).unwrap(), POSITIONS).unwrap();
+        let model = Model::load(be, &ModelDir::open(&golden("llama")).unwrap(), POSITIONS).unwrap();
         let n = model.table.len;
-        let mut opt = Optimizer::new(be, &model, &OptimOptions::default()).unwrap();
+        let mut state = State::new(be, model, true).unwrap();
+        let mut opt = Optimizer::new(be, &mut state, &OptimOptions::default()).unwrap();
         let grads: Vec<B::Acc> = (0..n).map(|i| fusedpo::backend::Float::from_f64((i % 17) as f64 / 64.0)).collect();
         let mut good = be.zeros("gradients", n).unwrap();
         be.upload(be.view_mut(&mut good, 0..n), &grads).unwrap();
         let mut bad = be.zeros("gradients", n).unwrap();
         be.upload(be.view_mut(&mut bad, 0..1), &[fusedpo::backend::Float::from_f64(f64::NAN)]).unwrap();
+        let mut bad = Some(bad);
+        state.grads = Some(good);
         for step in 0..4 {
-            opt.step(be, &mut model, &good, 1e-2).unwrap();
+            opt.step(be, &mut state, 1e-2).unwrap();
             if poison && step == 1 {
-                opt.step(be, &mut model, &bad, 1e-2).unwrap();
-                assert!(opt.settle(be).unwrap().is_nan());
-                assert!(opt.settle(be).unwrap().is_nan(), "asking twice does not count twice");
+                let good = state.grads.replace(bad.take().unwrap());
+                opt.step(be, &mut state, 1e-2).unwrap();
+                assert!(opt.settle(be, &mut state.clock).unwrap().is_nan());
+                assert!(opt.settle(be, &mut state.clock).unwrap().is_nan(), "asking twice does not count twice");
+                state.grads = good;
             }
         }
-        read(be, &model.weights, n)
+        opt.settle(be, &mut state.clock).unwrap();
+        assert_eq!(state.clock.updates, 4);
+        read(be, &state.model.weights, n)
     }
     let cpu = Cpu::<f32>::new().unwrap();
     assert_eq!(weights(&cpu, false), weights(&cpu, true));

@@ -45,18 +45,17 @@ fn step<B: Backend>(be: &B, name: &str, purpose: Purpose, optim: &OptimOptions) 
     let batches = batches();
     let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
     let mut engine = Engine::new(be, model, capacity(&batches), purpose).unwrap();
-    let mut optimizer = Optimizer::new(be, &engine.model, optim).unwrap();
+    let mut optimizer = Optimizer::new(be, &mut engine.state, optim).unwrap();
     let before = be.memory_table().len();
     for _ in 0..2 {
         engine.clear_grads().unwrap();
         for mb in &batches {
             engine.accumulate(mb, &SPEC, 0.25, &mut Totals::default()).unwrap();
         }
-        let grads = engine.grads.as_ref().unwrap();
-        optimizer.step(be, &mut engine.model, grads, 1e-3).unwrap();
+        optimizer.step(be, &mut engine.state, 1e-3).unwrap();
     }
     assert_eq!(be.memory_table().len(), before, "{name}: a step allocates nothing");
-    model_common::read(be, &engine.model.weights, engine.model.table.len)
+    model_common::read(be, &engine.state.model.weights, engine.state.model.table.len)
 }
 
 /// The plans of training and scoring against what the constructors then allocate, buffer by buffer.

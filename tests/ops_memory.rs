@@ -12,6 +12,7 @@ use fusedpo::model::{self, Model, ModelConfig};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
+use fusedpo::train::state::State;
 use model_common::files::golden;
 use model_common::{Group, capacity, pack};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -94,24 +95,24 @@ fn random<B: Backend>(be: &B, name: &str, times: usize) -> Model<B> {
 /// Bytes for everything that a step computes, from a batch that is loaded to updated weights, and its products.
 fn ops(precision: GemmPrecision, name: &str, times: usize) -> (usize, usize) {
     let be = Cpu::<f32>::with(precision).unwrap();
-    let mut m = random(&be, name, times);
+    let mut state = State::new(&be, random(&be, name, times), true).unwrap();
     let batches = batches();
-    let mut ws = model_common::workspace(&be, &m, &batches, true);
-    let mut grads = be.zeros::<f32>("gradients", m.table.len).unwrap();
-    let mut optimizer = Optimizer::new(&be, &m, &OptimOptions::default()).unwrap();
+    let mut ws = model_common::workspace(&be, &state.model, &batches, true);
+    let mut optimizer = Optimizer::new(&be, &mut state, &OptimOptions::default()).unwrap();
     ws.load_batch(&be, &batches[0]).unwrap();
     let chunks = ws.chunks.clone();
-    let products = products(m.table.layers.len(), chunks.len());
+    let products = products(state.model.table.layers.len(), chunks.len());
     let bytes = asked(&be, || {
-        be.clear(&mut grads).unwrap();
-        model::forward(&be, &m, &mut ws).unwrap();
+        let (m, grads) = (&state.model, state.grads.as_mut().unwrap());
+        be.clear(grads).unwrap();
+        model::forward(&be, m, &mut ws).unwrap();
         for chunk in &chunks {
-            model::head(&be, &m, &mut ws, chunk, fusedpo::backend::HeadMode::Train).unwrap();
+            model::head(&be, m, &mut ws, chunk, fusedpo::backend::HeadMode::Train).unwrap();
             model::loss(&be, &mut ws, chunk, &SPEC, 0.5).unwrap();
-            model::head_backward(&be, &m, &mut ws, chunk, &mut grads).unwrap();
+            model::head_backward(&be, m, &mut ws, chunk, grads).unwrap();
         }
-        model::backward(&be, &m, &mut ws, &mut grads).unwrap();
-        optimizer.step(&be, &mut m, &grads, 1e-3).unwrap();
+        model::backward(&be, m, &mut ws, grads).unwrap();
+        optimizer.step(&be, &mut state, 1e-3).unwrap();
     });
     (bytes, products)
 }
@@ -126,15 +127,14 @@ fn engine(name: &str, times: usize) -> usize {
     let be = Cpu::<f32>::new().unwrap();
     let batches = batches();
     let mut engine = Engine::new(&be, random(&be, name, times), capacity(&batches), Purpose::Train).unwrap();
-    let mut optimizer = Optimizer::new(&be, &engine.model, &OptimOptions::default()).unwrap();
+    let mut optimizer = Optimizer::new(&be, &mut engine.state, &OptimOptions::default()).unwrap();
     asked(&be, || {
         engine.clear_grads().unwrap();
         let mut totals = Totals::default();
         for mb in &batches {
             engine.accumulate(mb, &SPEC, 0.5, &mut totals).unwrap();
         }
-        let grads = engine.grads.as_ref().unwrap();
-        optimizer.step(&be, &mut engine.model, grads, 1e-3).unwrap();
+        optimizer.step(&be, &mut engine.state, 1e-3).unwrap();
     })
 }
 

@@ -6,6 +6,7 @@ use fusedpo::backend::Device;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::optim::{OptimOptions, Optimizer};
+use fusedpo::train::state::State;
 use model_common::files::golden;
 use model_common::{cpu64, read};
 
@@ -14,24 +15,26 @@ fn a_step_without_a_finite_norm_leaves_no_trace() {
     let options = OptimOptions { weight_decay: 0.1, ..Default::default() };
     let be = cpu64();
     let run = |bad: &[f64]| {
-        let mut model: Model<Cpu<f64>> = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), 64).unwrap();
+        let model: Model<Cpu<f64>> = Model::load(&be, &ModelDir::open(&golden("llama")).unwrap(), 64).unwrap();
         let n = model.table.len;
-        let mut opt = Optimizer::new(&be, &model, &options).unwrap();
-        let mut step = |model: &mut Model<Cpu<f64>>, value: f64| {
+        let mut state = State::new(&be, model, true).unwrap();
+        let mut opt = Optimizer::new(&be, &mut state, &options).unwrap();
+        let mut step = |state: &mut State<Cpu<f64>>, value: f64| {
             let mut grads = be.zeros("gradients", n).unwrap();
             let g: Vec<f64> = (0..n).map(|i| if i == n / 2 { value } else { (i as f64).sin() }).collect();
             be.upload(be.view_mut(&mut grads, 0..n), &g).unwrap();
-            opt.step(&be, model, &grads, 1e-3).unwrap();
-            opt.settle(&be).unwrap()
+            state.grads = Some(grads);
+            opt.step(&be, state, 1e-3).unwrap();
+            opt.settle(&be, &mut state.clock).unwrap()
         };
-        assert!(step(&mut model, 0.25).is_finite());
+        assert!(step(&mut state, 0.25).is_finite());
         for bad in bad {
-            let before = read(&be, &model.weights, n);
-            assert!(!step(&mut model, *bad).is_finite());
-            assert_eq!(read(&be, &model.weights, n), before, "{bad}");
+            let before = read(&be, &state.model.weights, n);
+            assert!(!step(&mut state, *bad).is_finite());
+            assert_eq!(read(&be, &state.model.weights, n), before, "{bad}");
         }
-        assert!(step(&mut model, 0.5).is_finite());
-        read(&be, &model.weights, n)
+        assert!(step(&mut state, 0.5).is_finite());
+        read(&be, &state.model.weights, n)
     };
     let want = run(&[]);
     assert!(want.iter().any(|w| *w != 0.0));

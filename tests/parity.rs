@@ -151,10 +151,10 @@ fn check_step(engine: &mut Engine<'_, Cpu<f32>>, groups: &[Group], want: &Value)
     let batches = [pack(groups, 0)];
     let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
     let unclipped = OptimOptions { max_grad_norm: 0.0, ..Default::default() };
-    let mut opt = Optimizer::new(engine.be, &engine.model, &unclipped).unwrap();
+    let mut opt = Optimizer::new(engine.be, &mut engine.state, &unclipped).unwrap();
     engine.clear_grads().unwrap();
     engine.accumulate(&batches[0], &spec, 0.25, &mut Totals::default()).unwrap();
-    opt.step(engine.be, &mut engine.model, engine.grads.as_ref().unwrap(), 1e-6).unwrap();
+    opt.step(engine.be, &mut engine.state, 1e-6).unwrap();
     let got = evaluate(engine, &batches, &spec).mean_loss();
     let want = want["adamw_lr_1e-6"]["loss_after_f64"].as_f64().unwrap();
     assert!((got - want).abs() <= 1e-3, "after one AdamW step: {got}, golden {want}");

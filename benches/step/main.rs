@@ -228,7 +228,7 @@ fn case<B: Backend>(
     let values = weights(&ParamTable::new(&config)?);
     let model = Model::from_f32(be, config, values, LONGEST)?;
     let mut engine = Engine::new(be, model, plan.capacity(), purpose)?;
-    let mut optimizer = Optimizer::new(be, &engine.model, &optim)?;
+    let mut optimizer = Optimizer::new(be, &mut engine.state, &optim)?;
     // The policy is its own reference, as where a run begins: coefficients are those of real pairs, not underflowing ones.
     for mb in &mut batches {
         let mut logps = engine.score(mb)?.into_iter();
@@ -271,9 +271,8 @@ fn step<B: Backend>(engine: &mut Engine<'_, B>, optimizer: &mut Optimizer<B>, ba
     for (rest, of) in late {
         engine.collect(rest, of, &mut totals)?;
     }
-    let grads = engine.grads.as_ref().expect("made to train");
-    optimizer.step(engine.be, &mut engine.model, grads, 1e-6)?;
-    let norm = optimizer.settle(engine.be)?;
+    optimizer.step(engine.be, &mut engine.state, 1e-6)?;
+    let norm = optimizer.settle(engine.be, &mut engine.state.clock)?;
     assert!(norm.is_finite() && totals.mean_loss().is_finite(), "the step is not finite");
     Ok(())
 }

@@ -114,6 +114,16 @@ impl Observe for Silent {
     }
 }
 
+/// Tells both; either may end it.
+pub struct Both<'a>(pub &'a mut dyn Observe, pub &'a mut dyn Observe);
+
+impl Observe for Both<'_> {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        let first = self.0.on(event)?;
+        Ok(first.and(self.1.on(event)?))
+    }
+}
+
 /// For work that is not left half done: tells `to` everything, goes on, and keeps its answer for later.
 pub struct Later<'a> {
     to: &'a mut dyn Observe,
@@ -171,5 +181,15 @@ mod tests {
             assert_eq!(later.flow(), Flow::Stop);
         }
         assert_eq!(second.0, 3);
+    }
+
+    #[test]
+    fn either_of_both_may_end_it() {
+        for first in [true, false] {
+            let (mut second, mut silent) = (Second(0), Silent);
+            let mut both = if first { Both(&mut second, &mut silent) } else { Both(&mut silent, &mut second) };
+            let answers = [(); 3].map(|()| both.on(&Event::Tick).unwrap());
+            assert_eq!(answers, [Flow::On, Flow::Stop, Flow::On]);
+        }
     }
 }

@@ -4,4 +4,4 @@
 pub mod event;
 pub mod jsonl;
 
-pub use event::{Event, Flow, InUse, Later, Observe, Silent};
+pub use event::{Both, Event, Flow, InUse, Later, Observe, Silent};

@@ -1,6 +1,7 @@
 //! One model on one device: micro-batches in, sums and gradients out.
 
 use super::metrics::Totals;
+use super::state::State;
 use crate::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
@@ -46,10 +47,8 @@ pub struct Late<B: Backend> {
 pub struct Engine<'a, B: Backend> {
     /// The device.
     pub be: &'a B,
-    /// The policy, or the reference.
-    pub model: Model<B>,
-    /// Parameter gradients, in the arena's layout.
-    pub grads: Option<B::Buf<B::Acc>>,
+    /// The policy, or the reference; with gradients where it trains.
+    pub state: State<B>,
     ws: Workspace<B>,
     /// Pages that nothing is on its way to.
     pages: Vec<B::Readback>,
@@ -71,21 +70,25 @@ impl<'a, B: Backend> Engine<'a, B> {
         purpose: Purpose,
         head_rows: usize,
     ) -> Result<Self> {
-        let train = purpose != Purpose::Score;
+        let state = State::new(be, model, purpose != Purpose::Score)?;
         Ok(Self {
             be,
-            grads: if train { Some(be.zeros("gradients", model.table.len)?) } else { None },
-            ws: Workspace::keeping(be, &model, capacity, head_rows, purpose.keep())?,
+            ws: Workspace::keeping(be, &state.model, capacity, head_rows, purpose.keep())?,
             pages: Vec::new(),
             acc: Vec::with_capacity(capacity.predictions),
-            model,
+            state,
         })
+    }
+
+    /// The model; what the engine worked with is free again.
+    pub fn into_model(self) -> Model<B> {
+        self.state.model
     }
 
     /// Sets the gradients to zero.
     pub fn clear_grads(&mut self) -> Result<()> {
-        let n = self.model.table.len;
-        match &mut self.grads {
+        let n = self.state.model.table.len;
+        match &mut self.state.grads {
             Some(g) => self.be.clear(self.be.view_mut(g, 0..n)),
             None => Ok(()),
         }
@@ -110,8 +113,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// [`Engine::accumulate`] without waiting for the numbers.
     pub fn start(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64) -> Result<Late<B>> {
         self.pass(mb, spec, scale, Purpose::Train)?;
-        let grads = self.grads.as_mut().expect("an engine made to train has gradients");
-        model::backward(self.be, &self.model, &mut self.ws, grads)?;
+        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
+        model::backward(self.be, &self.state.model, &mut self.ws, grads)?;
         self.read_stats(mb)
     }
 
@@ -167,7 +170,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Forward, head and loss; with `Train` also the head's backward, so that [`model::backward`] can follow.
     fn pass(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64, purpose: Purpose) -> Result<()> {
         self.ws.load_batch(self.be, mb)?;
-        model::forward(self.be, &self.model, &mut self.ws)?;
+        model::forward(self.be, &self.state.model, &mut self.ws)?;
         for chunk in self.ws.chunks.clone() {
             if chunk.predictions.len() > self.ws.head_rows {
                 self.oversized(&chunk, spec, scale, purpose)?;
@@ -203,12 +206,12 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     fn head(&mut self, chunk: &Chunk, purpose: Purpose) -> Result<()> {
         let mode = if purpose == Purpose::Train { HeadMode::Train } else { HeadMode::Score };
-        model::head(self.be, &self.model, &mut self.ws, chunk, mode)
+        model::head(self.be, &self.state.model, &mut self.ws, chunk, mode)
     }
 
     fn head_backward(&mut self, chunk: &Chunk) -> Result<()> {
-        let grads = self.grads.as_mut().expect("an engine made to train has gradients");
-        model::head_backward(self.be, &self.model, &mut self.ws, chunk, grads)
+        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
+        model::head_backward(self.be, &self.state.model, &mut self.ws, chunk, grads)
     }
 
     /// Sends the statistics of the micro-batch on their way. They are there before anything enqueued later is done.

@@ -39,8 +39,8 @@ impl MemoryPlan {
         (purpose, optim): (Purpose, &OptimOptions),
     ) -> Result<Self> {
         let counting = be.counting();
-        let engine = engine(&counting, model, positions, capacity, purpose)?;
-        Optimizer::reserve(&counting, &engine.model, optim)?;
+        let mut engine = engine(&counting, model, positions, capacity, purpose)?;
+        Optimizer::reserve(&counting, &mut engine.state, optim)?;
         Ok(Self::of(be, &counting, model, capacity))
     }
 

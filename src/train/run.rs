@@ -1,17 +1,18 @@
 //! A training run: data, reference, steps, evaluation, export.
 
-mod steps;
+pub use super::summary::Summary;
 
 use super::check::{check_data, check_model, open_splits, warn_of_positions};
 use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
-use super::eval::{self, EvalSet};
+use super::eval::EvalSet;
 use super::memory::Budgets;
-use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::TrainOptions;
 use super::reference;
 use super::schedule::Schedule;
+use super::state::State;
+use super::steps::Steps;
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::data::plan::{Objective, PlanOptions, Planner};
@@ -19,29 +20,10 @@ use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::files::RunDir;
-use crate::loss::LossSpec;
 use crate::model::graphs::no_graphs;
 use crate::model::{self, Model, ModelDir};
 use crate::observe::jsonl::Jsonl;
-use crate::observe::{Event, Flow, Later, Observe};
-use serde_json::{Map, Value, json};
-
-/// What a run came to.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// Steps taken.
-    pub steps: u64,
-    /// Last training metrics.
-    pub last: Map<String, Value>,
-    /// First and last evaluation.
-    pub eval: Option<(Totals, Totals)>,
-    /// Seconds of the reference pass.
-    pub reference_seconds: f64,
-    /// Seconds of the steps.
-    pub train_seconds: f64,
-    /// Share of weights that the saved files change.
-    pub changed_share: f64,
-}
+use crate::observe::{Both, Event, Observe};
 
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
 /// the model saved.
@@ -84,33 +66,17 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
-    let out = RunDir::create(&c.files.out, &c.to_toml()?)?;
+    let mut out = RunDir::create(&c.files.out, &c.to_toml()?)?;
     announce(be, c, &planner, &schedule, observe)?;
     warn_of_positions(dir.config(), positions, observe)?;
     memory.tell(be, observe)?;
 
-    // Policy and reference are the same weights: step 0 must show no difference at all.
-    let starts_at_reference = reference.as_ref().is_some_and(|r| r.is(&dir));
-    let mut run = Run {
-        c,
-        data,
-        spec,
-        be,
-        schedule,
-        starts_at_reference,
-        sidecars: None,
-        eval: None,
-        out,
-        observe,
-        summary: Summary::default(),
-    };
-    let mut sidecars = match &reference {
-        Some(reference) => run.reference(reference, &splits, slots)?,
+    let mut summary = Summary::default();
+    let sidecars = match &reference {
+        Some(model) => reference_pass(be, c, (model, &splits, slots), &mut summary, observe)?,
         None => Vec::new(),
-    }
-    .into_iter();
-    run.sidecars = sidecars.next();
-    run.eval = held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() });
+    };
+    let mut sidecars = sidecars.into_iter();
     // Whatever the reference pass used is free again.
     be.reserve(&memory.table)?;
     let policy = Model::load(be, &dir, positions)?;
@@ -118,10 +84,47 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     if c.compute.cuda_graphs == GraphsChoice::On {
         engine.use_graphs()?;
     }
-    let mut optimizer = Optimizer::new(be, &engine.model, &c.optim)?;
-    run.steps(&mut engine, &mut optimizer, &planner, total)?;
-    run.save(&engine.model, optimizer.master.as_ref())?;
-    Ok(run.summary)
+    let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?;
+    let steps = Steps {
+        options: c,
+        spec,
+        plan: &planner,
+        sidecars: sidecars.next(),
+        // Policy and reference are the same weights: step 0 must show no difference at all.
+        starts_at_reference: reference.as_ref().is_some_and(|r| r.is(&dir)),
+        schedule,
+        eval: held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() }),
+        observe: &mut Both(&mut Jsonl(&mut out), observe),
+        summary: &mut summary,
+    };
+    steps.run(&mut engine, &mut optimizer)?;
+    let State { model, master, .. } = &engine.state;
+    let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
+    summary.changed_share = report.changed_share();
+    let (updated, changed) = (report.updated_share(), report.changed_share());
+    observe.tell(&Event::Saved { path: out.path(), updated, changed })?;
+    Ok(summary)
+}
+
+/// Log-probs of every split under the reference.
+fn reference_pass<B: Backend>(
+    be: &B,
+    c: &TrainOptions,
+    (model, splits, slots): (&ModelDir, &[Dataset], usize),
+    summary: &mut Summary,
+    observe: &mut dyn Observe,
+) -> Result<Vec<Sidecars>> {
+    let parts: Vec<_> = splits.iter().map(|d| (d, slots)).collect();
+    let done = reference::ensure(be, model, &parts, c.reference.cache.as_deref(), observe)?;
+    let mut all = Vec::with_capacity(done.len());
+    for (sidecars, report) in done {
+        summary.reference_seconds += report.seconds;
+        let was = if report.computed == 0 { "found" } else { "computed" };
+        let (n, seconds) = (report.responses, report.seconds);
+        observe.tell(&Event::Note(&format!("reference log-probs of {n} responses {was} in {seconds:.1} s")))?;
+        all.push(sidecars);
+    }
+    Ok(all)
 }
 
 /// How the run reads its data.
@@ -185,66 +188,4 @@ fn announce<B: Backend>(
         note(format!("{n} prompts have nothing to train this stage on and are skipped"))?;
     }
     Ok(())
-}
-
-struct Run<'a, B: Backend> {
-    c: &'a TrainOptions,
-    data: &'a Dataset,
-    spec: LossSpec,
-    be: &'a B,
-    schedule: Schedule,
-    starts_at_reference: bool,
-    sidecars: Option<Sidecars>,
-    eval: Option<EvalSet<'a>>,
-    out: RunDir,
-    observe: &'a mut dyn Observe,
-    summary: Summary,
-}
-
-/// What it tells goes into its own files, then to whoever follows it.
-impl<B: Backend> Observe for Run<'_, B> {
-    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
-        let flow = Jsonl(&mut self.out).on(event)?;
-        Ok(flow.and(self.observe.on(event)?))
-    }
-}
-
-impl<B: Backend> Run<'_, B> {
-    /// Log-probs of every split under the reference.
-    fn reference(&mut self, model: &ModelDir, splits: &[Dataset], slots: usize) -> Result<Vec<Sidecars>> {
-        let parts: Vec<_> = splits.iter().map(|d| (d, slots)).collect();
-        let done = reference::ensure(self.be, model, &parts, self.c.reference.cache.as_deref(), self.observe)?;
-        let mut all = Vec::with_capacity(done.len());
-        for (sidecars, report) in done {
-            self.summary.reference_seconds += report.seconds;
-            let was = if report.computed == 0 { "found" } else { "computed" };
-            let (n, seconds) = (report.responses, report.seconds);
-            self.tell(&Event::Note(&format!("reference log-probs of {n} responses {was} in {seconds:.1} s")))?;
-            all.push(sidecars);
-        }
-        Ok(all)
-    }
-
-    /// An evaluation is finished even where the run is to stop.
-    fn evaluate(&mut self, engine: &mut Engine<'_, B>, step: u64) -> Result<Flow> {
-        let Some(set) = &self.eval else { return Ok(Flow::On) };
-        let mut later = Later::new(self.observe);
-        let totals = eval::evaluate(engine, set, &self.spec, &mut later)?;
-        let flow = later.flow();
-        let mut row = Map::new();
-        row.insert("step".into(), json!(step));
-        row.extend(totals.to_json("eval_"));
-        let flow = flow.and(self.on(&Event::Evaluation { step, row: &row })?);
-        let flow = flow.and(self.on(&Event::Note(&format!("step {step}: held-out {}", eval::line(&totals))))?);
-        let first = self.summary.eval.take().map_or_else(|| totals.clone(), |(first, _)| first);
-        self.summary.eval = Some((first, totals));
-        Ok(flow)
-    }
-
-    fn save(&mut self, model: &Model<B>, master: Option<&B::Buf<B::Acc>>) -> Result<()> {
-        let report = model::export(self.be, model, master, None, self.out.path(), self.c.save.save_dtype)?;
-        self.summary.changed_share = report.changed_share();
-        let (updated, changed) = (report.updated_share(), report.changed_share());
-        self.observe.tell(&Event::Saved { path: self.out.path(), updated, changed })
-    }
 }

@@ -106,7 +106,7 @@ impl Task for Eval<'_> {
         let mut engine = Engine::new(be, Model::load(be, &dir, positions)?, capacity, Purpose::Score)?;
         let totals = eval::evaluate(&mut engine, &set, &spec, observe)?;
         // What the evaluation worked with goes before the samples come.
-        let Engine { model: policy, .. } = engine;
+        let policy = engine.into_model();
         let kl = match (reference, samples.kl) {
             (Some(reference), Some(plan)) => Some(kl::estimate(be, policy, &reference, &data, &plan, slots, observe)?),
             _ => None,

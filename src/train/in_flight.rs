@@ -1,0 +1,37 @@
+//! A step whose numbers may still be on their way.
+
+use super::engine::{Engine, Late};
+use super::metrics::Totals;
+use crate::backend::Backend;
+use crate::batch::MicroBatch;
+use crate::error::Result;
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// A step whose passes were enqueued.
+pub struct InFlight<B: Backend> {
+    /// From 1.
+    pub step: u64,
+    /// Its epoch, from 0.
+    pub epoch: u64,
+    /// Its place in the epoch, from 0.
+    pub place: u64,
+    /// Its learning rate.
+    pub lr: f64,
+    /// When its host work began.
+    pub begun: Instant,
+    /// Micro-batches whose numbers were not read yet, in order.
+    pub late: VecDeque<(MicroBatch, Late<B>)>,
+    /// What was read.
+    pub totals: Totals,
+}
+
+impl<B: Backend> InFlight<B> {
+    /// Waits for the rest of the numbers.
+    pub fn collect(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
+        while let Some((mb, late)) = self.late.pop_front() {
+            engine.collect(late, &mb, &mut self.totals)?;
+        }
+        Ok(())
+    }
+}

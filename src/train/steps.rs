@@ -1,0 +1,200 @@
+//! The steps of a run. On a device that works by itself the host is always one step ahead: it starts the passes of the
+//! next step, then reads and reports the numbers of the last.
+
+use super::clock::Clock;
+use super::engine::Engine;
+use super::eval::{self, EvalSet};
+use super::in_flight::InFlight;
+use super::metrics::Totals;
+use super::optim::Optimizer;
+use super::options::TrainOptions;
+use super::proof::prove_step_0;
+use super::report::Numbers;
+use super::schedule::Schedule;
+use super::summary::Summary;
+use crate::backend::Backend;
+use crate::data::plan::Planner;
+use crate::data::sidecar::Sidecars;
+use crate::error::{Error, Result};
+use crate::loss::LossSpec;
+use crate::observe::{Event, Flow, Later, Observe};
+use serde_json::{Map, json};
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Steps in a row that may be skipped for non-finite values.
+const MAX_SKIPPED: u64 = 3;
+
+/// What the steps read, and whom they tell. Where they stand is the clock of the engine's state.
+pub struct Steps<'a> {
+    /// Options of the run.
+    pub options: &'a TrainOptions,
+    /// The loss.
+    pub spec: LossSpec,
+    /// The data.
+    pub plan: &'a Planner<'a>,
+    /// The reference, where the loss has one.
+    pub sidecars: Option<Sidecars>,
+    /// Whether policy and reference are the same weights.
+    pub starts_at_reference: bool,
+    /// Learning rates.
+    pub schedule: Schedule,
+    /// What is held out.
+    pub eval: Option<EvalSet<'a>>,
+    /// Who follows.
+    pub observe: &'a mut dyn Observe,
+    /// What it comes to.
+    pub summary: &'a mut Summary,
+}
+
+impl Steps<'_> {
+    /// Steps from where the clock stands to the last, or to where somebody ends it.
+    pub fn run<B: Backend>(mut self, engine: &mut Engine<'_, B>, opt: &mut Optimizer<B>) -> Result<()> {
+        let (stage, total) = (if self.sidecars.is_some() { "dpo" } else { "sft" }, self.schedule.total);
+        let options = self.options.to_toml()?;
+        let mut flow = self.observe.on(&Event::RunBegins { stage, steps: total, options: &options })?;
+        flow = flow.and(self.evaluate(engine)?);
+        flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
+        // When the last step was known to be done.
+        let mut done = Instant::now();
+        let mut before = None;
+        while engine.state.clock.step < total {
+            let this = self.start(engine);
+            // Its numbers have long been there: the device is at work on the passes that were started just now. They are
+            // written even where that failed.
+            if let Some(before) = before.take() {
+                let finished = self.finish(engine, opt, before, &mut done);
+                flow = flow.and(this.as_ref().map_or(Ok(Flow::On), |_| finished)?);
+            }
+            let mut this = this?;
+            let step = this.step;
+            if step == 1 && self.starts_at_reference {
+                this.collect(engine)?;
+                prove_step_0(&this.totals, &self.spec)?;
+            }
+            opt.step(engine.be, &mut engine.state, this.lr)?;
+            flow = flow.and(self.observe.on(&Event::Tick)?);
+            let evaluates = step == total || self.evaluates_at(step) || flow == Flow::Stop;
+            if evaluates || !B::ASYNC {
+                flow = flow.and(self.finish(engine, opt, this, &mut done)?);
+            } else {
+                before = Some(this);
+            }
+            let stops = flow == Flow::Stop;
+            if evaluates || stops {
+                flow = flow.and(self.evaluate(engine)?);
+            }
+            if stops {
+                let line = format!("stopped after step {step} of {total}; saving what was learned so far");
+                self.observe.tell(&Event::Note(&line))?;
+                break;
+            }
+        }
+        self.observe.tell(&Event::End)
+    }
+
+    fn evaluates_at(&self, step: u64) -> bool {
+        let every = self.options.eval.eval_steps;
+        every > 0 && step.is_multiple_of(every)
+    }
+
+    /// Enqueues the passes of the next step.
+    fn start<B: Backend>(&self, engine: &mut Engine<'_, B>) -> Result<InFlight<B>> {
+        let begun = Instant::now();
+        self.plan.data().check_unchanged()?;
+        let (epoch, place) = engine.state.clock.advance(|epoch| self.plan.steps_in_epoch(epoch));
+        let step = engine.state.clock.step;
+        let mut batches = self.plan.step(epoch, place)?;
+        if let Some(sidecars) = &self.sidecars {
+            eval::fill_reference(&mut batches, sidecars)?;
+        }
+        let scale = eval::mean_scale(&batches);
+        engine.clear_grads()?;
+        let mut late = VecDeque::with_capacity(batches.len());
+        for mb in batches {
+            let numbers = engine.start(&mb, &self.spec, scale)?;
+            late.push_back((mb, numbers));
+        }
+        let lr = self.schedule.at(step - 1);
+        Ok(InFlight { step, epoch, place, lr, begun, late, totals: Totals::default() })
+    }
+
+    /// Reads and reports a step's numbers: on a device that works by itself, while it is at the next.
+    fn finish<B: Backend>(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        opt: &mut Optimizer<B>,
+        mut this: InFlight<B>,
+        done: &mut Instant,
+    ) -> Result<Flow> {
+        this.collect(engine)?;
+        let clock = &mut engine.state.clock;
+        let norm = opt.settle(engine.be, clock)?;
+        // Where steps overlap, one begins to take time when the one before is done.
+        let seconds = this.begun.max(*done).elapsed().as_secs_f64();
+        *done = Instant::now();
+        self.check_finite(clock, &this, norm)?;
+        self.summary.train_seconds += seconds;
+        self.summary.steps = this.step;
+        clock.tokens += this.totals.tokens_with_prompts;
+        let InFlight { step, epoch, place, lr, totals, .. } = this;
+        let epochs = epoch as f64 + (place + 1) as f64 / self.plan.steps_in_epoch(epoch) as f64;
+        let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens: clock.tokens, seconds };
+        let row = numbers.row();
+        let flow = self.observe.on(&Event::Step { step, row: &row })?;
+        let flow = flow.and(self.observe.on(&Event::Progress { done: step, beside: format_args!("{numbers}") })?);
+        self.summary.last = row;
+        Ok(flow)
+    }
+
+    /// Reports a step that was skipped; ends the run after [`MAX_SKIPPED`] in a row, or where it skipped all it had.
+    fn check_finite<B: Backend>(&mut self, clock: &mut Clock, this: &InFlight<B>, norm: f64) -> Result<()> {
+        let (step, totals) = (this.step, &this.totals);
+        if norm.is_finite() && totals.non_finite.is_empty() {
+            clock.skipped = 0;
+            return Ok(());
+        }
+        // Where every loss is finite and the gradient is not, any of the step's pairs may be the cause.
+        let mut ids = match totals.non_finite.is_empty() {
+            true => self.pair_ids(this.epoch, this.place)?,
+            false => totals.non_finite.clone(),
+        };
+        ids.sort_unstable();
+        ids.dedup();
+        ids.truncate(8);
+        let loss = totals.mean_loss();
+        let line = format!("step {step} skipped: gradient norm {norm}, loss {loss}, pairs {ids:?}");
+        self.observe.tell(&Event::Note(&line))?;
+        clock.skipped += 1;
+        let skipped = clock.skipped;
+        if skipped < MAX_SKIPPED && !(step == self.schedule.total && skipped == step) {
+            return Ok(());
+        }
+        Err(Error::Training(format!(
+            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower `learning_rate`, or look at pairs {ids:?}; no model was saved"
+        )))
+    }
+
+    /// Ids of the pairs of a step.
+    fn pair_ids(&self, epoch: u64, place: u64) -> Result<Vec<u64>> {
+        Ok(self.plan.step(epoch, place)?.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect())
+    }
+
+    /// The held-out numbers where the clock stands. An evaluation is finished even where the run is to stop.
+    fn evaluate<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<Flow> {
+        let Some(set) = &self.eval else { return Ok(Flow::On) };
+        let step = engine.state.clock.step;
+        let mut later = Later::new(self.observe);
+        let totals = eval::evaluate(engine, set, &self.spec, &mut later)?;
+        let flow = later.flow();
+        let mut row = Map::new();
+        row.insert("step".into(), json!(step));
+        row.extend(totals.to_json("eval_"));
+        let flow = flow.and(self.observe.on(&Event::Evaluation { step, row: &row })?);
+        let line = format!("step {step}: held-out {}", eval::line(&totals));
+        let flow = flow.and(self.observe.on(&Event::Note(&line))?);
+        let first = self.summary.eval.take().map_or_else(|| totals.clone(), |(first, _)| first);
+        self.summary.eval = Some((first, totals));
+        Ok(flow)
+    }
+}

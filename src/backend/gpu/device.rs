@@ -13,7 +13,8 @@ use crate::error::{Result, expect_len};
 use std::ops::Range;
 use std::path::Path;
 
-/// Raised whenever a kernel's arithmetic changes in the last bit, so that sidecars of an earlier version are recomputed.
+/// Raised whenever the geometry that kernels are launched in changes a last bit, so that log-probs of an earlier version are
+/// computed again. What the kernels compute is in a GPU's own fingerprint; tests/bits.rs holds both by their host build.
 const NUMERICS: u32 = 2;
 
 impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {

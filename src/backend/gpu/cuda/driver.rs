@@ -7,7 +7,7 @@ use super::machine::{self, ThisMachine};
 use crate::backend::gpu::driver::{Arg, Driver, Grid, Kernel, MatMul};
 use crate::backend::gpu::lock::lock;
 use crate::error::{Error, Result};
-use cudarc::driver::result;
+use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use std::collections::HashMap;
@@ -108,6 +108,12 @@ impl CudaDriver {
         &self.stream
     }
 
+    /// What decides the bits of products, and which of the library's algorithms is fastest.
+    fn device(&self) -> String {
+        let (major, minor) = self.capability;
+        format!("sm_{major}{minor}-{}-cublaslt{}", self.name.replace(' ', "_"), self.lt.version())
+    }
+
     /// Refuses what cannot be part of recorded work: it would spoil the recording, or happen once instead of every time.
     fn not_while_recording(&self, what: &str) -> Result<()> {
         match self.recording.load(Ordering::Acquire) {
@@ -120,6 +126,18 @@ impl CudaDriver {
         self.context.bind_to_thread().map_err(error("use the GPU from this thread"))
     }
 
+    /// The function of that name, where a module has one. Errors: anything else that the driver says.
+    fn find(&self, name: &CString) -> Result<Option<sys::CUfunction>, DriverError> {
+        for module in &self.modules.0 {
+            // SAFETY: the modules stay loaded as long as this driver lives.
+            match unsafe { result::module::get_function(*module, name.clone()) } {
+                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_FOUND => {}
+                found => return found.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
     /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.
     fn function(&self, kernel: Kernel, shared: usize) -> Result<sys::CUfunction> {
         let mut all = lock(&self.functions);
@@ -127,13 +145,11 @@ impl CudaDriver {
             Some(f) => *f,
             None => {
                 let name = CString::new(kernel.name()).expect("names have no NUL");
-                // SAFETY: the modules stay loaded as long as this driver lives.
-                let mut found = self
-                    .modules
-                    .0
-                    .iter()
-                    .filter_map(|m| unsafe { result::module::get_function(*m, name.clone()) }.ok());
-                let handle = found.next().ok_or_else(|| Error::Launch {
+                let handle = self.find(&name).map_err(|e| Error::Launch {
+                    kernel: kernel.op,
+                    why: error(&format!("find `{}`", kernel.name()))(e).to_string(),
+                })?;
+                let handle = handle.ok_or_else(|| Error::Launch {
                     kernel: kernel.op,
                     why: format!("no kernel `{}` in this binary ({BUILT})", kernel.name()),
                 })?;
@@ -170,13 +186,7 @@ impl Driver for CudaDriver {
     type Graph = Recorded;
 
     fn fingerprint(&self) -> String {
-        format!(
-            "sm_{}{}-{}-cublaslt{}",
-            self.capability.0,
-            self.capability.1,
-            self.name.replace(' ', "_"),
-            self.lt.version()
-        )
+        format!("{}-kernels{:08x}", self.device(), images::sum())
     }
 
     fn description(&self) -> String {
@@ -346,7 +356,7 @@ impl Driver for CudaDriver {
     }
 
     fn tune(&self, file: &Path) -> Result<()> {
-        self.lt.tune(file, &self.fingerprint())
+        self.lt.tune(file, &self.device())
     }
 
     fn begin(&self) -> Result<()> {

@@ -6,6 +6,7 @@ use fusedpo::backend::*;
 use fusedpo::batch::{Capacity, MicroBatch};
 use fusedpo::error::Result;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -60,6 +61,15 @@ impl<B: Backend> Timed<B> {
     }
 }
 
+/// What takes no time worth telling.
+macro_rules! passed_on {
+    ($($name:ident $([$($generic:tt)*])? ($($arg:ident: $type:ty),*) -> $out:ty;)*) => { $(
+        fn $name $(<$($generic)*>)? (&self, $($arg: $type),*) -> $out {
+            self.be.$name($($arg),*)
+        }
+    )* };
+}
+
 impl<B: Backend> Device for Timed<B> {
     type Act = B::Act;
     type Acc = B::Acc;
@@ -76,86 +86,38 @@ impl<B: Backend> Device for Timed<B> {
     const GRAPHS: bool = B::GRAPHS;
     const LOGITS_BYTES: usize = B::LOGITS_BYTES;
 
-    fn fingerprint(&self) -> String {
-        self.be.fingerprint()
-    }
-    fn description(&self) -> String {
-        self.be.description()
-    }
-    fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<B::Buf<T>> {
-        self.be.zeros(name, len)
-    }
-    fn memory_table(&self) -> Vec<(String, usize)> {
-        self.be.memory_table()
-    }
     fn counting(&self) -> Self {
         Timed::new(self.be.counting())
-    }
-    fn memory(&self) -> Result<Option<DeviceMemory>> {
-        self.be.memory()
-    }
-    fn scratch(&self, rows: usize, dim: usize) -> usize {
-        self.be.scratch(rows, dim)
-    }
-    fn reserve(&self, table: &[(String, usize)]) -> Result<()> {
-        self.be.reserve(table)
-    }
-    fn len<T: Storage>(&self, buf: &B::Buf<T>) -> usize {
-        self.be.len(buf)
-    }
-    fn view<'a, T: Storage>(&self, buf: &'a B::Buf<T>, range: Range<usize>) -> B::View<'a, T> {
-        self.be.view(buf, range)
-    }
-    fn view_mut<'a, T: Storage>(&self, buf: &'a mut B::Buf<T>, range: Range<usize>) -> B::ViewMut<'a, T> {
-        self.be.view_mut(buf, range)
-    }
-    fn upload<T: Storage>(&self, dst: B::ViewMut<'_, T>, src: &[T]) -> Result<()> {
-        self.be.upload(dst, src)
-    }
-    fn download<T: Storage>(&self, dst: &mut [T], src: B::View<'_, T>) -> Result<()> {
-        self.be.download(dst, src)
-    }
-    fn copy<T: Storage>(&self, dst: B::ViewMut<'_, T>, src: B::View<'_, T>) -> Result<()> {
-        self.be.copy(dst, src)
     }
     fn clear<T: Storage>(&self, dst: B::ViewMut<'_, T>) -> Result<()> {
         self.time(Family::Optimizer, || self.be.clear(dst))
     }
-    fn synchronize(&self) -> Result<()> {
-        self.be.synchronize()
-    }
-    fn tune_products(&self, file: &std::path::Path) -> Result<()> {
-        self.be.tune_products(file)
-    }
-    fn readback(&self, len: usize) -> Result<B::Readback> {
-        self.be.readback(len)
-    }
-    fn read_back(&self, to: &mut B::Readback, parts: &[B::View<'_, f64>]) -> Result<()> {
-        self.be.read_back(to, parts)
-    }
-    fn arrived<'a>(&self, from: &'a mut B::Readback) -> Result<&'a [f64]> {
-        self.be.arrived(from)
-    }
-    fn record(&self, ops: impl FnOnce() -> Result<()>) -> Result<B::Graph> {
-        self.be.record(ops)
-    }
-    fn is_current(&self, graph: &B::Graph) -> bool {
-        self.be.is_current(graph)
-    }
-    fn replay(&self, graph: &B::Graph) -> Result<()> {
-        self.be.replay(graph)
-    }
-    fn address<T: Storage>(&self, buf: &B::Buf<T>) -> usize {
-        self.be.address(buf)
-    }
-    fn new_batch(&self, capacity: Capacity, shape: AttnShape) -> Result<B::Batch> {
-        self.be.new_batch(capacity, shape)
-    }
-    fn load_batch(&self, batch: &mut B::Batch, from: &MicroBatch) -> Result<()> {
-        self.be.load_batch(batch, from)
-    }
-    fn rows(&self, batch: &B::Batch) -> usize {
-        self.be.rows(batch)
+    passed_on! {
+        fingerprint() -> String;
+        description() -> String;
+        zeros[T: Storage](name: &str, len: usize) -> Result<B::Buf<T>>;
+        memory_table() -> Vec<(String, usize)>;
+        memory() -> Result<Option<DeviceMemory>>;
+        scratch(rows: usize, dim: usize) -> usize;
+        reserve(table: &[(String, usize)]) -> Result<()>;
+        len[T: Storage](buf: &B::Buf<T>) -> usize;
+        view['a, T: Storage](buf: &'a B::Buf<T>, range: Range<usize>) -> B::View<'a, T>;
+        view_mut['a, T: Storage](buf: &'a mut B::Buf<T>, range: Range<usize>) -> B::ViewMut<'a, T>;
+        upload[T: Storage](dst: B::ViewMut<'_, T>, src: &[T]) -> Result<()>;
+        download[T: Storage](dst: &mut [T], src: B::View<'_, T>) -> Result<()>;
+        copy[T: Storage](dst: B::ViewMut<'_, T>, src: B::View<'_, T>) -> Result<()>;
+        synchronize() -> Result<()>;
+        readback(len: usize) -> Result<B::Readback>;
+        read_back(to: &mut B::Readback, parts: &[B::View<'_, f64>]) -> Result<()>;
+        arrived['a](from: &'a mut B::Readback) -> Result<&'a [f64]>;
+        record(ops: impl FnOnce() -> Result<()>) -> Result<B::Graph>;
+        is_current(graph: &B::Graph) -> bool;
+        replay(graph: &B::Graph) -> Result<()>;
+        tune_products(file: &Path) -> Result<()>;
+        address[T: Storage](buf: &B::Buf<T>) -> usize;
+        new_batch(capacity: Capacity, shape: AttnShape) -> Result<B::Batch>;
+        load_batch(batch: &mut B::Batch, from: &MicroBatch) -> Result<()>;
+        rows(batch: &B::Batch) -> usize;
     }
 }
 

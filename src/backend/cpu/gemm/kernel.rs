@@ -121,36 +121,34 @@ macro_rules! lanes {
         impl Lanes for $v {
             type S = $s;
             const N: usize = $n;
-            // SAFETY (all): callers are micro-kernels, whose contract is that the CPU has these instructions and that
-            // the pointers are readable or writable for N elements.
             #[inline(always)]
             unsafe fn zero() -> Self {
-                // SAFETY: see above.
+                // SAFETY: the contract of micro-kernels: the CPU has the instruction, and a pointer covers N elements.
                 unsafe { $zero() }
             }
             #[inline(always)]
             unsafe fn load(p: *const $s) -> Self {
-                // SAFETY: see above.
+                // SAFETY: the contract of micro-kernels: the CPU has the instruction, and a pointer covers N elements.
                 unsafe { $load(p) }
             }
             #[inline(always)]
             unsafe fn store(self, p: *mut $s) {
-                // SAFETY: see above.
+                // SAFETY: the contract of micro-kernels: the CPU has the instruction, and a pointer covers N elements.
                 unsafe { $store(p, self) }
             }
             #[inline(always)]
             unsafe fn splat(p: *const $s) -> Self {
-                // SAFETY: see above.
+                // SAFETY: the contract of micro-kernels: the CPU has the instruction, and a pointer covers N elements.
                 unsafe { $splat(*p) }
             }
             #[inline(always)]
             unsafe fn add(self, o: Self) -> Self {
-                // SAFETY: see above.
+                // SAFETY: the contract of micro-kernels: the CPU has the instruction, and a pointer covers N elements.
                 unsafe { $add(self, o) }
             }
             #[inline(always)]
             unsafe fn mul_acc(self, a: Self, b: Self) -> Self {
-                // SAFETY: see above.
+                // SAFETY: the contract of micro-kernels: the CPU has the instruction, and a pointer covers N elements.
                 unsafe { $fma(a, b, self) }
             }
         }

@@ -62,7 +62,10 @@ impl Library {
         let version = unsafe { sys::cublasLtGetVersion() };
         let handle = result::create_handle().map_err(failed("start"))?;
         // SAFETY: scratch whose content nobody reads before the library writes it.
-        let workspace = unsafe { driver::malloc_sync(WORKSPACE) };
+        let workspace = unsafe { driver::malloc_sync(WORKSPACE) }.inspect_err(|_| {
+            // SAFETY: made above, and used by nobody. A failure leaves nothing to do.
+            let _ = unsafe { result::destroy_handle(handle) };
+        });
         let workspace = workspace.map_err(error(&format!("allocate {WORKSPACE} bytes of workspace")))?;
         Ok(Library { handle, workspace, stream: stream.clone(), version })
     }
@@ -106,13 +109,13 @@ impl Library {
 
     /// Refuses an algorithm that this library does not have, or not for these descriptors.
     pub fn check(&self, call: &Call, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<(), CublasError> {
-        let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
+        let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
         // SAFETY: live descriptors; room for one result.
         unsafe {
             let (a, b, d) = (call.a, call.b, call.d);
             sys::cublasLtMatmulAlgoCheck(self.handle, call.desc, a, b, d, d, algorithm, result.as_mut_ptr())
                 .result()?;
-            // SAFETY: filled by the call that succeeded.
+            // SAFETY: all zeros are a result too, whatever of it the call has filled.
             match result.assume_init().workspaceSize <= WORKSPACE {
                 true => Ok(()),
                 false => Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
@@ -141,7 +144,7 @@ impl Library {
         ] {
             done = done.and_then(|()| set(attribute, (&raw const shape.alignment).cast(), 4));
         }
-        let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit() }; CANDIDATES];
+        let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed() }; CANDIDATES];
         let mut count = 0;
         // SAFETY: live descriptors; room for as many results as are asked for, and their count.
         let status = done.and_then(|()| unsafe {
@@ -164,7 +167,7 @@ impl Library {
         let _ = unsafe { result::destroy_matmul_pref(preference) };
         status.map_err(failed(&doing))?;
         let found = found.iter().take(usize::try_from(count).unwrap_or(0));
-        // SAFETY: the library has filled the first `count` results.
+        // SAFETY: all zeros are a result too; the library has filled the first `count`.
         let found = found.map(|r| unsafe { r.assume_init() });
         let usable =
             found.filter(|r| r.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS && r.workspaceSize <= WORKSPACE);

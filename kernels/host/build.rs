@@ -2,6 +2,7 @@
 //! run-time libraries of sanitizers that they name), once per storage type. No compiler: the crate builds all the same and
 //! its table of kernels is empty.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
@@ -24,10 +25,18 @@ fn main() {
             jobs.push((source.clone(), flag, out.join(format!("{stem}.{dtype}.o"))));
         }
     }
+    // Every kernel may include any header.
+    let headers: Vec<PathBuf> =
+        ["..", ".", "faults"].iter().flat_map(|dir| sources(Path::new(dir), &["cuh", "h"])).collect();
     let half = jobs.len().div_ceil(2);
+    let (cxx, headers) = (&cxx, &headers);
     thread::scope(|s| {
         for part in jobs.chunks(half) {
-            s.spawn(|| part.iter().for_each(|(source, flag, object)| compile(&cxx, source, flag, object)));
+            s.spawn(move || {
+                for (source, flag, object) in part {
+                    if_changed(object, key(cxx, flag, source, headers), || compile(cxx, source, flag, object));
+                }
+            });
         }
     });
     let library = out.join("libfusedpo_kernels_host.a");
@@ -54,12 +63,32 @@ fn main() {
 
 /// Files of `dir` with one of `extensions`, sorted.
 fn sources(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(dir)
-        .map(|d| d.filter_map(|e| Some(e.ok()?.path())).collect())
-        .unwrap_or_default();
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(dir).map(|d| d.filter_map(|e| Some(e.ok()?.path())).collect()).unwrap_or_default();
     found.retain(|p| p.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)));
     found.sort();
     found
+}
+
+/// What decides an object: compiler, flags, and the text of its source and of every header.
+fn key(cxx: &str, flag: &str, source: &Path, headers: &[PathBuf]) -> String {
+    let mut key = DefaultHasher::new();
+    (cxx, flag, env::var_os("FUSEDPO_HOST_CXXFLAGS")).hash(&mut key);
+    for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
+        fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display())).hash(&mut key);
+    }
+    format!("{:016x}", key.finish())
+}
+
+/// Makes `object` unless it was made for the same `key`, which is kept beside it.
+fn if_changed(object: &Path, key: String, make: impl FnOnce()) {
+    let kept = object.with_extension("key");
+    if object.exists() && fs::read_to_string(&kept).is_ok_and(|k| k == key) {
+        return;
+    }
+    let _ = fs::remove_file(&kept);
+    make();
+    fs::write(&kept, key).unwrap_or_else(|e| panic!("{}: {e}", kept.display()));
 }
 
 fn compile(cxx: &str, source: &Path, flag: &str, object: &Path) {

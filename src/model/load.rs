@@ -106,7 +106,7 @@ impl<B: Backend> Model<B> {
         Ok(Self { config, table, weights, rope, max_positions, origin })
     }
 
-    /// A model without content on a backend that only counts ([`Backend::counting`]).
+    /// A model without content on a backend that only counts ([`crate::backend::Device::counting`]).
     pub fn counted(counting: &B, config: &ModelConfig, max_positions: usize) -> Result<Self> {
         let table = ParamTable::new(config)?;
         Self::reserve(counting, config.clone(), table, Origin::Values(Vec::new()), max_positions)

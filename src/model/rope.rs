@@ -55,7 +55,7 @@ impl Rope {
         .collect()
     }
 
-    /// The table of [`crate::backend::Backend::rope`]: positions x head_dim, head_dim/2 cosines, then as many sines.
+    /// The table of [`crate::backend::Rope`]: positions x head_dim, head_dim/2 cosines, then as many sines.
     pub fn table(&self, positions: usize, head_dim: usize) -> Vec<f64> {
         let frequencies = self.frequencies(head_dim);
         let mut table = Vec::with_capacity(positions * head_dim);

@@ -1,6 +1,6 @@
 //! How much memory a run takes, told before it takes any.
 //!
-//! The run's own constructors are called on a backend that only counts ([`Backend::counting`]), so that a plan cannot drift
+//! The run's own constructors are called on a backend that only counts ([`crate::backend::Device::counting`]), so that a plan cannot drift
 //! from what is allocated later. A plan is compared with what the device has free; where it does not fit, the error
 //! names the largest token budget that would.
 

@@ -48,7 +48,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds a micro-batch, from the numbers that [`crate::backend::Backend::loss`] wrote.
+    /// Adds a micro-batch, from the numbers that [`crate::backend::Loss`] wrote.
     pub fn add(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]) {
         let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
         let scored = |i: u32| mb.responses()[i as usize].predictions.len() as u64;

@@ -11,10 +11,14 @@ mod device;
 #[path = "common/host.rs"]
 mod host;
 
+#[path = "kernels/decode.rs"]
+mod decode;
 #[path = "kernels/faults.rs"]
 mod faults;
 #[path = "kernels/head.rs"]
 mod head;
+#[path = "kernels/layout.rs"]
+mod layout;
 #[path = "kernels/loss.rs"]
 mod loss;
 #[path = "kernels/optim.rs"]

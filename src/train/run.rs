@@ -28,30 +28,10 @@ use crate::observe::{Both, Event, Observe};
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
 /// the model saved.
 pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<Summary> {
-    let spec = c.loss();
-    if c.compute.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
-        return Err(no_graphs());
-    }
-    if let Some(file) = &c.compute.matmul_plans {
-        be.tune_products(file)?;
-    }
+    choose_products(be, c)?;
     let splits = open_splits(&c.files.data)?;
-    let eval_steps = c.eval.eval_steps;
-    if eval_steps > 0 && splits.len() == 1 {
-        let data = c.files.data.display();
-        let why = format!(
-            "`eval_steps` {eval_steps}: {data} has no held-out split; pack with `eval_fraction`, or leave it out"
-        );
-        return Err(Error::usage(why));
-    }
-    let dir = ModelDir::open(&c.files.model)?;
-    let reference = spec.loss_type.def().reference.then(|| dir.open_other(c.reference_dir())).transpose()?;
-    for d in &splits {
-        check_data(&dir, d)?;
-        if let Some(reference) = &reference {
-            check_model(reference, d)?;
-        }
-    }
+    refuse_empty_evaluation(c, &splits)?;
+    let (dir, reference) = open_models(c, &splits)?;
     let (data, held_out) = (&splits[0], splits.get(1));
     let options = plan_options(c);
     let planner = Planner::new(data, &options)?;
@@ -87,7 +67,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?;
     let steps = Steps {
         options: c,
-        spec,
+        spec: c.loss(),
         plan: &planner,
         sidecars: sidecars.next(),
         // Policy and reference are the same weights: step 0 must show no difference at all.
@@ -104,6 +84,38 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let (updated, changed) = (report.updated_share(), report.changed_share());
     observe.tell(&Event::Saved { path: out.path(), updated, changed })?;
     Ok(summary)
+}
+
+/// How products and passes are enqueued, where that is asked for. Errors: a device that cannot.
+fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()> {
+    if c.compute.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
+        return Err(no_graphs());
+    }
+    c.compute.matmul_plans.as_ref().map_or(Ok(()), |file| be.tune_products(file))
+}
+
+fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
+    let eval_steps = c.eval.eval_steps;
+    if eval_steps == 0 || splits.len() > 1 {
+        return Ok(());
+    }
+    let data = c.files.data.display();
+    Err(Error::usage(format!(
+        "`eval_steps` {eval_steps}: {data} has no held-out split; pack with `eval_fraction`, or leave it out"
+    )))
+}
+
+/// The model to train, and the reference where the loss has one; both fit the data.
+fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option<ModelDir>)> {
+    let dir = ModelDir::open(&c.files.model)?;
+    let reference = c.loss().loss_type.def().reference.then(|| dir.open_other(c.reference_dir())).transpose()?;
+    for d in splits {
+        check_data(&dir, d)?;
+        if let Some(reference) = &reference {
+            check_model(reference, d)?;
+        }
+    }
+    Ok((dir, reference))
 }
 
 /// Log-probs of every split under the reference.

@@ -119,6 +119,11 @@ impl Drop for MadeFolders {
     }
 }
 
+/// Makes `path` and the folders that it lies in, where they are missing; they stay.
+pub fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(Error::io(path, "create"))
+}
+
 /// Refuses a file, or a folder that holds anything: said before the work, not after it.
 pub fn refuse_occupied(path: &Path) -> Result<()> {
     let why = match fs::read_dir(path) {

@@ -20,7 +20,7 @@ pub(crate) mod scratch;
 pub(crate) mod target;
 
 pub use atomic::{AtomicFile, write, write_new};
-pub use folder::{AtomicFolder, MadeFolders, refuse_occupied};
+pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied};
 pub use map::Map;
 pub use run_dir::RunDir;
 pub use scratch::{Spool, scratch_file, scratch_folder};

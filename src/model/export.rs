@@ -10,7 +10,7 @@ use super::save_dtype::SaveDtype;
 use super::source::{INDEX, SINGLE, Source, SourceFile, decode, dtype_bytes};
 use crate::backend::{Backend, Float};
 use crate::error::{Error, Result};
-use crate::files::AtomicFile;
+use crate::files::{self, AtomicFile};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -76,7 +76,7 @@ pub fn export<B: Backend>(
     save: SaveDtype,
 ) -> Result<ExportReport> {
     model.origin.stored().check_whole()?;
-    std::fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    files::make_folder(out)?;
     let mut e = Exporter { be, model, master, out, save, report: ExportReport::default() };
     e.refuse_other_layout()?;
     match &model.origin {

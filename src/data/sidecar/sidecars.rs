@@ -5,7 +5,7 @@ use super::key::RefKey;
 use crate::data::shard::format::hex;
 use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
-use crate::files::AtomicFile;
+use crate::files::{self, AtomicFile};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ impl Sidecars {
     /// where the folder cannot be read or written; [`Error::Usage`] for a fingerprint that is too long.
     pub fn open(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Self> {
         if let Some(dir) = cache {
-            std::fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
+            files::make_folder(dir)?;
         }
         let (mut files, mut notes) = (Vec::new(), Vec::new());
         for shard in data.shards() {

@@ -167,11 +167,31 @@ fn threads_and_token_budgets_do_not_change_results() {
     }
 }
 
+/// What `dpo` says of its reference, split after split.
+fn passes(err: &str) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for line in err.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        all.push(match words[..] {
+            ["reference", "log-probs", "of", n, "responses", was, ..] => format!("log-probs of {n} {was}"),
+            ["reference", done, ..] => format!("reference {}", done.split_once('/').unwrap().1),
+            _ if line.contains(": not used: it was made by another model") => "not used".to_owned(),
+            _ => continue,
+        });
+    }
+    all.dedup();
+    all
+}
+
 #[test]
 fn dpo_and_eval_make_missing_sidecars() {
     let cli = Cli::with_data();
     assert!(cli.names("d", ".ref-").is_empty());
-    cli.ok("dpo --model m --data d --out a --max-steps 1");
+    let cold = cli.ok("dpo --model m --data d --out a --max-steps 1");
+    assert_eq!(
+        passes(&cold.err),
+        ["reference 32", "log-probs of 32 computed", "reference 16", "log-probs of 16 computed"]
+    );
     assert_eq!(cli.names("d", ".ref-").len(), 2, "one beside each shard");
     cli.ok("dpo --model m --data d --out b --max-steps 1 --cache c");
     assert_eq!(cli.names("c", ".ref-").len(), 2);
@@ -184,6 +204,12 @@ fn dpo_and_eval_make_missing_sidecars() {
     assert!(e.get("kl").is_none());
     let by_run = cli.ok("eval --model a --data d --json");
     assert!(by_run.err.contains("reference: m (from a/config.toml)"), "{by_run:?}");
+    // A split's notes come with its pass.
+    let other = cli.ok("dpo --model m --ref-model a --data d --out o --max-steps 1");
+    let of_split = |n| ["not used".to_owned(), format!("reference {n}"), format!("log-probs of {n} computed")];
+    assert_eq!(passes(&other.err), [of_split(32), of_split(16)].concat());
+    let warm = cli.ok("dpo --model m --data d --out w --max-steps 1");
+    assert_eq!(passes(&warm.err), ["log-probs of 32 found", "log-probs of 16 found"]);
 }
 
 #[test]

@@ -38,6 +38,15 @@ pub enum Event<'a> {
         /// What the device has, where it can tell.
         device: Option<InUse>,
     },
+    /// The reference's log-probs of a split are there.
+    Referenced {
+        /// Responses of the split.
+        responses: u64,
+        /// Responses that were computed now; the others were found.
+        computed: u64,
+        /// Seconds it took.
+        seconds: f64,
+    },
     /// The steps of a run begin.
     RunBegins {
         /// `sft` or `dpo`.

@@ -49,28 +49,44 @@ pub fn ensure<B: Backend>(
     let mut all = Vec::with_capacity(parts.len());
     for &(data, slots) in parts {
         let sidecars = open(be, model, data, cache, slots)?;
-        for note in sidecars.notes() {
-            observe.tell(&Event::Note(note))?;
-        }
         let responses = data.num_responses();
         all.push((sidecars, ReferenceReport { responses, seconds: lap(&mut begun), ..Default::default() }));
     }
-    let missing: Vec<_> = parts.iter().zip(&mut all).filter(|(_, (sidecars, _))| sidecars.missing() > 0).collect();
-    if missing.is_empty() {
-        return Ok(all);
-    }
+    let missing: Vec<_> = parts.iter().zip(&all).filter(|(_, (sidecars, _))| sidecars.missing() > 0).collect();
     let planners = missing.iter().map(|((data, slots), _)| Planner::new(data, &score_options(*slots)));
     let planners = planners.collect::<Result<Vec<_>>>()?;
     let positions = missing.iter().map(|((data, _), _)| data.longest_row()).max().unwrap_or(0);
-    let budgets = Budgets::of(&planners);
-    let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, model.config(), positions, capacity))?;
-    be.reserve(&plan.table)?;
-    let mut engine = Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)?;
-    for (((data, _), (sidecars, report)), planner) in missing.into_iter().zip(&planners) {
-        fill(&mut engine, data, planner, (sidecars, report), observe)?;
-        report.seconds += lap(&mut begun);
+    let mut engine = match planners.is_empty() {
+        true => None,
+        false => Some(scorer(be, model, &planners, positions)?),
+    };
+    let mut planners = planners.iter();
+    for ((data, _), (sidecars, report)) in parts.iter().zip(&mut all) {
+        for note in sidecars.notes() {
+            observe.tell(&Event::Note(note))?;
+        }
+        if let (Some(engine), true) = (&mut engine, sidecars.missing() > 0) {
+            let planner = planners.next().expect("one for each with anything missing");
+            fill(engine, data, planner, (sidecars, report), observe)?;
+            report.seconds += lap(&mut begun);
+        }
+        let &mut ReferenceReport { responses, computed, seconds, .. } = report;
+        observe.tell(&Event::Referenced { responses, computed, seconds })?;
     }
     Ok(all)
+}
+
+/// The reference, loaded for what `planners` will ask of it.
+fn scorer<'b, B: Backend>(
+    be: &'b B,
+    model: &ModelDir,
+    planners: &[Planner<'_>],
+    positions: usize,
+) -> Result<Engine<'b, B>> {
+    let budgets = Budgets::of(planners);
+    let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, model.config(), positions, capacity))?;
+    be.reserve(&plan.table)?;
+    Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)
 }
 
 /// Seconds since the last lap.

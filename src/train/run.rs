@@ -23,7 +23,7 @@ use crate::files::RunDir;
 use crate::model::graphs::no_graphs;
 use crate::model::{self, Model, ModelDir};
 use crate::observe::jsonl::Jsonl;
-use crate::observe::{Both, Event, Observe};
+use crate::observe::{Both, Event, Flow, Observe};
 
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
 /// the model saved.
@@ -127,16 +127,23 @@ fn reference_pass<B: Backend>(
     observe: &mut dyn Observe,
 ) -> Result<Vec<Sidecars>> {
     let parts: Vec<_> = splits.iter().map(|d| (d, slots)).collect();
-    let done = reference::ensure(be, model, &parts, c.reference.cache.as_deref(), observe)?;
-    let mut all = Vec::with_capacity(done.len());
-    for (sidecars, report) in done {
-        summary.reference_seconds += report.seconds;
-        let was = if report.computed == 0 { "found" } else { "computed" };
-        let (n, seconds) = (report.responses, report.seconds);
-        observe.tell(&Event::Note(&format!("reference log-probs of {n} responses {was} in {seconds:.1} s")))?;
-        all.push(sidecars);
+    let done = reference::ensure(be, model, &parts, c.reference.cache.as_deref(), &mut Aloud(observe))?;
+    summary.reference_seconds = done.iter().map(|(_, report)| report.seconds).sum();
+    Ok(done.into_iter().map(|(sidecars, _)| sidecars).collect())
+}
+
+/// Says of every split when the reference is through with it.
+struct Aloud<'a>(&'a mut dyn Observe);
+
+impl Observe for Aloud<'_> {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        if let &Event::Referenced { responses, computed, seconds } = event {
+            let was = if computed == 0 { "found" } else { "computed" };
+            let line = format!("reference log-probs of {responses} responses {was} in {seconds:.1} s");
+            self.0.tell(&Event::Note(&line))?;
+        }
+        self.0.on(event)
     }
-    Ok(all)
 }
 
 /// How the run reads its data.

@@ -144,7 +144,8 @@ fn a_full_disk() {
     assert_eq!(cli.names("t/r", ""), ["config.toml", "metrics.jsonl"]);
     std::fs::remove_dir_all(cli.path("t/r")).unwrap();
     cli.write_rows("rows.jsonl", &pairs(3000));
-    let (before, _) = ends("pack --tokenizer m --input rows.jsonl --out t/e");
+    let (before, last) = ends("pack --tokenizer m --input rows.jsonl --out t/e");
+    assert!(last.starts_with("fusedpo: t/e/train-00000.pref: cannot write: "), "{last}");
     assert_eq!(cli.tree(), before);
     cli.ok("pack --tokenizer m --input rows.jsonl --out big");
     let (before, _) = ends("score --model m --data big --out t/s");
@@ -152,8 +153,13 @@ fn a_full_disk() {
     // 48 KB of values, no room beside 40 KB of something else.
     cli.write("t/filler", vec![1; 40_000]);
     let (before, _) = ends("reference --model m --data big --cache t/c");
-    let after = cli.tree();
-    assert!(after.difference(&before).all(|p| p.ends_with("t/c")), "no half sidecar: {after:?}");
+    assert_eq!(cli.tree(), before);
+    // Not even a line of metrics: the run has not begun, and its folder is not in the way of the next.
+    cli.ok("reference --model m --data d");
+    cli.write("t/more", vec![1; 24_000 - 4096]);
+    let (before, last) = ends("dpo --model m --data d --out t/r --max-steps 2");
+    assert!(last.contains("metrics.jsonl: cannot write"), "{last}");
+    assert_eq!(cli.tree(), before);
 }
 
 #[test]

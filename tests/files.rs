@@ -161,6 +161,47 @@ fn a_run_that_did_not_begin_leaves_nothing_and_one_that_did_keeps_all() {
 }
 
 #[test]
+fn a_run_says_what_is_in_its_way() {
+    let dir = place();
+    let at = dir.path().join("run");
+    let refused = |want: &str| {
+        let before = names(dir.path());
+        let e = RunDir::create(&at, "").unwrap_err().to_string();
+        assert!(e.ends_with(want), "{e}");
+        assert_eq!(names(dir.path()), before);
+        fs::remove_file(&at).unwrap();
+    };
+    fs::write(&at, "").unwrap();
+    refused("run: is a file; name a new folder");
+    assert!(Command::new("mkfifo").arg(&at).status().unwrap().success());
+    refused("run: is no folder; name a new one");
+    symlink("nowhere", &at).unwrap();
+    refused("run: is a link that leads nowhere; name a new folder");
+    symlink("run", &at).unwrap();
+    refused("run: is a link that leads nowhere; name a new folder");
+    // An empty folder may be named by a link.
+    let here = dir.path().join("here");
+    fs::create_dir(&here).unwrap();
+    symlink(&here, &at).unwrap();
+    drop(RunDir::create(&at, "").unwrap());
+    assert!(at.is_symlink() && names(&here).is_empty());
+}
+
+#[test]
+fn an_error_in_a_folder_that_is_not_yet_there_names_its_place() {
+    let dir = place();
+    let out = dir.path().join("out");
+    let folder = AtomicFolder::create(&out, false).unwrap();
+    let said = |e: Error| folder.as_named(e).to_string();
+    let inside = folder.path().join("a/b");
+    assert_eq!(said(Error::file(&inside, "why")), format!("{}: why", out.join("a/b").display()));
+    let e = Error::io(folder.path(), "write")(std::io::ErrorKind::StorageFull.into());
+    assert!(said(e).starts_with(&format!("{}: cannot write", out.display())));
+    assert_eq!(said(Error::file(dir.path(), "why")), format!("{}: why", dir.path().display()));
+    assert_eq!(said(Error::usage("no file")), "no file");
+}
+
+#[test]
 fn a_target_is_a_new_file_or_one_that_may_be_replaced() {
     let dir = place();
     let path = dir.path().join("f");
@@ -181,8 +222,10 @@ fn a_target_is_a_new_file_or_one_that_may_be_replaced() {
     };
     refused("", "is a folder; name a file");
     refused("new/", "is a folder; name a file");
-    refused("f/x", "f does not exist; make it first");
+    refused("f/x", "f is no folder; name another");
     refused("no/x", "no does not exist; make it first");
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    refused("socket", "socket: is a socket; name a file");
 }
 
 #[test]

@@ -54,6 +54,20 @@ impl AtomicFolder {
         &self.temp
     }
 
+    /// An error about a file in it under the name that the file would have had: nobody knows the other.
+    pub fn as_named(&self, e: Error) -> Error {
+        // By its parts: joined to nothing, a path gets a slash at its end.
+        let named = |path: PathBuf| match path.strip_prefix(&self.temp) {
+            Ok(rest) => self.out.iter().chain(rest).collect(),
+            Err(_) => path,
+        };
+        match e {
+            Error::Io { path, doing, source } => Error::Io { path: named(path), doing, source },
+            Error::File { path, why } => Error::File { path: named(path), why },
+            e => e,
+        }
+    }
+
     /// Puts the folder in its place, in place of an older one. Errors: what is there came meanwhile.
     pub fn commit(mut self) -> Result<()> {
         sync_folder(&self.temp)?;
@@ -132,7 +146,9 @@ pub fn refuse_occupied(path: &Path) -> Result<()> {
             None => return Ok(()),
         },
         Err(_) if path.is_file() => "is a file; name a new folder",
-        Err(_) if path.exists() => "exists and cannot be read; name a new folder",
+        Err(_) if path.is_dir() => "exists and cannot be read; name a new folder",
+        Err(_) if path.exists() => "is no folder; name a new one",
+        Err(_) if path.is_symlink() => "is a link that leads nowhere; name a new folder",
         Err(_) => return Ok(()),
     };
     Err(Error::file(path, why))

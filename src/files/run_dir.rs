@@ -14,7 +14,7 @@ const METRICS: &str = "metrics.jsonl";
 
 /// A new folder that a run fills: `config.toml`, `metrics.jsonl`, and in the end the model. One process at a time has it.
 ///
-/// Dropped before its first line of metrics, it takes its files away again: a run that could not begin leaves nothing,
+/// Dropped before its first line of metrics is written, it takes its files away again: a run that could not begin leaves nothing,
 /// and the same command can be given again.
 #[derive(Debug)]
 pub struct RunDir {
@@ -54,10 +54,11 @@ impl RunDir {
 
     /// Appends a line to `metrics.jsonl`.
     pub fn log(&mut self, row: &Map<String, Value>) -> Result<()> {
+        let line = serde_json::to_string(row).expect("a map of plain values") + "\n";
+        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join(METRICS), "write"))?;
         self.begun = true;
         self.made.keep();
-        let line = serde_json::to_string(row).expect("a map of plain values") + "\n";
-        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join(METRICS), "write"))
+        Ok(())
     }
 }
 

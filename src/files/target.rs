@@ -46,10 +46,17 @@ impl Target {
             return Err(Error::file(path, "is a folder; name a file"));
         }
         let folder = folder_of(&at);
+        if folder.exists() && !folder.is_dir() {
+            return Err(Error::file(path, format!("{} is no folder; name another", folder.display())));
+        }
         if !folder.is_dir() {
             return Err(Error::file(path, format!("its folder {} does not exist; make it first", folder.display())));
         }
         match fs::symlink_metadata(&at) {
+            #[cfg(unix)]
+            Ok(m) if std::os::unix::fs::FileTypeExt::is_socket(&m.file_type()) => {
+                return Err(Error::file(path, "is a socket; name a file"));
+            }
             Ok(m) if !m.is_file() => return stream(File::options().write(true).open(&at)),
             Ok(_) if !overwrite => return Err(exists(path)),
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(path, "open")(e)),

@@ -71,7 +71,8 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         });
         tokenise_all(o, &tok, raw_from, row_to);
         admitting.join().expect("admitting rows does not panic")
-    })?;
+    })
+    .map_err(|e| out.as_named(e))?;
     admission.finish();
     let Admission { mut report, mut groups, used_template, tokens, .. } = admission;
     if groups.is_empty() {
@@ -79,16 +80,17 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         let why = if why.is_empty() { "the input has no rows".to_owned() } else { why.join(", ") };
         return Err(Error::file(&o.inputs[0], format!("nothing left to pack of {} rows ({why})", report.rows_read)));
     }
-    groups.seal()?;
+    groups.seal().map_err(|e| out.as_named(e))?;
     let mut at = Progress { bytes: total_bytes, total_bytes, rows: report.rows_read, tokens, written: 0 };
     let mut wrote = || {
         at.written += 1;
         if at.written.is_multiple_of(TOLD_EVERY) { progress(&at) } else { Ok(()) }
     };
-    write_shards(o, &meta(o, &tok, used_template), &mut groups, out.path(), &mut report, &mut wrote)?;
+    write_shards(o, &meta(o, &tok, used_template), &mut groups, out.path(), &mut report, &mut wrote)
+        .map_err(|e| out.as_named(e))?;
     report.warn();
     report.warnings.extend(tok.warning());
-    write_side_files(&tok, out.path(), &report)?;
+    write_side_files(&tok, out.path(), &report).map_err(|e| out.as_named(e))?;
     out.commit()?;
     Ok(report)
 }

@@ -5,7 +5,7 @@ use super::key::RefKey;
 use crate::data::shard::format::hex;
 use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
-use crate::files::{self, AtomicFile};
+use crate::files::{AtomicFile, MadeFolders};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -44,12 +44,14 @@ impl Sidecars {
     /// Errors: [`Error::File`] for a damaged file or one whose header has another key, with the reason; [`Error::Io`]
     /// where the folder cannot be read or written; [`Error::Usage`] for a fingerprint that is too long.
     pub fn open(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Self> {
-        if let Some(dir) = cache {
-            files::make_folder(dir)?;
-        }
+        // With no file in it, it goes again.
+        let mut made = cache.map(MadeFolders::make).transpose()?;
         let (mut files, mut notes) = (Vec::new(), Vec::new());
         for shard in data.shards() {
             files.push(open_one(shard, cache, key, &mut notes)?);
+        }
+        if let Some(made) = &mut made {
+            made.keep();
         }
         let missing = files.iter().map(Sidecar::missing).sum();
         let starts = data.response_starts().collect();

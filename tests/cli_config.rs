@@ -89,4 +89,6 @@ fn what_was_typed_is_never_left_out() {
         cli.write("c.toml", text);
         cli.bad(&format!("{stage} {FILES} --config c.toml --out r"), 2, want);
     }
+    #[cfg(unix)]
+    cli.bad("dpo --config /dev/zero --out r", 2, "/dev/zero: is no configuration: it has more than 1 MiB");
 }

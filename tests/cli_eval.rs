@@ -40,7 +40,7 @@ fn the_loss_is_that_of_the_run() {
     let e = eval("--model s").json();
     assert!(e.get("rewards/margins").is_some(), "{e}");
     cli.write("s/config.toml", "beta = ");
-    cli.bad("eval --model s --data d", 2, "s/config.toml: not valid TOML: mend it, or take it away");
+    cli.bad("eval --model s --data d", 2, "s/config.toml: line 1 is not valid TOML: mend it, or take it away");
 }
 
 /// A value is said to be the run's where it is the run's, and only there.
@@ -112,6 +112,14 @@ fn a_configuration_that_cannot_be_read_is_an_error() {
             "loss_type = \"kto\"",
             "`loss_type` is \"kto\", not a loss that this program knows: mend it, or give --loss-type",
         ),
+        ("beta = 0.5", "beta = -1", "`beta` is -1, not a finite number above 0: mend it, or give --beta"),
+        ("beta = 0.5", "beta = nan", "`beta` is nan, not a finite number above 0: mend it, or give --beta"),
+        (
+            "label_smoothing = 0.0",
+            "label_smoothing = 0.5",
+            "`label_smoothing` is 0.5, not in [0, 0.5): mend it, or give --label-smoothing",
+        ),
+        ("beta = 0.5", "beta =", "line 4 is not valid TOML: mend it, or take it away"),
         ("model = \"m\"", "ref_model = 1", "`ref_model` is 1, not the folder of a model: mend it, or give --ref-model"),
     ] {
         assert!(text.contains(line), "{line} in {text}");

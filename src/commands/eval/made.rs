@@ -63,10 +63,13 @@ impl Made {
             refuse_what_sft_ignores(a)?;
             return Ok(LossSpec { loss_type, beta: 0.1, label_smoothing: 0.0 });
         }
-        let beta = Found::new(a.beta, || self.number("beta"), 0.1)?;
+        let beta =
+            Found::new(a.beta, || self.number("beta", "a finite number above 0", |x| x.is_finite() && x > 0.0), 0.1)?;
         // Another loss's smoothing means nothing here.
         let smoothed = loss_type == LossType::Sigmoid && self.loss_type().ok().flatten() == Some(LossType::Sigmoid);
-        let run = || if smoothed { self.number("label_smoothing") } else { Ok(None) };
+        let run = || {
+            if smoothed { self.number("label_smoothing", "in [0, 0.5)", |x| (0.0..0.5).contains(&x)) } else { Ok(None) }
+        };
         let smoothing = Found::new(a.label_smoothing, run, 0.0)?;
         let spec = LossSpec { loss_type, beta: beta.value, label_smoothing: smoothing.value };
         spec.check()?;
@@ -111,10 +114,12 @@ impl Made {
         Ok(Some(known).filter(|l| l.def().pair.is_some()))
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    fn number(&self, key: &str, range: &str, ok: impl FnOnce(f64) -> bool) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
+        let wrong = |want| self.wrong(key, want, &key.replace('_', "-"));
         let number = value.as_float().or_else(|| value.as_integer().map(|i| i as f64));
-        number.map(Some).ok_or_else(|| self.wrong(key, "a number", &key.replace('_', "-")))
+        let number = number.ok_or_else(|| wrong("a number"))?;
+        if ok(number) { Ok(Some(number)) } else { Err(wrong(range)) }
     }
 
     fn get(&self, key: &str) -> Option<&toml::Value> {
@@ -160,7 +165,10 @@ fn read(path: &Path) -> Result<Option<toml::Table>> {
         Ok(_) => {}
     }
     let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
-    let table = text.parse().map_err(|_| Error::file(path, "not valid TOML: mend it, or take it away"))?;
+    let table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default().matches('\n').count() + 1;
+        Error::file(path, format!("line {line} is not valid TOML: mend it, or take it away"))
+    })?;
     Ok(Some(table))
 }
 

@@ -1,5 +1,47 @@
 //! Direct Preference Optimization ([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)) as an engine: SFT, then DPO, on
-//! a Hugging Face model directory; the result is one too. This page is the architecture; the README is for users.
+//! a Hugging Face model directory; the result is one too. The README is about the program; this page is about the crate: how
+//! to use it, then how it is built.
+//!
+//! # Using it
+//!
+//! The program is a thin layer on the library, and everything that it does can be done from Rust, in this order:
+//!
+//! 1. Rows become shards, once: [`data::pack::pack`] with [`PackOptions`](data::pack::PackOptions), or
+//!    [`ShardWriter`](data::shard::ShardWriter) for data of one's own kind. [`Dataset`](data::shard::Dataset) reads them.
+//! 2. A model directory is opened: [`ModelDir`](model::ModelDir). [`Model::load`](model::Model::load) gives weights on a
+//!    backend, such as [`backend::cpu::Cpu`]; [`device::dispatch`] finds the backend for a choice.
+//! 3. A run: [`train::run::train`] with [`TrainOptions`](train::options::TrainOptions). It fills a new folder with
+//!    `config.toml`, `metrics.jsonl` and the trained model. [`train::reference::ensure`] is its reference pass alone.
+//! 4. What came out: [`train::eval::evaluate`], [`train::kl::estimate`], [`model::generate()`], and [`model::export()`].
+//!
+//! Work that takes long is told to an [`Observe`](observe::Observe), which may end it in order; nobody listens with
+//! [`Silent`](observe::Silent). Errors are one type, [`Error`], and one line each: what, where, what to do. They name an
+//! option as its field, in backticks. Only [`commands`] and the [`demo`] print or know of signals.
+//!
+//! ```
+//! use fusedpo::loss::{LossSpec, LossType};
+//! use fusedpo::train::options::{FileOptions, LossOptions, Stage, TrainOptions};
+//!
+//! let options = TrainOptions {
+//!     files: FileOptions { model: "sft".into(), data: "shards".into(), out: "dpo".into() },
+//!     loss: LossOptions { beta: Some(0.2), ..Default::default() },
+//!     ..Default::default()
+//! };
+//! // Checked, and filled in; `train(&backend, &options, &mut observer)` would take it from here.
+//! let options = options.resolve(Stage::Dpo)?;
+//! assert_eq!(options.loss(), LossSpec { loss_type: LossType::Sigmoid, beta: 0.2, label_smoothing: 0.0 });
+//!
+//! let wrong = TrainOptions { loss: LossOptions { beta: Some(-1.0), ..Default::default() }, ..options };
+//! let why = wrong.resolve(Stage::Dpo).unwrap_err().to_string();
+//! assert_eq!(why, "`beta` -1: must be a finite number greater than 0");
+//! # Ok::<(), fusedpo::Error>(())
+//! ```
+//!
+//! Whole programs, each of which runs without arguments (`cargo run --release --example NAME`):
+//!
+//! - `examples/score_pairs.rs`: which response of a pair a model finds likelier, and by how much.
+//! - `examples/dpo_from_rust.rs`: a run that an observer of one's own follows and ends.
+//! - `examples/write_shard.rs`: a converter from a format of one's own.
 //!
 //! # The shape of it
 //!
@@ -29,7 +71,7 @@
 //! From the ground up. A room names its own files and those of rooms above it in this list, never the other way round, and
 //! no two files name each other in a circle; `tests/architecture.rs` reads every path in the sources to keep it so.
 //!
-//! - [`error`]; [`choice`]: enums that a user names, with names and descriptions beside the variants; [`units`]: sizes in
+//! - [`error`]; [`mod@choice`]: enums that a user names, with names and descriptions beside the variants; [`units`]: sizes in
 //!   words; [`guard`]: a library that panics on a damaged file gives an error.
 //! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
 //! - [`files`]: the only writer of files: a file, a folder, a run's folder, what the user named for a result.

@@ -1,7 +1,7 @@
 //! The only writer of files, and the only one that maps them. Whatever is made appears whole or not at all, and is there
 //! after a crash once it was said to be: a temporary sibling, its bytes to the disk, its name in place, the name to the disk.
 //!
-//! - [`AtomicFile`], [`write`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
+//! - [`AtomicFile`], [`write()`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`Map`]: a file read where it lies.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`]: what nobody else sees, gone with the process.

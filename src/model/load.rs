@@ -54,7 +54,7 @@ pub struct Model<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Loads the weights of `dir` for rows of up to `max_positions` tokens.
     ///
-    /// Errors: [`Error::File`] naming what is missing, damaged, of another shape or dtype, unknown or not supported.
+    /// Errors: [`Error::File`](crate::Error::File) naming what is missing, damaged, of another shape or dtype, unknown or not supported.
     pub fn load(be: &B, dir: &ModelDir, max_positions: usize) -> Result<Self> {
         let weights = dir.weights()?;
         let origin = Origin::Dir(dir.clone(), weights.source.clone());

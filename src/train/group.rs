@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A group of options. [`options!`] writes it.
+/// A group of options. `options!` writes it.
 pub trait Group: Serialize + DeserializeOwned + Default {
     /// Names of its options: its fields, and its keys in TOML.
     const KEYS: &'static [&'static str];

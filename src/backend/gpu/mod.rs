@@ -1,4 +1,4 @@
-//! The GPU backend: launch wrappers over a [`Driver`], written once for a real GPU ([`cuda::CudaDriver`]) and for the
+//! The GPU backend: launch wrappers over a [`Driver`](driver::Driver), written once for a real GPU ([`cuda::CudaDriver`]) and for the
 //! same kernels on the host ([`host::HostDriver`]).
 //!
 //! A file a family of ops, named as in `kernels/` and `backend/cpu/`. An op checks every length ([`crate::Error::Shape`]) and

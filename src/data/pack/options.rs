@@ -22,7 +22,7 @@ choice! {
 }
 
 impl Truncation {
-    /// [`Meta::truncation`]'s code.
+    /// [`Meta::truncation`](crate::data::shard::format::Meta::truncation)'s code.
     pub fn code(self) -> u32 {
         match self {
             Self::KeepStart => 1,

@@ -1,7 +1,7 @@
 //! A real GPU through the CUDA driver API, loaded at run time: one binary serves machines with and without one.
 //!
 //! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but what
-//! [`Driver`] says. Errors of earlier work surface there, or at any later call.
+//! [`Driver`](super::driver::Driver) says. Errors of earlier work surface there, or at any later call.
 
 mod cublaslt;
 mod driver;

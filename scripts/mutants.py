@@ -28,10 +28,12 @@ switched; it, and whatever the compiler does not take as a switch, gets a build 
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -223,12 +225,17 @@ class Builder:
             command = [sys.executable, "-m", "unittest", "discover", "-s", "tests/scripts", "-p", f"{words[1]}.py"]
         else:
             command = [self.programs[words[0]], *words[1:]]
+        # A session of its own, so that what the test had started ends with it.
+        run = subprocess.Popen(command, cwd=self.tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               errors="replace", stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            run = subprocess.run(command, cwd=self.tree, env=env, capture_output=True, text=True, timeout=self.seconds,
-                                 errors="replace", stdin=subprocess.DEVNULL)
+            said, _ = run.communicate(timeout=self.seconds)
         except subprocess.TimeoutExpired:
             return f"{test}: longer than {self.seconds:.0f} s"
-        said = run.stdout + run.stderr
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
         if run.returncode == 0:
             ran = re.findall(r"(?:test result: ok\. |^Ran )(\d+)", said, re.M)
             return "" if any(int(n) > 0 for n in ran) else f"{test}: no such test"

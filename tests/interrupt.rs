@@ -5,7 +5,7 @@ mod cli_common;
 use cli_common::*;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStderr};
+use std::process::ChildStderr;
 
 /// `n` pairs with prompts of their own.
 fn many(n: usize) -> Vec<Value> {
@@ -26,7 +26,7 @@ fn wait_for(err: &mut BufReader<ChildStderr>, begin: &str) {
 }
 
 /// The rest of stderr and the exit code.
-fn end(mut child: Child, mut err: BufReader<ChildStderr>) -> (String, Option<i32>) {
+fn end(mut child: Running, mut err: BufReader<ChildStderr>) -> (String, Option<i32>) {
     let mut rest = String::new();
     err.read_to_string(&mut rest).unwrap();
     (rest, child.wait().unwrap().code())

@@ -2,6 +2,21 @@
 //!
 //! A loss sees sums of token log-probs and gives `dL/dlogp` per response, which the head applies to every token of the
 //! response. What a loss needs beyond that is its contract ([`LossDef::scope`], [`LossDef::per_token`]).
+//!
+//! ```
+//! use fusedpo::loss::{LossSpec, LossType, Pair};
+//!
+//! let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+//! spec.check()?;
+//! // The policy likes the chosen response 2 nats more than the reference does, and the rejected one 1 nat less.
+//! let p = Pair {
+//!     chosen: -40.0, rejected: -52.0, ref_chosen: -42.0, ref_rejected: -51.0, chosen_len: 20.0, rejected_len: 25.0,
+//! };
+//! let loss = spec.loss_type.def().pair.expect("a loss of pairs")(&spec, &p);
+//! assert!((loss.loss - (1.0 + (-0.3_f64).exp()).ln()).abs() < 1e-12); // -log sigmoid(0.1 * 3)
+//! assert!(loss.d_chosen < 0.0 && loss.d_rejected == -loss.d_chosen);
+//! # Ok::<(), fusedpo::Error>(())
+//! ```
 
 use crate::choice;
 use crate::choice::Choice;

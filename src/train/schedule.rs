@@ -31,6 +31,17 @@ options! {
 }
 
 /// A learning rate for every step of a run.
+///
+/// ```
+/// use fusedpo::train::schedule::{Schedule, ScheduleOptions, SchedulerType};
+///
+/// let o = ScheduleOptions {
+///     learning_rate: 2e-6, lr_scheduler_type: SchedulerType::Linear, warmup_steps: 2, warmup_ratio: 0.0,
+/// };
+/// let s = Schedule::new(&o, 4)?;
+/// assert_eq!([0, 1, 2, 3].map(|step| s.at(step)), [0.0, 1e-6, 2e-6, 1e-6]);
+/// # Ok::<(), fusedpo::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// Shape after warm-up.

@@ -3,8 +3,9 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// Bytes of a tiny model that the project keeps: 97 words `w3`..`w96` and three special tokens.
@@ -36,6 +37,44 @@ impl Ran {
     /// The one JSON object on stdout.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// A command under way. A test that fails ends it.
+pub struct Running(Option<Child>);
+
+impl Running {
+    pub fn wait_with_output(mut self) -> std::io::Result<Output> {
+        self.0.take().expect("under way").wait_with_output()
+    }
+}
+
+impl From<Child> for Running {
+    fn from(child: Child) -> Self {
+        Running(Some(child))
+    }
+}
+
+impl Deref for Running {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        self.0.as_ref().expect("under way")
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Child {
+        self.0.as_mut().expect("under way")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // One that has ended already is no error.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -99,8 +138,8 @@ impl Cli {
     pub fn run(&self, args: &str) -> Ran {
         Ran::of(self.command(args).output().unwrap())
     }
-    pub fn spawn(&self, args: &str) -> Child {
-        self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    pub fn spawn(&self, args: &str) -> Running {
+        Running(Some(self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
     }
 
     /// Runs a command that must succeed.
@@ -169,7 +208,8 @@ pub fn signal(child: &Child, name: &str) {
 }
 
 /// What a child left, within a minute.
-pub fn finish(child: Child) -> Ran {
+pub fn finish(child: impl Into<Running>) -> Ran {
+    let child = child.into();
     Ran::of(child.wait_with_output().unwrap())
 }
 

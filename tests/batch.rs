@@ -244,3 +244,26 @@ fn reference_log_probs_are_set_in_order() {
     let why = || fusedpo::Error::Training("none".into());
     assert_eq!(m.set_ref_logps(|r| if r.id == 102 { Err(why()) } else { Ok(0.0) }).unwrap_err().to_string(), "none");
 }
+
+/// Each size by itself: what is larger in one of them alone does not fit, and what two need is the larger of each.
+#[test]
+fn a_capacity_bounds_every_size() {
+    let mut b = Builder::default();
+    b.group(0, [1, 2]).unwrap();
+    (0..3).for_each(|id| b.response(id, [3, 4]).unwrap());
+    (1..3).for_each(|i| b.pair(0, i, 1.0, i as u64).unwrap());
+    let mb = b.finish(10).unwrap();
+    let need = mb.capacity();
+    assert_eq!(need, Capacity { slots: 10, predictions: 6, responses: 3, pairs: 2 });
+    mb.within(&need).unwrap();
+    for (name, less) in [
+        ("slots", Capacity { slots: 9, ..need }),
+        ("predictions", Capacity { predictions: 5, ..need }),
+        ("responses", Capacity { responses: 2, ..need }),
+        ("pairs", Capacity { pairs: 1, ..need }),
+    ] {
+        let e = mb.within(&less).unwrap_err().to_string();
+        assert!(e.contains(name), "{name}: {e}");
+        assert_eq!([less.or_larger(need), need.or_larger(less)], [need, need], "{name}");
+    }
+}

@@ -3,6 +3,9 @@
 mod cli_common;
 
 use cli_common::*;
+use fusedpo::backend::cpu::Cpu;
+use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
+use fusedpo::model::{GenerateOptions, Model, ModelDir, generate};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -81,6 +84,11 @@ fn pack_inspect_sft_reference_dpo_eval_score_generate() {
         assert!(e.get(*key).is_some(), "eval --json has no {key}: {e}");
     }
     let metrics = evals[1]["eval_loss"].as_f64().unwrap();
+    for (when, row) in [("before:", evals[0]), ("after: ", evals[1])] {
+        let want = format!("held-out {when} loss {:.4}, accuracy ", row["eval_loss"].as_f64().unwrap());
+        assert!(ran.out.lines().any(|l| l.starts_with(&want)), "{want}: {ran:?}");
+    }
+    assert!(ran.out.starts_with(&format!("{} steps in ", steps.len())), "{ran:?}");
     // The files hold f32 weights, as the run did.
     assert!((e["loss"].as_f64().unwrap() - metrics).abs() <= 1e-12, "{e} {metrics}");
 
@@ -309,4 +317,69 @@ fn many_pairs(n: usize) -> Vec<Value> {
         row["prompt"] = json!(format!("w{} w{} w{}", 3 + i % 90, 3 + i / 90 % 90, 3 + i / 8100));
     }
     rows
+}
+
+/// After an empty prompt nothing predicts the first token: it is neither scored nor counted.
+#[test]
+fn the_first_token_of_a_text_is_not_scored() {
+    let cli = Cli::new();
+    cli.write_rows("rows.jsonl", &[json!({"text": "w5 w6 w7"}), json!({"prompt": "w5", "completion": " w6 w7"})]);
+    cli.ok("pack --tokenizer m --input rows.jsonl --out d");
+    cli.ok("score --model m --data d --out s --per-token");
+    let lines = cli.json_lines("s");
+    for (line, scored) in lines.iter().zip([3, 3]) {
+        assert_eq!(
+            (line["num_tokens"].as_u64(), line["token_logps"].as_array().unwrap().len()),
+            (Some(scored), 3),
+            "{line}"
+        );
+    }
+    // The same words in the same order: the same predictions.
+    for i in 0..3 {
+        let [a, b] = [0, 1].map(|row: usize| lines[row]["token_logps"][i].as_f64().unwrap());
+        assert!((a - b).abs() <= 1e-5 * b.abs(), "{lines:?}");
+    }
+}
+
+/// Texts without their special tokens, and the sums of what the model says of each token.
+#[test]
+fn lines_of_generate_are_what_was_generated() {
+    let cli = Cli::new();
+    // Half of the words end a text, so that some do.
+    let ends: Vec<u32> = std::iter::once(2).chain((3..97).step_by(2)).collect();
+    cli.edit_json("m/config.json", |c| c["eos_token_id"] = json!(ends));
+    cli.write("prompts.jsonl", "{\"prompt\": \"w5 w6\"}\n{\"prompt\": \"w7\"}\n{\"prompt\": \"w9\"}\n");
+    let args = "generate --model m --input prompts.jsonl --max-new-tokens 6 --device cpu --dtype f32";
+    let printed: Vec<Value> = cli.ok(args).out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let tok = TextTokenizer::load(&cli.path("m"), &TokenizerOptions::default()).unwrap();
+    let be = Cpu::<f64>::new().unwrap();
+    let model = Model::load(&be, &ModelDir::open(&cli.path("m")).unwrap(), 64).unwrap();
+    let o = GenerateOptions {
+        max_new_tokens: 6,
+        temperature: 0.0,
+        top_p: 1.0,
+        num_return_sequences: 1,
+        seed: 42,
+        eos_token_ids: ends,
+        cache_bytes: 1 << 20,
+    };
+    let prompts = ["w5 w6", "w7", "w9"].map(|p| tok.encode(p).unwrap());
+    let all = generate(&be, &model, &prompts, &o).unwrap();
+    assert_eq!(printed.len(), 3);
+    for (row, (line, one)) in printed.iter().zip(all.iter().flatten()).enumerate() {
+        assert_eq!((&line["row"], &line["finished"]), (&json!(row), &json!(one.finished)));
+        assert_eq!(line["num_tokens"], one.tokens.len());
+        assert_eq!(line["completion"], tok.decode(&one.tokens, true).unwrap());
+        let (got, want) = (line["logp"].as_f64().unwrap(), one.logps.iter().sum::<f64>());
+        assert!((got - want).abs() <= 1e-4 * want.abs(), "{line} {want}");
+    }
+    // Special tokens are not shown: here all words are.
+    cli.edit_json("m/tokenizer.json", |t| {
+        let special = |id: u64| {
+            json!({"id": id, "content": format!("w{id}"), "special": true, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false})
+        };
+        t["added_tokens"].as_array_mut().unwrap().extend((3..97).map(special));
+    });
+    assert_eq!(cli.ok("generate --model m --prompt w5 --max-new-tokens 6 --device cpu").out.trim(), "");
 }

@@ -4,6 +4,7 @@
 mod cli_common;
 
 use cli_common::*;
+use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars};
 use std::path::Path;
@@ -100,6 +101,39 @@ fn a_rate_that_blows_up_stops_the_run() {
     let ran = cli.run("dpo --model m --data d --out s --beta 1e300 --max-steps 2");
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.err.lines().last().unwrap().starts_with("fusedpo: no finite gradient in 2 steps in a row"), "{ran:?}");
+}
+
+/// A step without a finite gradient is skipped, and so are two in a row: it takes three in a row to end a run.
+#[test]
+fn skipped_steps_end_a_run_in_a_row_alone() {
+    let cli = Cli::with_data();
+    cli.model("other", "qwen3");
+    let data = Dataset::open(&cli.path("d"), Split::Train).unwrap();
+    let options =
+        PlanOptions { objective: Objective::Preference, batch_size: 1, token_budget: None, seed: 42, shuffle: true };
+    let planner = Planner::new(&data, &options).unwrap();
+    let steps = planner.steps_in_epoch(0);
+    // A reference so far away that IPO's square of the distance is infinite, for the steps that `bad` names.
+    let run = |out: &str, bad: &dyn Fn(u64) -> bool| {
+        for name in cli.names("d", ".ref-") {
+            std::fs::remove_file(cli.path(&format!("d/{name}"))).unwrap();
+        }
+        cli.ok("reference --model other --data d");
+        let of = |step: u64| planner.step(0, step).unwrap().into_iter().flat_map(|mb| mb.responses().to_vec());
+        let far: Vec<u64> = (0..steps).filter(|s| bad(*s)).flat_map(of).map(|r| r.id).collect();
+        edit_sidecars(&cli, |s, i| {
+            s.set(i, if far.contains(&i) { [-1e300, -1e200][i as usize % 2] } else { s.get(i).unwrap() })
+        });
+        cli.run(&format!("dpo --model m --ref-model other --data d --out {out} --loss-type ipo --batch-size 1"))
+    };
+    let ran = run("r", &|step| step % 3 != 2);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let skipped = ran.err.lines().filter(|l| l.contains(" skipped: gradient norm ")).count() as u64;
+    assert_eq!((steps, skipped), (16, 11), "{ran:?}");
+    let ran = run("s", &|step| (4..7).contains(&step));
+    let last = ran.err.lines().last().unwrap();
+    let want = "fusedpo: no finite gradient in 3 steps in a row, the last was step 7: ";
+    assert!(ran.code == 1 && last.starts_with(want), "{ran:?}");
 }
 
 /// A mount that ends with the test.

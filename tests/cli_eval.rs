@@ -136,6 +136,9 @@ fn a_training_split_is_named() {
     let cli = Cli::with_data();
     cli.ok("pack --tokenizer m --input rows.jsonl --out all");
     let eval = |data: &str| cli.ok(&format!("eval --model m --kl-samples 0 --json --data {data}"));
+    cli.ok("eval --model m --kl-samples 0 --data d --cache kept");
+    assert_eq!(cli.names("kept", "eval-00000.pref.ref-").len(), 1, "--cache is where they go");
+    assert_eq!(cli.names("d", ".ref-").len(), 0);
     let held_out = eval("d");
     assert_eq!((held_out.json()["split"].as_str(), held_out.err.contains("warning: ")), (Some("eval"), false));
     for data in ["all", "d/train-00000.pref"] {

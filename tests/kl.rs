@@ -59,6 +59,26 @@ fn the_estimate_is_the_mean_gap_of_the_policys_own_samples() {
     assert_eq!((got.samples, got.max_new_tokens), (12, 9));
 }
 
+/// Prompts that leave room for a response, in the order of the data, and no more than asked for.
+#[test]
+fn samples_have_room_for_a_response() {
+    let cli = Cli::with_data();
+    let data = Dataset::open(&cli.path("d"), Split::Train).unwrap();
+    let policy = ModelDir::open(&cli.path("m")).unwrap().config().clone();
+    let all: Vec<Vec<u32>> = (0..data.num_groups()).map(|g| data.group(g).prompt().to_vec()).collect();
+    for (positions, asked, new) in [(64, 9, 9), (14, 9, 7), (13, 9, 6), (12, 9, 6), (12, 3, 3), (10, 1, 1)] {
+        for samples in [1, 5, 1000] {
+            let o = KlOptions { samples, max_new_tokens: asked, seed: 5 };
+            let plan = KlPlan::new(&policy, positions, &data, &o).unwrap();
+            assert_eq!(plan.options.max_new_tokens, new, "at most half of the positions");
+            let want: Vec<_> = all.iter().filter(|p| p.len() + new <= positions).take(samples).cloned().collect();
+            assert_eq!(plan.prompts, want, "{positions} {asked} {samples}");
+        }
+    }
+    assert!(all.iter().any(|p| p.len() + 6 > 12), "some must have no room");
+    assert!(KlPlan::new(&policy, 2, &data, &KlOptions { samples: 5, max_new_tokens: 9, seed: 5 }).is_none());
+}
+
 /// Of a model from itself it is 0, and from another one positive, in what `eval` prints.
 #[test]
 fn eval_prints_it_with_its_sign() {

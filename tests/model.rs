@@ -310,6 +310,33 @@ fn decoding_equals_the_full_forward_pass() {
     }
 }
 
+/// Any of several end tokens ends a sequence, the first time that it is drawn, and no other does.
+#[test]
+fn every_end_token_ends_a_sequence() {
+    let be = cpu64();
+    let m = model(&be, &tiny(Architecture::Llama), 23);
+    let draw = |ends: Vec<u32>| {
+        let o = GenerateOptions { temperature: 1.0, eos_token_ids: ends, ..options(15) };
+        generate(&be, &m, &[vec![3, 4, 5]], &o).unwrap()[0][0].clone()
+    };
+    let free = draw(vec![]);
+    assert_eq!((free.tokens.len(), free.finished), (15, false));
+    let never = (0..29).find(|t| !free.tokens.contains(t)).unwrap();
+    assert_eq!(draw(vec![never]), free);
+    // A prompt may fill the positions to the last.
+    for (len, fits) in [(m.max_positions - 15, true), (m.max_positions - 14, false)] {
+        assert_eq!(generate(&be, &m, &[vec![3; len]], &options(15)).is_ok(), fits, "{len}");
+    }
+    for token in free.tokens.iter().copied() {
+        let at = free.tokens.iter().position(|t| *t == token).unwrap();
+        for ends in [vec![token, never], vec![never, token], vec![token]] {
+            let got = draw(ends);
+            assert_eq!((&got.tokens[..], got.finished), (&free.tokens[..=at], true));
+            assert_eq!(got.logps[..], free.logps[..=at]);
+        }
+    }
+}
+
 /// What a sequence draws depends on its number and the seed, not on how many share the batch.
 #[test]
 fn generation_does_not_depend_on_the_batch() {

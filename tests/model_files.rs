@@ -3,7 +3,7 @@
 mod model_common;
 
 use fusedpo::backend::Device;
-use fusedpo::model::{Architecture, Model, ModelConfig, ModelDir, SaveDtype, export};
+use fusedpo::model::{Architecture, Model, ModelConfig, ModelDir, Rope, RopeScaling, SaveDtype, export};
 use model_common::files::*;
 use model_common::*;
 use serde_json::{Value, json};
@@ -59,10 +59,17 @@ fn shards_are_kept_and_do_not_change_the_identity() {
 
 #[test]
 fn identity_tells_models_apart() {
+    let before = identity(copy("llama").path());
+    let linear = json!({"rope_type": "linear", "factor": 2.0});
+    // Everything that makes another model of the same tensors.
+    for (key, value) in [("rope_theta", json!(20000.0)), ("rope_scaling", linear), ("rms_norm_eps", json!(1e-6))] {
+        let dir = copy("llama");
+        edit_json(&dir.path().join("config.json"), |c| c[key] = value);
+        assert!(identity(dir.path()) != before, "another {key}");
+    }
     let dir = copy("llama");
-    let before = identity(dir.path());
-    edit_json(&dir.path().join("config.json"), |c| c["rope_theta"] = json!(20000.0));
-    assert!(identity(dir.path()) != before, "another rope_theta");
+    edit_json(&dir.path().join("config.json"), |c| c["max_position_embeddings"] = json!(64));
+    assert!(identity(dir.path()) == before, "what computes nothing is no other model");
     let dir = copy("llama");
     let path = dir.path().join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
@@ -214,6 +221,8 @@ fn models_from_scratch_come_back() {
         assert_eq!(back.config, ModelConfig { dtype: Some("float32".into()), ..config });
         assert_eq!(back.sha256().unwrap(), m.sha256().unwrap());
         assert!(out.path().join("tokenizer.json").exists());
+        let ends = read_json(&out.path().join("generation_config.json"))["eos_token_id"].clone();
+        assert_eq!(ends, json!(m.config.eos_token_ids), "for what reads no more than that");
         let other = Model::random(&be, back.config, 99, 64).unwrap();
         assert!(other.sha256().unwrap() != m.sha256().unwrap());
     }
@@ -278,4 +287,94 @@ fn extra_tensors_of_old_exporters() {
     let report = export(&be, &m, None, None, out.path(), SaveDtype::Source).unwrap();
     assert_eq!(report.weights, m.table.num_parameters() as u64);
     same_files(dir.path(), out.path());
+    // A copy of a tied head goes with the embedding.
+    let mut m = m;
+    be.upload(be.view_mut(&mut m.weights, 0..1), &[0.75]).unwrap();
+    export(&be, &m, None, None, out.path(), SaveDtype::Source).unwrap();
+    let saved = tensors(&out.path().join("model.safetensors"));
+    assert_eq!(saved["model.embed_tokens.weight"].2[..4], 0.75f32.to_le_bytes());
+    assert!(saved["lm_head.weight"] == saved["model.embed_tokens.weight"]);
+}
+
+/// transformers' values where a configuration leaves a field out.
+#[test]
+fn fields_that_may_be_left_out() {
+    let load = |name: &str, without: &[&str], edit: &dyn Fn(&mut Value)| {
+        let dir = copy(name);
+        edit_json(&dir.path().join("config.json"), |c| {
+            without.iter().for_each(|key| drop(c.as_object_mut().unwrap().remove(*key)));
+            edit(c);
+        });
+        ModelConfig::load(dir.path()).unwrap()
+    };
+    let left_out = ["rope_theta", "rope_scaling", "rms_norm_eps", "num_key_value_heads", "tie_word_embeddings"];
+    let c = load("llama", &left_out, &|_| ());
+    assert_eq!((c.rope, c.rms_norm_eps), (Rope { theta: 10000.0, scaling: RopeScaling::None }, 1e-6));
+    assert_eq!((c.num_key_value_heads, c.head_dim, c.tie_word_embeddings), (4, 8, false));
+    assert_eq!((c.qkv_bias, c.o_bias, c.sliding_window), (false, false, None));
+    // Llama and Qwen3 may have biases, all four.
+    for name in ["llama", "qwen3"] {
+        let c = load(name, &[], &|c| c["attention_bias"] = json!(true));
+        assert_eq!((c.qkv_bias, c.o_bias), (true, true), "{name}");
+    }
+    let c = load("llama", &[], &|c| {
+        c["rope_scaling"] =
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    });
+    let RopeScaling::Llama3 { original_max_position_embeddings, .. } = c.rope.scaling else { panic!("{:?}", c.rope) };
+    assert_eq!(original_max_position_embeddings, 128.0, "the model's own positions");
+    let c = load("qwen3", &[], &|c| c["rope_parameters"]["rope_theta"] = json!(500000.0));
+    assert_eq!(c.rope.theta, 500000.0);
+    // Only Llama's key heads are as many as its query heads by default; and no token is outside the vocabulary.
+    for (name, key, value, want) in [
+        ("qwen3", "num_key_value_heads", Value::Null, "num_key_value_heads"),
+        ("llama", "bos_token_id", json!(97), "token id 97 is outside `vocab_size` 97"),
+        ("llama", "eos_token_id", json!([2, 97]), "token id 97 is outside `vocab_size` 97"),
+    ] {
+        let dir = copy(name);
+        edit_json(&dir.path().join("config.json"), |c| c[key] = value);
+        let e = ModelConfig::load(dir.path()).unwrap_err().to_string();
+        assert!(e.contains(want), "{e}");
+    }
+    // A window is used where it is set (Mistral), where it is asked for (Qwen), or never (Llama).
+    let window = |name: &str, used: Option<bool>| {
+        let c = load(name, &[], &|c| {
+            c["sliding_window"] = json!(48);
+            used.iter().for_each(|used| c["use_sliding_window"] = json!(used));
+        });
+        (c.sliding_window, c.usable_positions())
+    };
+    assert_eq!(window("llama", None), (None, 128));
+    assert_eq!(
+        [None, Some(false), Some(true)].map(|used| window("qwen3", used)),
+        [(None, 128), (None, 128), (Some(48), 48)]
+    );
+}
+
+/// GPT-2's rule: deviations of the matrices, norms of 1, no bias.
+#[test]
+fn a_new_models_weights_are_of_the_stated_sizes() {
+    let be = cpu64();
+    for name in MODELS {
+        let config = ModelConfig::load(&golden(name)).unwrap();
+        let layers = config.num_hidden_layers as f64;
+        let m = Model::random(&be, config, 5, 64).unwrap();
+        let weights = read(&be, &m.weights, m.table.len);
+        for spec in &m.table.specs {
+            let values = &weights[spec.at.clone()];
+            if spec.shape.len() < 2 {
+                let want = if spec.name.ends_with(".bias") { 0.0 } else { 1.0 };
+                assert!(values.iter().all(|w| *w == want), "{}", spec.name);
+                continue;
+            }
+            let into_residual = spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
+            let want = if into_residual { 0.02 / (2.0 * layers).sqrt() } else { 0.02 };
+            let n = values.len() as f64;
+            let (mean, deviation) = (values.iter().sum::<f64>() / n, norm(values) / n.sqrt());
+            // Five standard errors of each.
+            assert!(mean.abs() <= 5.0 * want / n.sqrt(), "{name}: {}: mean {mean}", spec.name);
+            let error = 5.0 * want / (2.0 * n).sqrt();
+            assert!((deviation - want).abs() <= error, "{name}: {}: {deviation}, not {want}", spec.name);
+        }
+    }
 }

@@ -256,3 +256,33 @@ fn options_of_the_other_commands() {
     let texts = cli.ok("generate --model m --input prompts.jsonl --max-new-tokens 3").out;
     assert!(texts.starts_with("{\"row\":0,"), "{texts}");
 }
+
+/// What the help calls the default is what a run without the option has, and says so in its config.toml.
+#[test]
+fn defaults_are_those_of_the_help() {
+    let cli = Cli::with_data();
+    for stage in ["sft", "dpo"] {
+        cli.ok(&format!("{stage} --model m --data d --out {stage} --max-steps 1"));
+        let written: toml::Table = cli.text(&format!("{stage}/config.toml")).parse().unwrap();
+        // An option, and somewhere below it, before the next, its default.
+        let help = cli.ok(&format!("{stage} --help")).out;
+        let mut seen = 0;
+        let mut option = "";
+        for line in help.lines() {
+            if let Some(name) = line.trim_start().strip_prefix("--") {
+                option = name.split([' ', '[']).next().unwrap();
+            }
+            let Some((_, value)) = line.split_once("[default: ") else { continue };
+            let value = value.split(']').next().unwrap();
+            let Some(has) = written.get(&option.replace('-', "_")) else { continue };
+            let same = match (has.as_float().or(has.as_integer().map(|i| i as f64)), has.as_str()) {
+                (Some(has), _) => value.parse() == Ok(has),
+                (_, Some(has)) => value == has,
+                _ => value == has.to_string(),
+            };
+            assert!(same, "{stage}: --{option} is {has}, the help says {value}");
+            seen += 1;
+        }
+        assert!(seen >= 15, "{seen} defaults of {stage} in\n{help}");
+    }
+}

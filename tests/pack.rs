@@ -29,6 +29,16 @@ fn every_row_shape() {
         (r#"{"prompt":"p","completion":" c","label":false}"#.into(), vec!["0.0 p> c</s> label false"]),
         (r#"{"prompt":"p","completion":" c"}"#.into(), vec!["0.0 p> c</s>"]),
         (r#"{"prompt":"p","completion":" c","label":null}"#.into(), vec!["0.0 p> c</s>"]),
+        (r#"{"prompt":"p","completion":" c","label":0}"#.into(), vec!["0.0 p> c</s> label false"]),
+        // Where one dialogue is the beginning of the other, its last message is still the response's.
+        (
+            format!(r#"{{"chosen":[{u},{a},{b}],"rejected":[{u},{a}]}}"#),
+            vec![
+                "0.0 <|turn|>user\nq</s>\n<|turn|>assistant\n>a</s>\n<|turn|>assistant\nb</s>\n",
+                "0.1 <|turn|>user\nq</s>\n<|turn|>assistant\n>a</s>\n",
+                "pair 0>1 1",
+            ],
+        ),
         (r#"{"text":"the end</s>"}"#.into(), vec!["0.0 >the end</s>"]),
         (
             r#"{"prompt_ids":[100],"chosen_ids":[101,1],"rejected_ids":[102]}"#.into(),
@@ -107,7 +117,8 @@ fn columns_are_renamed() {
     let place = Place::new();
     let mut o = place.options("qa.jsonl", r#"{"question":"q","prompt":"ignored","answer":" a"}"#);
     o.map = FieldMap::parse("prompt=question, completion=answer").unwrap();
-    run(&o);
+    // The old `prompt` is replaced, and the new one's column has played its part.
+    assert!(run(&o).ignored_columns.is_empty());
     assert_eq!(place.contents(&o.out, Split::Train), ["0.0 q> a</s>"]);
     for (text, why) in [
         ("prompt", "\"prompt\" is not FIELD=COLUMN"),
@@ -162,9 +173,11 @@ fn oddities_are_noticed() {
 {"prompt":"p","chosen":"a","rejected":"b"}
 {"prompt":"p","chosen":"p q","rejected":"p r</s> s"}
 {"prompt_ids":[5],"chosen_ids":[6],"rejected_ids":[7,1]}
+{"prompt":"another","chosen":"a","rejected":"b"}
 "#;
     let place = Place::new();
     let report = run(&place.options("rows.jsonl", rows));
+    // The same answers to another prompt repeat nothing.
     assert_eq!((report.duplicate_pairs, report.contradictory_pairs, report.rows_repeating_prompt), (1, 2, 1));
     assert_eq!((report.responses_without_eos, report.responses_with_many_eos), (1, 1));
     assert_eq!(report.ignored_columns.get("instruction"), Some(&1));
@@ -196,6 +209,7 @@ fn truncation_follows_its_policy() {
     check(rows, 4, KeepStart, &["(prompt fills max_length: 1)"]);
     check(rows, 8, Drop, &["0.0 pqrs>ab</s> score 1"]);
     check(pair, 8, Drop, &["(longer than max_length: 1)"]);
+    check(rows, 7, Drop, &["0.0 pqrs>ab</s> score 1"]);
     check(rows, 6, Drop, &["(longer than max_length: 1)"]);
     check(rows, 7, PromptLeft, &["0.0 rs>ab</s> score 1", "0.1 rs>abcd</s> score 0", "pair 0>1 1"]);
     check(rows, 5, PromptLeft, &["0.0 rs>ab</s> score 1"]);
@@ -253,4 +267,26 @@ fn the_last_turn_rule_and_best_against_worst() {
     assert_eq!(pairs("[3,0,0,1]"), ["pair 0>1 1"]);
     assert_eq!(pairs("[0,3,3,0]"), ["pair 1>0 1"]);
     assert_eq!(pairs("[2,2,2,2]"), [""; 0]);
+}
+
+/// Special tokens are those of `tokenizer_config.json`; the older `special_tokens_map.json` fills in what it leaves out, and
+/// what was asked for wins over both.
+#[test]
+fn special_tokens_of_two_files() {
+    let row = r#"{"prompt":"p","completion":"c"}"#;
+    let packed = |config: &str, map: &str, asked: Option<&str>| {
+        let place = Place::new();
+        std::fs::write(place.model.join("tokenizer_config.json"), config).unwrap();
+        std::fs::write(place.model.join("special_tokens_map.json"), map).unwrap();
+        let mut o = place.options("rows.jsonl", row);
+        o.tokenizer_options.eos_token = asked.map(str::to_owned);
+        run(&o);
+        place.contents(&o.out, Split::Train).remove(0)
+    };
+    let (end, turn) = (r#"{"eos_token":"</s>"}"#, r#"{"eos_token":{"content":"<|turn|>"}}"#);
+    assert_eq!(packed(end, turn, None), "0.0 p>c</s>");
+    assert_eq!(packed(turn, end, None), "0.0 p>c<|turn|>");
+    assert_eq!(packed("{}", turn, None), "0.0 p>c<|turn|>");
+    assert_eq!(packed(r#"{"eos_token":null}"#, turn, None), "0.0 p>c<|turn|>");
+    assert_eq!(packed(end, end, Some("<|turn|>")), "0.0 p>c<|turn|>");
 }

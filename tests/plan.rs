@@ -275,6 +275,8 @@ fn sft_imitates_the_best_and_never_the_rejected() {
     assert_eq!(imitated(&[plain, plain], &[]), [0, 1], "completions nobody compared");
     assert_eq!(imitated(&[bad, (None, Some(true), 0)], &[]), [1], "desirable");
     assert_eq!(imitated(&[bad], &[]), [0u64; 0], "undesirable");
+    assert_eq!(imitated(&[bad, (None, None, 1)], &[(0, 1)]), [0u64; 0], "chosen, and undesirable");
+    assert_eq!(imitated(&[(Some(3.0), Some(false), 0), (Some(2.0), None, 1)], &[(0, 1)]), [1], "the best that is not");
     assert_eq!(imitated(&[(None, None, 1)], &[]), [0u64; 0], "the rejected half of a dropped pair");
     assert_eq!(imitated(&[plain, (None, None, 1), plain], &[(0, 1)]), [0, 2], "a pair and a completion");
 }

@@ -11,7 +11,10 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ModelDir};
 use fusedpo::observe::Silent;
+use fusedpo::train::eval;
+use fusedpo::train::metrics::wilson_95;
 use fusedpo::train::options::{Stage, TrainOptions};
+use fusedpo::train::summary::Summary;
 use model_common::{Group, cpu64, norm, pack, score};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -170,6 +173,8 @@ fn permutation(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
 /// What the loop says that a run logs and leaves.
 struct Truth {
     steps: Vec<BTreeMap<&'static str, f64>>,
+    /// Of every step: tokens computed, each prompt once, and pairs or responses.
+    computed: Vec<[usize; 2]>,
     evaluations: Vec<BTreeMap<&'static str, f64>>,
     /// By name.
     weights: BTreeMap<String, Vec<f64>>,
@@ -245,7 +250,7 @@ fn truth(cli: &Cli, asked: &Asked, train: &[Row], held_out: &[Row]) -> Truth {
         row
     };
     let mut evaluations = vec![evaluate(&model, 0)];
-    let mut steps = Vec::new();
+    let (mut steps, mut computed) = (Vec::new(), Vec::new());
     let (mut m, mut v) = (vec![0.0; model.table.len], vec![0.0; model.table.len]);
     let mut tokens = 0;
     let plan = asked.plan(train.len());
@@ -268,6 +273,8 @@ fn truth(cli: &Cli, asked: &Asked, train: &[Row], held_out: &[Row]) -> Truth {
             }
         }
         tokens += rows.iter().map(|r| tokens_of(asked, r)).sum::<usize>();
+        let again = if asked.dpo.is_some() { rows.iter().map(|r| r.prompt.len()).sum() } else { 0 };
+        computed.push([rows.iter().map(|r| tokens_of(asked, r)).sum::<usize>() - again, rows.len()]);
         let mut row = means(asked, &rows, &pass.logps, &of_rows);
         row.extend([("step", step as f64), ("epoch", *epoch), ("grad_norm", size), ("learning_rate", rate)]);
         row.insert("num_tokens", tokens as f64);
@@ -277,7 +284,7 @@ fn truth(cli: &Cli, asked: &Asked, train: &[Row], held_out: &[Row]) -> Truth {
         }
     }
     let tensor = |t: &fusedpo::model::ParamSpec| (t.name.clone(), model.weights[t.at.clone()].to_vec());
-    Truth { steps, evaluations, weights: model.table.specs.iter().map(tensor).collect() }
+    Truth { steps, computed, evaluations, weights: model.table.specs.iter().map(tensor).collect() }
 }
 
 /// Tokens that a trainer without shared prompts would compute.
@@ -310,6 +317,13 @@ fn update(asked: &Asked, [w, m, v]: [&mut f64; 3], g: f64, rate: f64, decay: f64
 fn holds(cli: &Cli, run: &str, truth: &Truth, tol: f64) {
     let logged = cli.json_lines(&format!("{run}/metrics.jsonl"));
     let (evaluated, stepped): (Vec<&Value>, Vec<&Value>) = logged.iter().partition(|r| r.get("eval_loss").is_some());
+    for (got, computed) in stepped.iter().zip(&truth.computed) {
+        let units = if got.get("rewards/chosen").is_some() { "pairs_per_second" } else { "samples_per_second" };
+        for (name, want) in ["tokens_per_second", units].into_iter().zip(computed) {
+            let all = got[name].as_f64().unwrap() * got["step_seconds"].as_f64().unwrap();
+            assert!((all - *want as f64).abs() <= 1e-9 * *want as f64, "{run}: {name} of {want}: {got}");
+        }
+    }
     for (got, want, prefix) in [(stepped, &truth.steps, ""), (evaluated, &truth.evaluations, "eval_")] {
         assert_eq!(got.len(), want.len(), "{run}: rows with {prefix}loss");
         for (got, want) in got.iter().zip(want) {
@@ -341,12 +355,39 @@ fn holds(cli: &Cli, run: &str, truth: &Truth, tol: f64) {
     }
 }
 
+/// What a run answers: its steps, its first and its last evaluation, and each in a line.
+fn answers(asked: &Asked, got: &Summary, truth: &Truth, n: u64) {
+    assert_eq!(got.steps, truth.steps.len() as u64);
+    let (first, last) = got.eval.as_ref().expect("something is held out");
+    for (got, want) in [(first, &truth.evaluations[0]), (last, truth.evaluations.last().unwrap())] {
+        let loss = want["loss"];
+        assert!((got.mean_loss() - loss).abs() <= 1e-11, "{} {loss}", got.mean_loss());
+        let line = match asked.dpo {
+            None => format!("loss {loss:.4}, token accuracy {:.3}", got.hits / got.scored_tokens as f64),
+            Some(_) => {
+                let [low, high] = wilson_95(want["rewards/accuracies"], n);
+                format!(
+                    "loss {loss:.4}, accuracy {:.3} [{low:.3}, {high:.3}], margin {:.4}, {n} pairs",
+                    want["rewards/accuracies"], want["rewards/margins"]
+                )
+            }
+        };
+        assert_eq!(eval::line(got), line);
+    }
+}
+
 /// The run by the binary and by the library, both against the loop.
 fn check(asked: &Asked) -> Truth {
     let cli = Cli::new();
     cli.model("qwen2", "qwen2");
     cli.model("qwen3", "qwen3");
-    let (train, held_out) = (rows(7, 0), rows(3, 20));
+    let (train, mut held_out) = (rows(7, 0), rows(3, 20));
+    // Positions and buffers of a run are for what is held out too.
+    let longest = train.iter().map(|r| r.prompt.len() + r.chosen.len().max(r.rejected.len())).max().unwrap();
+    let last = held_out.last_mut().unwrap();
+    last.rejected = vec![last.rejected[0]];
+    let room = longest + 2 - last.prompt.len() - last.chosen.len();
+    last.chosen.splice(0..0, (0..room as u32).map(|i| 5 + i));
     for (name, rows) in [("d", &train), ("held-out", &held_out)] {
         cli.write_rows("rows.jsonl", &jsonl(rows));
         cli.ok(&format!("pack --tokenizer m --input rows.jsonl --out {name}"));
@@ -365,8 +406,9 @@ fn check(asked: &Asked) -> Truth {
     }
     let stage = if asked.dpo.is_some() { Stage::Dpo } else { Stage::Sft };
     let c = TrainOptions::from_table(stage, &options).unwrap();
-    fusedpo::train::run::train(&cpu64(), &c, &mut Silent).unwrap();
+    let summary = fusedpo::train::run::train(&cpu64(), &c, &mut Silent).unwrap();
     holds(&cli, "f64", &truth, 1e-11);
+    answers(asked, &summary, &truth, held_out.len() as u64);
     truth
 }
 
@@ -436,10 +478,48 @@ fn sft_with_adamw() {
         epochs: 2.5,
         seed: 7,
         eval_steps: 3,
-        token_budget: 14,
+        token_budget: 16,
         ..dpo()
     };
     let truth = check(&asked);
     assert_eq!(truth.steps.len(), 8);
     assert!(truth.steps.iter().all(|r| r["grad_norm"] > 1.1 * asked.max_norm));
+}
+
+/// Updates that the saved numbers are too coarse for are no changes.
+#[test]
+fn rounded_away_is_not_changed() {
+    let cli = Cli::with_data();
+    let run = |rate: f64, out: &str| {
+        let mut o = TrainOptions::default();
+        (o.files.model, o.files.data, o.files.out) = (cli.path("m"), cli.path("d"), cli.path(out));
+        (o.schedule.learning_rate, o.data.max_steps) = (rate, Some(1));
+        fusedpo::train::run::train(&cpu64(), &o.resolve(Stage::Sft).unwrap(), &mut Silent).unwrap().changed_share
+    };
+    assert_eq!(run(1e-14, "small"), 0.0);
+    assert!(run(1e-3, "large") > 0.9);
+}
+
+/// What is held out may need more room of a kind than any training step: longer answers, and more of them side by side.
+#[test]
+fn there_is_room_for_what_is_held_out() {
+    let cli = Cli::new();
+    let ids = |n: u32, from: u32| (0..n).map(|i| 3 + (from + i * 7) % 94).collect::<Vec<u32>>();
+    let row = |i: u32, prompt: u32, answer: u32| Row {
+        prompt: ids(prompt, i),
+        chosen: ids(answer, i + 20),
+        rejected: ids(answer, i + 50),
+        weight: 1.0,
+    };
+    let train: Vec<Row> = (0..4).map(|i| row(i, 40, 1)).collect();
+    let held_out: Vec<Row> = (0..8).map(|i| row(i, 1, 20)).collect();
+    for (name, rows) in [("d", &train), ("held-out", &held_out)] {
+        cli.write_rows("rows.jsonl", &jsonl(rows));
+        cli.ok(&format!("pack --tokenizer m --input rows.jsonl --out {name}"));
+    }
+    std::fs::rename(cli.path("held-out/train-00000.pref"), cli.path("d/eval-00000.pref")).unwrap();
+    for stage in ["sft", "dpo"] {
+        cli.ok(&format!("{stage} --model m --data d --out {stage} --device cpu --batch-size 2 --token-budget 128"));
+        assert_eq!(cli.json_lines(&format!("{stage}/metrics.jsonl")).len(), 2 + 2, "two steps, two evaluations");
+    }
 }

@@ -319,6 +319,14 @@ fn a_shard_that_changes_under_a_run_is_noticed() {
     let e = data.check_unchanged().unwrap_err().to_string();
     assert!(e.contains("was changed while in use"), "{e}");
     assert!(data.verify().is_err());
+    // Of the same length, at another time.
+    std::fs::write(&path, &good).unwrap();
+    let data = Dataset::open(&path, Split::Train).unwrap();
+    assert_eq!(data.longest_row(), 3 + 3, "a prompt with the longest of its responses");
+    let before = file.metadata().unwrap().modified().unwrap();
+    file.set_modified(before + std::time::Duration::from_secs(2)).unwrap();
+    let e = data.check_unchanged().unwrap_err().to_string();
+    assert!(e.contains("was changed while in use"), "{e}");
     // Replaced by a rename, the mapped file is the old one, whole.
     std::fs::write(&path, &good).unwrap();
     let data = Dataset::open(&path, Split::Train).unwrap();

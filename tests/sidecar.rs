@@ -235,3 +235,56 @@ fn kill_9_at_any_point_loses_nothing_flushed() {
     }
     assert!(last > 0, "the child never flushed");
 }
+
+/// A header that contradicts itself, its checksum being right: what another program might write.
+#[test]
+fn each_header_that_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = open_data(dir.path(), &[5]);
+    let mut s = Sidecars::open(&data, None, &key()).unwrap();
+    (0..7).for_each(|i| s.set(i, value(i)));
+    s.flush().unwrap();
+    let file = path(&data.shards()[0], None, &key());
+    let good = std::fs::read(&file).unwrap();
+    let inconsistent = "the header is inconsistent";
+    let bits = "its bitmap does not have as many bits as its header says";
+    for (at, to, want) in [
+        (12, 380, inconsistent),                     // header_len
+        (24, 6, bits),                               // num_filled
+        (24, 8, bits),                               // num_filled
+        (24, 16, inconsistent),                      // num_filled, of 15
+        (32, 4096, inconsistent),                    // block
+        (36, 257, inconsistent),                     // fingerprint_len
+        (36, 3, inconsistent),                       // fingerprint_len: text behind the text
+        (356, 1, inconsistent),                      // fingerprint
+        (376, 1, inconsistent),                      // reserved
+        (8, 2, "is a sidecar of version 2"),         // version
+        (16, 14, "bytes long, its header asks for"), // num_responses
+    ] {
+        let mut bad = good.clone();
+        bad[at..at + 4].copy_from_slice(&u32::to_le_bytes(to));
+        let crc = crc32fast::hash(&bad[..380]);
+        bad[380..384].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&file, &bad).unwrap();
+        let e = refused(&data, &key());
+        assert!(e.contains(want) && e.contains("delete it"), "{to} at {at}: {e}");
+    }
+    // And a block: 15 values, their bits in 8 bytes, CRC-32. Its values must be those that the bits name, and numbers.
+    let nan = f64::NAN.to_bits();
+    for (at, to) in
+        [(384 + 8 * 15, 0x80ff), (384 + 8 * 15, 1 << 63 | 0x7f), (384, nan), (384 + 8 * 9, 1.5f64.to_bits())]
+    {
+        let mut bad = good.clone();
+        bad[at..at + 8].copy_from_slice(&u64::to_le_bytes(to));
+        let crc = crc32fast::hash(&bad[384..512]);
+        bad[512..516].copy_from_slice(&crc.to_le_bytes());
+        let bits = u64::from_le_bytes(bad[504..512].try_into().unwrap()).count_ones();
+        bad[24..28].copy_from_slice(&bits.to_le_bytes());
+        let crc = crc32fast::hash(&bad[..380]);
+        bad[380..384].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&file, &bad).unwrap();
+        assert!(refused(&data, &key()).contains("block 0 is damaged"), "{to:#x} at {at}");
+    }
+    std::fs::write(&file, &good).unwrap();
+    assert_eq!(Sidecars::open(&data, None, &key()).unwrap().missing(), 8);
+}

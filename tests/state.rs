@@ -107,6 +107,7 @@ fn what_is_not_there_cannot_be_read_or_written() {
     assert!(state.read(&be, Part::Weights, n - 1..n + 1, &mut to).is_err());
     assert!(state.write(&be, Part::Weights, n - 1, &[0; 8]).is_err());
     assert!(state.write(&be, Part::Weights, usize::MAX, &[0; 8]).is_err());
-    assert!(state.write(&be, Part::Weights, 0, &[0; 6]).is_err(), "an element and a half");
+    let e = state.write(&be, Part::Weights, 0, &[0; 6]).unwrap_err().to_string();
+    assert_eq!(e, "Weights: 6 bytes end within an element");
     assert!(to.is_empty() && whole(&be, &state, &sections[0]) == before, "nothing was touched");
 }

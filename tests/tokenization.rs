@@ -201,6 +201,13 @@ fn implicit_prompts_end_as_trls() {
     let (a, b) = ("\n\nHuman: x\n\nAssistant: I do", "\n\nHuman: x\n\nAssistant: I am");
     assert_eq!(last_turn_prompt_len(a, b), Some(a.len() - " I do".len()));
     assert_eq!(last_turn_prompt_len("no marker a", "no marker b"), None);
+    // Where one text is the beginning of the other, its last character is left to it: no response is empty.
+    for (a, b, want) in [("p: yes", "p: yes!", 5), ("ab", "ab", 1), ("a\u{e9}", "a\u{e9}b", 1), ("", "x", 0)] {
+        assert_eq!((trl_prompt_len(a, b), trl_prompt_len(b, a)), (want, want), "{a} {b}");
+    }
+    // Bytes in common end within a character.
+    let (a, b) = ("\n\nAssistant: \u{e9}", "\n\nAssistant: \u{e8}");
+    assert_eq!(last_turn_prompt_len(a, b), Some("\n\nAssistant:".len()));
 }
 
 #[test]

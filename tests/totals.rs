@@ -1,6 +1,8 @@
 //! Sums of metrics: the parts of a batch merged give the batch, field by field.
 
+use fusedpo::batch::Builder;
 use fusedpo::train::metrics::Totals;
+use serde_json::json;
 
 #[test]
 fn merging_adds_every_field() {
@@ -58,4 +60,54 @@ fn part_sum(a: f64, b: f64) -> Totals {
         non_finite: Vec::new(),
         off_reference: count(17),
     }
+}
+
+/// What a row of metrics says of a micro-batch, from the numbers of its responses and pairs.
+#[test]
+fn a_row_is_the_means_by_hand() {
+    let mut b = Builder::default();
+    // Two responses of 3 and 2 tokens, and after an empty prompt two of 4 and 2, of which 3 and 1 are scored.
+    for (id, (prompt, lens)) in [(0, (vec![5, 6], [3, 2])), (1, (vec![], [4, 2]))] {
+        b.group(id, prompt).unwrap();
+        lens.iter().for_each(|n| b.response(0, 7..7 + n).unwrap());
+    }
+    let (of_pairs, of_responses) = {
+        let mut with = Builder::default();
+        for (id, (prompt, lens)) in [(0, (vec![5, 6], [3, 2])), (1, (vec![], [4, 2]))] {
+            with.group(id, prompt).unwrap();
+            lens.iter().for_each(|n| with.response(0, 7..7 + n).unwrap());
+            with.pair(1 - id as usize, id as usize, [3.0, 1.0][id as usize], id).unwrap();
+        }
+        (with.finish(16).unwrap(), b.finish(16).unwrap())
+    };
+    // Log-prob, entropy, hits and own loss of each response.
+    let responses =
+        [[-3.0, 1.0, 2.0, 0.5], [-2.0, 4.0, 1.0, 0.25], [-6.0, 16.0, 3.0, 1.5], [-1.0, 64.0, 0.0, 2.0]].concat();
+    // Loss and both rewards; the first prefers the second response, the second the first.
+    let pairs = [[0.5, 0.25, -0.75], [1.5, -0.5, 1.0]].concat();
+    let row = |batch, pairs: &[f64]| {
+        let mut t = Totals::default();
+        t.add(batch, &responses, pairs);
+        assert_eq!((t.tokens, t.tokens_with_prompts, t.scored_tokens, t.responses), (13, 15, 9, 4));
+        serde_json::Value::Object(t.to_json("eval_"))
+    };
+    assert_eq!(
+        row(&of_pairs, &pairs),
+        json!({
+            "eval_loss": (3.0 * 0.5 + 1.5) / 4.0,
+            "eval_entropy": 85.0 / 9.0,
+            // Of the chosen: 1 of 2, and 3 of 3.
+            "eval_mean_token_accuracy": 4.0 / 5.0,
+            "eval_rewards/chosen": -0.125,
+            "eval_rewards/rejected": 0.125,
+            "eval_rewards/accuracies": 0.5,
+            "eval_rewards/margins": -0.25,
+            "eval_logps/chosen": -4.0,
+            "eval_logps/rejected": -2.0,
+        })
+    );
+    assert_eq!(
+        row(&of_responses, &[]),
+        json!({"eval_loss": 4.25 / 9.0, "eval_entropy": 85.0 / 9.0, "eval_mean_token_accuracy": 6.0 / 9.0})
+    );
 }

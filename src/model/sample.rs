@@ -89,6 +89,25 @@ mod tests {
         w.iter().map(|x| x / w.iter().sum::<f64>()).collect()
     }
 
+    /// Within the nucleus each token has its own share of what is in it, over even steps of `u`.
+    #[test]
+    fn shares_within_the_nucleus() {
+        let p = probabilities(1.0);
+        // Both largest, 1 and 3; then the next, 0.
+        for (top_p, nucleus) in [(p[1] + 0.5 * p[3], &[1, 3][..]), (p[1] + p[3] + 0.5 * p[0], &[1, 3, 0]), (1e-9, &[1])]
+        {
+            let kept: f64 = nucleus.iter().map(|i| p[*i]).sum();
+            let n = 10_000;
+            let drawn: Vec<u32> =
+                (0..n).map(|i| sample(&Z, 1.0, top_p, (f64::from(i) + 0.5) / f64::from(n)).0).collect();
+            for (token, p) in (0..).zip(&p) {
+                let want = if nucleus.contains(&(token as usize)) { p / kept } else { 0.0 };
+                let share = drawn.iter().filter(|t| **t == token).count() as f64 / f64::from(n);
+                assert!((share - want).abs() <= 2.0 / f64::from(n), "{top_p}: {token}: {share}, not {want}");
+            }
+        }
+    }
+
     #[test]
     fn greedy_takes_the_first_of_equals() {
         let (token, logp) = sample(&Z, 0.0, 1.0, 0.7);

@@ -224,3 +224,15 @@ impl<'a> Budgets<'a> {
         Ok(format!("`token_budget` {best} would fit ({})", units::bytes(at(best)?)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryPlan;
+
+    /// Two in a hundred of all that is planned, and 64 MiB.
+    #[test]
+    fn more_is_needed_than_is_planned() {
+        let plan = MemoryPlan { table: vec![("a".into(), 3_000_000), ("b".into(), 1_000_000)], scratch: 1_000_000 };
+        assert_eq!((plan.bytes(), plan.needed()), (5_000_000, 5_100_000 + (64 << 20)));
+    }
+}

@@ -164,6 +164,28 @@ pub fn wilson_95(p: f64, n: u64) -> [f64; 2] {
 mod tests {
     use super::*;
 
+    /// Rewards of (chosen, rejected) and a loss, in turn: what counts as right, as off the reference and as not finite.
+    #[test]
+    fn pairs_that_are_not_finite_are_counted() {
+        let mut b = crate::batch::Builder::default();
+        b.group(0, [3]).unwrap();
+        (0..2).for_each(|id| b.response(id, [4, 5]).unwrap());
+        b.pair(0, 1, 1.0, 7).unwrap();
+        let mb = b.finish(8).unwrap();
+        for (loss, chosen, rejected, want) in [
+            (0.7, 0.0, 0.0, (0.5, 0, false)),
+            (0.6, 0.1, 0.0, (1.0, 1, false)),
+            (0.8, 0.0, 0.1, (0.0, 1, false)),
+            (f64::NAN, f64::NAN, 0.0, (0.0, 1, true)),
+            (f64::NAN, 0.0, f64::NAN, (0.0, 1, true)),
+            (f64::INFINITY, f64::NEG_INFINITY, 0.0, (0.0, 1, true)),
+        ] {
+            let mut t = Totals::default();
+            t.add(&mb, &[0.0; 2 * RESPONSE_STATS], &[loss, chosen, rejected]);
+            assert_eq!((t.correct, t.off_reference, !t.non_finite.is_empty()), want, "{loss} {chosen} {rejected}");
+        }
+    }
+
     #[test]
     fn wilson_known_values() {
         // 8 of 10: [0.4901625, 0.9433178] (statsmodels proportion_confint, method wilson).

@@ -303,6 +303,16 @@ mod tests {
     }
 
     #[test]
+    fn epochs_are_some_and_not_without_end() {
+        for (n, ok) in
+            [("0.0", false), ("-1.0", false), ("nan", false), ("1e-9", true), ("1e6", true), ("1.1e6", false)]
+        {
+            let given = format!("model = 'm'\ndata = 'd'\nout = 'o'\nnum_train_epochs = {n}");
+            assert_eq!(TrainOptions::from_table(Stage::Sft, &table(&given)).is_ok(), ok, "{n}");
+        }
+    }
+
+    #[test]
     fn options_of_the_other_stage_are_refused() {
         let given = table("model = 'm'\ndata = 'd'\nout = 'o'\nbeta = 0.1");
         let e = TrainOptions::read(Stage::Sft, &given).unwrap_err();

@@ -18,3 +18,21 @@ pub fn prove_step_0(totals: &Totals, spec: &LossSpec) -> Result<()> {
         totals.off_reference, totals.pairs
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::LossType;
+
+    #[test]
+    fn every_pair_and_the_loss_must_be_at_the_reference() {
+        let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+        let two =
+            |loss: f64, off_reference: u64| Totals { pairs: 2, weight: 2.0, loss, off_reference, ..Totals::default() };
+        let right = 2.0 * std::f64::consts::LN_2;
+        prove_step_0(&two(right, 0), &spec).unwrap();
+        for bad in [two(right, 1), two(right * (1.0 + 1e-6), 0), two(f64::NAN, 0), two(right, 2)] {
+            assert!(prove_step_0(&bad, &spec).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -111,4 +111,11 @@ mod tests {
     fn both_warmups_are_refused() {
         assert!(schedule(SchedulerType::Linear, 5, 0.1, 10).is_err());
     }
+
+    #[test]
+    fn a_share_is_from_0_to_1() {
+        for (share, ok) in [(0.0, true), (1.0, true), (1.0 + 1e-9, false), (-1e-9, false), (f64::NAN, false)] {
+            assert_eq!(schedule(SchedulerType::Linear, 0, share, 10).is_ok(), ok, "{share}");
+        }
+    }
 }

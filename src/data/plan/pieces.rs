@@ -214,3 +214,16 @@ pub(crate) fn best_fit_decreasing(sizes: &[u64], room: u64) -> Vec<Vec<usize>> {
     bins.sort_by_key(|b| b[0]);
     bins
 }
+
+#[cfg(test)]
+mod tests {
+    use super::best_fit_decreasing;
+
+    #[test]
+    fn each_goes_into_the_fullest_bin_that_takes_it() {
+        assert_eq!(best_fit_decreasing(&[5, 6, 4], 10), [vec![0], vec![1, 2]]);
+        assert_eq!(best_fit_decreasing(&[7, 8, 2, 3], 10), [vec![0, 3], vec![1, 2]]);
+        assert_eq!(best_fit_decreasing(&[6, 6, 4, 4], 10), [vec![0, 2], vec![1, 3]], "the oldest among equals");
+        assert_eq!(best_fit_decreasing(&[], 10), [vec![0usize; 0]; 0]);
+    }
+}

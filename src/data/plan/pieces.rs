@@ -224,6 +224,6 @@ mod tests {
         assert_eq!(best_fit_decreasing(&[5, 6, 4], 10), [vec![0], vec![1, 2]]);
         assert_eq!(best_fit_decreasing(&[7, 8, 2, 3], 10), [vec![0, 3], vec![1, 2]]);
         assert_eq!(best_fit_decreasing(&[6, 6, 4, 4], 10), [vec![0, 2], vec![1, 3]], "the oldest among equals");
-        assert_eq!(best_fit_decreasing(&[], 10), [vec![0usize; 0]; 0]);
+        assert!(best_fit_decreasing(&[], 10).is_empty());
     }
 }

@@ -6,12 +6,17 @@ use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// Bytes of a tiny model that the project keeps: 97 words `w3`..`w96` and three special tokens.
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
+
+/// What no command under way takes: one that has not ended by then is ended, and its test fails.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// A folder with a model `m` and, after [`Cli::with_data`], rows and shards `d`. Commands run in it, so that their
 /// messages name relative paths.
@@ -207,10 +212,20 @@ pub fn signal(child: &Child, name: &str) {
     assert!(sent.success());
 }
 
-/// What a child left, within a minute.
+/// What a child left; one that goes on for [`LONGEST`] is ended.
 pub fn finish(child: impl Into<Running>) -> Ran {
     let child = child.into();
-    Ran::of(child.wait_with_output().unwrap())
+    let pid = child.id().to_string();
+    let (done, watch) = mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if watch.recv_timeout(LONGEST) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        }
+    });
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    drop(done);
+    watch.join().unwrap();
+    ran
 }
 
 /// Some words, the same for the same seed.

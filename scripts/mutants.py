@@ -4,7 +4,7 @@
 Usage:   python scripts/mutants.py [LIST...] [--only WORD] [--tree DIR] [--target DIR] [--jobs N] [--list]
 Input:   LIST: TOML files of faults (tests/mutants/*.toml where none is given); this working tree, changes and all.
 Output:  a line a fault: killed, survived, did not apply, did not build. Exit code 1 unless every one is killed.
-Needs:   Python 3.11, cargo for faults in Rust.
+Needs:   Python 3.11, cargo for faults in Rust; FUSEDPO_TEST_DATA and FUSEDPO_TEST_MODEL for those that only real data show.
 
 A fault is the text OLD, which must stand exactly once in the files that its list searches, and the text NEW to put in its place,
 or in the place of what OLD has between « and ». No paths and no line numbers: the list survives code that moves. In a list:

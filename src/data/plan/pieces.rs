@@ -217,7 +217,17 @@ pub(crate) fn best_fit_decreasing(sizes: &[u64], room: u64) -> Vec<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use super::best_fit_decreasing;
+    use super::{Unit, best_fit_decreasing};
+
+    #[test]
+    fn the_larger_unit_stays_and_the_first_among_equals() {
+        let unit = |slots, row| Unit { slots, predictions: slots - 1, row };
+        let larger = |a: Unit, b| a.larger(b).row;
+        assert_eq!(
+            [larger(unit(5, 0), unit(3, 1)), larger(unit(3, 0), unit(5, 1)), larger(unit(5, 0), unit(5, 1))],
+            [0, 1, 0]
+        );
+    }
 
     #[test]
     fn each_goes_into_the_fullest_bin_that_takes_it() {

@@ -1,39 +1,16 @@
-//! A model's tokenizer: text to ids exactly as `transformers`' `tokenizer(text)` and TRL 1.16 give them.
-//!
-//! Every completion must be tokenised together with its prompt, because tokens merge across the boundary. Done plainly
-//! that reads the prompt K + 1 times. [`TextTokenizer::encode_family`] reads it once where that is provably the same: for
-//! the pre-tokenizers listed in `cuts`, a space between two ASCII letters always ends one piece and begins the next,
-//! whatever stands further left or right, so the text may be cut there. Elsewhere every text is tokenised whole.
+//! A tokenizer as it was read.
 
-use super::cuts;
-use super::template::ChatTemplate;
+use super::files::{config, special_text};
+use super::find_template::find_template;
+use super::options::TokenizerOptions;
+use crate::data::text::cuts;
+use crate::data::text::template::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
-
-/// Which chat template a tokenizer gets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum TemplateChoice {
-    /// The model's own: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`.
-    #[default]
-    Auto,
-    /// None: conversations are refused.
-    None,
-    /// This file's text.
-    File(PathBuf),
-}
-
-/// What a tokenizer folder does not say, or should not decide.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenizerOptions {
-    /// EOS text in place of the configuration's.
-    pub eos_token: Option<String>,
-    /// Chat template.
-    pub chat_template: TemplateChoice,
-}
 
 /// A special token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +23,7 @@ pub struct Special {
 
 /// A tokenizer with what its configuration adds: EOS, BOS, chat template.
 pub struct TextTokenizer {
-    inner: Tokenizer,
+    pub(super) inner: Tokenizer,
     /// Where it was read from, for messages.
     pub path: PathBuf,
     /// End of sequence; plain responses end with it.
@@ -59,9 +36,9 @@ pub struct TextTokenizer {
     pub vocab_size: u32,
     /// SHA-256 of `tokenizer.json`'s bytes.
     pub sha256: [u8; 32],
-    prefix: Vec<u32>,
-    suffix: Vec<u32>,
-    cuttable: bool,
+    pub(super) prefix: Vec<u32>,
+    pub(super) suffix: Vec<u32>,
+    pub(super) cuttable: bool,
     json: Vec<u8>,
     config: Value,
 }
@@ -89,7 +66,7 @@ impl TextTokenizer {
         let json = std::fs::read(&path).map_err(Error::io(&path, "read the tokenizer"))?;
         let config = config(dir)?;
         let mut this = Self::from_json(&path, json, config, options.eos_token.as_deref())?;
-        this.template = this.find_template(dir, &options.chat_template)?;
+        this.template = find_template(&this.config, this.special_texts(), dir, &options.chat_template)?;
         Ok(this)
     }
 
@@ -138,27 +115,6 @@ impl TextTokenizer {
         Ok(Self { inner, path, eos, bos, template: None, vocab_size, sha256, prefix, suffix, cuttable, json, config })
     }
 
-    fn find_template(&self, dir: Option<&Path>, choice: &TemplateChoice) -> Result<Option<ChatTemplate>> {
-        let read = |file: &Path| std::fs::read_to_string(file).map_err(Error::io(file, "read the chat template"));
-        let (source, origin) = match choice {
-            TemplateChoice::None => return Ok(None),
-            TemplateChoice::File(file) => (read(file)?, file.clone()),
-            TemplateChoice::Auto => {
-                let file = dir.map(|d| d.join("chat_template.jinja")).filter(|f| f.is_file());
-                match (file, dir) {
-                    (Some(file), _) => (read(&file)?, file),
-                    (None, Some(dir)) => match config_template(&self.config) {
-                        Some(source) => (source, dir.join("tokenizer_config.json")),
-                        None => return Ok(None),
-                    },
-                    (None, None) => return Ok(None),
-                }
-            }
-        };
-        let tokens = self.special_texts();
-        ChatTemplate::new(source, tokens, &origin).map(Some)
-    }
-
     /// Every `*_token` string of the configuration, as the chat template sees them.
     fn special_texts(&self) -> Vec<(String, String)> {
         let mut tokens: Vec<(String, String)> = self
@@ -172,68 +128,6 @@ impl TextTokenizer {
             .collect();
         tokens.extend(self.eos.iter().map(|eos| ("eos_token".to_owned(), eos.text.clone())));
         tokens
-    }
-
-    /// `tokenizer(text)`: ids with what the post-processor adds around them (BOS for Llama).
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.prefix.clone();
-        self.encode_into(text, &mut ids)?;
-        ids.extend_from_slice(&self.suffix);
-        Ok(ids)
-    }
-
-    /// Ids of `text` alone: what a rendered chat template needs, which brings its own special tokens.
-    pub fn encode_bare(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        self.encode_into(text, &mut ids)?;
-        Ok(ids)
-    }
-
-    fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| Error::file(&self.path, format!("cannot tokenise: {e}")))?;
-        ids.extend_from_slice(encoding.get_ids());
-        Ok(())
-    }
-
-    /// Ids of several texts, each exactly as [`TextTokenizer::encode`] (or `encode_bare`, where `special` is false) gives
-    /// them alone; what they have in common is tokenised once where the tokenizer allows it.
-    pub fn encode_family(&self, texts: &[String], special: bool) -> Result<Vec<Vec<u32>>> {
-        let (before, after): (&[u32], &[u32]) = if special { (&self.prefix, &self.suffix) } else { (&[], &[]) };
-        let cut = if self.cuttable { cuts::last_common_cut(texts) } else { None };
-        let mut head = before.to_vec();
-        if let (Some(at), Some(first)) = (cut, texts.first()) {
-            self.encode_into(&first[..at], &mut head)?;
-        }
-        let one = |text: &String| {
-            let mut ids = Vec::with_capacity(head.len() + (text.len() - cut.unwrap_or(0)) / 3 + after.len());
-            ids.extend_from_slice(&head);
-            self.encode_into(&text[cut.unwrap_or(0)..], &mut ids)?;
-            ids.extend_from_slice(after);
-            Ok(ids)
-        };
-        texts.iter().map(one).collect()
-    }
-
-    /// Text of `ids`.
-    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| Error::file(&self.path, format!("cannot decode: {e}")))
-    }
-
-    /// `ids` as text pieces, one per token; a token that ends inside a character gets an empty piece and the character
-    /// stands with the token that completes it.
-    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
-        let mut stream = self.inner.decode_stream(false);
-        let step = |id: &u32| stream.step(*id).map(Option::unwrap_or_default);
-        ids.iter()
-            .map(step)
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::file(&self.path, format!("cannot decode: {e}")))
     }
 
     /// Whether `id` is a special token (BOS, EOS, chat markers).
@@ -273,39 +167,6 @@ impl TextTokenizer {
             None => config.shift_remove("chat_template"),
         };
         config.into()
-    }
-}
-
-/// `tokenizer_config.json` over `special_tokens_map.json`; an empty object where there is neither.
-fn config(dir: Option<&Path>) -> Result<Value> {
-    let mut merged = serde_json::Map::new();
-    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-        let Some(file) = dir.map(|d| d.join(name)).filter(|f| f.is_file()) else { continue };
-        let text = std::fs::read_to_string(&file).map_err(Error::io(&file, "read"))?;
-        match serde_json::from_str(&text) {
-            Ok(Value::Object(map)) => merged.extend(map.into_iter().filter(|(_, v)| !v.is_null())),
-            Ok(_) => return Err(Error::file(file, "must be a JSON object")),
-            Err(e) => return Err(Error::file(file, format!("malformed JSON: {e}"))),
-        }
-    }
-    Ok(merged.into())
-}
-
-/// A special token's text: a string, or an object with `content`.
-fn special_text(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-}
-
-/// The template of `tokenizer_config.json`: a string, or the one named `default` in a list.
-fn config_template(config: &Value) -> Option<String> {
-    match &config["chat_template"] {
-        Value::String(source) => Some(source.clone()),
-        Value::Array(named) => {
-            let pick =
-                named.iter().find(|t| t["name"] == "default").or(if named.len() == 1 { named.first() } else { None });
-            pick.and_then(|t| t["template"].as_str()).map(str::to_owned)
-        }
-        _ => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::choice::named;
 use super::flags::Flags;
 use super::signal;
-use crate::data::input::FieldMap;
+use crate::data::input::{FieldMap, Limits};
 use crate::data::numbers::grouped;
 use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
@@ -35,6 +35,12 @@ pub struct PackArgs {
     /// Which column holds a field, e.g. prompt=question,completion=answer.
     #[arg(long, value_name = "FIELD=COLUMN,...")]
     pub map: Vec<String>,
+    /// Longest row of a file in bytes, decompressed.
+    #[arg(long, default_value_t = Limits::default().row_bytes, value_name = "BYTES")]
+    pub max_row_bytes: u64,
+    /// Most times its own bytes that a compressed file's rows may take: more is a decompression bomb.
+    #[arg(long, default_value_t = Limits::default().expansion, value_name = "TIMES")]
+    pub max_expansion: u64,
     /// Pairs of scored responses.
     #[arg(long, value_parser = named::<PairChoice>(), default_value_t)]
     pub pairs: PairChoice,
@@ -69,6 +75,7 @@ impl PackArgs {
             max_length: self.max_length,
             truncation: self.truncation,
             map,
+            limits: Limits { row_bytes: self.max_row_bytes, expansion: self.max_expansion },
             pairs: self.pairs,
             prompt_boundary: self.prompt_boundary,
             eval_fraction: self.eval_fraction,

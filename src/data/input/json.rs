@@ -1,14 +1,15 @@
 //! JSONL and JSON arrays, streamed: an element is cut out by counting brackets and parsed later, on another core.
 
 use super::raw::{Place, RawBody, RawRow, RowIter};
+use super::reading::Gauge;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Rows of a JSON text: an array if its first character is `[`, otherwise one object a line. Blank lines are no rows.
-pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>) -> Result<RowIter> {
+pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>, gauge: Gauge) -> Result<RowIter> {
     let path = Arc::new(path.to_owned());
     let mut line = 1;
     let mut first = true;
@@ -23,12 +24,12 @@ pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>) -> Result<RowIter> {
         match head.get(blank) {
             Some(b'[') => {
                 text.consume(blank + 1);
-                return Ok(Box::new(ArrayRows { text, path, line, state: ArrayState::First }));
+                return Ok(Box::new(ArrayRows { text, path, line, state: ArrayState::First, gauge }));
             }
             None if blank > 0 => text.consume(blank),
             _ => {
                 text.consume(blank);
-                return Ok(Box::new(LineRows { text, path, line: line - 1, done: false }));
+                return Ok(Box::new(LineRows { text, path, line: line - 1, done: false, gauge }));
             }
         }
     }
@@ -102,6 +103,7 @@ struct LineRows {
     path: Arc<std::path::PathBuf>,
     line: u64,
     done: bool,
+    gauge: Gauge,
 }
 
 impl Iterator for LineRows {
@@ -111,13 +113,22 @@ impl Iterator for LineRows {
         while !self.done {
             let mut bytes = Vec::with_capacity(1024);
             self.line += 1;
-            match self.text.read_until(b'\n', &mut bytes) {
+            // One byte more than allowed tells a row that is too long.
+            let most = self.gauge.room().saturating_add(1);
+            match (&mut self.text).take(most).read_until(b'\n', &mut bytes) {
                 Ok(0) => self.done = true,
-                Ok(_) if bytes.iter().all(u8::is_ascii_whitespace) => {}
+                Ok(_) if bytes.iter().all(u8::is_ascii_whitespace) && bytes.ends_with(b"\n") => {}
                 Ok(_) => {
-                    bytes.truncate(bytes.trim_ascii_end().len());
                     let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
-                    return Some(Ok(RawRow { place, body: RawBody::Json(bytes) }));
+                    if let Err(e) = self.gauge.row(bytes.len() as u64, &place) {
+                        self.done = true;
+                        return Some(Err(e));
+                    }
+                    bytes.truncate(bytes.trim_ascii_end().len());
+                    if bytes.is_empty() {
+                        continue;
+                    }
+                    return Some(Ok(RawRow { place, size: bytes.len(), body: RawBody::Json(bytes) }));
                 }
                 Err(e) => {
                     self.done = true;
@@ -141,6 +152,7 @@ struct ArrayRows {
     path: Arc<std::path::PathBuf>,
     line: u64,
     state: ArrayState,
+    gauge: Gauge,
 }
 
 impl Iterator for ArrayRows {
@@ -211,12 +223,13 @@ impl ArrayRows {
         if next != b'{' {
             return Err(place.error("an element of the array is not a JSON object"));
         }
-        let bytes = self.object()?;
-        Ok(Some(RawRow { place, body: RawBody::Json(bytes) }))
+        let bytes = self.object(&place)?;
+        self.gauge.row(bytes.len() as u64, &place)?;
+        Ok(Some(RawRow { place, size: bytes.len(), body: RawBody::Json(bytes) }))
     }
 
     /// The bytes of an object up to its closing brace; brackets inside strings do not count.
-    fn object(&mut self) -> Result<Vec<u8>> {
+    fn object(&mut self, place: &Place) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(1024);
         let (mut depth, mut in_string, mut escaped) = (0u32, false, false);
         loop {
@@ -247,6 +260,9 @@ impl ArrayRows {
             }
             bytes.extend_from_slice(&head[..used]);
             self.text.consume(used);
+            if bytes.len() as u64 > self.gauge.room() {
+                return Err(self.gauge.too_long(place));
+            }
             if closed {
                 return Ok(bytes);
             }

@@ -10,10 +10,12 @@ mod open;
 mod parquet;
 mod parse;
 mod raw;
+mod reading;
 mod row;
 
 pub use fields::FieldMap;
 pub use open::open;
 pub use parse::parse;
 pub use raw::{Place, RawBody, RawRow, RowIter};
+pub use reading::{FREE, Limits, Reading};
 pub use row::{Body, Pairs, Prompt, Response, Row, Text, Unusable};

@@ -1,7 +1,8 @@
 //! Parquet through the `parquet` crate's row API: slower than Arrow, but tokenising is slower still, and Arrow
 //! would triple the compile time.
 
-use super::raw::{Place, RawBody, RawRow, RowIter};
+use super::raw::{Place, RawBody, RawRow, RowIter, weight};
+use super::reading::Gauge;
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use parquet::basic::{LogicalType, Type as Physical};
@@ -11,12 +12,10 @@ use serde_json::{Map, Number, Value};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Rows of a Parquet file. Errors name the file: damaged, or a column type that no row shape uses.
-pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
+pub fn open(path: &Path, size: u64, gauge: Gauge) -> Result<RowIter> {
     let file = File::open(path).map_err(Error::io(path, "open"))?;
-    let size = file.metadata().map_err(Error::io(path, "read"))?.len();
     let reader = guarded(|| SerializedFileReader::new(file))
         .ok_or_else(|| damaged(path, "its footer cannot be decoded"))?
         .map_err(|e| damaged(path, &e.to_string()))?;
@@ -30,7 +29,7 @@ pub fn open(path: &Path, bytes_read: Arc<AtomicU64>) -> Result<RowIter> {
     }
     let rows = u64::try_from(meta.num_rows()).unwrap_or(0);
     let path = Arc::new(path.to_owned());
-    Ok(Box::new(Rows { rows: reader.into_iter(), path, next: 0, total: rows.max(1), size, bytes_read, done: false }))
+    Ok(Box::new(Rows { rows: reader.into_iter(), path, next: 0, total: rows.max(1), size, gauge, done: false }))
 }
 
 struct Rows {
@@ -39,7 +38,7 @@ struct Rows {
     next: u64,
     total: u64,
     size: u64,
-    bytes_read: Arc<AtomicU64>,
+    gauge: Gauge,
     done: bool,
 }
 
@@ -60,12 +59,14 @@ impl Iterator for Rows {
         };
         self.next += 1;
         let share = |n: u64| (self.size as u128 * n as u128 / self.total as u128) as u64;
-        self.bytes_read.fetch_add(share(self.next).saturating_sub(share(self.next - 1)), Ordering::Relaxed);
+        self.gauge.took(share(self.next).saturating_sub(share(self.next - 1)));
         let place = Place { path: self.path.clone(), line: self.next, unit: "row" };
         Some(match row {
-            Ok(row) => columns(row)
-                .map(|map| RawRow { body: RawBody::Columns(map), place: place.clone() })
-                .map_err(|why| place.error(why)),
+            Ok(row) => columns(row).map_err(|why| place.error(why)).and_then(|map| {
+                let size = map.values().map(weight).sum();
+                self.gauge.row(size as u64, &place)?;
+                Ok(RawRow { body: RawBody::Columns(map), place, size })
+            }),
             Err(e) => {
                 self.done = true;
                 Err(damaged(&self.path, &e.to_string()))

@@ -37,6 +37,8 @@ pub struct RawRow {
     pub place: Place,
     /// Its content.
     pub body: RawBody,
+    /// Bytes that it takes.
+    pub size: usize,
 }
 
 /// What a reader found at a row's place.
@@ -50,3 +52,14 @@ pub enum RawBody {
 
 /// Rows of one file, in file order.
 pub type RowIter = Box<dyn Iterator<Item = Result<RawRow>> + Send>;
+
+/// Bytes that a value takes in memory, near enough.
+pub(super) fn weight(value: &Value) -> usize {
+    let inside = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(weight).sum(),
+        Value::Object(map) => map.iter().map(|(name, value)| 56 + name.len() + weight(value)).sum(),
+        _ => 0,
+    };
+    size_of::<Value>() + inside
+}

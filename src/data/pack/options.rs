@@ -2,7 +2,7 @@
 
 use super::groups::IN_MEMORY;
 use crate::choice;
-use crate::data::input::FieldMap;
+use crate::data::input::{FieldMap, Limits};
 use crate::data::text::{PromptBoundary, TokenizerOptions};
 use crate::error::{Error, Result};
 use std::path::PathBuf;
@@ -61,6 +61,8 @@ pub struct PackOptions {
     pub truncation: Truncation,
     /// Column names.
     pub map: FieldMap,
+    /// What a file may ask for.
+    pub limits: Limits,
     /// Pairs of scored rows.
     pub pairs: PairChoice,
     /// Rule for prompts that are not given.
@@ -87,6 +89,7 @@ impl PackOptions {
             max_length: 1024,
             truncation: Truncation::default(),
             map: FieldMap::default(),
+            limits: Limits::default(),
             pairs: PairChoice::default(),
             prompt_boundary: PromptBoundary::default(),
             eval_fraction: 0.0,
@@ -102,6 +105,11 @@ impl PackOptions {
         }
         if !(0.0..1.0).contains(&self.eval_fraction) {
             return Err(Error::usage(format!("`eval_fraction` {} is not in [0, 1)", self.eval_fraction)));
+        }
+        for (name, limit) in [("max_row_bytes", self.limits.row_bytes), ("max_expansion", self.limits.expansion)] {
+            if limit == 0 {
+                return Err(Error::usage(format!("`{name}` 0: must be at least 1")));
+            }
         }
         if u32::try_from(self.max_length).is_err() {
             return Err(Error::usage(format!("`max_length` {} is too large", self.max_length)));

@@ -6,6 +6,7 @@ use super::options::PackOptions;
 use super::report::PackReport;
 use super::stream::{Outcome, read_all, tokenise_all};
 use super::write::{SIDE_FILES, meta, write_shards, write_side_files};
+use crate::data::input::Reading;
 use crate::data::text::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::files::AtomicFolder;
@@ -57,8 +58,9 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
     std::thread::scope(|scope| {
         let (raw_to, raw_from) = sync_channel(4);
         let (row_to, row_from) = sync_channel::<Result<Vec<Outcome>>>(4);
-        let (count, admission, progress) = (bytes.clone(), &mut admission, &mut *progress);
-        scope.spawn(move || read_all(&o.inputs, count, &raw_to));
+        let how = Reading { map: o.map.clone(), limits: o.limits, bytes_read: bytes.clone() };
+        let (admission, progress) = (&mut admission, &mut *progress);
+        scope.spawn(move || read_all(&o.inputs, &how, &raw_to));
         let admitting = scope.spawn(move || -> Result<()> {
             for batch in row_from {
                 for outcome in batch? {

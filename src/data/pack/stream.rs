@@ -1,13 +1,11 @@
 //! From files to tokenised rows: read on one thread, tokenised on every core, in the input's order.
 
 use super::options::PackOptions;
-use crate::data::input::{self, Place, RawRow, parse};
+use crate::data::input::{self, Place, RawRow, Reading, parse};
 use crate::data::text::{Refusal, TextTokenizer, TokenRow, tokenise};
 use crate::error::Result;
 use rayon::prelude::*;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, SyncSender};
 
 /// A row on its way: where it stands, what it became, and its ignored columns.
@@ -17,11 +15,11 @@ pub(super) type Outcome = (Place, Result<TokenRow, Refusal>, Vec<String>);
 const BATCH: (usize, usize) = (1024, 4 << 20);
 
 /// Reads the files one after the other and sends their rows in batches, up to the first error.
-pub(super) fn read_all(inputs: &[PathBuf], bytes: Arc<AtomicU64>, to: &SyncSender<Result<Vec<RawRow>>>) {
+pub(super) fn read_all(inputs: &[PathBuf], how: &Reading, to: &SyncSender<Result<Vec<RawRow>>>) {
     let mut batch = Vec::new();
     let mut size = 0;
     for path in inputs {
-        let rows = match input::open(path, bytes.clone()) {
+        let rows = match input::open(path, how.clone()) {
             Ok(rows) => rows,
             Err(e) => {
                 let _ = to.send(Ok(batch)).and_then(|()| to.send(Err(e)));
@@ -31,7 +29,7 @@ pub(super) fn read_all(inputs: &[PathBuf], bytes: Arc<AtomicU64>, to: &SyncSende
         for row in rows {
             match row {
                 Ok(row) => {
-                    size += if let input::RawBody::Json(b) = &row.body { b.len() } else { 2048 };
+                    size += row.size;
                     batch.push(row);
                 }
                 Err(e) => {

@@ -72,6 +72,14 @@ impl Error {
         move |source| Error::Io { path, doing, source: plain(source) }
     }
 
+    /// The same, but of an [`Error::Io`] what was to be done: `read the tokenizer` says more than `open`.
+    pub fn doing(self, doing: &'static str) -> Self {
+        match self {
+            Error::Io { path, source, .. } => Error::Io { path, doing, source },
+            e => e,
+        }
+    }
+
     /// An [`Error::Usage`].
     pub fn usage(why: impl Into<String>) -> Self {
         Error::Usage(why.into())

@@ -67,6 +67,15 @@ const WRITES: &[&str] = &[
 const WRITERS: &[(&str, &str, &str)] =
     &[("backend/gpu/cuda/cublaslt/plans.rs", "File::options", "a log: a line is added when a shape was timed")];
 
+/// What opens a file for reading: `files` alone does, for all rooms, as it knows what must not be opened.
+const READS: &[&str] = &["File::open", "fs::read", "fs::read_to_string", "Mmap::map", "MmapOptions::new"];
+
+/// Files that do so all the same, and why.
+const READERS: &[(&str, &str, &str)] = &[
+    ("backend/cpu/system.rs", "fs::read_to_string", "the system's own word on memory, in /proc and /sys"),
+    ("commands/doctor.rs", "fs::read_to_string", "likewise"),
+];
+
 /// Statics of library rooms, and why.
 const STATICS: &[(&str, &str, &str)] = &[
     ("backend/cpu/gemm/amx.rs", "USABLE", "the system grants tile registers to the process, once"),
@@ -97,6 +106,10 @@ fn violations_of(tree: &Tree, path: &str) -> Vec<String> {
         floors(tree, path, &mut found);
         if !SPEAKING.contains(&room(path)) {
             silence(path, file, &mut found);
+        }
+        if room(path) != "files" {
+            let hint = "files are opened by the room of that name";
+            only_by_files(path, file, (READS, READERS, hint), &mut found);
         }
         safety(path, file, &mut found);
     }
@@ -138,7 +151,7 @@ fn silence(path: &str, file: &File, found: &mut Vec<String>) {
         }
     }
     if room(path) != "files" {
-        writes(path, file, found);
+        only_by_files(path, file, (WRITES, WRITERS, "files are written by the room of that name"), found);
     }
     for (text, line) in &file.strings {
         if names_flag(text) {
@@ -154,12 +167,15 @@ fn silence(path: &str, file: &File, found: &mut Vec<String>) {
     }
 }
 
-fn writes(path: &str, file: &File, found: &mut Vec<String>) {
+/// Names that the room `files` alone may name, the exceptions, and what to say of others.
+type Rule = (&'static [&'static str], &'static [(&'static str, &'static str, &'static str)], &'static str);
+
+fn only_by_files(path: &str, file: &File, (names, exceptions, hint): Rule, found: &mut Vec<String>) {
     for m in &file.mentions {
         let name = m.path.join("::");
-        let write = WRITES.iter().find(|w| name == **w || name.ends_with(&format!("::{w}")));
-        if let Some(write) = write.filter(|w| !WRITERS.iter().any(|(f, known, _)| *f == path && known == *w)) {
-            found.push(format!("{path}:{} names {write}: files are written by the room of that name", m.line));
+        let hit = names.iter().find(|w| name == **w || name.ends_with(&format!("::{w}")));
+        if let Some(hit) = hit.filter(|w| !exceptions.iter().any(|(f, known, _)| *f == path && known == *w)) {
+            found.push(format!("{path}:{} names {hit}: {hint}", m.line));
         }
     }
 }
@@ -226,6 +242,9 @@ const PLANTED: &[(&str, &str, &str)] = &[
     ),
     ("train/mod.rs", "use std::fs; fn x() { fs::write(\"a\", \"b\").ok(); }", "names fs::write"),
     ("data/mod.rs", "fn x() { std::fs::File::create(\"a\").ok(); }", "names File::create"),
+    ("model/mod.rs", "use std::fs::File; fn x() { File::open(\"a\").ok(); }", "names File::open"),
+    ("commands/pack.rs", "fn x() { std::fs::read_to_string(\"a\").ok(); }", "names fs::read_to_string"),
+    ("data/mod.rs", "use std::fs; fn x() { fs::read(\"a\").ok(); }", "names fs::read"),
     ("loss/mod.rs", "fn x() { unsafe { std::hint::unreachable_unchecked() } }", "holds unsafe code"),
     (
         "backend/gpu/norm.rs",

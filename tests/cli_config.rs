@@ -90,5 +90,5 @@ fn what_was_typed_is_never_left_out() {
         cli.bad(&format!("{stage} {FILES} --config c.toml --out r"), 2, want);
     }
     #[cfg(unix)]
-    cli.bad("dpo --config /dev/zero --out r", 2, "/dev/zero: is no configuration: it has more than 1 MiB");
+    cli.bad("dpo --config /dev/zero --out r", 2, "/dev/zero: is a device, not a regular file; name a file");
 }

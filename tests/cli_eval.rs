@@ -91,14 +91,14 @@ fn a_configuration_that_cannot_be_read_is_an_error() {
     cli.write("r/config.toml", b"beta = 0.5 # \xff");
     unreadable("stream did not contain valid UTF-8");
     std::fs::create_dir(cli.path("r/config.toml")).unwrap();
-    unreadable("no regular file");
+    unreadable("is a folder, not a regular file; name a file");
     #[cfg(unix)]
     {
         std::os::unix::fs::symlink("nowhere", cli.path("r/config.toml")).unwrap();
-        unreadable("No such file or directory (os error 2)");
+        unreadable("is a link that leads nowhere; put a file there");
         let made = std::process::Command::new("mkfifo").arg(cli.path("r/config.toml")).status();
         assert!(made.unwrap().success());
-        unreadable("no regular file");
+        unreadable("is a pipe, not a regular file; name a file");
     }
     for (line, key, want) in [
         ("beta = 0.5", "beta = \"0.5\"", "`beta` is \"0.5\", not a number: mend it, or give --beta"),

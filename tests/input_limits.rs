@@ -84,8 +84,8 @@ fn pipes_and_devices_are_no_input() {
     let path = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
     // SAFETY: a call with a valid string.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
-    for path in [pipe.as_path(), "/dev/zero".as_ref()] {
+    for (path, kind) in [(pipe.as_path(), "a pipe"), ("/dev/zero".as_ref(), "a device")] {
         let why = open(path, Reading::default()).map(|_| ()).unwrap_err().to_string();
-        assert!(why.ends_with(": is a pipe, a socket or a device; give a regular file"), "{why}");
+        assert!(why.ends_with(&format!(": is {kind}, not a regular file; name a file")), "{why}");
     }
 }

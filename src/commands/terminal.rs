@@ -38,6 +38,9 @@ impl Terminal {
     fn saved(&self, path: &Path, updated: f64, changed: f64) {
         let [u, c] = [updated, changed].map(|x| 100.0 * x);
         let path = path.display();
+        if updated.is_nan() {
+            return self.say(&format!("saved {path}"));
+        }
         self.say(&format!("saved {path}: training changed {u:.1} % of the weights, {c:.1} % in the saved precision"));
         if c < 0.5 * u {
             self.say("most updates are smaller than the saved precision can show; --save-dtype f32 keeps them");

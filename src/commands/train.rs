@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::files::RunDir;
+use crate::files::{self, MOST_TEXT, RunDir};
 use crate::loss::LossType;
 use crate::model::SaveDtype;
 use crate::note;
@@ -18,7 +18,6 @@ use crate::train::options::{LossOptions, ReferenceOptions, Stage, TrainOptions};
 use crate::train::run::{self, Summary};
 use crate::train::schedule::SchedulerType;
 use serde::Serialize;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Training options as typed; `None` means not given.
@@ -180,23 +179,10 @@ pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Resul
     }
 }
 
-/// Longest file that is read as a configuration.
-const MOST_BYTES: u64 = 1 << 20;
-
-/// The text of a file that may be a pipe or never end: [`MOST_BYTES`] of it and one more.
-fn bounded(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    Ok(text)
-}
-
 /// The options in a file, without those that what was typed has no use for. Keys that the stage does not know are refused
 /// by name.
 fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Table> {
-    let text = bounded(path).map_err(Error::io(path, "read the configuration"))?;
-    if text.len() as u64 > MOST_BYTES {
-        return Err(Error::file(path, "is no configuration: it has more than 1 MiB"));
-    }
+    let text = files::read_text(path, MOST_TEXT).map_err(|e| e.doing("read the configuration"))?;
     let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
         Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))

@@ -1,7 +1,7 @@
 //! The demo's folder: made by it, marked as its own, and replaced by the next demo.
 
 use crate::error::{Error, Result};
-use crate::files::{self, MadeFolders, refuse_occupied};
+use crate::files::{self, MOST_TEXT, MadeFolders, refuse_occupied};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ impl Folder {
     /// the folder holds something and is not a demo's.
     pub fn create(path: &Path) -> Result<Self> {
         let mark = path.join(MARK);
-        if fs::read_to_string(&mark).is_ok_and(|text| text == TEXT) {
+        if files::read_text(&mark, MOST_TEXT).is_ok_and(|text| text == TEXT) {
             for name in MADE {
                 let old = path.join(name);
                 let gone = if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) };

@@ -1,9 +1,9 @@
-//! The only writer of files, and the only one that maps them. Whatever is made appears whole or not at all, and is there
+//! The only writer of files, and the only one that opens or maps them. Whatever is made appears whole or not at all, and is there
 //! after a crash once it was said to be: a temporary sibling, its bytes to the disk, its name in place, the name to the disk.
 //!
 //! - [`AtomicFile`], [`write()`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
-//! - [`Map`]: a file read where it lies.
+//! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`]: what nobody else sees, gone with the process.
 //!
 //! Every file and folder has the mode of an ordinary new one: `0666` or `0777`, less the umask.
@@ -14,6 +14,7 @@ pub(crate) mod links;
 pub(crate) mod lock;
 #[allow(unsafe_code)] // maps files
 pub(crate) mod map;
+pub(crate) mod open;
 pub(crate) mod paths;
 pub(crate) mod run_dir;
 pub(crate) mod scratch;
@@ -22,6 +23,7 @@ pub(crate) mod target;
 pub use atomic::{AtomicFile, write, write_new};
 pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied};
 pub use map::Map;
+pub use open::{Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER, cut_short, open, read, read_at, read_text};
 pub use run_dir::RunDir;
 pub use scratch::{Spool, scratch_file, scratch_folder};
 pub use target::Target;

@@ -3,6 +3,7 @@
 use super::json::{Fields, parse_json};
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
+use crate::files::{Inside, MOST_JSON};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -131,19 +132,18 @@ impl ModelConfig {
     ///
     /// Errors: [`Error::File`] naming what is missing, damaged or not implemented.
     pub fn load(dir: &Path) -> Result<Self> {
-        Ok(Self::read(dir)?.0)
+        check_dir(dir)?;
+        Ok(Self::read(&Inside::new(dir)?)?.0)
     }
 
     /// [`ModelConfig::load`], and the files that it read.
-    pub(super) fn read(dir: &Path) -> Result<(Self, ConfigFiles)> {
-        check_dir(dir)?;
-        let read = |path: &Path| std::fs::read(path).map_err(Error::io(path, "read"));
-        let path = dir.join(CONFIG);
-        let mut files = ConfigFiles { config: read(&path)?, generation: None };
+    pub(super) fn read(folder: &Inside) -> Result<(Self, ConfigFiles)> {
+        let path = folder.path(CONFIG);
+        let config = folder.read(CONFIG, MOST_JSON)?.ok_or_else(|| folder.missing(CONFIG))?;
+        let mut files = ConfigFiles { config, generation: None };
         let mut config = Self::parse(&path, &parse_json(&path, &files.config)?)?;
-        let path = dir.join(GENERATION);
-        if path.exists() {
-            let bytes = read(&path)?;
+        if let Some(bytes) = folder.read(GENERATION, MOST_JSON)? {
+            let path = folder.path(GENERATION);
             let ids = Fields::new(&path, &parse_json(&path, &bytes)?).ids("eos_token_id")?;
             if !ids.is_empty() {
                 config.eos_token_ids = ids;
@@ -288,7 +288,7 @@ impl ModelConfig {
 }
 
 /// Says what a folder is when it is not a model directory.
-fn check_dir(dir: &Path) -> Result<()> {
+pub(super) fn check_dir(dir: &Path) -> Result<()> {
     const WANT: &str = "expected a Hugging Face model directory with config.json and model.safetensors";
     if !dir.is_dir() {
         let what = if dir.exists() { "not a directory" } else { "no such directory" };
@@ -300,7 +300,7 @@ fn check_dir(dir: &Path) -> Result<()> {
             "a PEFT adapter (adapter_config.json): adapters are not implemented; merge it into its base model first",
         ));
     }
-    if !dir.join(CONFIG).exists() {
+    if dir.join(CONFIG).symlink_metadata().is_err() {
         return Err(Error::file(dir, format!("no config.json; {WANT}")));
     }
     Ok(())

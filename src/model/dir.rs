@@ -1,10 +1,11 @@
 //! A Hugging Face model directory, opened once.
 
-use super::config::{ConfigFiles, ModelConfig};
+use super::config::{ConfigFiles, ModelConfig, check_dir};
 use super::identity;
 use super::params::ParamTable;
 use super::source::{Source, Stored};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::files::{Inside, MOST_TOKENIZER};
 use sha2::{Digest, Sha256};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 /// A Hugging Face model directory: `config.json`, safetensors, tokenizer. Whoever works on a model opens it once and passes
 /// it on; a clone is another handle to the same.
 ///
-/// [`ModelDir::open`] reads the configuration alone. The weights are mapped, and hashed, when something asks for them, and
+/// [`ModelDir::open`] reads the configuration alone. The weights are opened, and hashed, when something asks for them, and
 /// never twice: all that was made from one `ModelDir` (a reference, a policy, their identity, an export) comes from the
 /// same files and the same configuration, whatever is put into the directory's place meanwhile. What must not happen is that
 /// a file is written to in place, or cut short: replace it by a rename.
@@ -46,14 +47,19 @@ pub struct ModelDir(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    folder: Inside,
     config: ModelConfig,
     files: ConfigFiles,
     weights: OnceLock<Weights>,
     identity: OnceLock<[u8; 32]>,
+    side_files: OnceLock<SideFiles>,
     tokenizer: OnceLock<Option<[u8; 32]>>,
 }
 
-/// The weights, mapped, and the table that they were checked against.
+/// Names and contents of what travels with the weights.
+pub(super) type SideFiles = Vec<(&'static str, Vec<u8>)>;
+
+/// The weights, opened, and the table that they were checked against.
 pub(super) struct Weights {
     pub table: ParamTable,
     pub source: Arc<Source>,
@@ -68,9 +74,12 @@ impl fmt::Debug for ModelDir {
 impl ModelDir {
     /// Reads and checks the configuration of the directory `path`: as [`ModelConfig::load`].
     pub fn open(path: &Path) -> Result<Self> {
-        let (config, files) = ModelConfig::read(path)?;
-        let (weights, identity, tokenizer) = Default::default();
-        Ok(Self(Arc::new(Inner { path: path.to_owned(), config, files, weights, identity, tokenizer })))
+        check_dir(path)?;
+        let folder = Inside::new(path)?;
+        let (config, files) = ModelConfig::read(&folder)?;
+        let (weights, identity, side_files, tokenizer) = Default::default();
+        let path = path.to_owned();
+        Ok(Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer })))
     }
 
     /// [`ModelDir::open`] of a second model, which may be this one: where `path` names the same directory, this is it.
@@ -106,7 +115,8 @@ impl ModelDir {
         let Weights { table, source } = self.weights()?;
         let stored = Stored::Files(source);
         stored.check_whole()?;
-        Ok(*self.0.identity.get_or_init(|| identity::hash(&self.0.config, table, stored)))
+        let hash = identity::hash(&self.0.config, table, stored)?;
+        Ok(*self.0.identity.get_or_init(|| hash))
     }
 
     /// SHA-256 of `tokenizer.json`, the identity that shards carry; `None` where the directory has no such file.
@@ -116,24 +126,38 @@ impl ModelDir {
         if let Some(known) = self.0.tokenizer.get() {
             return Ok(*known);
         }
-        let path = self.0.path.join("tokenizer.json");
-        let sha = match path.is_file() {
-            true => {
-                let bytes = std::fs::read(&path).map_err(Error::io(&path, "read the tokenizer"))?;
-                Some(Sha256::digest(&bytes).into())
-            }
-            false => None,
+        let sha = match self.0.side_files.get().map(|files| files.iter().find(|(name, _)| *name == TOKENIZER)) {
+            Some(known) => known.map(|(_, bytes)| Sha256::digest(bytes)),
+            None => self.0.folder.read(TOKENIZER, MOST_TOKENIZER)?.map(Sha256::digest),
         };
+        let sha = sha.map(Into::into);
         Ok(*self.0.tokenizer.get_or_init(|| sha))
     }
 
-    /// The weights, mapped and checked against the configuration.
+    /// Reads what an export copies beside the weights: an export of this model writes what it was now, and a file that
+    /// cannot be copied is known before the work, not after it.
+    ///
+    /// Errors: [`Error::File`] for what is no regular file of this directory, or longer than any of its kind;
+    /// [`Error::Io`].
+    pub fn read_side_files(&self) -> Result<()> {
+        self.side_files().map(drop)
+    }
+
+    pub(super) fn side_files(&self) -> Result<&SideFiles> {
+        if let Some(known) = self.0.side_files.get() {
+            return Ok(known);
+        }
+        let files = side_files(&self.0.folder)?;
+        Ok(self.0.side_files.get_or_init(|| files))
+    }
+
+    /// The weights, opened and checked against the configuration.
     pub(super) fn weights(&self) -> Result<&Weights> {
         if let Some(weights) = self.0.weights.get() {
             return Ok(weights);
         }
         let table = ParamTable::new(&self.0.config)?;
-        let source = Arc::new(Source::open(&self.0.path, &self.0.config, &table)?);
+        let source = Arc::new(Source::open(&self.0.folder, &self.0.config, &table)?);
         Ok(self.0.weights.get_or_init(|| Weights { table, source }))
     }
 
@@ -141,4 +165,26 @@ impl ModelDir {
     pub(super) fn files(&self) -> &ConfigFiles {
         &self.0.files
     }
+}
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// What travels with the weights, where the source has it. `generation_config.json` does too: it was read with the
+/// configuration.
+const SIDE_FILES: &[&str] = &[
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// The side files of a folder, read.
+pub(super) fn side_files(folder: &Inside) -> Result<SideFiles> {
+    let read = |name: &&'static str| folder.read(name, MOST_TOKENIZER).map(|b| b.map(|bytes| (*name, bytes)));
+    SIDE_FILES.iter().filter_map(|name| read(name).transpose()).collect()
 }

@@ -2,7 +2,7 @@
 //! and tokenizer files copied through. Every file appears whole or not at all.
 
 use super::config::{CONFIG, GENERATION};
-use super::dir::ModelDir;
+use super::dir::{ModelDir, SideFiles, side_files};
 use super::json::parse_json;
 use super::load::{Model, Origin};
 use super::params::ParamSpec;
@@ -10,7 +10,7 @@ use super::save_dtype::SaveDtype;
 use super::source::{INDEX, SINGLE, Source, SourceFile, decode, dtype_bytes};
 use crate::backend::{Backend, Float};
 use crate::error::{Error, Result};
-use crate::files::{self, AtomicFile};
+use crate::files::{self, AtomicFile, Inside, MOST_JSON};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -19,20 +19,6 @@ use std::path::Path;
 
 /// Elements converted at a time.
 const PIECE: usize = 1 << 20;
-
-/// What travels with the weights, where the source has it.
-const SIDE_FILES: &[&str] = &[
-    GENERATION,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// What an export did. An update smaller than the spacing of the saved dtype vanishes: compare the two counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +29,8 @@ pub struct ExportReport {
     pub updated: u64,
     /// Weights whose saved value differs from the source's, saved in the same dtype.
     pub changed: u64,
+    /// Why the two counts are not known: the source's weights could not be read any more. The model is whole all the same.
+    pub not_compared: Option<String>,
     /// Bytes of safetensors files.
     pub bytes: u64,
     /// Files written, by name.
@@ -50,12 +38,18 @@ pub struct ExportReport {
 }
 
 impl ExportReport {
-    /// Share of weights that training updated.
+    /// Share of weights that training updated; NaN where it is not known.
     pub fn updated_share(&self) -> f64 {
+        if self.not_compared.is_some() {
+            return f64::NAN;
+        }
         self.updated as f64 / self.weights.max(1) as f64
     }
-    /// Share of weights that the saved files really changed.
+    /// Share of weights that the saved files really changed; NaN where it is not known.
     pub fn changed_share(&self) -> f64 {
+        if self.not_compared.is_some() {
+            return f64::NAN;
+        }
         self.changed as f64 / self.weights.max(1) as f64
     }
 }
@@ -66,7 +60,7 @@ impl ExportReport {
 /// written, and the tokenizer's files are copied from `side_files`, if given.
 ///
 /// Errors: [`Error::Io`]; [`Error::File`] where `out` holds weights of another layout, or a weight is not finite or
-/// does not fit the dtype.
+/// does not fit the dtype. Weights of the source that are gone meanwhile are none: see [`ExportReport::not_compared`].
 pub fn export<B: Backend>(
     be: &B,
     model: &Model<B>,
@@ -75,18 +69,19 @@ pub fn export<B: Backend>(
     out: &Path,
     save: SaveDtype,
 ) -> Result<ExportReport> {
-    model.origin.stored().check_whole()?;
     files::make_folder(out)?;
-    let mut e = Exporter { be, model, master, out, save, report: ExportReport::default() };
+    let not_compared = model.origin.stored().check_whole().err().map(|e| e.to_string());
+    let report = ExportReport { not_compared, ..Default::default() };
+    let mut e = Exporter { be, model, master, out, save, report };
     e.refuse_other_layout()?;
     match &model.origin {
         Origin::Dir(dir, source) => {
             for file in &source.files {
-                e.source_file(file)?;
+                e.source_file(source, file)?;
             }
             match side_files {
-                Some(other) => e.side_files(other, None)?,
-                None => e.side_files(dir.path(), Some(dir))?,
+                Some(other) => e.side_files_of(other)?,
+                None => e.side_files(dir.files().generation.as_deref(), dir.side_files()?)?,
             }
             e.index(source)?;
             e.config(dir)?;
@@ -100,7 +95,7 @@ pub fn export<B: Backend>(
                 .collect();
             e.tensors(SINGLE, &tensors, None, json!({"format": "pt"}))?;
             if let Some(dir) = side_files {
-                e.side_files(dir, None)?;
+                e.side_files_of(dir)?;
             }
             e.new_config()?;
         }
@@ -144,12 +139,12 @@ impl<B: Backend> Exporter<'_, B> {
         }
     }
 
-    fn source_file(&mut self, file: &SourceFile) -> Result<()> {
-        let tensors: Vec<_> =
-            file.meta.offset_keys().iter().map(|name| source_tensor(self.model, file, name)).collect();
+    fn source_file(&mut self, source: &Source, file: &SourceFile) -> Result<()> {
+        let names = file.meta.offset_keys();
+        let tensors: Vec<_> = names.iter().map(|name| source_tensor(self.model, (source, file), name)).collect();
         let same = tensors.iter().all(|t| t.spec.is_none() || self.save.of(t.dtype) == t.dtype);
         let metadata = json!(file.meta.metadata());
-        self.tensors(&file.name, &tensors, same.then(|| file.header()), metadata)
+        self.tensors(&file.name, &tensors, same.then_some(&file.header[..]), metadata)
     }
 
     /// Writes one safetensors file. `header`: the source's, where every dtype stays as it was.
@@ -217,8 +212,8 @@ impl<B: Backend> Exporter<'_, B> {
     ) -> Result<u64> {
         let dtype = self.save.of(source_dtype);
         let origin = self.model.origin.stored();
-        let (stored, source) = origin.bytes(spec);
-        let (mut values, mut before) = (Vec::<T>::new(), Vec::<f32>::new());
+        let stored = origin.dtype(spec);
+        let (mut values, mut before, mut source) = (Vec::<T>::new(), Vec::<f32>::new(), Vec::new());
         let (mut bytes, mut bytes_before) = (Vec::new(), Vec::new());
         for start in spec.at.clone().step_by(PIECE) {
             let end = spec.at.end.min(start + PIECE);
@@ -229,34 +224,37 @@ impl<B: Backend> Exporter<'_, B> {
             }
             w.write_all(&bytes).map_err(Error::io(path, "write"))?;
             let Some(report) = report.as_deref_mut() else { continue };
+            report.weights += values.len() as u64;
             let at = (start - spec.at.start) * dtype_bytes(stored)..(end - spec.at.start) * dtype_bytes(stored);
-            decode(stored, &source[at.clone()], &mut before);
-            origin.release(spec, at);
+            // What was trained is worth more than the comparison: a source that is gone by now ends that alone.
+            match report.not_compared.is_none().then(|| origin.bytes(spec, at, &mut source)) {
+                Some(Ok(bytes)) => decode(stored, bytes, &mut before),
+                Some(Err(e)) => report.not_compared = Some(e.to_string()),
+                None => {}
+            }
+            if report.not_compared.is_some() {
+                continue;
+            }
             encode(dtype, &before, &mut bytes_before);
             let width = dtype_bytes(dtype);
             let differ = bytes.par_chunks(width).zip(bytes_before.par_chunks(width)).with_min_len(4096);
             report.changed += differ.filter(|(a, b)| a != b).count() as u64;
             let differ = values.par_iter().zip(&before).with_min_len(4096);
             report.updated += differ.filter(|(a, b)| a.to_f64() != f64::from(**b)).count() as u64;
-            report.weights += values.len() as u64;
         }
         Ok((spec.at.len() * dtype_bytes(dtype)) as u64)
     }
 
-    /// Copies configuration and tokenizer files of `from`; what `opened` read already is written as it was then.
-    fn side_files(&mut self, from: &Path, opened: Option<&ModelDir>) -> Result<()> {
-        for name in SIDE_FILES {
-            let path = from.join(name);
-            let bytes = match opened {
-                Some(dir) if *name == GENERATION => dir.files().generation.clone(),
-                _ if path.exists() => Some(std::fs::read(&path).map_err(Error::io(&path, "read"))?),
-                _ => None,
-            };
-            if let Some(bytes) = bytes {
-                self.file(name, &bytes)?;
-            }
-        }
-        Ok(())
+    /// Copies the generation configuration and tokenizer files of `from`.
+    fn side_files_of(&mut self, from: &Path) -> Result<()> {
+        let folder = Inside::new(from)?;
+        self.side_files(folder.read(GENERATION, MOST_JSON)?.as_deref(), &side_files(&folder)?)
+    }
+
+    /// Writes configuration and tokenizer files as they were read.
+    fn side_files(&mut self, generation: Option<&[u8]>, others: &SideFiles) -> Result<()> {
+        let all = generation.map(|bytes| (GENERATION, bytes)).into_iter();
+        all.chain(others.iter().map(|(n, b)| (*n, b.as_slice()))).try_for_each(|(name, bytes)| self.file(name, bytes))
     }
 
     fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -274,7 +272,7 @@ impl<B: Backend> Exporter<'_, B> {
         }
         let mut index = parse_json(&source.dir.join(INDEX), bytes)?;
         let sizes = self.model.table.specs.iter().map(|s| {
-            let (dtype, _) = self.model.origin.stored().bytes(s);
+            let dtype = self.model.origin.stored().dtype(s);
             s.at.len() * dtype_bytes(self.save.of(dtype))
         });
         let total: usize = sizes.sum();
@@ -305,12 +303,17 @@ impl<B: Backend> Exporter<'_, B> {
 }
 
 /// A tensor of a source file, and the parameter that it holds.
-fn source_tensor<'a, B: Backend>(model: &'a Model<B>, file: &'a SourceFile, name: &str) -> Tensor<'a> {
+fn source_tensor<'a, B: Backend>(
+    model: &'a Model<B>,
+    (source, file): (&'a Source, &SourceFile),
+    name: &str,
+) -> Tensor<'a> {
     let info: &TensorInfo = file.meta.info(name).expect("offset_keys lists what the file has");
     // An old exporter's copy of a tied head follows the embedding.
     let tied = name == "lm_head.weight" && model.config.tie_word_embeddings;
     let spec = model.table.spec(if tied { "model.embed_tokens.weight" } else { name });
-    Tensor { name: name.to_owned(), shape: info.shape.clone(), spec, dtype: info.dtype, bytes: file.bytes(info) }
+    let bytes = source.others.get(name).map_or(&[][..], Vec::as_slice);
+    Tensor { name: name.to_owned(), shape: info.shape.clone(), spec, dtype: info.dtype, bytes }
 }
 
 /// As transformers writes it: two spaces, a newline at the end.

@@ -2,7 +2,8 @@
 
 use super::config::ModelConfig;
 use super::params::ParamTable;
-use super::source::Stored;
+use super::source::{Stored, dtype_bytes};
+use crate::error::Result;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -10,16 +11,22 @@ use sha2::{Digest, Sha256};
 const LEAF: usize = 4 << 20;
 
 /// Identity of weights and of what their configuration makes of them: see [`super::ModelDir::identity`].
-pub(super) fn hash(c: &ModelConfig, table: &ParamTable, stored: Stored) -> [u8; 32] {
+///
+/// Errors: what reading the weights meets.
+pub(super) fn hash(c: &ModelConfig, table: &ParamTable, stored: Stored) -> Result<[u8; 32]> {
     let numerics = (c.architecture, c.rms_norm_eps, c.rope, c.num_attention_heads, c.num_key_value_heads);
     let mut all = Sha256::new();
     all.update(format!("{numerics:?} {} {}\n", c.head_dim, c.tie_word_embeddings));
     for spec in &table.specs {
-        let (dtype, bytes) = stored.bytes(spec);
+        let dtype = stored.dtype(spec);
+        let len = spec.at.len() * dtype_bytes(dtype);
         all.update(format!("{} {dtype:?} {:?}\n", spec.name, spec.shape));
-        let leaves: Vec<_> = bytes.par_chunks(LEAF).map(Sha256::digest).collect();
+        let leaf = |buf: &mut Vec<u8>, at: usize| {
+            let range = at * LEAF..len.min((at + 1) * LEAF);
+            Ok(Sha256::digest(stored.bytes(spec, range, buf)?))
+        };
+        let leaves = (0..len.div_ceil(LEAF)).into_par_iter().map_init(Vec::new, leaf).collect::<Result<Vec<_>>>()?;
         leaves.iter().for_each(|leaf| all.update(leaf));
-        stored.release(spec, 0..bytes.len());
     }
-    all.finalize().into()
+    Ok(all.finalize().into())
 }

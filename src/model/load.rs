@@ -35,7 +35,7 @@ impl Origin {
 /// A model on a device: [`Model::load`] from a directory, [`Model::random`] from a seed, [`Model::from_f32`] from values.
 ///
 /// It remembers where its weights came from, unrounded: an optimiser's master weights start there ([`Model::fill_master`]),
-/// and an export compares with it. A model of a directory keeps the directory's files mapped.
+/// and an export compares with it. A model of a directory keeps the directory's files open.
 pub struct Model<B: Backend> {
     /// Its shape.
     pub config: ModelConfig,
@@ -130,27 +130,25 @@ impl<B: Backend> Model<B> {
     pub fn sha256(&self) -> Result<[u8; 32]> {
         match &self.origin {
             Origin::Dir(dir, _) => dir.identity(),
-            Origin::Values(values) => Ok(identity::hash(&self.config, &self.table, Stored::Values(values))),
+            Origin::Values(values) => identity::hash(&self.config, &self.table, Stored::Values(values)),
         }
     }
 }
 
 /// Uploads every tensor, converted to `T`; refuses NaN and infinity.
 fn fill<B: Backend, T: Float>(be: &B, dst: &mut B::Buf<T>, table: &ParamTable, stored: Stored) -> Result<()> {
-    let mut piece: Vec<T> = Vec::with_capacity(PIECE);
+    let (mut piece, mut buf) = (Vec::<T>::with_capacity(PIECE), Vec::new());
     for spec in &table.specs {
-        let (dtype, bytes) = stored.bytes(spec);
+        let dtype = stored.dtype(spec);
         let width = dtype_bytes(dtype);
-        let mut at = spec.at.start;
-        for bytes in bytes.chunks(PIECE * width) {
-            decode(dtype, bytes, &mut piece);
-            let done = (at - spec.at.start) * width;
-            stored.release(spec, done..done + bytes.len());
+        for at in spec.at.clone().step_by(PIECE) {
+            let end = spec.at.end.min(at + PIECE);
+            let range = (at - spec.at.start) * width..(end - spec.at.start) * width;
+            decode(dtype, stored.bytes(spec, range, &mut buf)?, &mut piece);
             if !piece.par_iter().all(|v| v.to_f64().is_finite()) {
                 return Err(stored.not_finite(spec));
             }
-            be.upload(be.view_mut(dst, at..at + piece.len()), &piece)?;
-            at += piece.len();
+            be.upload(be.view_mut(dst, at..end), &piece)?;
         }
     }
     Ok(())

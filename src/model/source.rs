@@ -1,22 +1,24 @@
-//! The safetensors files of a model directory, single or sharded: mapped into memory and checked before use.
+//! The safetensors files of a model directory, single or sharded: opened and checked before use, read where they are needed.
 //!
-//! The files stay mapped while a [`super::ModelDir`] or a model made from one lives (identity, master weights and export
-//! come from them): they must not be modified in place meanwhile: writes show through, and a page that a truncation took
-//! away kills the process (`SIGBUS`). Each later use asks the file system first whether the file is as long as it was, which
-//! turns all but a truncation in that very moment into an error. Replacing files by rename, as this crate does, is safe.
+//! The files stay open while a [`super::ModelDir`] or a model made from one lives (identity, master weights and export
+//! come from them): they must not be modified in place meanwhile, as writes show through. One that is cut short is an error
+//! of whoever reads it next, and harms nothing else. Replacing files by rename, as this crate does, is safe.
 //!
-//! What was read is given back to the system page by page: a mapped file does not count towards the process's memory
-//! beside the copy on the device.
+//! Weights are read piece by piece, never mapped: a file does not count towards the process's memory beside the copy on the
+//! device, and a page that a truncation took away cannot kill the process.
 
 use super::config::ModelConfig;
 use super::json::parse_json;
 use super::params::{ParamSpec, ParamTable};
 use crate::backend::Float;
 use crate::error::{Error, Result};
-use crate::files::Map;
+use crate::files::{Inside, MOST_JSON, cut_short, read_at};
 use rayon::prelude::*;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,10 @@ use std::path::{Path, PathBuf};
 pub(super) const SINGLE: &str = "model.safetensors";
 /// Name of a sharded checkpoint's index.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// Longest header, as of the safetensors crate.
+const MOST_HEADER: u64 = 100_000_000;
+/// Bytes compared at a time.
+const PIECE: usize = 4 << 20;
 
 /// Weights as they are stored, in files or in memory.
 #[derive(Clone, Copy)]
@@ -35,7 +41,7 @@ pub(super) enum Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    /// Fails where a mapped file was cut short since it was opened.
+    /// Fails where a file was cut short since it was opened: said before the work, not in the middle of it.
     pub fn check_whole(self) -> Result<()> {
         match self {
             Stored::Files(source) => source.files.iter().try_for_each(SourceFile::check_whole),
@@ -43,22 +49,25 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// A tensor's dtype and little-endian bytes. Present: [`Source::open`] found every tensor of the table.
-    pub fn bytes(self, spec: &ParamSpec) -> (Dtype, &'a [u8]) {
+    /// A tensor's dtype. Present: [`Source::open`] found every tensor of the table.
+    pub fn dtype(self, spec: &ParamSpec) -> Dtype {
         match self {
-            Stored::Files(source) => {
-                let (file, info) = source.find(&spec.name).expect("checked by Source::open");
-                (info.dtype, file.bytes(info))
-            }
-            Stored::Values(values) => (Dtype::F32, bytemuck::cast_slice(&values[spec.at.clone()])),
+            Stored::Files(source) => source.find(&spec.name).expect("checked by Source::open").1.dtype,
+            Stored::Values(_) => Dtype::F32,
         }
     }
 
-    /// Says that `range` of a tensor's bytes will not be read again soon.
-    pub fn release(self, spec: &ParamSpec, range: Range<usize>) {
-        if let Stored::Files(source) = self {
-            let (file, info) = source.find(&spec.name).expect("checked by Source::open");
-            file.release(info, range);
+    /// Bytes `range` of a tensor, little-endian; read into `buf` where they lie in a file.
+    pub fn bytes<'b>(self, spec: &ParamSpec, range: Range<usize>, buf: &'b mut Vec<u8>) -> Result<&'b [u8]>
+    where
+        'a: 'b,
+    {
+        match self {
+            Stored::Files(source) => {
+                let (file, info) = source.find(&spec.name).expect("checked by Source::open");
+                file.read(info, range, buf)
+            }
+            Stored::Values(values) => Ok(&bytemuck::cast_slice(&values[spec.at.clone()])[range]),
         }
     }
 
@@ -77,49 +86,60 @@ pub(super) struct SourceFile {
     /// Name within the directory.
     pub name: String,
     path: PathBuf,
-    file: std::fs::File,
-    map: Map,
-    /// Bytes before the tensors: length field and header.
-    pub head: usize,
-    /// Its header.
+    file: File,
+    /// Its first bytes: length field and header.
+    pub header: Vec<u8>,
+    /// Its header, understood.
     pub meta: Metadata,
 }
 
 impl SourceFile {
-    fn open(dir: &Path, name: &str) -> Result<Self> {
-        let path = dir.join(name);
-        let file = std::fs::File::open(&path).map_err(Error::io(&path, "open"))?;
-        let map = Map::new(&path, &file)?;
-        let (n, meta) = safetensors::SafeTensors::read_metadata(&map)
-            .map_err(|e| Error::file(&path, format!("damaged safetensors file ({e}); download or export it again")))?;
-        Ok(Self { name: name.to_owned(), path, file, map, head: 8 + n, meta })
+    fn open(folder: &Inside, name: &str) -> Result<Self> {
+        let path = folder.path(name);
+        let file = folder.open(name)?.ok_or_else(|| folder.missing(name))?;
+        let len = file.metadata().map_err(Error::io(&path, "read the length of"))?.len();
+        let damaged = |why: &dyn std::fmt::Display| {
+            Error::file(&path, format!("damaged safetensors file ({why}); download or export it again"))
+        };
+        if len < 8 {
+            return Err(damaged(&SafeTensorError::HeaderTooSmall));
+        }
+        let mut header = vec![0; 8];
+        read_at(&path, &file, &mut header, 0)?;
+        let n = u64::from_le_bytes(std::array::from_fn(|i| header[i]));
+        if n > MOST_HEADER {
+            return Err(damaged(&SafeTensorError::HeaderTooLarge));
+        }
+        if n > len - 8 {
+            return Err(damaged(&SafeTensorError::InvalidHeaderLength));
+        }
+        header.resize(8 + n as usize, 0);
+        read_at(&path, &file, &mut header[8..], 8)?;
+        // Checks shapes and offsets too.
+        let meta: Metadata = serde_json::from_slice(&header[8..]).map_err(|e| damaged(&e))?;
+        if header.len() as u64 + meta.data_len() as u64 != len {
+            return Err(damaged(&SafeTensorError::MetadataIncompleteBuffer));
+        }
+        Ok(Self { name: name.to_owned(), path, file, header, meta })
     }
 
-    /// Fails where the file is shorter than its map: reading the pages that are gone would kill the process. (A change
-    /// of time alone is no reason to lose a trained model at its export.)
+    /// Fails where the file is shorter than it was. (A change of time alone is no reason to lose a trained model at its
+    /// export.)
     fn check_whole(&self) -> Result<()> {
         let stat = self.file.metadata().map_err(Error::io(&self.path, "read the length of"))?;
-        if stat.len() >= self.map.len() as u64 {
-            return Ok(());
+        match stat.len() >= (self.header.len() + self.meta.data_len()) as u64 {
+            true => Ok(()),
+            false => Err(cut_short(&self.path)),
         }
-        let why = "was cut short while in use: leave a model's files alone during a run, and start it again";
-        Err(Error::file(&self.path, why))
     }
 
-    /// The file's first bytes: length field and header.
-    pub fn header(&self) -> &[u8] {
-        &self.map[..self.head]
-    }
-
-    /// A tensor's bytes. `info` is of this file, whose offsets were validated on opening.
-    pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
-        &self.map[self.head + info.data_offsets.0..self.head + info.data_offsets.1]
-    }
-
-    /// Gives the pages under `range` of a tensor's bytes back to the system; read again, they come from its cache.
-    fn release(&self, info: &TensorInfo, range: Range<usize>) {
-        let at = self.head + info.data_offsets.0;
-        self.map.release(at + range.start..at + range.end);
+    /// Bytes `range` of a tensor, read into `buf`. `info` is of this file, whose offsets were validated on opening.
+    pub fn read<'b>(&self, info: &TensorInfo, range: Range<usize>, buf: &'b mut Vec<u8>) -> Result<&'b [u8]> {
+        let (start, end) = info.data_offsets;
+        assert!(range.end <= end - start, "bytes {range:?} of a tensor of {}", end - start);
+        buf.resize(range.len(), 0);
+        read_at(&self.path, &self.file, buf, (self.header.len() + start + range.start) as u64)?;
+        Ok(buf)
     }
 }
 
@@ -131,14 +151,19 @@ pub(super) struct Source {
     pub files: Vec<SourceFile>,
     /// The index of sharded weights, as it was read.
     pub index: Option<Vec<u8>>,
+    /// The bytes of tensors that are no parameters and are copied by an export.
+    pub others: HashMap<String, Vec<u8>>,
 }
 
 impl Source {
-    /// Maps the files and checks that they hold exactly the tensors of `table`.
-    pub fn open(dir: &Path, config: &ModelConfig, table: &ParamTable) -> Result<Self> {
-        let (names, index) = file_names(dir)?;
-        let files = names.iter().map(|n| SourceFile::open(dir, n)).collect::<Result<_>>()?;
-        let source = Self { dir: dir.to_owned(), files, index };
+    /// Opens the files and checks that they hold exactly the tensors of `table`.
+    pub fn open(folder: &Inside, config: &ModelConfig, table: &ParamTable) -> Result<Self> {
+        let (names, index) = file_names(folder)?;
+        let files = names.iter().map(|n| SourceFile::open(folder, n)).collect::<Result<_>>()?;
+        let dir = folder.path("");
+        let (bytes, map) = index.map_or((None, None), |(bytes, map)| (Some(bytes), Some(map)));
+        let mut source = Self { dir: dir.components().collect(), files, index: bytes, others: HashMap::new() };
+        source.check_places(map.as_ref(), &folder.path(INDEX))?;
         for spec in &table.specs {
             source.check(spec)?;
         }
@@ -149,6 +174,33 @@ impl Source {
     /// The tensor of that name: its file and entry.
     pub fn find(&self, name: &str) -> Option<(&SourceFile, &TensorInfo)> {
         self.files.iter().find_map(|f| f.meta.info(name).map(|i| (f, i)))
+    }
+
+    /// Refuses a tensor that stands in two files, and one that is not in the file that the index names: which of them is
+    /// meant would be a guess.
+    fn check_places(&self, weight_map: Option<&Map<String, Value>>, index: &Path) -> Result<()> {
+        let mut place: HashMap<String, &SourceFile> = HashMap::new();
+        for file in &self.files {
+            for name in file.meta.offset_keys() {
+                let named = weight_map.and_then(|m| m.get(&name)).and_then(Value::as_str);
+                if let Some(named) = named.filter(|n| *n != file.name) {
+                    let why = format!("holds tensor `{name}`, which {INDEX} puts into {named}; download both again");
+                    return Err(Error::file(&file.path, why));
+                }
+                if let Some(other) = place.insert(name.clone(), file) {
+                    let why = format!("holds tensor `{name}`, and so does {}; download both again", other.name);
+                    return Err(Error::file(&file.path, why));
+                }
+            }
+        }
+        match weight_map.into_iter().flatten().find(|(name, _)| !place.contains_key(*name)) {
+            Some((name, file)) => {
+                let file = file.as_str().unwrap_or_default();
+                let why = format!("puts tensor `{name}` into {file}, which does not have it; download both again");
+                Err(Error::file(index, why))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check(&self, spec: &ParamSpec) -> Result<()> {
@@ -175,11 +227,17 @@ impl Source {
 
     /// Refuses tensors that the model does not have, except what old exporters add: `*.rotary_emb.inv_freq`, and a copy
     /// of a tied head.
-    fn check_others(&self, config: &ModelConfig, table: &ParamTable) -> Result<()> {
+    fn check_others(&mut self, config: &ModelConfig, table: &ParamTable) -> Result<()> {
         let known: std::collections::HashSet<&str> = table.specs.iter().map(|s| s.name.as_str()).collect();
+        let mut others = HashMap::new();
         for file in &self.files {
             for name in file.meta.offset_keys() {
-                if known.contains(name.as_str()) || name.ends_with(".rotary_emb.inv_freq") {
+                if known.contains(name.as_str()) {
+                    continue;
+                }
+                if name.ends_with(".rotary_emb.inv_freq") {
+                    let bytes = small_tensor(file, &name)?;
+                    others.insert(name, bytes);
                     continue;
                 }
                 if name == "lm_head.weight" && config.tie_word_embeddings {
@@ -195,12 +253,16 @@ impl Source {
                 ));
             }
         }
+        self.others = others;
         Ok(())
     }
 
     fn check_tied_copy(&self, file: &SourceFile) -> Result<()> {
-        let bytes = |name| self.find(name).map(|(f, i)| (i.dtype, f.bytes(i)));
-        if bytes("lm_head.weight") == bytes("model.embed_tokens.weight") {
+        let both = [self.find("lm_head.weight"), self.find("model.embed_tokens.weight")];
+        if let [Some((file_a, a)), Some((file_b, b))] = both
+            && a.dtype == b.dtype
+            && equal((file_a, a), (file_b, b))?
+        {
             return Ok(());
         }
         Err(Error::file(
@@ -211,36 +273,72 @@ impl Source {
     }
 }
 
+/// Whether two tensors have the same bytes.
+fn equal((file_a, a): (&SourceFile, &TensorInfo), (file_b, b): (&SourceFile, &TensorInfo)) -> Result<bool> {
+    let len = |info: &TensorInfo| info.data_offsets.1 - info.data_offsets.0;
+    if len(a) != len(b) {
+        return Ok(false);
+    }
+    let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
+    for start in (0..len(a)).step_by(PIECE) {
+        let range = start..len(a).min(start + PIECE);
+        if file_a.read(a, range.clone(), &mut of_a)? != file_b.read(b, range, &mut of_b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The bytes of a table that old exporters add: a few hundred.
+fn small_tensor(file: &SourceFile, name: &str) -> Result<Vec<u8>> {
+    let info = file.meta.info(name).expect("offset_keys lists what the file has");
+    let len = info.data_offsets.1 - info.data_offsets.0;
+    if len > 1 << 20 {
+        return Err(Error::file(
+            &file.path,
+            format!("tensor `{name}` has {len} bytes; no table of its kind is that long"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.read(info, 0..len, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// An index: its bytes, and its `weight_map`.
+type Index = (Vec<u8>, Map<String, Value>);
+
 /// The safetensors files of a directory, and the index if that names them: as transformers does, the single file first.
-fn file_names(dir: &Path) -> Result<(Vec<String>, Option<Vec<u8>>)> {
-    if dir.join(SINGLE).exists() {
+fn file_names(folder: &Inside) -> Result<(Vec<String>, Option<Index>)> {
+    if folder.has(SINGLE) {
         return Ok((vec![SINGLE.to_owned()], None));
     }
-    let path = dir.join(INDEX);
-    if !path.exists() {
-        let other = ["pytorch_model.bin", "pytorch_model.bin.index.json"].into_iter().find(|n| dir.join(n).exists());
+    let path = folder.path(INDEX);
+    let Some(bytes) = folder.read(INDEX, MOST_JSON)? else {
+        let other = ["pytorch_model.bin", "pytorch_model.bin.index.json"].into_iter().find(|n| folder.has(n));
         let hint = other.map_or(String::new(), |n| format!(" ({n} is not read: save the model as safetensors)"));
+        let dir: PathBuf = folder.path("").components().collect();
         return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX}{hint}")));
-    }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-    let index = parse_json(&path, &bytes)?;
-    let Some(map) = index.get("weight_map").and_then(|v| v.as_object()).filter(|m| !m.is_empty()) else {
-        return Err(Error::file(&path, "no `weight_map`"));
     };
-    let mut names = BTreeMap::new();
-    for (tensor, name) in map {
-        match name.as_str() {
-            // A name, not a path: an index must not reach outside its directory.
-            Some(n) if Path::new(n).file_name().is_some_and(|f| f == n) => names.insert(n.to_owned(), ()),
-            _ => {
-                return Err(Error::file(
-                    &path,
-                    format!("`weight_map` gives {name} for `{tensor}`, expected a file name"),
-                ));
-            }
+    let map = match parse_json(&path, &bytes)?.shift_remove("weight_map") {
+        Some(Value::Object(map)) if !map.is_empty() => map,
+        _ => return Err(Error::file(&path, "no `weight_map`")),
+    };
+    let mut names = Vec::new();
+    for (tensor, name) in &map {
+        // A name, not a path: an index must not reach outside its directory.
+        let bad = |want| Error::file(&path, format!("`weight_map` gives {name} for `{tensor}`, expected {want}"));
+        let Some(name) = name.as_str().filter(|n| Path::new(n).file_name().is_some_and(|f| f == *n)) else {
+            return Err(bad("a file name"));
         };
+        // An export writes a file of that name, which must not be one that a run writes.
+        if !name.ends_with(".safetensors") {
+            return Err(bad("a name that ends in .safetensors"));
+        }
+        names.push(name.to_owned());
     }
-    Ok((names.into_keys().collect(), Some(bytes)))
+    names.sort_unstable();
+    names.dedup();
+    Ok((names, Some((bytes, map))))
 }
 
 /// Bytes per element of a weight dtype.

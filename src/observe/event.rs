@@ -74,9 +74,9 @@ pub enum Event<'a> {
     Saved {
         /// The folder.
         path: &'a Path,
-        /// Share of weights that training changed.
+        /// Share of weights that training changed; NaN where the weights that it began with cannot be read any more.
         updated: f64,
-        /// Share of weights that it changed in the precision of the files.
+        /// Share of weights that it changed in the precision of the files; likewise.
         changed: f64,
     },
     /// Between two units of work, with nothing to tell but that an answer is welcome.

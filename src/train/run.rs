@@ -82,6 +82,10 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
     summary.changed_share = report.changed_share();
     let (updated, changed) = (report.updated_share(), report.changed_share());
+    if let Some(why) = &report.not_compared {
+        let why = format!("how much training changed is not known, but the model is whole: {why}");
+        observe.tell(&Event::Warning(&why))?;
+    }
     observe.tell(&Event::Saved { path: out.path(), updated, changed })?;
     Ok(summary)
 }
@@ -108,6 +112,8 @@ fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
 /// The model to train, and the reference where the loss has one; both fit the data.
 fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option<ModelDir>)> {
     let dir = ModelDir::open(&c.files.model)?;
+    // What the export will copy: a file that cannot be copied is known before the work.
+    dir.read_side_files()?;
     let reference = c.loss().loss_type.def().reference.then(|| dir.open_other(c.reference_dir())).transpose()?;
     for d in splits {
         check_data(&dir, d)?;

@@ -1,6 +1,6 @@
-// What a program does with files, a line each in $FUSEDPO_WATCH: preloaded, it stands before open, mmap and madvise.
+// What a program does with files, a line each in $FUSEDPO_WATCH: preloaded, it stands before open and pread.
 //   open PATH          for reading
-//   dropped BYTES PATH pages of a mapping given back: they have been read, and whoever wants them again reads them again
+//   read BYTES PATH    from a place in an open file
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -9,19 +9,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define REAL(name, type) static type real; if (!real) real = (type)dlsym(RTLD_NEXT, name)
 
 typedef int (*open_fn)(const char *, int, ...);
 typedef int (*openat_fn)(int, const char *, int, ...);
-typedef void *(*mmap_fn)(void *, size_t, int, int, int, off_t);
-typedef int (*madvise_fn)(void *, size_t, int);
-
-// Mappings of files, never taken out: an address that is used again stands later, and is found first.
-static struct { char *start; size_t len; char path[PATH_MAX]; } maps[1024];
-static int num_maps;
+typedef ssize_t (*pread_fn)(int, void *, size_t, off_t);
 
 static void say(const char *line) {
     static int log = -1;
@@ -47,39 +41,17 @@ int open64(const char *path, int flags, ...) { MODE(); REAL("open64", open_fn); 
 int openat(int at, const char *path, int flags, ...) { MODE(); REAL("openat", openat_fn); opened(path, flags); return real(at, path, flags, mode); }
 int openat64(int at, const char *path, int flags, ...) { MODE(); REAL("openat64", openat_fn); opened(path, flags); return real(at, path, flags, mode); }
 
-static void mapped(void *start, size_t len, int fd) {
-    char link[64];
-    if (fd < 0 || start == MAP_FAILED) return;
-    if (num_maps == sizeof maps / sizeof *maps) abort();
+static ssize_t was_read(ssize_t bytes, int fd) {
+    char link[64], path[PATH_MAX], line[PATH_MAX + 64];
+    if (bytes <= 0) return bytes;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t n = readlink(link, maps[num_maps].path, PATH_MAX - 1);
-    if (n < 0) return;
-    maps[num_maps].path[n] = 0;
-    maps[num_maps].start = start;
-    maps[num_maps++].len = len;
+    ssize_t n = readlink(link, path, PATH_MAX - 1);
+    if (n < 0) return bytes;
+    path[n] = 0;
+    snprintf(line, sizeof line, "read %zd %s\n", bytes, path);
+    say(line);
+    return bytes;
 }
 
-void *mmap(void *at, size_t len, int prot, int flags, int fd, off_t offset) {
-    REAL("mmap", mmap_fn);
-    void *start = real(at, len, prot, flags, fd, offset);
-    mapped(start, len, fd);
-    return start;
-}
-void *mmap64(void *at, size_t len, int prot, int flags, int fd, off_t offset) {
-    REAL("mmap64", mmap_fn);
-    void *start = real(at, len, prot, flags, fd, offset);
-    mapped(start, len, fd);
-    return start;
-}
-
-int madvise(void *at, size_t len, int advice) {
-    char line[PATH_MAX + 64];
-    REAL("madvise", madvise_fn);
-    for (int i = num_maps - 1; advice == MADV_DONTNEED && i >= 0; i--)
-        if ((char *)at >= maps[i].start && (char *)at < maps[i].start + maps[i].len) {
-            snprintf(line, sizeof line, "dropped %zu %s\n", len, maps[i].path);
-            say(line);
-            break;
-        }
-    return real(at, len, advice);
-}
+ssize_t pread(int fd, void *to, size_t len, off_t at) { REAL("pread", pread_fn); return was_read(real(fd, to, len, at), fd); }
+ssize_t pread64(int fd, void *to, size_t len, off64_t at) { REAL("pread64", pread_fn); return was_read(real(fd, to, len, at), fd); }

@@ -4,9 +4,13 @@ use super::args::EvalArgs;
 use crate::choice::Choice;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
+use crate::files::{Inside, MOST_TEXT};
 use crate::loss::{LossSpec, LossType};
 use crate::note;
 use std::path::{Path, PathBuf};
+
+/// What a run calls its options.
+const CONFIG: &str = "config.toml";
 
 /// The file, where there is one and something in it can be needed.
 pub struct Made {
@@ -43,11 +47,11 @@ impl<T> Found<T> {
 impl Made {
     /// Reads it. Errors: one that cannot be read, unless every option that it could give was given.
     pub fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
-        let path = a.model.join("config.toml");
+        let path = a.model.join(CONFIG);
         let pairwise = a.loss_type.map_or(data.num_pairs() > 0, |l| l.def().pair.is_some());
         let smoothing = a.label_smoothing.is_some() || a.loss_type.is_some_and(|l| l != LossType::Sigmoid);
         let all_given = a.loss_type.is_some() && a.beta.is_some() && a.ref_model.is_some() && smoothing;
-        let config = if pairwise && !all_given { read(&path)? } else { None };
+        let config = if pairwise && !all_given { read(&a.model)? } else { None };
         Ok(Self { path, config })
     }
 
@@ -149,22 +153,19 @@ impl Made {
     }
 }
 
-/// The table in `path`; `None` where there is no such file.
-fn read(path: &Path) -> Result<Option<toml::Table>> {
-    if std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
-        return Ok(None);
-    }
-    let unreadable = |why: String| {
+/// The table in the file [`CONFIG`] of a model's folder; `None` where there is no such file.
+fn read(dir: &Path) -> Result<Option<toml::Table>> {
+    let path = &dir.join(CONFIG);
+    let unreadable = |e: Error| {
+        let why = match e {
+            Error::Io { source, .. } => source.to_string(),
+            Error::File { why, .. } => why,
+            e => e.to_string(),
+        };
         let instead = "mend it, or give --loss-type, --beta, --label-smoothing and --ref-model";
         Error::file(path, format!("cannot be read ({why}), and says how the model was made: {instead}"))
     };
-    // Reading a pipe waits for its other end.
-    match std::fs::metadata(path) {
-        Ok(m) if !m.is_file() => return Err(unreadable("no regular file".into())),
-        Err(e) => return Err(unreadable(e.to_string())),
-        Ok(_) => {}
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| unreadable(e.to_string()))?;
+    let Some(text) = Inside::new(dir)?.read_text(CONFIG, MOST_TEXT).map_err(unreadable)? else { return Ok(None) };
     let table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default().matches('\n').count() + 1;
         Error::file(path, format!("line {line} is not valid TOML: mend it, or take it away"))

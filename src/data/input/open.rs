@@ -1,19 +1,21 @@
 //! Finds out what a file is, and opens it.
 
 use super::raw::RowIter;
-use super::reading::{Gauge, Reading, regular};
+use super::reading::{Gauge, Reading};
 use super::{json, parquet};
 use crate::error::{Error, Result};
+use crate::files;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 /// Opens `path` and finds out by its first bytes what it is. Errors name the file: unreadable, a folder, a pipe or a device,
 /// or of a kind that is not accepted; those of its rows name the row too.
 pub fn open(path: &Path, how: Reading) -> Result<RowIter> {
-    let (file, size) = regular(path)?;
     if path.is_dir() {
         return Err(Error::file(path, "is a folder; give the files in it (JSONL, JSON, .gz or Parquet)"));
     }
+    let file = files::open(path)?;
+    let size = file.metadata().map_err(Error::io(path, "read"))?.len();
     let gauge = Gauge::new(&how);
     let mut raw = BufReader::with_capacity(1 << 18, Counted { inner: file, gauge: gauge.clone() });
     let magic: [u8; 4] = {

@@ -4,18 +4,18 @@
 use super::raw::{Place, RawBody, RawRow, RowIter, weight};
 use super::reading::Gauge;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::guard::guarded;
 use parquet::basic::{LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Map, Number, Value};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Rows of a Parquet file. Errors name the file: damaged, or a column type that no row shape uses.
 pub fn open(path: &Path, size: u64, gauge: Gauge) -> Result<RowIter> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let file = files::open(path)?;
     let reader = guarded(|| SerializedFileReader::new(file))
         .ok_or_else(|| damaged(path, "its footer cannot be decoded"))?
         .map_err(|e| damaged(path, &e.to_string()))?;

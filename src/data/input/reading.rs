@@ -6,7 +6,6 @@
 use super::fields::FieldMap;
 use super::raw::Place;
 use crate::error::{Error, Result};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -92,16 +91,4 @@ impl Gauge {
             self.limits.row_bytes
         ))
     }
-}
-
-/// A file that can be read from start to end, and its length. Errors: missing, unreadable, a folder, a pipe, a device.
-pub(super) fn regular(path: &Path) -> Result<(std::fs::File, u64)> {
-    // Asked before it is opened: opening a pipe waits for its other end.
-    let kind = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
-    if !kind.is_file() && !kind.is_dir() {
-        return Err(Error::file(path, "is a pipe, a socket or a device; give a regular file"));
-    }
-    let file = std::fs::File::open(path).map_err(Error::io(path, "open"))?;
-    let size = file.metadata().map_err(Error::io(path, "read"))?.len();
-    Ok((file, size))
 }

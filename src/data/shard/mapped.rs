@@ -13,7 +13,7 @@ use super::format::{
     ResponseRecord, TOKENS,
 };
 use crate::error::{Error, Result};
-use crate::files::Map;
+use crate::files::{self, Map};
 use bytemuck::Zeroable;
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -91,11 +91,7 @@ impl Shard {
     ///
     /// Errors: [`Error::File`] naming the first thing wrong; [`Error::Io`] where the file cannot be read.
     pub fn open(path: &Path) -> Result<Shard> {
-        // A pipe called NAME.pref would block on open.
-        if !std::fs::metadata(path).map_err(Error::io(path, "open"))?.is_file() {
-            return Err(Error::file(path, "is not a regular file: give a file that `fusedpo pack` wrote"));
-        }
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let file = files::open(path)?;
         let stat = file.metadata().map_err(Error::io(path, "read the length of"))?;
         let header = read_header(path, &file, &stat)?;
         // Sound while nobody changes the file: the documented rule of this module. What can be checked is: a regular file,

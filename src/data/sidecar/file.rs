@@ -4,6 +4,7 @@ use super::key::RefKey;
 use crate::data::shard::Shard;
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
+use crate::files;
 use bytemuck::{Pod, Zeroable};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -155,10 +156,7 @@ pub(super) fn read_header(path: &Path) -> Result<Header> {
 
 fn open(path: &Path) -> Result<(Header, File)> {
     let refuse = |why: String| Error::file(path, format!("{why}: delete it, and the reference pass makes it again"));
-    if !std::fs::metadata(path).map_err(Error::io(path, "open"))?.is_file() {
-        return Err(refuse("is not a regular file".into()));
-    }
-    let mut file = File::open(path).map_err(Error::io(path, "open"))?;
+    let mut file = files::open(path)?;
     let len = file.metadata().map_err(Error::io(path, "read the length of"))?.len();
     if len < HEADER_LEN as u64 {
         return Err(refuse(format!("is no reference sidecar: {len} bytes, a header alone has {HEADER_LEN}")));

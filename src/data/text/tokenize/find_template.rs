@@ -3,32 +3,30 @@
 use super::options::TemplateChoice;
 use crate::data::text::template::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::files::{self, Inside, MOST_TEXT};
 use serde_json::Value;
-use std::path::Path;
 
 /// The template that `choice` means for a tokenizer of this configuration, which is `dir`'s where it came from a folder.
 /// `tokens`: the special tokens that it sees.
 pub(super) fn find_template(
     config: &Value,
     tokens: Vec<(String, String)>,
-    dir: Option<&Path>,
+    dir: Option<&Inside>,
     choice: &TemplateChoice,
 ) -> Result<Option<ChatTemplate>> {
-    let read = |file: &Path| std::fs::read_to_string(file).map_err(Error::io(file, "read the chat template"));
-    let (source, origin) = match choice {
-        TemplateChoice::None => return Ok(None),
-        TemplateChoice::File(file) => (read(file)?, file.clone()),
-        TemplateChoice::Auto => {
-            let file = dir.map(|d| d.join("chat_template.jinja")).filter(|f| f.is_file());
-            match (file, dir) {
-                (Some(file), _) => (read(&file)?, file),
-                (None, Some(dir)) => match config_template(config) {
-                    Some(source) => (source, dir.join("tokenizer_config.json")),
-                    None => return Ok(None),
-                },
-                (None, None) => return Ok(None),
-            }
-        }
+    const FILE: &str = "chat_template.jinja";
+    let asked = |e: Error| e.doing("read the chat template");
+    let (source, origin) = match (choice, dir) {
+        (TemplateChoice::None, _) | (TemplateChoice::Auto, None) => return Ok(None),
+        // Named by the user, it may be a link to wherever.
+        (TemplateChoice::File(file), _) => (files::read_text(file, MOST_TEXT).map_err(asked)?, file.clone()),
+        (TemplateChoice::Auto, Some(dir)) => match dir.read_text(FILE, MOST_TEXT)? {
+            Some(source) => (source, dir.path(FILE)),
+            None => match config_template(config) {
+                Some(source) => (source, dir.path("tokenizer_config.json")),
+                None => return Ok(None),
+            },
+        },
     };
     ChatTemplate::new(source, tokens, &origin).map(Some)
 }

@@ -6,6 +6,7 @@ use super::options::TokenizerOptions;
 use crate::data::text::cuts;
 use crate::data::text::template::ChatTemplate;
 use crate::error::{Error, Result};
+use crate::files::{self, Inside, MOST_TOKENIZER};
 use crate::guard::guarded;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -49,24 +50,21 @@ impl TextTokenizer {
     /// any other name stands alone. Errors name the file.
     pub fn load(model: &Path, options: &TokenizerOptions) -> Result<Self> {
         let (path, dir) = if model.is_dir() {
-            (model.join("tokenizer.json"), Some(model))
-        } else if model.file_name().is_some_and(|n| n == "tokenizer.json") {
-            (model.to_owned(), model.parent())
+            (model.join(TOKENIZER), Some(model))
+        } else if model.file_name().is_some_and(|n| n == TOKENIZER) {
+            (model.to_owned(), Some(model.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))))
         } else {
             (model.to_owned(), None)
         };
-        if model.is_dir() && !path.is_file() {
-            let hint = if model.join("tokenizer.model").is_file() {
-                "it has only a SentencePiece tokenizer.model; convert it once with transformers (AutoTokenizer, save_pretrained)"
-            } else {
-                "a Hugging Face model directory has one"
-            };
-            return Err(Error::file(model, format!("no tokenizer.json here: {hint}")));
-        }
-        let json = std::fs::read(&path).map_err(Error::io(&path, "read the tokenizer"))?;
-        let config = config(dir)?;
+        let dir = dir.map(Inside::new).transpose()?;
+        let json = match &dir {
+            Some(dir) if model.is_dir() => dir.read(TOKENIZER, MOST_TOKENIZER)?.ok_or_else(|| missing(model, dir))?,
+            // Named by the user, it may be a link to wherever.
+            _ => files::read(model, MOST_TOKENIZER).map_err(|e| e.doing("read the tokenizer"))?,
+        };
+        let config = config(dir.as_ref())?;
         let mut this = Self::from_json(&path, json, config, options.eos_token.as_deref())?;
-        this.template = find_template(&this.config, this.special_texts(), dir, &options.chat_template)?;
+        this.template = find_template(&this.config, this.special_texts(), dir.as_ref(), &options.chat_template)?;
         Ok(this)
     }
 
@@ -168,6 +166,18 @@ impl TextTokenizer {
         };
         config.into()
     }
+}
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// A folder without a tokenizer, and what to do about it.
+fn missing(model: &Path, dir: &Inside) -> Error {
+    let hint = if dir.has("tokenizer.model") {
+        "it has only a SentencePiece tokenizer.model; convert it once with transformers (AutoTokenizer, save_pretrained)"
+    } else {
+        "a Hugging Face model directory has one"
+    };
+    Error::file(model, format!("no tokenizer.json here: {hint}"))
 }
 
 /// What the tokenizer puts before and after a text: its file's post-processor decides alone, as in transformers 5, which

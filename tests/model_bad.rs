@@ -61,7 +61,7 @@ const BAD: &[Bad] = &[
     (
         "field missing",
         |d| edit_json(&d.join("config.json"), |c| drop(c.as_object_mut().unwrap().remove("hidden_size"))),
-        "{}/config.json: `hidden_size` is missing",
+        "{}/model.safetensors: tensor `model.embed_tokens.weight` has shape [97, 32], but config.json makes it [97, 4096]",
     ),
     (
         "field negative",
@@ -95,15 +95,77 @@ const BAD: &[Bad] = &[
         "{}/config.json: `quantization_config`: quantized weights are not supported; use the f32, f16 or bf16 model",
     ),
     (
-        "yarn",
-        |d| config(d, "rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
-        "{}/config.json: `rope_scaling` of type `yarn` is not supported; supported: default, linear, llama3",
+        "kind of rope",
+        |d| config(d, "rope_scaling", json!({"rope_type": "mrope", "factor": 4.0})),
+        "{}/config.json: `rope_scaling` is of type `mrope`, which is not supported; supported: default, linear, dynamic, \
+         yarn, longrope, llama3, proportional",
     ),
-    ("rope factor", |d| config(d, "rope_scaling", json!({"type": "linear"})), "{}/config.json: `factor` is missing"),
+    (
+        "no kind of rope",
+        |d| config(d, "rope_scaling", json!({"factor": 4.0})),
+        "{}/config.json: `rope_scaling` has `factor` but no `rope_type`, without which transformers ignores it; expected \
+         one of default, linear, dynamic, yarn, longrope, llama3, proportional",
+    ),
+    (
+        "rope factor",
+        |d| config(d, "rope_scaling", json!({"type": "linear"})),
+        "{}/config.json: `rope_scaling`: `factor` is missing",
+    ),
+    (
+        "rope no object",
+        |d| config(d, "rope_parameters", json!("linear")),
+        "{}/config.json: `rope_parameters` is \"linear\", expected an object",
+    ),
+    (
+        "rope factors",
+        |d| {
+            let rope = json!({"rope_type": "longrope", "short_factor": [1, 2, 3, 4], "long_factor": [1, 2]});
+            config(d, "rope_scaling", rope)
+        },
+        "{}/config.json: `rope_scaling`: `long_factor` is [1,2], expected 4 numbers greater than 0",
+    ),
+    (
+        "rope beyond numbers",
+        |d| config(d, "rope_scaling", json!({"rope_type": "linear", "factor": 1e-308})),
+        "{}/config.json: `rope_scaling` makes a rotary embedding that is not finite: the numbers are out of range",
+    ),
+    (
+        "theta null",
+        |d| config(d, "rope_theta", json!(null)),
+        "{}/config.json: `rope_theta` is null, expected a number greater than 0",
+    ),
     (
         "partial rotary",
-        |d| config(d, "partial_rotary_factor", json!(0.5)),
+        |d| {
+            config(d, "rope_scaling", json!({"rope_type": "linear", "factor": 2.0}));
+            config(d, "partial_rotary_factor", json!(0.5))
+        },
         "{}/config.json: `partial_rotary_factor` other than 1 is not supported",
+    ),
+    (
+        "not causal",
+        |d| config(d, "is_causal", json!(null)),
+        "{}/config.json: `is_causal` other than true is not supported: every token would see those after it",
+    ),
+    (
+        "layers that differ",
+        |d| config(d, "per_layer_config", json!({"0": {"intermediate_size": 8}})),
+        "{}/config.json: `per_layer_config`: layers that differ are not supported",
+    ),
+    (
+        "other versions",
+        |d| config(d, "configuration_files", json!(["config.4.0.0.json"])),
+        "{}/config.json: `configuration_files`: other versions of config.json are not read; keep the one that counts",
+    ),
+    (
+        "field null",
+        |d| config(d, "vocab_size", json!(null)),
+        "{}/config.json: `vocab_size` is null; give its value, or leave the field out",
+    ),
+    (
+        "eps an integer",
+        |d| config(d, "rms_norm_eps", json!(1)),
+        "{}/config.json: `rms_norm_eps` is 1, expected a fraction: so transformers wants it",
     ),
     (
         "heads",

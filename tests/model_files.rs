@@ -325,9 +325,14 @@ fn fields_that_may_be_left_out() {
     assert_eq!(original_max_position_embeddings, 128.0, "the model's own positions");
     let c = load("qwen3", &[], &|c| c["rope_parameters"]["rope_theta"] = json!(500000.0));
     assert_eq!(c.rope.theta, 500000.0);
-    // Only Llama's key heads are as many as its query heads by default; and no token is outside the vocabulary.
+    // Null key heads are as many as the query heads; left out, each family has its own number.
+    assert_eq!(load("qwen3", &[], &|c| c["num_key_value_heads"] = Value::Null).num_key_value_heads, 4);
+    let dir = copy("qwen3");
+    edit_json(&dir.path().join("config.json"), |c| drop(c.as_object_mut().unwrap().remove("num_key_value_heads")));
+    let e = ModelConfig::load(dir.path()).unwrap_err().to_string();
+    assert!(e.ends_with("`num_attention_heads` 4 is not a multiple of `num_key_value_heads` 32"), "{e}");
+    // No token is outside the vocabulary.
     for (name, key, value, want) in [
-        ("qwen3", "num_key_value_heads", Value::Null, "num_key_value_heads"),
         ("llama", "bos_token_id", json!(97), "token id 97 is outside `vocab_size` 97"),
         ("llama", "eos_token_id", json!([2, 97]), "token id 97 is outside `vocab_size` 97"),
     ] {
@@ -337,16 +342,19 @@ fn fields_that_may_be_left_out() {
         assert!(e.contains(want), "{e}");
     }
     // A window is used where it is set (Mistral), where it is asked for (Qwen), or never (Llama).
-    let window = |name: &str, used: Option<bool>| {
+    let window = |name: &str, used: Option<bool>, first: i32| {
         let c = load(name, &[], &|c| {
             c["sliding_window"] = json!(48);
             used.iter().for_each(|used| c["use_sliding_window"] = json!(used));
+            // Qwen's first layers have none.
+            c["max_window_layers"] = json!(first);
         });
         (c.sliding_window, c.usable_positions())
     };
-    assert_eq!(window("llama", None), (None, 128));
+    assert_eq!(window("llama", None, 0), (None, 128));
+    assert_eq!(window("qwen3", Some(true), 2), (None, 128), "its second layer is its last");
     assert_eq!(
-        [None, Some(false), Some(true)].map(|used| window("qwen3", used)),
+        [None, Some(false), Some(true)].map(|used| window("qwen3", used, 1)),
         [(None, 128), (None, 128), (Some(48), 48)]
     );
 }

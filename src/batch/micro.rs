@@ -189,6 +189,22 @@ impl MicroBatch {
         Ok(())
     }
 
+    /// Moves the positions of group `group` by `by`: to another table of the rotary embedding, behind the first.
+    pub fn move_positions(&mut self, group: usize, by: u32) {
+        let rows = self.groups[group].prompt.start as usize..self.groups[group].end as usize;
+        self.positions[rows].iter_mut().for_each(|p| *p += by);
+    }
+
+    /// Tokens of the shortest and of the longest row of group `group`: a prompt with one of its responses.
+    pub fn row_lengths(&self, group: usize) -> (usize, usize) {
+        let g = &self.groups[group];
+        let prompt = g.prompt.len();
+        // The prompt has the first segment, unless it is empty.
+        let segments = g.segments.start as usize + usize::from(prompt > 0)..g.segments.end as usize;
+        let rows = || self.segments[segments.clone()].iter().map(|s| prompt + s.len as usize);
+        (rows().min().unwrap_or(prompt), rows().max().unwrap_or(prompt))
+    }
+
     /// Gives every response the reference log-probability that `of` has for it, the sum over its predictions, in order.
     /// Errors: the first of `of`; responses before that one have their new value by then.
     pub fn set_ref_logps(&mut self, mut of: impl FnMut(&ResponseSlot) -> Result<f64>) -> Result<()> {

@@ -5,6 +5,7 @@
 //! are computed again in the backward pass, into scratch that all layers share. With [`Keep::Inputs`] only each layer's
 //! input is kept: the backward pass computes the layer again from it, by the same ops and to the same bits.
 
+use super::config::ModelConfig;
 use super::graphs::Graphs;
 use super::load::Model;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
@@ -170,6 +171,8 @@ pub struct Workspace<B: Backend> {
     pub graphs: Graphs<B>,
     vocab: usize,
     max_positions: usize,
+    /// Where the model has two rotary tables: its configuration, which says which rows take the second.
+    two_tables: Option<ModelConfig>,
 }
 
 impl<B: Backend> Workspace<B> {
@@ -225,17 +228,21 @@ impl<B: Backend> Workspace<B> {
             graphs: Graphs::default(),
             vocab: c.vocab_size,
             max_positions: model.max_positions,
+            two_tables: (c.rope.tables(model.max_positions) > 1).then(|| c.clone()),
         })
     }
 
     /// Makes `from` the current micro-batch: checks it against the model and the capacity, uploads it, cuts it into
     /// [`Workspace::chunks`].
     ///
-    /// Errors: [`Error::Usage`] for a token or a position that the model does not have; [`Error::Shape`] for more than the
-    /// capacity.
+    /// Errors: [`Error::Usage`] for a token or a position that the model does not have, and for responses to one prompt
+    /// that need different rotary tables; [`Error::Shape`] for more than the capacity.
     pub fn load_batch(&mut self, be: &B, from: &MicroBatch) -> Result<()> {
         self.check(from)?;
-        be.load_batch(&mut self.batch, from)?;
+        match &self.two_tables {
+            None => be.load_batch(&mut self.batch, from)?,
+            Some(config) => be.load_batch(&mut self.batch, &placed(from, config, self.max_positions)?)?,
+        }
         self.chunks = chunks(from, self.head_rows);
         self.rows = be.rows(&self.batch);
         self.predictions = from.predictions().len();
@@ -256,4 +263,16 @@ impl<B: Backend> Workspace<B> {
             _ => Ok(()),
         }
     }
+}
+
+/// The micro-batch with the positions of long rows in the second rotary table.
+fn placed(from: &MicroBatch, config: &ModelConfig, max_positions: usize) -> Result<MicroBatch> {
+    let mut placed = from.clone();
+    for group in 0..from.groups().len() {
+        let (shortest, longest) = from.row_lengths(group);
+        if config.turns_as_long(shortest, longest)? {
+            placed.move_positions(group, max_positions as u32);
+        }
+    }
+    Ok(placed)
 }

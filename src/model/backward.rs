@@ -184,7 +184,7 @@ fn attention<B: Backend>(
     })?;
     be.rope(Rope {
         qkv: be.view_mut(&mut acts.wide, 0..n_qkv),
-        table: be.view(&model.rope, 0..model.max_positions * a.head_dim),
+        table: be.view(&model.rope, 0..model.rope_len()),
         batch,
         shape: a,
         direction: Rotation::Backward,

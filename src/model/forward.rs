@@ -145,7 +145,7 @@ fn qkv<B: Backend>(
             eps: c.rms_norm_eps,
         })?;
     }
-    let table = be.view(&model.rope, 0..model.max_positions * a.head_dim);
+    let table = be.view(&model.rope, 0..model.rope_len());
     be.rope(Rope { qkv: be.view_mut(&mut layer.qkv, 0..n_qkv), table, batch, shape: a, direction: Rotation::Forward })
 }
 

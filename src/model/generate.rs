@@ -147,7 +147,16 @@ fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions
                 "prompt {n} has no tokens: nothing to continue; start it with a BOS token"
             )));
         }
-        if prompt.len().saturating_add(o.max_new_tokens) > model.max_positions {
+        let all = prompt.len().saturating_add(o.max_new_tokens);
+        if let Some(most) = model.config.rope.turning_point().filter(|most| all > *most) {
+            return Err(Error::usage(format!(
+                "prompt {n} has {} tokens; with {} new ones it exceeds the {most} that this model turns by the same \
+                 frequencies, and continuing beyond is not implemented; lower `options.max_new_tokens`",
+                prompt.len(),
+                o.max_new_tokens
+            )));
+        }
+        if all > model.max_positions {
             return Err(Error::usage(format!(
                 "prompt {n} has {} tokens; with {} new ones it exceeds the {} positions that the model was loaded for",
                 prompt.len(),

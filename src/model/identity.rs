@@ -14,7 +14,7 @@ const LEAF: usize = 4 << 20;
 ///
 /// Errors: what reading the weights meets.
 pub(super) fn hash(c: &ModelConfig, table: &ParamTable, stored: Stored) -> Result<[u8; 32]> {
-    let numerics = (c.architecture, c.rms_norm_eps, c.rope, c.num_attention_heads, c.num_key_value_heads);
+    let numerics = (c.architecture, c.rms_norm_eps, &c.rope, c.num_attention_heads, c.num_key_value_heads);
     let mut all = Sha256::new();
     all.update(format!("{numerics:?} {} {}\n", c.head_dim, c.tie_word_embeddings));
     for spec in &table.specs {

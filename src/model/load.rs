@@ -43,9 +43,9 @@ pub struct Model<B: Backend> {
     pub table: ParamTable,
     /// The weights in compute precision, in the table's layout.
     pub weights: B::Buf<B::Act>,
-    /// Rotary table, positions x head_dim, of [`super::Rope::table`].
+    /// Rotary tables of [`super::Rope::table`], each positions x head_dim.
     pub rope: B::Buf<B::Acc>,
-    /// Positions of the rotary table: no row can be longer.
+    /// Positions of a rotary table: no row can be longer.
     pub max_positions: usize,
     /// Where the weights came from.
     pub(super) origin: Origin,
@@ -102,7 +102,7 @@ impl<B: Backend> Model<B> {
     fn reserve(be: &B, config: ModelConfig, table: ParamTable, origin: Origin, max_positions: usize) -> Result<Self> {
         config.check_positions(max_positions)?;
         let weights = be.zeros("weights", table.len)?;
-        let rope = be.zeros("rope table", max_positions * config.head_dim)?;
+        let rope = be.zeros("rope table", config.rope.tables(max_positions) * max_positions * config.head_dim)?;
         Ok(Self { config, table, weights, rope, max_positions, origin })
     }
 
@@ -110,6 +110,11 @@ impl<B: Backend> Model<B> {
     pub fn counted(counting: &B, config: &ModelConfig, max_positions: usize) -> Result<Self> {
         let table = ParamTable::new(config)?;
         Self::reserve(counting, config.clone(), table, Origin::Values(Vec::new()), max_positions)
+    }
+
+    /// Elements of the rotary tables.
+    pub(super) fn rope_len(&self) -> usize {
+        self.config.rope.tables(self.max_positions) * self.max_positions * self.config.head_dim
     }
 
     /// The weights as they were loaded, unrounded: what an optimiser's master weights start from.

@@ -27,7 +27,16 @@ pub fn check_data(model: &ModelDir, data: &Dataset) -> Result<()> {
 /// The data are verified already.
 pub fn check_model(model: &ModelDir, data: &Dataset) -> Result<()> {
     check_vocabulary(model, data)?;
-    model.config().check_positions(data.longest_row())
+    let config = model.config();
+    config.check_positions(data.longest_row())?;
+    // Only what is turned by its length is read row by row.
+    if config.rope.tables(data.longest_row()) > 1 {
+        for group in (0..data.num_groups()).map(|g| data.group(g)) {
+            let rows = || group.responses().map(|r| group.prompt().len() + r.tokens.len());
+            config.turns_as_long(rows().min().unwrap_or(0), rows().max().unwrap_or(0))?;
+        }
+    }
+    Ok(())
 }
 
 fn check_vocabulary(model: &ModelDir, data: &Dataset) -> Result<()> {

@@ -48,6 +48,8 @@ impl KlPlan {
     /// For a policy loaded for rows of up to `positions` tokens. `None` where no prompt of `data` has a token; prompts that
     /// leave no room for a response are passed over.
     pub fn new(policy: &ModelConfig, positions: usize, data: &Dataset, o: &KlOptions) -> Option<Self> {
+        // No further than where generating ends.
+        let positions = positions.min(policy.rope.turning_point().unwrap_or(usize::MAX));
         let max_new_tokens = o.max_new_tokens.min(positions / 2).max(1);
         let room = positions.saturating_sub(max_new_tokens);
         let prompts: Vec<Vec<u32>> = (0..data.num_groups())

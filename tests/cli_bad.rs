@@ -245,7 +245,7 @@ fn rows_that_cannot_be_used() {
     for (rows, want) in cases {
         cli.write("r.jsonl", rows);
         let before = cli.tree();
-        let ran = cli.run("pack --tokenizer m --input r.jsonl --out e");
+        let ran = cli.run("pack --tokenizer m --input r.jsonl --out e --on-bad-row stop");
         assert!(ran.code == 2 && ran.err.starts_with(&format!("fusedpo: {want}")), "{want}: {ran:?}");
         assert_eq!((ran.err.lines().count(), cli.tree()), (1, before), "{want}: {ran:?}");
     }

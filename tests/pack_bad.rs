@@ -3,7 +3,7 @@
 mod pack_common;
 
 use fusedpo::data::input::FieldMap;
-use fusedpo::data::pack::pack;
+use fusedpo::data::pack::{OnBadRow, pack};
 use fusedpo::data::text::{PromptBoundary, TextTokenizer, TokenizerOptions};
 use pack_common::place::*;
 
@@ -11,7 +11,8 @@ use pack_common::place::*;
 #[track_caller]
 fn check_refused(name: &str, bytes: impl AsRef<[u8]>, why: &str) {
     let place = Place::new();
-    let o = place.options(name, bytes);
+    let mut o = place.options(name, bytes);
+    o.on_bad_row = OnBadRow::Stop;
     let error = pack(&o, &mut |_| Ok(())).unwrap_err();
     assert_eq!(error.to_string(), format!("{}: {why}", o.inputs[0].display()));
     assert_eq!(error.exit_code(), 2);

@@ -2,7 +2,7 @@
 
 mod pack_common;
 
-use fusedpo::data::pack::{DropReason, Truncation, pack};
+use fusedpo::data::pack::{DropReason, OnBadRow, Truncation, pack};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
 use pack_common::place::*;
@@ -97,7 +97,12 @@ fn shards_say_how_they_were_made() {
 /// The line that is named, in an array whose elements have several; and the first id that the vocabulary has not.
 #[test]
 fn errors_name_the_line_and_the_bound() {
-    let fails = |rows: &str| pack(&Place::new().options("rows.json", rows), &mut |_| Ok(())).unwrap_err().to_string();
+    let fails = |rows: &str| {
+        let place = Place::new();
+        let mut o = place.options("rows.json", rows);
+        o.on_bad_row = OnBadRow::Stop;
+        pack(&o, &mut |_| Ok(())).unwrap_err().to_string()
+    };
     let e = fails("[\n{\n\"text\":\"a\"\n},\n\n{\"nonsense\":\n1}]");
     assert!(e.contains("rows.json: line 6: unknown row shape"), "{e}");
     let ids = |id: u32| json!({"prompt_ids": [100], "completion_ids": [101, id]}).to_string();

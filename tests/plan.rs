@@ -264,14 +264,10 @@ fn imitated(responses: &[(Option<f32>, Option<bool>, u32)], pairs: &[(u32, u32)]
 fn sft_imitates_the_best_and_never_the_rejected() {
     let (plain, bad) = ((None, None, 0), (None, Some(false), 0));
     assert_eq!(imitated(&[(None, None, 1), plain], &[(1, 0)]), [1], "chosen");
-    assert_eq!(
-        imitated(&[plain, (None, None, 1), plain, (None, None, 1)], &[(2, 3), (0, 1)]),
-        [2],
-        "of the first pair"
-    );
+    assert_eq!(imitated(&[plain, (None, None, 1), plain, (None, None, 1)], &[(2, 3), (0, 1)]), [0, 2], "of every pair");
     let scored = [(Some(1.0), None, 0), (Some(3.0), None, 1), (Some(3.0), None, 2), (Some(2.0), None, 3)];
-    assert_eq!(imitated(&scored, &[(3, 0), (1, 0)]), [1], "top score, first among equals");
-    assert_eq!(imitated(&scored[1..3], &[]), [0], "equal scores make no pair");
+    assert_eq!(imitated(&scored, &[(3, 0), (1, 0)]), [1, 2], "every top score");
+    assert_eq!(imitated(&scored[1..3], &[]), [0, 1], "equal scores make no pair");
     assert_eq!(imitated(&[plain, plain], &[]), [0, 1], "completions nobody compared");
     assert_eq!(imitated(&[bad, (None, Some(true), 0)], &[]), [1], "desirable");
     assert_eq!(imitated(&[bad], &[]), [0u64; 0], "undesirable");
@@ -279,6 +275,12 @@ fn sft_imitates_the_best_and_never_the_rejected() {
     assert_eq!(imitated(&[(Some(3.0), Some(false), 0), (Some(2.0), None, 1)], &[(0, 1)]), [1], "the best that is not");
     assert_eq!(imitated(&[(None, None, 1)], &[]), [0u64; 0], "the rejected half of a dropped pair");
     assert_eq!(imitated(&[plain, (None, None, 1), plain], &[(0, 1)]), [0, 2], "a pair and a completion");
+    let two = [plain, (None, None, 1), scored[0], scored[1], scored[2]];
+    assert_eq!(imitated(&two, &[(0, 1), (3, 2), (4, 2)]), [0, 3, 4], "the chosen of one row, the best two of another");
+    let ranked = [plain, (None, None, 1), (None, None, 2)];
+    assert_eq!(imitated(&ranked, &[(0, 1), (1, 2)]), [0], "chosen, and rejected for a better one");
+    let turn = (None, Some(true), 3);
+    assert_eq!(imitated(&[turn, (None, None, 3)], &[]), [0], "a turn of a conversation; half of a dropped pair");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::flags::Flags;
 use super::signal;
 use crate::data::input::{FieldMap, Limits};
 use crate::data::numbers::grouped;
-use crate::data::pack::{PackOptions, PairChoice, Progress, Truncation, pack};
+use crate::data::pack::{AssistantTurns, OnBadRow, PackOptions, PairChoice, Progress, Truncation, pack};
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::note;
@@ -44,6 +44,12 @@ pub struct PackArgs {
     /// Pairs of scored responses.
     #[arg(long, value_parser = named::<PairChoice>(), default_value_t)]
     pub pairs: PairChoice,
+    /// What to do about a row that cannot be used; a file of nothing else is refused all the same.
+    #[arg(long, value_parser = named::<OnBadRow>(), default_value_t)]
+    pub on_bad_row: OnBadRow,
+    /// Which of the assistant's turns a conversation teaches, where it is a demonstration.
+    #[arg(long, value_parser = named::<AssistantTurns>(), default_value_t)]
+    pub assistant_turns: AssistantTurns,
     /// Chat template for message rows: auto (the model's), none (refuse them), or a Jinja file.
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     pub chat_template: String,
@@ -77,6 +83,8 @@ impl PackArgs {
             map,
             limits: Limits { row_bytes: self.max_row_bytes, expansion: self.max_expansion },
             pairs: self.pairs,
+            on_bad_row: self.on_bad_row,
+            assistant_turns: self.assistant_turns,
             prompt_boundary: self.prompt_boundary,
             eval_fraction: self.eval_fraction,
             seed: self.seed,

@@ -185,7 +185,15 @@ fn announce<B: Backend>(
     let mut note = |text: String| observe.tell(&Event::Note(&text));
     let [model, data, out] = [&c.files.model, &c.files.data, &c.files.out].map(|p| p.display());
     note(format!("{}: {model} {data} -> {out}", be.description()))?;
-    let what = if c.loss().loss_type.def().pair.is_some() { "pairs" } else { "responses" };
+    // Of an SFT run, how many of the data's responses it learns: the chosen, the best, and what nobody compared.
+    let what = if c.loss().loss_type.def().pair.is_some() {
+        "pairs".to_owned()
+    } else {
+        match planner.data().num_responses() {
+            all if all > planner.units() => format!("responses (of {all}: every chosen or best one)"),
+            _ => "responses".to_owned(),
+        }
+    };
     let beta = c.loss.beta.map_or_else(String::new, |b| format!(" beta {b}"));
     note(format!(
         "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-/// `FIELD=COLUMN,...`: which column holds a field.
+/// `FIELD=COLUMN,...`: which column holds a field; `FIELD=` leaves the column of that name out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FieldMap(pub Vec<(String, String)>);
 
@@ -26,21 +26,21 @@ impl FieldMap {
 
     pub(super) fn apply(&self, mut fields: Map<String, Value>) -> Result<Map<String, Value>, String> {
         let mut taken = Vec::with_capacity(self.0.len());
-        for (field, column) in &self.0 {
+        for (field, column) in self.0.iter().filter(|(_, column)| !column.is_empty()) {
             match fields.get(column) {
                 Some(value) => taken.push((field.clone(), value.clone())),
                 None => return Err(format!("`options.map` names column `{column}`, the row has {}", names(&fields))),
             }
         }
-        for (_, column) in &self.0 {
-            fields.shift_remove(column);
+        for (field, column) in &self.0 {
+            fields.shift_remove(if column.is_empty() { field } else { column });
         }
         fields.extend(taken);
         Ok(fields)
     }
 }
 
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 47] = [
     "prompt",
     "chosen",
     "rejected",
@@ -58,6 +58,38 @@ const FIELDS: [&str; 17] = [
     "completion_ids",
     "tools",
     "chat_template_kwargs",
+    // What other programs call them.
+    "conversations",
+    "conversation",
+    "system",
+    "system_prompt",
+    "functions",
+    "instruction",
+    "question",
+    "query",
+    "input",
+    "history",
+    "output",
+    "response",
+    "answer",
+    "kto_tag",
+    "chosen_response",
+    "rejected_response",
+    "response_j",
+    "response_k",
+    "generations",
+    "ratings",
+    "rating",
+    "preferred_output",
+    "non_preferred_output",
+    "completions",
+    "labels",
+    // Only to be left out.
+    "images",
+    "image",
+    "videos",
+    "audios",
+    "audio",
 ];
 
 /// Columns of a row, for messages.

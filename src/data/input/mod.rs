@@ -3,19 +3,28 @@
 //! A reader ([`open()`]) hands out rows as they stand in the file ([`RawRow`]), so that the costly part (parsing, templates,
 //! tokenising) can run on every core; [`parse()`] then says what a row means.
 
+mod columns;
 mod dialogue;
 mod fields;
 mod json;
+mod messages;
 mod open;
+mod pairs;
 mod parquet;
 mod parse;
+mod python_json;
 mod raw;
 mod reading;
+mod requests;
 mod row;
+mod turns;
+mod values;
+mod wild;
 
 pub use fields::FieldMap;
+pub use messages::same_turn;
 pub use open::open;
-pub use parse::parse;
+pub use parse::{parse, parse_turns};
 pub use raw::{Place, RawBody, RawRow, RowIter};
 pub use reading::{FREE, Limits, Reading};
-pub use row::{Body, Pairs, Prompt, Response, Row, Text, Unusable};
+pub use row::{Body, Pairs, Prompt, Response, Row, Shape, Text, Unusable};

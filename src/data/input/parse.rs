@@ -1,225 +1,270 @@
-//! What a row means, told by its fields alone.
+//! What a row means, told by its columns alone. A null column is an absent one.
 //!
-//! | fields | meaning |
-//! |---|---|
-//! | `prompt, chosen, rejected` | a pair; strings or message lists |
-//! | `chosen, rejected` | a pair of whole dialogues; the prompt is what they have in common |
-//! | `prompt, responses, scores` | K scored responses; equal scores make no pair |
-//! | `prompt, completion` and perhaps `label` | one response, desirable or not, or plain SFT |
-//! | `messages` | SFT dialogue; the last assistant turn is the response |
-//! | `text` | SFT without a prompt |
-//! | `prompt_ids` with `chosen_ids, rejected_ids`, `responses_ids, scores` or `completion_ids` | the same, tokenised |
+//! The first shape whose columns are all there counts; `docs/data.md` has them in this order with what each becomes. TRL's
+//! `prompt`, `chosen`, `rejected`, `completion`, `text` are text as it stands where they are strings; the shapes of
+//! [`wild`](super::wild) name who speaks, so they are conversations.
 //!
-//! `weight` weights a row's pairs; `tools` and `chat_template_kwargs` go to the chat template. Other columns are ignored,
-//! and the pack report names them.
+//! `system` (or `system_prompt`) begins a conversation that has no system turn; `weight` weights a row's pairs; `tools` (or
+//! `functions`) and `chat_template_kwargs` go to the chat template. Other columns are ignored, and the pack report names them.
 
-use super::dialogue::{answer, body_of_chat, join, prompt};
-use super::fields::{FieldMap, names};
+use super::columns::Columns;
+use super::dialogue::{answer, answers_as_messages, join, prompt};
+use super::fields::FieldMap;
 use super::json::kind;
-use super::row::{Body, Pairs, Prompt, Response, Row, Text, Unusable};
-use serde_json::{Map, Value};
+use super::messages::user;
+use super::pairs::{pair, scored_after};
+use super::row::{Body, Pairs, Prompt, Response, Row, Text, Turn};
+use super::turns;
+use super::values::{ids, ids_body, label, scores, weight};
+use super::wild;
+use serde_json::{Map, Value, json};
 
 /// The shapes, for the error about an unknown one.
 const SHAPES: &str = "prompt+chosen+rejected, chosen+rejected, prompt+responses+scores, prompt+completion(+label), messages, \
     text, or prompt_ids with chosen_ids+rejected_ids, responses_ids+scores or completion_ids";
 
+/// What a shape makes of a row's columns.
+type Parse = fn(&mut Columns) -> Result<Row, String>;
+
 /// Understands a row. The error says what is wrong with which field; the caller adds file and line.
 pub fn parse(fields: Map<String, Value>, map: &FieldMap) -> Result<Row, String> {
-    let mut fields = if map.0.is_empty() { fields } else { map.apply(fields)? };
-    let has = |names: &[&str]| names.iter().all(|n| fields.contains_key(*n));
-    let parse_shape: fn(&mut Map<String, Value>) -> Result<Row, String> = if has(&["prompt_ids"]) {
-        if has(&["chosen_ids", "rejected_ids"]) {
-            ids_pair
-        } else if has(&["responses_ids", "scores"]) {
-            ids_scored
-        } else if has(&["completion_ids"]) {
-            ids_completion
-        } else {
-            return Err(unknown(&fields));
-        }
-    } else if has(&["chosen", "rejected"]) {
-        pair
-    } else if has(&["prompt", "responses", "scores"]) {
-        scored
-    } else if has(&["prompt", "completion"]) {
-        completion
-    } else if has(&["messages"]) {
-        messages
-    } else if has(&["text"]) {
-        text
-    } else {
-        return Err(unknown(&fields));
-    };
-    let mut row = parse_shape(&mut fields)?;
-    row.tools = match fields.shift_remove("tools") {
-        None | Some(Value::Null) => None,
-        // Data sets keep schemas as a JSON string, because their columns cannot hold ragged objects.
-        Some(Value::String(s)) => Some(serde_json::from_str(&s).map_err(|e| format!("`tools` is not JSON: {e}"))?),
-        Some(other) => Some(other),
-    };
-    match fields.shift_remove("chat_template_kwargs") {
-        None | Some(Value::Null) => {}
+    Ok(understand(fields, map, false)?.0)
+}
+
+/// [`parse`], with a row for every turn of the assistant's in a demonstration that is a conversation: `index` is the place of
+/// the turn among them, the prompt is everything before it. Each is labelled desirable. `None`: the row compares or judges
+/// responses, so it has no such turns.
+pub fn parse_turns(fields: Map<String, Value>, map: &FieldMap) -> Result<Option<Vec<Row>>, String> {
+    let (row, further) = understand(fields, map, true)?;
+    let judges = row.responses.iter().any(|r| r.label.is_some());
+    match further {
+        Some(further) => Ok(Some(turns::rows(row, further))),
+        None if judges || row.pairs != Pairs::None => Ok(None),
+        None => Ok(Some(vec![row])),
+    }
+}
+
+fn understand(fields: Map<String, Value>, map: &FieldMap, all: bool) -> Result<(Row, Option<Vec<Turn>>), String> {
+    let fields = if map.0.is_empty() { fields } else { map.apply(fields)? };
+    let mut c = Columns::new(fields);
+    c.every_turn = all;
+    let parse_shape = shape_of(&c).ok_or_else(|| {
+        format!(
+            "unknown row shape: found {}; accepted are {SHAPES}; rename columns with `options.map` FIELD=COLUMN",
+            c.names()
+        )
+    })?;
+    no_media(&mut c)?;
+    let mut row = parse_shape(&mut c)?;
+    if all {
+        turns::of_completion(&mut c, &mut row)?;
+    }
+    system(&mut c, &mut row)?;
+    row.tools = tools(&mut c, row.tools.take())?;
+    match c.take("chat_template_kwargs")? {
+        None => {}
         Some(Value::Object(kwargs)) => row.template_kwargs = kwargs,
         Some(other) => return Err(format!("`chat_template_kwargs` must be an object, found {}", kind(&other))),
     }
-    row.ignored = fields.into_iter().map(|(name, _)| name).collect();
-    Ok(row)
+    let further = c.further.take();
+    row.ignored = c.rest();
+    Ok((row, further))
 }
 
-fn unknown(fields: &Map<String, Value>) -> String {
-    format!(
-        "unknown row shape: found {}; accepted are {SHAPES}; rename columns with `options.map` FIELD=COLUMN",
-        names(fields)
-    )
+fn shape_of(c: &Columns) -> Option<Parse> {
+    if c.has("prompt_ids") {
+        return match () {
+            () if c.has_all(&["chosen_ids", "rejected_ids"]) => Some(ids_pair),
+            () if c.has_all(&["responses_ids", "scores"]) => Some(ids_scored),
+            () if c.has("completion_ids") => Some(ids_completion),
+            () => None,
+        };
+    }
+    match () {
+        () if c.has_all(&["chosen", "rejected"]) => Some(|c| pair(c, "chosen", "rejected")),
+        () if wild::is_pair(c) => Some(wild::pair),
+        () if c.has_all(&["prompt", "responses", "scores"]) => Some(scored),
+        () if wild::is_scored(c) => Some(wild::scored),
+        () if c.has_all(&["prompt", "completions", "labels"]) => Some(stepwise),
+        () if c.has_all(&["prompt", "completion"]) => Some(|c| completion(c, "completion")),
+        () if c.has("messages") || c.has("conversations") || c.has("conversation") => Some(wild::dialogue),
+        () if c.has_all(&["prompt", "response"]) => Some(|c| completion(c, "response")),
+        () if wild::is_demonstration(c) => Some(wild::demonstration),
+        () if chosen_alone(c) => Some(chosen),
+        () if c.has_all(&["prompt", "rejected"]) => Some(|c| pair(c, "chosen", "rejected")),
+        () if c.has("text") => Some(text),
+        () if c.has("completion") => Some(|c| completion(c, "completion")),
+        () => None,
+    }
 }
 
-fn row(shape: &'static str, prompt: Prompt, responses: Vec<Response>, pairs: Pairs) -> Row {
-    let template_kwargs = Map::new();
-    Row { shape, prompt, responses, pairs, tools: None, template_kwargs, ignored: Vec::new() }
+/// Pictures and sounds beside the text: a text model cannot take them in.
+fn no_media(c: &mut Columns) -> Result<(), String> {
+    for name in ["images", "image", "videos", "audios"] {
+        let holds = match c.get(name) {
+            None => false,
+            Some(Value::Array(items)) => items.iter().any(|v| !v.is_null()),
+            Some(Value::String(s)) => !s.is_empty(),
+            Some(_) => true,
+        };
+        if holds {
+            return Err(format!(
+                "`{name}` holds pictures or sounds, which a text model cannot take in; leave such rows out, or that column \
+                 (`options.map` {name}=) where the text stands without it"
+            ));
+        }
+    }
+    Ok(())
 }
 
-fn response(index: usize, body: Body) -> Response {
-    Response { index: index as u32, body, score: None, label: None }
-}
-
-fn take(fields: &mut Map<String, Value>, name: &str) -> Value {
-    fields.shift_remove(name).unwrap_or(Value::Null)
-}
-
-fn pair(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let weight = weight(fields)?;
-    let chosen = answer(take(fields, "chosen"), "chosen")?;
-    let rejected = answer(take(fields, "rejected"), "rejected")?;
-    let mut responses = vec![response(0, chosen), response(1, rejected)];
-    let (shape, prompt) = match fields.shift_remove("prompt") {
-        Some(value) => ("prompt, chosen, rejected", join(prompt(value)?, &mut responses)?),
-        None => {
-            let chats = responses.iter().filter(|r| matches!(r.body, Body::Text(Text::Chat(_)))).count();
-            let plain = responses.iter().filter(|r| matches!(r.body, Body::Text(Text::Plain(_)))).count();
-            if chats == 1 && plain == 1 {
-                return Err("`chosen` and `rejected` must both be strings or both be message lists".into());
+/// A system column in front of a conversation that has no system turn of its own.
+fn system(c: &mut Columns, row: &mut Row) -> Result<(), String> {
+    let applies = match &row.prompt {
+        Prompt::Text(_) => true,
+        Prompt::Implicit => row.responses.iter().all(|r| r.chat().is_some() || matches!(r.body, Body::Unusable(_))),
+        Prompt::None | Prompt::Ids(_) => false,
+    };
+    if !applies {
+        return Ok(());
+    }
+    let (a, b) = (c.text("system")?, c.text("system_prompt")?);
+    let text = match (a, b) {
+        (Some(a), Some(b)) if a != b && !a.is_empty() && !b.is_empty() => {
+            return Err(
+                "`system` and `system_prompt` say different things; leave one out (`options.map` system=)".into()
+            );
+        }
+        (Some(a), b) => {
+            if a.is_empty() {
+                b.unwrap_or(a)
+            } else {
+                a
             }
-            ("chosen, rejected", Prompt::Implicit)
+        }
+        (None, Some(b)) => b,
+        (None, None) => return Ok(()),
+    };
+    if let Prompt::Text(Text::Plain(asked)) = &mut row.prompt {
+        row.prompt = Prompt::Text(Text::Chat(vec![user(std::mem::take(asked))]));
+        answers_as_messages(&mut row.responses);
+    }
+    if text.is_empty() {
+        return Ok(());
+    }
+    let begin = |turns: &mut Vec<Value>| {
+        if !turns.first().is_some_and(|m| m["role"] == "system" || m["role"] == "developer") {
+            turns.insert(0, json!({"role": "system", "content": text}));
         }
     };
-    Ok(row(shape, prompt, responses, Pairs::Given { weight }))
-}
-
-fn scored(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let weight = weight(fields)?;
-    let Value::Array(items) = take(fields, "responses") else {
-        return Err("`responses` must be a list".into());
-    };
-    let scores = scores(take(fields, "scores"), items.len(), "responses")?;
-    let mut responses = Vec::with_capacity(items.len());
-    for (i, (item, score)) in items.into_iter().zip(scores).enumerate() {
-        responses.push(Response { score: Some(score), ..response(i, answer(item, "responses")?) });
-    }
-    let prompt = join(prompt(take(fields, "prompt"))?, &mut responses)?;
-    Ok(row("prompt, responses, scores", prompt, responses, Pairs::FromScores { weight }))
-}
-
-fn completion(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let label = label(fields)?;
-    let shape = if label.is_some() { "prompt, completion, label" } else { "prompt, completion" };
-    let mut responses = vec![Response { label, ..response(0, answer(take(fields, "completion"), "completion")?) }];
-    let prompt = join(prompt(take(fields, "prompt"))?, &mut responses)?;
-    Ok(row(shape, prompt, responses, Pairs::None))
-}
-
-fn messages(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let Body::Text(Text::Chat(mut turns)) = answer(take(fields, "messages"), "messages")? else {
-        return Err("`messages` must be a list of messages with content".into());
-    };
-    match turns.pop() {
-        Some(last) if last["role"] == "assistant" => {
-            let body = body_of_chat(vec![last]);
-            Ok(row("messages", Prompt::Text(Text::Chat(turns)), vec![response(0, body)], Pairs::None))
+    match &mut row.prompt {
+        Prompt::Text(Text::Chat(turns)) => begin(turns),
+        Prompt::Implicit => {
+            for r in &mut row.responses {
+                if let Body::Text(Text::Chat(turns)) = &mut r.body {
+                    begin(turns);
+                }
+            }
         }
-        _ => Err("the last of `messages` must be the assistant's: it is what is learned".into()),
+        _ => {}
+    }
+    c.further.iter_mut().flatten().for_each(|turn| begin(&mut turn.prompt));
+    Ok(())
+}
+
+/// Tools for the template: `tools`, else OpenAI's older `functions`.
+fn tools(c: &mut Columns, own: Option<Value>) -> Result<Option<Value>, String> {
+    let parsed = |name: &str, value: Option<Value>| match value {
+        // Data sets keep schemas as a JSON string, because their columns cannot hold ragged objects.
+        Some(Value::String(s)) if s.trim().is_empty() => Ok(None),
+        Some(Value::String(s)) => serde_json::from_str(&s).map(Some).map_err(|e| format!("`{name}` is not JSON: {e}")),
+        other => Ok(other),
+    };
+    if let Some(tools) = parsed("tools", c.take("tools")?)?.or(own) {
+        return Ok(Some(tools).filter(|t| !t.is_null()));
+    }
+    match parsed("functions", c.take("functions")?)? {
+        Some(Value::Array(list)) => {
+            let tool = |f: Value| json!({"type": "function", "function": f});
+            Ok(Some(list.into_iter().map(tool).collect()))
+        }
+        Some(other) => Err(format!("`functions` must be a list, found {}", kind(&other))),
+        None => Ok(None),
     }
 }
 
-fn text(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    match answer(take(fields, "text"), "text")? {
+fn scored(c: &mut Columns) -> Result<Row, String> {
+    let prompt = prompt(c.need("prompt")?, "prompt")?;
+    scored_after(c, ["prompt", "responses", "scores"], prompt)
+}
+
+fn completion(c: &mut Columns, name: &'static str) -> Result<Row, String> {
+    let label = label(c)?;
+    let mut responses = vec![Response { label, ..Response::new(0, answer(c.need(name)?, name)?) }];
+    let prompt = join(prompt(c.need("prompt")?, "prompt")?, &mut responses)?;
+    Ok(Row::new(["prompt", name, if label.is_some() { "label" } else { "" }], prompt, responses, Pairs::None))
+}
+
+/// A chosen response without a rejected one, where something says what its prompt is.
+fn chosen_alone(c: &Columns) -> bool {
+    let asked = ["prompt", "instruction", "question", "query", "input"].iter().any(|n| c.has(n));
+    c.has("chosen") && (asked || c.get("chosen").is_some_and(Value::is_array))
+}
+
+/// It is judged desirable by itself.
+fn chosen(c: &mut Columns) -> Result<Row, String> {
+    let body = answer(c.need("chosen")?, "chosen")?;
+    let mut responses = vec![Response { label: Some(true), ..Response::new(0, body) }];
+    if let Some(value) = c.take("prompt")? {
+        let prompt = join(prompt(value, "prompt")?, &mut responses)?;
+        return Ok(Row::new(["prompt", "chosen", ""], prompt, responses, Pairs::None));
+    }
+    if let Body::Text(Text::Chat(messages)) = responses.remove(0).body {
+        return turns::last(["chosen", "", ""], messages, Some(true), "chosen");
+    }
+    Err("`chosen` is alone and has no `prompt`: without `rejected` nothing says where its prompt ends".into())
+}
+
+fn stepwise(_: &mut Columns) -> Result<Row, String> {
+    Err("`prompt`, `completions` and `labels` judge the steps of one answer, which no method here learns from; accepted is one \
+        `completion` with one `label`, or `responses` with `scores`"
+        .into())
+}
+
+fn text(c: &mut Columns) -> Result<Row, String> {
+    match answer(c.need("text")?, "text")? {
         Body::Text(Text::Chat(_)) => Err("`text` must be a string; a message list goes into `messages`".into()),
-        body => Ok(row("text", Prompt::None, vec![response(0, body)], Pairs::None)),
+        body => Ok(Row::new(["text", "", ""], Prompt::None, vec![Response::new(0, body)], Pairs::None)),
     }
 }
 
-fn ids_pair(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let weight = weight(fields)?;
+fn ids_pair(c: &mut Columns) -> Result<Row, String> {
+    let weight = weight(c)?;
     let responses = vec![
-        response(0, ids_body(take(fields, "chosen_ids"), "chosen_ids")?),
-        response(1, ids_body(take(fields, "rejected_ids"), "rejected_ids")?),
+        Response::new(0, ids_body(c.need("chosen_ids")?, "chosen_ids")?),
+        Response::new(1, ids_body(c.need("rejected_ids")?, "rejected_ids")?),
     ];
-    let prompt = Prompt::Ids(ids(take(fields, "prompt_ids"), "prompt_ids")?);
-    Ok(row("prompt_ids, chosen_ids, rejected_ids", prompt, responses, Pairs::Given { weight }))
+    let prompt = Prompt::Ids(ids(c.need("prompt_ids")?, "prompt_ids")?);
+    Ok(Row::new(["prompt_ids", "chosen_ids", "rejected_ids"], prompt, responses, Pairs::Given { weight }))
 }
 
-fn ids_scored(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let weight = weight(fields)?;
-    let Value::Array(items) = take(fields, "responses_ids") else {
+fn ids_scored(c: &mut Columns) -> Result<Row, String> {
+    let weight = weight(c)?;
+    let Value::Array(items) = c.need("responses_ids")? else {
         return Err("`responses_ids` must be a list of lists of token ids".into());
     };
-    let scores = scores(take(fields, "scores"), items.len(), "responses_ids")?;
+    let scores = scores(c.need("scores")?, items.len(), "scores", "responses_ids")?;
     let mut responses = Vec::with_capacity(items.len());
     for (i, (item, score)) in items.into_iter().zip(scores).enumerate() {
-        responses.push(Response { score: Some(score), ..response(i, ids_body(item, "responses_ids")?) });
+        responses.push(Response { score: Some(score), ..Response::new(i, ids_body(item, "responses_ids")?) });
     }
-    let prompt = Prompt::Ids(ids(take(fields, "prompt_ids"), "prompt_ids")?);
-    Ok(row("prompt_ids, responses_ids, scores", prompt, responses, Pairs::FromScores { weight }))
+    let prompt = Prompt::Ids(ids(c.need("prompt_ids")?, "prompt_ids")?);
+    Ok(Row::new(["prompt_ids", "responses_ids", "scores"], prompt, responses, Pairs::FromScores { weight }))
 }
 
-fn ids_completion(fields: &mut Map<String, Value>) -> Result<Row, String> {
-    let label = label(fields)?;
-    let body = ids_body(take(fields, "completion_ids"), "completion_ids")?;
-    let prompt = Prompt::Ids(ids(take(fields, "prompt_ids"), "prompt_ids")?);
-    Ok(row("prompt_ids, completion_ids", prompt, vec![Response { label, ..response(0, body) }], Pairs::None))
-}
-
-fn weight(fields: &mut Map<String, Value>) -> Result<f32, String> {
-    match fields.shift_remove("weight") {
-        None | Some(Value::Null) => Ok(1.0),
-        Some(value) => match value.as_f64().map(|w| w as f32) {
-            Some(w) if w > 0.0 && w.is_finite() => Ok(w),
-            _ => Err(format!("`weight` must be a finite number above 0, found {value}")),
-        },
-    }
-}
-
-fn label(fields: &mut Map<String, Value>) -> Result<Option<bool>, String> {
-    match fields.shift_remove("label") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(label)) => Ok(Some(label)),
-        Some(Value::Number(n)) if n.as_u64() == Some(0) || n.as_u64() == Some(1) => Ok(Some(n.as_u64() == Some(1))),
-        Some(other) => Err(format!("`label` must be true or false, found {other}")),
-    }
-}
-
-fn scores(value: Value, want: usize, of: &str) -> Result<Vec<f32>, String> {
-    let Value::Array(items) = value else {
-        return Err(format!("`scores` must be a list, found {}", kind(&value)));
-    };
-    if items.len() != want {
-        return Err(format!("{} `scores` for {want} `{of}`; they must be as many", items.len()));
-    }
-    let score = |v: &Value| {
-        let x = v.as_f64().or_else(|| v.as_bool().map(|b| f64::from(u8::from(b)))).map(|x| x as f32);
-        x.filter(|x| x.is_finite()).ok_or_else(|| format!("`scores` holds {v}; a score must be a finite number"))
-    };
-    items.iter().map(score).collect()
-}
-
-fn ids(value: Value, name: &str) -> Result<Vec<u32>, String> {
-    let Value::Array(items) = value else {
-        return Err(format!("`{name}` must be a list of token ids, found {}", kind(&value)));
-    };
-    let id = |v: &Value| v.as_u64().and_then(|x| u32::try_from(x).ok());
-    items.iter().map(|v| id(v).ok_or_else(|| format!("`{name}` holds {v}, which is no token id"))).collect()
-}
-
-fn ids_body(value: Value, name: &str) -> Result<Body, String> {
-    let ids = ids(value, name)?;
-    Ok(if ids.is_empty() { Body::Unusable(Unusable::Empty) } else { Body::Ids(ids) })
+fn ids_completion(c: &mut Columns) -> Result<Row, String> {
+    let label = label(c)?;
+    let body = ids_body(c.need("completion_ids")?, "completion_ids")?;
+    let prompt = Prompt::Ids(ids(c.need("prompt_ids")?, "prompt_ids")?);
+    let responses = vec![Response { label, ..Response::new(0, body) }];
+    Ok(Row::new(["prompt_ids", "completion_ids", ""], prompt, responses, Pairs::None))
 }

@@ -1,6 +1,21 @@
 //! A row, understood.
 
 use serde_json::{Map, Value};
+use std::fmt;
+
+/// Names of the columns that a row's meaning was read from; `""` fills the places that are not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape(pub [&'static str; 3]);
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, name) in self.0.iter().filter(|name| !name.is_empty()).enumerate() {
+            f.write_str(if i > 0 { ", " } else { "" })?;
+            f.write_str(name)?;
+        }
+        Ok(())
+    }
+}
 
 /// A text or a conversation.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +72,23 @@ pub struct Response {
     pub label: Option<bool>,
 }
 
+impl Response {
+    pub(super) fn new(index: usize, body: Body) -> Self {
+        Response { index: index as u32, body, score: None, label: None }
+    }
+
+    /// Its messages, where it is a conversation.
+    pub(super) fn chat(&self) -> Option<&Vec<Value>> {
+        if let Body::Text(Text::Chat(messages)) = &self.body { Some(messages) } else { None }
+    }
+}
+
+/// A turn to be learned beside the row's first.
+pub(super) struct Turn {
+    pub prompt: Vec<Value>,
+    pub response: Response,
+}
+
 /// Which pairs a row makes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pairs {
@@ -77,8 +109,8 @@ pub enum Pairs {
 /// A row, understood.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Name of the shape, for the report.
-    pub shape: &'static str,
+    /// The columns it was read from, for the report.
+    pub shape: Shape,
     /// Prompt.
     pub prompt: Prompt,
     /// Responses, in the row's order.
@@ -91,4 +123,11 @@ pub struct Row {
     pub template_kwargs: Map<String, Value>,
     /// Columns that play no part.
     pub ignored: Vec<String>,
+}
+
+impl Row {
+    pub(super) fn new(shape: [&'static str; 3], prompt: Prompt, responses: Vec<Response>, pairs: Pairs) -> Self {
+        let (template_kwargs, ignored) = (Map::new(), Vec::new());
+        Row { shape: Shape(shape), prompt, responses, pairs, tools: None, template_kwargs, ignored }
+    }
 }

@@ -1,14 +1,15 @@
 //! One row after the other into its group: what is unusable is dropped and counted, what is too long is cut by the
 //! stated policy, and every oddity that spoils training without an error is counted.
 
+use super::bad::FileRows;
 use super::groups::{Groups, fingerprint};
-use super::options::{PackOptions, PairChoice, Truncation};
+use super::options::{AssistantTurns, PackOptions, PairChoice, Truncation};
 use super::report::{DropReason, PackReport};
-use super::stream::Outcome;
+use super::stream::{Outcome, Unpacked};
 use crate::data::input::{Pairs, Place, Unusable};
 use crate::data::numbers::Histogram;
-use crate::data::text::{Refusal, TextTokenizer, TokenResponse, TokenRow};
-use crate::error::Result;
+use crate::data::text::{TextTokenizer, TokenResponse, TokenRow};
+use crate::error::{Error, Result};
 
 /// Rows taken in so far.
 pub(super) struct Admission<'a> {
@@ -21,63 +22,126 @@ pub(super) struct Admission<'a> {
     prompts: Histogram,
     responses: Histogram,
     totals: Histogram,
+    /// Whole lengths of the rows that `max_length` drops.
+    too_long: Histogram,
+    file: FileRows,
+    /// Whether the row at hand teaches several turns, which are dropped one by one; and why one of them was.
+    several: bool,
+    reason: DropReason,
 }
 
 impl<'a> Admission<'a> {
     pub fn new(o: &'a PackOptions, tok: &'a TextTokenizer, groups: Groups) -> Self {
         let report = PackReport::default();
-        let (prompts, responses, totals) = Default::default();
-        Self { o, tok, groups, report, used_template: false, tokens: 0, prompts, responses, totals }
+        let (prompts, responses, totals, too_long) = Default::default();
+        let file = FileRows::default();
+        let (several, reason) = (false, DropReason::Unusable);
+        let (used_template, tokens) = (false, 0);
+        Self {
+            o,
+            tok,
+            groups,
+            report,
+            used_template,
+            tokens,
+            prompts,
+            responses,
+            totals,
+            too_long,
+            file,
+            several,
+            reason,
+        }
     }
 
     /// Takes in the next row of the input.
-    pub fn row(&mut self, (place, tokens, ignored): Outcome) -> Result<()> {
+    pub fn row(&mut self, outcome: Outcome) -> Result<()> {
+        let Outcome { place, rows, ignored } = outcome;
         let row_number = self.report.rows_read;
         self.report.rows_read += 1;
+        self.file.row(&place, &mut self.report)?;
         for column in ignored {
             *self.report.ignored_columns.entry(column).or_default() += 1;
         }
-        let mut row = match tokens {
-            Ok(row) => row,
-            Err(Refusal::NoLastTurn) => {
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(Unpacked::NoLastTurn) => {
                 self.drop_row(DropReason::NoLastTurn, &place);
                 return Ok(());
             }
-            Err(Refusal::Error(why)) => return Err(place.error(why)),
+            Err(Unpacked::Bad(e)) => return self.file.bad(e, &place, self.o.on_bad_row, &mut self.report),
         };
-        *self.report.shapes.entry(row.shape.to_owned()).or_default() += 1;
-        self.used_template |= row.chat;
-        if !self.usable(&row, &place) {
-            return Ok(());
+        let Some(first) = rows.first() else { return Ok(()) };
+        *self.report.shapes.entry(first.shape.to_string()).or_default() += 1;
+        let chat = rows.iter().any(|row| row.chat);
+        self.used_template |= chat;
+        self.several = rows.len() > 1;
+        let mut kept = false;
+        for row in rows {
+            let in_part = self.part(row, row_number, &place)?;
+            self.report.assistant_turns += u64::from(in_part && self.o.assistant_turns == AssistantTurns::All && chat);
+            kept |= in_part;
+        }
+        if kept {
+            *(if chat { &mut self.report.rows_chat } else { &mut self.report.rows_plain }) += 1;
+            self.report.rows_kept += 1;
+            self.file.kept();
+        } else if std::mem::take(&mut self.several) {
+            self.drop_row(self.reason, &place);
+        }
+        Ok(())
+    }
+
+    /// Takes in a row of ids; false where it is dropped.
+    fn part(&mut self, mut row: TokenRow, row_number: u64, place: &Place) -> Result<bool> {
+        if !self.usable(&row, place) {
+            return Ok(false);
         }
         let same = |row: &TokenRow| {
             matches!(row.pairs, Pairs::Given { .. }) && row.responses[0].tokens == row.responses[1].tokens
         };
         if same(&row) {
-            self.drop_row(DropReason::ChosenEqualsRejected, &place);
-            return Ok(());
+            self.drop_row(DropReason::ChosenEqualsRejected, place);
+            return Ok(false);
         }
         self.notice(&row);
-        if !self.truncate(&mut row, &place) {
-            return Ok(());
+        let longest = row.responses.iter().map(|r| r.tokens.len()).max().unwrap_or(0);
+        let whole = row.prompt.len() + longest;
+        if !self.truncate(&mut row, place) {
+            self.too_long.add(whole);
+            return Ok(false);
         }
         if same(&row) {
-            self.drop_row(DropReason::EqualAfterTruncation, &place);
-            return Ok(());
+            self.too_long.add(whole);
+            self.drop_row(DropReason::EqualAfterTruncation, place);
+            return Ok(false);
         }
-        self.report.rows_kept += 1;
-        self.store(row, row_number)
+        self.store(row, row_number)?;
+        Ok(true)
     }
 
-    /// The finished report's quantiles.
-    pub fn finish(&mut self) {
+    /// The finished report's quantiles, and the warnings about what was dropped. Errors: a file without a row that can be
+    /// used, an option without effect.
+    pub fn finish(&mut self) -> Result<()> {
+        self.file.finish(&mut self.report)?;
         self.report.prompt_lengths = self.prompts.lengths();
         self.report.response_lengths = self.responses.lengths();
         self.report.total_lengths = self.totals.lengths();
+        self.report.too_long_lengths = self.too_long.lengths();
+        if self.o.assistant_turns == AssistantTurns::All
+            && self.report.assistant_turns == 0
+            && self.report.rows_kept > 0
+        {
+            let why = "`options.assistant_turns` all has no effect: no row is a conversation; leave it out";
+            return Err(Error::file(&self.o.inputs[0], why));
+        }
+        self.report.warn_of_drops(self.o.max_length);
+        Ok(())
     }
 
     fn drop_row(&mut self, reason: DropReason, place: &Place) {
-        self.report.dropped(reason, true, || place.to_string());
+        self.reason = reason;
+        self.report.dropped(reason, !self.several, || place.to_string());
     }
 
     /// Counts unusable responses; false where they take the row with them.
@@ -90,7 +154,8 @@ impl<'a> Admission<'a> {
             };
             // A row is dropped once, for its first reason.
             if !fatal || i == 0 {
-                self.report.dropped(reason, fatal, || place.to_string());
+                self.reason = if fatal { reason } else { self.reason };
+                self.report.dropped(reason, fatal && !self.several, || place.to_string());
             }
         }
         if fatal && row.unusable.is_empty() {

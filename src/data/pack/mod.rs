@@ -8,6 +8,8 @@
 //! number of cores.
 
 mod admit;
+mod bad;
+mod drops;
 mod groups;
 mod options;
 mod report;
@@ -16,6 +18,6 @@ mod stream;
 mod write;
 
 pub use groups::{GroupData, Groups, IN_MEMORY, PairNovelty, ResponseData, fingerprint};
-pub use options::{PackOptions, PairChoice, Truncation};
+pub use options::{AssistantTurns, OnBadRow, PackOptions, PairChoice, Truncation};
 pub use report::{DropReason, Dropped, PackReport, SplitCounts};
 pub use run::{OnProgress, Progress, pack};

@@ -42,6 +42,26 @@ choice! {
     }
 }
 
+choice! {
+    /// What happens at a row that cannot be used.
+    pub enum OnBadRow: default Drop {
+        /// Count it, name the first few with what is wrong, and go on. A file of which no row can be used is still refused.
+        Drop = "drop",
+        /// End the pack.
+        Stop = "stop",
+    }
+}
+
+choice! {
+    /// Which of the assistant's turns a demonstration in messages teaches.
+    pub enum AssistantTurns: default Last {
+        /// The last of `messages`; a completion as it stands.
+        Last = "last",
+        /// Every one, each after all that was said before it. Refused for pairs, scores and judgements.
+        All = "all",
+    }
+}
+
 /// Everything that decides what `pack` writes.
 #[derive(Clone, Debug)]
 pub struct PackOptions {
@@ -65,6 +85,10 @@ pub struct PackOptions {
     pub limits: Limits,
     /// Pairs of scored rows.
     pub pairs: PairChoice,
+    /// What happens at a row that cannot be used.
+    pub on_bad_row: OnBadRow,
+    /// Which turns of a conversation are demonstrations.
+    pub assistant_turns: AssistantTurns,
     /// Rule for prompts that are not given.
     pub prompt_boundary: PromptBoundary,
     /// Share of prompts held out, in [0, 1).
@@ -91,6 +115,8 @@ impl PackOptions {
             map: FieldMap::default(),
             limits: Limits::default(),
             pairs: PairChoice::default(),
+            on_bad_row: OnBadRow::default(),
+            assistant_turns: AssistantTurns::default(),
             prompt_boundary: PromptBoundary::default(),
             eval_fraction: 0.0,
             seed: 0,

@@ -23,6 +23,8 @@ pub enum DropReason {
     TooLong,
     /// No common `\n\nAssistant:` under `prompt_boundary` last-turn.
     NoLastTurn,
+    /// The row cannot be understood, or its template refuses it: [`PackReport::unusable_rows`] says why.
+    Unusable,
 }
 
 impl DropReason {
@@ -35,6 +37,7 @@ impl DropReason {
             Self::EqualAfterTruncation => "chosen equals rejected once truncated",
             Self::PromptFillsMaxLength => "prompt fills max_length",
             Self::TooLong => "longer than max_length",
+            Self::Unusable => "not usable",
             Self::NoLastTurn => "no common \\n\\nAssistant:",
         }
     }
@@ -50,9 +53,6 @@ pub struct Dropped {
     /// The first places, `FILE line N`.
     pub first: Vec<String>,
 }
-
-/// Places named for each reason.
-const NAMED: usize = 5;
 
 /// Groups, responses, pairs and tokens of one split.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +92,21 @@ pub struct PackReport {
     pub shapes: BTreeMap<String, u64>,
     /// What was dropped, by reason.
     pub dropped: BTreeMap<DropReason, Dropped>,
+    /// The first rows that cannot be used: file, line and what is wrong.
+    #[serde(default)]
+    pub unusable_rows: Vec<String>,
+    /// Files of which no row was kept.
+    #[serde(default)]
+    pub empty_files: Vec<String>,
+    /// Rows that are conversations, rendered with the chat template.
+    #[serde(default)]
+    pub rows_chat: u64,
+    /// Rows that are text as it stands, or ids.
+    #[serde(default)]
+    pub rows_plain: u64,
+    /// Turns of the assistant's that conversations teach, under `assistant_turns` all.
+    #[serde(default)]
+    pub assistant_turns: u64,
     /// Training split.
     pub train: SplitCounts,
     /// Held-out split; no prompt of it is in the other.
@@ -129,16 +144,22 @@ pub struct PackReport {
     pub response_lengths: Lengths,
     /// Lengths of prompt + response, in tokens.
     pub total_lengths: Lengths,
+    /// Lengths of whole rows that were dropped because of `max_length`.
+    #[serde(default)]
+    pub too_long_lengths: Lengths,
     /// What a reader should look at.
     pub warnings: Vec<String>,
 }
 
 impl PackReport {
+    /// Places named for each reason.
+    pub const NAMED: usize = 5;
+
     /// Counts a dropped row, or a dropped response of a row.
     pub fn dropped(&mut self, reason: DropReason, whole_row: bool, place: impl FnOnce() -> String) {
         let entry = self.dropped.entry(reason).or_default();
         *(if whole_row { &mut entry.rows } else { &mut entry.responses }) += 1;
-        if entry.first.len() < NAMED {
+        if entry.first.len() < Self::NAMED {
             entry.first.push(place());
         }
     }
@@ -171,8 +192,9 @@ impl PackReport {
         warn(self.responses_without_eos, "responses have no EOS: the model will not learn to stop there");
         warn(self.rows_repeating_prompt, "rows repeat the prompt's text inside their responses: it is there twice");
         let implicit = self.shapes.get("chosen, rejected").copied().unwrap_or(0);
-        let inputs =
-            ["instruction", "input", "question", "context"].iter().any(|c| self.ignored_columns.contains_key(*c));
+        let inputs = ["instruction", "input", "question", "query", "context"]
+            .iter()
+            .any(|c| self.ignored_columns.contains_key(*c));
         if implicit > 0 && inputs {
             warn(
                 implicit,
@@ -208,6 +230,9 @@ impl fmt::Display for PackReport {
                 if d.rows + d.responses > d.first.len() as u64 { ", ..." } else { "" }
             )?;
         }
+        for row in &self.unusable_rows {
+            writeln!(f, "      {row}")?;
+        }
         line(f, "kept", self.rows_kept)?;
         let column = |name: &str, get: &dyn Fn(&SplitCounts) -> String, f: &mut fmt::Formatter<'_>| {
             write!(f, "  {name:<42}{:>14}", get(&self.train))?;
@@ -230,6 +255,7 @@ impl fmt::Display for PackReport {
             writeln!(f, "  {name:<42}{:>7}{:>10}{:>10}{:>10}", l.p50, l.p90, l.p99, l.max)?;
         }
         let counts = [
+            ("turns that conversations teach", self.assistant_turns),
             ("responses cut at max_length (EOS lost)", self.truncated_responses),
             ("prompts cut on the left", self.truncated_prompts),
             ("responses without EOS, not cut", self.responses_without_eos),

@@ -75,7 +75,7 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         admitting.join().expect("admitting rows does not panic")
     })
     .map_err(|e| out.as_named(e))?;
-    admission.finish();
+    admission.finish()?;
     let Admission { mut report, mut groups, used_template, tokens, .. } = admission;
     if groups.is_empty() {
         let why = report.dropped.iter().map(|(reason, d)| format!("{}: {}", reason.text(), d.rows)).collect::<Vec<_>>();

@@ -1,15 +1,30 @@
 //! From files to tokenised rows: read on one thread, tokenised on every core, in the input's order.
 
-use super::options::PackOptions;
-use crate::data::input::{self, Place, RawRow, Reading, parse};
+use super::options::{AssistantTurns, PackOptions};
+use crate::data::input::{self, Place, RawRow, Reading, parse, parse_turns};
 use crate::data::text::{Refusal, TextTokenizer, TokenRow, tokenise};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender};
 
-/// A row on its way: where it stands, what it became, and its ignored columns.
-pub(super) type Outcome = (Place, Result<TokenRow, Refusal>, Vec<String>);
+/// A row on its way.
+pub(super) struct Outcome {
+    /// Where it stands.
+    pub place: Place,
+    /// What it became: one row of ids, or one for each turn that it teaches.
+    pub rows: Result<Vec<TokenRow>, Unpacked>,
+    /// Columns that played no part.
+    pub ignored: Vec<String>,
+}
+
+/// Why a row became nothing.
+pub(super) enum Unpacked {
+    /// No common marker under the last-turn rule.
+    NoLastTurn,
+    /// It cannot be used; the error names file and line.
+    Bad(Error),
+}
 
 /// Rows a batch holds at most, and the bytes at which it is full.
 const BATCH: (usize, usize) = (1024, 4 << 20);
@@ -66,13 +81,37 @@ pub(super) fn tokenise_all(
     }
 }
 
+/// A row as ids. The error is one that ends the pack.
 fn one_row(o: &PackOptions, tok: &TextTokenizer, raw: RawRow) -> Result<Outcome> {
     let place = raw.place.clone();
-    let mut row = parse(raw.fields()?, &o.map).map_err(|why| place.error(why))?;
-    let ignored = std::mem::take(&mut row.ignored);
-    let tokens = tokenise(row, tok, o.prompt_boundary);
-    if let Err(Refusal::Error(why)) = &tokens {
-        return Err(place.error(why));
+    let bad = |e: Error| Ok(Outcome { place: place.clone(), rows: Err(Unpacked::Bad(e)), ignored: Vec::new() });
+    let fields = match raw.fields() {
+        Ok(fields) => fields,
+        Err(e) => return bad(e),
+    };
+    let parsed = match o.assistant_turns {
+        AssistantTurns::Last => parse(fields, &o.map).map(|row| Some(vec![row])),
+        AssistantTurns::All => parse_turns(fields, &o.map),
+    };
+    let mut rows = match parsed {
+        Ok(Some(rows)) => rows,
+        Ok(None) => {
+            return Err(place.error(
+                "`options.assistant_turns` all is for demonstrations, and this row compares or judges responses; pack such \
+                 rows by themselves, without it",
+            ));
+        }
+        Err(why) => return bad(place.error(why)),
+    };
+    let ignored = std::mem::take(&mut rows[0].ignored);
+    let mut ids = Vec::with_capacity(rows.len());
+    for row in rows {
+        match tokenise(row, tok, o.prompt_boundary) {
+            Ok(row) => ids.push(row),
+            Err(Refusal::NoLastTurn) => return Ok(Outcome { place, rows: Err(Unpacked::NoLastTurn), ignored }),
+            Err(Refusal::Error(why)) => return bad(place.error(why)),
+            Err(Refusal::Setup(why)) => return Err(place.error(why)),
+        }
     }
-    Ok((place, tokens, ignored))
+    Ok(Outcome { place, rows: Ok(ids), ignored })
 }

@@ -5,9 +5,9 @@
 pub enum Objective {
     /// The pairs, and the responses that are in one.
     Preference,
-    /// What imitation learning should imitate: of a group's judged responses one, the highest score (the first among
-    /// equals), or without scores the chosen response of the first pair; and every response that nobody compared:
-    /// in no pair, without a score, of a row with a single response. Never one labelled undesirable.
+    /// What imitation learning should imitate: of a group's judged responses every best one, those with the highest score
+    /// and, without scores, those chosen in a pair and rejected in none; and every response that nobody compared: in no
+    /// pair, without a score, of a row with a single response or labelled desirable. Never one labelled undesirable.
     Sft,
     /// Every response; no pairs.
     Score,

@@ -84,20 +84,20 @@ impl Selection {
             self.marks[p.chosen] = true;
             self.marks[p.rejected] = true;
         });
-        // From "is in a pair" to "nobody compared it".
+        // From "is in a pair" to "nobody compared it". The turns of one conversation are told apart by their label.
         for (mark, r) in self.marks.iter_mut().zip(records) {
-            *mark = !*mark && r.flags & HAS_SCORE == 0 && r.index == 0 && !undesirable(r);
+            let alone = r.index == 0 || r.flags & DESIRABLE != 0;
+            *mark = !*mark && r.flags & HAS_SCORE == 0 && alone && !undesirable(r);
         }
-        let mut best: Option<usize> = None;
-        for (i, r) in records.iter().enumerate() {
-            if r.flags & HAS_SCORE != 0 && !undesirable(r) && best.is_none_or(|b| r.score > records[b].score) {
-                best = Some(i);
-            }
+        let scored = |r: &ResponseRecord| r.flags & HAS_SCORE != 0 && !undesirable(r);
+        let best = records.iter().filter(|r| scored(r)).map(|r| r.score).reduce(f32::max);
+        for (mark, r) in self.marks.iter_mut().zip(records) {
+            *mark |= scored(r) && Some(r.score) == best;
         }
-        let chosen = || g.pairs().next().map(|p| p.chosen).filter(|&i| !undesirable(&records[i]));
-        if let Some(i) = best.or_else(chosen) {
-            self.marks[i] = true;
-        }
+        // Of responses without scores those that were chosen, but for those that something else was preferred to.
+        let judged = |i: usize| records[i].flags & HAS_SCORE == 0 && !undesirable(&records[i]);
+        g.pairs().filter(|p| judged(p.chosen)).for_each(|p| self.marks[p.chosen] = true);
+        g.pairs().filter(|p| judged(p.rejected)).for_each(|p| self.marks[p.rejected] = false);
         for (mark, r) in self.marks.iter_mut().zip(records) {
             if *mark && predictions(g.record().prompt_len, r) == 0 {
                 *mark = false;

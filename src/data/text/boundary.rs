@@ -9,7 +9,7 @@
 use super::cuts::common_prefix;
 use super::tokenize::TextTokenizer;
 use crate::choice;
-use crate::data::input::{Body, Pairs, Prompt, Row, Text, Unusable};
+use crate::data::input::{Body, Pairs, Prompt, Row, Shape, Text, Unusable, same_turn};
 use sha2::{Digest, Sha256};
 
 choice! {
@@ -59,8 +59,8 @@ pub struct TokenRow {
     pub unusable: Vec<(u32, Unusable)>,
     /// Which pairs the row makes.
     pub pairs: Pairs,
-    /// Name of the shape.
-    pub shape: &'static str,
+    /// The columns it was read from.
+    pub shape: Shape,
     /// Whether the row came as messages.
     pub chat: bool,
     /// Whether the prompt says anything: rows with an empty prompt share nothing and stay apart.
@@ -78,8 +78,10 @@ pub struct TokenRow {
 pub enum Refusal {
     /// Dropped and counted: [`PromptBoundary::LastTurn`] found no common marker.
     NoLastTurn,
-    /// An error; the caller adds file and line.
+    /// The row cannot be used; the caller adds file and line.
     Error(String),
+    /// No row of this kind can be used as things are set up: no EOS, no template.
+    Setup(String),
 }
 
 impl<E: std::fmt::Display> From<E> for Refusal {
@@ -147,10 +149,10 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
         Text::Plain(prompt) => plain_family(prompt, &texts, tok, &mut out)?,
         Text::Chat(prompt) => {
             let template = tok.template.as_ref().ok_or_else(|| {
-                format!(
+                Refusal::Setup(format!(
                     "the row is a conversation and {} has no chat template; give one with `options.chat_template` FILE",
                     tok.path.display()
-                )
+                ))
             })?;
             out.chat = true;
             out.has_prompt = !prompt.is_empty();
@@ -200,10 +202,10 @@ fn check_vocabulary(row: TokenRow, tok: &TextTokenizer) -> Result<TokenRow, Refu
 /// Prompt, then prompt + response + EOS for each response.
 fn plain_family(prompt: &str, texts: &[Text], tok: &TextTokenizer, out: &mut TokenRow) -> Result<Vec<String>, Refusal> {
     let eos = tok.eos.as_ref().ok_or_else(|| {
-        format!(
+        Refusal::Setup(format!(
             "{} names no EOS token, which plain text must end with; give `options.eos_token` TEXT",
             tok.path.display()
-        )
+        ))
     })?;
     out.has_prompt = !prompt.is_empty();
     let mut family = Vec::with_capacity(texts.len() + 1);
@@ -235,7 +237,8 @@ fn extract_prompt(texts: &mut [Text], boundary: PromptBoundary) -> Result<Text, 
         (Text::Chat(chosen), Text::Chat(rejected)) => {
             // As TRL: if one is the beginning of the other, its last message still belongs to the responses.
             let shorter = chosen.len().min(rejected.len());
-            let at = common_prefix(chosen, rejected).min(shorter.saturating_sub(1));
+            let shared = chosen.iter().zip(rejected.iter()).take_while(|(a, b)| same_turn(a, b)).count();
+            let at = shared.min(shorter.saturating_sub(1));
             let rest = chosen.split_off(at);
             rejected.drain(..at);
             Ok(Text::Chat(std::mem::replace(chosen, rest)))

@@ -1,0 +1,83 @@
+//! JSON as Python's `json` writes it: with `NaN`, `Infinity` and `-Infinity` where a number is none. No JSON value stands
+//! for them, so a column that holds one keeps a mark in its place: where nobody uses the column it is no harm, and where
+//! somebody does, [`what_it_was`] says what is wrong with it.
+
+use serde_json::{Map, Value};
+
+/// The key of a mark; no data have it.
+const MARK: &str = "\u{0}not a value";
+const NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+
+/// The mark of a column that holds `what`, a noun for messages ("NaN", "binary data").
+pub(super) fn mark(what: &str) -> Value {
+    Value::Object(Map::from_iter([(MARK.to_owned(), what.into())]))
+}
+
+/// What stood where `value` is a mark.
+pub(super) fn what_it_was(value: &Value) -> Option<&str> {
+    match value {
+        Value::Object(map) if map.len() == 1 => map.get(MARK)?.as_str(),
+        _ => None,
+    }
+}
+
+/// The object in `text`, a JSON text but for Python's numbers; every column that holds one is a mark. `None` where it is
+/// something else.
+pub(super) fn object(text: &str) -> Option<Map<String, Value>> {
+    let Ok(Value::Object(mut map)) = serde_json::from_str(&marked(text)?) else { return None };
+    for value in map.values_mut() {
+        if let Some(what) = inside(value) {
+            *value = mark(&what);
+        }
+    }
+    Some(map)
+}
+
+fn inside(value: &Value) -> Option<String> {
+    match value {
+        Value::Array(items) => items.iter().find_map(inside),
+        Value::Object(map) => what_it_was(value).map(str::to_owned).or_else(|| map.values().find_map(inside)),
+        _ => None,
+    }
+}
+
+/// `text` with a mark for each of Python's numbers outside of strings; `None` where there is none.
+fn marked(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let (mut out, mut done, mut at, mut in_string) = (String::new(), 0, 0, false);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => at += 1,
+            b'N' | b'I' | b'-' if !in_string => {
+                if let Some(number) = NUMBERS.iter().find(|n| bytes[at..].starts_with(n.as_bytes())) {
+                    out += &text[done..at];
+                    out += &mark(number).to_string();
+                    at += number.len();
+                    done = at;
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    (done > 0).then(|| out + &text[done..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_numbers_become_marks_and_strings_stay() {
+        let map = object(r#"{"a": NaN, "b": [1, {"c": -Infinity}], "d": "NaN \" Infinity", "e": -1}"#).unwrap();
+        assert_eq!(what_it_was(&map["a"]), Some("NaN"));
+        assert_eq!(what_it_was(&map["b"]), Some("-Infinity"));
+        assert_eq!((what_it_was(&map["d"]), what_it_was(&map["e"])), (None, None));
+        assert_eq!((&map["d"], &map["e"]), (&Value::from("NaN \" Infinity"), &Value::from(-1)));
+        for other in [r#"{"a": 1}"#, "NaN", "[NaN]", r#"{"a": NaNs}"#, r#"{"a": "NaN}"#, "{\"a\": NaN, \"\\"] {
+            assert!(object(other).is_none(), "{other}");
+        }
+    }
+}

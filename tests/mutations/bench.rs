@@ -16,6 +16,8 @@ pub struct Bench {
     pub sidecar: Vec<u8>,
     pub rows: Vec<Value>,
     pub parquet: Vec<u8>,
+    /// Parquet of other types.
+    pub tables: Vec<Vec<u8>>,
 }
 
 pub fn golden() -> PathBuf {
@@ -41,6 +43,32 @@ pub fn rows() -> Vec<Value> {
             "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "w5"}]}],
             "tools": [{"name": "f"}], "chat_template_kwargs": {"a": 1}}),
         json!({"messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]}),
+    ]
+}
+
+/// Rows of other shapes.
+pub fn shapes() -> Vec<Value> {
+    let turn = |from: &str, value: &str| json!({"from": from, "value": value});
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    vec![
+        json!({"conversations": [turn("system", "w9"), turn("human", "w3"), turn("gpt", "w4"), turn("human", "w5"), turn("gpt", "w6")]}),
+        json!({"conversations": [turn("human", "w3")], "chosen": turn("gpt", "w4"), "rejected": turn("gpt", "w5 w6")}),
+        json!({"instruction": "w3", "input": "w4", "output": "w5", "system": "w9", "history": [["w6", "w7"]]}),
+        json!({"instruction": "w3", "chosen": "w4", "rejected": "w5"}),
+        json!({"input": {"messages": [message("user", "w3")], "tools": [], "parallel_tool_calls": true},
+            "preferred_output": [message("assistant", "w4")], "non_preferred_output": [message("assistant", "w5")]}),
+        json!({"messages": [message("system", "w9"), message("user", "w3"), {"role": "assistant", "content": "w4", "weight": 0},
+            message("user", "w5"), message("assistant", "w6")]}),
+        json!({"system": "w9", "question": "w3", "chosen": "w4", "rejected": "w5", "score_chosen": 8.5, "score_rejected": 1}),
+        json!({"prompt": "w3", "chosen": [message("user", "w3"), message("assistant", "w4")],
+            "rejected": [message("user", "w3"), message("assistant", "w5")], "messages": null, "label": null}),
+        json!({"prompt": "w3", "responses": ["w4", "w5", null], "scores": [1, null, 2], "metadata": {"a": [1, 2]}}),
+        json!({"prompt": [message("user", "w3")], "completion": [message("assistant", "w4")], "label": false}),
+        json!({"chosen": [message("user", "w3"), message("assistant", "w4")], "rejected": [message("user", "w3"),
+            message("assistant", "w5")], "chosen_rating": 5, "rejected_rating": 2}),
+        json!({"query": "w3", "response": "w4", "rejected_response": "w5", "history": []}),
+        json!({"instruction": "w3", "generations": ["w4", "w5"], "ratings": [4.0, 1.0]}),
+        json!({"context": [{"text": "w3", "role": "user"}], "text": "w12", "weight": 0.5}),
     ]
 }
 
@@ -83,6 +111,7 @@ impl Bench {
             sidecar: Vec::new(),
             rows,
             parquet: parquet_file(),
+            tables: super::tables::all(),
         };
         bench.restore_model();
         bench.write("rows.jsonl", lines(&bench.rows));
@@ -107,6 +136,10 @@ impl Bench {
     }
     pub fn restore_model(&self) {
         let _ = std::fs::create_dir(self.path("m"));
+        let _ = std::fs::remove_dir_all(self.path("m/additional_chat_templates"));
+        for entry in std::fs::read_dir(self.path("m")).unwrap().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
         for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
             self.write(&format!("m/{name}"), std::fs::read(golden().join(name)).unwrap());
         }

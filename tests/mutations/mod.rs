@@ -1,10 +1,29 @@
 //! Mutations of bytes and of JSON, from a counter; and an allocator that knows the largest single request.
 
 pub mod bench;
+pub mod models;
+pub mod rows;
+pub mod runner;
+pub mod shards;
+pub mod tables;
+pub mod texts;
 
+use fusedpo::error::Error;
 use serde_json::{Value, json};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Whether a mutated input was read, or refused; what is wrong otherwise.
+pub type Verdict = Result<bool, String>;
+
+/// A refusal, which must be one line.
+pub fn refused(e: &Error) -> Verdict {
+    let text = e.to_string();
+    match text.contains('\n') || text.is_empty() {
+        true => Err(format!("not one line: {text:?}")),
+        false => Ok(false),
+    }
+}
 
 /// The system's allocator, watched.
 pub struct Watched;

@@ -49,7 +49,7 @@ fn the_same_bytes_on_any_number_of_threads_and_with_any_memory() {
     let mut bytes = Vec::new();
     for (threads, in_memory) in [(1, 1 << 20), (4, 1 << 20), (3, 100), (2, 0)] {
         let mut o = place.options("rows.jsonl", many_rows());
-        (o.eval_fraction, o.tokens_in_memory, o.overwrite) = (0.2, in_memory, true);
+        (o.eval_fraction, o.memory, o.overwrite) = (0.2, in_memory, true);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| run(&o));
         let mut files: Vec<_> = std::fs::read_dir(&o.out).unwrap().map(|e| e.unwrap().path()).collect();

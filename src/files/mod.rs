@@ -4,7 +4,7 @@
 //! - [`AtomicFile`], [`write()`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
-//! - [`scratch_file`], [`scratch_folder`], [`Spool`]: what nobody else sees, gone with the process.
+//! - [`scratch_file`], [`scratch_folder`], [`Spool`], [`Log`], [`Sorter`], [`Parts`]: what nobody else sees, gone with the process.
 //!
 //! Every file and folder has the mode of an ordinary new one: `0666` or `0777`, less the umask.
 
@@ -15,15 +15,21 @@ pub(crate) mod lock;
 #[allow(unsafe_code)] // maps files
 pub(crate) mod map;
 pub(crate) mod open;
+pub(crate) mod parts;
 pub(crate) mod paths;
+pub(crate) mod records;
 pub(crate) mod run_dir;
 pub(crate) mod scratch;
+pub(crate) mod sorter;
 pub(crate) mod target;
 
 pub use atomic::{AtomicFile, write, write_new};
 pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied};
 pub use map::Map;
 pub use open::{Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER, cut_short, open, read, read_at, read_text};
+pub use parts::{PARTS, PartReader, Parts};
+pub use records::{Log, LogReader};
 pub use run_dir::RunDir;
 pub use scratch::{Spool, scratch_file, scratch_folder};
+pub use sorter::{Key, Sorted, Sorter};
 pub use target::Target;

@@ -2,7 +2,7 @@
 //! stated policy, and every oddity that spoils training without an error is counted.
 
 use super::bad::FileRows;
-use super::groups::{Groups, fingerprint};
+use super::groups::Groups;
 use super::options::{AssistantTurns, PackOptions, PairChoice, Truncation};
 use super::report::{DropReason, PackReport};
 use super::stream::{Outcome, Unpacked};
@@ -116,7 +116,7 @@ impl<'a> Admission<'a> {
             self.drop_row(DropReason::EqualAfterTruncation, place);
             return Ok(false);
         }
-        self.store(row, row_number)?;
+        self.store(&row, row_number)?;
         Ok(true)
     }
 
@@ -240,44 +240,35 @@ impl<'a> Admission<'a> {
         true
     }
 
-    fn store(&mut self, row: TokenRow, row_number: u64) -> Result<()> {
-        // An empty prompt shares nothing; its rows are told apart by what they say.
-        let key = if row.has_prompt { row.prompt_key } else { fingerprint(&row.responses[0].tokens) };
-        let group = self.groups.group(&row.prompt, key, !row.has_prompt)?;
-        let mut local = Vec::with_capacity(row.responses.len());
+    fn store(&mut self, row: &TokenRow, row_number: u64) -> Result<()> {
         self.prompts.add(row.prompt.len());
         self.tokens += row.prompt.len() as u64;
         for r in &row.responses {
             self.responses.add(r.tokens.len());
             self.totals.add(row.prompt.len() + r.tokens.len());
             self.tokens += r.tokens.len() as u64;
-            local.push(self.groups.response(group, row_number, r)?);
         }
-        let (pairs, weight) = match row.pairs {
+        let (mut pairs, weight) = match row.pairs {
             Pairs::Given { weight } => (vec![(0, 1)], weight),
-            Pairs::FromScores { weight } => (scored_pairs(&row.responses, self.o.pairs), weight),
-            Pairs::None => return Ok(()),
-        };
-        self.report.rows_without_pair += u64::from(pairs.is_empty());
-        for (chosen, rejected) in pairs {
-            let [a, b] = [&row.responses[chosen].tokens, &row.responses[rejected].tokens];
-            if a == b {
-                self.report.identical_pairs += 1;
-                continue;
+            Pairs::FromScores { weight } => {
+                let pairs = scored_pairs(&row.responses, self.o.pairs);
+                self.report.rows_without_pair += u64::from(pairs.is_empty());
+                (pairs, weight)
             }
-            let prints = (fingerprint(a), fingerprint(b));
-            let novelty = self.groups.pair(group, (local[chosen], local[rejected], weight), prints)?;
-            self.report.duplicate_pairs += u64::from(novelty.duplicate);
-            self.report.contradictory_pairs += u64::from(novelty.contradictory);
-        }
-        Ok(())
+            Pairs::None => (Vec::new(), 1.0),
+        };
+        let tokens = |i: u32| &row.responses[i as usize].tokens;
+        let all = pairs.len();
+        pairs.retain(|&(chosen, rejected)| tokens(chosen) != tokens(rejected));
+        self.report.identical_pairs += (all - pairs.len()) as u64;
+        self.groups.add(row, row_number, &pairs, weight)
     }
 }
 
 /// Pairs of indices of `responses`, the better first; equal scores make none.
-fn scored_pairs(responses: &[TokenResponse], choice: PairChoice) -> Vec<(usize, usize)> {
-    let score = |i: usize| responses[i].score.unwrap_or(0.0);
-    let n = responses.len();
+fn scored_pairs(responses: &[TokenResponse], choice: PairChoice) -> Vec<(u32, u32)> {
+    let score = |i: u32| responses[i as usize].score.unwrap_or(0.0);
+    let n = responses.len() as u32;
     match choice {
         PairChoice::All => {
             let two = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
@@ -286,8 +277,9 @@ fn scored_pairs(responses: &[TokenResponse], choice: PairChoice) -> Vec<(usize, 
                 .collect()
         }
         PairChoice::BestWorst => {
-            let first =
-                |better: fn(f32, f32) -> bool| (1..n).fold(0, |at, i| if better(score(i), score(at)) { i } else { at });
+            let first = |better: fn(f32, f32) -> bool| {
+                (1..n).fold(0u32, |at, i| if better(score(i), score(at)) { i } else { at })
+            };
             let (best, worst) = (first(|a, b| a > b), first(|a, b| a < b));
             if n > 0 && score(best) > score(worst) { vec![(best, worst)] } else { Vec::new() }
         }

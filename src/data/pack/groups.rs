@@ -1,297 +1,325 @@
-//! Groups under construction: rows with the same prompt ids, in the order in which they first appear.
+//! Groups: rows with the same prompt ids, in the order in which they first appear, in a memory that does not grow with them.
 //!
-//! A row may join a group that began long before, so tokens must be kept until the end: up to [`IN_MEMORY`] of them in
-//! memory, the rest in a temporary file. What stays in memory beside them is about 100 bytes a response.
+//! Rows lie in a [`Log`] in the order in which they came, which is the order of the groups that they begin. A row whose group
+//! began earlier goes to a [`Sorter`] instead, by group; at the end both are read side by side. Which group a row belongs to
+//! says a map of the prompts' prints. Once that is full, rows go to the log as they are and their prints to [`Parts`]:
+//! part by part it then turns out which of those rows are late, and they move on to the sorter.
 
-use crate::data::text::TokenResponse;
-use crate::error::{Error, Result};
-use crate::files::scratch_file;
+use super::families::Families;
+use super::record::{self, Place, Print, Record};
+use super::repeats::{ByHash, Counts, Repeats};
+use crate::data::text::TokenRow;
+use crate::error::Result;
+use crate::files::{Log, LogReader, PARTS, PartReader, Parts, Sorted, Sorter};
 use sha2::{Digest, Sha256};
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
 
-/// Tokens held in memory before the rest goes to a file: 256 MiB.
-pub const IN_MEMORY: usize = 1 << 26;
+/// Bytes that rows may take in memory: 512 MiB.
+pub const IN_MEMORY: usize = 1 << 29;
 
-/// No further element in a list.
-const END: u32 = u32::MAX;
+/// Bytes of memory that an entry of the map of prints takes: the map grows by doubling.
+const ENTRY: usize = 64;
 
-/// Append-only token store.
-struct Spill {
-    memory: Vec<u32>,
-    limit: usize,
-    dir: PathBuf,
-    file: Option<BufWriter<File>>,
-    len: u64,
-}
+/// Records between two questions whether to go on.
+const ASK_EVERY: u64 = 1 << 14;
 
-impl Spill {
-    fn push(&mut self, tokens: &[u32]) -> Result<u64> {
-        let at = self.len;
-        self.len += tokens.len() as u64;
-        if self.file.is_none() && self.memory.len() + tokens.len() <= self.limit {
-            self.memory.extend_from_slice(tokens);
-            return Ok(at);
-        }
-        if self.file.is_none() {
-            self.file = Some(BufWriter::with_capacity(1 << 20, scratch_file(&self.dir)?));
-        }
-        let bytes: &[u8] = bytemuck::cast_slice(tokens);
-        let file = self.file.as_mut().expect("just created");
-        file.write_all(bytes).map_err(Error::io(&self.dir, "write a temporary file in"))?;
-        Ok(at)
-    }
+/// Is asked now and then whether to go on.
+pub(super) type Told<'a> = dyn FnMut() -> Result<()> + 'a;
 
-    fn flush(&mut self) -> Result<()> {
-        self.file.as_mut().map_or(Ok(()), |f| f.flush().map_err(Error::io(&self.dir, "write a temporary file in")))
-    }
-
-    fn read(&mut self, at: u64, len: u32, out: &mut Vec<u32>) -> Result<()> {
-        let held = self.memory.len() as u64;
-        match &mut self.file {
-            Some(file) if at >= held => {
-                let start = out.len();
-                out.resize(start + len as usize, 0);
-                let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out[start..]);
-                let file = file.get_mut();
-                let read = file.seek(SeekFrom::Start(4 * (at - held))).and_then(|_| file.read_exact(bytes));
-                read.map_err(Error::io(&self.dir, "read a temporary file in"))
-            }
-            _ => {
-                out.extend_from_slice(&self.memory[at as usize..at as usize + len as usize]);
-                Ok(())
-            }
-        }
-    }
-}
-
-struct GroupRecord {
-    prompt: (u64, u32),
-    responses: (u32, u32),
-    num_responses: u32,
-    pairs: (u32, u32),
-    num_pairs: u32,
-    parent: u32,
-    key: [u8; 16],
-}
-
-struct ResponseRecord {
-    tokens: (u64, u32),
-    row: u64,
-    index: u32,
-    score: Option<f32>,
-    label: Option<bool>,
-    next: u32,
-}
-
-struct PairRecord {
-    chosen: u32,
-    rejected: u32,
-    weight: f32,
-    next: u32,
-}
-
-/// A response as it goes into a shard; `tokens` is a range of [`GroupData::tokens`].
-#[derive(Clone, Debug)]
-pub struct ResponseData {
-    /// Where its tokens are.
-    pub tokens: std::ops::Range<usize>,
-    /// 0-based input row.
-    pub row: u64,
-    /// Place in that row.
-    pub index: u32,
-    /// Score.
-    pub score: Option<f32>,
-    /// Label.
-    pub label: Option<bool>,
-}
-
-/// A finished group, read back.
-#[derive(Clone, Debug, Default)]
-pub struct GroupData {
-    /// Prompt, then the responses.
-    pub tokens: Vec<u32>,
-    /// Tokens of the prompt.
-    pub prompt_len: usize,
-    /// Responses in input order.
-    pub responses: Vec<ResponseData>,
-    /// Chosen and rejected (indices of `responses`) and weight.
-    pub pairs: Vec<(u32, u32, f32)>,
-}
-
-/// Groups, responses and pairs so far.
-pub struct Groups {
-    by_prompt: HashMap<[u8; 16], u32>,
-    by_key: HashMap<[u8; 16], u32>,
-    groups: Vec<GroupRecord>,
-    responses: Vec<ResponseRecord>,
-    pairs: Vec<PairRecord>,
-    seen_pairs: HashSet<u64>,
-    spill: Spill,
-}
-
-/// What a new pair repeats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PairNovelty {
-    /// The same pair is there.
-    pub duplicate: bool,
-    /// The reverse of the pair is there.
-    pub contradictory: bool,
-}
-
-/// The first 128 bits of SHA-256: two prompts are the same where these are.
-pub fn fingerprint(tokens: &[u32]) -> [u8; 16] {
+/// The first 128 bits of SHA-256: two sequences of tokens are the same where these are.
+pub(super) fn print(tokens: &[u32]) -> Print {
     let digest = Sha256::digest(bytemuck::cast_slice::<u32, u8>(tokens));
     std::array::from_fn(|i| digest[i])
 }
 
-impl Groups {
-    /// Empty; temporary files go into `dir`, tokens beyond `in_memory` into them.
-    pub fn new(dir: &Path, in_memory: usize) -> Self {
-        let spill = Spill { memory: Vec::new(), limit: in_memory, dir: dir.to_owned(), file: None, len: 0 };
-        Self {
-            by_prompt: HashMap::new(),
-            by_key: HashMap::new(),
-            groups: Vec::new(),
-            responses: Vec::new(),
-            pairs: Vec::new(),
-            seen_pairs: HashSet::new(),
-            spill,
-        }
-    }
+/// Rows of ids so far, numbered as they came.
+pub(super) struct Groups {
+    added: u64,
+    /// Rows in the order in which they came, but those of which it is known that they are late.
+    rows: Log,
+    /// Rows of groups that began before.
+    late: Sorter,
+    /// Number of the first row of each group, by the prompt's print.
+    first: ByHash<Print, u64>,
+    /// Entries that `first` may have.
+    limit: usize,
+    /// Once `first` was full: prints and rows, those of the map before the others.
+    open: Option<Open>,
+    /// The late ones among the rows that lie in `rows`.
+    skip: Log,
+    repeats: Repeats,
+    counts: Counts,
+    /// Whether keys play a part.
+    keyed: bool,
+    record: Vec<u32>,
+    folder: PathBuf,
+    bytes: usize,
+}
 
-    /// Number of groups.
-    pub fn len(&self) -> usize {
-        self.groups.len()
+/// Rows whose groups are not known yet.
+struct Open {
+    prints: Parts,
+    /// Where they begin in the log.
+    start: u64,
+}
+
+/// An item of [`Open`] says a group that is known.
+const KNOWN: u32 = 1;
+
+impl Groups {
+    /// None yet; temporary files go to the disk of `folder` where `bytes` of memory are not enough. `keyed`: the groups will
+    /// be split by the keys of their prompts.
+    pub fn new(folder: &Path, bytes: usize, keyed: bool) -> Self {
+        Self {
+            added: 0,
+            rows: Log::new(folder, bytes / 2 / 4),
+            late: Sorter::new(folder, bytes / 4 / 4, record::by_group),
+            first: ByHash::default(),
+            limit: bytes / 8 / ENTRY,
+            open: None,
+            skip: Log::new(folder, bytes / 64 / 4),
+            repeats: Repeats::new(folder, bytes / 8),
+            counts: Counts::default(),
+            keyed,
+            record: Vec::new(),
+            folder: folder.to_owned(),
+            bytes,
+        }
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        self.rows.end() == 0
     }
 
-    /// The group of `prompt`, made where it is new or where `apart` says that it shares nothing. `prompt_key` is the
-    /// identity of the prompt as the row gave it: groups with a key in common fall on the same side of a split.
-    pub fn group(&mut self, prompt: &[u32], prompt_key: [u8; 16], apart: bool) -> Result<u32> {
-        let full = || Error::usage("more than 4 billion groups or responses; pack the input in parts");
-        let next = u32::try_from(self.groups.len()).ok().filter(|n| *n != END).ok_or_else(full)?;
-        let at = if apart { next } else { *self.by_prompt.entry(fingerprint(prompt)).or_insert(next) };
-        if at == next {
-            let prompt = (self.spill.push(prompt)?, prompt.len() as u32);
-            let (none, key) = ((END, END), prompt_key);
-            self.groups.push(GroupRecord {
-                prompt,
-                responses: none,
-                num_responses: 0,
-                pairs: none,
-                num_pairs: 0,
-                parent: at,
-                key,
-            });
-        }
-        let other = *self.by_key.entry(prompt_key).or_insert(at);
-        self.join(at, other);
-        // The same ids under another key: this one may be the family's smallest.
-        let root = self.root(at) as usize;
-        self.groups[root].key = self.groups[root].key.min(prompt_key);
-        Ok(at)
-    }
-
-    fn root(&mut self, mut at: u32) -> u32 {
-        while self.groups[at as usize].parent != at {
-            let parent = self.groups[at as usize].parent;
-            self.groups[at as usize].parent = self.groups[parent as usize].parent;
-            at = parent;
-        }
-        at
-    }
-
-    /// The root keeps the smallest key, so a family's side of the split does not depend on the rows' order.
-    fn join(&mut self, a: u32, b: u32) {
-        let (a, b) = (self.root(a), self.root(b));
-        if a != b {
-            let key = self.groups[a as usize].key.min(self.groups[b as usize].key);
-            self.groups[a as usize].parent = b;
-            self.groups[b as usize].key = key;
-        }
-    }
-
-    /// Adds a response to a group; returns its index there.
-    pub fn response(&mut self, group: u32, row: u64, r: &TokenResponse) -> Result<u32> {
-        let full = || Error::usage("more than 4 billion groups or responses; pack the input in parts");
-        let at = u32::try_from(self.responses.len()).ok().filter(|n| *n != END).ok_or_else(full)?;
-        let tokens = (self.spill.push(&r.tokens)?, r.tokens.len() as u32);
-        self.responses.push(ResponseRecord { tokens, row, index: r.index, score: r.score, label: r.label, next: END });
-        let g = &mut self.groups[group as usize];
-        match g.responses.1 {
-            END => g.responses.0 = at,
-            last => self.responses[last as usize].next = at,
-        }
-        g.responses.1 = at;
-        g.num_responses += 1;
-        Ok(g.num_responses - 1)
-    }
-
-    /// Adds a pair of two responses of a group, by their indices there and their tokens' fingerprints.
-    pub fn pair(&mut self, group: u32, pair: (u32, u32, f32), prints: ([u8; 16], [u8; 16])) -> Result<PairNovelty> {
-        let full = || Error::usage("more than 4 billion pairs; pack the input in parts");
-        let at = u32::try_from(self.pairs.len()).ok().filter(|n| *n != END).ok_or_else(full)?;
-        self.pairs.push(PairRecord { chosen: pair.0, rejected: pair.1, weight: pair.2, next: END });
-        let g = &mut self.groups[group as usize];
-        match g.pairs.1 {
-            END => g.pairs.0 = at,
-            last => self.pairs[last as usize].next = at,
-        }
-        g.pairs.1 = at;
-        g.num_pairs += 1;
-        let print = |a: &[u8; 16], b: &[u8; 16]| {
-            let digest = Sha256::new().chain_update(group.to_le_bytes()).chain_update(a).chain_update(b).finalize();
-            u64::from_le_bytes(std::array::from_fn(|i| digest[i]))
+    /// Adds a row of ids that input row `from` gave, with its pairs of responses and their weight.
+    pub fn add(&mut self, row: &TokenRow, from: u64, pairs: &[(u32, u32)], weight: f32) -> Result<()> {
+        let number = self.added;
+        self.added += 1;
+        // An empty prompt shares nothing; its rows are told apart by what they say.
+        let (group, late) = match row.has_prompt {
+            true => {
+                let group = print(&row.prompt);
+                (group, self.group(group, number)?)
+            }
+            false => {
+                let mut group = [0; 16];
+                group[..8].copy_from_slice(&number.to_le_bytes());
+                (group, None)
+            }
         };
-        let contradictory = self.seen_pairs.contains(&print(&prints.1, &prints.0));
-        let duplicate = !self.seen_pairs.insert(print(&prints.0, &prints.1));
-        Ok(PairNovelty { duplicate, contradictory })
-    }
-
-    /// Call once all rows are in, before [`Groups::read`].
-    pub fn seal(&mut self) -> Result<()> {
-        self.spill.flush()
-    }
-
-    /// Whether group `at` is held out: a function of its family's prompt and `seed` alone.
-    pub fn is_eval(&mut self, at: u32, fraction: f64, seed: u64) -> bool {
-        let root = self.root(at);
-        let digest =
-            Sha256::new().chain_update(seed.to_le_bytes()).chain_update(self.groups[root as usize].key).finalize();
-        let draw = u64::from_le_bytes(std::array::from_fn(|i| digest[i])) >> 11;
-        (draw as f64) / ((1u64 << 53) as f64) < fraction
-    }
-
-    /// Reads group `at` into `out`.
-    pub fn read(&mut self, at: u32, out: &mut GroupData) -> Result<()> {
-        let g = &self.groups[at as usize];
-        out.tokens.clear();
-        out.responses.clear();
-        out.pairs.clear();
-        self.spill.read(g.prompt.0, g.prompt.1, &mut out.tokens)?;
-        out.prompt_len = out.tokens.len();
-        let mut next = g.responses.0;
-        while next != END {
-            let r = &self.responses[next as usize];
-            let start = out.tokens.len();
-            self.spill.read(r.tokens.0, r.tokens.1, &mut out.tokens)?;
-            let tokens = start..out.tokens.len();
-            out.responses.push(ResponseData { tokens, row: r.row, index: r.index, score: r.score, label: r.label });
-            next = r.next;
+        if !pairs.is_empty() {
+            let prints: Vec<Print> = row.responses.iter().map(|r| print(&r.tokens)).collect();
+            for &(chosen, rejected) in pairs {
+                self.repeats.add(&group, &prints[chosen as usize], &prints[rejected as usize])?;
+            }
         }
-        let mut next = g.pairs.0;
-        while next != END {
-            let p = &self.pairs[next as usize];
-            out.pairs.push((p.chosen, p.rejected, p.weight));
-            next = p.next;
+        let key = |row: &TokenRow| if row.has_prompt { row.prompt_key } else { print(&row.responses[0].tokens) };
+        let key = self.keyed.then(|| key(row));
+        record::write(&mut self.record, (row, Place { number, late, row: from }), key, (pairs, weight))?;
+        match late {
+            Some(_) => self.late.push(&self.record),
+            None => self.rows.push(&self.record),
+        }
+    }
+
+    /// The number of the row that began the group of a prompt in row `number`; none where it is that one, or not known yet.
+    fn group(&mut self, print: Print, number: u64) -> Result<Option<u64>> {
+        if let Some(open) = &mut self.open {
+            open.push(print, number, 0)?;
+            return Ok(None);
+        }
+        let known = self.first.len();
+        match self.first.entry(print) {
+            std::collections::hash_map::Entry::Occupied(first) => Ok(Some(*first.get())),
+            std::collections::hash_map::Entry::Vacant(entry) if known < self.limit => {
+                entry.insert(number);
+                Ok(None)
+            }
+            _ => {
+                let prints = Parts::new(&self.folder, 7, self.bytes / 16)?;
+                let mut open = Open { prints, start: self.rows.end() };
+                std::mem::take(&mut self.first).into_iter().try_for_each(|(p, row)| open.push(p, row, KNOWN))?;
+                open.push(print, number, 0)?;
+                self.open = Some(open);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Call once all rows are in, before they are read: finds the group of every row.
+    pub fn seal(&mut self, told: &mut Told<'_>) -> Result<()> {
+        self.first = ByHash::default();
+        self.rows.seal()?;
+        let repeats = std::mem::replace(&mut self.repeats, Repeats::new(&self.folder, 0));
+        self.counts = repeats.finish(told)?;
+        if let Some(mut open) = self.open.take() {
+            open.prints.seal()?;
+            let late = self.find_late(&open, told)?;
+            drop(open.prints);
+            self.move_late(&late, open.start, told)?;
+        }
+        self.skip.seal()?;
+        self.late.seal()
+    }
+
+    /// Late rows among the open ones, with the rows that began their groups; ascending in each part.
+    fn find_late(&self, open: &Open, told: &mut Told<'_>) -> Result<Parts> {
+        let mut late = Parts::new(&self.folder, 4, self.bytes / 16)?;
+        let mut first: ByHash<Print, u64> = ByHash::default();
+        for part in 0..PARTS {
+            told()?;
+            first.clear();
+            let mut items = open.prints.read(part);
+            while let Some(item) = items.next()? {
+                let print: [u32; 4] = [item[0], item[1], item[2], item[3]];
+                let began = *first.entry(bytemuck::cast(print)).or_insert(long(item[4], item[5]));
+                if item[6] != KNOWN && began != long(item[4], item[5]) {
+                    late.push(part, &[item[4], item[5], began as u32, (began >> 32) as u32])?;
+                }
+            }
+        }
+        late.seal()?;
+        Ok(late)
+    }
+
+    /// Copies the late rows, of which there are some from `start` on in the log, to where late rows belong.
+    fn move_late(&mut self, late: &Parts, start: u64, told: &mut Told<'_>) -> Result<()> {
+        let mut late = Late::new(late)?;
+        let mut rows = self.rows.read(start);
+        let mut n = 0;
+        while let Some((row, first)) = late.next()? {
+            let record = loop {
+                ask(&mut n, told)?;
+                match rows.next()? {
+                    Some(r) if Record(r).number() == row => break Record(r),
+                    Some(_) => {}
+                    None => unreachable!("a late row is in the log"),
+                }
+            };
+            record.move_to(first, &mut self.record);
+            self.late.push(&self.record)?;
+            self.skip.push(&[3, row as u32, (row >> 32) as u32])?;
         }
         Ok(())
+    }
+
+    /// Pairs that repeat others, once sealed.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Families of the keys; empty where keys play no part.
+    pub fn families(&self, told: &mut Told<'_>) -> Result<Families> {
+        let mut families = Families::default();
+        if !self.keyed {
+            return Ok(families);
+        }
+        let (mut groups, mut record) = (self.read()?, Vec::new());
+        let mut n = 0;
+        while groups.next(&mut record)? {
+            ask(&mut n, told)?;
+            let Some(key) = Record(&record).key() else { continue };
+            while groups.next_of_group(&mut record)? {
+                ask(&mut n, told)?;
+                Record(&record).key().into_iter().for_each(|other| families.join(key, other));
+            }
+        }
+        Ok(families)
+    }
+
+    /// The groups in order, row by row.
+    pub fn read(&self) -> Result<GroupReader<'_>> {
+        let mut skip = self.skip.read(0);
+        let next_skipped = next_skipped(&mut skip)?;
+        Ok(GroupReader { rows: self.rows.read(0), late: self.late.read()?, skip, next_skipped, first: 0 })
+    }
+}
+
+impl Open {
+    fn push(&mut self, print: Print, row: u64, known: u32) -> Result<()> {
+        let [a, b, c, d]: [u32; 4] = bytemuck::cast(print);
+        // Another byte than those that the map goes by.
+        self.prints.push(usize::from(print[15]) % PARTS, &[a, b, c, d, row as u32, (row >> 32) as u32, known])
+    }
+}
+
+fn long(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+fn ask(n: &mut u64, told: &mut Told<'_>) -> Result<()> {
+    *n += 1;
+    if n.is_multiple_of(ASK_EVERY) { told() } else { Ok(()) }
+}
+
+/// Late rows of all parts, ascending.
+struct Late<'a> {
+    parts: Vec<PartReader<'a>>,
+    /// Row, the row that began its group, the part.
+    heap: BinaryHeap<Reverse<(u64, u64, usize)>>,
+}
+
+impl<'a> Late<'a> {
+    fn new(late: &'a Parts) -> Result<Self> {
+        let parts = (0..PARTS).map(|part| late.read(part)).collect();
+        let mut this = Self { parts, heap: BinaryHeap::new() };
+        (0..PARTS).try_for_each(|part| this.advance(part))?;
+        Ok(this)
+    }
+
+    fn advance(&mut self, part: usize) -> Result<()> {
+        let item = self.parts[part].next()?;
+        self.heap.extend(item.map(|i| Reverse((long(i[0], i[1]), long(i[2], i[3]), part))));
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<(u64, u64)>> {
+        let Some(Reverse((row, first, part))) = self.heap.pop() else { return Ok(None) };
+        self.advance(part)?;
+        Ok(Some((row, first)))
+    }
+}
+
+/// Reads groups in the order in which they began.
+pub(super) struct GroupReader<'a> {
+    rows: LogReader<'a>,
+    late: Sorted<'a>,
+    skip: LogReader<'a>,
+    next_skipped: Option<u64>,
+    /// The row that began the group at hand.
+    first: u64,
+}
+
+fn next_skipped(skip: &mut LogReader<'_>) -> Result<Option<u64>> {
+    Ok(skip.next()?.map(|r| long(r[1], r[2])))
+}
+
+impl GroupReader<'_> {
+    /// The first row of the next group; false at the end. All rows of the group before must have been read.
+    pub fn next(&mut self, record: &mut Vec<u32>) -> Result<bool> {
+        while let Some(found) = self.rows.next()? {
+            let row = Record(found).number();
+            if Some(row) == self.next_skipped {
+                self.next_skipped = next_skipped(&mut self.skip)?;
+                continue;
+            }
+            self.first = row;
+            record.clear();
+            record.extend_from_slice(found);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// The next row of the group at hand; false where there is none.
+    pub fn next_of_group(&mut self, record: &mut Vec<u32>) -> Result<bool> {
+        if self.late.peek().is_none_or(|(first, _)| first != self.first) {
+            return Ok(false);
+        }
+        record.clear();
+        self.late.next(record)
     }
 }

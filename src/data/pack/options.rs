@@ -97,8 +97,9 @@ pub struct PackOptions {
     pub seed: u64,
     /// A shard ends when its tokens reach this many bytes.
     pub shard_bytes: u64,
-    /// Tokens kept in memory before the rest goes to a temporary file.
-    pub tokens_in_memory: usize,
+    /// Bytes that rows may take in memory before the rest goes to temporary files on the disk of `out`: no result depends on
+    /// it. The program itself, the tokenizer and the rows on their way between threads come on top.
+    pub memory: usize,
 }
 
 impl PackOptions {
@@ -121,7 +122,7 @@ impl PackOptions {
             eval_fraction: 0.0,
             seed: 0,
             shard_bytes: 1 << 30,
-            tokens_in_memory: IN_MEMORY,
+            memory: IN_MEMORY,
         }
     }
 

@@ -52,12 +52,12 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         refuse_what_is_not_ours(&o.out)?;
     }
     let out = AtomicFolder::create(&o.out, o.overwrite)?;
-    let groups = Groups::new(out.path(), o.tokens_in_memory);
+    let groups = Groups::new(out.path(), o.memory, o.eval_fraction > 0.0);
     let mut admission = Admission::new(o, &tok, groups);
     let bytes = Arc::new(AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let (raw_to, raw_from) = sync_channel(4);
-        let (row_to, row_from) = sync_channel::<Result<Vec<Outcome>>>(4);
+        let (raw_to, raw_from) = sync_channel(2);
+        let (row_to, row_from) = sync_channel::<Result<Vec<Outcome>>>(2);
         let how = Reading { map: o.map.clone(), limits: o.limits, bytes_read: bytes.clone() };
         let (admission, progress) = (&mut admission, &mut *progress);
         scope.spawn(move || read_all(&o.inputs, &how, &raw_to));
@@ -82,14 +82,18 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         let why = if why.is_empty() { "the input has no rows".to_owned() } else { why.join(", ") };
         return Err(Error::file(&o.inputs[0], format!("nothing left to pack of {} rows ({why})", report.rows_read)));
     }
-    groups.seal().map_err(|e| out.as_named(e))?;
     let mut at = Progress { bytes: total_bytes, total_bytes, rows: report.rows_read, tokens, written: 0 };
+    groups.seal(&mut || progress(&at)).map_err(|e| out.as_named(e))?;
+    let families = groups.families(&mut || progress(&at)).map_err(|e| out.as_named(e))?;
+    let repeats = groups.counts();
+    (report.duplicate_pairs, report.contradictory_pairs) = (repeats.duplicate, repeats.contradictory);
     let mut wrote = || {
         at.written += 1;
         if at.written.is_multiple_of(TOLD_EVERY) { progress(&at) } else { Ok(()) }
     };
-    write_shards(o, &meta(o, &tok, used_template), &mut groups, out.path(), &mut report, &mut wrote)
+    write_shards(o, &meta(o, &tok, used_template), (&groups, families), out.path(), &mut report, &mut wrote)
         .map_err(|e| out.as_named(e))?;
+    drop(groups);
     report.warn();
     report.warnings.extend(tok.warning());
     write_side_files(&tok, out.path(), &report).map_err(|e| out.as_named(e))?;

@@ -35,4 +35,4 @@ mod write;
 pub use dataset::{Dataset, Group, Pair, Response, Split};
 pub use inspect::{InspectOptions, inspect};
 pub use mapped::{Shard, Tokens};
-pub use write::{NewGroup, NewPair, NewResponse, ShardSummary, ShardWriter};
+pub use write::{NewGroup, NewPair, NewResponse, OpenGroup, ShardSummary, ShardWriter};

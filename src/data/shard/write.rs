@@ -128,14 +128,13 @@ impl ShardWriter {
         if self.failed {
             return Err(self.broken());
         }
-        self.check(g).map_err(|why| {
-            let row = g.responses.first().map_or(String::new(), |r| format!(" (input row {})", r.row));
-            Error::usage(format!("{}: group {}{row} cannot be stored: {why}", self.path.display(), self.counts[1]))
-        })?;
-        self.put(g).map_err(|e| {
-            self.failed = true;
-            Error::io(&self.path, "write")(e)
-        })
+        self.check(g).map_err(|why| self.refused(g.responses.first().map(|r| r.row), &why))?;
+        self.put(g)
+    }
+
+    fn refused(&self, row: Option<u64>, why: &str) -> Error {
+        let row = row.map_or(String::new(), |row| format!(" (input row {row})"));
+        Error::usage(format!("{}: group {}{row} cannot be stored: {why}", self.path.display(), self.counts[1]))
     }
 
     fn broken(&self) -> Error {
@@ -150,62 +149,55 @@ impl ShardWriter {
         if count == 0 {
             return Err("it has no response".into());
         }
-        let bad = |t: &[u32]| t.iter().copied().find(|&t| t >= self.meta.vocab_size);
-        let out = |what: &str, t| format!("{what} has token id {t}, the vocabulary ends at {}", self.meta.vocab_size);
-        if let Some(t) = bad(g.prompt) {
-            return Err(out("its prompt", t));
-        }
-        for (i, r) in g.responses.iter().enumerate() {
-            if r.tokens.is_empty() {
-                return Err(format!("response {i} is empty; drop it while packing"));
-            }
-            if let Some(t) = bad(r.tokens) {
-                return Err(out(&format!("response {i}"), t));
-            }
-            if r.score.is_some_and(|s| !s.is_finite()) {
-                return Err(format!("response {i} has score {:?}, not a finite number", r.score));
-            }
-        }
+        self.known(g.prompt).map_err(|t| self.outside("its prompt", t))?;
+        g.responses.iter().enumerate().try_for_each(|(i, r)| self.check_response(i, r))?;
         let record = |p: &NewPair| PairRecord { chosen: p.chosen, rejected: p.rejected, weight: p.weight };
         let pair = |(i, p)| pair_violation(&record(p), count).map(|w| format!("pair {i}: {w}"));
         g.pairs.iter().enumerate().find_map(pair).map_or(Ok(()), Err)
     }
 
-    fn put(&mut self, g: &NewGroup) -> std::io::Result<()> {
-        let [tokens, groups, responses, pairs] = self.counts;
-        let total = g.prompt.len() + g.responses.iter().map(|r| r.tokens.len()).sum::<usize>();
-        let record = GroupRecord {
-            token_start: tokens,
-            first_response: responses,
-            first_pair: pairs,
-            num_tokens: total as u32,
-            prompt_len: g.prompt.len() as u32,
-            num_responses: g.responses.len() as u32,
-            num_pairs: g.pairs.len() as u32,
-        };
-        self.put_tokens(g.prompt)?;
-        self.tables[0].put(bytemuck::bytes_of(&record))?;
-        let mut at = tokens + g.prompt.len() as u64;
-        for r in &g.responses {
-            let label = r.label.map_or(0, |l| HAS_LABEL | if l { DESIRABLE } else { 0 });
-            let record = ResponseRecord {
-                token_start: at,
-                row: r.row,
-                num_tokens: r.tokens.len() as u32,
-                index: r.index,
-                score: r.score.unwrap_or(0.0),
-                flags: label | if r.score.is_some() { HAS_SCORE } else { 0 },
-            };
-            self.put_tokens(r.tokens)?;
-            self.tables[1].put(bytemuck::bytes_of(&record))?;
-            at += r.tokens.len() as u64;
+    /// The first token that the vocabulary does not have.
+    fn known(&self, tokens: &[u32]) -> Result<(), u32> {
+        tokens.iter().copied().find(|&t| t >= self.meta.vocab_size).map_or(Ok(()), Err)
+    }
+
+    fn outside(&self, what: &str, token: u32) -> String {
+        format!("{what} has token id {token}, the vocabulary ends at {}", self.meta.vocab_size)
+    }
+
+    fn check_response(&self, i: usize, r: &NewResponse) -> Result<(), String> {
+        if r.tokens.is_empty() {
+            return Err(format!("response {i} is empty; drop it while packing"));
         }
-        for p in &g.pairs {
-            let record = PairRecord { chosen: p.chosen, rejected: p.rejected, weight: p.weight };
-            self.tables[2].put(bytemuck::bytes_of(&record))?;
+        self.known(r.tokens).map_err(|t| self.outside(&format!("response {i}"), t))?;
+        match r.score.is_some_and(|s| !s.is_finite()) {
+            true => Err(format!("response {i} has score {:?}, not a finite number", r.score)),
+            false => Ok(()),
         }
-        self.counts = [at, groups + 1, responses + g.responses.len() as u64, pairs + g.pairs.len() as u64];
-        Ok(())
+    }
+
+    /// Begins a group that is written piece by piece: for one that need not fit in memory.
+    ///
+    /// Errors: as [`ShardWriter::push`]. What was written of a group is not taken back: after an error, or where
+    /// [`OpenGroup::finish`] was not called, only dropping the writer is of use.
+    pub fn group(&mut self, prompt: &[u32], row: u64) -> Result<OpenGroup<'_>> {
+        if self.failed {
+            return Err(self.broken());
+        }
+        self.failed = true;
+        let [token_start, _, first_response, first_pair] = self.counts;
+        let record = GroupRecord { token_start, first_response, first_pair, ..Default::default() };
+        let mut group = OpenGroup { to: self, record, row };
+        group.check(group.to.known(prompt).map_err(|t| group.to.outside("its prompt", t)))?;
+        group.record.prompt_len = group.more_tokens(prompt)?;
+        Ok(group)
+    }
+
+    fn put(&mut self, g: &NewGroup) -> Result<()> {
+        let mut group = self.group(g.prompt, g.responses.first().map_or(0, |r| r.row))?;
+        g.responses.iter().try_for_each(|r| group.response(r))?;
+        g.pairs.iter().try_for_each(|p| group.pair(p))?;
+        group.finish()
     }
 
     fn put_tokens(&mut self, tokens: &[u32]) -> std::io::Result<()> {
@@ -266,5 +258,75 @@ impl ShardWriter {
         temp.seek(SeekFrom::Start(0))?;
         temp.write_all(bytemuck::bytes_of(&header))?;
         Ok((temp, header))
+    }
+}
+
+/// A group that is being written: its responses, and pairs of those that are there already.
+#[derive(Debug)]
+pub struct OpenGroup<'a> {
+    to: &'a mut ShardWriter,
+    record: GroupRecord,
+    /// Input row, for messages.
+    row: u64,
+}
+
+impl OpenGroup<'_> {
+    /// Adds a response; its index in the group is the number of those before.
+    pub fn response(&mut self, r: &NewResponse) -> Result<()> {
+        self.check(self.to.check_response(self.record.num_responses as usize, r))?;
+        let label = r.label.map_or(0, |l| HAS_LABEL | if l { DESIRABLE } else { 0 });
+        let token_start = self.record.token_start + u64::from(self.record.num_tokens);
+        let record = ResponseRecord {
+            token_start,
+            row: r.row,
+            num_tokens: self.more_tokens(r.tokens)?,
+            index: r.index,
+            score: r.score.unwrap_or(0.0),
+            flags: label | if r.score.is_some() { HAS_SCORE } else { 0 },
+        };
+        self.record.num_responses = self.one_more(self.record.num_responses, "responses")?;
+        self.to.tables[1].put(bytemuck::bytes_of(&record)).map_err(Error::io(&self.to.path, "write"))
+    }
+
+    /// Adds a preference among the responses that are there.
+    pub fn pair(&mut self, p: &NewPair) -> Result<()> {
+        let record = PairRecord { chosen: p.chosen, rejected: p.rejected, weight: p.weight };
+        let violation = pair_violation(&record, self.record.num_responses);
+        self.check(violation.map_or(Ok(()), |w| Err(format!("pair {}: {w}", self.record.num_pairs))))?;
+        self.record.num_pairs = self.one_more(self.record.num_pairs, "pairs")?;
+        self.to.tables[2].put(bytemuck::bytes_of(&record)).map_err(Error::io(&self.to.path, "write"))
+    }
+
+    /// The group is complete.
+    pub fn finish(self) -> Result<()> {
+        let Self { to, record: r, row } = self;
+        if r.num_responses == 0 {
+            return Err(to.refused(Some(row), "it has no response"));
+        }
+        to.tables[0].put(bytemuck::bytes_of(&r)).map_err(Error::io(&to.path, "write"))?;
+        let more = [u64::from(r.num_tokens), 1, r.num_responses.into(), r.num_pairs.into()];
+        to.counts.iter_mut().zip(more).for_each(|(n, more)| *n += more);
+        to.failed = false;
+        Ok(())
+    }
+
+    fn check(&self, r: Result<(), String>) -> Result<()> {
+        r.map_err(|why| self.to.refused(Some(self.row), &why))
+    }
+
+    fn one_more(&self, n: u32, what: &str) -> Result<u32> {
+        n.checked_add(1).ok_or_else(|| self.to.refused(Some(self.row), &format!("more than 2^32 - 1 {what}")))
+    }
+
+    /// Writes tokens; how many.
+    fn more_tokens(&mut self, tokens: &[u32]) -> Result<u32> {
+        let n = u32::try_from(tokens.len()).ok();
+        let sum = n.and_then(|n| self.record.num_tokens.checked_add(n));
+        let (Some(n), Some(sum)) = (n, sum) else {
+            return self.check(Err("more than 2^32 - 1 tokens".into())).map(|()| 0);
+        };
+        self.record.num_tokens = sum;
+        self.to.put_tokens(tokens).map_err(Error::io(&self.to.path, "write"))?;
+        Ok(n)
     }
 }

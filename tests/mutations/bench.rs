@@ -43,6 +43,18 @@ pub fn rows() -> Vec<Value> {
             "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "w5"}]}],
             "tools": [{"name": "f"}], "chat_template_kwargs": {"a": 1}}),
         json!({"messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]}),
+        json!({"conversations": [{"from": "human", "value": "w3"}, {"from": "gpt", "value": "w4"}], "system": "w5",
+            "tools": "[{\"name\": \"f\"}]"}),
+        json!({"conversations": [{"from": "human", "value": "w3"}], "chosen": {"from": "gpt", "value": "w4"},
+            "rejected": [{"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {\"x\": 1}}"}]}),
+        json!({"instruction": "w3", "input": "w4", "output": ["w5", "w6"], "history": [["w7", "w8"]], "system": "w9"}),
+        json!({"input": {"messages": [{"role": "user", "content": "w3"}], "tools": [], "parallel_tool_calls": true},
+            "preferred_output": [{"role": "assistant", "content": "w4"}],
+            "non_preferred_output": [{"role": "assistant", "content": "w5"}]}),
+        json!({"instruction": "w3", "generations": ["w4", "w5"], "ratings": [4, 2.5]}),
+        json!({"question": "w3", "response_j": "w4", "response_k": "w5", "weight": 0.5}),
+        json!({"prompt": "w3", "chosen": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}],
+            "rejected": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w5"}]}),
     ]
 }
 

@@ -77,3 +77,27 @@ fn two_formats_are_a_warning() {
     ]);
     assert!(report.warnings.iter().any(|w| w.contains("1 rows are conversations and 1 are text as it stands")));
 }
+
+/// An element of an array that is no object is one bad row, whatever it is; what breaks the array ends the file.
+#[test]
+fn an_array_goes_on_behind_what_is_no_row() {
+    let good = r#"{"prompt":"p","completion":"c"}"#;
+    for odd in ["7", "-1.5e3", "null", "true", "NaN", r#""a \"],\\""#, r#"["]", {"a": [1]}, "\""]"#, "[]"] {
+        let place = Place::new();
+        let o = place.options("rows.json", format!("[{odd},\n{good}, {odd}\n,{good},{odd}]"));
+        let report = run(&o);
+        assert_eq!(place.contents(&o.out, Split::Train), ["1.0 p>c</s>", "3.0 p>c</s>"], "{odd}");
+        assert_eq!(report.unusable_rows[1], "rows.json: line 2: an element of the array is not a JSON object", "{odd}");
+    }
+    for (broken, why) in [
+        ("}", "line 1: an element of the array is not a JSON object"),
+        ("\"a", "line 1: an element of the array is not a JSON object"),
+        ("7 8", "line 1: malformed JSON: a comma or `]` must follow an element of the array"),
+        ("[1", "line 2: malformed JSON: the file ends inside an object"),
+    ] {
+        let e = pack(&Place::new().options("rows.json", format!("[{good}, {broken}\n")), &mut |_| Ok(()))
+            .unwrap_err()
+            .to_string();
+        assert!(e.ends_with(why), "{broken}: {e}");
+    }
+}

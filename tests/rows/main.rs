@@ -1,6 +1,7 @@
 //! Rows: what each means, in every shape; rows that cannot be used; turns, and what `sft` learns.
 
 mod bad;
+mod fuzz;
 mod meaning;
 #[path = "../pack_common/mod.rs"]
 mod pack_common;

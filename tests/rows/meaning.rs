@@ -184,3 +184,19 @@ fn columns_that_nobody_uses() {
         assert!(e.ends_with(&format!("rows.jsonl: line 1: {why}")), "{e}");
     }
 }
+
+/// A table of texts writes lists as JSON, and numbers as text.
+#[test]
+fn lists_may_be_json_text() {
+    let (want, _) = packed(&[
+        json!({"prompt": "p", "responses": ["a", "b"], "scores": [1, 0.5], "weight": 2}),
+        json!({"prompt_ids": [100], "completion_ids": [101, 1]}),
+    ]);
+    let (got, _) = packed(&[
+        json!({"prompt": "p", "responses": "[\"a\", \"b\"]", "scores": "[1, 0.5]", "weight": "2"}),
+        json!({"prompt_ids": " [100]", "completion_ids": "[101, 1]"}),
+    ]);
+    assert_eq!(got, want);
+    let why = "line 1: `scores` must be a list, found a string";
+    assert_eq!(refused(&[json!({"prompt": "p", "responses": ["a"], "scores": "[1"})]), why);
+}

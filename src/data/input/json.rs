@@ -42,6 +42,7 @@ impl RawRow {
         match self.body {
             RawBody::Columns(map) => Ok(map),
             RawBody::Json(bytes) => parse_object(&self.place, &bytes),
+            RawBody::Unusable(why) => Err(self.place.error(why)),
         }
     }
 }
@@ -226,11 +227,44 @@ impl ArrayRows {
         }
         let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
         if next != b'{' {
-            return Err(place.error("an element of the array is not a JSON object"));
+            let why = "an element of the array is not a JSON object";
+            return match self.pass_over(next, &place)? {
+                true => Ok(Some(RawRow { place, size: why.len(), body: RawBody::Unusable(why.into()) })),
+                false => Err(place.error(why)),
+            };
         }
         let bytes = self.object(&place)?;
         self.gauge.row(bytes.len() as u64, &place)?;
         Ok(Some(RawRow { place, size: bytes.len(), body: RawBody::Json(bytes) }))
+    }
+
+    /// Reads over an element that is a list, a string, a number or a name; false where it is none of them.
+    fn pass_over(&mut self, first: u8, place: &Place) -> Result<bool> {
+        if first == b'[' {
+            return self.object(place).map(|_| true);
+        }
+        if !first.is_ascii_alphanumeric() && first != b'-' && first != b'"' {
+            return Ok(false);
+        }
+        let (mut passed, mut escaped) = (0, false);
+        loop {
+            let head = self.text.fill_buf().map_err(|e| read_error(&self.path, self.line, e))?;
+            let Some(&byte) = head.first() else { return Ok(first != b'"') };
+            let name = first != b'"';
+            if name && (matches!(byte, b',' | b']') || byte.is_ascii_whitespace()) {
+                return Ok(true);
+            }
+            self.line += u64::from(byte == b'\n');
+            self.text.consume(1);
+            if byte == b'"' && !name && !escaped && passed > 0 {
+                return Ok(true);
+            }
+            escaped = byte == b'\\' && !escaped;
+            passed += 1;
+            if passed > self.gauge.room() {
+                return Err(self.gauge.too_long(place));
+            }
+        }
     }
 
     /// The bytes of an object up to its closing brace; brackets inside strings do not count.

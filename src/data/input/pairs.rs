@@ -5,8 +5,7 @@ use super::dialogue::{answer, join, prompt};
 use super::messages::is_assistant;
 use super::requests::before;
 use super::row::{Body, Pairs, Prompt, Response, Row, Text};
-use super::values::{scores, weight};
-use serde_json::Value;
+use super::values::{list, scores, weight};
 
 /// Chosen and rejected, with a prompt or as whole dialogues.
 pub(super) fn pair(c: &mut Columns, chosen: &'static str, rejected: &'static str) -> Result<Row, String> {
@@ -37,9 +36,7 @@ pub(super) fn pair(c: &mut Columns, chosen: &'static str, rejected: &'static str
 pub(super) fn scored_after(c: &mut Columns, shape: [&'static str; 3], prompt: Text) -> Result<Row, String> {
     let [_, of, name] = shape;
     let weight = weight(c)?;
-    let Value::Array(items) = c.need(of)? else {
-        return Err(format!("`{of}` must be a list"));
-    };
+    let items = list(c.need(of)?).map_err(|_| format!("`{of}` must be a list"))?;
     let scores = scores(c.need(name)?, items.len(), name, of)?;
     let mut responses = Vec::with_capacity(items.len());
     for (i, (item, score)) in items.into_iter().zip(scores).enumerate() {

@@ -15,7 +15,7 @@ use super::messages::user;
 use super::pairs::{pair, scored_after};
 use super::row::{Body, Pairs, Prompt, Response, Row, Text, Turn};
 use super::turns;
-use super::values::{ids, ids_body, label, scores, weight};
+use super::values::{ids, ids_body, label, list, scores, weight};
 use super::wild;
 use serde_json::{Map, Value, json};
 
@@ -249,9 +249,7 @@ fn ids_pair(c: &mut Columns) -> Result<Row, String> {
 
 fn ids_scored(c: &mut Columns) -> Result<Row, String> {
     let weight = weight(c)?;
-    let Value::Array(items) = c.need("responses_ids")? else {
-        return Err("`responses_ids` must be a list of lists of token ids".into());
-    };
+    let items = list(c.need("responses_ids")?).map_err(|_| "`responses_ids` must be a list of lists of token ids")?;
     let scores = scores(c.need("scores")?, items.len(), "scores", "responses_ids")?;
     let mut responses = Vec::with_capacity(items.len());
     for (i, (item, score)) in items.into_iter().zip(scores).enumerate() {

@@ -48,6 +48,8 @@ pub enum RawBody {
     Json(Vec<u8>),
     /// Columns of a Parquet row.
     Columns(Map<String, Value>),
+    /// What is no row, and why; the file goes on behind it.
+    Unusable(String),
 }
 
 /// Rows of one file, in file order.

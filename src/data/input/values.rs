@@ -5,6 +5,17 @@ use super::json::kind;
 use super::row::{Body, Unusable};
 use serde_json::Value;
 
+/// A list, which a table of texts writes as JSON. What is neither comes back.
+pub(super) fn list(value: Value) -> Result<Vec<Value>, Value> {
+    match value {
+        Value::Array(items) => Ok(items),
+        Value::String(text) if text.trim_start().starts_with('[') => {
+            serde_json::from_str(&text).map_err(|_| Value::String(text))
+        }
+        other => Err(other),
+    }
+}
+
 pub(super) fn weight(c: &mut Columns) -> Result<f32, String> {
     let Some(value) = c.take("weight")? else { return Ok(1.0) };
     match number(&value).map(|w| w as f32) {
@@ -66,9 +77,7 @@ pub(super) fn verdict(c: &mut Columns) -> Result<Option<bool>, String> {
 }
 
 pub(super) fn scores(value: Value, want: usize, name: &str, of: &str) -> Result<Vec<f32>, String> {
-    let Value::Array(items) = value else {
-        return Err(format!("`{name}` must be a list, found {}", kind(&value)));
-    };
+    let items = list(value).map_err(|v| format!("`{name}` must be a list, found {}", kind(&v)))?;
     if items.len() != want {
         return Err(format!("{} `{name}` for {want} `{of}`; they must be as many", items.len()));
     }
@@ -80,9 +89,7 @@ pub(super) fn scores(value: Value, want: usize, name: &str, of: &str) -> Result<
 }
 
 pub(super) fn ids(value: Value, name: &str) -> Result<Vec<u32>, String> {
-    let Value::Array(items) = value else {
-        return Err(format!("`{name}` must be a list of token ids, found {}", kind(&value)));
-    };
+    let items = list(value).map_err(|v| format!("`{name}` must be a list of token ids, found {}", kind(&v)))?;
     let id = |v: &Value| v.as_u64().and_then(|x| u32::try_from(x).ok());
     items.iter().map(|v| id(v).ok_or_else(|| format!("`{name}` holds {v}, which is no token id"))).collect()
 }

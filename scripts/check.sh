@@ -8,6 +8,7 @@ step cargo fmt --check
 step cargo clippy --release --all-targets --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --release --no-deps --quiet
 step cargo test --release --quiet
+step python3 scripts/third_party.py --check
 # Registers, spills, local memory of what cargo compiled, and that docs/kernels.md says so.
 if [ -x "${CUDA_HOME:-}/bin/nvdisasm" ]; then
   step python3 scripts/kernel_report.py --built "${CARGO_TARGET_DIR:-target}" --targets 80,90a --check docs/kernels.md --quiet

@@ -74,7 +74,8 @@
 //! - [`error`]; [`mod@choice`]: enums that a user names, with names and descriptions beside the variants; [`units`]: sizes in
 //!   words; [`guard`]: a library that panics on a damaged file gives an error.
 //! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
-//! - [`files`]: the only writer of files: a file, a folder, a run's folder, what the user named for a result.
+//! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
+//!   what of a stranger's folder may be opened at all.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs. Knows no device and no plan.
 //! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and Ctrl-C are in [`commands`]. Knows
 //!   plain numbers, no device.
@@ -89,8 +90,9 @@
 //!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, runs.
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
-//! - [`commands`], [`cli`]: one file a command; what the user types, and all that is printed. Only here (and in the demo,
-//!   which prints) does the crate know flags, stderr and signals.
+//! - [`say`]: the one place that prints, and makes visible what a terminal would obey.
+//! - [`commands`], [`cli`]: one file a command; what the user types, and all that is said. Only here (and in the demo, which
+//!   says things too) does the crate know flags and signals.
 //!
 //! The same word names a family of ops everywhere: `src/backend/ops/norm.rs`, `src/backend/cpu/norm.rs`,
 //! `src/backend/gpu/norm.rs`, `kernels/norm.cu`.
@@ -114,7 +116,7 @@
 //!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 
-#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map
+#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map, commands::bus
 
 pub mod backend;
 pub mod batch;
@@ -130,6 +132,7 @@ pub mod guard;
 pub mod loss;
 pub mod model;
 pub mod observe;
+pub mod say;
 pub mod train;
 pub mod units;
 

@@ -5,8 +5,8 @@
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;
-use fusedpo::commands::signal;
 use fusedpo::commands::terminal::Terminal;
+use fusedpo::commands::{bus, signal, threads};
 use fusedpo::{Error, commands, guard, note};
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,12 +14,16 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     quiet_panics();
     signal::install();
+    bus::install();
     let cli = match Cli::from_command_line() {
         Ok(cli) => cli,
         // Help and version, and help in place of a missing command.
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
         Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
     };
+    if let Err(e) = threads::start() {
+        return fail(&e.to_string(), e.exit_code());
+    }
     let mut terminal = Terminal::new(Cli::flags());
     let to = &mut terminal;
     let result = match cli.command {

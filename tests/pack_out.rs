@@ -88,11 +88,16 @@ fn an_output_folder_is_not_overwritten_by_accident() {
         "exists and is not empty; give another `options.out`, or `options.overwrite` to replace it"
     );
     o.overwrite = true;
-    std::fs::write(o.out.join("train-00000.pref.ref-0123"), "a sidecar goes with its shard").unwrap();
-    run(&o);
-    assert_eq!(std::fs::read_dir(&o.out).unwrap().count(), 4, "the sidecar is of shards that are no more");
+    let sidecar = o.out.join("train-00000.pref.ref-0123456789abcdef");
+    std::fs::write(&sidecar, "hours of work").unwrap();
+    let report = run(&o);
+    assert_eq!(std::fs::read_dir(&o.out).unwrap().count(), 5, "sidecars stay");
+    assert_eq!(std::fs::read_to_string(sidecar).unwrap(), "hours of work");
+    assert!(report.warnings.iter().any(|w| w.starts_with("1 reference sidecars of the replaced shards are kept")));
     // What lies there and is not pack's would be lost with the folder.
-    for other in ["thesis.txt", "shards"] {
+    for other in
+        ["thesis.txt", "shards", "mine.pref", "a.pref.ref-0123456789abcdef", "train-00001.pref", "train-1.pref"]
+    {
         let path = o.out.join(other);
         std::fs::create_dir(&path).unwrap();
         let want = format!(
@@ -100,6 +105,11 @@ fn an_output_folder_is_not_overwritten_by_accident() {
         );
         assert_eq!(refused(&o), want);
         std::fs::remove_dir(&path).unwrap();
+        if other != "train-00001.pref" {
+            std::fs::write(&path, "x").unwrap();
+            assert_eq!(refused(&o), want);
+            std::fs::remove_file(&path).unwrap();
+        }
     }
     std::fs::remove_file(o.out.join("train-00000.pref")).unwrap();
     assert_eq!(

@@ -26,12 +26,14 @@ fn merging_adds_every_field() {
             tokens: n + 14,
             tokens_with_prompts: n + 15,
             non_finite: vec![n + 16],
+            non_finite_responses: vec![n + 18],
             off_reference: n + 17,
         }
     };
     let mut got = part(100.0);
     got.merge(part(1000.0));
-    let want = Totals { non_finite: vec![116, 1016], ..part_sum(100.0, 1000.0) };
+    let non_finite_responses = vec![118, 1018];
+    let want = Totals { non_finite: vec![116, 1016], non_finite_responses, ..part_sum(100.0, 1000.0) };
     assert_eq!(got, want);
     let mut from_nothing = Totals::default();
     from_nothing.merge(part(100.0));
@@ -58,6 +60,7 @@ fn part_sum(a: f64, b: f64) -> Totals {
         tokens: count(14),
         tokens_with_prompts: count(15),
         non_finite: Vec::new(),
+        non_finite_responses: Vec::new(),
         off_reference: count(17),
     }
 }

@@ -6,29 +6,30 @@ use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::cuda::{self, CudaDriver};
 use crate::backend::gpu::driver::Driver;
 use crate::error::Result;
+use crate::say;
 use crate::units;
 
 /// Runs the command.
 pub fn run(flags: &Flags) -> Result<()> {
-    println!("fusedpo {}", env!("CARGO_PKG_VERSION"));
+    say!("fusedpo {}", env!("CARGO_PKG_VERSION"));
     let cpu = Cpu::<f32>::with(GemmPrecision::Native)?;
-    println!("cpu     {}", cpu.description());
-    println!("        numerics {}", cpu.fingerprint());
+    say!("cpu     {}", cpu.description());
+    say!("        numerics {}", cpu.fingerprint());
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
-        Ok(be) => println!("        --dtype bf16: {}", be.fingerprint()),
-        Err(e) => println!("        --dtype bf16: not here: {}", flags.error(&e)),
+        Ok(be) => say!("        --dtype bf16: {}", be.fingerprint()),
+        Err(e) => say!("        --dtype bf16: not here: {}", flags.error(&e)),
     }
     if let Some(bytes) = memory_available() {
-        println!("memory  {} available", units::bytes(bytes));
+        say!("memory  {} available", units::bytes(bytes));
     }
     match cuda::unavailable() {
-        Some(why) => println!("gpu     none that can be used: {}", flags.reason(&why)),
+        Some(why) => say!("gpu     none that can be used: {}", flags.reason(&why)),
         None => match CudaDriver::open(0) {
             Ok(gpu) => {
                 let (free, all) = gpu.memory()?;
-                println!("gpu     {}, {} of {} free", gpu.description(), units::bytes(free), units::bytes(all));
+                say!("gpu     {}, {} of {} free", gpu.description(), units::bytes(free), units::bytes(all));
             }
-            Err(e) => println!("gpu     found, but: {}", flags.error(&e)),
+            Err(e) => say!("gpu     found, but: {}", flags.error(&e)),
         },
     }
     Ok(())

@@ -9,6 +9,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelDir};
 use crate::observe::{Event, Flow, Observe};
+use crate::say;
 use crate::train::check::warn_of_positions;
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::memory::fitting_generation;
@@ -72,16 +73,14 @@ fn print(args: &GenerateArgs, tokenizer: &TextTokenizer, prompts: &[Prompt], all
     for (prompt, texts) in prompts.iter().zip(all) {
         for (index, g) in texts.iter().enumerate() {
             let text = tokenizer.decode(&g.tokens, true)?;
-            let line = match (args.input.is_some(), texts.len()) {
-                (false, 1) => text,
-                (false, _) => serde_json::json!({ "index": index, "completion": text }).to_string(),
-                (true, _) => serde_json::json!({
+            match (args.input.is_some(), texts.len()) {
+                (false, 1) => say::result(&text),
+                (false, _) => say::json(&serde_json::json!({ "index": index, "completion": text })),
+                (true, _) => say::json(&serde_json::json!({
                     "row": prompt.row, "index": index, "completion": text,
                     "num_tokens": g.tokens.len(), "logp": g.logps.iter().sum::<f64>(), "finished": g.finished,
-                })
-                .to_string(),
-            };
-            println!("{line}");
+                })),
+            }
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use crate::data::shard::{InspectOptions, inspect};
 use crate::error::Result;
+use crate::say;
 use std::path::PathBuf;
 
 /// Show what a folder of shards holds.
@@ -20,6 +21,6 @@ pub struct InspectArgs {
 /// Prints the description.
 pub fn run_inspect(args: &InspectArgs) -> Result<()> {
     let text = inspect(&args.data, &InspectOptions { show: args.show, verify: args.verify })?;
-    print!("{text}");
+    say!("{}", text.trim_end_matches('\n'));
     Ok(())
 }

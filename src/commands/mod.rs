@@ -1,5 +1,7 @@
 //! One file a command: its options and what it does with the library.
 
+#[allow(unsafe_code)] // a handler of signals
+pub mod bus;
 pub mod choice;
 pub mod demo;
 pub mod doctor;
@@ -14,4 +16,5 @@ pub mod reference;
 pub mod score;
 pub mod signal;
 pub mod terminal;
+pub mod threads;
 pub mod train;

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::files::{Spool, Target};
 use crate::note;
+use crate::say;
 use std::io::{BufWriter, Stdout, Write};
 use std::path::Path;
 
@@ -54,7 +55,7 @@ impl Out {
             Self::File(target) => {
                 let said = format!("{said}: {}", target.path().display());
                 target.commit()?;
-                println!("{said}");
+                say!("{said}");
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use crate::data::pack::{AssistantTurns, OnBadRow, PackOptions, PairChoice, Progr
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::note;
+use crate::say;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -117,9 +118,9 @@ pub fn run_pack(args: &PackArgs, flags: &Flags) -> Result<()> {
     });
     shown.clear();
     let report = report?;
-    print!("{}", flags.text(&report.to_string()));
+    say!("{}", flags.text(&report.to_string()).trim_end_matches('\n'));
     let seconds = start.elapsed().as_secs_f64();
-    println!(
+    say!(
         "wrote {} in {seconds:.1} s ({} tokens/s)",
         options.out.display(),
         grouped((tokens as f64 / seconds.max(1e-3)) as u64)

@@ -1,17 +1,9 @@
 //! Progress for people: a bar on a terminal, a plain line now and then elsewhere. Always on stderr.
 
+use crate::{note, say};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-
-/// A line on stderr. Unlike `eprintln!` it cannot fail: a log that is full or whose reader left never ends a run.
-#[macro_export]
-macro_rules! note {
-    ($($text:tt)*) => {{
-        let line = format!($($text)*) + "\n";
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-    }};
-}
 
 /// Shortest time between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -40,7 +32,7 @@ impl Progress {
     /// Shows that `done` units are through, with `note` beside.
     pub fn set(&mut self, done: u64, note: impl FnOnce() -> String) {
         if !self.plain {
-            self.bar.set_message(note());
+            self.bar.set_message(say::one_line(&note()));
             return self.bar.set_position(done);
         }
         let due = self.said.is_none_or(|at| at.elapsed() >= PLAIN_EVERY) || done == self.total;

@@ -8,6 +8,7 @@ use crate::device::{self, Task};
 use crate::error::Result;
 use crate::model::ModelDir;
 use crate::observe::Observe;
+use crate::say;
 use crate::train::check::{check_data, open_splits};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::reference::{self, ReferenceReport};
@@ -41,9 +42,12 @@ pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
     let r = device::dispatch(args.device, args.dtype, Pass(args, observe))?;
     let found = r.responses - r.computed.min(r.responses);
     let speed = if r.seconds > 0.0 { r.tokens as f64 / r.seconds } else { 0.0 };
-    println!(
+    say!(
         "{} responses: {} computed, {found} found; {} tokens in {:.1} s, {speed:.0} tokens/s",
-        r.responses, r.computed, r.tokens, r.seconds
+        r.responses,
+        r.computed,
+        r.tokens,
+        r.seconds
     );
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::choice::named;
 use super::out::Out;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
-use crate::data::shard::Dataset;
+use crate::data::shard::{Dataset, Response};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::Spool;
@@ -116,22 +116,27 @@ fn score<B: Backend>(
     observe.tell(&Event::Begin { task: "score", total: data.num_responses(), keeps: false })?;
     let mut done = 0;
     for step in 0..planner.steps_in_epoch(0) {
-        data.check_unchanged()?;
         for mb in planner.step(0, step)? {
             let logps = engine.score(&mb)?;
+            // The pass took its time; what follows looks into the shards again.
+            data.check_unchanged()?;
             let tokens = if a.per_token { Some(engine.token_logps(&mb)?) } else { None };
             for g in mb.groups() {
                 let group = data.group(g.id);
                 for i in g.responses.clone() {
                     let slot = &mb.responses()[i as usize];
                     let r = group.responses().find(|r| r.id == slot.id).expect("the plan was made from this group");
+                    let logp = logps[i as usize];
+                    if !logp.is_finite() {
+                        return Err(not_finite(dir, &r, logp));
+                    }
                     let scored = slot.predictions.start as usize..slot.predictions.end as usize;
                     let line = Line {
                         row: r.row,
                         response: r.index,
                         group: first_group + g.id,
                         num_tokens: scored.len(),
-                        logp: logps[i as usize],
+                        logp,
                         token_logps: tokens.as_ref().map(|t| t[scored].to_vec()),
                     };
                     let text = serde_json::to_string(&line).expect("plain values") + "\n";
@@ -146,4 +151,14 @@ fn score<B: Backend>(
     }
     observe.tell(&Event::End)?;
     Ok(())
+}
+
+/// A number that is none: the weights are finite, so the configuration or their size makes it so.
+fn not_finite(model: &ModelDir, r: &Response<'_>, logp: f64) -> Error {
+    let model = model.path().display();
+    Error::Training(format!(
+        "{model}: row {}, response {}: its log-probability is {logp}, as the model computes no finite numbers; check its \
+         config.json, and whether the download is whole",
+        r.row, r.index
+    ))
 }

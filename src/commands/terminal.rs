@@ -4,9 +4,9 @@ use super::flags::Flags;
 use super::progress::Progress;
 use super::signal;
 use crate::error::Result;
-use crate::note;
 use crate::observe::{Event, Flow, InUse, Observe};
 use crate::units::bytes;
+use crate::{note, say};
 use std::path::Path;
 
 /// Bars on a terminal, plain lines elsewhere; asks to stop once Ctrl-C was pressed.
@@ -29,6 +29,7 @@ impl Terminal {
 
     /// A line that stays.
     fn say(&self, line: &str) {
+        let line = &say::one_line(line);
         match self.tasks.last() {
             Some(task) => task.say(line),
             None => note!("{line}"),

@@ -10,6 +10,7 @@ use crate::loss::LossType;
 use crate::model::SaveDtype;
 use crate::note;
 use crate::observe::Observe;
+use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
 use crate::train::eval;
 use crate::train::group::{Group, first_line};
@@ -152,7 +153,7 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
     let options = resolve(stage, config, typed)?;
     RunDir::refuse_taken(&options.files.out)?;
     let s = device::dispatch(options.compute.device, options.compute.dtype, Train(&options, observe))?;
-    println!(
+    say!(
         "{} steps in {:.1} s ({:.1} s for the reference): {}",
         s.steps,
         s.train_seconds,
@@ -160,8 +161,8 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
         options.files.out.display()
     );
     if let Some((first, last)) = &s.eval {
-        println!("held-out before: {}", eval::line(first));
-        println!("held-out after:  {}", eval::line(last));
+        say!("held-out before: {}", eval::line(first));
+        say!("held-out after:  {}", eval::line(last));
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use crate::backend::Backend;
 use crate::device::{self, Task};
 use crate::error::Result;
 use crate::observe::{Event, Observe};
+use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use folder::Folder;
 use grammar::{Draws, Grammar};
@@ -71,13 +72,11 @@ impl Task for Demo<'_> {
 
         title(1, "Write reviews, and train a small Llama on them from scratch");
         let reviews: Vec<_> = (0..sizes.reviews).map(|i| grammar.generate(&mut Draws::new(seed, i as u64))).collect();
-        println!("{} reviews from a grammar of {} words, for example:", reviews.len(), grammar.vocabulary().len());
+        say!("{} reviews from a grammar of {} words, for example:", reviews.len(), grammar.vocabulary().len());
         for r in &reviews[..3] {
-            println!("    {:+.2}  {}", grammar.reward(&r.words), join(&r.words));
+            say!("    {:+.2}  {}", grammar.reward(&r.words), join(&r.words));
         }
-        println!(
-            "The number is a text's reward: the mean score of its opinions, from -1 to 1. Training does not see it."
-        );
+        say!("The number is a text's reward: the mean score of its opinions, from -1 to 1. Training does not see it.");
         stages.init(&grammar.vocabulary())?;
         stages.sft(&reviews, observe)?;
         go_on(observe)?;
@@ -99,7 +98,7 @@ impl Task for Demo<'_> {
         let after = stages.generate("dpo", &prompts, &judge, observe)?;
         let kl = stages.kl(observe)?;
         Report { grammar: &grammar, prompts: &prompts, before: &before, after: &after, kl, accuracy }.print();
-        println!();
+        say!("");
         report::print_next(self.folder.path());
         observe.tell(&Event::Note(&format!("the demo took {:.0} s", begun.elapsed().as_secs_f64())))?;
         Ok(())
@@ -107,5 +106,5 @@ impl Task for Demo<'_> {
 }
 
 fn title(n: usize, text: &str) {
-    println!("{}{n}. {text}", if n == 1 { "" } else { "\n" });
+    say!("{}{n}. {text}", if n == 1 { "" } else { "\n" });
 }

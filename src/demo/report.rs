@@ -3,6 +3,7 @@
 use super::grammar::Grammar;
 use super::samples::Sample;
 use super::stages::{Accuracy, thousands};
+use crate::say;
 use crate::train::kl::KlEstimate;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -79,7 +80,7 @@ impl Report<'_> {
 
     fn table(&self) {
         let texts: usize = self.after.iter().map(Vec::len).sum();
-        println!(
+        say!(
             "{} prompts, {} texts of each model; ± is a 95 % interval over prompts\n",
             self.prompts.len(),
             thousands(texts)
@@ -95,19 +96,19 @@ impl Report<'_> {
         row("well-formed", both(&|s| Mean::of(s, |t| f64::from(t.well_formed)).show(100.0, 1, " %")));
         row("different texts", both(&|s| format!("{:.1} %", 100.0 * different(s))));
         row("words a text", both(&|s| Mean::of(s, |t| t.words.len() as f64).show(1.0, 1, "")));
-        println!(
+        say!(
             "\nwell-formed: the grammar derives the whole text, its opinions in the right places, and the model ended it."
         );
     }
 
     fn histogram(&self) {
-        println!("\nreward            SFT                           SFT + DPO");
+        say!("\nreward            SFT                           SFT + DPO");
         let [before, after] = [self.before, self.after].map(shares);
         let width = 2.0 / BARS as f64;
         let bar = |share: f64| format!("{:<22} {:>3.0} %", "█".repeat((share * 22.0).round() as usize), 100.0 * share);
         for i in (0..BARS).rev() {
             let from = -1.0 + width * i as f64;
-            println!("{from:+.1} to {:+.1}      {}  {}", from + width, bar(before[i]), bar(after[i]));
+            say!("{from:+.1} to {:+.1}      {}  {}", from + width, bar(before[i]), bar(after[i]));
         }
     }
 
@@ -125,8 +126,8 @@ impl Report<'_> {
             all.iter().take(PHRASES).map(show).collect::<Vec<_>>(),
             all.iter().rev().take(PHRASES).map(show).collect(),
         ];
-        println!("\nopinions it learned to write:  {}", more.join(", "));
-        println!("opinions it learned to avoid:  {}", less.join(", "));
+        say!("\nopinions it learned to write:  {}", more.join(", "));
+        say!("opinions it learned to avoid:  {}", less.join(", "));
     }
 
     /// How often each opinion was written.
@@ -140,20 +141,20 @@ impl Report<'_> {
 
     fn texts(&self) {
         let every = (self.prompts.len() / SHOWN).max(1);
-        println!("\nThe first text of each model for one prompt (in brackets) in {every}, not picked:");
+        say!("\nThe first text of each model for one prompt (in brackets) in {every}, not picked:");
         for i in (0..self.prompts.len()).step_by(every).take(SHOWN) {
-            println!();
+            say!("");
             for (name, samples) in [("SFT", self.before), ("DPO", self.after)] {
                 let s = &samples[i][0];
                 let note = if s.well_formed { "" } else { "   (not well-formed)" };
-                println!("  {name} {:+.2}  [{}]{}{note}", s.reward, self.prompts[i], s.response);
+                say!("  {name} {:+.2}  [{}]{}{note}", s.reward, self.prompts[i], s.response);
             }
         }
     }
 }
 
 fn line(name: &str, before: &str, after: &str) {
-    println!("  {name:<26} {before:>16} {after:>18}");
+    say!("  {name:<26} {before:>16} {after:>18}");
 }
 
 /// Share of texts that are not a repetition of an earlier one.
@@ -176,7 +177,7 @@ fn shares(samples: &[Vec<Sample>]) -> [f64; BARS] {
 /// Prints what to try next.
 pub fn print_next(dir: &Path) {
     let dir = dir.display();
-    println!(
+    say!(
         "\
 Everything is in {dir}. Next:
   See the data as the model does

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{self, GenerateOptions, Model, ModelConfig, ModelDir, SaveDtype};
 use crate::observe::{Event, Flow, Observe};
+use crate::say;
 use crate::train::choices::DeviceChoice;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::options::{Stage, TrainOptions};
@@ -90,7 +91,7 @@ impl<B: Backend> Stages<'_, B> {
         let config = ModelConfig::parse(&dir.join("config.json"), config.as_object().expect("an object"))?;
         let model = Model::random(self.be, config, self.seed, POSITIONS)?;
         model::export(self.be, &model, None, None, &dir, SaveDtype::F32)?;
-        println!(
+        say!(
             "\nA Llama of {} parameters, with random weights: {}",
             thousands(model.table.num_parameters()),
             dir.display()
@@ -113,7 +114,7 @@ impl<B: Backend> Stages<'_, B> {
         ];
         let s = self.train(Stage::Sft, ["init", "sft-data", "sft"], options, vec![], observe)?;
         let number = |key: &str| s.last.get(key).and_then(Value::as_f64).unwrap_or(f64::NAN);
-        println!(
+        say!(
             "after {} steps: loss {:.3} nats a token, {:.0} % of the next words guessed",
             s.steps,
             number("loss"),
@@ -164,17 +165,17 @@ impl<B: Backend> Stages<'_, B> {
         });
         self.write_jsonl("preferences.jsonl", rows)?;
         let unfinished = samples.iter().flatten().filter(|s| !s.finished).count();
-        println!(
+        say!(
             "{} prompts (beginnings of new reviews), {} responses each; {unfinished} had no end after {MAX_NEW_TOKENS} words and are left out",
             prompts.len(),
             self.sizes.responses
         );
-        println!("for example, the prompt in brackets:");
+        say!("for example, the prompt in brackets:");
         for s in ended(used[0]) {
-            println!("    {:+.2}  [{}]{}", s.reward, prompts[used[0]], s.response);
+            say!("    {:+.2}  [{}]{}", s.reward, prompts[used[0]], s.response);
         }
         let report = self.pack("preferences.jsonl", "preferences", EVAL_FRACTION, observe)?;
-        println!(
+        say!(
             "every two responses with different rewards make a pair: {} to train on; {} of {} prompts held out",
             thousands(report.train.pairs as usize),
             thousands(report.eval.pairs as usize),
@@ -193,7 +194,7 @@ impl<B: Backend> Stages<'_, B> {
         ];
         let s = self.train(Stage::Dpo, ["sft", "preferences", "dpo"], options, vec![("beta", 0.1.into())], observe)?;
         let (first, last) = s.eval.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
-        println!(
+        say!(
             "before the first step every margin is 0 and the loss {:.4} = ln 2, to the bit; after {} steps: {:.4} on held-out pairs",
             first.mean_loss(),
             s.steps,
@@ -221,7 +222,7 @@ impl<B: Backend> Stages<'_, B> {
     fn pack(&self, input: &str, out: &str, eval_fraction: f64, observe: &mut dyn Observe) -> Result<PackReport> {
         let [tokenizer, input, out] = ["init", input, out].map(|name| self.path(name));
         let fraction = if eval_fraction > 0.0 { format!(" --eval-fraction {eval_fraction}") } else { String::new() };
-        println!(
+        say!(
             "  $ fusedpo pack --tokenizer {} --input {} --out {}{fraction}",
             tokenizer.display(),
             input.display(),
@@ -252,7 +253,7 @@ impl<B: Backend> Stages<'_, B> {
         let folder = |name: &str| self.path(name).to_string_lossy().into_owned().into();
         let folders = ["model", "data", "out"].into_iter().zip(folders.map(folder));
         let given: Given = folders.chain(common).chain(own).collect();
-        println!("  $ {}", command(stage, &given));
+        say!("  $ {}", command(stage, &given));
         let table = given.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         run::train(self.be, &TrainOptions::from_table(stage, &table)?, observe)
     }

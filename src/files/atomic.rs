@@ -1,6 +1,7 @@
 //! A file whole or not at all.
 
 use crate::error::{Error, Result};
+use crate::files::leftover;
 use crate::files::paths::{folder_of, sync_folder};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -20,11 +21,14 @@ impl AtomicFile {
     /// The temporary sibling of `path`, whose folder must exist. `path` itself is touched by a commit alone.
     pub fn create(path: &Path) -> Result<Self> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".tmp-").suffix(".part");
+        let prefix = leftover::file_prefix();
+        builder.prefix(&prefix).suffix(leftover::FILE_SUFFIX);
         // Less the umask, as for any new file; the crate's own default keeps others out.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let temp = builder.tempfile_in(folder_of(path)).map_err(Error::io(path, "create"))?;
+        // Says that it is a living process's; where there are no locks, its number does.
+        let _ = temp.as_file().try_lock();
         Ok(Self { temp, path: path.to_owned() })
     }
 

@@ -1,6 +1,7 @@
 //! A folder whole or not at all: made beside its place under another name, then renamed.
 
 use crate::error::{Error, Result};
+use crate::files::leftover::{hold, sweep_folders};
 use crate::files::links::{Behind, behind};
 use crate::files::paths::{folder_of, sync_folder};
 use std::fs;
@@ -13,6 +14,8 @@ pub struct AtomicFolder {
     out: PathBuf,
     overwrite: bool,
     done: bool,
+    /// Says that it is a living process's.
+    _held: Option<fs::File>,
     // Dropped after `drop` has removed what lies in them.
     made: MadeFolders,
 }
@@ -21,6 +24,11 @@ impl AtomicFolder {
     /// Makes the temporary sibling of `out`; of the folder behind it, where `out` is a link. Errors: `out` is a file, or a
     /// folder that holds anything, unless `overwrite`.
     pub fn create(out: &Path, overwrite: bool) -> Result<Self> {
+        if let Ok(Behind::Path(real)) = behind(&out.components().collect::<PathBuf>())
+            && let Some(name) = real.file_name()
+        {
+            sweep_folders(folder_of(&real), &name.to_string_lossy());
+        }
         match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
             Ok(true) if !overwrite => {
                 let why = "exists and is not empty; give another `options.out`, or `options.overwrite` to replace it";
@@ -41,7 +49,10 @@ impl AtomicFolder {
         for attempt in 0.. {
             let temp = parent.join(format!(".{}.{}-{attempt}.tmp", name.to_string_lossy(), std::process::id()));
             match fs::create_dir(&temp) {
-                Ok(()) => return Ok(Self { temp, out, overwrite, done: false, made }),
+                Ok(()) => {
+                    let _held = hold(&temp);
+                    return Ok(Self { temp, out, overwrite, done: false, _held, made });
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && attempt < 1000 => {}
                 Err(e) => return Err(Error::io(parent, "create a folder in")(e)),
             }
@@ -52,6 +63,16 @@ impl AtomicFolder {
     /// Where to write meanwhile.
     pub fn path(&self) -> &Path {
         &self.temp
+    }
+
+    /// Puts the file `name` of the folder that is to be replaced into this one too: another name of the same bytes where the
+    /// disk can do that, else a copy.
+    pub fn carry(&self, name: &str) -> Result<()> {
+        let (from, to) = (self.out.join(name), self.temp.join(name));
+        match fs::hard_link(&from, &to) {
+            Ok(()) => Ok(()),
+            Err(_) => fs::copy(&from, &to).map(drop).map_err(Error::io(&from, "copy")),
+        }
     }
 
     /// An error about a file in it under the name that the file would have had: nobody knows the other.

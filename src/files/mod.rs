@@ -5,11 +5,13 @@
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`], [`Log`], [`Sorter`], [`Parts`]: what nobody else sees, gone with the process.
+//!   What a killed process left of folders and files is taken away by the next ([`sweep_files`]).
 //!
 //! Every file and folder has the mode of an ordinary new one: `0666` or `0777`, less the umask.
 
 pub(crate) mod atomic;
 pub(crate) mod folder;
+pub(crate) mod leftover;
 pub(crate) mod links;
 pub(crate) mod lock;
 #[allow(unsafe_code)] // maps files
@@ -25,11 +27,12 @@ pub(crate) mod target;
 
 pub use atomic::{AtomicFile, write, write_new};
 pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied};
+pub use leftover::sweep_files;
 pub use map::Map;
 pub use open::{Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER, cut_short, open, read, read_at, read_text};
 pub use parts::{PARTS, PartReader, Parts};
 pub use records::{Log, LogReader};
 pub use run_dir::RunDir;
-pub use scratch::{Spool, scratch_file, scratch_folder};
+pub use scratch::{ScratchFolder, Spool, scratch_file, scratch_folder};
 pub use sorter::{Key, Sorted, Sorter};
 pub use target::Target;

@@ -1,6 +1,7 @@
 //! What nobody else sees: files without a name, gone with the process.
 
 use crate::error::{Error, Result};
+use crate::files::leftover;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -10,9 +11,29 @@ pub fn scratch_file(folder: &Path) -> Result<File> {
     tempfile::tempfile_in(folder).map_err(Error::io(folder, "create a temporary file in"))
 }
 
-/// A new folder among the system's temporary ones, gone when dropped.
-pub fn scratch_folder() -> Result<tempfile::TempDir> {
-    tempfile::tempdir().map_err(Error::io(std::env::temp_dir(), "make a folder in"))
+/// A folder of [`scratch_folder`]; gone when dropped.
+#[derive(Debug)]
+pub struct ScratchFolder {
+    folder: tempfile::TempDir,
+    /// Says that it is a living process's.
+    _held: Option<File>,
+}
+
+impl ScratchFolder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A new folder among the system's temporary ones, gone when dropped. Those of dead processes go now.
+pub fn scratch_folder() -> Result<ScratchFolder> {
+    let temporary = std::env::temp_dir();
+    leftover::sweep_scratch(&temporary);
+    let made = tempfile::Builder::new().prefix(&leftover::scratch_prefix()).tempdir_in(&temporary);
+    let folder = made.map_err(Error::io(temporary, "make a folder in"))?;
+    let _held = leftover::hold(folder.path());
+    Ok(ScratchFolder { folder, _held })
 }
 
 /// Records that come in any order and are read back in that of their keys. They lie on the disk: a record takes the memory

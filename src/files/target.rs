@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::atomic::AtomicFile;
+use crate::files::leftover::sweep_files;
 use crate::files::links::{Behind, behind};
 use crate::files::paths::folder_of;
 use std::fs::{self, File};
@@ -62,6 +63,7 @@ impl Target {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(path, "open")(e)),
             _ => {}
         }
+        sweep_files(folder);
         let file = AtomicFile::create(&at)?;
         Ok(open(To::File(BufWriter::with_capacity(BUFFER, file))))
     }

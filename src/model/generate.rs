@@ -55,7 +55,8 @@ pub struct Generated {
 /// Continues every prompt `num_return_sequences` times: one inner list a prompt, in order.
 ///
 /// Errors: [`Error::Usage`] for options out of range, an empty prompt (nothing to continue), a token outside the
-/// vocabulary, or a prompt that with `max_new_tokens` exceeds the positions that the model was loaded for.
+/// vocabulary, or a prompt that with `max_new_tokens` exceeds the positions that the model was loaded for;
+/// [`Error::Training`] where the model computes no finite numbers.
 ///
 /// ```
 /// use fusedpo::backend::cpu::Cpu;
@@ -345,6 +346,14 @@ impl<'a, B: Backend> Generator<'a, B> {
             .collect();
         for (x, (token, logp)) in self.live[first..].iter_mut().zip(drawn) {
             let out = &mut self.out[x.sequence];
+            // Of numbers that are none, the token would be an accident.
+            if !logp.is_finite() {
+                let (prompt, after) = (x.sequence / o.num_return_sequences + 1, out.tokens.len());
+                return Err(Error::Training(format!(
+                    "prompt {prompt}: after {after} new tokens the model computes no finite numbers; check its config.json, \
+                     and whether the download is whole"
+                )));
+            }
             x.last = token;
             out.tokens.push(token);
             out.logps.push(logp);

@@ -27,6 +27,7 @@ pub fn check_data(model: &ModelDir, data: &Dataset) -> Result<()> {
 /// The data are verified already.
 pub fn check_model(model: &ModelDir, data: &Dataset) -> Result<()> {
     check_vocabulary(model, data)?;
+    data.check_unchanged()?;
     let config = model.config();
     config.check_positions(data.longest_row())?;
     // Only what is turned by its length is read row by row.

@@ -5,10 +5,12 @@ use super::metrics::{Totals, wilson_95};
 use crate::backend::Backend;
 use crate::batch::{MicroBatch, ResponseSlot};
 use crate::data::plan::Planner;
+use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use crate::observe::{Event, Flow, Observe};
+use std::path::Path;
 
 /// What an evaluation reads.
 pub struct EvalSet<'a> {
@@ -34,7 +36,6 @@ pub fn evaluate<B: Backend>(
         if flow == Flow::Stop {
             return Err(Error::Training("stopped; what was evaluated so far is not kept".into()));
         }
-        set.plan.data().check_unchanged()?;
         let mut batches = set.plan.step(0, step)?;
         if let Some(sidecars) = &set.sidecars {
             fill_reference(&mut batches, sidecars)?;
@@ -52,6 +53,31 @@ pub fn evaluate<B: Backend>(
     }
     observe.tell(&Event::End)?;
     Ok(totals)
+}
+
+/// Refuses numbers that are none: of a model that computes no finite ones, a loss says nothing. `model` is for the message.
+///
+/// Errors: [`Error::Training`] naming the first response, or the first pair where every response has a number.
+pub fn check_finite(t: &Totals, data: &Dataset, model: &Path) -> Result<()> {
+    let hint = "check its config.json, and whether the download is whole";
+    let model = model.display();
+    if let Some(id) = t.non_finite_responses.iter().min() {
+        let row = data.response_row(*id).map_or_else(String::new, |row| format!("row {row}, "));
+        let of = t.non_finite_responses.len();
+        return Err(Error::Training(format!(
+            "{model}: {row}response {id} of the data: its log-probability is not finite, and of {} responses that of {of}; {hint}",
+            t.responses
+        )));
+    }
+    match t.non_finite.iter().min() {
+        Some(id) => {
+            let (of, all) = (t.non_finite.len(), t.pairs);
+            Err(Error::Training(format!(
+                "{model}: pair {id} of the data: its loss is not finite, and of {all} pairs that of {of}; {hint}"
+            )))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Copies the reference's log-probs into the batches.

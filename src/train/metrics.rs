@@ -43,6 +43,8 @@ pub struct Totals {
     pub tokens_with_prompts: u64,
     /// Ids of pairs whose loss is not finite.
     pub non_finite: Vec<u64>,
+    /// Ids of responses whose log-prob is not finite.
+    pub non_finite_responses: Vec<u64>,
     /// Pairs on which policy and reference do not agree to the bit.
     pub off_reference: u64,
 }
@@ -80,6 +82,9 @@ impl Totals {
         self.pairs += mb.pairs().len() as u64;
         for i in 0..mb.responses().len() as u32 {
             self.entropy += response(i)[1];
+            if !response(i)[0].is_finite() {
+                self.non_finite_responses.push(mb.responses()[i as usize].id);
+            }
             self.scored_tokens += scored(i);
             if mb.pairs().is_empty() {
                 self.loss += response(i)[3];
@@ -118,6 +123,7 @@ impl Totals {
         self.tokens += o.tokens;
         self.tokens_with_prompts += o.tokens_with_prompts;
         self.non_finite.extend(o.non_finite);
+        self.non_finite_responses.extend(o.non_finite_responses);
         self.off_reference += o.off_reference;
     }
 

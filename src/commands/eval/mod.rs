@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
 use crate::observe::Observe;
+use crate::say;
 use crate::train::check::{check_data, check_model, warn_of_positions};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
@@ -29,18 +30,22 @@ pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
     if args.json {
         let mut row = json_row(&totals, kl);
         row.insert("split".into(), json!(split));
-        println!("{}", Value::Object(row));
+        say!("{}", Value::Object(row));
         return Ok(());
     }
-    println!("{}", eval::line(&totals));
-    println!("  {:<22} {split}", "split");
+    say!("{}", eval::line(&totals));
+    say!("  {:<22} {split}", "split");
     for (key, value) in totals.to_json("") {
-        println!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| format!("{x:.6}")));
+        say!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| format!("{x:.6}")));
     }
     if let Some(kl) = kl {
-        println!(
+        say!(
             "  {:<22} {:.4} +- {:.4} nats a response ({} samples of the policy, at most {} tokens)",
-            "kl", kl.mean, kl.half_width_95, kl.samples, kl.max_new_tokens
+            "kl",
+            kl.mean,
+            kl.half_width_95,
+            kl.samples,
+            kl.max_new_tokens
         );
     }
     Ok(())
@@ -105,6 +110,7 @@ impl Task for Eval<'_> {
         let set = EvalSet { plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &dir, positions)?, capacity, Purpose::Score)?;
         let totals = eval::evaluate(&mut engine, &set, &spec, observe)?;
+        eval::check_finite(&totals, &data, dir.path())?;
         // What the evaluation worked with goes before the samples come.
         let policy = engine.into_model();
         let kl = match (reference, samples.kl) {

@@ -116,6 +116,7 @@ impl<'a> Admission<'a> {
             self.drop_row(DropReason::EqualAfterTruncation, place);
             return Ok(false);
         }
+        refuse_many_pairs(&row, self.o.pairs).map_err(|why| place.error(why))?;
         self.store(&row, row_number)?;
         Ok(true)
     }
@@ -263,6 +264,22 @@ impl<'a> Admission<'a> {
         self.report.identical_pairs += (all - pairs.len()) as u64;
         self.groups.add(row, row_number, &pairs, weight)
     }
+}
+
+/// Most pairs of one row: a row of 337 kB made 112 million.
+const MOST_PAIRS: usize = 1 << 20;
+
+/// Pairs grow as the square of the responses. Many more than anybody wants of one row are no more than a mistake, or an attack.
+fn refuse_many_pairs(row: &TokenRow, choice: PairChoice) -> Result<(), String> {
+    let n = row.responses.len();
+    let pairs = n.saturating_mul(n.saturating_sub(1)) / 2;
+    if !matches!(row.pairs, Pairs::FromScores { .. }) || choice != PairChoice::All || pairs <= MOST_PAIRS {
+        return Ok(());
+    }
+    Err(format!(
+        "{n} scored responses can make {pairs} pairs, and a row at most {MOST_PAIRS}: split the row, or take \
+         `options.pairs` best-worst, which makes one"
+    ))
 }
 
 /// Pairs of indices of `responses`, the better first; equal scores make none.

@@ -49,7 +49,7 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         .map(|p| std::fs::metadata(p).map(|m| m.len()).map_err(Error::io(p, "open")))
         .sum::<Result<u64>>()?;
     if o.overwrite {
-        refuse_what_is_not_ours(&o.out)?;
+        kept_of(&o.out)?;
     }
     let out = AtomicFolder::create(&o.out, o.overwrite)?;
     let groups = Groups::new(out.path(), o.memory, o.eval_fraction > 0.0);
@@ -96,30 +96,58 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
     drop(groups);
     report.warn();
     report.warnings.extend(tok.warning());
+    if o.overwrite {
+        // Asked again: packing takes its time.
+        let kept = kept_of(&o.out)?;
+        kept.iter().try_for_each(|name| out.carry(name))?;
+        if !kept.is_empty() {
+            report.warnings.push(format!(
+                "{} reference sidecars of the replaced shards are kept; only shards of the same content use them",
+                kept.len()
+            ));
+        }
+    }
     write_side_files(&tok, out.path(), &report).map_err(|e| out.as_named(e))?;
     out.commit()?;
     Ok(report)
 }
 
-/// Only what `pack` made is replaced, with the sidecars beside it: the rest of a folder would go with it.
-fn refuse_what_is_not_ours(out: &Path) -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
-    let names = entries.filter_map(|e| e.ok()).map(|e| e.file_name().to_string_lossy().into_owned());
-    let mut names: Vec<String> = names.collect();
+/// Only what `pack` writes is removed, by name: whatever else lies there is refused, as it would go with the folder. Sidecars
+/// are kept, as hours may have gone into them, and nobody reads one that is not of his shards: their names.
+fn kept_of(out: &Path) -> Result<Vec<String>> {
+    let Ok(entries) = std::fs::read_dir(out) else { return Ok(Vec::new()) };
+    let entries = entries.filter_map(|e| e.ok());
+    // Anything that is no file is nothing that pack made, whatever it is called.
+    let file = |e: &std::fs::DirEntry| e.file_type().is_ok_and(|kind| kind.is_file());
+    let mut names: Vec<(String, bool)> =
+        entries.map(|e| (e.file_name().to_string_lossy().into_owned(), file(&e))).collect();
     names.sort();
-    if !names.is_empty() && !names.iter().any(|n| n.ends_with(".pref")) {
+    if !names.is_empty() && !names.iter().any(|(n, file)| *file && is_shard(n)) {
         let why = "is not a folder of shards, `options.overwrite` leaves it alone; give another `options.out`";
         return Err(Error::file(out, why));
     }
     let ours = |n: &str| {
         let left = n.starts_with(".tmp-") && n.ends_with(".part");
-        n.ends_with(".pref") || n.contains(".pref.ref-") || left || SIDE_FILES.contains(&n)
+        is_shard(n) || is_sidecar(n) || left || SIDE_FILES.contains(&n)
     };
-    match names.iter().find(|n| !ours(n)) {
-        Some(n) => Err(Error::file(
+    match names.iter().find(|(n, file)| !*file || !ours(n)) {
+        Some((n, _)) => Err(Error::file(
             out,
             format!("holds {n}, which `options.overwrite` would remove; take it away, or give another `options.out`"),
         )),
-        None => Ok(()),
+        None => Ok(names.into_iter().map(|(n, _)| n).filter(|n| is_sidecar(n)).collect()),
     }
+}
+
+/// `train-00000.pref`, as [`write_shards`] names them.
+fn is_shard(name: &str) -> bool {
+    let number = ["train-", "eval-"].iter().find_map(|split| name.strip_prefix(split)?.strip_suffix(".pref"));
+    number.is_some_and(|n| n.len() >= 5 && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// `train-00000.pref.ref-0123456789abcdef`, as `reference` names them.
+fn is_sidecar(name: &str) -> bool {
+    name.split_once(".ref-").is_some_and(|(shard, key)| {
+        is_shard(shard) && key.len() == 16 && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
 }

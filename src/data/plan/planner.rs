@@ -108,8 +108,10 @@ impl<'a> Planner<'a> {
     /// The micro-batches of a step (0-based); empty unless `step < steps_in_epoch(epoch)`.
     /// Reference log-probs are 0: the caller sets them ([`MicroBatch::set_ref_logps`]).
     ///
-    /// Errors: [`Error::Training`] where a shard that was sound when the plan was made no longer is.
+    /// Errors: [`Error::File`] where a shard changed since it was opened; [`Error::Training`] where one that was sound when
+    /// the plan was made no longer is.
     pub fn step(&self, epoch: u64, step: u64) -> Result<Vec<MicroBatch>> {
+        self.data.check_unchanged()?;
         let mut pieces = Vec::new();
         let mut selection = Selection::default();
         for id in self.step_groups(epoch, step) {

@@ -34,6 +34,7 @@ pub(crate) fn survey(data: &Dataset, objective: Objective) -> Result<Survey> {
     if u32::try_from(data.num_groups()).is_err() {
         return Err(Error::usage("more than 2^32 - 1 groups: pack them as several data sets"));
     }
+    data.check_unchanged()?;
     let tasks = data.num_groups().div_ceil(TASK);
     let parts: Vec<Result<Survey>> = (0..tasks).into_par_iter().map(|t| part(data, objective, t)).collect();
     let mut all = Survey::default();

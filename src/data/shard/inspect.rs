@@ -31,6 +31,7 @@ pub fn inspect(dir: &Path, o: &InspectOptions) -> Result<String> {
         if i == 0 {
             header(&data, &mut out);
         }
+        data.check_unchanged()?;
         let name = if single { dir.display().to_string() } else { split.prefix().trim_end_matches('-').to_owned() };
         statistics(&name, &data, &mut out);
         if o.verify {
@@ -40,6 +41,7 @@ pub fn inspect(dir: &Path, o: &InspectOptions) -> Result<String> {
         if o.show > 0 {
             let tok = tokenizer(folder, &data)?;
             for id in 0..o.show.min(data.num_groups()) {
+                data.check_unchanged()?;
                 show(&data.try_group(id)?, tok.as_ref(), &mut out)?;
             }
         }

@@ -5,7 +5,7 @@ use super::key::RefKey;
 use crate::data::shard::format::hex;
 use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
-use crate::files::{AtomicFile, MadeFolders};
+use crate::files::{AtomicFile, MadeFolders, sweep_files};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,8 @@ impl Sidecars {
         // With no file in it, it goes again.
         let mut made = cache.map(MadeFolders::make).transpose()?;
         let (mut files, mut notes) = (Vec::new(), Vec::new());
+        let folders = data.shards().iter().map(|shard| folder(shard, cache));
+        folders.collect::<std::collections::BTreeSet<_>>().into_iter().for_each(sweep_files);
         for shard in data.shards() {
             files.push(open_one(shard, cache, key, &mut notes)?);
         }
@@ -153,6 +155,11 @@ pub fn path(shard: &Shard, cache: Option<&Path>, key: &RefKey) -> PathBuf {
     name.push(&hex(&sha.finalize())[..16]);
     let dir = cache.or(shard.path().parent()).unwrap_or(Path::new(""));
     dir.join(name)
+}
+
+/// Where a shard's sidecars lie.
+fn folder<'a>(shard: &'a Shard, cache: Option<&'a Path>) -> &'a Path {
+    cache.or(shard.path().parent()).filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn file_prefix(shard: &Shard) -> OsString {

@@ -87,6 +87,21 @@ impl Inside {
         self.read(name, most)?.map(|bytes| text(&path, bytes)).transpose()
     }
 
+    /// Names of what lies in the folder called `name`, in order; none where there is no such folder.
+    pub fn names(&self, name: impl AsRef<Path>) -> Result<Vec<String>> {
+        let path = self.path(name);
+        let entries = match path.read_dir() {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            entries => entries.map_err(Error::io(&path, "list"))?,
+        };
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            Ok(entry.map_err(Error::io(&path, "list"))?.file_name().to_string_lossy().into_owned())
+        };
+        let mut names: Vec<String> = entries.map(name).collect::<Result<_>>()?;
+        names.sort();
+        Ok(names)
+    }
+
     /// What it is that a file is missing which must be there.
     pub fn missing(&self, name: impl AsRef<Path>) -> Error {
         Error::io(self.path(name), "open")(std::io::Error::from_raw_os_error(libc::ENOENT))

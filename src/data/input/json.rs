@@ -1,5 +1,6 @@
 //! JSONL and JSON arrays, streamed: an element is cut out by counting brackets and parsed later, on another core.
 
+use super::integers;
 use super::python_json;
 use super::raw::{Place, RawBody, RawRow, RowIter};
 use super::reading::Gauge;
@@ -61,8 +62,11 @@ pub fn parse_object(place: &Place, bytes: &[u8]) -> Result<Map<String, Value>> {
             )));
         }
     };
-    match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(map)) => Ok(map),
+    match integers::value(text) {
+        Ok(Value::Object(mut map)) => {
+            integers::loosen(&mut map);
+            Ok(map)
+        }
         Ok(other) => Err(place.error(format!("a row must be a JSON object, this one is {}", kind(&other)))),
         Err(e) => {
             // What only Python writes is no harm in a column that nobody uses.

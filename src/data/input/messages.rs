@@ -1,6 +1,7 @@
 //! Message lists, checked and brought to `role` and `content`: from ShareGPT's `from` and `value` too, and from one message
 //! that stands for a list.
 
+use super::integers;
 use super::json::kind;
 use serde_json::{Map, Value, json};
 
@@ -23,7 +24,7 @@ pub(super) fn messages(value: Value, name: &str) -> Result<Result<Vec<Value>, Va
 pub(super) fn dialogue(value: Value, name: &str) -> Result<Vec<Value>, String> {
     let value = match value {
         Value::String(text) if text.trim_start().starts_with('[') => {
-            serde_json::from_str(&text).map_err(|e| format!("`{name}` is not JSON: {e}"))?
+            integers::value(&text).map_err(|e| format!("`{name}` is not JSON: {e}"))?
         }
         other => other,
     };
@@ -156,7 +157,7 @@ fn spoken(message: &mut Map<String, Value>) -> Result<(), String> {
 fn tool_calls(value: &Value) -> Result<Value, String> {
     let no = || "is a call that is not {\"name\", \"arguments\"} as JSON".to_owned();
     let parsed = match value {
-        Value::String(text) => serde_json::from_str(text).map_err(|_| no())?,
+        Value::String(text) => integers::value(text).map_err(|_| no())?,
         other => other.clone(),
     };
     let calls = match parsed {

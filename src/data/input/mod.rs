@@ -6,6 +6,7 @@
 mod columns;
 mod dialogue;
 mod fields;
+mod integers;
 mod json;
 mod messages;
 mod open;
@@ -22,6 +23,7 @@ mod values;
 mod wild;
 
 pub use fields::FieldMap;
+pub use integers::marked_integer;
 pub use messages::same_turn;
 pub use open::open;
 pub use parse::{parse, parse_turns};

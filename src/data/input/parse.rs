@@ -10,6 +10,7 @@
 use super::columns::Columns;
 use super::dialogue::{answer, answers_as_messages, join, prompt};
 use super::fields::FieldMap;
+use super::integers;
 use super::json::kind;
 use super::messages::user;
 use super::pairs::{pair, scored_after};
@@ -176,7 +177,7 @@ fn tools(c: &mut Columns, own: Option<Value>) -> Result<Option<Value>, String> {
     let parsed = |name: &str, value: Option<Value>| match value {
         // Data sets keep schemas as a JSON string, because their columns cannot hold ragged objects.
         Some(Value::String(s)) if s.trim().is_empty() => Ok(None),
-        Some(Value::String(s)) => serde_json::from_str(&s).map(Some).map_err(|e| format!("`{name}` is not JSON: {e}")),
+        Some(Value::String(s)) => integers::value(&s).map(Some).map_err(|e| format!("`{name}` is not JSON: {e}")),
         other => Ok(other),
     };
     if let Some(tools) = parsed("tools", c.take("tools")?)?.or(own) {

@@ -2,6 +2,7 @@
 //! for them, so a column that holds one keeps a mark in its place: where nobody uses the column it is no harm, and where
 //! somebody does, [`what_it_was`] says what is wrong with it.
 
+use super::integers;
 use serde_json::{Map, Value};
 
 /// The key of a mark; no data have it.
@@ -24,7 +25,7 @@ pub(super) fn what_it_was(value: &Value) -> Option<&str> {
 /// The object in `text`, a JSON text but for Python's numbers; every column that holds one is a mark. `None` where it is
 /// something else.
 pub(super) fn object(text: &str) -> Option<Map<String, Value>> {
-    let Ok(Value::Object(mut map)) = serde_json::from_str(&marked(text)?) else { return None };
+    let Ok(Value::Object(mut map)) = integers::value(&marked(text)?) else { return None };
     for value in map.values_mut() {
         if let Some(what) = inside(value) {
             *value = mark(&what);

@@ -2,12 +2,11 @@
 
 mod boundary;
 mod cuts;
-mod python;
 mod render;
 mod template;
 mod tokenize;
 
 pub use boundary::{PromptBoundary, Refusal, TokenResponse, TokenRow, last_turn_prompt_len, tokenise, trl_prompt_len};
 pub use render::{encode_prompt, user_turn, visible};
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, Sources};
 pub use tokenize::{Special, TemplateChoice, TextTokenizer, TokenizerOptions};

@@ -124,6 +124,9 @@ impl TextTokenizer {
             .filter_map(|(k, v)| Some((k.clone(), special_text(v)?)))
             .filter(|(k, _)| k != "eos_token")
             .collect();
+        // Names of a model's own, such as `image_token`.
+        let own = self.config["extra_special_tokens"].as_object().into_iter().flatten();
+        tokens.extend(own.filter_map(|(k, v)| Some((k.clone(), special_text(v)?))));
         tokens.extend(self.eos.iter().map(|eos| ("eos_token".to_owned(), eos.text.clone())));
         tokens
     }
@@ -161,7 +164,7 @@ impl TextTokenizer {
             config.insert("eos_token".into(), eos.text.clone().into());
         }
         match &self.template {
-            Some(template) => config.insert("chat_template".into(), template.source().into()),
+            Some(template) => config.insert("chat_template".into(), template.to_json()),
             None => config.shift_remove("chat_template"),
         };
         config.into()

@@ -1,0 +1,102 @@
+//! Integers that no 64 bits hold: chat templates print them as they stand in the row, where a JSON number would have become a
+//! float. Each keeps a mark in its place; so does nothing else, and columns of plain numbers lose theirs again.
+
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// The key of a mark; no data have it.
+const MARK: &str = "\u{0}integer";
+
+/// Digits that always fit.
+const FIT: usize = 18;
+
+/// The integer that `value` is a mark of: digits, with a sign where it is negative.
+pub fn marked_integer(value: &Map<String, Value>) -> Option<&str> {
+    value.get(MARK).filter(|_| value.len() == 1)?.as_str().filter(|digits| {
+        let bare = digits.strip_prefix('-').unwrap_or(digits);
+        !bare.is_empty() && bare.bytes().all(|c| c.is_ascii_digit())
+    })
+}
+
+/// `text`, a JSON text, with a mark for each integer beyond 64 bits, and without the sign of an integer `-0`.
+pub fn exact(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let (mut out, mut done, mut at, mut in_string) = (String::new(), 0, 0, false);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => at += 1,
+            b'-' | b'0'..=b'9' if !in_string => {
+                let len = bytes[at..].iter().position(|c| !b"+-.0123456789eE".contains(c)).unwrap_or(bytes.len() - at);
+                let number = &text[at..at + len];
+                if let Some(instead) = replaced(number) {
+                    out += &text[done..at];
+                    out += &instead;
+                    done = at + len;
+                }
+                at += len;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    if done == 0 { Cow::Borrowed(text) } else { Cow::Owned(out + &text[done..]) }
+}
+
+/// The value of a JSON text, with marks.
+pub fn value(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(&exact(text))
+}
+
+/// What stands for a number, where it does not stand for itself.
+fn replaced(number: &str) -> Option<String> {
+    if number == "-0" {
+        return Some("0".to_owned());
+    }
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    if digits.len() <= FIT || digits.starts_with('0') || !digits.bytes().all(|c| c.is_ascii_digit()) {
+        return None;
+    }
+    let fits = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+    (!fits).then(|| Value::from(Map::from_iter([(MARK.to_owned(), number.into())])).to_string())
+}
+
+/// Columns that are numbers, or lists of them, hold floats in place of marks: no template sees these.
+pub fn loosen(columns: &mut Map<String, Value>) {
+    let float = |value: &mut Value| {
+        if let Value::Object(map) = value
+            && let Some(x) = marked_integer(map).and_then(|digits| digits.parse::<f64>().ok())
+        {
+            *value = x.into();
+        }
+    };
+    for column in columns.values_mut() {
+        match column {
+            Value::Array(items) => items.iter_mut().for_each(float),
+            other => float(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_beyond_64_bits_keep_their_digits() {
+        let row = r#"{"a": [{"x": 12345678901234567890123, "y": -0, "z": 18446744073709551615, "s": "99999999999999999999"}],
+            "f": 123456789012345678901.5, "e": 1e30, "n": -99999999999999999999, "l": [1, 99999999999999999999]}"#;
+        let mut row: Map<String, Value> = serde_json::from_str(&exact(row)).unwrap();
+        loosen(&mut row);
+        let inner = &row["a"][0];
+        assert_eq!(marked_integer(inner["x"].as_object().unwrap()), Some("12345678901234567890123"));
+        assert_eq!((&inner["y"], &inner["z"]), (&0.into(), &u64::MAX.into()));
+        assert_eq!(inner["s"], "99999999999999999999");
+        assert_eq!((row["f"].as_f64(), row["e"].as_f64()), (Some(123456789012345678901.5), Some(1e30)));
+        assert_eq!((row["n"].as_f64(), row["l"][1].as_f64()), (Some(-1e20), Some(1e20)));
+        for same in [r#"{"a": 1, "b": "x\"-0"}"#, "[-0.0, 1e5]", "", "\"\\", "{\"a\": 1"] {
+            assert!(matches!(exact(same), Cow::Borrowed(_)), "{same}");
+        }
+    }
+}

@@ -59,6 +59,8 @@ fn packing(c: &mut Criterion) {
     o.tokenizer_options.eos_token = Some(eos);
     o.overwrite = true;
     group.bench_function("pack", |b| b.iter(|| pack(&o, &mut |_| Ok(())).unwrap()));
+    o.memory = 1 << 20;
+    group.bench_function("pack, rows in temporary files", |b| b.iter(|| pack(&o, &mut |_| Ok(())).unwrap()));
     group.finish();
 }
 

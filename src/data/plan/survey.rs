@@ -78,7 +78,7 @@ fn part(data: &Dataset, objective: Objective, task: u64) -> Result<Survey> {
     let mut s = Survey::default();
     let mut counts = Vec::with_capacity(TASK as usize);
     let mut selection = Selection::default();
-    for id in range {
+    for id in range.clone() {
         let g = data.try_group(id)?;
         selection.select(&g, objective);
         s.unscorable += selection.unscorable;
@@ -93,6 +93,7 @@ fn part(data: &Dataset, objective: Objective, task: u64) -> Result<Survey> {
         s.usable.push(id as u32);
         counts.push(units as u32);
     }
+    data.release(range);
     s.counts = Some(counts);
     Ok(s)
 }
@@ -132,6 +133,9 @@ impl Survey {
                 pieces.clear();
                 selection.pieces(&g, budget as u64, &mut pieces);
                 densest = pieces.iter().map(|p| densities(data, p)).fold(densest, merge);
+            }
+            if let [first, .., last] = ids {
+                data.release(u64::from(*first)..u64::from(*last) + 1);
             }
             densest
         });

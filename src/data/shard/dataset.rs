@@ -7,6 +7,9 @@ use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+/// Groups that a pass over the records reads before it gives their memory back.
+const GROUPS_AT_ONCE: u64 = 1 << 14;
+
 /// Which shards of a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -133,7 +136,24 @@ impl Dataset {
             let g = self.group(id);
             g.prompt().len() + g.responses().map(|r| r.tokens.len()).max().unwrap_or(0)
         };
-        *self.longest_row.get_or_init(|| (0..self.num_groups()).into_par_iter().map(row).max().unwrap_or(0))
+        let block = |block: u64| {
+            let ids = block * GROUPS_AT_ONCE..self.num_groups().min((block + 1) * GROUPS_AT_ONCE);
+            let longest = ids.clone().map(row).max().unwrap_or(0);
+            self.release(ids);
+            longest
+        };
+        let blocks = self.num_groups().div_ceil(GROUPS_AT_ONCE);
+        *self.longest_row.get_or_init(|| (0..blocks).into_par_iter().map(block).max().unwrap_or(0))
+    }
+
+    /// Gives the memory of the records of groups `ids` back to the system; read again, they come from its cache.
+    pub(crate) fn release(&self, ids: std::ops::Range<u64>) {
+        for (shard, starts) in self.shards.iter().zip(self.starts.windows(2)) {
+            let local = |id: u64| (id.clamp(starts[0][0], starts[1][0]) - starts[0][0]) as usize;
+            if local(ids.start) < local(ids.end) {
+                shard.release_groups(local(ids.start)..local(ids.end));
+            }
+        }
     }
 
     fn totals(&self) -> [u64; 3] {

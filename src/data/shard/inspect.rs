@@ -1,7 +1,8 @@
 //! `inspect`: what a folder of shards holds, in words.
 
 use super::dataset::{Dataset, Group, Split};
-use super::format::hex;
+use super::format::{GROUPS, RESPONSES, hex};
+use super::mapped::Shard;
 use crate::data::numbers::{Histogram, grouped};
 use crate::data::text::{TextTokenizer, TokenizerOptions, visible};
 use crate::error::{Error, Result};
@@ -92,19 +93,34 @@ fn header(data: &Dataset, out: &mut String) {
     );
 }
 
+/// Records that are read before their memory is given back.
+const RECORDS_AT_ONCE: usize = 1 << 14;
+
+/// Gives the memory of chunk `i` of a section back.
+fn release<T>(shard: &Shard, section: usize, i: usize, chunk: &[T]) {
+    let start = i * RECORDS_AT_ONCE * size_of::<T>();
+    shard.release(section, start..start + size_of_val(chunk));
+}
+
 fn statistics(name: &str, data: &Dataset, out: &mut String) {
     let (mut prompts, mut responses, mut per_group) =
         (Histogram::default(), Histogram::default(), Histogram::default());
     let (mut scored, mut labelled) = (0u64, 0u64);
     for shard in data.shards() {
-        shard.groups().iter().for_each(|g| {
-            prompts.add(g.prompt_len as usize);
-            per_group.add(g.num_responses as usize);
-        });
-        for r in shard.responses() {
-            responses.add(r.num_tokens as usize);
-            scored += u64::from(r.flags & super::format::HAS_SCORE != 0);
-            labelled += u64::from(r.flags & super::format::HAS_LABEL != 0);
+        for (i, groups) in shard.groups().chunks(RECORDS_AT_ONCE).enumerate() {
+            for g in groups {
+                prompts.add(g.prompt_len as usize);
+                per_group.add(g.num_responses as usize);
+            }
+            release(shard, GROUPS, i, groups);
+        }
+        for (i, records) in shard.responses().chunks(RECORDS_AT_ONCE).enumerate() {
+            for r in records {
+                responses.add(r.num_tokens as usize);
+                scored += u64::from(r.flags & super::format::HAS_SCORE != 0);
+                labelled += u64::from(r.flags & super::format::HAS_LABEL != 0);
+            }
+            release(shard, RESPONSES, i, records);
         }
     }
     let _ = writeln!(out, "{name}: {} shards", data.shards().len());

@@ -142,6 +142,29 @@ impl Shard {
         &self.map[at.offset as usize..(at.offset + at.length) as usize]
     }
 
+    /// Gives the memory of bytes `range` of section `s` back to the system; read again, they come from its cache.
+    pub(crate) fn release(&self, s: usize, range: Range<usize>) {
+        let at = self.header.sections[s];
+        let byte = |i: usize| at.offset as usize + i.min(at.length as usize);
+        self.map.release(byte(range.start)..byte(range.end));
+    }
+
+    /// Gives the memory of the records of groups `range` back: what has been surveyed once need not stay.
+    pub(crate) fn release_groups(&self, range: Range<usize>) {
+        let groups = self.groups();
+        let all = [self.header.num_responses, self.header.num_pairs];
+        let start = |g: usize| groups.get(g).map_or(all, |g| [g.first_response, g.first_pair]);
+        let (from, to) = (start(range.start), start(range.end));
+        let bytes = |section: usize, from: u64, to: u64, record: usize| {
+            // Damaged records say anything.
+            let byte = |i: u64| usize::try_from(i).unwrap_or(usize::MAX).saturating_mul(record);
+            self.release(section, byte(from).min(byte(to))..byte(to));
+        };
+        bytes(RESPONSES, from[0], to[0], size_of::<ResponseRecord>());
+        bytes(PAIRS, from[1], to[1], size_of::<PairRecord>());
+        bytes(GROUPS, range.start as u64, range.end as u64, size_of::<GroupRecord>());
+    }
+
     // The casts cannot fail: lengths are multiples of the record by `Header::check`, the map starts at a page and every
     // section at a multiple of 8.
 

@@ -1,4 +1,5 @@
-//! Reading a whole shard to prove that it is what was written.
+//! Reading a whole shard to prove that it is what was written. What was read is given back to the system on the way, so
+//! that a large shard takes no more memory than a small one.
 
 use super::format::{IDENTITY_LEN, SECTIONS, TOKENS};
 use super::mapped::{Shard, Tokens};
@@ -8,6 +9,8 @@ use sha2::{Digest, Sha256};
 
 /// Bytes and records per parallel task: large against the cost of a task, small against a cache.
 const BLOCK: usize = 1 << 18;
+/// Groups whose records are checked at once.
+const GROUPS_AT_ONCE: usize = 1 << 12;
 
 impl Shard {
     /// Checks every checksum, record and token id. Parallel; reads the shard twice, once for SHA-256.
@@ -26,7 +29,12 @@ impl Shard {
 
     fn verify_content(&self) -> Result<()> {
         for (s, name) in SECTIONS.into_iter().enumerate() {
-            let crc = self.section(s).par_chunks(BLOCK).map(hasher).reduce(crc32fast::Hasher::new, |mut a, b| {
+            let blocks = self.section(s).par_chunks(BLOCK).enumerate().map(|(i, block)| {
+                let sum = hasher(block);
+                self.release(s, i * BLOCK..(i + 1) * BLOCK);
+                sum
+            });
+            let crc = blocks.reduce(crc32fast::Hasher::new, |mut a, b| {
                 a.combine(&b);
                 a
             });
@@ -36,7 +44,12 @@ impl Shard {
             }
         }
         let groups = self.groups().len();
-        let first_bad = (0..groups).into_par_iter().with_min_len(4096).find_map_first(|g| self.check_group(g).err());
+        let first_bad = (0..groups.div_ceil(GROUPS_AT_ONCE)).into_par_iter().find_map_first(|block| {
+            let range = block * GROUPS_AT_ONCE..groups.min((block + 1) * GROUPS_AT_ONCE);
+            let bad = range.clone().find_map(|g| self.check_group(g).err());
+            self.release_groups(range);
+            bad
+        });
         if let Some(e) = first_bad {
             return Err(e);
         }
@@ -66,7 +79,10 @@ impl Shard {
     pub fn content_hash(&self) -> [u8; 32] {
         let mut sha = Sha256::new();
         for s in TOKENS..SECTIONS.len() {
-            sha.update(self.section(s));
+            for (i, block) in self.section(s).chunks(BLOCK).enumerate() {
+                sha.update(block);
+                self.release(s, i * BLOCK..(i + 1) * BLOCK);
+            }
         }
         sha.update(&bytemuck::bytes_of(self.header())[..IDENTITY_LEN]);
         sha.finalize().into()

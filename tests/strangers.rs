@@ -158,10 +158,15 @@ fn a_row_does_not_ask_for_everything() {
     };
     cli.write_rows("many.jsonl", &[row(3), row(1500)]);
     let ran = cli.run("pack --tokenizer m --input many.jsonl --out p");
-    let want = "fusedpo: many.jsonl: line 2: 1500 scored responses can make 1124250 pairs, and a row at most 1048576: split \
+    let want = "fusedpo: many.jsonl: line 2: 1500 scored responses make 1124250 pairs, and a row at most 1048576: split \
                 the row, or take --pairs best-worst, which makes one\n";
     assert!(ran.code == 2 && ran.err == want && !cli.path("p").exists(), "{ran:?}");
     cli.ok("pack --tokenizer m --input many.jsonl --out p --pairs best-worst");
+    // As many responses of which few pairs come.
+    let mut even = row(1500);
+    even["scores"] = (0..1500).map(|i| i32::from(i > 3)).collect();
+    cli.write_rows("even.jsonl", &[even]);
+    cli.ok("pack --tokenizer m --input even.jsonl --out e");
     // A message is not as long as the row that it is about.
     let columns: serde_json::Map<_, _> = (0..100_000).map(|i| (format!("column {i}"), 1.into())).collect();
     cli.write_rows("wide.jsonl", &[columns.into()]);
@@ -242,4 +247,33 @@ fn a_shard_cut_short_ends_no_process_by_a_signal() {
         ends[usize::try_from(ran.code).unwrap()] += 1;
     }
     println!("{ends:?} ended with 0, 1 (in the instant between), 2 (seen in time)");
+}
+
+/// Sidecars with valid checksums whose numbers nobody computed: a few are computed again before the first step.
+#[test]
+fn a_forged_sidecar_is_found_before_the_first_step() {
+    let cli = Cli::with_data();
+    cli.ok("reference --model m --data d");
+    let dpo = "dpo --model m --data d --max-steps 1 --out";
+    cli.ok(&format!("{dpo} a"));
+    let name = cli.names("d", "train-00000.pref.ref-").remove(0);
+    let mut bytes = cli.bytes(&format!("d/{name}"));
+    let n = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) as usize;
+    let (values, end) = (384..384 + 8 * n, 384 + 8 * n + 8 * n.div_ceil(64));
+    for value in bytes[values].chunks_exact_mut(8) {
+        let logp = f64::from_le_bytes(value[..].try_into().unwrap());
+        value.copy_from_slice(&(logp * 1.25).to_le_bytes());
+    }
+    let crc = crc32fast::hash(&bytes[384..end]);
+    bytes[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+    cli.write(&format!("d/{name}"), bytes);
+    let ran = cli.run(&format!("{dpo} b"));
+    let last = ran.err.lines().last().unwrap_or_default();
+    let want = "the reference sidecars say ";
+    assert!(
+        ran.code == 1
+            && last.contains(want)
+            && last.ends_with("delete the sidecars, and the reference pass makes them again"),
+        "{ran:?}"
+    );
 }

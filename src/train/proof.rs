@@ -1,8 +1,37 @@
-//! The step-0 proof.
+//! The step-0 proof, and the sample of what it does not reach.
 
+use super::engine::Engine;
 use super::metrics::Totals;
+use crate::backend::Backend;
+use crate::data::plan::Planner;
+use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+/// Computes the responses of one micro-batch of a step again, where their log-probs were found in files: a file's checksums
+/// say that it is whole, not that anybody computed it. Which step is drawn anew each time, so that nobody can leave it right.
+/// The engine's model is the reference.
+///
+/// Errors: [`Error::Training`] where a bit differs; what scoring meets.
+pub fn spot_check<B: Backend>(engine: &mut Engine<'_, B>, plan: &Planner<'_>, sidecars: &Sidecars) -> Result<()> {
+    let steps = plan.steps_in_epoch(0);
+    if sidecars.found() == 0 || steps == 0 {
+        return Ok(());
+    }
+    let step = RandomState::new().build_hasher().finish() % steps;
+    let Some(mb) = plan.step(0, step)?.pop() else { return Ok(()) };
+    for (slot, logp) in mb.responses().iter().zip(engine.score(&mb)?) {
+        if let Some(kept) = sidecars.get(slot.id).filter(|kept| kept.to_bits() != logp.to_bits()) {
+            return Err(Error::Training(format!(
+                "response {} of the data: the reference sidecars say {kept}, the reference itself {logp}; delete the \
+                 sidecars, and the reference pass makes them again",
+                slot.id
+            )));
+        }
+    }
+    Ok(())
+}
 
 /// Policy and reference are the same model, so that every margin is exactly 0 and the loss is exactly its value there.
 /// Anything else means that the numbers cannot be trusted: [`Error::Training`], and the run ends.

@@ -8,7 +8,7 @@ use super::in_flight::InFlight;
 use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::TrainOptions;
-use super::proof::prove_step_0;
+use super::proof::{prove_step_0, spot_check};
 use super::report::Numbers;
 use super::schedule::Schedule;
 use super::summary::Summary;
@@ -55,6 +55,9 @@ impl Steps<'_> {
         let mut flow = self.observe.on(&Event::RunBegins { stage, steps: total, options: &options })?;
         flow = flow.and(self.evaluate(engine)?);
         flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
+        if let (Some(sidecars), true) = (&self.sidecars, self.starts_at_reference && engine.state.clock.step == 0) {
+            spot_check(engine, self.plan, sidecars)?;
+        }
         // When the last step was known to be done.
         let mut done = Instant::now();
         let mut before = None;

@@ -272,12 +272,19 @@ const MOST_PAIRS: usize = 1 << 20;
 /// Pairs grow as the square of the responses. Many more than anybody wants of one row are no more than a mistake, or an attack.
 fn refuse_many_pairs(row: &TokenRow, choice: PairChoice) -> Result<(), String> {
     let n = row.responses.len();
-    let pairs = n.saturating_mul(n.saturating_sub(1)) / 2;
-    if !matches!(row.pairs, Pairs::FromScores { .. }) || choice != PairChoice::All || pairs <= MOST_PAIRS {
+    if !matches!(row.pairs, Pairs::FromScores { .. }) || choice != PairChoice::All || n * n / 2 <= MOST_PAIRS {
+        return Ok(());
+    }
+    let mut scores: Vec<f32> = row.responses.iter().map(|r| r.score.unwrap_or(0.0)).collect();
+    scores.sort_by(f32::total_cmp);
+    // Equal scores make none.
+    let equal: usize = scores.chunk_by(|a, b| a == b).map(|same| same.len() * same.len()).sum();
+    let pairs = (n * n - equal) / 2;
+    if pairs <= MOST_PAIRS {
         return Ok(());
     }
     Err(format!(
-        "{n} scored responses can make {pairs} pairs, and a row at most {MOST_PAIRS}: split the row, or take \
+        "{n} scored responses make {pairs} pairs, and a row at most {MOST_PAIRS}: split the row, or take \
          `options.pairs` best-worst, which makes one"
     ))
 }

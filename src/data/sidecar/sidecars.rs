@@ -18,6 +18,8 @@ pub struct Sidecars {
     /// First response id of each, and one past the last.
     starts: Vec<u64>,
     missing: u64,
+    /// Values that the files had.
+    found: u64,
     notes: Vec<String>,
     /// The first value that cannot be stored: response and value.
     unusable: Option<(u64, f64)>,
@@ -56,8 +58,9 @@ impl Sidecars {
             made.keep();
         }
         let missing = files.iter().map(Sidecar::missing).sum();
+        let found = data.num_responses() - missing;
         let starts = data.response_starts().collect();
-        Ok(Sidecars { files, starts, missing, notes, unusable: None, flushed: (Instant::now(), Duration::ZERO) })
+        Ok(Sidecars { files, starts, missing, found, notes, unusable: None, flushed: (Instant::now(), Duration::ZERO) })
     }
 
     /// The log-probability of response `response_id` of the data set; `None` where it is not filled, or not there.
@@ -88,6 +91,11 @@ impl Sidecars {
     /// Responses without a value.
     pub fn missing(&self) -> u64 {
         self.missing
+    }
+
+    /// Responses whose value was found when the files were opened: nobody here computed it.
+    pub fn found(&self) -> u64 {
+        self.found
     }
 
     /// Why sidecars that lie beside the shards are not the ones to read: a line each.

@@ -211,7 +211,7 @@ fn dpo_and_eval_make_missing_sidecars() {
     assert_eq!(e["loss"].as_f64().unwrap() as f32, std::f32::consts::LN_2);
     assert!(e.get("kl").is_none());
     let by_run = cli.ok("eval --model a --data d --json");
-    assert!(by_run.err.contains("reference: m (from a/config.toml)"), "{by_run:?}");
+    assert!(by_run.err.contains("/m (from a/config.toml)"), "{by_run:?}");
     // A split's notes come with its pass.
     let other = cli.ok("dpo --model m --ref-model a --data d --out o --max-steps 1");
     let of_split = |n| ["not used".to_owned(), format!("reference {n}"), format!("log-probs of {n} computed")];

@@ -269,8 +269,8 @@ fn the_last_turn_rule_and_best_against_worst() {
     assert_eq!(pairs("[2,2,2,2]"), [""; 0]);
 }
 
-/// Special tokens are those of `tokenizer_config.json`; the older `special_tokens_map.json` fills in what it leaves out, and
-/// what was asked for wins over both.
+/// As in transformers 5: the older `special_tokens_map.json` wins over `tokenizer_config.json`, unless that has
+/// `added_tokens_decoder`, and what was asked for wins over both.
 #[test]
 fn special_tokens_of_two_files() {
     let row = r#"{"prompt":"p","completion":"c"}"#;
@@ -284,8 +284,9 @@ fn special_tokens_of_two_files() {
         place.contents(&o.out, Split::Train).remove(0)
     };
     let (end, turn) = (r#"{"eos_token":"</s>"}"#, r#"{"eos_token":{"content":"<|turn|>"}}"#);
-    assert_eq!(packed(end, turn, None), "0.0 p>c</s>");
-    assert_eq!(packed(turn, end, None), "0.0 p>c<|turn|>");
+    assert_eq!(packed(end, turn, None), "0.0 p>c<|turn|>");
+    assert_eq!(packed(turn, end, None), "0.0 p>c</s>");
+    assert_eq!(packed(r#"{"eos_token":"</s>","added_tokens_decoder":{}}"#, turn, None), "0.0 p>c</s>");
     assert_eq!(packed("{}", turn, None), "0.0 p>c<|turn|>");
     assert_eq!(packed(r#"{"eos_token":null}"#, turn, None), "0.0 p>c<|turn|>");
     assert_eq!(packed(end, end, Some("<|turn|>")), "0.0 p>c<|turn|>");

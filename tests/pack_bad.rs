@@ -161,8 +161,14 @@ fn model_directories_are_checked() {
     let config = place.model.join("tokenizer_config.json");
     let refused = |rows: &str| pack(&place.options("a.jsonl", rows), &mut |_| Ok(())).unwrap_err().to_string();
     std::fs::write(&config, r#"{"eos_token":"<eos>"}"#).unwrap();
-    assert!(refused(row).ends_with(
-        "eos_token `<eos>` is not in the vocabulary; name one that is (`options.eos_token`, tokenizer_config.json)"
+    // As in transformers, it becomes a token; that is said.
+    let told = run(&place.options("a.jsonl", row)).warnings.concat();
+    assert!(told.contains("the end token `<eos>` is not in tokenizer.json"), "{told}");
+    std::fs::remove_dir_all(place.dir.path().join("out")).unwrap();
+    let mut asked = place.options("a.jsonl", row);
+    asked.tokenizer_options.eos_token = Some("<asked>".into());
+    assert!(pack(&asked, &mut |_| Ok(())).unwrap_err().to_string().ends_with(
+        "eos_token `<asked>` is not in the vocabulary; name one that is (`options.eos_token`, tokenizer_config.json)"
     ));
     std::fs::write(&config, "{").unwrap();
     assert!(refused(row).contains("tokenizer_config.json: malformed JSON: "));

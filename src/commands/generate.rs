@@ -22,10 +22,11 @@ pub struct GenerateArgs {
     /// Hugging Face directory of the model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Text to continue; a user's message where the model has a chat template
+    /// Text to continue; a user's message where the model has a chat template, unless it was trained on plain prompts
     #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// JSONL with a `prompt` (text or messages) a line; prints one JSON object a continuation
+    /// Rows with a prompt (text or messages, of any shape that `pack` takes, with `tools` and `chat_template_kwargs`); prints
+    /// one JSON object a continuation
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Most new tokens
@@ -46,6 +47,10 @@ pub struct GenerateArgs {
     /// `auto`: the model's own, where it has one; `none`; or a Jinja file
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     pub chat_template: String,
+    /// Whether plain prompts become a user's turn of the chat template [default: as the model was trained, where it says
+    /// so; else where it has a template]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub wrap_prompts: Option<bool>,
     /// Precision of the matrix products
     #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
@@ -63,9 +68,15 @@ struct Prompt {
 /// Runs the command.
 pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let chat_template = parse_chat_template(&args.chat_template);
-    let tokenizer = TextTokenizer::load(&args.model, &TokenizerOptions { chat_template, ..Default::default() })?;
-    let prompts = prompts(args, &tokenizer)?;
-    let (prompts, all) = device::dispatch(args.device, args.dtype, Run { args, prompts, observe })?;
+    let dir = ModelDir::open(&args.model)?;
+    let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
+    let wraps = wraps(args, &tokenizer)?;
+    if !wraps && args.wrap_prompts.is_none() && tokenizer.template.is_some() {
+        let why = "the model was trained on plain prompts: text is continued as it stands (`wrap_prompts` makes it a user's turn)";
+        observe.tell(&Event::Note(why))?;
+    }
+    let prompts = prompts(args, &tokenizer, wraps)?;
+    let (prompts, all) = device::dispatch(args.device, args.dtype, Run { args, dir, prompts, observe })?;
     print(args, &tokenizer, &prompts, &all)
 }
 
@@ -86,14 +97,29 @@ fn print(args: &GenerateArgs, tokenizer: &TextTokenizer, prompts: &[Prompt], all
     Ok(())
 }
 
-/// What a user typed: a message where there is a chat template, else text to continue.
-fn spoken(tokenizer: &TextTokenizer, text: String) -> Text {
-    if tokenizer.template.is_some() { user_turn(&text) } else { Text::Plain(text) }
+/// Whether a text without a role becomes a user's turn: as asked; a template that was named is for that; else as the model
+/// was trained, or where it has a template.
+fn wraps(args: &GenerateArgs, tokenizer: &TextTokenizer) -> Result<bool> {
+    let has = tokenizer.template.is_some();
+    match args.wrap_prompts {
+        Some(true) if !has => {
+            let why =
+                "`wrap_prompts` needs a chat template, and the model has none; give one with `chat_template` FILE";
+            Err(Error::usage(why))
+        }
+        Some(asked) => Ok(asked),
+        None => Ok(has && (args.chat_template != "auto" || tokenizer.prompts() != Some("plain"))),
+    }
 }
 
-fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer) -> Result<Vec<Prompt>> {
+/// What a user typed.
+fn spoken(wraps: bool, text: String) -> Text {
+    if wraps { user_turn(&text) } else { Text::Plain(text) }
+}
+
+fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer, wraps: bool) -> Result<Vec<Prompt>> {
     if let Some(text) = &args.prompt {
-        let ids = encode_prompt(tokenizer, &spoken(tokenizer, text.clone()))?;
+        let ids = encode_prompt(tokenizer, &spoken(wraps, text.clone()), None, &Default::default())?;
         return Ok(vec![Prompt { row: 0, ids }]);
     }
     let path = args.input.as_deref().expect("clap asks for one of the two");
@@ -101,18 +127,35 @@ fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer) -> Result<Vec<Prompt>
     for (row, raw) in input::open(path, Default::default())?.enumerate() {
         let raw = raw?;
         let place = raw.place.clone();
-        let prompt = match raw.fields()?.remove("prompt") {
-            Some(serde_json::Value::String(text)) => spoken(tokenizer, text),
-            Some(serde_json::Value::Array(messages)) => Text::Chat(messages),
-            _ => return Err(place.error("needs a `prompt`, a string or a list of messages")),
+        let asked = input::parse_prompt(raw.fields()?).map_err(|why| place.error(why))?;
+        let prompt = match asked.prompt {
+            input::Prompt::Ids(ids) => {
+                prompts.push(Prompt { row, ids });
+                continue;
+            }
+            input::Prompt::Text(Text::Plain(text)) => spoken(wraps, text),
+            input::Prompt::Text(chat) => chat,
+            input::Prompt::Implicit | input::Prompt::None => return Err(place.error("needs a `prompt`")),
         };
-        prompts.push(Prompt { row, ids: encode_prompt(tokenizer, &prompt).map_err(|e| place.error(e))? });
+        let ids = encode_prompt(tokenizer, &prompt, asked.tools.as_ref(), &asked.template_kwargs);
+        prompts.push(Prompt { row, ids: ids.map_err(|e| place.error(e))? });
     }
     Ok(prompts)
 }
 
+/// A token that the model has no row for cannot be read.
+fn check_ids(dir: &ModelDir, prompts: &[Prompt]) -> Result<()> {
+    let rows = dir.config().vocab_size;
+    let found = prompts.iter().find_map(|p| p.ids.iter().find(|id| **id as usize >= rows).map(|id| (p.row, id)));
+    let Some((row, id)) = found else { return Ok(()) };
+    let why =
+        format!("its embedding has {rows} rows, and the prompt of row {row} uses token id {id}, which has no row");
+    Err(Error::file(dir.path(), why))
+}
+
 struct Run<'a> {
     args: &'a GenerateArgs,
+    dir: ModelDir,
     prompts: Vec<Prompt>,
     observe: &'a mut dyn Observe,
 }
@@ -121,7 +164,7 @@ impl Task for Run<'_> {
     type Out = (Vec<Prompt>, Vec<Vec<Generated>>);
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
-        let (a, observe) = (self.args, self.observe);
+        let (a, dir, observe) = (self.args, self.dir, self.observe);
         if a.max_new_tokens > MAX_NEW_TOKENS {
             return Err(Error::usage(format!(
                 "--max-new-tokens {}: must be at most {MAX_NEW_TOKENS}",
@@ -129,7 +172,10 @@ impl Task for Run<'_> {
             )));
         }
         let longest = self.prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
-        let (dir, positions) = (ModelDir::open(&a.model)?, longest + a.max_new_tokens);
+        let positions = longest + a.max_new_tokens;
+        if a.input.is_some() {
+            check_ids(&dir, &self.prompts)?;
+        }
         let config = dir.config();
         let mut options = GenerateOptions {
             max_new_tokens: a.max_new_tokens,

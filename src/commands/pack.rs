@@ -54,6 +54,9 @@ pub struct PackArgs {
     /// Chat template for message rows: auto (the model's), none (refuse them), or a Jinja file.
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     pub chat_template: String,
+    /// Make plain prompts and their responses a user's and an assistant's turn, for the chat template.
+    #[arg(long)]
+    pub wrap_prompts: bool,
     /// Where the prompt of a plain dialogue without a prompt column ends.
     #[arg(long, value_parser = named::<PromptBoundary>(), default_value_t)]
     pub prompt_boundary: PromptBoundary,
@@ -86,6 +89,7 @@ impl PackArgs {
             pairs: self.pairs,
             on_bad_row: self.on_bad_row,
             assistant_turns: self.assistant_turns,
+            wrap_prompts: self.wrap_prompts,
             prompt_boundary: self.prompt_boundary,
             eval_fraction: self.eval_fraction,
             seed: self.seed,

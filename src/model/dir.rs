@@ -1,12 +1,12 @@
 //! A Hugging Face model directory, opened once.
 
-use super::config::{ConfigFiles, ModelConfig, check_dir};
+use super::config::{CONFIG, ConfigFiles, ModelConfig, check_dir};
 use super::identity;
 use super::params::ParamTable;
 use super::source::{Source, Stored};
-use crate::error::Result;
-use crate::files::{Inside, MOST_TOKENIZER};
-use sha2::{Digest, Sha256};
+use crate::data::text::{TextTokenizer, TokenizerIdentity, TokenizerOptions};
+use crate::error::{Error, Result};
+use crate::files::{Inside, MOST_TEXT, MOST_TOKENIZER};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -53,11 +53,11 @@ struct Inner {
     weights: OnceLock<Weights>,
     identity: OnceLock<[u8; 32]>,
     side_files: OnceLock<SideFiles>,
-    tokenizer: OnceLock<Option<[u8; 32]>>,
+    tokenizer: OnceLock<Option<TokenizerIdentity>>,
 }
 
 /// Names and contents of what travels with the weights.
-pub(super) type SideFiles = Vec<(&'static str, Vec<u8>)>;
+pub(super) type SideFiles = Vec<(String, Vec<u8>)>;
 
 /// The weights, opened, and the table that they were checked against.
 pub(super) struct Weights {
@@ -119,19 +119,33 @@ impl ModelDir {
         Ok(*self.0.identity.get_or_init(|| hash))
     }
 
-    /// SHA-256 of `tokenizer.json`, the identity that shards carry; `None` where the directory has no such file.
+    /// Its tokenizer without a chat template, and with the EOS text `eos` where one is given in place of its own; `None`
+    /// where the directory has no `tokenizer.json`. Its files are read once.
     ///
-    /// Errors: [`Error::Io`] where it cannot be read.
-    pub fn tokenizer_sha256(&self) -> Result<Option<[u8; 32]>> {
+    /// Errors: as [`TextTokenizer::load`].
+    pub fn tokenizer(&self, eos: Option<&str>) -> Result<Option<TextTokenizer>> {
+        let files = self.side_files()?;
+        let get = |name: &str| {
+            Ok(match name {
+                CONFIG => Some(self.files().config.clone()),
+                _ => files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone()),
+            })
+        };
+        TextTokenizer::of_files(&self.0.path, &get, eos)
+    }
+
+    /// Its tokenizer, as [`TextTokenizer::load`] reads it.
+    pub fn load_tokenizer(&self, options: &TokenizerOptions) -> Result<TextTokenizer> {
+        TextTokenizer::load_with(&self.0.path, &self.files().config, options)
+    }
+
+    /// Which tokenizer that is; read once.
+    pub fn tokenizer_identity(&self) -> Result<Option<TokenizerIdentity>> {
         if let Some(known) = self.0.tokenizer.get() {
             return Ok(*known);
         }
-        let sha = match self.0.side_files.get().map(|files| files.iter().find(|(name, _)| *name == TOKENIZER)) {
-            Some(known) => known.map(|(_, bytes)| Sha256::digest(bytes)),
-            None => self.0.folder.read(TOKENIZER, MOST_TOKENIZER)?.map(Sha256::digest),
-        };
-        let sha = sha.map(Into::into);
-        Ok(*self.0.tokenizer.get_or_init(|| sha))
+        let identity = self.tokenizer(None)?.map(|t| t.identity());
+        Ok(*self.0.tokenizer.get_or_init(|| identity))
     }
 
     /// Reads what an export copies beside the weights: an export of this model writes what it was now, and a file that
@@ -183,8 +197,27 @@ const SIDE_FILES: &[&str] = &[
     "chat_template.json",
 ];
 
+/// Folder of further chat templates, by name.
+pub(super) const NAMED_TEMPLATES: &str = "additional_chat_templates";
+
 /// The side files of a folder, read.
 pub(super) fn side_files(folder: &Inside) -> Result<SideFiles> {
-    let read = |name: &&'static str| folder.read(name, MOST_TOKENIZER).map(|b| b.map(|bytes| (*name, bytes)));
-    SIDE_FILES.iter().filter_map(|name| read(name).transpose()).collect()
+    let read = |name: &&str| folder.read(name, MOST_TOKENIZER).map(|b| b.map(|bytes| ((*name).to_owned(), bytes)));
+    let mut files: SideFiles = SIDE_FILES.iter().filter_map(|name| read(name).transpose()).collect::<Result<_>>()?;
+    if !folder.has(NAMED_TEMPLATES) {
+        return Ok(files);
+    }
+    let dir = folder.path(NAMED_TEMPLATES);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&dir).map_err(Error::io(&dir, "list"))? {
+        let name = entry.map_err(Error::io(&dir, "list"))?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".jinja") {
+            names.push(format!("{NAMED_TEMPLATES}/{name}"));
+        }
+    }
+    names.sort();
+    for name in names {
+        files.extend(folder.read(&name, MOST_TEXT)?.map(|bytes| (name, bytes)));
+    }
+    Ok(files)
 }

@@ -2,7 +2,7 @@
 //! and tokenizer files copied through. Every file appears whole or not at all.
 
 use super::config::{CONFIG, GENERATION};
-use super::dir::{ModelDir, SideFiles, side_files};
+use super::dir::{ModelDir, NAMED_TEMPLATES, SideFiles, side_files};
 use super::json::parse_json;
 use super::load::{Model, Origin};
 use super::params::ParamSpec;
@@ -254,11 +254,15 @@ impl<B: Backend> Exporter<'_, B> {
     /// Writes configuration and tokenizer files as they were read.
     fn side_files(&mut self, generation: Option<&[u8]>, others: &SideFiles) -> Result<()> {
         let all = generation.map(|bytes| (GENERATION, bytes)).into_iter();
-        all.chain(others.iter().map(|(n, b)| (*n, b.as_slice()))).try_for_each(|(name, bytes)| self.file(name, bytes))
+        all.chain(others.iter().map(|(n, b)| (n.as_str(), b.as_slice())))
+            .try_for_each(|(name, bytes)| self.file(name, bytes))
     }
 
     fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.out.join(name);
+        if name.starts_with(NAMED_TEMPLATES) {
+            files::make_folder(&self.out.join(NAMED_TEMPLATES))?;
+        }
         write_file(&path, |w| w.write_all(bytes).map_err(Error::io(&path, "write")))?;
         self.report.files.push(name.to_owned());
         Ok(())
@@ -285,15 +289,22 @@ impl<B: Backend> Exporter<'_, B> {
         let bytes = &dir.files().config;
         let Some(dtype) = self.save.torch() else { return self.file(CONFIG, bytes) };
         let mut config = parse_json(&dir.path().join(CONFIG), bytes)?;
-        let name = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-        config.insert(name.to_owned(), json!(dtype));
+        // The first name is transformers 5's, the second 4's.
+        for name in ["dtype", "torch_dtype"] {
+            config.insert(name.to_owned(), json!(dtype));
+        }
         self.file(CONFIG, pretty(&Value::Object(config)).as_bytes())
     }
 
     /// config.json and generation_config.json of a model made from scratch.
     fn new_config(&mut self) -> Result<()> {
         let config = &self.model.config;
-        self.file(CONFIG, pretty(&config.to_json(self.save.torch().unwrap_or("float32"))).as_bytes())?;
+        let dtype = self.save.torch().unwrap_or("float32");
+        let mut json = config.to_json(dtype);
+        for name in ["dtype", "torch_dtype"] {
+            json[name] = json!(dtype);
+        }
+        self.file(CONFIG, pretty(&json).as_bytes())?;
         if !config.eos_token_ids.is_empty() && !self.report.files.iter().any(|f| f == GENERATION) {
             let text = pretty(&json!({"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_ids}));
             self.file(GENERATION, text.as_bytes())?;

@@ -1,6 +1,7 @@
 //! Whether a model and a data set belong together.
 
 use crate::data::shard::{Dataset, Split};
+use crate::data::text::{TemplateChoice, TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, ModelDir};
 use crate::observe::{Event, Observe};
@@ -18,7 +19,7 @@ pub fn open_splits(dir: &Path) -> Result<Vec<Dataset>> {
 /// Checks every byte of the shards, and [`check_model`].
 pub fn check_data(model: &ModelDir, data: &Dataset) -> Result<()> {
     // First what is quick to find.
-    check_vocabulary(model, data)?;
+    check_tokenizer(model, data)?;
     data.verify()?;
     check_model(model, data)
 }
@@ -26,8 +27,9 @@ pub fn check_data(model: &ModelDir, data: &Dataset) -> Result<()> {
 /// Refuses data of another tokenizer, token ids that the model has no row for, and rows that it has no positions for.
 /// The data are verified already.
 pub fn check_model(model: &ModelDir, data: &Dataset) -> Result<()> {
-    check_vocabulary(model, data)?;
+    check_tokenizer(model, data)?;
     data.check_unchanged()?;
+    check_ids(model, data)?;
     let config = model.config();
     config.check_positions(data.longest_row())?;
     // Only what is turned by its length is read row by row.
@@ -40,24 +42,56 @@ pub fn check_model(model: &ModelDir, data: &Dataset) -> Result<()> {
     Ok(())
 }
 
-fn check_vocabulary(model: &ModelDir, data: &Dataset) -> Result<()> {
-    let (tokens, meta) = (model.config().vocab_size, data.meta());
-    if meta.vocab_size as usize > tokens {
-        return Err(Error::file(
-            model.path(),
-            format!(
-                "has {tokens} tokens, but the shards were made with {}; pack them with this model's tokenizer",
-                meta.vocab_size
-            ),
-        ));
+/// Ids that the embedding has no row for: a tokenizer may have more tokens than that, as long as no row uses them.
+fn check_ids(model: &ModelDir, data: &Dataset) -> Result<()> {
+    let (rows, tokens) = (model.config().vocab_size, data.meta().vocab_size as usize);
+    if tokens <= rows {
+        return Ok(());
     }
-    if model.tokenizer_sha256()?.is_some_and(|sha| sha != meta.tokenizer_sha256) {
-        return Err(Error::file(
-            model.path(),
-            "its tokenizer.json is not the one that the shards were made with; pack them with this model's tokenizer",
-        ));
+    let Some((id, row)) = data.largest_token().filter(|(id, _)| *id as usize >= rows) else { return Ok(()) };
+    let text = model.tokenizer(None)?.and_then(|t| t.token(id));
+    let text = text.map_or(String::new(), |t| format!(" (`{}`)", t.escape_debug()));
+    let why = format!(
+        "its embedding has {rows} rows, and the data's tokenizer {tokens} tokens: input row {row} uses id {id}{text}, which has \
+         no row; pack with this model's tokenizer, leave such rows out, or give the model more rows (transformers: \
+         resize_token_embeddings)"
+    );
+    Err(Error::file(model.path(), why))
+}
+
+/// The tokenizer of the data is the model's, by what it does with a text: whoever saved the files, and with the EOS that
+/// the data were packed with.
+fn check_tokenizer(model: &ModelDir, data: &Dataset) -> Result<()> {
+    let (theirs, eos) = (data.meta().tokenizer_sha256, data.meta().eos_id);
+    let Some(own) = model.tokenizer_identity()? else { return Ok(()) };
+    // Rows that came tokenised elsewhere say nothing.
+    if own.made(&theirs) || theirs == [0; 32] {
+        return Ok(());
     }
-    Ok(())
+    // The data may have been packed with another EOS, which changes what is matched whole.
+    let mut candidates = vec![own];
+    if let Some(eos) = eos.filter(|eos| own.eos_id != Some(*eos))
+        && let Some(text) = model.tokenizer(None)?.and_then(|t| t.token(eos))
+        && let Ok(Some(other)) = model.tokenizer(Some(&text))
+    {
+        candidates.push(other.identity());
+    }
+    if candidates.iter().any(|c| c.made(&theirs)) {
+        return Ok(());
+    }
+    // A header of bytes says nothing of files that another tool wrote: the tokenizer beside the shards does.
+    let options = TokenizerOptions { chat_template: TemplateChoice::None, ..Default::default() };
+    let beside = TextTokenizer::load(data.folder(), &options).ok().map(|t| t.identity()).filter(|t| t.made(&theirs));
+    if beside.is_some_and(|beside| candidates.iter().any(|c| c.meaning == beside.meaning)) {
+        return Ok(());
+    }
+    let why = if own.file_sha256 == theirs {
+        "the shards were made from its tokenizer.json alone, and the files beside it change how texts are read \
+         (tokens of tokenizer_config.json, added_tokens.json or special_tokens_map.json, or its tokenizer_class); pack the data again"
+    } else {
+        "its tokenizer is not the one that the shards were made with; pack them with this model's tokenizer"
+    };
+    Err(Error::file(model.path(), why))
 }
 
 /// Warns where rows are longer than the model was made for: RoPE goes on, quality may not.

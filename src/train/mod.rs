@@ -20,3 +20,4 @@ pub mod schedule;
 pub mod state;
 mod steps;
 pub mod summary;
+pub mod trained_with;

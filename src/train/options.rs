@@ -239,9 +239,22 @@ impl TrainOptions {
         self.reference.ref_model.as_deref().unwrap_or(&self.files.model)
     }
 
-    /// The content of `config.toml`. Errors: a path that is not UTF-8.
+    /// The content of `config.toml`, with paths that mean the same from every folder. Errors: a path that is not UTF-8.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|e| Error::usage(e.to_string()))
+        toml::to_string(&self.placed()).map_err(|e| Error::usage(e.to_string()))
+    }
+
+    /// With absolute paths; links in them stay.
+    fn placed(&self) -> Self {
+        let mut placed = self.clone();
+        let (files, reference) = (&mut placed.files, &mut placed.reference);
+        let given = [&mut reference.ref_model, &mut reference.cache, &mut placed.compute.matmul_plans];
+        for path in [&mut files.model, &mut files.data].into_iter().chain(given.into_iter().flatten()) {
+            if let Ok(absolute) = std::path::absolute(&*path) {
+                *path = absolute;
+            }
+        }
+        placed
     }
 }
 
@@ -261,7 +274,8 @@ mod tests {
             let mut again = table(&o.to_toml().unwrap());
             assert!(!again.contains_key("out"), "{again}");
             again.insert("out".into(), "o".into());
-            assert_eq!(TrainOptions::from_table(stage, &again).unwrap(), o);
+            assert_eq!(TrainOptions::from_table(stage, &again).unwrap(), o.placed());
+            assert!(Path::new(again["model"].as_str().unwrap()).is_absolute(), "{again}");
         }
     }
 

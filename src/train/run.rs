@@ -13,6 +13,7 @@ use super::reference;
 use super::schedule::Schedule;
 use super::state::State;
 use super::steps::Steps;
+use super::trained_with::TrainedWith;
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::data::plan::{Objective, PlanOptions, Planner};
@@ -46,6 +47,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
+    let trained_with = TrainedWith::of(&dir, data, observe)?;
     let mut out = RunDir::create(&c.files.out, &c.to_toml()?)?;
     announce(be, c, &planner, &schedule, observe)?;
     warn_of_positions(dir.config(), positions, observe)?;
@@ -80,6 +82,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     steps.run(&mut engine, &mut optimizer)?;
     let State { model, master, .. } = &engine.state;
     let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
+    trained_with.write(out.path())?;
     summary.changed_share = report.changed_share();
     let (updated, changed) = (report.updated_share(), report.changed_share());
     if let Some(why) = &report.not_compared {

@@ -18,6 +18,8 @@ pub(super) struct Admission<'a> {
     pub groups: Groups,
     pub report: PackReport,
     pub used_template: bool,
+    /// Rows of plain text with a prompt.
+    pub plain_rows: u64,
     pub tokens: u64,
     prompts: Histogram,
     responses: Histogram,
@@ -43,6 +45,7 @@ impl<'a> Admission<'a> {
             groups,
             report,
             used_template,
+            plain_rows: 0,
             tokens,
             prompts,
             responses,
@@ -75,6 +78,7 @@ impl<'a> Admission<'a> {
         *self.report.shapes.entry(first.shape.to_string()).or_default() += 1;
         let chat = rows.iter().any(|row| row.chat);
         self.used_template |= chat;
+        self.plain_rows += u64::from(rows.iter().any(|row| row.plain));
         self.several = rows.len() > 1;
         let mut kept = false;
         for row in rows {

@@ -89,6 +89,8 @@ pub struct PackOptions {
     pub on_bad_row: OnBadRow,
     /// Which turns of a conversation are demonstrations.
     pub assistant_turns: AssistantTurns,
+    /// Plain prompts become a user's turn, their responses the assistant's.
+    pub wrap_prompts: bool,
     /// Rule for prompts that are not given.
     pub prompt_boundary: PromptBoundary,
     /// Share of prompts held out, in [0, 1).
@@ -118,6 +120,7 @@ impl PackOptions {
             pairs: PairChoice::default(),
             on_bad_row: OnBadRow::default(),
             assistant_turns: AssistantTurns::default(),
+            wrap_prompts: false,
             prompt_boundary: PromptBoundary::default(),
             eval_fraction: 0.0,
             seed: 0,

@@ -149,6 +149,9 @@ pub struct PackReport {
     pub too_long_lengths: Lengths,
     /// What a reader should look at.
     pub warnings: Vec<String>,
+    /// What a reader may not expect.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl PackReport {
@@ -174,6 +177,16 @@ impl PackReport {
             tokens: a.tokens + b.tokens,
             tokens_prompt_repeated: a.tokens_prompt_repeated + b.tokens_prompt_repeated,
             shards: a.shards + b.shards,
+        }
+    }
+
+    /// Says that plain rows do not use the tokenizer's chat template, where it has one.
+    pub(super) fn note_plain_rows(&mut self, rows: u64, has_template: bool) {
+        if rows > 0 && has_template {
+            self.notes.push(format!(
+                "{} rows are plain text and do not use the tokenizer's chat template; `options.wrap_prompts` makes prompt and response a user's and an assistant's turn",
+                grouped(rows)
+            ));
         }
     }
 
@@ -276,6 +289,7 @@ impl fmt::Display for PackReport {
             let names: Vec<_> = self.ignored_columns.keys().map(|k| k.escape_debug().to_string()).collect();
             writeln!(f, "ignored columns: {}", names.join(", "))?;
         }
-        self.warnings.iter().try_for_each(|w| writeln!(f, "warning: {w}"))
+        self.warnings.iter().try_for_each(|w| writeln!(f, "warning: {w}"))?;
+        self.notes.iter().try_for_each(|n| writeln!(f, "note: {n}"))
     }
 }

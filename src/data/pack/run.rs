@@ -76,7 +76,7 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
     })
     .map_err(|e| out.as_named(e))?;
     admission.finish()?;
-    let Admission { mut report, mut groups, used_template, tokens, .. } = admission;
+    let Admission { mut report, mut groups, used_template, plain_rows, tokens, .. } = admission;
     if groups.is_empty() {
         let why = report.dropped.iter().map(|(reason, d)| format!("{}: {}", reason.text(), d.rows)).collect::<Vec<_>>();
         let why = if why.is_empty() { "the input has no rows".to_owned() } else { why.join(", ") };
@@ -95,7 +95,7 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
         .map_err(|e| out.as_named(e))?;
     drop(groups);
     report.warn();
-    report.warnings.extend(tok.warning());
+    report.warnings.extend(tok.warnings());
     if o.overwrite {
         // Asked again: packing takes its time.
         let kept = kept_of(&o.out)?;
@@ -107,9 +107,20 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
             ));
         }
     }
-    write_side_files(&tok, out.path(), &report).map_err(|e| out.as_named(e))?;
+    report.note_plain_rows(plain_rows, tok.template.is_some());
+    let prompts = prompts(used_template, plain_rows);
+    write_side_files(&tok, prompts, out.path(), &report).map_err(|e| out.as_named(e))?;
     out.commit()?;
     Ok(report)
+}
+
+/// What the prompts of the rows are, for the model that is trained on them: nothing is said of rows of ids, or without one.
+fn prompts(used_template: bool, plain_rows: u64) -> Option<&'static str> {
+    match (used_template, plain_rows) {
+        (true, _) => Some("chat"),
+        (false, 0) => None,
+        (false, _) => Some("plain"),
+    }
 }
 
 /// Only what `pack` writes is removed, by name: whatever else lies there is refused, as it would go with the folder. Sidecars

@@ -2,7 +2,7 @@
 
 use super::options::{AssistantTurns, PackOptions};
 use crate::data::input::{self, Place, RawRow, Reading, parse, parse_turns};
-use crate::data::text::{Refusal, TextTokenizer, TokenRow, tokenise};
+use crate::data::text::{Refusal, TextTokenizer, TokenRow, tokenise, wrap};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::path::PathBuf;
@@ -105,7 +105,10 @@ fn one_row(o: &PackOptions, tok: &TextTokenizer, raw: RawRow) -> Result<Outcome>
     };
     let ignored = std::mem::take(&mut rows[0].ignored);
     let mut ids = Vec::with_capacity(rows.len());
-    for row in rows {
+    for mut row in rows {
+        if o.wrap_prompts {
+            wrap(&mut row).map_err(|why| place.error(why))?;
+        }
         match tokenise(row, tok, o.prompt_boundary) {
             Ok(row) => ids.push(row),
             Err(Refusal::NoLastTurn) => return Ok(Outcome { place, rows: Err(Unpacked::NoLastTurn), ignored }),

@@ -7,7 +7,7 @@ use super::record::Record;
 use super::report::{PackReport, SplitCounts};
 use crate::data::shard::format::Meta;
 use crate::data::shard::{NewPair, OpenGroup, ShardWriter};
-use crate::data::text::TextTokenizer;
+use crate::data::text::{PROMPTS_KEY, TextTokenizer};
 use crate::error::{Error, Result};
 use crate::files;
 use std::path::Path;
@@ -163,12 +163,24 @@ impl Sum {
 /// What [`write_side_files`] writes.
 pub(super) const SIDE_FILES: [&str; 3] = ["report.json", "tokenizer.json", "tokenizer_config.json"];
 
-/// `report.json`, and the tokenizer, so that the folder can be read without the model.
-pub(super) fn write_side_files(tok: &TextTokenizer, dir: &Path, report: &PackReport) -> Result<()> {
+/// `report.json`, and the tokenizer, so that the folder can be read without the model. `prompts`: what they are, for the
+/// models that are trained on them.
+pub(super) fn write_side_files(
+    tok: &TextTokenizer,
+    prompts: Option<&str>,
+    dir: &Path,
+    report: &PackReport,
+) -> Result<()> {
     let write = |name: &str, bytes: &[u8]| files::write(&dir.join(name), bytes);
     let pretty = |v: &serde_json::Value| format!("{v:#}\n").into_bytes();
     let [told, tokenizer, config] = SIDE_FILES;
     write(told, &pretty(&serde_json::to_value(report).map_err(|e| Error::file(dir, e.to_string()))?))?;
     write(tokenizer, tok.json())?;
-    write(config, &pretty(&tok.config_json()))
+    let mut said = tok.config_json();
+    match (prompts, said.as_object_mut()) {
+        (Some(prompts), Some(said)) => drop(said.insert(PROMPTS_KEY.into(), prompts.into())),
+        (None, Some(said)) => drop(said.shift_remove(PROMPTS_KEY)),
+        _ => {}
+    }
+    write(config, &pretty(&said))
 }

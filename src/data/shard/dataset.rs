@@ -37,6 +37,7 @@ pub struct Dataset {
     starts: Vec<[u64; 3]>,
     num_tokens: u64,
     meta: Meta,
+    folder: PathBuf,
     /// See [`Dataset::longest_row`].
     longest_row: OnceLock<usize>,
 }
@@ -53,6 +54,7 @@ impl Dataset {
             let why = format!("has no shard {}*.pref{other}: give a folder that `fusedpo pack` wrote", split.prefix());
             return Err(Error::file(dir, why));
         }
+        let folder = if dir.is_file() { dir.parent().unwrap_or(Path::new("")).to_owned() } else { dir.to_owned() };
         let shards = paths.iter().map(|p| Shard::open(p)).collect::<Result<Vec<_>>>()?;
         let meta = shards[0].header().meta();
         for s in &shards[1..] {
@@ -77,7 +79,7 @@ impl Dataset {
                 .ok_or_else(|| Error::file(s.path(), "the data set is too large"))?;
             starts.push(next);
         }
-        Ok(Dataset { shards, starts, num_tokens, meta, longest_row: OnceLock::new() })
+        Ok(Dataset { shards, starts, num_tokens, meta, folder, longest_row: OnceLock::new() })
     }
 
     /// Whether `dir` holds a shard of `split`. A `.pref` file is of [`Split::Eval`] if its name begins with `eval-`,
@@ -107,6 +109,10 @@ impl Dataset {
     /// How the shards were made.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+    /// Where the shards lie, with the tokenizer that `pack` put beside them.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
     /// The shards.
     pub fn shards(&self) -> &[Shard] {
@@ -154,6 +160,24 @@ impl Dataset {
                 shard.release_groups(local(ids.start)..local(ids.end));
             }
         }
+    }
+
+    /// The largest token id, and the input row of its first response or, for a prompt's, of the group's. One parallel pass
+    /// over the tokens, each time. Panics as [`Dataset::group`].
+    pub fn largest_token(&self) -> Option<(u32, u64)> {
+        let of = |id: u64| {
+            let g = self.group(id);
+            let row = g.responses().next().map_or(0, |r| r.row);
+            let prompt = g.prompt().to_vec().into_iter().max().map(|token| (token, row));
+            g.responses()
+                .filter_map(|r| Some((r.tokens.to_vec().into_iter().max()?, r.row)))
+                .chain(prompt)
+                .max_by_key(|m| m.0)
+        };
+        (0..self.num_groups())
+            .into_par_iter()
+            .filter_map(of)
+            .max_by_key(|(token, row)| (*token, std::cmp::Reverse(*row)))
     }
 
     fn totals(&self) -> [u64; 3] {

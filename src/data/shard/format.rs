@@ -34,7 +34,8 @@ pub struct Meta {
     pub eos_id: Option<u32>,
     /// How a beginning-of-sequence token was treated; a code of the packer, 0 where there is none.
     pub bos_rule: u32,
-    /// SHA-256 of `tokenizer.json`; zero where the rows came tokenised.
+    /// SHA-256 of `tokenizer.json`'s bytes where they decide the ids, else the tokenizer's identity by meaning (see
+    /// [`TextTokenizer::sha256`](crate::data::text::TextTokenizer)); zero where the rows came tokenised elsewhere.
     pub tokenizer_sha256: [u8; 32],
     /// SHA-256 of the chat template; zero: none was used.
     pub template_sha256: [u8; 32],

@@ -63,6 +63,8 @@ pub struct TokenRow {
     pub shape: Shape,
     /// Whether the row came as messages.
     pub chat: bool,
+    /// Whether it is plain text with a prompt.
+    pub plain: bool,
     /// Whether the prompt says anything: rows with an empty prompt share nothing and stay apart.
     pub has_prompt: bool,
     /// Identity of the prompt as it was given, for the split into train and eval.
@@ -100,6 +102,7 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
         pairs,
         shape,
         chat: false,
+        plain: false,
         has_prompt: true,
         prompt_key: [0; 16],
         prompt_tokens_cut: 0,
@@ -208,6 +211,7 @@ fn plain_family(prompt: &str, texts: &[Text], tok: &TextTokenizer, out: &mut Tok
         ))
     })?;
     out.has_prompt = !prompt.is_empty();
+    out.plain = out.has_prompt;
     let mut family = Vec::with_capacity(texts.len() + 1);
     family.push(prompt.to_owned());
     out.repeats_prompt = out.has_prompt;

@@ -3,7 +3,7 @@
 use super::tokenize::TextTokenizer;
 use crate::data::input::Text;
 use crate::error::{Error, Result};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 /// The conversation of one user turn.
 pub fn user_turn(text: &str) -> Text {
@@ -11,10 +11,20 @@ pub fn user_turn(text: &str) -> Text {
 }
 
 /// Ids of a prompt to continue: plain text as [`TextTokenizer::encode`] gives it, without a suffix such as EOS; a
-/// conversation through the chat template with its generation prompt. Errors: a conversation without a template, or one
-/// that the template refuses.
-pub fn encode_prompt(tok: &TextTokenizer, prompt: &Text) -> Result<Vec<u32>> {
+/// conversation through the chat template with its generation prompt, `tools` and further variables. Errors: a conversation
+/// without a template, or one that the template refuses; tools or variables that plain text has no use for.
+pub fn encode_prompt(
+    tok: &TextTokenizer,
+    prompt: &Text,
+    tools: Option<&Value>,
+    variables: &Map<String, Value>,
+) -> Result<Vec<u32>> {
     match prompt {
+        Text::Plain(_) if tools.is_some() || !variables.is_empty() => Err(Error::file(
+            &tok.path,
+            "a plain prompt has no use for `tools` or `chat_template_kwargs`, which go to a chat template; give messages, or \
+             `options.wrap_prompts`",
+        )),
         Text::Plain(text) => {
             let mut ids = tok.prefix().to_vec();
             ids.extend(tok.encode_bare(text)?);
@@ -27,7 +37,7 @@ pub fn encode_prompt(tok: &TextTokenizer, prompt: &Text) -> Result<Vec<u32>> {
                     "has no chat template for a conversation; give one with `options.chat_template` FILE",
                 )
             })?;
-            let text = template.render(messages, true, None, &Map::new()).map_err(|why| Error::file(&tok.path, why))?;
+            let text = template.render(messages, true, tools, variables).map_err(|why| Error::file(&tok.path, why))?;
             tok.encode_bare(&text)
         }
     }

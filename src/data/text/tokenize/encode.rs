@@ -1,8 +1,9 @@
 //! Texts to ids and back.
 
+use super::call::{fits, whole};
 use super::tokenizer::TextTokenizer;
 use crate::data::text::cuts;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 impl TextTokenizer {
     /// `tokenizer(text)`: ids with what the post-processor adds around them (BOS for Llama).
@@ -24,10 +25,8 @@ impl TextTokenizer {
         if text.is_empty() {
             return Ok(());
         }
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| Error::file(&self.path, format!("cannot tokenise: {e}")))?;
+        fits(&self.path, &self.growth, text)?;
+        let encoding = whole(&self.path, "tokenise", || self.inner.encode_fast(text, false))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
@@ -53,17 +52,20 @@ impl TextTokenizer {
 
     /// Text of `ids`.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special_tokens).map_err(|e| Error::file(&self.path, format!("cannot decode: {e}")))
+        whole(&self.path, "decode", || self.inner.decode(ids, skip_special_tokens))
     }
 
     /// `ids` as text pieces, one per token; a token that ends inside a character gets an empty piece and the character
-    /// stands with the token that completes it.
+    /// stands with the token that completes it. Where a decoder does not write a text from left to right (one that strips,
+    /// or tidies spaces), each token is decoded alone.
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
-        let mut stream = self.inner.decode_stream(false);
-        let step = |id: &u32| stream.step(*id).map(Option::unwrap_or_default);
-        ids.iter()
-            .map(step)
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::file(&self.path, format!("cannot decode: {e}")))
+        let stream = whole(&self.path, "decode", || {
+            let mut stream = self.inner.decode_stream(false);
+            Ok(ids.iter().map(|id| stream.step(*id).map(Option::unwrap_or_default)).collect::<Result<Vec<_>, _>>())
+        })?;
+        match stream {
+            Ok(pieces) => Ok(pieces),
+            Err(_) => ids.iter().map(|id| self.decode(&[*id], false)).collect(),
+        }
     }
 }

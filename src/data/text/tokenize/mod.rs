@@ -5,11 +5,16 @@
 //! the pre-tokenizers listed in `cuts`, a space between two ASCII letters always ends one piece and begins the next,
 //! whatever stands further left or right, so the text may be cut there. Elsewhere every text is tokenised whole.
 
+mod added;
+mod call;
+mod class;
 mod encode;
 mod files;
 mod find_template;
+mod identity;
+mod limits;
 mod options;
 mod tokenizer;
 
 pub use options::{TemplateChoice, TokenizerOptions};
-pub use tokenizer::{Special, TextTokenizer};
+pub use tokenizer::{PROMPTS_KEY, Special, TextTokenizer, TokenizerIdentity};

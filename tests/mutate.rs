@@ -35,6 +35,7 @@ const TARGETS: &[Target] = &[
     ("index", models::index),
     ("tokenizer", texts::tokenizer),
     ("side files", texts::side_files),
+    ("template", texts::template),
     ("rows", rows::input),
     ("shapes", rows::shape),
     ("tables", rows::table),

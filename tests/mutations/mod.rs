@@ -1,6 +1,7 @@
 //! Mutations of bytes and of JSON, from a counter; and an allocator that knows the largest single request.
 
 pub mod bench;
+pub mod grammar;
 pub mod models;
 pub mod rows;
 pub mod runner;

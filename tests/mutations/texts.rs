@@ -1,6 +1,7 @@
 //! Damaged tokenizers, the files beside them, and templates.
 
 use super::bench::{Bench, golden};
+use super::grammar;
 use super::models::mutate_json;
 use super::rows::packed;
 use super::{Rng, Verdict, bytes, json_value, refused};
@@ -75,6 +76,29 @@ pub fn side_files(b: &Bench, rng: &mut Rng) -> Verdict {
         0 => packed(b, "rows.jsonl", &chats(rng)),
         _ => use_tokenizer(b),
     }
+}
+
+/// Templates of every construct, nested at random, and damaged ones; conversations of every shape.
+pub fn template(b: &Bench, rng: &mut Rng) -> Verdict {
+    let mut text = grammar::template(rng);
+    if rng.below(4) == 0 {
+        text = String::from_utf8_lossy(&bytes(rng, text.as_bytes(), text.len())).into_owned();
+    }
+    match rng.below(5) {
+        0 => {
+            let config = std::fs::read(golden().join("tokenizer_config.json")).unwrap();
+            let mut config: Value = serde_json::from_slice(&config).unwrap();
+            config["chat_template"] = json!(text);
+            let _ = std::fs::remove_file(b.path("m/chat_template.jinja"));
+            b.write("m/tokenizer_config.json", config.to_string());
+        }
+        1 => {
+            let _ = std::fs::create_dir(b.path("m/additional_chat_templates"));
+            b.write("m/additional_chat_templates/tool_use.jinja", &text);
+        }
+        _ => b.write("m/chat_template.jinja", &text),
+    }
+    packed(b, "rows.jsonl", &chats(rng))
 }
 
 /// Rows of conversations, a few values of them changed.

@@ -34,6 +34,7 @@ const TARGETS: &[Target] = &[
     ("rotary", models::rotary),
     ("index", models::index),
     ("tokenizer", texts::tokenizer),
+    ("tokenizer parts", texts::parts),
     ("side files", texts::side_files),
     ("template", texts::template),
     ("rows", rows::input),

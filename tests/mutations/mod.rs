@@ -8,6 +8,7 @@ pub mod runner;
 pub mod shards;
 pub mod tables;
 pub mod texts;
+pub mod tokenizers;
 
 use fusedpo::error::Error;
 use serde_json::{Value, json};

@@ -1,9 +1,10 @@
 //! Damaged tokenizers, the files beside them, and templates.
 
-use super::bench::{Bench, golden};
+use super::bench::{Bench, golden, lines};
 use super::grammar;
 use super::models::mutate_json;
 use super::rows::packed;
+use super::tokenizers;
 use super::{Rng, Verdict, bytes, json_value, refused};
 use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
 use serde_json::{Value, json};
@@ -30,6 +31,17 @@ fn use_tokenizer(b: &Bench) -> Verdict {
         }
     }
     Ok(true)
+}
+
+/// Tokenizers of other parts.
+pub fn parts(b: &Bench, rng: &mut Rng) -> Verdict {
+    let good: Value = serde_json::from_slice(&std::fs::read(golden().join("tokenizer.json")).unwrap()).unwrap();
+    b.write("m/tokenizer.json", tokenizers::tokenizer(rng, &good).to_string());
+    match rng.below(3) {
+        0 => packed(b, "rows.jsonl", &chats(rng)),
+        1 => packed(b, "rows.jsonl", lines(&b.rows[..4]).as_bytes()),
+        _ => use_tokenizer(b),
+    }
 }
 
 /// The files beside tokenizer.json, each with what tools write into it.

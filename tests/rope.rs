@@ -88,7 +88,7 @@ fn longrope_turns_a_whole_group_or_says_why_not() {
         pairs: vec![(0, 1, 1.0)],
     };
     let alone = |g: &Group| {
-        let one = |r: &Vec<u32>| Group { responses: vec![r.clone()], pairs: vec![], ..g.clone() };
+        let one = |r: &[u32]| Group { responses: vec![r.to_vec()], pairs: vec![], ..g.clone() };
         g.responses.iter().flat_map(|r| score(&be, &m, &[pack(&[one(r)], 0)])).collect::<Vec<_>>()
     };
     // Short, long, short again, in one micro-batch.
@@ -112,7 +112,8 @@ fn longrope_turns_a_whole_group_or_says_why_not() {
     assert!((got - want).abs() < 1e-7 * (1.0 + want.abs()) && want.abs() > 1e-6, "{got} {want}");
     // A prompt with a short row and a long one has no keys for both.
     let mixed = pack(&[group(4, [6, 7])], 0);
-    let error = workspace(&be, &m, &[mixed.clone()], false).load_batch(&be, &mixed).unwrap_err().to_string();
+    let error =
+        workspace(&be, &m, std::slice::from_ref(&mixed), false).load_batch(&be, &mixed).unwrap_err().to_string();
     assert_eq!(
         error,
         "a prompt has rows of 10 and of 11 tokens, but this model's `longrope` turns rows of more than 10 tokens by other \

@@ -319,7 +319,7 @@ fn what_is_ambiguous_or_not_for_us_is_refused() {
         ),
     ];
     for (row, why) in cases {
-        let e = refused(&[row.clone()]);
+        let e = refused(std::slice::from_ref(&row));
         assert!(e.starts_with(&format!("line 1: {why}")), "{row}: {e}");
     }
     // No picture is there.

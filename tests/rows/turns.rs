@@ -5,6 +5,7 @@ use super::*;
 use fusedpo::data::pack::{AssistantTurns, DropReason};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::Dataset;
+use fusedpo::data::text::TemplateChoice;
 
 /// Rows of [`packed`] that `sft` learns, by row and place.
 fn learned(rows: &[Value], turns: AssistantTurns) -> Vec<(u64, u32)> {
@@ -78,8 +79,8 @@ fn every_turn_is_learned_after_what_was_said_before_it() {
             .unwrap();
     assert_eq!((got.len(), report.dropped[&DropReason::EmptyResponse].responses, report.rows_kept), (1, 1, 1));
     let dialogue = json!({"messages": list(&[u, a, v, b])});
-    assert_eq!(learned(&[dialogue.clone()], AssistantTurns::All), [(0, 0), (0, 1)]);
-    assert_eq!(learned(&[dialogue.clone()], AssistantTurns::Last), [(0, 0)]);
+    assert_eq!(learned(std::slice::from_ref(&dialogue), AssistantTurns::All), [(0, 0), (0, 1)]);
+    assert_eq!(learned(std::slice::from_ref(&dialogue), AssistantTurns::Last), [(0, 0)]);
     // What compares or judges is refused, and so is what has no turns.
     for row in [
         json!({"prompt": "p", "chosen": "a", "rejected": "b"}),
@@ -94,4 +95,23 @@ fn every_turn_is_learned_after_what_was_said_before_it() {
     assert!(e.ends_with("`options.assistant_turns` all has no effect: no row is a conversation; leave it out"), "{e}");
     let last = refused(&[json!({"messages": [say("user", "q"), {"role": "assistant", "content": "a", "weight": 0}]})]);
     assert!(last.contains("the last of `messages` has weight 0"), "{last}");
+}
+
+/// Each turn is rendered as when it was asked: with its own reasoning, and without that of the turns before it.
+#[test]
+fn a_turn_is_rendered_as_when_it_was_asked() {
+    let template = "{% for m in messages %}<|turn|>{{ m['role'] }}\n{% if loop.last and m['thinking'] %}({{ m['thinking'] }})\
+        {% endif %}{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}";
+    let thought = |text: &str, thinking: &str| json!({"role": "assistant", "content": text, "thinking": thinking});
+    let messages = [say("user", "q"), thought("a", "first"), say("user", "v"), thought("b", "second")];
+    let place = Place::new();
+    let mut o = place.options("rows.jsonl", json!({"messages": messages}).to_string());
+    o.tokenizer_options.chat_template = TemplateChoice::File(place.write("t.jinja", template));
+    o.assistant_turns = AssistantTurns::All;
+    run(&o);
+    let want = [
+        format!("0.0 {} label true", asked(&[("user", "q")], "(first)a")),
+        format!("0.1 {} label true", asked(&[("user", "q"), ("assistant", "a"), ("user", "v")], "(second)b")),
+    ];
+    assert_eq!(place.contents(&o.out, Split::Train), want);
 }

@@ -166,7 +166,7 @@ fn a_call_without_words_is_a_response() {
 #[test]
 fn columns_that_nobody_uses() {
     let place = Place::new();
-    let odd = r#""a": NaN, "b": [1, {"c": -Infinity, "\"d": "NaN"}], "e": {"f": Infinity}, "g": 1e300, "h": [[], {}], "i": true"#;
+    let odd = r#""a": NaN, "b": [1, {"c": -Infinity, "\"d": "NaN"}], "e": {"f": Infinity}, "g": 1e400, "h": [[], {}], "i": true"#;
     let report =
         run(&place.options("rows.jsonl", format!(r#"{{"prompt": "p", "completion": "Infinity \" NaN", {odd}}}"#)));
     assert_eq!(place.contents(&place.dir.path().join("out"), Split::Train), [r#"0.0 p>Infinity " NaN</s>"#]);
@@ -178,6 +178,7 @@ fn columns_that_nobody_uses() {
             "`weight` holds Infinity, which means nothing here",
         ),
         (r#"{"prompt": "p", "responses": ["a"], "scores": [NaN]}"#, "`scores` holds NaN, which means nothing here"),
+        (r#"{"prompt": "p", "responses": ["a"], "scores": [1e999]}"#, "`scores` holds 1e999, which means nothing here"),
         (r#"{"prompt": "p", "completion": nan}"#, "malformed JSON at column 32: expected ident"),
     ] {
         let e = pack(&Place::new().options("rows.jsonl", row), &mut |_| Ok(())).unwrap_err().to_string();

@@ -25,7 +25,8 @@ pub(super) fn what_it_was(value: &Value) -> Option<&str> {
 /// The object in `text`, a JSON text but for Python's numbers; every column that holds one is a mark. `None` where it is
 /// something else.
 pub(super) fn object(text: &str) -> Option<Map<String, Value>> {
-    let Ok(Value::Object(mut map)) = integers::value(&marked(text)?) else { return None };
+    let marked = marked(text).filter(|_| text.trim_start().starts_with('{'))?; // a number by itself is no object
+    let Ok(Value::Object(mut map)) = integers::value(&marked) else { return None };
     for value in map.values_mut() {
         if let Some(what) = inside(value) {
             *value = mark(&what);
@@ -59,6 +60,18 @@ fn marked(text: &str) -> Option<String> {
                     continue;
                 }
             }
+            b'0'..=b'9' if !in_string => {
+                // What Python reads as infinite, and JSON's readers refuse.
+                let len = bytes[at..].iter().position(|c| !b"+-.0123456789eE".contains(c)).unwrap_or(bytes.len() - at);
+                if text[at..at + len].parse().is_ok_and(f64::is_infinite) {
+                    let sign = usize::from(at > done && bytes[at - 1] == b'-');
+                    out += &text[done..at - sign];
+                    out += &mark(&text[at - sign..at + len]).to_string();
+                    done = at + len;
+                }
+                at += len;
+                continue;
+            }
             _ => {}
         }
         at += 1;
@@ -77,6 +90,9 @@ mod tests {
         assert_eq!(what_it_was(&map["b"]), Some("-Infinity"));
         assert_eq!((what_it_was(&map["d"]), what_it_was(&map["e"])), (None, None));
         assert_eq!((&map["d"], &map["e"]), (&Value::from("NaN \" Infinity"), &Value::from(-1)));
+        let map = object(r#"{"a": [1e400], "b": -1e999, "c": "1e400", "d": 1e-400, "e": 12}"#).unwrap();
+        assert_eq!((what_it_was(&map["a"]), what_it_was(&map["b"])), (Some("1e400"), Some("-1e999")));
+        assert_eq!((&map["c"], &map["d"], &map["e"]), (&Value::from("1e400"), &Value::from(0.0), &Value::from(12)));
         for other in [r#"{"a": 1}"#, "NaN", "[NaN]", r#"{"a": NaNs}"#, r#"{"a": "NaN}"#, "{\"a\": NaN, \"\\"] {
             assert!(object(other).is_none(), "{other}");
         }

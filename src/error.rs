@@ -55,6 +55,10 @@ pub enum Error {
     /// Training cannot go on: non-finite values, or the step-0 proof failed.
     #[error("{0}")]
     Training(String),
+    /// Somebody who follows the work ended it in order, by [`Flow::Stop`](crate::observe::Flow::Stop) or
+    /// [`Flow::Pause`](crate::observe::Flow::Pause), before it had its result. What is kept of it, and how it goes on.
+    #[error("{0}")]
+    Stopped(String),
 }
 
 /// `std::result::Result` with this crate's [`Error`].
@@ -85,12 +89,19 @@ impl Error {
         Error::Usage(why.into())
     }
 
+    /// An [`Error::Stopped`].
+    pub fn stopped(why: impl Into<String>) -> Self {
+        Error::Stopped(why.into())
+    }
+
     /// The process exit code: 2 for what the user can mend (options, files, paths, permissions, a full disk), 1 for the
-    /// rest (failing hardware, non-finite training, bugs).
+    /// rest (failing hardware, non-finite training, bugs). What was stopped ends as Ctrl-C ends a program, by 130, unless
+    /// whoever heard the signal knows another.
     pub fn exit_code(&self) -> u8 {
         use std::io::ErrorKind::*;
         match self {
             Error::Usage(_) | Error::File { .. } => 2,
+            Error::Stopped(_) => 130,
             Error::Io { source, .. } => match source.kind() {
                 NotFound | PermissionDenied | AlreadyExists | NotADirectory | IsADirectory | DirectoryNotEmpty
                 | ReadOnlyFilesystem | StorageFull | QuotaExceeded | FileTooLarge | InvalidInput | InvalidData

@@ -10,8 +10,9 @@
 //!    [`ShardWriter`](data::shard::ShardWriter) for data of one's own kind. [`Dataset`](data::shard::Dataset) reads them.
 //! 2. A model directory is opened: [`ModelDir`](model::ModelDir). [`Model::load`](model::Model::load) gives weights on a
 //!    backend, such as [`backend::cpu::Cpu`]; [`device::dispatch`] finds the backend for a choice.
-//! 3. A run: [`train::run::train`] with [`TrainOptions`](train::options::TrainOptions). It fills a new folder with
-//!    `config.toml`, `metrics.jsonl` and the trained model. [`train::reference::ensure`] is its reference pass alone.
+//! 3. A run: [`train::run::train`] with [`TrainOptions`](train::options::TrainOptions). It fills a new folder with `run.json`,
+//!    `config.toml`, `metrics.jsonl`, checkpoints and the trained model, or goes on with one
+//!    ([`ResumeOptions`](train::options::ResumeOptions)). [`train::reference::ensure`] is its reference pass alone.
 //! 4. What came out: [`train::eval::evaluate`], [`train::kl::estimate`], [`model::generate()`], and [`model::export()`].
 //!
 //! Work that takes long is told to an [`Observe`](observe::Observe), which may end it in order; nobody listens with
@@ -77,7 +78,7 @@
 //! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
 //!   what of a stranger's folder may be opened at all.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs. Knows no device and no plan.
-//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and Ctrl-C are in [`commands`]. Knows
+//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and signals are in [`commands`]. Knows
 //!   plain numbers, no device.
 //! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans.
 //!   Knows tokens, never logits.
@@ -87,7 +88,8 @@
 //! - [`model`]: a directory opened once, configuration, parameter table, loading and export, forward and backward written
 //!   out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
-//!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, runs.
+//!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, checkpoints
+//!   ([`train::checkpoint`]), records ([`train::record`]), runs.
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`say`]: the one place that prints, and makes visible what a terminal would obey.
@@ -109,10 +111,13 @@
 //!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
 //!   proves it or does not start.
 //! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads.
+//! - A run that goes on from a checkpoint comes to the bytes of one that nobody disturbed, in weights and metrics: what decides a
+//!   bit is in the [`State`](train::state::State) with its [`Clock`](train::clock::Clock), or in the
+//!   [`Identity`](train::checkpoint::Identity) that the checkpoint refuses to be without. Observers hold nothing of the kind.
 //! - The loss is a mean over the pairs of the whole step: gradients do not depend on how it was cut into micro-batches.
 //! - A model's directory is opened once a command ([`model::ModelDir`]): its configuration is read once, each of its files
 //!   is hashed once, and reference, policy and export come from the same bytes.
-//! - Files appear whole or not at all: a temporary sibling, then a rename. A device, a pipe or a link that the user named
+//! - Files appear whole or not at all, a checkpoint's folder too: a temporary sibling, then a rename. A device, a pipe or a link that the user named
 //!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         {
             ExitCode::SUCCESS
         }
+        Err(e @ Error::Stopped(_)) => fail(&Cli::flags().error(&e), signal::exit_code().unwrap_or(e.exit_code())),
         Err(e) => fail(&Cli::flags().error(&e), e.exit_code()),
     }
 }

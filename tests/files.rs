@@ -142,7 +142,7 @@ fn a_run_that_did_not_begin_leaves_nothing_and_one_that_did_keeps_all() {
     drop(RunDir::create(&path, "seed = 1\n").unwrap());
     assert!(names(dir.path()).is_empty());
     let row = serde_json::Map::from_iter([("step".to_owned(), serde_json::json!(1))]);
-    let mut run = RunDir::create(&path, "seed = 1\n").unwrap();
+    let run = RunDir::create(&path, "seed = 1\n").unwrap();
     run.log(&row).unwrap();
     // Another run in the same process or another one.
     let e = RunDir::refuse_taken(&path).unwrap_err().to_string();

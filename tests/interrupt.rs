@@ -49,7 +49,7 @@ fn an_interrupted_reference_pass_keeps_what_it_has() {
     wait_for(&mut err, "reference ");
     signal(&child, "INT");
     let (rest, code) = end(child, err);
-    assert_eq!(code, Some(1), "{rest}");
+    assert_eq!(code, Some(128 + 2), "{rest}");
     let last = rest.lines().last().unwrap();
     let left = last.strip_prefix("fusedpo: stopped: ").unwrap_or_else(|| panic!("{rest}"));
     let left: u64 =
@@ -76,4 +76,96 @@ fn a_second_ctrl_c_ends_at_once() {
     assert_eq!(code, Some(130), "{rest}");
     assert!(!rest.contains("saved"), "{rest}");
     assert!(!cli.path("r/model.safetensors").exists());
+}
+
+/// Every signal that asks for an end: the step is finished, checkpoint and model are there, the exit code says which it was, and
+/// the command that is printed goes on from there.
+#[test]
+fn each_signal_stops_a_run_that_then_goes_on() {
+    let cli = Cli::with_data();
+    let base = "--model m --data d --device cpu --learning-rate 1e-3 --lr-scheduler-type constant";
+    for (name, number, stage) in [("INT", 2, "sft"), ("TERM", 15, "dpo"), ("HUP", 1, "sft"), ("USR1", 10, "dpo")] {
+        let out = format!("r {name}");
+        let args = format!("{stage} {base} --max-steps 1000000 --eval-steps 0");
+        let mut command = cli.command(&args);
+        command.args(["--out", &out]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let child = command.spawn().unwrap();
+        let metrics = cli.path(&format!("{out}/metrics.jsonl"));
+        let begun = std::time::Instant::now();
+        while !std::fs::read_to_string(&metrics).is_ok_and(|t| t.lines().count() > 5) {
+            assert!(begun.elapsed().as_secs() < 60, "it takes no steps");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        signal(&child, name);
+        let ran = finish(child);
+        assert_eq!(ran.code, 128 + number, "{name}: {ran:?}");
+        let last = ran.err.lines().last().unwrap();
+        let (said, again) = last.split_once("; this goes on: fusedpo ").unwrap_or_else(|| panic!("{ran:?}"));
+        let step: u64 = said.split(' ').nth(4).unwrap().parse().unwrap();
+        assert_eq!(said, format!("fusedpo: stopped after step {step} of 1000000, with checkpoint-{step}"));
+        let run: Value = serde_json::from_str(&cli.text(&format!("{out}/run.json"))).unwrap();
+        let state = [&run["outcome"], &run["steps_done"], &run["steps_asked"]];
+        assert_eq!(state, [&json!("stopped"), &json!(step), &json!(1000000)]);
+        assert!(run["end"].is_string() && run["start"].is_string());
+        // As printed, quotes and all, through a shell; two steps more.
+        let line = format!("'{}' {again} --max-steps {}", env!("CARGO_BIN_EXE_fusedpo"), step + 2);
+        let ran = std::process::Command::new("sh").args(["-c", &line]).current_dir(cli.dir.path()).output().unwrap();
+        assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
+        cli.ok(&format!("{stage} {base} --max-steps {} --out peace-{name} --save-steps 0", step + 2));
+        let [a, b] = [out.as_str(), &format!("peace-{name}")].map(|o| cli.bytes(&format!("{o}/model.safetensors")));
+        assert!(a == b, "{name}: other weights");
+        assert_eq!(cli.json_lines(&format!("{out}/metrics.jsonl")).last().unwrap()["step"], json!(step + 2));
+    }
+}
+
+/// `sft && dpo`: what comes after a stop does not begin.
+#[test]
+fn nothing_begins_after_a_stop() {
+    let cli = Cli::with_data();
+    let program = env!("CARGO_BIN_EXE_fusedpo");
+    let script = format!(
+        "'{program}' sft --model m --data d --device cpu --out s --max-steps 1000000 & pid=$!; \
+         while [ $(wc -l < s/metrics.jsonl 2>/dev/null || echo 0) -lt 4 ]; do sleep 0.01; done; \
+         kill -TERM $pid; wait $pid && '{program}' dpo --model s --data d --device cpu --out p; echo code $?"
+    );
+    let ran = std::process::Command::new("sh").args(["-c", &script]).current_dir(cli.dir.path()).output().unwrap();
+    let out = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(out.ends_with("code 143\n") && !cli.path("p").exists(), "{out}");
+}
+
+/// A run under `nohup` outlives its terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn an_ignored_hangup_stays_ignored() {
+    let cli = Cli::with_data();
+    let program = env!("CARGO_BIN_EXE_fusedpo");
+    let script = format!(
+        "trap '' HUP; '{program}' sft --model m --data d --device cpu --out s --max-steps 1000000 & pid=$!; \
+         while [ $(wc -l < s/metrics.jsonl 2>/dev/null || echo 0) -lt 4 ]; do sleep 0.01; done; \
+         kill -HUP $pid; sleep 0.3; kill -0 $pid && echo alive; kill -TERM $pid; wait $pid; echo code $?"
+    );
+    let ran = std::process::Command::new("sh").args(["-c", &script]).current_dir(cli.dir.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "alive\ncode 143\n");
+}
+
+#[test]
+fn other_commands_end_by_their_signal_too() {
+    let cli = Cli::new();
+    cli.write_rows("rows.jsonl", &many(60_000));
+    let mut child = cli.spawn("pack --tokenizer m --input rows.jsonl --out d");
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    signal(&child, "TERM");
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{err}");
+    assert!(err.ends_with("fusedpo: stopped; nothing was written\n"), "{err}");
+    assert!(!cli.path("d").exists() && cli.names("", ".tmp").is_empty());
+    cli.ok("pack --tokenizer m --input rows.jsonl --out d");
+    let mut child = cli.spawn("score --model m --data d --out s.jsonl");
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    wait_for(&mut err, "score ");
+    signal(&child, "HUP");
+    let (rest, code) = end(child, err);
+    assert_eq!(code, Some(129), "{rest}");
+    assert!(!cli.path("s.jsonl").exists());
 }

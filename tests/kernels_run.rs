@@ -174,7 +174,7 @@ fn a_device_lost_in_the_middle_leaves_nothing_half_written() {
                 Err(_) => continue,
             };
             assert!(
-                left.iter().all(|f| f == "config.toml" || f == "metrics.jsonl"),
+                left.iter().all(|f| ["config.toml", "metrics.jsonl", "run.json"].contains(&f.as_str())),
                 "{name}, call {healthy}: {left:?}"
             );
             let rows = cli.json_lines(&format!("{name}-{i}/metrics.jsonl"));

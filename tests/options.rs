@@ -20,6 +20,8 @@ enum Changes {
     Dtype,
     /// The same weights to the bit, and a file that is not there without.
     File(&'static str),
+    /// The same weights and metrics: what it changes is held by tests/resume.rs.
+    Same,
     /// A refusal that names what was asked for.
     Refusal(&'static str),
 }
@@ -45,6 +47,10 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--dtype", "bf16", Weights),
     ("--save-dtype", "bf16", Dtype),
     ("--seed", "43", Weights),
+    ("--save-steps", "2", Words(": saved ")),
+    ("--save-total-limit", "1", Same),
+    ("--resume", "auto", Same),
+    ("--allow-other-numerics", "", Refusal("--resume")),
     ("--device", "cuda", Refusal("--device cuda")),
     ("--eval-steps", "2", Rows),
     ("--gradient-checkpointing", "", Words("  gate_up")),
@@ -139,6 +145,10 @@ fn check(cli: &Cli, stage: &str, options: &[(&str, &str, Changes)]) {
                 assert_ne!(said(&with), said(&without), "{what}: nothing else is said");
                 // Micro-batches of another size add up in another order.
                 assert!(same || *option == "--token-budget", "{what} must not change the weights");
+            }
+            Same => {
+                assert!(same, "{what} must not change the weights");
+                assert_eq!(without_times(&with.metrics), without_times(&without.metrics), "{what}");
             }
             Rows => {
                 assert!(same, "{what} must not change the weights");

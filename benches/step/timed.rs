@@ -94,6 +94,7 @@ impl<B: Backend> Device for Timed<B> {
     }
     passed_on! {
         fingerprint() -> String;
+        products() -> &'static str;
         description() -> String;
         zeros[T: Storage](name: &str, len: usize) -> Result<B::Buf<T>>;
         memory_table() -> Vec<(String, usize)>;

@@ -20,7 +20,7 @@ impl Flags {
     /// What an error says to people.
     pub fn error(&self, e: &Error) -> String {
         match e {
-            Error::Usage(_) | Error::Device(_) | Error::Training(_) => self.reason(&e.to_string()),
+            Error::Usage(_) | Error::Device(_) | Error::Training(_) | Error::Stopped(_) => self.reason(&e.to_string()),
             _ => self.text(&e.to_string()),
         }
     }

@@ -4,6 +4,7 @@ use super::choice::named;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::Dataset;
+use crate::data::sidecar::Pruned;
 use crate::device::{self, Task};
 use crate::error::Result;
 use crate::model::ModelDir;
@@ -12,6 +13,7 @@ use crate::say;
 use crate::train::check::{check_data, open_splits};
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::reference::{self, ReferenceReport};
+use crate::units;
 use std::path::PathBuf;
 
 /// Options of `fusedpo reference`.
@@ -26,6 +28,9 @@ pub struct ReferenceArgs {
     /// Folder for the sidecars [default: beside the shards]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// Remove the sidecars that this model and precision do not use, and compute nothing
+    #[arg(long)]
+    pub prune: bool,
     /// Token slots of a micro-batch; as in the run that will read the result
     #[arg(long)]
     pub token_budget: Option<usize>,
@@ -39,7 +44,13 @@ pub struct ReferenceArgs {
 
 /// Runs the command.
 pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
-    let r = device::dispatch(args.device, args.dtype, Pass(args, observe))?;
+    let r = match device::dispatch(args.device, args.dtype, Pass(args, observe))? {
+        Done::Computed(r) => r,
+        Done::Pruned(Pruned { removed, bytes, kept }) => {
+            say!("{removed} sidecars removed, {}; {kept} stay", units::bytes(bytes as usize));
+            return Ok(());
+        }
+    };
     let found = r.responses - r.computed.min(r.responses);
     let speed = if r.seconds > 0.0 { r.tokens as f64 / r.seconds } else { 0.0 };
     say!(
@@ -54,9 +65,15 @@ pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
 
 struct Pass<'a>(&'a ReferenceArgs, &'a mut dyn Observe);
 
+/// What was asked for, done.
+enum Done {
+    Computed(ReferenceReport),
+    Pruned(Pruned),
+}
+
 impl Task for Pass<'_> {
-    type Out = ReferenceReport;
-    fn run<B: Backend>(self, be: &B) -> Result<ReferenceReport> {
+    type Out = Done;
+    fn run<B: Backend>(self, be: &B) -> Result<Done> {
         let Pass(a, observe) = self;
         let splits = open_splits(&a.data)?;
         let model = ModelDir::open(&a.model)?;
@@ -65,6 +82,9 @@ impl Task for Pass<'_> {
             check_data(&model, data)?;
             parts.push((data, training_slots(data, a.token_budget)?));
         }
+        if a.prune {
+            return reference::prune(be, &model, &parts, a.cache.as_deref()).map(Done::Pruned);
+        }
         let mut all = ReferenceReport::default();
         for (_, r) in reference::ensure(be, &model, &parts, a.cache.as_deref(), observe)? {
             all.responses += r.responses;
@@ -72,7 +92,7 @@ impl Task for Pass<'_> {
             all.tokens += r.tokens;
             all.seconds += r.seconds;
         }
-        Ok(all)
+        Ok(Done::Computed(all))
     }
 }
 

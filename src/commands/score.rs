@@ -145,8 +145,8 @@ fn score<B: Backend>(
                 }
             }
         }
-        if observe.on(&Event::Progress { done, beside: format_args!("") })? == Flow::Stop {
-            return Err(Error::Training("stopped; nothing was written".into()));
+        if observe.on(&Event::Progress { done, beside: format_args!("") })? != Flow::On {
+            return Err(Error::stopped("stopped; nothing was written"));
         }
     }
     observe.tell(&Event::End)?;

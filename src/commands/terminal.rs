@@ -1,4 +1,4 @@
-//! What a person sees of long work, on stderr; and Ctrl-C.
+//! What a person sees of long work, on stderr; and the signals that end it.
 
 use super::flags::Flags;
 use super::progress::Progress;
@@ -9,7 +9,7 @@ use crate::units::bytes;
 use crate::{note, say};
 use std::path::Path;
 
-/// Bars on a terminal, plain lines elsewhere; asks to stop once Ctrl-C was pressed.
+/// Bars on a terminal, plain lines elsewhere; pauses the work once a signal came.
 pub struct Terminal {
     flags: Flags,
     /// Tasks within tasks.
@@ -84,10 +84,14 @@ impl Observe for Terminal {
             }
             Event::Memory { parts, device } => self.memory(parts, device),
             Event::RunBegins { .. } => signal::saves(),
+            Event::Checkpoint { step, path, bytes: size, seconds } => {
+                let path = path.display();
+                self.say(&format!("step {step}: saved {path}, {} in {seconds:.1} s", bytes(size as usize)));
+            }
             Event::Saved { path, updated, changed } => self.saved(path, updated, changed),
             _ => {}
         }
-        Ok(if signal::stop_requested() { Flow::Stop } else { Flow::On })
+        Ok(if signal::stop_requested() { Flow::Pause } else { Flow::On })
     }
 }
 

@@ -16,7 +16,9 @@ use crate::train::eval;
 use crate::train::group::{Group, first_line};
 use crate::train::optim::OptimizerChoice;
 use crate::train::options::{LossOptions, ReferenceOptions, Stage, TrainOptions};
-use crate::train::run::{self, Summary};
+use crate::train::record::{Outcome, Record};
+use crate::train::resume;
+use crate::train::run::{self, Ended, Summary};
 use crate::train::schedule::SchedulerType;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -85,6 +87,19 @@ pub struct TrainFlags {
     /// Precision of the saved weights [default: source]
     #[arg(long, value_parser = named::<SaveDtype>())]
     pub save_dtype: Option<SaveDtype>,
+    /// Steps between checkpoints; 0: only when the run is stopped [default: a tenth of the run, and at least 10 minutes]
+    #[arg(long, value_name = "N")]
+    pub save_steps: Option<u64>,
+    /// Checkpoints to keep, the last ones; 0: all [default: 2]
+    #[arg(long, value_name = "N")]
+    pub save_total_limit: Option<usize>,
+    /// Go on from the last checkpoint in --out (auto; without one the run begins) or from RUN/checkpoint-STEP: the same bits
+    /// as of a run that was never stopped
+    #[arg(long, value_name = "auto|DIR")]
+    pub resume: Option<PathBuf>,
+    /// Go on even where another CPU, GPU or precision would give other bits; run.json records it
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_other_numerics: Option<bool>,
     /// Seed of the data order [default: 42]
     #[arg(long)]
     pub seed: Option<u64>,
@@ -150,9 +165,24 @@ impl Task for Train<'_> {
 }
 
 fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut dyn Observe) -> Result<()> {
-    let options = resolve(stage, config, typed)?;
-    RunDir::refuse_taken(&options.files.out)?;
+    let mut options = resolve(stage, config, typed)?;
+    options.command = std::env::args().collect();
+    if options.resume.resume.is_none() {
+        refuse_taken(&options.files.out)?;
+    }
+    if let Some(said) = resume::finished(&options) {
+        say!("{said}");
+        return Ok(());
+    }
     let s = device::dispatch(options.compute.device, options.compute.dtype, Train(&options, observe))?;
+    if s.ended == Ended::Paused {
+        let (steps, asked) = (s.steps, s.steps_asked);
+        let from = s.checkpoint.map_or("no checkpoint".to_owned(), |step| format!("checkpoint-{step}"));
+        let again = again(stage, &options.files.out);
+        return Err(Error::stopped(format!(
+            "stopped after step {steps} of {asked}, with {from}; this goes on: {again}"
+        )));
+    }
     say!(
         "{} steps in {:.1} s ({:.1} s for the reference): {}",
         s.steps,
@@ -165,6 +195,27 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
         say!("held-out after:  {}", eval::line(last));
     }
     Ok(())
+}
+
+/// Refuses a folder that is in use; of a run that ended before its last step, says how it goes on.
+fn refuse_taken(out: &Path) -> Result<()> {
+    let refused = RunDir::refuse_taken(out);
+    let unfinished = Record::read(out).filter(|r| r.outcome != Outcome::Finished && !RunDir::is_taken(out));
+    if let (Err(_), Some(run)) = (&refused, unfinished) {
+        let (done, asked) = (run.steps_done, run.steps_asked);
+        note!("{}: a run of {done} of {asked} steps; --resume auto goes on with it", out.display());
+    }
+    refused
+}
+
+/// The command that goes on with the run in `out`, from where this one was started.
+fn again(stage: Stage, out: &Path) -> String {
+    let word = |path: &Path| {
+        let text = path.display().to_string();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+        if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    format!("fusedpo {stage} --config {} --out {} --resume auto", word(&out.join("config.toml")), word(out))
 }
 
 /// What was typed, over the keys of the file `config`, over the defaults; checked.

@@ -279,7 +279,7 @@ fn command(stage: Stage, given: &Given) -> String {
 /// What ends a training run after its step ends the demo too.
 pub fn go_on(observe: &mut dyn Observe) -> Result<()> {
     match observe.on(&Event::Tick)? {
-        Flow::Stop => Err(Error::Training("the demo was stopped; the next one begins anew".into())),
+        Flow::Stop | Flow::Pause => Err(Error::stopped("the demo was stopped; the next one begins anew")),
         Flow::On => Ok(()),
     }
 }

@@ -139,6 +139,11 @@ impl MadeFolders {
         Ok(Self { made })
     }
 
+    /// None: what is there stays.
+    pub(crate) fn none() -> Self {
+        Self { made: Vec::new() }
+    }
+
     /// They stay from now on.
     pub fn keep(&mut self) {
         self.made.clear();
@@ -157,6 +162,11 @@ impl Drop for MadeFolders {
 /// Makes `path` and the folders that it lies in, where they are missing; they stay.
 pub fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::io(path, "create"))
+}
+
+/// Takes a file away.
+pub fn remove_file(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(Error::io(path, "remove"))
 }
 
 /// Refuses a file, or a folder that holds anything: said before the work, not after it.

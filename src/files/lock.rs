@@ -4,15 +4,19 @@ use crate::error::{Error, Result};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-/// Takes a new file that nobody else can have taken yet, until it is closed.
+/// Takes `file`, which was opened at `path`, until it is closed; false where another process has it.
 ///
-/// A file system without locks (some network ones) is no error: there [`taken`] never says yes.
-pub(crate) fn take_new(file: &File, path: &Path) -> Result<()> {
-    match file.lock() {
-        Err(e) if e.kind() != std::io::ErrorKind::Unsupported && e.raw_os_error() != Some(libc::ENOLCK) => {
-            Err(Error::io(path, "lock")(e))
+/// A file system without locks (some network ones) is no error: there everybody may take it, and [`taken`] never says yes.
+pub(crate) fn take(file: &File, path: &Path) -> Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(e))
+            if e.kind() == std::io::ErrorKind::Unsupported || e.raw_os_error() == Some(libc::ENOLCK) =>
+        {
+            Ok(true)
         }
-        _ => Ok(()),
+        Err(TryLockError::Error(e)) => Err(Error::io(path, "lock")(e)),
     }
 }
 

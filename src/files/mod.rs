@@ -26,13 +26,13 @@ pub(crate) mod sorter;
 pub(crate) mod target;
 
 pub use atomic::{AtomicFile, write, write_new};
-pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied};
+pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied, remove_file};
 pub use leftover::sweep_files;
 pub use map::Map;
 pub use open::{Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER, cut_short, open, read, read_at, read_text};
 pub use parts::{PARTS, PartReader, Parts};
 pub use records::{Log, LogReader};
-pub use run_dir::RunDir;
+pub use run_dir::{CheckpointDir, MetricsMark, RunDir};
 pub use scratch::{ScratchFolder, Spool, scratch_file, scratch_folder};
 pub use sorter::{Key, Sorted, Sorter};
 pub use target::Target;

@@ -1,50 +1,139 @@
 //! The folder of a run.
 
 use crate::error::{Error, Result};
-use crate::files::atomic::write_new;
-use crate::files::folder::{MadeFolders, refuse_occupied};
+use crate::files::atomic::{write, write_new};
+use crate::files::folder::{AtomicFolder, MadeFolders, refuse_occupied};
 use crate::files::lock;
+use crate::files::open::{MOST_TEXT, read_text};
+use crate::files::paths::sync_folder;
 use serde_json::{Map, Value};
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+const RECORD: &str = "run.json";
+/// A run that went on many thousand times has a long one.
+const MOST_RECORD: u64 = 64 << 20;
+const CHECKPOINT: &str = "checkpoint-";
 
-/// A new folder that a run fills: `config.toml`, `metrics.jsonl`, and in the end the model. One process at a time has it.
+/// A folder that a run fills: `run.json`, `config.toml`, `metrics.jsonl`, checkpoints, and in the end the model. One process
+/// at a time has it: `metrics.jsonl` is locked as long as it lives, and is therefore never replaced, only added to and cut.
 ///
-/// Dropped before its first line of metrics is written, it takes its files away again: a run that could not begin leaves nothing,
-/// and the same command can be given again.
+/// A new one that is dropped before its first line of metrics is written takes its files away again: a run that could not
+/// begin leaves nothing, and the same command can be given again. One that was opened again keeps all it has.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
     /// Open, and locked, as long as the run lives.
     metrics: File,
-    begun: bool,
+    begun: Cell<bool>,
+    /// Length and CRC-32 of `metrics.jsonl`.
+    written: RefCell<(u64, crc32fast::Hasher)>,
     // Dropped after `drop` has removed what lies in them.
-    made: MadeFolders,
+    made: RefCell<MadeFolders>,
+}
+
+/// What `metrics.jsonl` held at some time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricsMark {
+    /// Bytes.
+    pub bytes: u64,
+    /// Their CRC-32.
+    pub crc32: u32,
+}
+
+/// A checkpoint of a run, by its name alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointDir {
+    /// Steps taken before it.
+    pub step: u64,
+    /// `RUN/checkpoint-STEP`.
+    pub path: PathBuf,
 }
 
 impl RunDir {
     /// Makes `path`, which must not exist or be empty, and writes `config.toml`.
     pub fn create(path: &Path, config: &str) -> Result<Self> {
+        Self::begin(path, None, config)
+    }
+
+    /// [`RunDir::create`], with `record` as `run.json`, which is written first.
+    pub fn begin(path: &Path, record: Option<&[u8]>, config: &str) -> Result<Self> {
         Self::refuse_taken(path)?;
         let made = MadeFolders::make(path)?;
         let metrics = new_file(&path.join(METRICS))?;
         // From here on its drop takes away what was made.
-        let this = Self { path: path.to_owned(), metrics, begun: false, made };
-        lock::take_new(&this.metrics, &path.join(METRICS))?;
+        let this = Self::of(path, metrics, made);
+        if !lock::take(&this.metrics, &path.join(METRICS))? {
+            // Whoever has it also writes to it: not ours to take away.
+            this.begun.set(true);
+            return Err(taken(path));
+        }
+        if let Some(record) = record {
+            write_new(&path.join(RECORD), record)?;
+        }
         write_new(&path.join(CONFIG), config.as_bytes())?;
         Ok(this)
+    }
+
+    /// Opens the folder of a run that ended, however it ended. Nothing in it is changed yet.
+    ///
+    /// Errors: another process is at it; it is not there, no run's, or cannot be written to.
+    pub fn reopen(path: &Path) -> Result<Self> {
+        let metrics = path.join(METRICS);
+        if !fs::symlink_metadata(&metrics).is_ok_and(|m| m.is_file()) {
+            return Err(Error::file(path, format!("is not the folder of a run: it has no {METRICS}; name another")));
+        }
+        // For writing, too: so it is known before the work that it can be added to.
+        let file = File::options().read(true).append(true).open(&metrics).map_err(Error::io(&metrics, "open"))?;
+        if !lock::take(&file, &metrics)? {
+            return Err(taken(path));
+        }
+        // The folder itself may be another's.
+        tempfile::Builder::new()
+            .prefix(".tmp-")
+            .suffix(".part")
+            .tempfile_in(path)
+            .map_err(Error::io(path, "write to"))?;
+        let this = Self::of(path, file, MadeFolders::none());
+        this.begun.set(true);
+        Ok(this)
+    }
+
+    fn of(path: &Path, metrics: File, made: MadeFolders) -> Self {
+        let (begun, written) = (Cell::new(false), RefCell::new((0, crc32fast::Hasher::new())));
+        Self { path: path.to_owned(), metrics, begun, written, made: RefCell::new(made) }
     }
 
     /// Refuses a folder that a run cannot fill, and says so where another is at it: before the work, not after it.
     pub fn refuse_taken(path: &Path) -> Result<()> {
         match lock::taken(&path.join(METRICS)) {
-            true => Err(Error::file(path, "another run is writing to it; name a new folder")),
+            true => Err(taken(path)),
             false => refuse_occupied(path),
         }
+    }
+
+    /// Whether `path` is the folder of a run, whatever became of it.
+    pub fn is_there(path: &Path) -> bool {
+        fs::symlink_metadata(path.join(METRICS)).is_ok_and(|m| m.is_file())
+    }
+
+    /// Whether a process is at work in `path`.
+    pub fn is_taken(path: &Path) -> bool {
+        lock::taken(&path.join(METRICS))
+    }
+
+    /// The text of `path`'s `run.json`; `None` where there is none.
+    pub fn read_record(path: &Path) -> Option<String> {
+        read_text(&path.join(RECORD), MOST_RECORD).ok()
+    }
+
+    /// The text of `path`'s `config.toml`; `None` where there is none.
+    pub fn read_config(path: &Path) -> Option<String> {
+        read_text(&path.join(CONFIG), MOST_TEXT).ok()
     }
 
     /// The folder.
@@ -52,25 +141,127 @@ impl RunDir {
         &self.path
     }
 
+    /// Replaces `run.json`.
+    pub fn write_record(&self, record: &[u8]) -> Result<()> {
+        write(&self.path.join(RECORD), record)
+    }
+
+    /// Replaces `config.toml`.
+    pub fn write_config(&self, config: &str) -> Result<()> {
+        write(&self.path.join(CONFIG), config.as_bytes())
+    }
+
     /// Appends a line to `metrics.jsonl`.
-    pub fn log(&mut self, row: &Map<String, Value>) -> Result<()> {
+    pub fn log(&self, row: &Map<String, Value>) -> Result<()> {
         let line = serde_json::to_string(row).expect("a map of plain values") + "\n";
-        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join(METRICS), "write"))?;
-        self.begun = true;
-        self.made.keep();
+        (&self.metrics).write_all(line.as_bytes()).map_err(Error::io(self.path.join(METRICS), "write"))?;
+        let (bytes, crc) = &mut *self.written.borrow_mut();
+        *bytes += line.len() as u64;
+        crc.update(line.as_bytes());
+        self.begun.set(true);
+        self.made.borrow_mut().keep();
         Ok(())
+    }
+
+    /// Makes `metrics.jsonl` survive the machine, and says what it holds.
+    pub fn mark_metrics(&self) -> Result<MetricsMark> {
+        self.metrics.sync_all().map_err(Error::io(self.path.join(METRICS), "write"))?;
+        let (bytes, crc) = &*self.written.borrow();
+        Ok(MetricsMark { bytes: *bytes, crc32: crc.clone().finalize() })
+    }
+
+    /// Whether `metrics.jsonl` still begins with what it held at `mark`.
+    pub fn has_metrics(&self, mark: MetricsMark) -> Result<bool> {
+        Ok(self.crc_of_first(mark.bytes)?.is_some_and(|crc| crc.finalize() == mark.crc32))
+    }
+
+    /// Cuts from `metrics.jsonl` what came after the first `bytes`. Errors: there are fewer.
+    pub fn cut_metrics(&self, bytes: u64) -> Result<()> {
+        let path = self.path.join(METRICS);
+        let crc = self.crc_of_first(bytes)?.ok_or_else(|| Error::file(&path, "was cut short while in use"))?;
+        self.metrics.set_len(bytes).and_then(|()| self.metrics.sync_all()).map_err(Error::io(&path, "cut"))?;
+        *self.written.borrow_mut() = (bytes, crc);
+        Ok(())
+    }
+
+    /// `None` where there are fewer bytes.
+    fn crc_of_first(&self, bytes: u64) -> Result<Option<crc32fast::Hasher>> {
+        let path = self.path.join(METRICS);
+        let mut from = BufReader::new(File::open(&path).map_err(Error::io(&path, "read"))?.take(bytes));
+        let (mut crc, mut seen, mut piece) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
+        loop {
+            match from.read(&mut piece).map_err(Error::io(&path, "read"))? {
+                0 => return Ok((seen == bytes).then_some(crc)),
+                n => {
+                    crc.update(&piece[..n]);
+                    seen += n as u64;
+                }
+            }
+        }
+    }
+
+    /// The checkpoints in `path` by their steps, the first taken first.
+    pub fn checkpoints(path: &Path) -> Vec<CheckpointDir> {
+        let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+        let mut all: Vec<_> = entries
+            .flatten()
+            .filter_map(|e| {
+                let name = e.file_name().into_string().ok()?;
+                let step: u64 = name.strip_prefix(CHECKPOINT)?.parse().ok()?;
+                // Not `checkpoint-007`: there is one name for each.
+                (name == format!("{CHECKPOINT}{step}") && e.path().is_dir())
+                    .then(|| CheckpointDir { step, path: e.path() })
+            })
+            .collect();
+        all.sort_by_key(|c| c.step);
+        all
+    }
+
+    /// A new checkpoint's folder, to be filled.
+    pub fn new_checkpoint(&self, step: u64) -> Result<AtomicFolder> {
+        AtomicFolder::create(&self.path.join(format!("{CHECKPOINT}{step}")), false)
+    }
+
+    /// Takes a checkpoint away: first its name, so that no half of it is ever taken for a whole.
+    pub fn remove_checkpoint(&self, checkpoint: &CheckpointDir) -> Result<()> {
+        let away = self.path.join(format!(".{CHECKPOINT}{}.removed.tmp", checkpoint.step));
+        let _ = fs::remove_dir_all(&away); // an older one, whose removal did not end
+        fs::rename(&checkpoint.path, &away).map_err(Error::io(&checkpoint.path, "remove"))?;
+        sync_folder(&self.path)?;
+        fs::remove_dir_all(&away).map_err(Error::io(&checkpoint.path, "remove"))
+    }
+
+    /// Takes away what a process that was killed had begun to write. Nobody else writes here: the folder is taken.
+    pub fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            // What stays costs room alone.
+            let _ = match () {
+                () if name.starts_with(".tmp-") && name.ends_with(".part") => fs::remove_file(entry.path()),
+                () if name.starts_with(&format!(".{CHECKPOINT}")) && name.ends_with(".tmp") => {
+                    fs::remove_dir_all(entry.path())
+                }
+                () => Ok(()),
+            };
+        }
     }
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if !self.begun {
+        if !self.begun.get() {
             // The error that ends the run is the one to report, whatever happens here.
-            for name in [METRICS, CONFIG] {
+            for name in [METRICS, CONFIG, RECORD] {
                 let _ = fs::remove_file(self.path.join(name));
             }
         }
     }
+}
+
+fn taken(path: &Path) -> Error {
+    Error::file(path, "another run is writing to it; name a new folder")
 }
 
 /// A file of a run: never one that is there, and never through a link.
@@ -95,6 +286,8 @@ mod tests {
             assert!(e.contains("metrics.jsonl: cannot create: File exists"), "{e}");
             let e = write_new(&planted, b"x").unwrap_err().to_string();
             assert!(e.contains("metrics.jsonl: cannot create: File exists"), "{e}");
+            let e = RunDir::reopen(dir.path()).unwrap_err().to_string();
+            assert!(e.contains("is not the folder of a run"), "{e}");
             assert!(planted.is_symlink() && !dir.path().join("new").exists());
             fs::remove_file(&planted).unwrap();
         }

@@ -103,6 +103,19 @@ pub fn export<B: Backend>(
     Ok(e.report)
 }
 
+/// Writes what makes a folder with the model's weights in `save` a model directory: configuration, tokenizer, and whatever
+/// else travels with them. As [`export`] writes them.
+pub fn export_beside_weights<B: Backend>(be: &B, model: &Model<B>, out: &Path, save: SaveDtype) -> Result<()> {
+    let mut e = Exporter { be, model, master: None, out, save, report: ExportReport::default() };
+    match &model.origin {
+        Origin::Dir(dir, _) => {
+            e.side_files(dir.files().generation.as_deref(), dir.side_files()?)?;
+            e.config(dir)
+        }
+        Origin::Values(_) => e.new_config(),
+    }
+}
+
 /// A tensor to write: a parameter, or bytes copied as they are.
 struct Tensor<'a> {
     name: String,

@@ -118,7 +118,7 @@ pub fn generate_while<B: Backend>(
             g.step()?;
         }
         if !goes_on()? {
-            return Err(Error::Training("stopped while generating; nothing was written".into()));
+            return Err(Error::stopped("stopped while generating; nothing was written"));
         }
     }
     let mut all = g.out.into_iter();

@@ -41,7 +41,7 @@ pub use acts::{Keep, Workspace};
 pub use backward::backward;
 pub use config::{Architecture, ModelConfig};
 pub use dir::ModelDir;
-pub use export::{ExportReport, export};
+pub use export::{ExportReport, export, export_beside_weights};
 pub use forward::forward;
 pub use generate::{GenerateOptions, Generated, MAX_NEW_TOKENS, generate, generate_while};
 pub use head::{head, head_backward, loss};

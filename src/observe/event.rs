@@ -70,6 +70,17 @@ pub enum Event<'a> {
         /// As in `metrics.jsonl`.
         row: &'a Map<String, Value>,
     },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps taken before it.
+        step: u64,
+        /// The folder.
+        path: &'a Path,
+        /// Bytes of its files.
+        bytes: u64,
+        /// Seconds it took.
+        seconds: f64,
+    },
     /// A model was written.
     Saved {
         /// The folder.
@@ -98,8 +109,11 @@ pub struct InUse {
 pub enum Flow {
     /// It does.
     On,
-    /// It ends in order: a run finishes its step and saves.
+    /// It ends in order, and that is its end: a run finishes its step, evaluates and saves.
     Stop,
+    /// It ends soon, to be gone on with another time: a run finishes its step and saves a checkpoint and the model, and what
+    /// can be done again later is left undone.
+    Pause,
 }
 
 /// Whoever follows long work. It may end it, and changes nothing else: the same run gives the same bits, whoever looks on.
@@ -133,7 +147,8 @@ impl Observe for Both<'_> {
     }
 }
 
-/// For work that is not left half done: tells `to` everything, goes on, and keeps its answer for later.
+/// For work that is not left half done: tells `to` everything, goes on, and keeps its answer for later. Whoever answers
+/// [`Flow::Pause`] cannot wait, and is not made to.
 pub struct Later<'a> {
     to: &'a mut dyn Observe,
     flow: Flow,
@@ -145,7 +160,7 @@ impl<'a> Later<'a> {
         Self { to, flow: Flow::On }
     }
 
-    /// Whether anything was answered with [`Flow::Stop`].
+    /// All that was answered.
     pub fn flow(&self) -> Flow {
         self.flow
     }
@@ -154,20 +169,38 @@ impl<'a> Later<'a> {
 impl Observe for Later<'_> {
     fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
         self.flow = self.flow.and(self.to.on(event)?);
-        Ok(Flow::On)
+        Ok(if self.flow == Flow::Pause { Flow::Pause } else { Flow::On })
     }
 }
 
 impl Flow {
-    /// [`Flow::Stop`] where either is.
+    /// The one that ends more: [`Flow::Pause`] where either is, else [`Flow::Stop`] where either is.
     pub fn and(self, other: Flow) -> Flow {
-        if other == Flow::Stop { Flow::Stop } else { self }
+        match (self, other) {
+            (Flow::Pause, _) | (_, Flow::Pause) => Flow::Pause,
+            (Flow::Stop, _) | (_, Flow::Stop) => Flow::Stop,
+            (Flow::On, Flow::On) => Flow::On,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_pauses_does_not_wait() {
+        struct Pauses;
+        impl Observe for Pauses {
+            fn on(&mut self, _: &Event<'_>) -> Result<Flow> {
+                Ok(Flow::Pause)
+            }
+        }
+        assert_eq!(Later::new(&mut Pauses).on(&Event::Tick).unwrap(), Flow::Pause);
+        let all = [Flow::On, Flow::Stop, Flow::Pause];
+        let and = all.map(|a| all.map(|b| a.and(b)));
+        assert_eq!(and, [all, [Flow::Stop, Flow::Stop, Flow::Pause], [Flow::Pause; 3]]);
+    }
 
     /// Asks to stop at the second event, and once only.
     struct Second(u32);

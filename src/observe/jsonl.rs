@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::files::RunDir;
 
 /// Writes the rows of steps and evaluations into a run's folder, a line each.
-pub struct Jsonl<'a>(pub &'a mut RunDir);
+pub struct Jsonl<'a>(pub &'a RunDir);
 
 impl Observe for Jsonl<'_> {
     fn on(&mut self, event: &Event<'_>) -> Result<Flow> {

@@ -1,6 +1,8 @@
 //! Where and how to compute: options whose values have names.
 
 use crate::choice;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 choice! {
     /// Where to compute.
@@ -35,5 +37,30 @@ choice! {
         On = "on",
         /// Launched op by op.
         Off = "off",
+    }
+}
+
+/// Where to go on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum Resume {
+    /// The last checkpoint of the run's folder; without one it begins.
+    Auto,
+    /// This checkpoint, `RUN/checkpoint-STEP`.
+    Path(PathBuf),
+}
+
+impl From<PathBuf> for Resume {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == "auto" { Self::Auto } else { Self::Path(path) }
+    }
+}
+
+impl From<Resume> for PathBuf {
+    fn from(resume: Resume) -> Self {
+        match resume {
+            Resume::Auto => "auto".into(),
+            Resume::Path(path) => path,
+        }
     }
 }

@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 ///
 /// Where steps overlap, `step`, `epoch` and `place` are of the step that began last, the rest of the last whose numbers are
 /// known. When nothing is under way they agree, and only then is a clock worth keeping.
+///
+/// Kept in checkpoints by its field's names. What is added to it begins at its default in a checkpoint that is older; a
+/// field that this program does not know would change what follows, so it is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Clock {
     /// Steps taken.
     pub step: u64,

@@ -33,8 +33,8 @@ pub fn evaluate<B: Backend>(
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
     for step in 0..steps {
-        if flow == Flow::Stop {
-            return Err(Error::Training("stopped; what was evaluated so far is not kept".into()));
+        if flow != Flow::On {
+            return Err(Error::stopped("stopped; what was evaluated so far is not kept"));
         }
         let mut batches = set.plan.step(0, step)?;
         if let Some(sidecars) = &set.sidecars {

@@ -4,13 +4,15 @@
 //! from what is allocated later. A plan is compared with what the device has free; where it does not fit, the error
 //! names the largest token budget that would.
 
+use super::checkpoint::{BUFFER, PIECE};
 use super::engine::{Engine, Purpose};
 use super::optim::{OptimOptions, Optimizer};
+use super::state::{Section, State};
 use crate::backend::Backend;
 use crate::batch::Capacity;
 use crate::data::plan::Planner;
 use crate::error::{Error, Result};
-use crate::model::{GenerateOptions, Model, ModelConfig, generate};
+use crate::model::{GenerateOptions, Model, ModelConfig, ParamTable, generate};
 use crate::observe::{Event, InUse, Observe};
 use crate::units;
 
@@ -27,6 +29,17 @@ pub struct MemoryPlan {
     pub table: Vec<(String, usize)>,
     /// Most bytes that ops keep for themselves beside it.
     pub scratch: usize,
+    /// What a checkpoint takes, of a run that saves some.
+    pub save: Option<SavePlan>,
+}
+
+/// What a checkpoint takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavePlan {
+    /// Bytes on the disk.
+    pub disk: u64,
+    /// Bytes on the host while it is saved: a piece of the state at a time. Within what [`MemoryPlan::needed`] adds.
+    pub memory: usize,
 }
 
 impl MemoryPlan {
@@ -41,7 +54,20 @@ impl MemoryPlan {
         let counting = be.counting();
         let mut engine = engine(&counting, model, positions, capacity, purpose)?;
         Optimizer::reserve(&counting, &mut engine.state, optim)?;
-        Ok(Self::of(be, &counting, model, capacity))
+        let save = SavePlan::of(&counting, &engine.state);
+        Ok(Self { save: Some(save), ..Self::of(be, &counting, model, capacity) })
+    }
+
+    /// The parameters and the sections of a state to train, as [`MemoryPlan::training`] has it.
+    pub fn sections<B: Backend>(
+        be: &B,
+        model: &ModelConfig,
+        optim: &OptimOptions,
+    ) -> Result<(ParamTable, Vec<Section>)> {
+        let counting = be.counting();
+        let mut state = State::new(&counting, Model::counted(&counting, model, 1)?, true)?;
+        Optimizer::reserve(&counting, &mut state, optim)?;
+        Ok((state.model.table.clone(), state.sections(&counting)))
     }
 
     /// A model that scores.
@@ -55,7 +81,7 @@ impl MemoryPlan {
     pub fn model<B: Backend>(be: &B, model: &ModelConfig, positions: usize) -> Result<Self> {
         let counting = be.counting();
         Model::counted(&counting, model, positions)?;
-        Ok(Self { table: counting.memory_table(), scratch: 0 })
+        Ok(Self { table: counting.memory_table(), scratch: 0, save: None })
     }
 
     /// A model that continues prompts, and how many sequences at a time.
@@ -70,12 +96,12 @@ impl MemoryPlan {
         let policy = Model::counted(&counting, model, positions)?;
         let room = generate::counted(&counting, &policy, prompts, o)?;
         let scratch = be.scratch(room.slots, model.hidden_size) + room.host_bytes;
-        Ok((Self { table: counting.memory_table(), scratch }, room.sequences))
+        Ok((Self { table: counting.memory_table(), scratch, save: None }, room.sequences))
     }
 
     fn of<B: Backend>(be: &B, counting: &B, model: &ModelConfig, capacity: Capacity) -> Self {
         let rows = capacity.slots.max(capacity.predictions);
-        Self { table: counting.memory_table(), scratch: be.scratch(rows, model.hidden_size) }
+        Self { table: counting.memory_table(), scratch: be.scratch(rows, model.hidden_size), save: None }
     }
 
     /// Bytes in all.
@@ -97,7 +123,24 @@ impl MemoryPlan {
         }
         let device = be.memory()?.map(|m| InUse { used: m.used, free: m.free });
         observe.tell(&Event::Memory { parts: &table, device })?;
-        Ok(())
+        let Some(SavePlan { disk, memory }) = self.save else { return Ok(()) };
+        let (disk, memory) = (units::bytes(disk as usize), units::bytes(memory));
+        observe.tell(&Event::Note(&format!(
+            "a checkpoint takes {disk} on the disk, and {memory} of memory while it is saved"
+        )))
+    }
+}
+
+impl SavePlan {
+    fn of<B: Backend>(counting: &B, state: &State<B>) -> Self {
+        let lasting = state.sections(counting).into_iter().filter(|s| s.lasting);
+        let (parameters, len) = (state.model.table.num_parameters() as u64, state.model.table.len);
+        let (mut disk, mut widest) = (0, 0);
+        for s in lasting {
+            disk += parameters * s.width as u64;
+            widest = widest.max(s.width);
+        }
+        Self { disk, memory: PIECE.min(len) * widest + BUFFER }
     }
 }
 
@@ -232,7 +275,8 @@ mod tests {
     /// Two in a hundred of all that is planned, and 64 MiB.
     #[test]
     fn more_is_needed_than_is_planned() {
-        let plan = MemoryPlan { table: vec![("a".into(), 3_000_000), ("b".into(), 1_000_000)], scratch: 1_000_000 };
+        let table = vec![("a".into(), 3_000_000), ("b".into(), 1_000_000)];
+        let plan = MemoryPlan { table, scratch: 1_000_000, save: None };
         assert_eq!((plan.bytes(), plan.needed()), (5_000_000, 5_100_000 + (64 << 20)));
     }
 }

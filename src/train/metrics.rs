@@ -6,10 +6,12 @@
 
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
 use crate::batch::MicroBatch;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// Sums over pairs and responses; the order of additions is the order of the micro-batches.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Totals {
     /// Pairs.
     pub pairs: u64,
@@ -125,6 +127,13 @@ impl Totals {
         self.non_finite.extend(o.non_finite);
         self.non_finite_responses.extend(o.non_finite_responses);
         self.off_reference += o.off_reference;
+    }
+
+    /// Whether every sum is a number.
+    pub fn is_finite(&self) -> bool {
+        let rewards = [self.reward_chosen, self.reward_rejected, self.logp_chosen, self.logp_rejected];
+        let others = [self.weight, self.loss, self.correct, self.entropy, self.hits];
+        rewards.iter().chain(&others).all(|x| x.is_finite())
     }
 
     /// Mean loss: over pair weights, or over scored tokens for SFT.

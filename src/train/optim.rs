@@ -74,6 +74,7 @@ impl<B: Backend> Optimizer<B> {
         state.moments = Some(Moments {
             first: be.zeros("optimizer first moment", first)?,
             second: be.zeros("optimizer second moment", n)?,
+            lens: [first, n],
         });
         state.master = if B::MASTER_WEIGHTS { Some(be.zeros("master weights", n)?) } else { None };
         let (norm, late) = (be.zeros("gradient norm", 1)?, be.readback(1)?);

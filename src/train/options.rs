@@ -3,7 +3,9 @@
 //! Every option is also a key of a TOML table, by the same name: what the command line and `--config` give is such a table,
 //! and `RUN/config.toml` holds every resolved value but `out`, so that it can be given to another run.
 
-use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
+pub use super::checkpoint::SaveOptions;
+
+use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice, Resume};
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
 use super::schedule::ScheduleOptions;
@@ -11,7 +13,6 @@ use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
-use crate::model::SaveDtype;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -92,10 +93,14 @@ options! {
         eval_steps: u64 = 0;
     }
 
-    /// How the result is saved.
-    pub struct SaveOptions {
-        /// Precision of the saved weights.
-        save_dtype: SaveDtype = SaveDtype::Source;
+    /// Where a run begins. Of this call alone: not in `config.toml`.
+    pub struct ResumeOptions {
+        /// Where to go on from; `None`: the run is new.
+        #[serde(skip_serializing)]
+        resume: Option<Resume> = None;
+        /// Whether it may go on with other numerics, such as another CPU's or a GPU's: not with the same bits, then.
+        #[serde(skip_serializing)]
+        allow_other_numerics: bool = false;
     }
 }
 
@@ -148,6 +153,12 @@ pub struct TrainOptions {
     /// Saving.
     #[serde(flatten)]
     pub save: SaveOptions,
+    /// Where it begins.
+    #[serde(flatten)]
+    pub resume: ResumeOptions,
+    /// What was typed, for `run.json`; nothing where no command line asked for the run.
+    #[serde(skip)]
+    pub command: Vec<String>,
 }
 
 impl TrainOptions {
@@ -175,6 +186,7 @@ impl TrainOptions {
             compute: take(&mut rest)?,
             eval: take(&mut rest)?,
             save: take(&mut rest)?,
+            resume: take(&mut rest)?,
             ..Self::default()
         };
         if stage == Stage::Dpo {
@@ -221,6 +233,11 @@ impl TrainOptions {
         self.compute.check()?;
         self.eval.check()?;
         self.save.check()?;
+        if self.resume.allow_other_numerics && self.resume.resume.is_none() {
+            return Err(Error::usage(
+                "`allow_other_numerics`: only a run that goes on has numerics of before; give `resume` too",
+            ));
+        }
         self.loss().check()?;
         Ok(self)
     }
@@ -245,7 +262,7 @@ impl TrainOptions {
     }
 
     /// With absolute paths; links in them stay.
-    fn placed(&self) -> Self {
+    pub fn placed(&self) -> Self {
         let mut placed = self.clone();
         let (files, reference) = (&mut placed.files, &mut placed.reference);
         let given = [&mut reference.ref_model, &mut reference.cache, &mut placed.compute.matmul_plans];
@@ -306,6 +323,7 @@ mod tests {
             "num_train_epochs",
             "optim",
             "save_dtype",
+            "save_total_limit",
             "seed",
             "stage",
             "warmup_ratio",

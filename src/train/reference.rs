@@ -7,9 +7,9 @@ use super::engine::{Engine, Late, Purpose};
 use super::memory::{Budgets, MemoryPlan};
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
-use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet};
 use crate::data::shard::Dataset;
-use crate::data::sidecar::{RefKey, Sidecars};
+use crate::data::sidecar::{self, Pruned, RefKey, Sidecars};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelDir};
 use crate::observe::{Event, Flow, Observe};
@@ -45,28 +45,43 @@ pub fn ensure<B: Backend>(
     cache: Option<&Path>,
     observe: &mut dyn Observe,
 ) -> Result<Vec<(Sidecars, ReferenceReport)>> {
+    let all = |data: &Dataset| ResponseSet::of(data.num_responses(), |_| true);
+    let parts: Vec<_> = parts.iter().map(|&(data, slots)| ((data, slots), all(data))).collect();
+    ensure_of(be, model, &parts, cache, observe)
+}
+
+/// [`ensure`] for some responses of each part; what else a sidecar has stays in it, and a later pass adds to it.
+pub fn ensure_of<B: Backend>(
+    be: &B,
+    model: &ModelDir,
+    parts: &[(Part<'_>, ResponseSet)],
+    cache: Option<&Path>,
+    observe: &mut dyn Observe,
+) -> Result<Vec<(Sidecars, ReferenceReport)>> {
     let mut begun = Instant::now();
-    let mut all = Vec::with_capacity(parts.len());
-    for &(data, slots) in parts {
-        let sidecars = open(be, model, data, cache, slots)?;
-        let responses = data.num_responses();
-        all.push((sidecars, ReferenceReport { responses, seconds: lap(&mut begun), ..Default::default() }));
-    }
-    let missing: Vec<_> = parts.iter().zip(&all).filter(|(_, (sidecars, _))| sidecars.missing() > 0).collect();
-    let planners = missing.iter().map(|((data, slots), _)| Planner::new(data, &score_options(*slots)));
-    let planners = planners.collect::<Result<Vec<_>>>()?;
-    let positions = missing.iter().map(|((data, _), _)| data.longest_row()).max().unwrap_or(0);
-    let mut engine = match planners.is_empty() {
-        true => None,
-        false => Some(scorer(be, model, &planners, positions)?),
-    };
-    let mut planners = planners.iter();
-    for (sidecars, report) in &mut all {
-        for note in sidecars.notes() {
-            observe.tell(&Event::Note(note))?;
+    let (mut all, mut planners, mut positions) = (Vec::with_capacity(parts.len()), Vec::new(), 0);
+    for ((data, slots), needed) in parts {
+        let sidecars = open(be, model, data, cache, *slots)?;
+        let missing = ResponseSet::of(data.num_responses(), |id| needed.contains(id) && !sidecars.has(id));
+        if !missing.is_empty() {
+            positions = positions.max(data.longest_row());
+            planners.push(Some(Planner::only(data, &score_options(*slots), missing)?));
+        } else {
+            planners.push(None);
         }
-        if let (Some(engine), true) = (&mut engine, sidecars.missing() > 0) {
-            let planner = planners.next().expect("one for each with anything missing");
+        let report = ReferenceReport { responses: needed.len(), seconds: lap(&mut begun), ..Default::default() };
+        all.push((sidecars, report));
+    }
+    let used: Vec<&Planner<'_>> = planners.iter().flatten().collect();
+    let mut engine = match used.is_empty() {
+        true => None,
+        false => Some(scorer(be, model, &used, positions)?),
+    };
+    for (planner, (sidecars, report)) in planners.iter().zip(&mut all) {
+        if let Some(note) = not_used(sidecars.notes()) {
+            observe.tell(&Event::Note(&note))?;
+        }
+        if let (Some(engine), Some(planner)) = (&mut engine, planner) {
             fill(engine, planner, (sidecars, report), observe)?;
             report.seconds += lap(&mut begun);
         }
@@ -76,14 +91,27 @@ pub fn ensure<B: Backend>(
     Ok(all)
 }
 
+/// What lies beside the shards and does not serve, in one line.
+fn not_used(notes: &[String]) -> Option<String> {
+    match notes {
+        [] => None,
+        [one] => Some(one.clone()),
+        [first, rest @ ..] => {
+            let more = rest.len();
+            let others = if more == 1 { "another is".to_owned() } else { format!("{more} others are") };
+            Some(format!("{first}; {others} not used either (`fusedpo reference` with `options.prune` removes them)"))
+        }
+    }
+}
+
 /// The reference, loaded for what `planners` will ask of it.
 fn scorer<'b, B: Backend>(
     be: &'b B,
     model: &ModelDir,
-    planners: &[Planner<'_>],
+    planners: &[&Planner<'_>],
     positions: usize,
 ) -> Result<Engine<'b, B>> {
-    let budgets = Budgets::of(planners);
+    let budgets = Budgets::of(planners.iter().copied());
     let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, model.config(), positions, capacity))?;
     be.reserve(&plan.table)?;
     Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)
@@ -96,9 +124,23 @@ fn lap(since: &mut Instant) -> f64 {
 }
 
 fn open<B: Backend>(be: &B, model: &ModelDir, data: &Dataset, cache: Option<&Path>, slots: usize) -> Result<Sidecars> {
+    Sidecars::open(data, cache, &key(be, model, slots)?)
+}
+
+/// What the log-probs of `model` are kept under, for runs of `slots` token slots.
+fn key<B: Backend>(be: &B, model: &ModelDir, slots: usize) -> Result<RefKey> {
     let shapes = if B::SHAPES_BY_CAPACITY { format!(" T={slots}") } else { String::new() };
-    let key = RefKey { model_sha256: model.identity()?, fingerprint: be.fingerprint() + &shapes };
-    Sidecars::open(data, cache, &key)
+    Ok(RefKey { model_sha256: model.identity()?, fingerprint: be.fingerprint() + &shapes })
+}
+
+/// Takes away the sidecars of `parts` that [`ensure`] of the same would not read. Computes nothing.
+pub fn prune<B: Backend>(be: &B, model: &ModelDir, parts: &[Part<'_>], cache: Option<&Path>) -> Result<Pruned> {
+    let mut all = Pruned::default();
+    for &(data, slots) in parts {
+        let one = sidecar::prune(data, cache, &key(be, model, slots)?)?;
+        all = Pruned { removed: all.removed + one.removed, bytes: all.bytes + one.bytes, kept: all.kept + one.kept };
+    }
+    Ok(all)
 }
 
 fn score_options(slots: usize) -> PlanOptions {
@@ -112,8 +154,7 @@ fn fill<B: Backend>(
     observe: &mut dyn Observe,
 ) -> Result<()> {
     let steps = planner.steps_in_epoch(0);
-    let mut flow = observe.on(&Event::Begin { task: "reference", total: report.responses, keeps: true })?;
-    let mut seen = 0;
+    let mut flow = observe.on(&Event::Begin { task: "reference", total: planner.units(), keeps: true })?;
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
     let mut collect = |engine: &mut Engine<'_, B>, sidecars: &mut Sidecars, (mb, late): (MicroBatch, Late<B>)| {
@@ -124,28 +165,26 @@ fn fill<B: Backend>(
         report.tokens += mb.used() as u64;
         Ok::<(), Error>(())
     };
+    let mut seen = 0;
     for step in 0..steps {
         for mb in planner.step(0, step)? {
             seen += mb.responses().len() as u64;
-            if mb.responses().iter().all(|r| sidecars.get(r.id).is_some()) {
-                continue;
-            }
             let late = engine.start_score(&mb)?;
             if let Some(before) = before.replace((mb, late)) {
                 collect(engine, sidecars, before)?;
             }
         }
         flow = flow.and(observe.on(&Event::Tick)?);
-        let stop = flow == Flow::Stop;
+        let stop = flow != Flow::On;
         if let Some(last) = before.take_if(|_| stop || step + 1 == steps) {
             collect(engine, sidecars, last)?;
         }
         sidecars.flush_if_due(FLUSH_EVERY)?;
         if stop {
             sidecars.flush()?;
-            return Err(Error::Training(format!(
-                "stopped: {} responses still to do; the same command goes on from here",
-                sidecars.missing()
+            let left = planner.units() - seen;
+            return Err(Error::stopped(format!(
+                "stopped: {left} responses still to do; the same command goes on from here"
             )));
         }
         flow = observe.on(&Event::Progress { done: seen, beside: format_args!("") })?;

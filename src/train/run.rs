@@ -1,22 +1,26 @@
 //! A training run: data, reference, steps, evaluation, export.
 
-pub use super::summary::Summary;
+pub use super::summary::{Ended, Summary};
 
+use super::announce::announce;
 use super::check::{check_data, check_model, open_splits, warn_of_positions};
+use super::checkpoint::{Due, Identity};
 use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
 use super::eval::EvalSet;
-use super::memory::Budgets;
+use super::memory::{Budgets, MemoryPlan};
 use super::optim::Optimizer;
 use super::options::TrainOptions;
+use super::record::{Outcome, Record};
 use super::reference;
+use super::resume::{self, Start};
+use super::saver::Saver;
 use super::schedule::Schedule;
 use super::state::State;
 use super::steps::Steps;
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
-use crate::choice::Choice;
-use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
@@ -27,8 +31,15 @@ use crate::observe::jsonl::Jsonl;
 use crate::observe::{Both, Event, Flow, Observe};
 
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
-/// the model saved.
+/// the model saved; where it pauses it, a checkpoint too. `c.resume` says whether it goes on from one.
 pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<Summary> {
+    if let Some(said) = resume::finished(c) {
+        observe.tell(&Event::Note(&said))?;
+        let steps = Record::read(&c.files.out).map_or(0, |r| r.steps_done);
+        return Ok(Summary { steps, steps_asked: steps, ..Default::default() });
+    }
+    let start = Start::of(c)?;
+    let taken = start.take(c)?;
     choose_products(be, c)?;
     let splits = open_splits(&c.files.data)?;
     refuse_empty_evaluation(c, &splits)?;
@@ -47,50 +58,163 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
+    let mut identity = Identity::of(c, &splits, (&dir, reference.as_ref()), be.fingerprint(), slots, &schedule)?;
+    let mut record = Record::new(be, c, &identity, &splits, total)?;
+    let other_numerics = start.check(&mut identity, c, &schedule)?;
+    if let Some(checkpoint) = start.checkpoint() {
+        // Before anything in the run's folder is changed, and before the reference's pass.
+        let (table, sections) = MemoryPlan::sections(be, dir.config(), &c.optim)?;
+        checkpoint.verify(&table, &sections)?;
+    }
     let trained_with = TrainedWith::of(&dir, data, observe)?;
-    let mut out = RunDir::create(&c.files.out, &c.to_toml()?)?;
-    announce(be, c, &planner, &schedule, observe)?;
-    warn_of_positions(dir.config(), positions, observe)?;
-    memory.tell(be, observe)?;
+    let out = start.open(taken, c, &mut record, other_numerics)?;
+    let run = Run {
+        c,
+        start,
+        splits: &splits,
+        planner,
+        held_out,
+        dir,
+        reference,
+        memory,
+        capacity,
+        purpose,
+        positions,
+        trained_with,
+    };
+    let mut summary = Summary { steps_asked: total, ..run.carried() };
+    let ended = run.go(be, schedule, identity, (&out, &mut record), &mut summary, observe);
+    match &ended {
+        Ok(()) if summary.ended == Ended::Paused => record.end(Outcome::Stopped, None),
+        Ok(()) => record.end(Outcome::Finished, None),
+        Err(e @ Error::Stopped(_)) => record.end(Outcome::Stopped, Some(e.to_string())),
+        Err(e) => record.end(Outcome::Failed, Some(e.to_string())),
+    }
+    match (ended, out.write_record(record.to_text().as_bytes())) {
+        (Ok(()), Ok(())) => Ok(summary),
+        (Ok(()), Err(e)) => observe.tell(&Event::Warning(&format!("{e}; it is not up to date"))).map(|()| summary),
+        // The first thing that went wrong is the one to report.
+        (Err(e), _) => Err(e),
+    }
+}
 
-    let mut summary = Summary::default();
-    let sidecars = match &reference {
-        Some(model) => reference_pass(be, c, (model, &splits, slots), &mut summary, observe)?,
-        None => Vec::new(),
-    };
-    let mut sidecars = sidecars.into_iter();
-    // Whatever the reference pass used is free again.
-    be.reserve(&memory.table)?;
-    let policy = Model::load(be, &dir, positions)?;
-    let mut engine = Engine::new(be, policy, capacity, purpose)?;
-    if c.compute.cuda_graphs == GraphsChoice::On {
-        engine.use_graphs()?;
+/// A run whose parts are known to fit together.
+struct Run<'a> {
+    c: &'a TrainOptions,
+    start: Start,
+    splits: &'a [Dataset],
+    planner: Planner<'a>,
+    held_out: Option<Planner<'a>>,
+    dir: ModelDir,
+    reference: Option<ModelDir>,
+    memory: MemoryPlan,
+    capacity: crate::batch::Capacity,
+    purpose: Purpose,
+    positions: usize,
+    trained_with: TrainedWith,
+}
+
+impl Run<'_> {
+    /// What the summary has from before.
+    fn carried(&self) -> Summary {
+        let Some(checkpoint) = self.start.checkpoint() else { return Summary::default() };
+        let carried = &checkpoint.saved().carried;
+        Summary {
+            eval: carried.first_eval.clone().map(|first| (first.clone(), first)),
+            reference_seconds: carried.reference_seconds,
+            train_seconds: carried.train_seconds,
+            ..Default::default()
+        }
     }
-    let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?;
-    let steps = Steps {
-        options: c,
-        spec: c.loss(),
-        plan: &planner,
-        sidecars: sidecars.next(),
+
+    /// Reference pass, steps, export.
+    fn go<B: Backend>(
+        self,
+        be: &B,
+        schedule: Schedule,
+        identity: Identity,
+        (out, record): (&RunDir, &mut Record),
+        summary: &mut Summary,
+        observe: &mut dyn Observe,
+    ) -> Result<()> {
+        let c = self.c;
+        announce(be, c, &self.planner, &schedule, observe)?;
+        warn_of_positions(self.dir.config(), self.positions, observe)?;
+        self.memory.tell(be, observe)?;
+        let mut sidecars = match &self.reference {
+            Some(model) => self.reference_pass(be, model, &schedule, summary, observe)?,
+            None => Vec::new(),
+        }
+        .into_iter();
+        // Whatever the reference pass used is free again.
+        be.reserve(&self.memory.table)?;
+        let policy = Model::load(be, &self.dir, self.positions)?;
+        let mut engine = Engine::new(be, policy, self.capacity, self.purpose)?;
+        if c.compute.cuda_graphs == GraphsChoice::On {
+            engine.use_graphs()?;
+        }
+        let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?;
+        self.start.go_on(be, &mut engine.state, (c, out), observe)?;
+        let saver = Saver::new(
+            out,
+            (Due::new(&c.save, schedule.total), c.save.save_total_limit),
+            identity,
+            (c.to_toml()?, c.compute.matmul_plans.clone()),
+            record,
+            self.start.own_step(),
+        );
         // Policy and reference are the same weights: step 0 must show no difference at all.
-        starts_at_reference: reference.as_ref().is_some_and(|r| r.is(&dir)),
-        schedule,
-        eval: held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() }),
-        observe: &mut Both(&mut Jsonl(&mut out), observe),
-        summary: &mut summary,
-    };
-    steps.run(&mut engine, &mut optimizer)?;
-    let State { model, master, .. } = &engine.state;
-    let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
-    trained_with.write(out.path())?;
-    summary.changed_share = report.changed_share();
-    let (updated, changed) = (report.updated_share(), report.changed_share());
-    if let Some(why) = &report.not_compared {
-        let why = format!("how much training changed is not known, but the model is whole: {why}");
-        observe.tell(&Event::Warning(&why))?;
+        let starts_at_reference = self.reference.as_ref().is_some_and(|r| r.is(&self.dir));
+        let (plan, spec) = (&self.planner, c.loss());
+        let steps = Steps {
+            options: c,
+            spec,
+            plan,
+            sidecars: sidecars.next(),
+            starts_at_reference,
+            schedule,
+            eval: self.held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() }),
+            saver,
+            evaluated: None,
+            observe: &mut Both(&mut Jsonl(out), observe),
+            summary,
+        };
+        steps.run(&mut engine, &mut optimizer)?;
+        if engine.state.clock.step == 0 && summary.ended == Ended::Paused {
+            return Err(Error::stopped("stopped before the first step; nothing was learned yet"));
+        }
+        let State { model, master, .. } = &engine.state;
+        let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
+        self.trained_with.write(out.path())?;
+        summary.changed_share = report.changed_share();
+        if let Some(why) = &report.not_compared {
+            let why = format!("how much training changed is not known, but the model is whole: {why}");
+            observe.tell(&Event::Warning(&why))?;
+        }
+        let (updated, changed) = (report.updated_share(), report.changed_share());
+        observe.tell(&Event::Saved { path: out.path(), updated, changed })
     }
-    observe.tell(&Event::Saved { path: out.path(), updated, changed })?;
-    Ok(summary)
+
+    /// Log-probs under the reference of every response that a step to come reads, and of those held out.
+    fn reference_pass<B: Backend>(
+        &self,
+        be: &B,
+        model: &ModelDir,
+        schedule: &Schedule,
+        summary: &mut Summary,
+        observe: &mut dyn Observe,
+    ) -> Result<Vec<Sidecars>> {
+        let slots = self.planner.token_budget();
+        let clock = self.start.checkpoint().map_or_else(Default::default, |c| c.saved().clock);
+        let used = self.planner.responses((clock.epoch, clock.place), schedule.total.saturating_sub(clock.step));
+        let held_out = self.held_out.iter().map(|plan| plan.responses((0, 0), plan.steps_in_epoch(0)));
+        let needed: Vec<ResponseSet> = std::iter::once(used).chain(held_out).collect();
+        let parts: Vec<_> = self.splits.iter().map(|d| (d, slots)).zip(needed).collect();
+        let mut aloud = Aloud { observe, all: self.splits.iter().map(Dataset::num_responses).collect() };
+        let done = reference::ensure_of(be, model, &parts, self.c.reference.cache.as_deref(), &mut aloud)?;
+        summary.reference_seconds += done.iter().map(|(_, report)| report.seconds).sum::<f64>();
+        Ok(done.into_iter().map(|(sidecars, _)| sidecars).collect())
+    }
 }
 
 /// How products and passes are enqueued, where that is asked for. Errors: a device that cannot.
@@ -127,31 +251,26 @@ fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option
     Ok((dir, reference))
 }
 
-/// Log-probs of every split under the reference.
-fn reference_pass<B: Backend>(
-    be: &B,
-    c: &TrainOptions,
-    (model, splits, slots): (&ModelDir, &[Dataset], usize),
-    summary: &mut Summary,
-    observe: &mut dyn Observe,
-) -> Result<Vec<Sidecars>> {
-    let parts: Vec<_> = splits.iter().map(|d| (d, slots)).collect();
-    let done = reference::ensure(be, model, &parts, c.reference.cache.as_deref(), &mut Aloud(observe))?;
-    summary.reference_seconds = done.iter().map(|(_, report)| report.seconds).sum();
-    Ok(done.into_iter().map(|(sidecars, _)| sidecars).collect())
-}
-
 /// Says of every split when the reference is through with it.
-struct Aloud<'a>(&'a mut dyn Observe);
+struct Aloud<'a> {
+    observe: &'a mut dyn Observe,
+    /// Responses of each split that is still to come.
+    all: std::collections::VecDeque<u64>,
+}
 
 impl Observe for Aloud<'_> {
     fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
         if let &Event::Referenced { responses, computed, seconds } = event {
+            let all = self.all.pop_front().unwrap_or(responses);
             let was = if computed == 0 { "found" } else { "computed" };
-            let line = format!("reference log-probs of {responses} responses {was} in {seconds:.1} s");
-            self.0.tell(&Event::Note(&line))?;
+            let unused = match all - responses {
+                0 => String::new(),
+                n => format!("; {n} others, which this run does not read, were left out"),
+            };
+            let line = format!("reference log-probs of {responses} responses {was} in {seconds:.1} s{unused}");
+            self.observe.tell(&Event::Note(&line))?;
         }
-        self.0.on(event)
+        self.observe.on(event)
     }
 }
 
@@ -175,53 +294,4 @@ fn total_steps(c: &TrainOptions, planner: &Planner<'_>) -> u64 {
         let steps: u64 = (0..whole).map(|e| planner.steps_in_epoch(e)).sum();
         steps + (part * planner.steps_in_epoch(whole) as f64).ceil() as u64
     })
-}
-
-/// Says what the run is about to do.
-fn announce<B: Backend>(
-    be: &B,
-    c: &TrainOptions,
-    planner: &Planner<'_>,
-    s: &Schedule,
-    observe: &mut dyn Observe,
-) -> Result<()> {
-    let mut note = |text: String| observe.tell(&Event::Note(&text));
-    let [model, data, out] = [&c.files.model, &c.files.data, &c.files.out].map(|p| p.display());
-    note(format!("{}: {model} {data} -> {out}", be.description()))?;
-    // Of an SFT run, how many of the data's responses it learns: the chosen, the best, and what nobody compared.
-    let what = if c.loss().loss_type.def().pair.is_some() {
-        "pairs".to_owned()
-    } else {
-        match planner.data().num_responses() {
-            all if all > planner.units() => format!("responses (of {all}: every chosen or best one)"),
-            _ => "responses".to_owned(),
-        }
-    };
-    let beta = c.loss.beta.map_or_else(String::new, |b| format!(" beta {b}"));
-    note(format!(
-        "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",
-        planner.units(),
-        c.data.batch_size,
-        s.total,
-        c.loss.loss_type.name(),
-        c.optim.optim,
-        c.schedule.learning_rate,
-        c.schedule.lr_scheduler_type,
-        s.warmup,
-        c.optim.max_grad_norm,
-        c.optim.weight_decay,
-        planner.token_budget(),
-        c.data.seed
-    ))?;
-    if planner.unscorable() > 0 {
-        note(format!(
-            "{} {what} are skipped: a response of one token after an empty prompt has nothing to predict it",
-            planner.unscorable()
-        ))?;
-    }
-    if planner.skipped_groups() > 0 {
-        let n = planner.skipped_groups();
-        note(format!("{n} prompts have nothing to train this stage on and are skipped"))?;
-    }
-    Ok(())
 }

@@ -26,6 +26,8 @@ pub struct Moments<B: Backend> {
     pub first: B::Buf<B::Acc>,
     /// Of their squares.
     pub second: B::Buf<B::Acc>,
+    /// Elements of both, also on a backend that only counts.
+    pub lens: [usize; 2],
 }
 
 /// Names a tensor of a [`State`].
@@ -74,7 +76,7 @@ impl<B: Backend> State<B> {
     }
 
     /// Every tensor that is there, in the order of [`Part`].
-    pub fn sections(&self, be: &B) -> Vec<Section> {
+    pub fn sections(&self, _: &B) -> Vec<Section> {
         let n = self.model.table.len;
         let mut all = vec![Section::of::<B::Act>(Part::Weights, "weights", n, true)];
         if self.grads.is_some() {
@@ -84,13 +86,9 @@ impl<B: Backend> State<B> {
             all.push(Section::of::<B::Acc>(Part::Master, "master", n, true));
         }
         if let Some(moments) = &self.moments {
-            for (part, name, buf) in
-                [(Part::First, "first_moment", &moments.first), (Part::Second, "second_moment", &moments.second)]
-            {
-                match be.len(buf) {
-                    0 => {}
-                    len => all.push(Section::of::<B::Acc>(part, name, len, true)),
-                }
+            let parts = [(Part::First, "first_moment"), (Part::Second, "second_moment")];
+            for ((part, name), len) in parts.into_iter().zip(moments.lens).filter(|(_, len)| *len > 0) {
+                all.push(Section::of::<B::Acc>(part, name, len, true));
             }
         }
         all
@@ -140,9 +138,15 @@ fn read<B: Backend, T: Storage>(
     to: &mut Vec<u8>,
 ) -> Result<()> {
     check(part, &range, be.len(from))?;
+    let before = to.len();
+    to.resize(before + range.len() * size_of::<T>(), 0);
+    // Where they come to lie as elements lie, nothing is copied twice.
+    if let Ok(elements) = bytemuck::try_cast_slice_mut(&mut to[before..]) {
+        return be.download(elements, be.view(from, range));
+    }
     let mut elements = vec![T::zeroed(); range.len()];
     be.download(&mut elements, be.view(from, range))?;
-    to.extend_from_slice(bytemuck::cast_slice(&elements));
+    to[before..].copy_from_slice(bytemuck::cast_slice(&elements));
     Ok(())
 }
 

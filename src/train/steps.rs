@@ -1,6 +1,7 @@
 //! The steps of a run. On a device that works by itself the host is always one step ahead: it starts the passes of the
 //! next step, then reads and reports the numbers of the last.
 
+use super::checkpoint::Carried;
 use super::clock::Clock;
 use super::engine::Engine;
 use super::eval::{self, EvalSet};
@@ -10,8 +11,9 @@ use super::optim::Optimizer;
 use super::options::TrainOptions;
 use super::proof::{prove_step_0, spot_check};
 use super::report::Numbers;
+use super::saver::Saver;
 use super::schedule::Schedule;
-use super::summary::Summary;
+use super::summary::{Ended, Summary};
 use crate::backend::Backend;
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
@@ -41,6 +43,10 @@ pub struct Steps<'a> {
     pub schedule: Schedule,
     /// What is held out.
     pub eval: Option<EvalSet<'a>>,
+    /// What the run can go on from.
+    pub saver: Saver<'a>,
+    /// The step after which it was evaluated last.
+    pub evaluated: Option<u64>,
     /// Who follows.
     pub observe: &'a mut dyn Observe,
     /// What it comes to.
@@ -48,12 +54,17 @@ pub struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    /// Steps from where the clock stands to the last, or to where somebody ends it.
+    /// Steps from where the clock stands to the last, or to where somebody ends it; what is due there comes first.
+    ///
+    /// At a step a checkpoint comes before an evaluation: whoever goes on from it evaluates again, with the same numbers.
     pub fn run<B: Backend>(mut self, engine: &mut Engine<'_, B>, opt: &mut Optimizer<B>) -> Result<()> {
         let (stage, total) = (if self.sidecars.is_some() { "dpo" } else { "sft" }, self.schedule.total);
         let options = self.options.to_toml()?;
         let mut flow = self.observe.on(&Event::RunBegins { stage, steps: total, options: &options })?;
-        flow = flow.and(self.evaluate(engine)?);
+        self.saver.begin();
+        if flow != Flow::Pause && self.evaluates_at(engine.state.clock.step) {
+            flow = flow.and(self.evaluate(engine)?);
+        }
         flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
         if let (Some(sidecars), true) = (&self.sidecars, self.starts_at_reference && engine.state.clock.step == 0) {
             spot_check(engine, self.plan, sidecars)?;
@@ -61,7 +72,7 @@ impl Steps<'_> {
         // When the last step was known to be done.
         let mut done = Instant::now();
         let mut before = None;
-        while engine.state.clock.step < total {
+        while engine.state.clock.step < total && flow == Flow::On {
             let this = self.start(engine);
             // Its numbers have long been there: the device is at work on the passes that were started just now. They are
             // written even where that failed.
@@ -77,28 +88,67 @@ impl Steps<'_> {
             }
             opt.step(engine.be, &mut engine.state, this.lr)?;
             flow = flow.and(self.observe.on(&Event::Tick)?);
-            let evaluates = step == total || self.evaluates_at(step) || flow == Flow::Stop;
-            if evaluates || !B::ASYNC {
+            let (saves, evaluates) = (self.saver.is_due(step), self.evaluates_at(step));
+            if saves || evaluates || flow != Flow::On || !B::ASYNC {
                 flow = flow.and(self.finish(engine, opt, this, &mut done)?);
             } else {
                 before = Some(this);
             }
-            let stops = flow == Flow::Stop;
-            if evaluates || stops {
-                flow = flow.and(self.evaluate(engine)?);
+            if saves {
+                self.save(engine)?;
             }
-            if stops {
-                let line = format!("stopped after step {step} of {total}; saving what was learned so far");
-                self.observe.tell(&Event::Note(&line))?;
-                break;
+            // Whoever asked to stop before the evaluation at this step wants it after the loop.
+            if evaluates && flow == Flow::On {
+                flow = flow.and(self.evaluate(engine)?);
+                self.evaluated = Some(step);
             }
         }
+        if let Some(before) = before {
+            flow = flow.and(self.finish(engine, opt, before, &mut done)?);
+        }
+        self.end(engine, flow)?;
         self.observe.tell(&Event::End)
     }
 
+    /// What is left to do where the steps end.
+    fn end<B: Backend>(&mut self, engine: &mut Engine<'_, B>, mut flow: Flow) -> Result<()> {
+        let (step, total) = (engine.state.clock.step, self.schedule.total);
+        if flow == Flow::Stop && self.evaluated != Some(step) {
+            flow = flow.and(self.evaluate(engine)?);
+        }
+        self.summary.ended = match flow {
+            Flow::On => Ended::Finished,
+            Flow::Stop => Ended::Stopped,
+            Flow::Pause => Ended::Paused,
+        };
+        if flow != Flow::On {
+            let line = format!("stopped after step {step} of {total}; saving what was learned so far");
+            self.observe.tell(&Event::Note(&line))?;
+        }
+        // Before the first step there is nothing to go on from that the same command would not have again.
+        if flow == Flow::Pause && step > 0 && self.saver.last != Some(step) {
+            self.save(engine)?;
+        }
+        if let Some(why) = self.saver.failure() {
+            self.observe.tell(&Event::Warning(&why))?;
+        }
+        self.summary.steps = step;
+        self.summary.checkpoint = self.saver.last;
+        Ok(())
+    }
+
+    /// Saves a checkpoint where the clock stands.
+    fn save<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
+        let first_eval = self.summary.eval.as_ref().map(|(first, _)| first.clone()).filter(Totals::is_finite);
+        let (train_seconds, reference_seconds) = (self.summary.train_seconds, self.summary.reference_seconds);
+        let carried = Carried { first_eval, train_seconds, reference_seconds };
+        self.saver.save((engine.be, &engine.state), carried, self.observe)
+    }
+
+    /// Before the first step, after the last, and every so often.
     fn evaluates_at(&self, step: u64) -> bool {
         let every = self.options.eval.eval_steps;
-        every > 0 && step.is_multiple_of(every)
+        step == 0 || step == self.schedule.total || every > 0 && step.is_multiple_of(every)
     }
 
     /// Enqueues the passes of the next step.
@@ -143,6 +193,7 @@ impl Steps<'_> {
         let epochs = epoch as f64 + (place + 1) as f64 / self.plan.steps_in_epoch(epoch) as f64;
         let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens: clock.tokens, seconds };
         let row = numbers.row();
+        self.saver.stepped(step, self.observe)?;
         let flow = self.observe.on(&Event::Step { step, row: &row })?;
         let flow = flow.and(self.observe.on(&Event::Progress { done: step, beside: format_args!("{numbers}") })?);
         self.summary.last = row;
@@ -182,12 +233,16 @@ impl Steps<'_> {
         Ok(self.plan.step(epoch, place)?.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect())
     }
 
-    /// The held-out numbers where the clock stands. An evaluation is finished even where the run is to stop.
+    /// The held-out numbers where the clock stands. An evaluation is finished even where the run is to stop, unless it is to
+    /// pause: then it is left undone, as what goes on from here does it again.
     fn evaluate<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<Flow> {
         let Some(set) = &self.eval else { return Ok(Flow::On) };
         let step = engine.state.clock.step;
         let mut later = Later::new(self.observe);
-        let totals = eval::evaluate(engine, set, &self.spec, &mut later)?;
+        let totals = match eval::evaluate(engine, set, &self.spec, &mut later) {
+            Err(Error::Stopped(_)) => return Ok(Flow::Pause),
+            totals => totals?,
+        };
         let flow = later.flow();
         let mut row = Map::new();
         row.insert("step".into(), json!(step));

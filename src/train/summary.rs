@@ -3,11 +3,29 @@
 use super::metrics::Totals;
 use serde_json::{Map, Value};
 
+/// How the steps of a run ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ended {
+    /// All were taken.
+    #[default]
+    Finished,
+    /// An observer had seen enough.
+    Stopped,
+    /// An observer paused it: [`Flow::Pause`](crate::observe::Flow::Pause).
+    Paused,
+}
+
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// Steps taken.
     pub steps: u64,
+    /// How they ended.
+    pub ended: Ended,
+    /// Steps that were asked for.
+    pub steps_asked: u64,
+    /// The step of the last checkpoint, where there is one.
+    pub checkpoint: Option<u64>,
     /// Last training metrics.
     pub last: Map<String, Value>,
     /// First and last evaluation.

@@ -94,6 +94,12 @@ impl<S: Real> Device for Cpu<S> {
         };
         format!("cpu-{}{products}-{}-v{NUMERICS}", S::NAME, level.name())
     }
+    fn products(&self) -> &'static str {
+        match self.gemm.precision {
+            GemmPrecision::Native => S::NAME,
+            GemmPrecision::Bf16 => "bf16",
+        }
+    }
     fn description(&self) -> String {
         let products = match self.gemm.precision {
             GemmPrecision::Native => "",

@@ -101,6 +101,10 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// What decides the last bit of a result: backend, dtype, SIMD level or architecture. Part of a sidecar's key.
     fn fingerprint(&self) -> String;
+    /// What products are computed in: `f32`, `bf16`.
+    fn products(&self) -> &'static str {
+        Self::Act::NAME
+    }
     /// For people: `CPU, 2 threads, AVX-512`.
     fn description(&self) -> String;
 

@@ -96,7 +96,10 @@ impl Task for Eval<'_> {
         let mut sidecars = None;
         if let Some(reference) = &reference {
             check_model(reference, &data)?;
-            let done = reference::ensure(be, reference, &[(&data, slots)], a.cache.as_deref(), observe)?;
+            let done = {
+                let read = plan.responses((0, 0), plan.steps_in_epoch(0));
+                reference::ensure_of(be, reference, &[((&data, slots), read)], a.cache.as_deref(), observe)?
+            };
             sidecars = done.into_iter().next().map(|(sidecars, _)| sidecars);
         }
         let capacity = plan.capacity();

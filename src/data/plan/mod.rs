@@ -16,8 +16,11 @@ mod options;
 mod order;
 mod pieces;
 mod planner;
+mod reads;
+mod set;
 mod survey;
 
 pub use options::{Objective, PlanOptions};
 pub use order::{draw, permutation};
 pub use planner::Planner;
+pub use set::ResponseSet;

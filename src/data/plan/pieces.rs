@@ -48,15 +48,17 @@ impl Unit {
 }
 
 impl Selection {
-    /// Selects from `g`.
-    pub fn select(&mut self, g: &Group<'_>, objective: Objective) {
+    /// Selects from `g`, of single responses only those that `only` says.
+    pub fn select(&mut self, g: &Group<'_>, objective: Objective, only: impl Fn(u64) -> bool) {
         self.responses.clear();
         self.pairs.clear();
         self.unscorable = 0;
         match objective {
             Objective::Preference => self.preference(g),
             Objective::Sft => self.sft(g),
-            Objective::Score => self.responses.extend(0..g.num_responses() as u32),
+            Objective::Score => {
+                self.responses.extend((0..g.num_responses() as u32).filter(|&i| only(g.response_id(i as usize))));
+            }
         }
     }
 

@@ -3,9 +3,10 @@
 use super::options::{Objective, PlanOptions};
 use super::order;
 use super::pieces::{Piece, Selection, best_fit_decreasing};
+use super::set::ResponseSet;
 use super::survey::{Survey, survey};
 use crate::batch::{Builder, Capacity, MicroBatch};
-use crate::data::shard::{Dataset, Tokens};
+use crate::data::shard::{Dataset, Group, Tokens};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Planner<'a> {
     data: &'a Dataset,
     options: PlanOptions,
+    /// Of single responses these alone.
+    only: Option<ResponseSet>,
     survey: Survey,
     budget: usize,
     capacity: Capacity,
@@ -39,13 +42,27 @@ impl<'a> Planner<'a> {
     /// Errors: [`Error::Usage`] where nothing can be planned (no pairs), a pair or response does not fit into the budget
     /// (naming its input row and the budget it needs), or an option is out of range; [`Error::File`] for damaged records.
     pub fn new(data: &'a Dataset, o: &PlanOptions) -> Result<Self> {
+        Self::make(data, o, None)
+    }
+
+    /// [`Planner::new`] for [`Objective::Score`] of some responses alone, at least one.
+    pub fn only(data: &'a Dataset, o: &PlanOptions, responses: ResponseSet) -> Result<Self> {
+        Self::make(data, o, Some(responses))
+    }
+
+    fn make(data: &'a Dataset, o: &PlanOptions, only: Option<ResponseSet>) -> Result<Self> {
         if o.batch_size == 0 {
             return Err(Error::usage("batch size 0: give at least 1"));
         }
-        let survey = survey(data, o.objective)?;
+        let survey = survey(data, o.objective, only.as_ref())?;
         let budget = budget(&survey, o)?;
-        let capacity = survey.capacity(data, o, budget);
-        Ok(Planner { data, options: *o, survey, budget, capacity, cache: Mutex::new(None) })
+        let capacity = survey.capacity(data, (o, only.as_ref()), budget);
+        Ok(Planner { data, options: *o, only, survey, budget, capacity, cache: Mutex::new(None) })
+    }
+
+    /// What the plan takes of `g`.
+    pub(crate) fn select(&self, selection: &mut Selection, g: &Group<'_>) {
+        selection.select(g, self.options.objective, |id| self.only.as_ref().is_none_or(|only| only.contains(id)));
     }
 
     /// The data set that is cut.
@@ -62,7 +79,7 @@ impl<'a> Planner<'a> {
     }
     /// [`Planner::capacity`] with another token budget, at least [`Planner::least_budget`].
     pub fn capacity_at(&self, budget: usize) -> Capacity {
-        self.survey.capacity(self.data, &self.options, budget)
+        self.survey.capacity(self.data, (&self.options, self.only.as_ref()), budget)
     }
     /// The least token budget that these data allow: slots of the largest pair, or response, with its prompt.
     pub fn least_budget(&self) -> usize {
@@ -116,7 +133,7 @@ impl<'a> Planner<'a> {
         let mut selection = Selection::default();
         for id in self.step_groups(epoch, step) {
             let g = self.data.group(id);
-            selection.select(&g, self.options.objective);
+            self.select(&mut selection, &g);
             selection.pieces(&g, self.budget as u64, &mut pieces);
         }
         let sizes: Vec<u64> = pieces.iter().map(|p| p.slots).collect();

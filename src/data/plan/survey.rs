@@ -2,6 +2,7 @@
 
 use super::options::{Objective, PlanOptions};
 use super::pieces::{Piece, Selection, predictions};
+use super::set::ResponseSet;
 use crate::batch::Capacity;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
@@ -30,13 +31,13 @@ pub(crate) struct Survey {
 }
 
 /// Surveys `data`, checking the records on the way so that planning cannot run outside of a table.
-pub(crate) fn survey(data: &Dataset, objective: Objective) -> Result<Survey> {
+pub(crate) fn survey(data: &Dataset, objective: Objective, only: Option<&ResponseSet>) -> Result<Survey> {
     if u32::try_from(data.num_groups()).is_err() {
         return Err(Error::usage("more than 2^32 - 1 groups: pack them as several data sets"));
     }
     data.check_unchanged()?;
     let tasks = data.num_groups().div_ceil(TASK);
-    let parts: Vec<Result<Survey>> = (0..tasks).into_par_iter().map(|t| part(data, objective, t)).collect();
+    let parts: Vec<Result<Survey>> = (0..tasks).into_par_iter().map(|t| part(data, (objective, only), t)).collect();
     let mut all = Survey::default();
     let mut counts = Vec::new();
     for p in parts {
@@ -73,14 +74,14 @@ fn nothing(data: &Dataset, objective: Objective, s: &Survey) -> Error {
     Error::usage(format!("{first}: the data ({groups} groups{unscorable}) have {what}"))
 }
 
-fn part(data: &Dataset, objective: Objective, task: u64) -> Result<Survey> {
+fn part(data: &Dataset, (objective, only): (Objective, Option<&ResponseSet>), task: u64) -> Result<Survey> {
     let range = task * TASK..data.num_groups().min((task + 1) * TASK);
     let mut s = Survey::default();
     let mut counts = Vec::with_capacity(TASK as usize);
     let mut selection = Selection::default();
     for id in range.clone() {
         let g = data.try_group(id)?;
-        selection.select(&g, objective);
+        selection.select(&g, objective, |id| only.is_none_or(|o| o.contains(id)));
         s.unscorable += selection.unscorable;
         let Some(unit) = selection.largest_unit(&g, objective) else { continue };
         if unit.slots > s.largest.0 {
@@ -123,13 +124,13 @@ const NONE: Densities = [Density { count: 0, slots: 1 }; 3];
 impl Survey {
     /// Bounds over every micro-batch of `budget` slots. A micro-batch holds whole pieces, which are the same in every
     /// epoch, so it is no denser than the densest of them; and it holds no more than the largest possible step.
-    pub fn capacity(&self, data: &Dataset, o: &PlanOptions, budget: usize) -> Capacity {
+    pub fn capacity(&self, data: &Dataset, (o, only): (&PlanOptions, Option<&ResponseSet>), budget: usize) -> Capacity {
         let merge = |a: Densities, b: Densities| [a[0].max(b[0]), a[1].max(b[1]), a[2].max(b[2])];
         let per_task = self.usable.par_chunks(TASK as usize).map(|ids| {
             let (mut selection, mut pieces, mut densest) = (Selection::default(), Vec::new(), NONE);
             for &id in ids {
                 let g = data.group(id.into());
-                selection.select(&g, o.objective);
+                selection.select(&g, o.objective, |id| only.is_none_or(|o| o.contains(id)));
                 pieces.clear();
                 selection.pieces(&g, budget as u64, &mut pieces);
                 densest = pieces.iter().map(|p| densities(data, p)).fold(densest, merge);

@@ -313,12 +313,16 @@ impl<'a> Group<'a> {
         let at = self.record.first_response as usize;
         &self.shard.responses()[at..at + self.num_responses()]
     }
+    /// Index of response `i` in the data set.
+    pub fn response_id(&self, i: usize) -> u64 {
+        self.first[1] + self.record.first_response + i as u64
+    }
     /// Response `i`. Panics unless `i < num_responses()`.
     pub fn response(&self, i: usize) -> Response<'a> {
         let r = self.response_records()[i];
         let at = r.token_start as usize;
         Response {
-            id: self.first[1] + self.record.first_response + i as u64,
+            id: self.response_id(i),
             tokens: self.shard.tokens().slice(at..at + r.num_tokens as usize),
             score: (r.flags & HAS_SCORE != 0).then_some(r.score),
             label: (r.flags & HAS_LABEL != 0).then_some(r.flags & DESIRABLE != 0),

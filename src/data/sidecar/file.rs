@@ -78,6 +78,11 @@ impl Header {
             .then(|| format!("it was computed another way (`{}`, now `{}`)", other.text(), self.text()))
     }
 
+    /// Whether both are of the same content of a shard.
+    pub fn is_of_same_shard(&self, other: &Header) -> bool {
+        self.shard_sha256 == other.shard_sha256 && self.num_responses == other.num_responses
+    }
+
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.fingerprint[..FINGERPRINT.min(self.fingerprint_len as usize)]).into_owned()
     }

@@ -12,7 +12,9 @@
 
 mod file;
 mod key;
+mod prune;
 mod sidecars;
 
 pub use key::RefKey;
+pub use prune::{Pruned, prune};
 pub use sidecars::{Sidecars, path};

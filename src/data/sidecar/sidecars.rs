@@ -98,6 +98,11 @@ impl Sidecars {
         self.found
     }
 
+    /// Whether response `response_id` has a value.
+    pub fn has(&self, response_id: u64) -> bool {
+        self.get(response_id).is_some()
+    }
+
     /// Why sidecars that lie beside the shards are not the ones to read: a line each.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -170,7 +175,7 @@ fn folder<'a>(shard: &'a Shard, cache: Option<&'a Path>) -> &'a Path {
     cache.or(shard.path().parent()).filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn file_prefix(shard: &Shard) -> OsString {
+pub(super) fn file_prefix(shard: &Shard) -> OsString {
     let mut name = shard.path().file_name().unwrap_or_default().to_owned();
     name.push(".ref-");
     name

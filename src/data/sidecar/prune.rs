@@ -1,0 +1,66 @@
+//! Sidecars that nothing reads any more.
+
+use super::file::{self, Header};
+use super::key::RefKey;
+use super::sidecars::{file_prefix, path};
+use crate::data::shard::{Dataset, Shard};
+use crate::error::{Error, Result};
+use crate::files::remove_file;
+use std::path::{Path, PathBuf};
+
+/// What a pruning did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Sidecars that are gone.
+    pub removed: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Sidecars of these shards that stay: those under the key, and in a cache those of other shards of the same name.
+    pub kept: u64,
+}
+
+/// Takes away the sidecars of `data` that are not those under `key`: of another content of the shard, another model, another
+/// way of computing, or damaged in the header. What is in a folder `cache` may be another data set's, and stays where its
+/// shard is another.
+///
+/// Errors: [`Error::Io`] where one cannot be removed; those before are gone.
+pub fn prune(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Pruned> {
+    let mut pruned = Pruned::default();
+    for shard in data.shards() {
+        let own = path(shard, cache, key);
+        let want = Header::new(shard, key)?;
+        for other in sidecars_of(shard, &own)? {
+            let header = file::read_header(&other);
+            let foreign = cache.is_some() && header.as_ref().is_ok_and(|h| !want.is_of_same_shard(h));
+            if foreign || header.is_ok_and(|h| want.difference(&h).is_none()) {
+                pruned.kept += 1;
+                continue;
+            }
+            let bytes = std::fs::metadata(&other).map_or(0, |m| m.len());
+            remove_file(&other)?;
+            pruned.removed += 1;
+            pruned.bytes += bytes;
+        }
+    }
+    Ok(pruned)
+}
+
+/// Files that are named as sidecars of `shard`, where `own` lies.
+fn sidecars_of(shard: &Shard, own: &Path) -> Result<Vec<PathBuf>> {
+    let folder = own.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let prefix = file_prefix(shard);
+    let mut all = Vec::new();
+    if !folder.exists() {
+        return Ok(all);
+    }
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let path = entry.map_err(Error::io(folder, "list"))?.path();
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let hash = name.strip_prefix(prefix.as_encoded_bytes());
+        if hash.is_some_and(|h| h.len() == 16 && h.iter().all(u8::is_ascii_hexdigit)) && path.is_file() {
+            all.push(path);
+        }
+    }
+    all.sort();
+    Ok(all)
+}

@@ -1,0 +1,58 @@
+//! What is said before a run.
+
+use super::options::TrainOptions;
+use super::schedule::Schedule;
+use crate::backend::Backend;
+use crate::choice::Choice;
+use crate::data::plan::Planner;
+use crate::error::Result;
+use crate::observe::{Event, Observe};
+
+/// Says what the run is about to do.
+pub fn announce<B: Backend>(
+    be: &B,
+    c: &TrainOptions,
+    planner: &Planner<'_>,
+    s: &Schedule,
+    observe: &mut dyn Observe,
+) -> Result<()> {
+    let mut note = |text: String| observe.tell(&Event::Note(&text));
+    let [model, data, out] = [&c.files.model, &c.files.data, &c.files.out].map(|p| p.display());
+    note(format!("{}: {model} {data} -> {out}", be.description()))?;
+    // Of an SFT run, how many of the data's responses it learns: the chosen, the best, and what nobody compared.
+    let what = if c.loss().loss_type.def().pair.is_some() {
+        "pairs".to_owned()
+    } else {
+        match planner.data().num_responses() {
+            all if all > planner.units() => format!("responses (of {all}: every chosen or best one)"),
+            _ => "responses".to_owned(),
+        }
+    };
+    let beta = c.loss.beta.map_or_else(String::new, |b| format!(" beta {b}"));
+    note(format!(
+        "{} {what} an epoch, {} a step, {} steps; loss {}{beta}; {:?} lr {:e} {:?}, warm-up {}; clip {}; decay {}; {} token slots; seed {}",
+        planner.units(),
+        c.data.batch_size,
+        s.total,
+        c.loss.loss_type.name(),
+        c.optim.optim,
+        c.schedule.learning_rate,
+        c.schedule.lr_scheduler_type,
+        s.warmup,
+        c.optim.max_grad_norm,
+        c.optim.weight_decay,
+        planner.token_budget(),
+        c.data.seed
+    ))?;
+    if planner.unscorable() > 0 {
+        note(format!(
+            "{} {what} are skipped: a response of one token after an empty prompt has nothing to predict it",
+            planner.unscorable()
+        ))?;
+    }
+    if planner.skipped_groups() > 0 {
+        let n = planner.skipped_groups();
+        note(format!("{n} prompts have nothing to train this stage on and are skipped"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! How a state's sections lie in the files of a checkpoint: safetensors, a tensor a parameter, by Hugging Face's names. The
+//! gaps between them in the arena are zeros in every section, and stay so.
+
+use crate::error::{Error, Result};
+use crate::model::ParamTable;
+use crate::train::state::{Part, Section};
+use serde_json::{Map, json};
+use std::ops::Range;
+
+/// Elements that are moved at a time.
+pub const PIECE: usize = 1 << 20;
+/// Bytes that are written and read at a time.
+pub const BUFFER: usize = 1 << 18;
+
+/// Weights, where models have them.
+pub(super) const MODEL: &str = "model.safetensors";
+/// All that the optimiser keeps.
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// A file of a checkpoint.
+pub(super) struct TensorFile {
+    /// Its name.
+    pub name: &'static str,
+    /// What is in it, in order.
+    pub sections: Vec<Section>,
+}
+
+/// Which sections lie in which file.
+pub(super) fn files(sections: &[Section]) -> Vec<TensorFile> {
+    let of = |name, weights: bool| {
+        let all = sections.iter().filter(|s| s.lasting && (s.part == Part::Weights) == weights);
+        TensorFile { name, sections: all.copied().collect() }
+    };
+    let mut all = vec![of(MODEL, true), of(OPTIMIZER, false)];
+    all.retain(|f| !f.sections.is_empty());
+    all
+}
+
+impl TensorFile {
+    /// Length and JSON of the header. Errors: an element type that safetensors has no name for.
+    pub fn header(&self, table: &ParamTable, step: u64) -> Result<Vec<u8>> {
+        let mut map = Map::new();
+        map.insert("__metadata__".into(), json!({"format": "pt", "global_step": step.to_string()}));
+        let mut at = 0;
+        for s in &self.sections {
+            let dtype = match s.dtype {
+                "f32" => "F32",
+                "f64" => "F64",
+                "bf16" => "BF16",
+                other => return Err(Error::Training(format!("a section of {other} cannot be kept in a checkpoint"))),
+            };
+            for spec in &table.specs {
+                let end = at + spec.at.len() * s.width;
+                let name =
+                    if s.part == Part::Weights { spec.name.clone() } else { format!("{}.{}", s.name, spec.name) };
+                map.insert(name, json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [at, end]}));
+                at = end;
+            }
+        }
+        let mut text = serde_json::Value::Object(map).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
+    }
+
+    /// Bytes behind the header.
+    pub fn data_len(&self, table: &ParamTable) -> u64 {
+        self.sections.iter().map(|s| (table.num_parameters() * s.width) as u64).sum()
+    }
+}
+
+/// The arena's elements of all tensors, in order, at most [`PIECE`] at a time.
+pub(super) fn pieces(table: &ParamTable) -> impl Iterator<Item = Range<usize>> + '_ {
+    let of = |at: &Range<usize>| {
+        let at = at.clone();
+        at.clone().step_by(PIECE).map(move |start| start..(start + PIECE).min(at.end))
+    };
+    table.specs.iter().flat_map(move |spec| of(&spec.at))
+}

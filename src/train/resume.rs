@@ -1,0 +1,190 @@
+//! Where a run begins: anew, or from a checkpoint.
+
+use super::checkpoint::{Checkpoint, Identity};
+use super::choices::Resume;
+use super::options::TrainOptions;
+use super::record::{Outcome, Record};
+use super::schedule::Schedule;
+use super::state::State;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::files::{MetricsMark, RunDir};
+use crate::observe::{Event, Observe};
+use std::path::PathBuf;
+
+/// Where a run begins.
+#[derive(Debug)]
+pub(super) enum Start {
+    /// In a new folder.
+    New,
+    /// In the folder of a run that has no checkpoint, from its first step.
+    Again,
+    /// From a checkpoint, in its own folder.
+    From(Checkpoint),
+    /// From a checkpoint, in a new folder.
+    Elsewhere(Checkpoint),
+}
+
+impl Start {
+    /// What `c` asks for. Reads only.
+    ///
+    /// Errors: a checkpoint that is none or damaged; a finished run without one that is asked for more steps.
+    pub fn of(c: &TrainOptions) -> Result<Self> {
+        let out = &c.files.out;
+        match &c.resume.resume {
+            None => Ok(Self::New),
+            Some(Resume::Path(path)) => {
+                let checkpoint = Checkpoint::open(path)?;
+                let folder = path.canonicalize().ok().and_then(|p| p.parent().map(PathBuf::from));
+                match folder.is_some_and(|folder| out.canonicalize().is_ok_and(|out| out == folder)) {
+                    true => Ok(Self::From(checkpoint)),
+                    false => Ok(Self::Elsewhere(checkpoint)),
+                }
+            }
+            Some(Resume::Auto) if !RunDir::is_there(out) => Ok(Self::New),
+            // Whoever is at it may be about to remove the checkpoint that would be read here.
+            Some(Resume::Auto) if RunDir::is_taken(out) => Ok(Self::Again),
+            Some(Resume::Auto) => match RunDir::checkpoints(out).last() {
+                Some(last) => Ok(Self::From(Checkpoint::open(&last.path)?)),
+                None if Record::read(out).is_some_and(|r| r.outcome == Outcome::Finished) => {
+                    let why = "its run is finished and has no checkpoint to go on from; name a new `options.out`";
+                    Err(Error::file(out, why))
+                }
+                None => Ok(Self::Again),
+            },
+        }
+    }
+
+    /// Refuses a run that is another than the checkpoint's; whether it goes on with other numerics, as is allowed.
+    pub fn check(&self, now: &mut Identity, c: &TrainOptions, schedule: &Schedule) -> Result<bool> {
+        let Some(checkpoint) = self.checkpoint() else { return Ok(false) };
+        let saved = checkpoint.saved();
+        let refuse = |why: String| Err(Error::file(checkpoint.path(), why));
+        if let Some(why) = saved.identity.difference(now, c, schedule, saved.max_steps) {
+            return refuse(why);
+        }
+        if saved.global_step > schedule.total {
+            let (done, asked) = (saved.global_step, schedule.total);
+            return refuse(format!("has taken {done} steps, {asked} are asked for: give a larger `options.max_steps`"));
+        }
+        let (was, is) = (&saved.identity.numerics, &now.numerics);
+        now.numerics_before = saved.identity.numerics_before.clone();
+        if was == is {
+            return Ok(false);
+        }
+        if !c.resume.allow_other_numerics {
+            return refuse(format!(
+                "was computed another way (`{was}`, now `{is}`), so the numbers would not be those of one run: use the device and `options.dtype` of that time, or go on all the same with `options.allow_other_numerics`"
+            ));
+        }
+        now.numerics_before.push(was.clone());
+        Ok(true)
+    }
+
+    /// The folder of the run that goes on, taken, with nothing in it changed.
+    pub fn take(&self, c: &TrainOptions) -> Result<Option<RunDir>> {
+        match self {
+            Self::New | Self::Elsewhere(_) => Ok(None),
+            Self::Again | Self::From(_) => RunDir::reopen(&c.files.out).map(Some),
+        }
+    }
+
+    /// The run's folder: a new one, or the one that was `taken`, with nothing in it changed but its record and configuration.
+    pub fn open(
+        &self,
+        taken: Option<RunDir>,
+        c: &TrainOptions,
+        record: &mut Record,
+        other_numerics: bool,
+    ) -> Result<RunDir> {
+        let (path, config) = (&c.files.out, c.to_toml()?);
+        let Some(out) = taken else {
+            if let Self::Elsewhere(checkpoint) = self {
+                record.begin_from(checkpoint, other_numerics);
+            }
+            return RunDir::begin(path, Some(record.to_text().as_bytes()), &config);
+        };
+        if let Some(checkpoint) = self.checkpoint() {
+            let saved = checkpoint.saved();
+            if !out.has_metrics(MetricsMark { bytes: saved.metrics_bytes, crc32: saved.metrics_crc32 })? {
+                let why = format!(
+                    "does not begin as it did when {} was saved: put back what was there, or name a new `options.out`",
+                    checkpoint.path().display()
+                );
+                return Err(Error::file(path.join("metrics.jsonl"), why));
+            }
+        }
+        record.go_on(path, self.checkpoint(), other_numerics);
+        out.write_record(record.to_text().as_bytes())?;
+        out.write_config(&config)?;
+        out.sweep();
+        Ok(out)
+    }
+
+    /// Fills `state` from the checkpoint, and cuts from the run's folder what came after it.
+    pub fn go_on<B: Backend>(
+        &self,
+        be: &B,
+        state: &mut State<B>,
+        (c, out): (&TrainOptions, &RunDir),
+        observe: &mut dyn Observe,
+    ) -> Result<()> {
+        let mut note = |text: String| observe.tell(&Event::Note(&text));
+        match self {
+            Self::New => return Ok(()),
+            Self::Again => {
+                note(format!("{}: no checkpoint to go on from; the run begins again", c.files.out.display()))?;
+                return out.cut_metrics(0);
+            }
+            Self::From(checkpoint) | Self::Elsewhere(checkpoint) => {
+                checkpoint.load(be, state)?;
+                let step = checkpoint.saved().global_step;
+                note(format!("going on after step {step}, from {}", checkpoint.path().display()))?;
+            }
+        }
+        let Self::From(checkpoint) = self else { return Ok(()) };
+        // The newest first: whatever ends this in the middle, what is left belongs together.
+        for newer in RunDir::checkpoints(out.path()).iter().rev() {
+            if newer.step > checkpoint.saved().global_step {
+                out.remove_checkpoint(newer)?;
+                note(format!("{} removed: the run goes on from before it", newer.path.display()))?;
+            }
+        }
+        out.cut_metrics(checkpoint.saved().metrics_bytes)
+    }
+
+    /// The step of the checkpoint that lies in the run's own folder.
+    pub fn own_step(&self) -> Option<u64> {
+        match self {
+            Self::From(checkpoint) => Some(checkpoint.saved().global_step),
+            _ => None,
+        }
+    }
+
+    /// The checkpoint, where there is one.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        match self {
+            Self::From(checkpoint) | Self::Elsewhere(checkpoint) => Some(checkpoint),
+            Self::New | Self::Again => None,
+        }
+    }
+}
+
+/// Whether the run that `c` asks to go on with is through: what to say about it then. Asked before any work.
+pub fn finished(c: &TrainOptions) -> Option<String> {
+    let out = &c.files.out;
+    if c.resume.resume != Some(Resume::Auto) || RunDir::is_taken(out) {
+        return None;
+    }
+    let record = Record::read(out).filter(|r| r.outcome == Outcome::Finished)?;
+    let written: toml::Table = RunDir::read_config(out)?.parse().ok()?;
+    let was = TrainOptions::read(c.stage, &written).ok()?;
+    // As long as it was, or as many steps as it has: no more is asked of it.
+    let enough = match c.data.max_steps {
+        Some(steps) => steps <= record.steps_done,
+        None => was.data.max_steps.is_none() && was.data.num_train_epochs == c.data.num_train_epochs,
+    };
+    enough.then(|| {
+        format!("{}: the run is finished, after {} steps; nothing is left to do", out.display(), record.steps_done)
+    })
+}

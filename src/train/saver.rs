@@ -1,0 +1,155 @@
+//! What a run leaves in its folder while it goes on: checkpoints when they are due, and a record that is kept true.
+
+use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection};
+use super::record::Record;
+use super::state::State;
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::files::RunDir;
+use crate::observe::{Event, Observe};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How old the steps in `run.json` may be.
+const RECORD_EVERY: Duration = Duration::from_secs(30);
+
+/// Saves what a run can go on from.
+pub(super) struct Saver<'a> {
+    /// The run's folder.
+    pub out: &'a RunDir,
+    /// When a checkpoint is due.
+    pub due: Due,
+    /// Checkpoints that are kept; 0: all.
+    pub limit: usize,
+    /// What the run is.
+    pub identity: Identity,
+    /// The content of `config.toml`.
+    pub config: String,
+    /// The file of tuned products.
+    pub plans: Option<PathBuf>,
+    /// `run.json`.
+    pub record: &'a mut Record,
+    /// The step of the checkpoint that is the last.
+    pub last: Option<u64>,
+    since: Instant,
+    took: Duration,
+    recorded: Instant,
+    /// The first save that failed, and why.
+    failed: Option<(u64, String)>,
+    record_failed: bool,
+}
+
+impl<'a> Saver<'a> {
+    /// Before the first step of this call.
+    pub fn new(
+        out: &'a RunDir,
+        (due, limit): (Due, usize),
+        identity: Identity,
+        (config, plans): (String, Option<PathBuf>),
+        record: &'a mut Record,
+        last: Option<u64>,
+    ) -> Self {
+        let (since, recorded, took) = (Instant::now(), Instant::now(), Duration::ZERO);
+        let (failed, record_failed) = (None, false);
+        Self { out, due, limit, identity, config, plans, record, last, since, took, recorded, failed, record_failed }
+    }
+
+    /// Time begins to count: what came before the steps is no part of the time between two checkpoints.
+    pub fn begin(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Whether a checkpoint is due after `step` steps.
+    pub fn is_due(&self, step: u64) -> bool {
+        self.due.at(step, self.since.elapsed(), self.took)
+    }
+
+    /// `step` steps are done: `run.json` says so now and then.
+    pub fn stepped(&mut self, step: u64, observe: &mut dyn Observe) -> Result<()> {
+        self.record.steps_done = step;
+        if self.recorded.elapsed() < RECORD_EVERY { Ok(()) } else { self.write_record(observe) }
+    }
+
+    /// Brings `run.json` up to date. A disk that is full is told once, and ends nothing.
+    pub fn write_record(&mut self, observe: &mut dyn Observe) -> Result<()> {
+        self.recorded = Instant::now();
+        match self.out.write_record(self.record.to_text().as_bytes()) {
+            Err(e) if !std::mem::replace(&mut self.record_failed, true) => {
+                observe.tell(&Event::Warning(&format!("{e}; it is not up to date")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Saves the state as it is. Where the disk will not have it, that is told at once, and the run goes on with the
+    /// checkpoint before.
+    pub fn save<B: Backend>(
+        &mut self,
+        (be, state): (&B, &State<B>),
+        carried: Carried,
+        observe: &mut dyn Observe,
+    ) -> Result<()> {
+        let step = state.clock.step;
+        let begun = Instant::now();
+        match self.write((be, state), carried) {
+            Ok((path, bytes)) => {
+                self.took = begun.elapsed();
+                self.last = Some(step);
+                let seconds = self.took.as_secs_f64();
+                observe.tell(&Event::Checkpoint { step, path: &path, bytes, seconds })?;
+                self.forget_old(observe)?;
+            }
+            Err(e @ Error::Io { .. }) => {
+                let line = format!("no checkpoint at step {step}: {e}; the run goes on, {}", self.last_one());
+                observe.tell(&Event::Warning(&line))?;
+                self.failed.get_or_insert((step, e.to_string()));
+            }
+            Err(e) => return Err(e),
+        }
+        self.since = Instant::now();
+        self.record.steps_done = step;
+        self.write_record(observe)
+    }
+
+    fn write<B: Backend>(&mut self, (be, state): (&B, &State<B>), carried: Carried) -> Result<(PathBuf, u64)> {
+        let step = state.clock.step;
+        self.identity.plans = self.plans.as_deref().map(Plans::of).transpose()?;
+        let mark = self.out.mark_metrics()?;
+        let saved = checkpoint::Saved {
+            program: env!("CARGO_PKG_VERSION").into(),
+            global_step: step,
+            max_steps: self.record.steps_asked,
+            clock: state.clock,
+            metrics_bytes: mark.bytes,
+            metrics_crc32: mark.crc32,
+            sections: Vec::<SavedSection>::new(),
+            identity: self.identity.clone(),
+            carried,
+        };
+        let path = self.out.path().join(format!("checkpoint-{step}"));
+        let bytes = checkpoint::save(be, state, self.out.new_checkpoint(step)?, (saved, &self.config))?;
+        Ok((path, bytes))
+    }
+
+    /// Takes away the oldest checkpoints beyond the limit.
+    fn forget_old(&mut self, observe: &mut dyn Observe) -> Result<()> {
+        let all = RunDir::checkpoints(self.out.path());
+        let many = if self.limit == 0 { 0 } else { all.len().saturating_sub(self.limit) };
+        for old in &all[..many] {
+            if let Err(e) = self.out.remove_checkpoint(old) {
+                observe.tell(&Event::Warning(&e.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn last_one(&self) -> String {
+        self.last.map_or("and has none yet".to_owned(), |step| format!("and checkpoint-{step} is its last"))
+    }
+
+    /// What is to be said in the end, where a save failed.
+    pub fn failure(&self) -> Option<String> {
+        let (step, why) = self.failed.as_ref()?;
+        Some(format!("checkpoints could not be saved, the first at step {step} ({why}), {}", self.last_one()))
+    }
+}

@@ -34,6 +34,8 @@ TWICE = {
     "hashbrown": "tokenizers' caches ask for an older one than indexmap",
     "rand_core": "tokenizers' rand beside its own generator",
 }
+# Crates without a text of their own whose authors' other crate, of the same repository, has it.
+SAME = {"alloc-stdlib": "alloc-no-stdlib"}
 TEXTS = ("LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE")
 
 
@@ -104,6 +106,8 @@ def choose(expression):
 def texts(package, licences):
     """Texts to reproduce: (name in the crate, text). Those of other licences of a choice are left out."""
     folder = Path(package["manifest_path"]).parent
+    folder = next((f for f in folder.parent.glob(SAME.get(package["name"], "") + "-[0-9]*")), folder) \
+        if package["name"] in SAME else folder
     found = []
     for path in sorted(folder.rglob("*")):
         nested = path.parent != folder

@@ -47,7 +47,7 @@
 //! # The shape of it
 //!
 //! ```text
-//!  rows (JSONL, JSON, Parquet)            Hugging Face directory
+//!  rows (JSONL, JSON, CSV, Parquet)       Hugging Face directory
 //!        | data::pack                            | model::load
 //!        v                                       v
 //!  shards ---------- data::plan ---------> micro-batches          model::Model<B>

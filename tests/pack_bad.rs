@@ -128,14 +128,14 @@ fn every_bad_input_has_its_line() {
     check_refused(
         "a.zip",
         b"PK\x03\x04",
-        "is a zip archive; accepted are JSONL, a JSON array, either gzipped, and Parquet",
+        "is a zip archive; unpack it: accepted are JSONL, a JSON array, CSV and TSV, each by itself or in .gz or .zst, and Parquet",
     );
     check_refused("a.jsonl", b"\xff\xfe{\x00", "is UTF-16; convert it to UTF-8");
     let cut = &parquet(&[("p", "c")])[..100];
     check_refused(
         "a.parquet",
         cut,
-        "damaged or unsupported Parquet: Parquet error: Invalid Parquet file. Corrupt footer; fetch or write the file again",
+        "damaged or unsupported Parquet: it is cut short: it does not end as it begins; fetch or write the file again",
     );
 }
 

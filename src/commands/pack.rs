@@ -15,13 +15,13 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Turn JSONL, JSON or Parquet rows into preference shards: tokenised once, each prompt stored once.
+/// Turn JSONL, JSON, CSV or Parquet rows into preference shards: tokenised once, each prompt stored once.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PackArgs {
     /// Model directory (tokenizer.json, tokenizer_config.json, chat template) or a tokenizer file.
     #[arg(long, value_name = "MODEL")]
     pub tokenizer: PathBuf,
-    /// Input files: JSONL, a JSON array, either gzipped, or Parquet.
+    /// Input files: JSONL, a JSON array, CSV or TSV, any of them in .gz or .zst, or Parquet.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     pub input: Vec<PathBuf>,
     /// Folder to make.

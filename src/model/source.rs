@@ -12,7 +12,7 @@ use super::json::parse_json;
 use super::params::{ParamSpec, ParamTable};
 use crate::backend::Float;
 use crate::error::{Error, Result};
-use crate::files::{Inside, MOST_JSON, cut_short, read_at};
+use crate::files::{self, Inside, MOST_JSON, cut_short, read_at};
 use rayon::prelude::*;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -96,7 +96,11 @@ pub(super) struct SourceFile {
 impl SourceFile {
     fn open(folder: &Inside, name: &str) -> Result<Self> {
         let path = folder.path(name);
-        let file = folder.open(name)?.ok_or_else(|| folder.missing(name))?;
+        if !folder.has(name) {
+            return Err(folder.missing(name));
+        }
+        // Weights are numbers, never copied as they stand: a link may lead to wherever large files are kept.
+        let file = files::open(&path)?;
         let len = file.metadata().map_err(Error::io(&path, "read the length of"))?.len();
         let damaged = |why: &dyn std::fmt::Display| {
             Error::file(&path, format!("damaged safetensors file ({why}); download or export it again"))

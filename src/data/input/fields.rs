@@ -92,6 +92,14 @@ const FIELDS: [&str; 47] = [
     "audio",
 ];
 
+/// Whether a column of this name may be of use to a row; others are not worth reading.
+pub(super) fn used(column: &str, map: &FieldMap) -> bool {
+    // Two names that OpenAI has used before; nobody needs to map them.
+    let old = ["preferred_completion", "non_preferred_completion"];
+    let out = map.0.iter().any(|(field, from)| field == column && from.is_empty());
+    !out && (FIELDS.contains(&column) || old.contains(&column)) || map.0.iter().any(|(_, from)| from == column)
+}
+
 /// Columns of a row, for messages.
 pub(super) fn names(fields: &Map<String, Value>) -> String {
     if fields.is_empty() {

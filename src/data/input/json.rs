@@ -1,6 +1,8 @@
 //! JSONL and JSON arrays, streamed: an element is cut out by counting brackets and parsed later, on another core.
 
+use super::fields::{FieldMap, used};
 use super::integers;
+use super::packed::BadStream;
 use super::python_json;
 use super::raw::{Place, RawBody, RawRow, RowIter};
 use super::reading::Gauge;
@@ -10,31 +12,87 @@ use std::io::{BufRead, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Rows of a JSON text: an array if its first character is `[`, otherwise one object a line. Blank lines are no rows.
-pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>, gauge: Gauge) -> Result<RowIter> {
+/// Rows of a JSON text: an array if its first character is `[`, the array in `{"name": [...]}` where nothing else is in it
+/// and `name` is no field of a row, otherwise one object a line. Blank lines are no rows.
+pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>, map: &FieldMap, gauge: Gauge) -> Result<RowIter> {
+    let named_json = path.to_string_lossy().trim_end_matches(".gz").trim_end_matches(".zst").ends_with(".json");
     let path = Arc::new(path.to_owned());
     let mut line = 1;
-    let mut first = true;
     loop {
         let head = text.fill_buf().map_err(|e| read_error(&path, line, e))?;
-        if std::mem::take(&mut first) && head.starts_with(b"\xef\xbb\xbf") {
-            text.consume(3); // a byte order mark
-            continue;
-        }
         let blank = head.iter().take_while(|b| b.is_ascii_whitespace()).count();
-        line += head[..blank].iter().filter(|b| **b == b'\n').count() as u64;
-        match head.get(blank) {
-            Some(b'[') => {
-                text.consume(blank + 1);
-                return Ok(Box::new(ArrayRows { text, path, line, state: ArrayState::First, gauge }));
-            }
-            None if blank > 0 => text.consume(blank),
-            _ => {
+        line += newlines(&head[..blank]);
+        let rest = &head[blank..];
+        let (used, wrapped) = match rest.first() {
+            None if blank > 0 => {
                 text.consume(blank);
-                return Ok(Box::new(LineRows { text, path, line: line - 1, done: false, gauge }));
+                continue;
+            }
+            Some(b'[') => (1, None),
+            Some(b'{') => match wrapper(rest, named_json, map) {
+                Some((used, name)) => (used, Some(name)),
+                None if of_several_lines(rest) => {
+                    let why =
+                        "an object of several lines; JSONL has one whole object a line, and `jq -c .` writes it so";
+                    return Err(Place { path, line, unit: "line" }.error(why));
+                }
+                None => (0, None),
+            },
+            _ => (0, None),
+        };
+        line += newlines(&rest[..used]);
+        text.consume(blank + used);
+        return Ok(if used > 0 {
+            Box::new(ArrayRows { text, path, line, state: ArrayState::First, wrapped, gauge })
+        } else {
+            Box::new(LineRows { text, path, line: line - 1, done: false, gauge })
+        });
+    }
+}
+
+/// Whether a file's name says JSON or JSONL, perhaps packed.
+pub fn named(path: &Path) -> bool {
+    let name = path.to_string_lossy().to_ascii_lowercase();
+    let name = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    [".json", ".jsonl", ".ndjson"].iter().any(|end| name.ends_with(end))
+}
+
+fn newlines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|b| **b == b'\n').count() as u64
+}
+
+/// Where the elements begin in `{"name": [{`, and the name, if the object holds nothing else as far as `head` tells. A whole
+/// line with more in it is a row of JSONL; a line without an end in sight is one too, unless the file's name says JSON.
+fn wrapper(head: &[u8], named_json: bool, map: &FieldMap) -> Option<(usize, String)> {
+    let text = match std::str::from_utf8(head) {
+        Ok(text) => text,
+        Err(e) => std::str::from_utf8(&head[..e.valid_up_to()]).ok()?,
+    };
+    let inside = text[1..].trim_start();
+    let mut names = serde_json::Deserializer::from_str(inside).into_iter::<String>();
+    let name = names.next()?.ok()?;
+    let list = inside[names.byte_offset()..].trim_start().strip_prefix(':')?.trim_start().strip_prefix('[')?;
+    if used(&name, map) || !list.trim_start().starts_with(['{', ']']) {
+        return None;
+    }
+    let (line, ends) = text.split_once('\n').map_or((text, false), |(line, _)| (line, true));
+    let alone = match serde_json::from_str::<Map<String, Value>>(line) {
+        Ok(whole) => whole.len() == 1,
+        Err(_) => {
+            if ends {
+                of_several_lines(head)
+            } else {
+                named_json
             }
         }
-    }
+    };
+    alone.then(|| (text.len() - list.len(), name))
+}
+
+/// Whether the first line ends in the middle of an object as no row that was cut does.
+fn of_several_lines(head: &[u8]) -> bool {
+    let Some(end) = head.iter().position(|b| *b == b'\n') else { return false };
+    matches!(head[..end].trim_ascii_end().last(), Some(b'{' | b'[' | b','))
 }
 
 impl RawRow {
@@ -44,6 +102,7 @@ impl RawRow {
             RawBody::Columns(map) => Ok(map),
             RawBody::Json(bytes) => parse_object(&self.place, &bytes),
             RawBody::Unusable(why) => Err(self.place.error(why)),
+            RawBody::Cells(cells) => cells.fields().map_err(|why| self.place.error(why)),
         }
     }
 }
@@ -62,6 +121,9 @@ pub fn parse_object(place: &Place, bytes: &[u8]) -> Result<Map<String, Value>> {
             )));
         }
     };
+    if too_many_values(bytes) {
+        return Err(place.error("so many values in one row that they would fill the memory; make rows of it"));
+    }
     match integers::value(text) {
         Ok(Value::Object(mut map)) => {
             integers::loosen(&mut map);
@@ -86,6 +148,30 @@ pub fn parse_object(place: &Place, bytes: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
+/// Whether a long row would take gigabytes once it is parsed: an empty object of two bytes takes hundreds.
+fn too_many_values(bytes: &[u8]) -> bool {
+    const MOST: usize = 3 << 29;
+    if bytes.len() < MOST / 200 {
+        return false;
+    }
+    let (mut in_string, mut escaped, mut takes) = (false, false, 0);
+    for &b in bytes {
+        if in_string {
+            in_string = escaped || b != b'"';
+            escaped = !escaped && b == b'\\';
+            continue;
+        }
+        takes += match b {
+            b'{' => 400,
+            b',' | b'[' => 40,
+            b'"' => 24,
+            _ => 0,
+        };
+        in_string = b == b'"';
+    }
+    takes > MOST
+}
+
 /// A JSON value's kind with its article, for messages.
 pub fn kind(value: &Value) -> &'static str {
     match value {
@@ -99,12 +185,11 @@ pub fn kind(value: &Value) -> &'static str {
 }
 
 fn read_error(path: &Path, line: u64, source: std::io::Error) -> Error {
-    use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
-    match source.kind() {
-        InvalidData | InvalidInput | UnexpectedEof => {
-            Error::file(path, format!("damaged gzip stream near line {line} ({source}); fetch the file again"))
+    match source.get_ref().and_then(|e| e.downcast_ref::<BadStream>()) {
+        Some(BadStream { what, why }) => {
+            Error::file(path, format!("damaged {what} stream near line {line} ({why}); fetch the file again"))
         }
-        _ => Error::io(path, "read")(source),
+        None => Error::io(path, "read")(source),
     }
 }
 
@@ -162,6 +247,8 @@ struct ArrayRows {
     path: Arc<std::path::PathBuf>,
     line: u64,
     state: ArrayState,
+    /// Name of the list in the object around it.
+    wrapped: Option<String>,
     gauge: Gauge,
 }
 
@@ -217,6 +304,16 @@ impl ArrayRows {
         let mut next = self.peek()?.ok_or_else(|| self.bad(cut))?;
         if next == b']' {
             self.text.consume(1);
+            if let Some(name) = self.wrapped.take() {
+                if self.peek()? != Some(b'}') {
+                    let why = format!(
+                        "more in the object beside its list `{}`; take the list out: `jq -c '.[\"{0}\"][]'`",
+                        name.escape_debug()
+                    );
+                    return Err(Place { path: self.path.clone(), line: self.line, unit: "line" }.error(why));
+                }
+                self.text.consume(1);
+            }
             return match self.peek()? {
                 None => Ok(None),
                 Some(_) => Err(self.bad("text after the array's closing `]`")),

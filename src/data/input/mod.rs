@@ -1,20 +1,25 @@
-//! Input files: JSONL, JSON arrays, either gzipped, and Parquet, told apart by their content.
+//! Input files: JSONL, JSON arrays, CSV and TSV, any of them in gzip or zstd, and Parquet, told apart by their content.
 //!
 //! A reader ([`open()`]) hands out rows as they stand in the file ([`RawRow`]), so that the costly part (parsing, templates,
 //! tokenising) can run on every core; [`parse()`] then says what a row means.
 
+mod calendar;
+mod cells;
 mod columns;
+mod csv;
 mod dialogue;
 mod fields;
 mod integers;
 mod json;
 mod messages;
 mod open;
+mod packed;
 mod pairs;
 mod parquet;
 mod parse;
 mod prompt;
 mod python_json;
+mod python_literal;
 mod raw;
 mod reading;
 mod requests;
@@ -23,6 +28,7 @@ mod turns;
 mod values;
 mod wild;
 
+pub use cells::Cells;
 pub use fields::FieldMap;
 pub use integers::marked_integer;
 pub use messages::same_turn;

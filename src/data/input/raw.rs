@@ -1,5 +1,6 @@
 //! A row as a reader finds it, before anybody understands it.
 
+use super::cells::Cells;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ pub enum RawBody {
     Columns(Map<String, Value>),
     /// What is no row, and why; the file goes on behind it.
     Unusable(String),
+    /// Cells of a table's row, not yet understood.
+    Cells(Cells),
 }
 
 /// Rows of one file, in file order.
@@ -64,4 +67,15 @@ pub(super) fn weight(value: &Value) -> usize {
         _ => 0,
     };
     size_of::<Value>() + inside
+}
+
+/// Bytes of what a value says: what a file that does not compress would have to hold.
+pub(super) fn content(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(content).sum(),
+        Value::Object(map) => map.values().map(content).sum(),
+        Value::Number(_) => size_of::<f64>(),
+        Value::Bool(_) | Value::Null => 0,
+    }
 }

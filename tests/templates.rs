@@ -216,6 +216,13 @@ fn a_strangers_template_is_bounded() {
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".into(),
         "{% set ns = namespace(g=[1]) %}{% for i in range(9999) %}{% set ns.g = ns.g|map('string') %}{% endfor %}{{ ns.g|list }}".into(),
         "{% set ns = namespace(a=1) %}{% set ns.me = [ns] %}{{ ns }}".into(),
+        // What stands in many places at once is as large as all of them.
+        "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}".into(),
+        "{% set ns = namespace(a=(1,)) %}{% for i in range(60) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ {ns.a: 1}|length }}".into(),
+        "{% set a = [1] * 500000 %}{% set b = [1] * 500000 %}{% for i in range(99999) %}{{ a == b }}{{ a.index(2) if 0 }}{{ 2 in b }}{% endfor %}".into(),
+        "{% set s = 'é' * 9999999 %}{% for i in range(99999) %}{{ s|length }}{{ s[0] }}{{ {s: 1}|length }}{% endfor %}".into(),
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ range(99999)|first }}{% endfor %}{% endfor %}".into(),
+        (0..30000).map(|i| format!("{{% set a{i} = 1 %}}{{% if a{i} %}}{{% endif %}}")).collect(),
         format!("{{{{ {} }}}}", deep("(", "1", ")", 16000)),
         format!("{{{{ {} }}}}", deep("[", "1", "]", 16000)),
         format!("{{{{ {}1 }}}}", "-".repeat(32000)),

@@ -6,11 +6,11 @@ use super::expr::constant;
 use super::fault::{Fault, Kind, Res, raise};
 use super::iter::members;
 use super::number::Op;
-use super::ops::{binary, contains, order, slice};
+use super::ops::{binary, contains, order, same, slice};
 use super::percent::percent;
 use super::repr::write_text;
 use super::run::{Env, Run};
-use super::value::{Args, Key, Machine, Value, equal};
+use super::value::{Args, Key, Machine, Value};
 use indexmap::IndexMap;
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -121,6 +121,7 @@ fn dict(run: &Run, env: &Rc<Env>, items: &[(Expr, Expr)]) -> Res<Value> {
     for (key, value) in items {
         let key = eval(run, env, key)?;
         let value = eval(run, env, value)?;
+        run.budget().steps(key.size() - 1)?;
         map.insert(Key::new(key)?, value);
     }
     Value::dict(map)
@@ -131,14 +132,13 @@ fn compare(run: &Run, env: &Rc<Env>, first: &Expr, rest: &[(Cmp, Expr)]) -> Res<
     for (cmp, right) in rest {
         let right = eval(run, env, right)?;
         let holds = match cmp {
-            Cmp::Eq => equal(&left, &right),
-            Cmp::Ne => !equal(&left, &right),
-            Cmp::Lt => order("<", &left, &right)? == Ordering::Less,
-            Cmp::Le => order("<=", &left, &right)? != Ordering::Greater,
-            Cmp::Gt => order(">", &left, &right)? == Ordering::Greater,
-            Cmp::Ge => order(">=", &left, &right)? != Ordering::Less,
-            Cmp::In => contains(run, &right, &left)?,
-            Cmp::NotIn => !contains(run, &right, &left)?,
+            Cmp::Eq => same(run, &left, &right)?,
+            Cmp::Ne => !same(run, &left, &right)?,
+            _ if matches!(cmp, Cmp::In | Cmp::NotIn) => contains(run, &right, &left)? == (*cmp == Cmp::In),
+            _ => {
+                run.budget().steps(left.size().min(right.size()) / 4)?;
+                ordered(*cmp, &left, &right)?
+            }
         };
         if !holds {
             return Ok(Value::Bool(false));
@@ -146,6 +146,15 @@ fn compare(run: &Run, env: &Rc<Env>, first: &Expr, rest: &[(Cmp, Expr)]) -> Res<
         left = right;
     }
     Ok(Value::Bool(true))
+}
+
+fn ordered(cmp: Cmp, left: &Value, right: &Value) -> Res<bool> {
+    Ok(match cmp {
+        Cmp::Lt => order("<", left, right)? == Ordering::Less,
+        Cmp::Le => order("<=", left, right)? != Ordering::Greater,
+        Cmp::Gt => order(">", left, right)? == Ordering::Greater,
+        _ => order(">=", left, right)? != Ordering::Less,
+    })
 }
 
 fn concat(run: &Run, env: &Rc<Env>, parts: &[Expr]) -> Res<Value> {

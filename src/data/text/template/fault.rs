@@ -76,6 +76,8 @@ pub const MAX_BYTES: u64 = 1 << 30;
 pub const MAX_TEXT: usize = 64 << 20;
 /// Members of one list.
 pub const MAX_ITEMS: usize = 1 << 20;
+/// Members of one value, counted in each place where they stand; 64 bytes of text are as one.
+pub const MAX_TREE: u64 = 8 << 20;
 /// How deep values may nest.
 pub const MAX_NEST: u32 = 400;
 /// How deep expressions, statements and calls may nest while running.

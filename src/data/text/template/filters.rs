@@ -160,7 +160,7 @@ fn first(m: &dyn Machine, args: Args) -> Res<Value> {
 pub fn reversible(value: &Value) -> bool {
     match value {
         Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_) => true,
-        Value::Object(object) => !object.is_iterator() && object.members().is_some(),
+        Value::Object(object) => object.is_sized(),
         _ => false,
     }
 }
@@ -279,6 +279,7 @@ fn extreme(m: &dyn Machine, max: bool, args: Args) -> Res<Value> {
     let mut best: Option<(Value, Value)> = None;
     while let Some(item) = iter.next(m)? {
         let key = folded(follow(m, &item, &path, None)?, sensitive);
+        m.budget().steps(key.size())?;
         let better = match &best {
             None => true,
             Some((top, _)) => {
@@ -297,6 +298,7 @@ fn extreme(m: &dyn Machine, max: bool, args: Args) -> Res<Value> {
 fn pprint(m: &dyn Machine, args: Args) -> Res<Value> {
     let [value] = args.bind("pprint", ["value"], 1)?;
     fn ordered(m: &dyn Machine, value: &Value) -> Res<Value> {
+        m.budget().steps(1)?;
         match value {
             Value::List(items) => Value::list(items.items.iter().map(|v| ordered(m, v)).collect::<Res<_>>()?),
             Value::Tuple(items) => Value::tuple(items.items.iter().map(|v| ordered(m, v)).collect::<Res<_>>()?),

@@ -262,8 +262,10 @@ fn unique(m: &dyn Machine, args: Args) -> Res<Value> {
     over(value.unwrap_or(Value::None), false, move |m, iter| {
         let path = path(m, &attribute)?;
         while let Some(item) = iter.next(m)? {
-            let key = Key::new(folded(follow(m, &item, &path, None)?, sensitive))?;
+            let key = folded(follow(m, &item, &path, None)?, sensitive);
+            m.budget().steps(key.size())?;
             m.budget().items(1)?;
+            let key = Key::new(key)?;
             if seen.insert(key) {
                 return Ok(Some(item));
             }

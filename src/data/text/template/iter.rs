@@ -16,6 +16,8 @@ pub enum Iter {
     Made(std::vec::IntoIter<Value>),
     /// What an iterator gives.
     Object(Rc<dyn Object>),
+    /// Members of a sized iterable from a place on.
+    Sized(Rc<dyn Object>, usize),
 }
 
 impl Iter {
@@ -27,7 +29,7 @@ impl Iter {
             Value::List(items) | Value::Tuple(items) => Some(Iter::Items(items.clone(), 0)),
             Value::Dict(dict) => Some(Iter::Keys(dict.clone(), 0)),
             Value::Object(object) if object.is_iterator() => Some(Iter::Object(object.clone())),
-            Value::Object(object) => object.members().map(|members| Iter::Made(members.into_iter())),
+            Value::Object(object) => object.is_sized().then(|| Iter::Sized(object.clone(), 0)),
             Value::None | Value::Bool(_) | Value::Int(_) | Value::Big(_) | Value::Float(_) => None,
         }
     }
@@ -61,6 +63,10 @@ impl Iter {
                 dict.map.get_index(*at - 1).map(|(key, _)| key.0.clone())
             }
             Iter::Made(members) => members.next(),
+            Iter::Sized(object, at) => {
+                *at += 1;
+                object.member(*at - 1)?
+            }
             Iter::Object(object) => {
                 m.budget().enter()?;
                 let next = object.next(m);
@@ -92,7 +98,10 @@ pub fn members(m: &dyn Machine, value: &Value) -> Res<Vec<Value>> {
 pub fn len(m: &dyn Machine, value: &Value) -> Res<Option<usize>> {
     Ok(match value {
         Value::Missing | Value::Undefined(_) => Some(0),
-        Value::Str(s) => Some(chars(s)),
+        Value::Str(s) => {
+            m.budget().steps(s.len() as u64 / 4096)?;
+            Some(chars(s))
+        }
         Value::List(items) | Value::Tuple(items) => Some(items.items.len()),
         Value::Dict(dict) => Some(dict.map.len()),
         Value::Object(object) => object.len(m)?,

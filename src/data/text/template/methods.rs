@@ -19,13 +19,13 @@ pub fn call(m: &dyn Machine, receiver: &Value, name: &str, args: Args) -> Res<Va
             "format_map" => format_text(m, s, args, true),
             _ => strings::call(m, s, name, args).unwrap_or_else(|| Err(refuse_method(receiver, name))),
         },
-        Value::List(items) | Value::Tuple(items) => sequence(receiver, items, name, args),
+        Value::List(items) | Value::Tuple(items) => sequence(m, receiver, items, name, args),
         Value::Dict(dict) => dict_method(m, dict, name, args),
         _ => number(receiver, name, args),
     }
 }
 
-fn sequence(receiver: &Value, items: &Rc<Items>, name: &str, args: Args) -> Res<Value> {
+fn sequence(m: &dyn Machine, receiver: &Value, items: &Rc<Items>, name: &str, args: Args) -> Res<Value> {
     match name {
         "copy" => {
             args.places::<0>(name, 0)?;
@@ -34,6 +34,7 @@ fn sequence(receiver: &Value, items: &Rc<Items>, name: &str, args: Args) -> Res<
         "count" => {
             let [value] = args.places::<1>(name, 1)?;
             let value = value.unwrap_or(Value::None);
+            m.budget().steps(items.size)?;
             Ok(Value::Int(items.items.iter().filter(|v| equal(v, &value)).count() as i64))
         }
         "index" => {
@@ -45,6 +46,7 @@ fn sequence(receiver: &Value, items: &Rc<Items>, name: &str, args: Args) -> Res<
                 Ok::<_, Fault>(if at < 0 { at.saturating_add(len).max(0) } else { at.min(len) } as usize)
             };
             let (start, stop) = (bound(start, 0)?, bound(stop, len)?);
+            m.budget().steps(items.size)?;
             let found = items.items.iter().enumerate().take(stop).skip(start).find(|(_, v)| equal(v, &value));
             match found {
                 Some((at, _)) => Ok(Value::Int(at as i64)),
@@ -59,7 +61,9 @@ fn dict_method(m: &dyn Machine, dict: &Rc<Dict>, name: &str, args: Args) -> Res<
     let shows = match name {
         "get" => {
             let [key, default] = args.places(name, 1)?;
-            let found = match key.unwrap_or(Value::None) {
+            let key = key.unwrap_or(Value::None);
+            m.budget().steps(key.size() - 1)?;
+            let found = match key {
                 Value::Str(key) => dict.map.get(&*key.text),
                 key => dict.map.get(&Key::new(key)?),
             };

@@ -99,6 +99,12 @@ pub fn order(sign: &str, a: &Value, b: &Value) -> Res<Ordering> {
     }
 }
 
+/// `a == b`, and what it takes.
+pub fn same(m: &dyn Machine, a: &Value, b: &Value) -> Res<bool> {
+    m.budget().steps(a.size().min(b.size()) / 4)?;
+    Ok(equal(a, b))
+}
+
 /// `item in container`
 pub fn contains(m: &dyn Machine, container: &Value, item: &Value) -> Res<bool> {
     match (container, item) {
@@ -109,14 +115,20 @@ pub fn contains(m: &dyn Machine, container: &Value, item: &Value) -> Res<bool> {
         (Value::Str(_), _) => {
             raise(format!("TypeError: 'in <string>' requires string as left operand, not {}", item.type_name()))
         }
-        (Value::Dict(dict), Value::Str(key)) => Ok(dict.map.contains_key(&*key.text)),
-        (Value::Dict(dict), _) => Ok(dict.map.contains_key(&Key::new(item.clone())?)),
+        (Value::Dict(dict), Value::Str(key)) => {
+            m.budget().steps(key.len() as u64 / 256)?;
+            Ok(dict.map.contains_key(&*key.text))
+        }
+        (Value::Dict(dict), _) => {
+            m.budget().steps(item.size())?;
+            Ok(dict.map.contains_key(&Key::new(item.clone())?))
+        }
         _ => {
             let Some(mut iter) = Iter::of(container) else {
                 return raise(format!("TypeError: argument of type '{}' is not iterable", container.type_name()));
             };
             while let Some(member) = iter.next(m)? {
-                if equal(&member, item) {
+                if same(m, &member, item)? {
                     return Ok(true);
                 }
             }
@@ -127,6 +139,8 @@ pub fn contains(m: &dyn Machine, container: &Value, item: &Value) -> Res<bool> {
 
 /// `obj[key]`; `None` where Python raises a `TypeError` or a `LookupError`.
 pub fn item(m: &dyn Machine, obj: &Value, key: &Value) -> Res<Option<Value>> {
+    let long = if let Value::Str(text) = obj { text.len() as u64 / 4096 } else { key.size() - 1 };
+    m.budget().steps(long)?;
     let place = |len: usize| {
         let at = key.as_index()?;
         usize::try_from(if at < 0 { at + len as i64 } else { at }).ok().filter(|at| *at < len)
@@ -224,7 +238,7 @@ pub fn sort(m: &dyn Machine, keyed: Vec<(Value, Value)>, reverse: bool) -> Res<V
     if len < 2 {
         return Ok(keyed);
     }
-    m.budget().steps(len as u64)?;
+    m.budget().steps(keyed.iter().map(|(key, _)| key.size()).sum())?;
     let mut left = keyed;
     let right = sort(m, left.split_off(len / 2), reverse)?;
     let left = sort(m, left, reverse)?;

@@ -2,9 +2,9 @@
 
 use super::ast::*;
 use super::fault::{Fault, Res, raise};
-use super::symbols::{Action, Cells, Ident, Symbols};
+use super::symbols::{Action, Cells, Ident, MAX_COPIES, Symbols};
 use super::walk::{children_mut, stores_loop, undeclared};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,14 +25,19 @@ pub type Known<'a> = &'a dyn Fn(bool, &str) -> bool;
 /// Resolves the names of `body`.
 pub fn resolve(mut body: Body, known: Known) -> Res<Template> {
     let cells: Cells = Rc::new(RefCell::new(vec![Default::default()]));
-    let mut symbols = Symbols::root(cells.clone());
+    let copies = Rc::new(Cell::new(0));
+    let mut symbols = Symbols::root(cells.clone(), copies.clone());
     if !undeclared(&body, &["self"]).is_empty() {
         return Err(Fault::refused("the variable `self`"));
     }
     symbols.body(&body);
     let mut resolver = Resolver { cells, parents: vec![None], known };
     let frame = Frame { symbols: Rc::new(symbols), func: 0, soft: false, loops: 0 };
-    resolver.body(&mut body, &frame)?;
+    let done = resolver.body(&mut body, &frame);
+    if copies.get() > MAX_COPIES {
+        return Err(Fault::limit("too many names and conditions"));
+    }
+    done?;
     let root = Scoped { enter: resolver.enter(&frame), body, leave: Vec::new() };
     Ok(Template { root, cells: resolver.count(0) })
 }

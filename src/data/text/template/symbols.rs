@@ -3,7 +3,7 @@
 use super::ast::*;
 use super::walk::children;
 use indexmap::{IndexMap, IndexSet};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,6 +18,9 @@ pub struct Ident {
 
 /// Cells of every function, by level of the scope and name: scopes side by side share theirs, as in Python.
 pub type Cells = Rc<RefCell<Vec<IndexMap<(u16, Arc<str>), ()>>>>;
+
+/// Names copied for the branches of `if`s, at most.
+pub const MAX_COPIES: u64 = 20_000_000;
 
 /// What a cell gets.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +41,8 @@ pub struct Symbols {
     level: u16,
     func: u16,
     cells: Cells,
+    /// Names copied so far, in the whole template; past [`MAX_COPIES`] nothing more is read.
+    copies: Rc<Cell<u64>>,
     parent: Option<Rc<Symbols>>,
     refs: IndexMap<Arc<str>, Ident>,
     stores: IndexSet<Arc<str>>,
@@ -47,8 +52,9 @@ pub struct Symbols {
 
 impl Symbols {
     /// The outermost scope.
-    pub fn root(cells: Cells) -> Self {
+    pub fn root(cells: Cells, copies: Rc<Cell<u64>>) -> Self {
         Self {
+            copies,
             level: 0,
             func: 0,
             cells,
@@ -61,7 +67,7 @@ impl Symbols {
 
     /// A scope inside of `parent`, in function `func`.
     pub fn inside(parent: &Rc<Symbols>, func: u16) -> Self {
-        let mut this = Self::root(parent.cells.clone());
+        let mut this = Self::root(parent.cells.clone(), parent.copies.clone());
         this.level = parent.level + 1;
         this.func = func;
         this.parent = Some(parent.clone());
@@ -158,6 +164,10 @@ impl Symbols {
 
     fn branch(&mut self, branch: &If) {
         self.expr(&branch.test);
+        self.copies.set(self.copies.get() + 3 * self.loads.len() as u64);
+        if self.copies.get() > MAX_COPIES {
+            return;
+        }
         let side = |read: &dyn Fn(&mut Symbols)| {
             let mut copy = self.clone();
             read(&mut copy);

@@ -119,7 +119,7 @@ pub fn ask(m: &dyn Machine, name: &str, args: Args) -> Res<bool> {
         "in" => &["value", "seq"],
         "sameas" => &["value", "other"],
         "==" | "eq" | "equalto" | "!=" | "ne" | ">" | "gt" | "greaterthan" | "ge" | ">=" | "<" | "lt" | "lessthan"
-        | "<=" | "le" => return compare(name, args),
+        | "<=" | "le" => return compare(m, name, args),
         "callable" => return args.places::<1>(name, 1).map(|[v]| callable(&v.unwrap_or(Value::None))),
         _ => &["value"],
     };
@@ -175,9 +175,10 @@ fn known(names: &[&str], value: &Value) -> Res<bool> {
     }
 }
 
-fn compare(name: &str, args: Args) -> Res<bool> {
+fn compare(m: &dyn Machine, name: &str, args: Args) -> Res<bool> {
     let [a, b] = args.places(name, 2)?;
     let (a, b) = (a.unwrap_or(Value::None), b.unwrap_or(Value::None));
+    m.budget().steps(a.size().min(b.size()) / 4)?;
     Ok(match name {
         "==" | "eq" | "equalto" => equal(&a, &b),
         "!=" | "ne" => !equal(&a, &b),

@@ -1,6 +1,6 @@
 //! Python's values as templates see them.
 
-use super::fault::{Budget, Fault, MAX_NEST, Res, raise};
+use super::fault::{Budget, Fault, MAX_NEST, MAX_TREE, Res, raise};
 use indexmap::IndexMap;
 use num_bigint::BigInt;
 use std::any::Any;
@@ -52,6 +52,8 @@ pub struct Items {
     pub items: Vec<Value>,
     /// How deep values nest below, 1 for none.
     pub depth: u32,
+    /// How much there is to go through: see [`Value::size`].
+    pub size: u64,
     /// Whether the tuple is one of `groupby`, which has names.
     pub group: bool,
 }
@@ -62,6 +64,8 @@ pub struct Dict {
     pub map: IndexMap<Key, Value>,
     /// How deep values nest below, 1 for none.
     pub depth: u32,
+    /// How much there is to go through: see [`Value::size`].
+    pub size: u64,
 }
 
 /// A hashable value.
@@ -112,9 +116,13 @@ pub trait Object: Any {
     fn callable(&self) -> bool {
         false
     }
-    /// The members of a sized iterable.
-    fn members(&self) -> Option<Vec<Value>> {
-        None
+    /// Whether it is a sized iterable, whose members [`Object::member`] gives.
+    fn is_sized(&self) -> bool {
+        false
+    }
+    /// The member at a place of a sized iterable.
+    fn member(&self, _at: usize) -> Res<Option<Value>> {
+        Ok(None)
     }
     /// Whether [`Object::next`] works.
     fn is_iterator(&self) -> bool {
@@ -193,7 +201,8 @@ impl Value {
     /// A dict.
     pub fn dict(map: IndexMap<Key, Value>) -> Res<Self> {
         let deepest = map.iter().map(|(k, v)| k.0.depth().max(v.depth())).max().unwrap_or(0);
-        Ok(Value::Dict(Rc::new(Dict { map, depth: deeper(deepest)? })))
+        let size = larger(map.iter().map(|(k, v)| k.0.size() + v.size()))?;
+        Ok(Value::Dict(Rc::new(Dict { map, depth: deeper(deepest)?, size })))
     }
 
     /// An object.
@@ -214,6 +223,17 @@ impl Value {
             Value::Dict(dict) => dict.depth,
             Value::Object(object) => object.depth(),
             _ => 0,
+        }
+    }
+
+    /// How much there is to go through here when it is compared or hashed: a member that stands in several places counts in
+    /// each, 64 bytes of text as one.
+    pub fn size(&self) -> u64 {
+        match self {
+            Value::Str(s) => 1 + s.len() as u64 / 64,
+            Value::List(items) | Value::Tuple(items) => items.size,
+            Value::Dict(dict) => dict.size,
+            _ => 1,
         }
     }
 
@@ -297,7 +317,8 @@ impl Items {
     /// Of `items`.
     pub fn new(items: Vec<Value>) -> Res<Self> {
         let depth = deeper(items.iter().map(Value::depth).max().unwrap_or(0))?;
-        Ok(Self { items, depth, group: false })
+        let size = larger(items.iter().map(Value::size))?;
+        Ok(Self { items, depth, size, group: false })
     }
 }
 
@@ -313,6 +334,14 @@ fn deeper(depth: u32) -> Res<u32> {
         return Err(Fault::limit(format!("the template nests values deeper than {MAX_NEST}")));
     }
     Ok(depth + 1)
+}
+
+fn larger(sizes: impl Iterator<Item = u64>) -> Res<u64> {
+    let size = sizes.fold(1, u64::saturating_add);
+    if size > MAX_TREE {
+        return Err(Fault::limit(format!("the template makes a value of over {MAX_TREE} members, all told")));
+    }
+    Ok(size)
 }
 
 impl Key {
@@ -375,7 +404,7 @@ pub fn equal(a: &Value, b: &Value) -> bool {
     };
     match (a, b) {
         (Missing | Undefined(_), Missing | Undefined(_)) | (None, None) => true,
-        (Str(a), Str(b)) => a.text == b.text,
+        (Str(a), Str(b)) => Arc::ptr_eq(&a.text, &b.text) || a.text == b.text,
         (Bool(_) | Int(_) | Big(_) | Float(_), Bool(_) | Int(_) | Big(_) | Float(_)) => {
             order_numbers(a, b) == Some(std::cmp::Ordering::Equal)
         }

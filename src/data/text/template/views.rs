@@ -2,7 +2,7 @@
 
 use super::fault::{Fault, Res};
 use super::repr::write_repr;
-use super::value::{Dict, Machine, Object, Value, equal};
+use super::value::{Dict, Key, Machine, Object, Value, equal};
 use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -46,8 +46,12 @@ impl Object for Range {
         Ok(at.filter(|at| (0..len).contains(at)).map(|at| self.at(at as usize)))
     }
 
-    fn members(&self) -> Option<Vec<Value>> {
-        Some((0..self.len).map(|at| self.at(at)).collect())
+    fn is_sized(&self) -> bool {
+        true
+    }
+
+    fn member(&self, at: usize) -> Res<Option<Value>> {
+        Ok((at < self.len).then(|| self.at(at)))
     }
 
     fn len(&self, _: &dyn Machine) -> Res<Option<usize>> {
@@ -100,13 +104,16 @@ pub struct View {
 }
 
 impl View {
-    fn list(&self) -> Res<Vec<Value>> {
-        let one = |(key, value): (&super::value::Key, &Value)| match self.shows {
+    fn one(&self, (key, value): (&Key, &Value)) -> Res<Value> {
+        match self.shows {
             Shows::Keys => Ok(key.0.clone()),
             Shows::Values => Ok(value.clone()),
             Shows::Items => Value::tuple(vec![key.0.clone(), value.clone()]),
-        };
-        self.dict.map.iter().map(one).collect()
+        }
+    }
+
+    fn list(&self) -> Res<Vec<Value>> {
+        self.dict.map.iter().map(|pair| self.one(pair)).collect()
     }
 }
 
@@ -126,8 +133,12 @@ impl Object for View {
         }
     }
 
-    fn members(&self) -> Option<Vec<Value>> {
-        self.list().ok()
+    fn is_sized(&self) -> bool {
+        true
+    }
+
+    fn member(&self, at: usize) -> Res<Option<Value>> {
+        self.dict.map.get_index(at).map(|pair| self.one(pair)).transpose()
     }
 
     fn len(&self, _: &dyn Machine) -> Res<Option<usize>> {
@@ -144,6 +155,10 @@ impl Object for View {
         let other = (other as &dyn Any).downcast_ref::<Self>()?;
         if self.shows == Shows::Values || self.shows != other.shows {
             return None;
+        }
+        // Too many to compare each with each.
+        if self.dict.map.len().max(other.dict.map.len()) > 1000 {
+            return Some(false);
         }
         let (a, b) = (self.list().ok()?, other.list().ok()?);
         Some(a.len() == b.len() && a.iter().all(|a| b.iter().any(|b| equal(a, b))))

@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 const CHATML: &str = "{% for m in messages %}w3 {{ m.role }} {{ m.content }} w4\n{% endfor %}{% if add_generation_prompt %}w3 assistant {% endif %}";
 const SFT: &str = "sft --max-steps 1 --batch-size 2 --token-budget 64";
 
+/// Changes a description.
+type Change = fn(&mut Value);
+
 /// Runs a command that must end with `code`, and gives its error.
 #[track_caller]
 fn fails(cli: &Cli, args: &str, code: i32) -> String {
@@ -71,7 +74,7 @@ fn a_tokenizer_saved_again_is_the_same_one_and_another_is_not() {
     cli.ok("dpo --model m --data d2 --out r3 --max-steps 1 --token-budget 64");
 
     // Whatever changes an id makes it another one.
-    let changes: [(&str, fn(&mut Value)); 4] = [
+    let changes: [(&str, Change); 4] = [
         ("vocabulary", |t| {
             t["model"]["vocab"]["w9"] = json!(10);
             t["model"]["vocab"]["w10"] = json!(9);

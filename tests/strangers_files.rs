@@ -12,6 +12,9 @@ use std::process::Command;
 const SFT: &str = "sft --model m --data d --out r --max-steps 1";
 const SECRET: &str = "PRIVATE KEY 6f1c";
 
+/// Makes something at a path.
+type Make<'a> = &'a dyn Fn(&Path);
+
 fn fifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }
@@ -95,7 +98,7 @@ fn a_pipe_or_a_device_is_refused_by_every_reader() {
     ];
     for (file, commands) in all {
         let kept = std::fs::read(cli.path(file)).ok();
-        let kinds: [(&str, &dyn Fn(&Path)); 3] = [
+        let kinds: [(&str, Make); 3] = [
             ("a pipe", &|path| fifo(path)),
             ("a folder", &|path| std::fs::create_dir(path).unwrap()),
             ("a socket", &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap())),
@@ -226,8 +229,9 @@ fn an_index_that_does_not_fit_its_files() {
     };
     let (n, score) = (all.len(), "score --model m --data d --out s");
     let (first, second): (Vec<_>, Vec<_>) = (0..n).partition(|i| i % 2 == 0);
-    let right =
-        |i: usize| if i % 2 == 0 { "model-00001-of-00002.safetensors" } else { "model-00002-of-00002.safetensors" };
+    let right = |i: usize| {
+        if i.is_multiple_of(2) { "model-00001-of-00002.safetensors" } else { "model-00002-of-00002.safetensors" }
+    };
     write(&first, &second, &right);
     cli.ok(&format!("{score} --overwrite"));
     let twice: Vec<usize> = (0..n).filter(|i| i % 2 == 1 || *i == 0).collect();

@@ -102,7 +102,7 @@ fn json_is_never_taken_for_a_table() {
     let row = json!({"prompt": "p,chosen;x", "completion": "c"});
     for name in ["a.csv", "a.tsv", "a.jsonl", "a"] {
         assert_eq!(values(name, format!("\n{row}\n{row}\n")), [row.clone(), row.clone()], "{name}");
-        assert_eq!(values(name, format!(" [{row}]")), [row.clone()], "{name}");
+        assert_eq!(values(name, format!(" [{row}]")), std::slice::from_ref(&row), "{name}");
     }
     let zst = zstd::stream::encode_all(format!("{row}\n").as_bytes(), 3).unwrap();
     assert_eq!(values("a.jsonl.zst", &zst), [row]);

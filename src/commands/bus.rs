@@ -98,11 +98,9 @@ impl Line {
                 let digit = (byte as char).to_digit(16).unwrap_or(0) as usize;
                 self.range[self.field] = self.range[self.field].wrapping_mul(16).wrapping_add(digit);
             }
-            _ if self.length > 0 || byte == b'/' => {
-                if self.length < path.len() {
-                    path[self.length] = if byte < 0x20 || byte >= 0x7f { b'?' } else { byte };
-                    self.length += 1;
-                }
+            _ if (self.length > 0 || byte == b'/') && self.length < path.len() => {
+                path[self.length] = if (0x20..0x7f).contains(&byte) { byte } else { b'?' };
+                self.length += 1;
             }
             _ => {}
         }

@@ -59,9 +59,9 @@ fn lengths(data: &[u8], most: usize) -> Option<(Vec<usize>, usize)> {
     let (per, minis) = (per as usize, minis as usize);
     let mut out = Vec::new();
     let mut value = first;
-    let push = |out: &mut Vec<usize>, value: i64| Some(out.push(usize::try_from(value).ok().filter(|x| *x < 1 << 31)?));
+    let length = |value: i64| usize::try_from(value).ok().filter(|x| *x < 1 << 31);
     if total > 0 {
-        push(&mut out, value)?;
+        out.push(length(value)?);
     }
     let mut at = t.at;
     while out.len() < total {
@@ -85,7 +85,7 @@ fn lengths(data: &[u8], most: usize) -> Option<(Vec<usize>, usize)> {
                 value = value.wrapping_add(least).wrapping_add(bits(packed, i * usize::from(width), width)? as i64);
                 // Lengths are of 32 bits, and wrap around as such.
                 value = i64::from(value as i32);
-                push(&mut out, value)?;
+                out.push(length(value)?);
             }
             at = (at + bytes).min(data.len());
         }

@@ -29,6 +29,9 @@ enum Shape {
     Map(Box<Node>, Box<Node>, i16),
 }
 
+/// Reads one item of a list or a map from its columns.
+type Item<'a> = dyn FnMut(&mut [Column], &mut Room) -> Result<(), Trouble> + 'a;
+
 impl Node {
     /// The field `schema` of a row, whose columns begin with `first`. Errors: a schema without sense.
     pub fn new(schema: &Type, first: usize) -> Result<Self, String> {
@@ -159,7 +162,7 @@ impl Node {
         base: usize,
         rep: i16,
         room: &mut Room,
-        item: &mut dyn FnMut(&mut [Column], &mut Room) -> Result<(), Trouble>,
+        item: &mut Item<'_>,
     ) -> Result<(), Trouble> {
         let mine = self.columns.start - base..self.columns.end - base;
         if columns[mine.start].def().ok_or_else(|| short(&self.path))? <= self.def {

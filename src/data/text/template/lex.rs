@@ -176,10 +176,10 @@ impl<'a> Lexer<'a> {
             }
             return Ok((Token::Name(name.to_owned()), len));
         }
-        if c == '\'' || c == '"' {
-            if let Some((value, len)) = literal::string(rest, c)? {
-                return Ok((Token::Str(value), len));
-            }
+        if (c == '\'' || c == '"')
+            && let Some((value, len)) = literal::string(rest, c)?
+        {
+            return Ok((Token::Str(value), len));
         }
         match OPERATORS.into_iter().find(|op| rest.starts_with(op)) {
             Some(op) => Ok((Token::Op(op), op.len())),

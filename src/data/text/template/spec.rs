@@ -103,8 +103,8 @@ impl Spec {
             }
             Some(mark) => {
                 let every = if matches!(self.kind, Some('b' | 'o' | 'x' | 'X')) { 4 } else { 3 };
-                let grouped = |(i, c)| {
-                    let mark = (i > 0 && i < digits && (digits - i) % every == 0).then_some(mark);
+                let grouped = |(i, c): (usize, char)| {
+                    let mark = (i > 0 && i < digits && (digits - i).is_multiple_of(every)).then_some(mark);
                     mark.into_iter().chain([c])
                 };
                 body.chars().enumerate().flat_map(grouped).collect()

@@ -59,7 +59,7 @@ impl Object for Range {
     }
 
     fn slice(&self, start: i64, stop: i64, step: i64) -> Option<Value> {
-        let at = |n: i64| Some(self.start.checked_add(n.checked_mul(self.step)?)?);
+        let at = |n: i64| self.start.checked_add(n.checked_mul(self.step)?);
         let (from, to, every) = (at(start)?, at(stop)?, self.step.checked_mul(step)?);
         let span = if step > 0 { stop - start } else { start - stop };
         let len = if span <= 0 { 0 } else { (span - 1) / step.saturating_abs() + 1 };

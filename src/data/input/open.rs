@@ -46,7 +46,7 @@ fn unpacked(
     how: &Reading,
     gauge: Gauge,
 ) -> Result<RowIter> {
-    let mut inside = BufReader::with_capacity(BUFFER, Unpacked { what, inner });
+    let mut inside = BufReader::with_capacity(BUFFER, Unpacked::new(what, inner));
     // What cannot be unpacked is told where it is read.
     if let Ok(head) = inside.fill_buf() {
         if head.starts_with(b"PAR1") {

@@ -14,17 +14,28 @@ pub(super) struct BadStream {
 
 /// Text that comes out of a compressed stream.
 pub(super) struct Unpacked<R> {
-    /// The compression's name.
-    pub what: &'static str,
-    /// Its reader.
-    pub inner: R,
+    what: &'static str,
+    inner: R,
+    /// Why it cannot be read on: a reader that failed once may say next that it is at its end.
+    broken: Option<String>,
+}
+
+impl<R> Unpacked<R> {
+    pub fn new(what: &'static str, inner: R) -> Self {
+        Self { what, inner, broken: None }
+    }
 }
 
 impl<R: Read> Read for Unpacked<R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        self.inner.read(buf).map_err(|e| match e.kind() {
-            std::io::ErrorKind::Interrupted => e,
-            _ => std::io::Error::other(BadStream { what: self.what, why: e.to_string() }),
-        })
+        let why = match self.broken.clone() {
+            Some(why) => why,
+            None => match self.inner.read(buf) {
+                Err(e) if e.kind() != std::io::ErrorKind::Interrupted => e.to_string(),
+                read => return read,
+            },
+        };
+        self.broken = Some(why.clone());
+        Err(std::io::Error::other(BadStream { what: self.what, why }))
     }
 }

@@ -92,7 +92,7 @@
 //!   ([`train::checkpoint`]), records ([`train::record`]), runs.
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
-//! - [`say`]: the one place that prints, and makes visible what a terminal would obey.
+//! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.
 //! - [`commands`], [`cli`]: one file a command; what the user types, and all that is said. Only here (and in the demo, which
 //!   says things too) does the crate know flags and signals.
 //!

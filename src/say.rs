@@ -2,7 +2,7 @@
 //! template, what a model generates. A terminal would obey the control characters in it, and a reader would be deceived by
 //! text that turns its direction; so they are made visible here, whoever prints.
 //!
-//! [`note!`](crate::note) is a line on stderr, [`say!`](crate::say) one on stdout; [`result`] is what a model wrote, which
+//! [`note!`](crate::note) is a line on stderr, [`say!`](crate::say!) one on stdout; [`result`] is what a model wrote, which
 //! goes into a pipe as it is.
 
 use std::borrow::Cow;
@@ -30,7 +30,7 @@ pub fn note(text: &str) {
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// See [`say!`](crate::say).
+/// See [`say!`](crate::say!).
 pub fn say(text: &str) {
     println!("{}", plain(text));
 }

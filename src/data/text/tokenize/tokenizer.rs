@@ -179,7 +179,6 @@ impl TextTokenizer {
     }
 
     /// Identity of what it does with a text, whoever wrote its files: two tokenizers with the same one give the same ids.
-    /// See [`super::identity`].
     pub fn meaning(&self) -> [u8; 32] {
         self.meaning
     }

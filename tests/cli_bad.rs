@@ -244,7 +244,7 @@ fn rows_that_cannot_be_used() {
         ),
         (b"\x1f\x8b\x08\0junk".to_vec(), "r.jsonl: damaged gzip stream near line 1 (".into()),
         (b"PAR1junk".to_vec(), "r.jsonl: damaged or unsupported Parquet: ".into()),
-        (b"PK\x03\x04".to_vec(), "r.jsonl: is a zip archive; accepted are JSONL, a JSON array, either gzipped, and Parquet".into()),
+        (b"PK\x03\x04".to_vec(), "r.jsonl: is a zip archive; unpack it: accepted are JSONL, a JSON array, CSV and TSV, each by itself or in .gz or .zst, and Parquet".into()),
         ([b"{\"prompt\":".to_vec(), vec![b'['; 100_000]].concat(), "r.jsonl: line 1: malformed JSON at column ".into()),
     ];
     for (rows, want) in cases {

@@ -100,6 +100,7 @@ fn a_configuration_that_cannot_be_read_is_an_error() {
         assert!(made.unwrap().success());
         unreadable("is a pipe, not a regular file; name a file");
     }
+    let model = text.lines().find(|l| l.starts_with("model = ")).unwrap();
     for (line, key, want) in [
         ("beta = 0.5", "beta = \"0.5\"", "`beta` is \"0.5\", not a number: mend it, or give --beta"),
         (
@@ -120,7 +121,7 @@ fn a_configuration_that_cannot_be_read_is_an_error() {
             "`label_smoothing` is 0.5, not in [0, 0.5): mend it, or give --label-smoothing",
         ),
         ("beta = 0.5", "beta =", "line 4 is not valid TOML: mend it, or take it away"),
-        ("model = \"m\"", "ref_model = 1", "`ref_model` is 1, not the folder of a model: mend it, or give --ref-model"),
+        (model, "ref_model = 1", "`ref_model` is 1, not the folder of a model: mend it, or give --ref-model"),
     ] {
         assert!(text.contains(line), "{line} in {text}");
         cli.write("r/config.toml", text.replace(line, key));

@@ -228,6 +228,7 @@ fn options_of_the_other_commands() {
                 "--num-return-sequences 2",
                 "--seed 43",
                 "--chat-template template.jinja",
+                "--wrap-prompts true",
             ],
             "generate",
             &["--input", "--dtype", "--device"],

@@ -1,6 +1,5 @@
 //! Parquet of nested, optional and numeric columns.
 
-use parquet::basic::Compression;
 use parquet::data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -16,15 +15,19 @@ enum Column {
     Bool(Vec<bool>, Vec<i16>),
 }
 
-/// Every table, plain and compressed.
+/// Every table: plain ones made here, and those of `tests/formats`, of every codec, by three other programs.
 pub fn all() -> Vec<Vec<u8>> {
-    let kinds = [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())];
-    kinds.into_iter().flat_map(|c| [scored(c), dialogues(c)]).collect()
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/formats");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "parquet"));
+    files.sort();
+    let others = files.iter().map(|path| std::fs::read(path).unwrap());
+    [scored(), dialogues()].into_iter().chain(others).collect()
 }
 
-fn file(schema: &str, compression: Compression, columns: Vec<Column>) -> Vec<u8> {
+fn file(schema: &str, columns: Vec<Column>) -> Vec<u8> {
     let schema = Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
-    let properties = WriterProperties::builder().set_compression(compression).build();
+    let properties = WriterProperties::builder().build();
     let mut out = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut out, schema, properties.into()).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -50,13 +53,12 @@ fn file(schema: &str, compression: Compression, columns: Vec<Column>) -> Vec<u8>
 }
 
 /// Optional numbers beside text.
-fn scored(compression: Compression) -> Vec<u8> {
+fn scored() -> Vec<u8> {
     let schema = "message m { optional binary prompt (UTF8); optional binary chosen (UTF8); optional binary rejected (UTF8);
         optional double weight; optional float score; optional int32 rank; optional int64 id; optional boolean label; }";
     let text = |v: [&'static str; 2]| Column::Text(v.into(), vec![1, 0, 1], vec![]);
     file(
         schema,
-        compression,
         vec![
             Column::Text(vec!["w3", "w4", "w3"], vec![1, 1, 1], vec![]),
             text([" w5", " w6"]),
@@ -71,13 +73,12 @@ fn scored(compression: Compression) -> Vec<u8> {
 }
 
 /// Lists of messages.
-fn dialogues(compression: Compression) -> Vec<u8> {
+fn dialogues() -> Vec<u8> {
     let schema = "message m { optional group messages (LIST) { repeated group list { optional group element {
         optional binary role (UTF8); optional binary content (UTF8); } } } optional binary source (UTF8); }";
     let text = |v: Vec<&'static str>, def: [i16; 5]| Column::Text(v, def.into(), vec![0, 1, 1, 0, 1]);
     file(
         schema,
-        compression,
         vec![
             text(vec!["system", "user", "assistant", "user", "assistant"], [4, 4, 4, 4, 4]),
             text(vec!["w3", "w4", "w5", "w6"], [3, 4, 4, 4, 4]),

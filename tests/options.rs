@@ -228,10 +228,10 @@ fn options_of_the_other_commands() {
                 "--num-return-sequences 2",
                 "--seed 43",
                 "--chat-template template.jinja",
-                "--wrap-prompts true",
             ],
             "generate",
-            &["--input", "--dtype", "--device"],
+            // Wrapping needs a template: tests/cli_tokens.
+            &["--input", "--dtype", "--device", "--wrap-prompts"],
         ),
         (
             score,

@@ -390,7 +390,7 @@ fn check(asked: &Asked) -> Truth {
     last.chosen.splice(0..0, (0..room as u32).map(|i| 5 + i));
     for (name, rows) in [("d", &train), ("held-out", &held_out)] {
         cli.write_rows("rows.jsonl", &jsonl(rows));
-        cli.ok(&format!("pack --tokenizer m --input rows.jsonl --out {name}"));
+        cli.ok(&format!("pack --tokenizer {} --input rows.jsonl --out {name}", asked.model));
     }
     std::fs::rename(cli.path("held-out/train-00000.pref"), cli.path("d/eval-00000.pref")).unwrap();
     let truth = truth(&cli, asked, &train, &held_out);

@@ -10,8 +10,8 @@ use super::reading::Gauge;
 use crate::error::{Error, Result};
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the first line of a text says of it: the delimiter, if it looks like a table's header. `named` says that the file's
 /// name is a table's, and which delimiter that means.
@@ -49,7 +49,7 @@ pub(super) struct Rows<R> {
     gauge: Gauge,
     /// Bytes given to the reader since it began the row.
     given: Arc<AtomicU64>,
-    taken: Arc<AtomicU64>,
+    chunk: Arc<Mutex<Chunk>>,
     done: bool,
 }
 
@@ -63,24 +63,39 @@ struct Sentinel<R> {
     last: u8,
     given: Arc<AtomicU64>,
     most: u64,
-    /// Line feeds that end a row and are taken with it: 1, or 0 where a carriage return ends it. 2: not known yet.
-    taken: Arc<AtomicU64>,
+    chunk: Arc<Mutex<Chunk>>,
+}
+
+/// The bytes that the reader was given last, and where in the text they begin: what ended a row is among them.
+#[derive(Default)]
+struct Chunk {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Chunk {
+    fn next(&mut self, bytes: &[u8]) {
+        self.start += self.bytes.len() as u64;
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Whether the byte before `end` is a line feed.
+    fn ends_line(&self, end: u64) -> bool {
+        let at = end.checked_sub(self.start + 1).and_then(|at| usize::try_from(at).ok());
+        at.and_then(|at| self.bytes.get(at)) == Some(&b'\n')
+    }
 }
 
 impl<R: Read> Read for Sentinel<R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let n = self.text.read(buf)?;
         if n > 0 {
-            if self.taken.load(Ordering::Relaxed) == 2
-                && let Some(at) = buf[..n].iter().position(|b| *b == b'\n')
-            {
-                let before = if at > 0 { buf[at - 1] } else { self.last };
-                self.taken.store(u64::from(before != b'\r'), Ordering::Relaxed);
-            }
             self.last = buf[n - 1];
             if self.given.fetch_add(n as u64, Ordering::Relaxed) > self.most {
                 return Err(std::io::ErrorKind::FileTooLarge.into());
             }
+            self.given_now(&buf[..n]);
             return Ok(n);
         }
         let mut at = 0;
@@ -92,7 +107,14 @@ impl<R: Read> Read for Sentinel<R> {
         let n = self.end.len().min(buf.len() - at);
         buf[at..at + n].copy_from_slice(&self.end[..n]);
         self.end = &self.end[n..];
+        self.given_now(&buf[..at + n]);
         Ok(at + n)
+    }
+}
+
+impl<R> Sentinel<R> {
+    fn given_now(&self, bytes: &[u8]) {
+        self.chunk.lock().unwrap_or_else(PoisonError::into_inner).next(bytes);
     }
 }
 
@@ -104,14 +126,14 @@ pub(super) fn open<R: BufRead + Send>(
     map: &FieldMap,
     gauge: Gauge,
 ) -> Result<Rows<R>> {
-    let (given, taken) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(2)));
+    let (given, chunk) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Chunk::default())));
     // The reader takes its own buffer's bytes ahead.
     let most = gauge.room().saturating_add(1 << 17);
-    let text = Sentinel { text, end: END.as_bytes(), last: b'\n', given: given.clone(), most, taken: taken.clone() };
+    let text = Sentinel { text, end: END.as_bytes(), last: b'\n', given: given.clone(), most, chunk: chunk.clone() };
     let reader = ::csv::ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(text);
     let path = Arc::new(path);
     let (names, fields) = Default::default();
-    let mut rows = Rows { reader, names, fields, path, gauge, given, taken, done: false };
+    let mut rows = Rows { reader, names, fields, path, gauge, given, chunk, done: false };
     let Some((header, place)) = rows.record()? else { return Ok(rows) };
     let names: Vec<String> = header.iter().map(|name| name.trim().to_owned()).collect();
     for (i, name) in names.iter().enumerate() {
@@ -136,7 +158,10 @@ impl<R: Read> Rows<R> {
         // The reader counts line feeds as it takes them: those before the row are blank lines, or end the row before.
         let inside = record.as_slice().bytes().filter(|b| *b == b'\n').count() as u64;
         let passed = (self.reader.position().line() - before).saturating_sub(inside);
-        let line = before + passed.saturating_sub(self.taken.load(Ordering::Relaxed).min(1));
+        // A row that a carriage return ends leaves the line feed behind it for later.
+        let end = self.reader.position().byte();
+        let taken = self.chunk.lock().unwrap_or_else(PoisonError::into_inner).ends_line(end);
+        let line = before + passed.saturating_sub(u64::from(taken));
         let place = Place { path: self.path.clone(), line, unit: "line" };
         match got {
             Ok(false) => return Ok(None),

@@ -218,6 +218,19 @@ fn plain_prompts_stay_plain_from_pack_to_generate() {
     cli.write_rows("dialogue.jsonl", &[json!({"chosen": "w5 w6", "rejected": "w5 w7"})]);
     let e = fails(&cli, "pack --tokenizer m --input dialogue.jsonl --out no --wrap-prompts", 2);
     assert!(e.contains("--wrap-prompts needs a prompt"), "{e}");
+    // Beside rows that can be used it is one bad row; with nothing to wrap the option is an error.
+    let plain = json!({"prompt": "w5", "chosen": " w6", "rejected": " w7"});
+    cli.write_rows("mixed.jsonl", &[json!({"chosen": "w5 w6", "rejected": "w5 w7"}), plain]);
+    let told = cli.ok("pack --tokenizer m --input mixed.jsonl --out mixed --wrap-prompts").out;
+    assert!(told.contains("mixed.jsonl: line 1: --wrap-prompts needs a prompt"), "{told}");
+    let chat =
+        json!({"prompt": [{"role": "user", "content": "w5"}], "completion": [{"role": "assistant", "content": "w6"}]});
+    cli.write_rows("chat.jsonl", &[chat]);
+    let e = fails(&cli, "pack --tokenizer m --input chat.jsonl --out no --wrap-prompts", 2);
+    assert!(e.contains("--wrap-prompts has no effect"), "{e}");
+    let e = fails(&cli, "generate --model m --input chat.jsonl --wrap-prompts", 2);
+    assert!(e.contains("--wrap-prompts has no effect"), "{e}");
+    assert!(!cli.path("no").exists());
 }
 
 #[test]

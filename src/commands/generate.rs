@@ -123,7 +123,7 @@ fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer, wraps: bool) -> Resul
         return Ok(vec![Prompt { row: 0, ids }]);
     }
     let path = args.input.as_deref().expect("clap asks for one of the two");
-    let mut prompts = Vec::new();
+    let (mut prompts, mut plain) = (Vec::new(), false);
     for (row, raw) in input::open(path, Default::default())?.enumerate() {
         let raw = raw?;
         let place = raw.place.clone();
@@ -133,12 +133,21 @@ fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer, wraps: bool) -> Resul
                 prompts.push(Prompt { row, ids });
                 continue;
             }
-            input::Prompt::Text(Text::Plain(text)) => spoken(wraps, text),
+            input::Prompt::Text(Text::Plain(text)) => {
+                plain = true;
+                spoken(wraps, text)
+            }
             input::Prompt::Text(chat) => chat,
             input::Prompt::Implicit | input::Prompt::None => return Err(place.error("needs a `prompt`")),
         };
         let ids = encode_prompt(tokenizer, &prompt, asked.tools.as_ref(), &asked.template_kwargs);
         prompts.push(Prompt { row, ids: ids.map_err(|e| place.error(e))? });
+    }
+    if args.wrap_prompts.is_some() && !plain {
+        return Err(Error::file(
+            path,
+            "`options.wrap_prompts` has no effect: no prompt in it is plain text; leave it out",
+        ));
     }
     Ok(prompts)
 }

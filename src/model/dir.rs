@@ -5,7 +5,7 @@ use super::identity;
 use super::params::ParamTable;
 use super::source::{Source, Stored};
 use crate::data::text::{TextTokenizer, TokenizerIdentity, TokenizerOptions};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::{Inside, MOST_TEXT, MOST_TOKENIZER};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -151,8 +151,8 @@ impl ModelDir {
     /// Reads what an export copies beside the weights: an export of this model writes what it was now, and a file that
     /// cannot be copied is known before the work, not after it.
     ///
-    /// Errors: [`Error::File`] for what is no regular file of this directory, or longer than any of its kind;
-    /// [`Error::Io`].
+    /// Errors: [`Error::File`](crate::error::Error::File) for what is no regular file of this directory, or longer than any of its kind;
+    /// [`Error::Io`](crate::error::Error::Io).
     pub fn read_side_files(&self) -> Result<()> {
         self.side_files().map(drop)
     }
@@ -204,18 +204,8 @@ pub(super) const NAMED_TEMPLATES: &str = "additional_chat_templates";
 pub(super) fn side_files(folder: &Inside) -> Result<SideFiles> {
     let read = |name: &&str| folder.read(name, MOST_TOKENIZER).map(|b| b.map(|bytes| ((*name).to_owned(), bytes)));
     let mut files: SideFiles = SIDE_FILES.iter().filter_map(|name| read(name).transpose()).collect::<Result<_>>()?;
-    if !folder.has(NAMED_TEMPLATES) {
-        return Ok(files);
-    }
-    let dir = folder.path(NAMED_TEMPLATES);
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(&dir).map_err(Error::io(&dir, "list"))? {
-        let name = entry.map_err(Error::io(&dir, "list"))?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".jinja") {
-            names.push(format!("{NAMED_TEMPLATES}/{name}"));
-        }
-    }
-    names.sort();
+    let names = folder.names(NAMED_TEMPLATES)?;
+    let names = names.iter().filter(|name| name.ends_with(".jinja")).map(|name| format!("{NAMED_TEMPLATES}/{name}"));
     for name in names {
         files.extend(folder.read(&name, MOST_TEXT)?.map(|bytes| (name, bytes)));
     }

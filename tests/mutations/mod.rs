@@ -3,6 +3,8 @@
 pub mod bench;
 pub mod grammar;
 pub mod models;
+#[path = "../common/places.rs"]
+mod places;
 pub mod rows;
 pub mod runner;
 pub mod shards;
@@ -11,6 +13,7 @@ pub mod texts;
 pub mod tokenizers;
 
 use fusedpo::error::Error;
+use places::{count, nth};
 use serde_json::{Value, json};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -165,26 +168,5 @@ fn extreme(rng: &mut Rng) -> Value {
         7 => json!("\u{0}\u{fffd}\u{1f600}</s>"),
         8 => json!([]),
         _ => json!({}),
-    }
-}
-
-fn count(v: &Value) -> usize {
-    1 + match v {
-        Value::Array(list) => list.iter().map(count).sum(),
-        Value::Object(map) => map.values().map(count).sum(),
-        _ => 0,
-    }
-}
-
-/// The `at`-th value in depth-first order.
-fn nth<'a>(v: &'a mut Value, at: &mut usize) -> Option<&'a mut Value> {
-    if *at == 0 {
-        return Some(v);
-    }
-    *at -= 1;
-    match v {
-        Value::Array(list) => list.iter_mut().find_map(|v| nth(v, at)),
-        Value::Object(map) => map.values_mut().find_map(|v| nth(v, at)),
-        _ => None,
     }
 }

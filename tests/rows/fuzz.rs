@@ -4,6 +4,7 @@
 
 use super::pack_common::Random;
 use super::pack_common::place::*;
+use super::places::{count, nth};
 use super::*;
 use fusedpo::data::input::{Body, FieldMap, Pairs, Row, Text, parse, parse_turns};
 use fusedpo::data::text::{PromptBoundary, TextTokenizer, TokenizerOptions, tokenise};
@@ -33,27 +34,6 @@ fn seeds() -> Vec<Value> {
         json!({"text": "t", "label": 3}),
         json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, a], "rejected_response": "b"}),
     ]
-}
-
-/// Values of a row, at any depth.
-fn count(v: &Value) -> usize {
-    1 + match v {
-        Value::Array(items) => items.iter().map(count).sum(),
-        Value::Object(map) => map.values().map(count).sum(),
-        _ => 0,
-    }
-}
-
-fn nth<'a>(v: &'a mut Value, at: &mut usize) -> Option<&'a mut Value> {
-    if *at == 0 {
-        return Some(v);
-    }
-    *at -= 1;
-    match v {
-        Value::Array(items) => items.iter_mut().find_map(|v| nth(v, at)),
-        Value::Object(map) => map.values_mut().find_map(|v| nth(v, at)),
-        _ => None,
-    }
 }
 
 /// Puts a value of some row, or an odd one, in a place of this one; renames, removes or adds a key.

@@ -5,6 +5,8 @@ mod fuzz;
 mod meaning;
 #[path = "../pack_common/mod.rs"]
 mod pack_common;
+#[path = "../common/places.rs"]
+mod places;
 mod shapes;
 mod turns;
 

@@ -1,6 +1,7 @@
 //! Integers that no 64 bits hold: chat templates print them as they stand in the row, where a JSON number would have become a
 //! float. Each keeps a mark in its place; so does nothing else, and columns of plain numbers lose theirs again.
 
+use super::json_text::{number_len, rewritten};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
@@ -20,28 +21,10 @@ pub fn marked_integer(value: &Map<String, Value>) -> Option<&str> {
 
 /// `text`, a JSON text, with a mark for each integer beyond 64 bits, and without the sign of an integer `-0`.
 pub fn exact(text: &str) -> Cow<'_, str> {
-    let bytes = text.as_bytes();
-    let (mut out, mut done, mut at, mut in_string) = (String::new(), 0, 0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => in_string = !in_string,
-            b'\\' if in_string => at += 1,
-            b'-' | b'0'..=b'9' if !in_string => {
-                let len = bytes[at..].iter().position(|c| !b"+-.0123456789eE".contains(c)).unwrap_or(bytes.len() - at);
-                let number = &text[at..at + len];
-                if let Some(instead) = replaced(number) {
-                    out += &text[done..at];
-                    out += &instead;
-                    done = at + len;
-                }
-                at += len;
-                continue;
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    if done == 0 { Cow::Borrowed(text) } else { Cow::Owned(out + &text[done..]) }
+    rewritten(text, |rest| {
+        let len = number_len(rest);
+        (len, replaced(&rest[..len]))
+    })
 }
 
 /// The value of a JSON text, with marks.

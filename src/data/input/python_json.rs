@@ -3,7 +3,9 @@
 //! somebody does, [`what_it_was`] says what is wrong with it.
 
 use super::integers;
+use super::json_text::{number_len, rewritten};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 /// The key of a mark; no data have it.
 const MARK: &str = "\u{0}not a value";
@@ -43,40 +45,19 @@ fn inside(value: &Value) -> Option<String> {
     }
 }
 
-/// `text` with a mark for each of Python's numbers outside of strings; `None` where there is none.
+/// `text` with a mark for each of Python's numbers outside of strings, and for what Python reads as infinite; `None` where
+/// there is none.
 fn marked(text: &str) -> Option<String> {
-    let bytes = text.as_bytes();
-    let (mut out, mut done, mut at, mut in_string) = (String::new(), 0, 0, false);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => in_string = !in_string,
-            b'\\' if in_string => at += 1,
-            b'N' | b'I' | b'-' if !in_string => {
-                if let Some(number) = NUMBERS.iter().find(|n| bytes[at..].starts_with(n.as_bytes())) {
-                    out += &text[done..at];
-                    out += &mark(number).to_string();
-                    at += number.len();
-                    done = at;
-                    continue;
-                }
-            }
-            b'0'..=b'9' if !in_string => {
-                // What Python reads as infinite, and JSON's readers refuse.
-                let len = bytes[at..].iter().position(|c| !b"+-.0123456789eE".contains(c)).unwrap_or(bytes.len() - at);
-                if text[at..at + len].parse().is_ok_and(f64::is_infinite) {
-                    let sign = usize::from(at > done && bytes[at - 1] == b'-');
-                    out += &text[done..at - sign];
-                    out += &mark(&text[at - sign..at + len]).to_string();
-                    done = at + len;
-                }
-                at += len;
-                continue;
-            }
-            _ => {}
-        }
-        at += 1;
+    let marked = rewritten(text, |rest| {
+        let number = NUMBERS.iter().find(|n| rest.starts_with(*n));
+        let len = number.map_or_else(|| number_len(rest), |n| n.len());
+        let is = number.is_some() || rest[..len].parse().is_ok_and(f64::is_infinite);
+        (len, is.then(|| mark(&rest[..len]).to_string()))
+    });
+    match marked {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(marked) => Some(marked),
     }
-    (done > 0).then(|| out + &text[done..])
 }
 
 #[cfg(test)]

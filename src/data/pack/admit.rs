@@ -30,6 +30,8 @@ pub(super) struct Admission<'a> {
     /// Whether the row at hand teaches several turns, which are dropped one by one; and why one of them was.
     several: bool,
     reason: DropReason,
+    /// Whether any plain prompt became a user's turn.
+    wrapped: bool,
 }
 
 impl<'a> Admission<'a> {
@@ -54,12 +56,14 @@ impl<'a> Admission<'a> {
             file,
             several,
             reason,
+            wrapped: false,
         }
     }
 
     /// Takes in the next row of the input.
     pub fn row(&mut self, outcome: Outcome) -> Result<()> {
-        let Outcome { place, rows, ignored } = outcome;
+        let Outcome { place, rows, ignored, wrapped } = outcome;
+        self.wrapped |= wrapped;
         let row_number = self.report.rows_read;
         self.report.rows_read += 1;
         self.file.row(&place, &mut self.report)?;
@@ -138,6 +142,10 @@ impl<'a> Admission<'a> {
             && self.report.rows_kept > 0
         {
             let why = "`options.assistant_turns` all has no effect: no row is a conversation; leave it out";
+            return Err(Error::file(&self.o.inputs[0], why));
+        }
+        if self.o.wrap_prompts && !self.wrapped && self.report.rows_kept > 0 {
+            let why = "`options.wrap_prompts` has no effect: no row has a prompt of plain text; leave it out";
             return Err(Error::file(&self.o.inputs[0], why));
         }
         self.report.warn_of_drops(self.o.max_length);

@@ -16,6 +16,8 @@ pub(super) struct Outcome {
     pub rows: Result<Vec<TokenRow>, Unpacked>,
     /// Columns that played no part.
     pub ignored: Vec<String>,
+    /// Whether its plain prompt became a user's turn.
+    pub wrapped: bool,
 }
 
 /// Why a row became nothing.
@@ -84,7 +86,9 @@ pub(super) fn tokenise_all(
 /// A row as ids. The error is one that ends the pack.
 fn one_row(o: &PackOptions, tok: &TextTokenizer, raw: RawRow) -> Result<Outcome> {
     let place = raw.place.clone();
-    let bad = |e: Error| Ok(Outcome { place: place.clone(), rows: Err(Unpacked::Bad(e)), ignored: Vec::new() });
+    let bad = |e: Error| {
+        Ok(Outcome { place: place.clone(), rows: Err(Unpacked::Bad(e)), ignored: Vec::new(), wrapped: false })
+    };
     let fields = match raw.fields() {
         Ok(fields) => fields,
         Err(e) => return bad(e),
@@ -104,17 +108,22 @@ fn one_row(o: &PackOptions, tok: &TextTokenizer, raw: RawRow) -> Result<Outcome>
         Err(why) => return bad(place.error(why)),
     };
     let ignored = std::mem::take(&mut rows[0].ignored);
-    let mut ids = Vec::with_capacity(rows.len());
+    let (mut ids, mut wrapped) = (Vec::with_capacity(rows.len()), false);
     for mut row in rows {
         if o.wrap_prompts {
-            wrap(&mut row).map_err(|why| place.error(why))?;
+            match wrap(&mut row) {
+                Ok(is) => wrapped |= is,
+                Err(why) => return bad(place.error(why)),
+            }
         }
         match tokenise(row, tok, o.prompt_boundary) {
             Ok(row) => ids.push(row),
-            Err(Refusal::NoLastTurn) => return Ok(Outcome { place, rows: Err(Unpacked::NoLastTurn), ignored }),
+            Err(Refusal::NoLastTurn) => {
+                return Ok(Outcome { place, rows: Err(Unpacked::NoLastTurn), ignored, wrapped });
+            }
             Err(Refusal::Error(why)) => return bad(place.error(why)),
             Err(Refusal::Setup(why)) => return Err(place.error(why)),
         }
     }
-    Ok(Outcome { place, rows: Ok(ids), ignored })
+    Ok(Outcome { place, rows: Ok(ids), ignored, wrapped })
 }

@@ -2,7 +2,6 @@
 
 use super::ast::*;
 use super::attr::{get_attr, get_item, method_name};
-use super::expr::constant;
 use super::fault::{Fault, Kind, Res, raise};
 use super::iter::members;
 use super::number::Op;
@@ -11,6 +10,7 @@ use super::percent::percent;
 use super::repr::write_text;
 use super::run::{Env, Run};
 use super::value::{Args, Key, Machine, Value};
+use super::walk::constant;
 use indexmap::IndexMap;
 use std::cmp::Ordering;
 use std::rc::Rc;

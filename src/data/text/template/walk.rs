@@ -113,84 +113,70 @@ impl Walk {
     }
 }
 
-/// Calls `each` with every direct part of `expr`, in the order of Jinja2's nodes.
-pub fn children(expr: &Expr, each: &mut dyn FnMut(&Expr)) {
-    match expr {
-        Expr::Lit(_) | Expr::Name(..) | Expr::Buffer => {}
-        Expr::List(items) | Expr::Tuple(items) | Expr::Concat(items, _) => items.iter().for_each(each),
-        Expr::Dict(items) => items.iter().for_each(|(k, v)| {
-            each(k);
-            each(v);
-        }),
-        Expr::Binary(_, a, b, _) | Expr::Logic(_, a, b) | Expr::Item(a, b, _) => {
-            each(a);
-            each(b);
+/// Calls `each` with every direct part of an expression, in the order of Jinja2's nodes: to read, or to change it.
+macro_rules! children {
+    ($(#[$doc:meta])* $name:ident, $each_item:ident, $($mutable:tt)?) => {
+        $(#[$doc])*
+        pub fn $name(expr: &$($mutable)? Expr, each: &mut dyn FnMut(&$($mutable)? Expr)) {
+            match expr {
+                Expr::Lit(_) | Expr::Name(..) | Expr::Buffer => {}
+                Expr::List(items) | Expr::Tuple(items) | Expr::Concat(items, _) => items.$each_item().for_each(each),
+                Expr::Dict(items) => items.$each_item().for_each(|(k, v)| {
+                    each(k);
+                    each(v);
+                }),
+                Expr::Binary(_, a, b, _) | Expr::Logic(_, a, b) | Expr::Item(a, b, _) => {
+                    each(a);
+                    each(b);
+                }
+                Expr::Sign(_, a, _) | Expr::Not(a) | Expr::Attr(a, ..) => each(a),
+                Expr::Compare(first, rest, _) => {
+                    each(first);
+                    rest.$each_item().for_each(|(_, e)| each(e));
+                }
+                Expr::Slice(a, parts, _) => {
+                    each(a);
+                    parts.$each_item().flatten().for_each(each);
+                }
+                Expr::Filter(_, args, _) | Expr::Test(_, args, _) => children!(@args args, each, $each_item),
+                Expr::Call(callee, args, _) => {
+                    each(callee);
+                    children!(@args args, each, $each_item);
+                }
+                Expr::Cond(both, other, _) => {
+                    both.$each_item().for_each(&mut *each);
+                    other.$each_item().for_each(|e| each(e));
+                }
+            }
         }
-        Expr::Sign(_, a, _) | Expr::Not(a) | Expr::Attr(a, ..) => each(a),
-        Expr::Compare(first, rest, _) => {
-            each(first);
-            rest.iter().for_each(|(_, e)| each(e));
-        }
-        Expr::Slice(a, parts, _) => {
-            each(a);
-            parts.iter().flatten().for_each(each);
-        }
-        Expr::Filter(_, args, _) | Expr::Test(_, args, _) => arguments(args, each),
-        Expr::Call(callee, args, _) => {
-            each(callee);
-            arguments(args, each);
-        }
-        Expr::Cond(both, other, _) => {
-            both.iter().for_each(&mut *each);
-            other.iter().for_each(|e| each(e));
-        }
-    }
+    };
+    (@args $args:ident, $each:ident, $each_item:ident) => {{
+        $args.pos.$each_item().for_each(&mut *$each);
+        $args.kw.$each_item().for_each(|(_, e)| $each(e));
+        $args.dyn_pos.$each_item().for_each(&mut *$each);
+        $args.dyn_kw.$each_item().for_each($each);
+    }};
 }
 
-fn arguments(args: &CallArgs, each: &mut dyn FnMut(&Expr)) {
-    args.pos.iter().for_each(&mut *each);
-    args.kw.iter().for_each(|(_, e)| each(e));
-    args.dyn_pos.iter().for_each(&mut *each);
-    args.dyn_kw.iter().for_each(each);
+children! {
+    /// Calls `each` with every direct part of `expr`, in the order of Jinja2's nodes.
+    children, iter,
 }
 
-/// [`children`], to change them.
-pub fn children_mut(expr: &mut Expr, each: &mut dyn FnMut(&mut Expr)) {
-    match expr {
-        Expr::Lit(_) | Expr::Name(..) | Expr::Buffer => {}
-        Expr::List(items) | Expr::Tuple(items) | Expr::Concat(items, _) => items.iter_mut().for_each(each),
-        Expr::Dict(items) => items.iter_mut().for_each(|(k, v)| {
-            each(k);
-            each(v);
-        }),
-        Expr::Binary(_, a, b, _) | Expr::Logic(_, a, b) | Expr::Item(a, b, _) => {
-            each(a);
-            each(b);
-        }
-        Expr::Sign(_, a, _) | Expr::Not(a) | Expr::Attr(a, ..) => each(a),
-        Expr::Compare(first, rest, _) => {
-            each(first);
-            rest.iter_mut().for_each(|(_, e)| each(e));
-        }
-        Expr::Slice(a, parts, _) => {
-            each(a);
-            parts.iter_mut().flatten().for_each(each);
-        }
-        Expr::Filter(_, args, _) | Expr::Test(_, args, _) => arguments_mut(args, each),
-        Expr::Call(callee, args, _) => {
-            each(callee);
-            arguments_mut(args, each);
-        }
-        Expr::Cond(both, other, _) => {
-            both.iter_mut().for_each(&mut *each);
-            other.iter_mut().for_each(|e| each(e));
-        }
-    }
+children! {
+    /// [`children()`], to change them.
+    children_mut, iter_mut, mut
 }
 
-fn arguments_mut(args: &mut CallArgs, each: &mut dyn FnMut(&mut Expr)) {
-    args.pos.iter_mut().for_each(&mut *each);
-    args.kw.iter_mut().for_each(|(_, e)| each(e));
-    args.dyn_pos.iter_mut().for_each(&mut *each);
-    args.dyn_kw.iter_mut().for_each(each);
+/// Whether Jinja2 folds the expression into a constant.
+pub fn constant(expr: &Expr) -> bool {
+    let mut whole = match expr {
+        Expr::Name(..) | Expr::Call(..) | Expr::Buffer => return false,
+        Expr::Filter(name, ..) => {
+            !matches!(&**name, "map" | "select" | "reject" | "selectattr" | "rejectattr" | "random")
+        }
+        _ => true,
+    };
+    children(expr, &mut |child| whole &= constant(child));
+    whole
 }

@@ -59,24 +59,17 @@ impl Meaning<'_> {
 
     /// The model's fields with every default filled in, without its vocabulary.
     fn fields(&self) -> Result<Value, String> {
-        let mut model = self.description["model"].as_object().cloned().unwrap_or_default();
-        let empty = |model: &Map<String, Value>, vocab: Value| {
-            let mut small: Map<String, Value> = model
-                .iter()
-                .filter(|(k, _)| !matches!(k.as_str(), "vocab" | "merges"))
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect();
-            small.insert("vocab".into(), vocab);
-            small
-        };
-        let (name, small) = match self.inner.get_model() {
+        // Vocabulary and merges are most of the file: they are not copied.
+        let given = self.description["model"].as_object().into_iter().flatten();
+        let given = given.filter(|(k, _)| !matches!(k.as_str(), "vocab" | "merges"));
+        let mut model: Map<String, Value> = given.map(|(k, v)| (k.clone(), v.clone())).collect();
+        let name = match self.inner.get_model() {
             ModelWrapper::BPE(_) => {
-                let mut small = empty(&model, json!({}));
-                small.insert("merges".into(), json!([]));
-                ("BPE", small)
+                model.insert("merges".into(), json!([]));
+                "BPE"
             }
-            ModelWrapper::WordPiece(_) => ("WordPiece", empty(&model, json!({}))),
-            ModelWrapper::WordLevel(_) => ("WordLevel", empty(&model, json!({}))),
+            ModelWrapper::WordPiece(_) => "WordPiece",
+            ModelWrapper::WordLevel(_) => "WordLevel",
             ModelWrapper::Unigram(_) => {
                 model.retain(|k, _| matches!(k.as_str(), "unk_id" | "byte_fallback"));
                 model.entry("unk_id").or_insert(Value::Null);
@@ -85,9 +78,9 @@ impl Meaning<'_> {
                 return Ok(model.into());
             }
         };
-        let mut small = small;
-        small.insert("type".into(), name.into());
-        let filled: ModelWrapper = serde_json::from_value(small.into()).map_err(|e| e.to_string())?;
+        model.insert("vocab".into(), json!({}));
+        model.insert("type".into(), name.into());
+        let filled: ModelWrapper = serde_json::from_value(model.into()).map_err(|e| e.to_string())?;
         let mut filled = serde_json::to_value(filled).map_err(|e| e.to_string())?;
         if let Value::Object(fields) = &mut filled {
             fields.retain(|k, v| {

@@ -5,6 +5,10 @@
 //! This is the program's, like its other signals: a library leaves the handlers of a process alone.
 
 use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Some thread has said it: others may stand in the same file, and one line is enough.
+static SAID: AtomicBool = AtomicBool::new(false);
 
 /// Installs the handler.
 #[cfg(target_os = "linux")]
@@ -25,13 +29,16 @@ pub fn install() {}
 /// Says which file it was, and ends the process; where it was none, the signal comes again and ends it as before.
 #[cfg(target_os = "linux")]
 extern "C" fn on_bus(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the system hands over a valid `info`, and what is called is allowed in a handler: open, read, write, _exit.
+    // SAFETY: the system hands over a valid `info`, and what is called is allowed in a handler: open, read, write, pause, _exit.
     unsafe {
         let mut path = [0u8; 1024];
         let length = mapped_at((*info).si_addr() as usize, &mut path);
         if length == 0 {
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
             return;
+        }
+        while SAID.swap(true, Ordering::Relaxed) {
+            libc::pause(); // Until the thread that says it ends them all.
         }
         put(b"fusedpo: ");
         put(&path[..length]);

@@ -1,5 +1,6 @@
-//! The one error type of the library. Every variant prints as one line: what, where, what to do.
+//! The one error type of the library. Every variant prints as one line, whatever it quotes: what, where, what to do.
 
+use std::fmt::{self, Display, Write};
 use std::path::{Path, PathBuf};
 
 /// What can go wrong; see each variant for what its line says.
@@ -7,7 +8,6 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// A buffer handed to an op has the wrong number of elements. Raised before anything is computed or launched.
-    #[error("{op}: `{name}` has {got} elements, expected {want} = {shape}")]
     Shape {
         /// The op.
         op: &'static str,
@@ -21,7 +21,6 @@ pub enum Error {
         shape: String,
     },
     /// A file whose content cannot be used: damaged, of another kind, or inconsistent with another file.
-    #[error("{}: {why}", path.display())]
     File {
         /// The file or folder.
         path: PathBuf,
@@ -29,7 +28,6 @@ pub enum Error {
         why: String,
     },
     /// The operating system refused to read or write.
-    #[error("{}: cannot {doing}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -39,10 +37,8 @@ pub enum Error {
         source: std::io::Error,
     },
     /// An option, or a combination of options, that cannot be honoured.
-    #[error("{0}")]
     Usage(String),
     /// A kernel that could not be launched.
-    #[error("kernel `{kernel}`: {why}")]
     Launch {
         /// Its exported name.
         kernel: &'static str,
@@ -50,15 +46,45 @@ pub enum Error {
         why: String,
     },
     /// A device that is missing, too old, out of memory or lost.
-    #[error("{0}")]
     Device(String),
     /// Training cannot go on: non-finite values, or the step-0 proof failed.
-    #[error("{0}")]
     Training(String),
     /// Somebody who follows the work ended it in order, by [`Flow::Stop`](crate::observe::Flow::Stop) or
     /// [`Flow::Pause`](crate::observe::Flow::Pause), before it had its result. What is kept of it, and how it goes on.
-    #[error("{0}")]
     Stopped(String),
+}
+
+impl Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut f = OneLine(f);
+        match self {
+            Error::Shape { op, name, got, want, shape } => {
+                write!(f, "{op}: `{name}` has {got} elements, expected {want} = {shape}")
+            }
+            Error::File { path, why } => write!(f, "{}: {why}", path.display()),
+            Error::Io { path, doing, source } => write!(f, "{}: cannot {doing}: {source}", path.display()),
+            Error::Launch { kernel, why } => write!(f, "kernel `{kernel}`: {why}"),
+            Error::Usage(why) | Error::Device(why) | Error::Training(why) | Error::Stopped(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Keeps what is written in one line: a path, a column or a token may have line ends in its name.
+struct OneLine<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for piece in text.split_inclusive(['\n', '\r']) {
+            let inside = piece.trim_end_matches(['\n', '\r']);
+            self.0.write_str(inside)?;
+            self.0.write_str(match piece[inside.len()..].chars().next() {
+                Some('\n') => "\\n",
+                Some(_) => "\\r",
+                None => "",
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// `std::result::Result` with this crate's [`Error`].
@@ -128,4 +154,23 @@ pub fn expect_len(op: &'static str, name: &'static str, got: usize, dims: &[(&st
     }
     let shape = dims.iter().map(|(n, d)| format!("{n}={d}")).collect::<Vec<_>>().join(" * ");
     Err(Error::Shape { op, name, got, want: want.unwrap_or(usize::MAX), shape })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_it_quotes_it_is_one_line() {
+        let io = || std::io::Error::other("no\nroom");
+        for (e, want) in [
+            (Error::file("a\nb", "column `c\r\n\nd\r`"), r"a\nb: column `c\r\n\nd\r`"),
+            (Error::io("a\n", "read")(io()), r"a\n: cannot read: no\nroom"),
+            (Error::usage("\n"), r"\n"),
+            (Error::Training("as it is".into()), "as it is"),
+            (Error::Launch { kernel: "k", why: "x\ny".into() }, r"kernel `k`: x\ny"),
+        ] {
+            assert_eq!(e.to_string(), want);
+        }
+    }
 }

@@ -8,7 +8,7 @@
 mod mutations;
 
 use mutations::runner::{self, Input, Target};
-use mutations::{Watched, models, rows, shards, texts};
+use mutations::{Watched, models, rows, runs, shards, texts};
 use std::time::Instant;
 
 #[global_allocator]
@@ -23,6 +23,8 @@ const ONCE_WRONG: &[(&str, u64)] = &[
     ("tokenizer", 32981),
     // A `{%}` in a chat template.
     ("rows", 37062),
+    // A line end in the name of a column.
+    ("tables", 120010612),
 ];
 
 const TARGETS: &[Target] = &[
@@ -43,6 +45,9 @@ const TARGETS: &[Target] = &[
     ("parquet", rows::parquet),
     ("--config", models::run_config),
     ("--config values", models::run_values),
+    ("checkpoint", runs::checkpoint),
+    ("forged checkpoint", runs::forged_checkpoint),
+    ("run", runs::record),
 ];
 
 fn kind(name: &str) -> usize {

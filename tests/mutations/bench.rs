@@ -1,10 +1,12 @@
 //! Good files of every kind, to be damaged.
 
+use super::runs::Run;
 use fusedpo::backend::cpu::Cpu;
 use fusedpo::data::pack::{PackOptions, pack};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{self, RefKey, Sidecars};
 use serde_json::{Value, json};
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 /// The good files.
@@ -18,6 +20,7 @@ pub struct Bench {
     pub parquet: Vec<u8>,
     /// Parquet of other types.
     pub tables: Vec<Vec<u8>>,
+    run: OnceCell<Run>,
 }
 
 pub fn golden() -> PathBuf {
@@ -124,6 +127,7 @@ impl Bench {
             rows,
             parquet: parquet_file(),
             tables: super::tables::all(),
+            run: OnceCell::new(),
         };
         bench.restore_model();
         bench.write("rows.jsonl", lines(&bench.rows));
@@ -140,6 +144,10 @@ impl Bench {
         Bench { shards: [narrow, wide], sidecar, ..bench }
     }
 
+    /// A run to go on with, made when it is first asked for: the model is whole then.
+    pub fn run(&self) -> &Run {
+        self.run.get_or_init(|| Run::new(self))
+    }
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -7,6 +7,7 @@ pub mod models;
 mod places;
 pub mod rows;
 pub mod runner;
+pub mod runs;
 pub mod shards;
 pub mod tables;
 pub mod texts;

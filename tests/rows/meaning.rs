@@ -166,11 +166,11 @@ fn a_call_without_words_is_a_response() {
 #[test]
 fn columns_that_nobody_uses() {
     let place = Place::new();
-    let odd = r#""a": NaN, "b": [1, {"c": -Infinity, "\"d": "NaN"}], "e": {"f": Infinity}, "g": 1e400, "h": [[], {}], "i": true"#;
+    let odd = r#""a": NaN, "b": [1, {"c": -Infinity, "\"d": "NaN"}], "e": {"f": Infinity}, "g": 1e400, "h": [[], {}], "i": true, "j": "cut \ud83d", "k": [{"\udc00": 1}]"#;
     let report =
         run(&place.options("rows.jsonl", format!(r#"{{"prompt": "p", "completion": "Infinity \" NaN", {odd}}}"#)));
     assert_eq!(place.contents(&place.dir.path().join("out"), Split::Train), [r#"0.0 p>Infinity " NaN</s>"#]);
-    assert_eq!(report.ignored_columns.keys().map(String::as_str).collect::<String>(), "abeghi");
+    assert_eq!(report.ignored_columns.keys().map(String::as_str).collect::<String>(), "abeghijk");
     for (row, why) in [
         (r#"{"prompt": "p", "completion": NaN}"#, "`completion` holds NaN, which means nothing here"),
         (
@@ -179,6 +179,14 @@ fn columns_that_nobody_uses() {
         ),
         (r#"{"prompt": "p", "responses": ["a"], "scores": [NaN]}"#, "`scores` holds NaN, which means nothing here"),
         (r#"{"prompt": "p", "responses": ["a"], "scores": [1e999]}"#, "`scores` holds 1e999, which means nothing here"),
+        (
+            r#"{"prompt": "p", "completion": "cut \ud83d"}"#,
+            r"`completion` holds \ud83d, half of a surrogate pair, which means nothing here",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "\udfff": 1}]}"#,
+            "`messages` holds half of a surrogate pair in a key, which means nothing here",
+        ),
         (r#"{"prompt": "p", "completion": nan}"#, "malformed JSON at column 32: expected ident"),
     ] {
         let e = pack(&Place::new().options("rows.jsonl", row), &mut |_| Ok(())).unwrap_err().to_string();

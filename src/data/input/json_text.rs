@@ -1,4 +1,4 @@
-//! JSON texts with other numbers in them than JSON's readers take, or keep.
+//! JSON texts with other numbers and strings in them than JSON's readers take, or keep.
 
 use std::borrow::Cow;
 
@@ -23,6 +23,46 @@ pub(super) fn rewritten(text: &str, mut instead: impl FnMut(&str) -> (usize, Opt
         }
     }
     if done == 0 { Cow::Borrowed(text) } else { Cow::Owned(out + &text[done..]) }
+}
+
+/// `text` with what `instead` says in place of its strings. It is given a string as it stands, with its quotes, and whether it
+/// is the key of an object.
+pub(super) fn restrung(text: &str, mut instead: impl FnMut(&str, bool) -> Option<String>) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let (mut out, mut done, mut at) = (String::new(), 0, 0);
+    while let Some(begin) = memchr::memchr(b'"', &bytes[at..]).map(|found| at + found) {
+        at = behind_string(bytes, begin + 1);
+        let is_key = text[at..].trim_start().starts_with(':');
+        if let Some(other) = instead(&text[begin..at], is_key) {
+            out += &text[done..begin];
+            out += &other;
+            done = at;
+        }
+    }
+    if done == 0 { Cow::Borrowed(text) } else { Cow::Owned(out + &text[done..]) }
+}
+
+/// Halves of surrogate pairs without their other half, as the text of a JSON string has them: their place, and their escape.
+pub(super) fn half_pairs(string: &str) -> impl Iterator<Item = (usize, &str)> {
+    let unit = |at: usize| u32::from_str_radix(string.get(at..)?.strip_prefix("\\u")?.get(..4)?, 16).ok();
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while let Some(found) = memchr::memchr(b'\\', &string.as_bytes()[at..]) {
+            let begin = at + found;
+            let (len, half) = match unit(begin) {
+                Some(0xd800..=0xdbff) if matches!(unit(begin + 6), Some(0xdc00..=0xdfff)) => (12, false),
+                Some(0xd800..=0xdfff) => (6, true),
+                Some(_) => (6, false),
+                // What is escaped is one character, of any length, or missing.
+                None => (1 + string[begin + 1..].chars().next().map_or(0, char::len_utf8), false),
+            };
+            at = begin + len;
+            if half {
+                return Some((begin, &string[begin..at]));
+            }
+        }
+        None
+    })
 }
 
 /// Where the string ends that has begun before `at`: behind its quote, or at the end of a text that is cut short.

@@ -3,8 +3,8 @@
 
 Usage:   fill_bundle.py --messages CARGO.jsonl --out DIR --archs LIST --tests NAME.. --benches NAME..
 Input:   cargo's --message-format=json, which says where each executable lies; FUSEDPO_TEST_DATA where set.
-Output:  DIR with programs/ (each stripped and packed by xz), scripts/, project/, data/ and manifest.json (commit, sizes and
-         sha256 of every file).
+Output:  DIR with programs/ (each stripped and packed by xz), scripts/, project/, data/, the licences of all that is in the
+         programs, and manifest.json (commit, sizes and sha256 of every file).
 Needs:   Python alone; `strip` where there is one.
 """
 
@@ -115,6 +115,8 @@ def main():
         put_program(built[key], args.out / "programs" / target)
     for name in ("check.sh", "check.py", "stages.py"):
         shutil.copy(ROOT / "scripts/gpu" / name, args.out / name)
+    for name in ("LICENSE", "THIRD-PARTY.md"):
+        shutil.copy(ROOT / name, args.out / name)
     (args.out / "scripts").mkdir()
     for name in SCRIPTS:
         shutil.copy(ROOT / "scripts" / name, args.out / "scripts" / name)

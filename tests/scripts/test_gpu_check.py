@@ -83,6 +83,8 @@ class CheckTest(unittest.TestCase):
 
     def test_dry_run_prints_every_command(self):
         bundle = make_bundle(self.folder)
+        for name in ("LICENSE", "THIRD-PARTY.md"):
+            self.assertEqual((bundle / name).read_bytes(), (ROOT / name).read_bytes())
         result = self.check(bundle, "--dry-run")
         self.assertEqual(result.returncode, 0, result.stderr)
         for stage in stages.STAGES:

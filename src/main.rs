@@ -41,6 +41,10 @@ fn main() -> ExitCode {
     // With it go its bars.
     drop(terminal);
     match result {
+        // It came when nothing could be left undone any more; but what is to come after this command is not to begin.
+        Ok(()) if signal::stop_requested() => {
+            fail("all was done when the signal came", signal::exit_code().unwrap_or_default())
+        }
         Ok(()) => ExitCode::SUCCESS,
         // As for `println!`: a reader that left has all it wanted.
         Err(Error::Io { path, source, .. })

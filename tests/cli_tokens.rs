@@ -135,7 +135,7 @@ fn end_token_and_template_of_the_data_reach_the_model() {
         .collect();
     cli.write_rows("rows.jsonl", &rows);
     cli.ok("pack --tokenizer m --input rows.jsonl --out d --chat-template chatml.jinja --eos-token w4");
-    cli.ok(&format!("{SFT} --model m --data d --out run"));
+    cli.ok(&format!("{SFT} --model m --data d --out run --save-steps 1"));
     let config: Value = serde_json::from_str(&cli.text("run/tokenizer_config.json")).unwrap();
     assert_eq!((config["eos_token"].as_str(), config["chat_template"].as_str()), (Some("w4"), Some(CHATML)));
     assert_eq!(cli.text("run/chat_template.jinja"), CHATML);
@@ -147,6 +147,14 @@ fn end_token_and_template_of_the_data_reach_the_model() {
     let map: Value = serde_json::from_str(&cli.text("run/special_tokens_map.json")).unwrap();
     assert_eq!(map["eos_token"], "w4");
 
+    // A checkpoint is a model as the trained one is.
+    let last = cli.names("run", "checkpoint-").pop().unwrap();
+    let beside = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"];
+    for name in [&beside[..], &["generation_config.json", "additional_chat_templates/rag.jinja"]].concat() {
+        assert_eq!(cli.text(&format!("run/{last}/{name}")), cli.text(&format!("run/{name}")), "{name}");
+    }
+    let config: Value = serde_json::from_str(&cli.text(&format!("run/{last}/config.json"))).unwrap();
+    assert_eq!((&config["eos_token_id"], &config["dtype"]), (&json!([4, 2]), &json!("float32")));
     // The trained model renders and goes on with the same data; its source does too.
     cli.write_rows("ask.jsonl", &[json!({"prompt": [{"role": "user", "content": "w5"}]})]);
     cli.ok("generate --model run --input ask.jsonl --max-new-tokens 3");

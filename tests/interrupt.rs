@@ -147,6 +147,36 @@ fn nothing_begins_after_a_stop() {
     assert!(out.ends_with("code 143\n") && !cli.path("p").exists(), "{out}");
 }
 
+/// A signal when nothing can be left undone any more: all is there, and still what was to come after it does not begin.
+#[test]
+#[cfg(unix)]
+fn a_signal_at_the_very_end_is_a_signal() {
+    use std::io::Write;
+    let cli = Cli::with_data();
+    let (mut from, mut to) = std::io::pipe().unwrap();
+    // Full: the run waits to say its last line.
+    let full = to.try_clone().unwrap();
+    let filler = std::thread::spawn(move || {
+        let _ = to.write_all(&[b'x'; 1 << 20]);
+    });
+    let mut command = cli.command("sft --model m --data d --device cpu --out r --max-steps 2");
+    let child = command.stdout(full).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(command);
+    let mut child = Running::from(child);
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    wait_for(&mut err, "saved r: ");
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    signal(&child, "TERM");
+    wait_for(&mut err, "stopping: ");
+    let reader = std::thread::spawn(move || from.read_to_end(&mut Vec::new()).unwrap());
+    filler.join().unwrap();
+    let (rest, code) = end(child, err);
+    reader.join().unwrap();
+    assert_eq!((rest.as_str(), code), ("fusedpo: all was done when the signal came\n", Some(143)));
+    let run: Value = serde_json::from_str(&cli.text("r/run.json")).unwrap();
+    assert_eq!(run["outcome"], "finished");
+}
+
 /// A run under `nohup` outlives its terminal.
 #[test]
 #[cfg(target_os = "linux")]

@@ -38,6 +38,16 @@ fn equal(cli: &Cli, one: &str, two: &str) {
     assert!(a == b, "{one} {two}: other weights");
 }
 
+/// Pauses a run when it has seen the numbers of an evaluation.
+struct AtEvaluation(u64);
+
+impl Observe for AtEvaluation {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        let pauses = matches!(event, Event::Evaluation { step, .. } if *step == self.0);
+        Ok(if pauses { Flow::Pause } else { Flow::On })
+    }
+}
+
 /// Ends a run as a crash would, or in order, when it has seen a step.
 struct At(u64, Option<Flow>);
 
@@ -96,6 +106,14 @@ fn on<B: Backend>(be: &dyn Fn() -> B, cli: &Cli, name: &str, stages: &[Stage], c
         assert!(paused == ["checkpoint-4", "checkpoint-5"] || paused == ["checkpoint-4", "checkpoint-6"], "{paused:?}");
         run(&named("pause"), true, &mut Silent).unwrap();
         equal(cli, &named("peace"), &named("pause"));
+        // A stop that comes when an evaluation is through: it is made again, and has one row. After the last step, too.
+        for step in [3, 6] {
+            let out = named(&format!("evaluated-{step}"));
+            run(&out, false, &mut AtEvaluation(step)).unwrap();
+            assert!(cli.names(&out, "checkpoint-").contains(&format!("checkpoint-{step}")));
+            run(&out, true, &mut Silent).unwrap();
+            equal(cli, &named("peace"), &out);
+        }
     }
 }
 
@@ -357,12 +375,35 @@ fn longer_where_the_rates_allow_it_and_done_when_done() {
     let cli = Cli::with_data();
     let base = format!("sft {BASE} --lr-scheduler-type constant --save-steps 4");
     cli.ok(&format!("{base} --out r"));
+    cli.model("m2", "qwen3");
+    cli.write_rows("others.jsonl", &pairs(25));
+    cli.ok("pack --tokenizer m --input others.jsonl --out d2 --eval-fraction 0.25");
     let whole = files(&cli.path("r"));
     let ran = cli.ok(&format!("{base} --out r --resume auto"));
     assert_eq!(ran.out, "r: the run is finished, after 8 steps; nothing is left to do\n");
     let fewer = cli.ok(&format!("{} --out r --resume auto", base.replace("--max-steps 8", "--max-steps 5")));
     assert!(fewer.out.contains("the run is finished, after 8 steps"), "{fewer:?}");
     assert!(files(&cli.path("r")) == whole, "a finished run is left as it is");
+    // It is not, where another run is asked for.
+    for (args, want) in [
+        (base.replace("1e-3", "2e-3"), "r/checkpoint-8: --learning-rate was 0.001, and is 0.002 now"),
+        (base.replace("--data d", "--data d2"), "r/checkpoint-8: was made on another content of the training shards"),
+        (base.replace("--model m", "--model m2"), "r/checkpoint-8: was trained from another model"),
+        (format!("{base} --warmup-steps 2"), "r/checkpoint-8: its warm-up had 0 steps, now 2"),
+        (format!("{base} --token-budget 64"), "r/checkpoint-8: --token-budget was 2048, and is 64 now"),
+    ] {
+        refused(&cli, &format!("{args} --out r --resume auto"), &[want]);
+    }
+    // Under other names it is the same; gone, its data do not matter any more.
+    std::fs::rename(cli.path("d"), cli.path("d3")).unwrap();
+    std::fs::rename(cli.path("m"), cli.path("m3")).unwrap();
+    for args in [base.replace("--data d", "--data d3").replace("--model m", "--model m3"), base.clone()] {
+        let ran = cli.ok(&format!("{args} --out r --resume auto"));
+        assert!(ran.out.contains("the run is finished, after 8 steps"), "{ran:?}");
+    }
+    std::fs::rename(cli.path("d3"), cli.path("d")).unwrap();
+    std::fs::rename(cli.path("m3"), cli.path("m")).unwrap();
+    assert!(files(&cli.path("r")) == whole);
     let longer = base.replace("--max-steps 8", "--max-steps 12");
     cli.ok(&format!("{longer} --out r --resume auto"));
     cli.ok(&format!("{longer} --out peace"));
@@ -388,6 +429,16 @@ fn longer_where_the_rates_allow_it_and_done_when_done() {
     let [a, b] = ["branch", "peace"].map(|out| cli.bytes(&format!("{out}/model.safetensors")));
     assert!(a == b);
     assert_eq!(rows(&cli, "branch")[..], rows(&cli, "peace")[rows(&cli, "peace").len() - rows(&cli, "branch").len()..]);
+    // Under another step's name it would be taken for what it is not, and taken away.
+    std::fs::rename(cli.path("branch/checkpoint-12"), cli.path("branch/checkpoint-13")).unwrap();
+    let ran = cli.run(&format!("{longer} --out branch --resume auto").replace("--max-steps 12", "--max-steps 14"));
+    one_line("name", &ran, 2, "branch/checkpoint-13: is the checkpoint of step 12: name it checkpoint-12 again");
+    std::fs::rename(cli.path("branch/checkpoint-13"), cli.path("branch/checkpoint-12")).unwrap();
+    // A record that somebody took away: it goes on, and a new one says so.
+    std::fs::remove_file(cli.path("branch/run.json")).unwrap();
+    cli.ok(&format!("{longer} --out branch --resume auto").replace("--max-steps 12", "--max-steps 13"));
+    let run: Value = serde_json::from_str(&cli.text("branch/run.json")).unwrap();
+    assert_eq!((&run["resumptions"][0]["from_step"], &run["steps_done"]), (&12.into(), &13.into()), "{run}");
     // Finished, and without a checkpoint.
     cli.ok(&format!("{} --out short --save-steps 0", base.replace("--save-steps 4", "")));
     let args = format!("{longer} --out short --resume auto");

@@ -153,6 +153,49 @@ fn a_disk_that_takes_no_checkpoint_does_not_end_the_run() {
     assert!(cli.bytes("t/r/model.safetensors") == cli.bytes("peace/model.safetensors"));
 }
 
+/// `ulimit -f`: a file that grows too long is a full disk, not SIGXFSZ.
+#[test]
+#[cfg(unix)]
+fn a_limit_on_files_is_a_full_disk() {
+    let cli = Cli::with_data();
+    let limited = |kib: u32, out: &str| {
+        let program = env!("CARGO_BIN_EXE_fusedpo");
+        let line = format!("ulimit -f {}; '{program}' sft {BASE} --max-steps 12 --save-steps 4 --out {out}", 2 * kib);
+        let ran = Command::new("sh").args(["-c", &line]).current_dir(cli.dir.path()).output().unwrap();
+        (ran.status.code(), String::from_utf8(ran.stderr).unwrap())
+    };
+    // The model fits, the moments do not.
+    let (code, err) = limited(100, "r");
+    assert_eq!(code, Some(0), "{err}");
+    let none = "checkpoint-8/optimizer.safetensors: cannot write: File too large (os error 27); the run goes on, and has none yet";
+    assert!(err.contains(&format!("warning: no checkpoint at step 8: r/{none}\n")), "{err}");
+    assert!(err.contains("File too large (os error 27)), and there is none\n"), "{err}");
+    assert_eq!(record(&cli, "r")["outcome"], "finished");
+    assert_eq!(cli.names("r", "checkpoint-"), Vec::<String>::new());
+    // Not even the metrics do: half a line is no harm to the run that goes on.
+    let (code, err) = limited(2, "s");
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.ends_with("fusedpo: s/metrics.jsonl: cannot write: File too large (os error 27)\n"), "{err}");
+    assert_eq!(cli.bytes("s/metrics.jsonl").len(), 2048);
+    cli.ok(&format!("sft {BASE} --max-steps 12 --save-steps 4 --out s --resume auto"));
+    assert!(cli.bytes("s/model.safetensors") == cli.bytes("r/model.safetensors"));
+    assert_eq!(cli.json_lines("s/metrics.jsonl").len(), cli.json_lines("r/metrics.jsonl").len());
+}
+
+/// What a run's folder is before it has a model.
+#[test]
+fn a_run_without_a_model_says_what_to_do() {
+    let cli = Cli::with_data();
+    cli.ok(&format!("sft {BASE} --out r --max-steps 4 --save-steps 2"));
+    std::fs::remove_file(cli.path("r/config.json")).unwrap();
+    std::fs::remove_file(cli.path("r/model.safetensors")).unwrap();
+    let want = "r: a run that has no model yet: go on with it (--resume auto), or give a checkpoint of it, RUN/checkpoint-STEP";
+    for args in ["generate --model r --prompt w5", "eval --model r --data d", "dpo --model r --data d --out p"] {
+        one_line(args, &cli.run(args), 2, want);
+    }
+    cli.ok("eval --model r/checkpoint-2 --data d");
+}
+
 #[test]
 fn a_read_only_run_cannot_go_on() {
     let cli = Cli::with_data();

@@ -3,9 +3,10 @@
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT};
 use crate::note;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ fn heard() -> Vec<i32> {
 
 /// Listens; harmless when called again. Where the system refuses, signals end the process as they always do.
 pub fn install() {
+    // A file that grows beyond a limit (`ulimit -f`) is an error like a full disk, not the end of the process.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let Ok(mut signals) = Signals::new(heard()) else { return };
     let listen = move || loop {
         // Waits for one; then those that came with it.

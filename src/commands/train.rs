@@ -166,7 +166,7 @@ impl Task for Train<'_> {
 
 fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut dyn Observe) -> Result<()> {
     let mut options = resolve(stage, config, typed)?;
-    options.command = std::env::args().collect();
+    options.command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     if options.resume.resume.is_none() {
         refuse_taken(&options.files.out)?;
     }

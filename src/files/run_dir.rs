@@ -163,11 +163,15 @@ impl RunDir {
         Ok(())
     }
 
-    /// Makes `metrics.jsonl` survive the machine, and says what it holds.
-    pub fn mark_metrics(&self) -> Result<MetricsMark> {
-        self.metrics.sync_all().map_err(Error::io(self.path.join(METRICS), "write"))?;
+    /// Makes `metrics.jsonl` survive the machine.
+    pub fn keep_metrics(&self) -> Result<()> {
+        self.metrics.sync_all().map_err(Error::io(self.path.join(METRICS), "write"))
+    }
+
+    /// What `metrics.jsonl` holds.
+    pub fn metrics_mark(&self) -> MetricsMark {
         let (bytes, crc) = &*self.written.borrow();
-        Ok(MetricsMark { bytes: *bytes, crc32: crc.clone().finalize() })
+        MetricsMark { bytes: *bytes, crc32: crc.clone().finalize() }
     }
 
     /// Whether `metrics.jsonl` still begins with what it held at `mark`.

@@ -183,19 +183,25 @@ impl Record {
     pub fn go_on(&mut self, out: &Path, checkpoint: Option<&Checkpoint>, other_numerics: bool) {
         let from_step = checkpoint.map_or(0, |c| c.saved().global_step);
         self.steps_done = from_step;
-        let Some(before) = Self::read(out) else { return };
-        self.resumptions = before.resumptions;
-        self.resumptions.push(Resumption {
+        let mut this = Resumption {
             at: now(),
             from_step,
             checkpoint: checkpoint.map(|c| c.path().display().to_string()),
             // Nobody has the folder, as we have it now.
-            before: if before.outcome == Outcome::Running { Outcome::Killed } else { before.outcome },
-            steps_before: before.steps_done,
+            before: Outcome::Killed,
+            steps_before: from_step,
             other_numerics,
-            call: before.call,
-        });
-        self.start = before.start;
+            call: Call::default(),
+        };
+        // Where somebody took its record away, nothing more is known.
+        if let Some(before) = Self::read(out) {
+            if before.outcome != Outcome::Running {
+                this.before = before.outcome;
+            }
+            (this.steps_before, this.call) = (before.steps_done, before.call);
+            (self.resumptions, self.start) = (before.resumptions, before.start);
+        }
+        self.resumptions.push(this);
     }
 
     /// Begins where another run was: the record says where.

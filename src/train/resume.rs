@@ -1,16 +1,19 @@
 //! Where a run begins: anew, or from a checkpoint.
 
-use super::checkpoint::{Checkpoint, Identity};
+use super::check::open_splits;
+use super::checkpoint::{Checkpoint, Identity, data_sha256, deciding};
 use super::choices::Resume;
 use super::options::TrainOptions;
 use super::record::{Outcome, Record};
 use super::schedule::Schedule;
 use super::state::State;
 use crate::backend::Backend;
+use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files::{MetricsMark, RunDir};
+use crate::model::ModelDir;
 use crate::observe::{Event, Observe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where a run begins.
 #[derive(Debug)]
@@ -170,7 +173,8 @@ impl Start {
     }
 }
 
-/// Whether the run that `c` asks to go on with is through: what to say about it then. Asked before any work.
+/// Whether the run that `c` asks to go on with is through: what to say about it then. Asked before any work. Where it is another
+/// run that is asked for, the answer is no, and [`Start`] says what differs.
 pub fn finished(c: &TrainOptions) -> Option<String> {
     let out = &c.files.out;
     if c.resume.resume != Some(Resume::Auto) || RunDir::is_taken(out) {
@@ -178,13 +182,34 @@ pub fn finished(c: &TrainOptions) -> Option<String> {
     }
     let record = Record::read(out).filter(|r| r.outcome == Outcome::Finished)?;
     let written: toml::Table = RunDir::read_config(out)?.parse().ok()?;
-    let was = TrainOptions::read(c.stage, &written).ok()?;
+    let mut was = TrainOptions::read(c.stage, &written).ok()?;
+    was.files.out.clone_from(out);
+    let was = was.resolve(c.stage).ok()?;
     // As long as it was, or as many steps as it has: no more is asked of it.
     let enough = match c.data.max_steps {
         Some(steps) => steps <= record.steps_done,
         None => was.data.max_steps.is_none() && was.data.num_train_epochs == c.data.num_train_epochs,
     };
-    enough.then(|| {
+    (enough && is_the_same(c, &was, &record)).then(|| {
         format!("{}: the run is finished, after {} steps; nothing is left to do", out.display(), record.steps_done)
     })
+}
+
+/// Whether `c` asks for the finished run whose options were `was`. What it was made from may be gone by now.
+fn is_the_same(c: &TrainOptions, was: &TrainOptions, record: &Record) -> bool {
+    let rates = |c: &TrainOptions| (c.schedule.warmup_steps, c.schedule.warmup_ratio, c.data.token_budget);
+    let options = deciding(c).ok() == deciding(was).ok() && rates(c) == rates(was);
+    let data = || open_splits(&c.files.data).map_or(true, |all| data_sha256(&all[0]) == record.sha256.data);
+    // Under another name only: to read all weights takes its time.
+    let placed = c.placed();
+    let model = |(is, was): (&Path, &Path), sha256: Option<&str>| {
+        let sha = || ModelDir::open(is).and_then(|dir| dir.identity()).map(|sha| hex(&sha));
+        is == was || sha256.is_none_or(|want| sha().map_or(true, |sha| sha == want))
+    };
+    let paths = (placed.files.model.as_path(), was.files.model.as_path());
+    let reference = (placed.reference_dir(), was.reference_dir());
+    options
+        && data()
+        && model(paths, Some(&record.sha256.model))
+        && model(reference, record.sha256.reference.as_deref())
 }

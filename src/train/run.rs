@@ -159,7 +159,7 @@ impl Run<'_> {
             out,
             (Due::new(&c.save, schedule.total), c.save.save_total_limit),
             identity,
-            (c.to_toml()?, c.compute.matmul_plans.clone()),
+            (c.to_toml()?, c.compute.matmul_plans.clone(), &self.trained_with),
             record,
             self.start.own_step(),
         );

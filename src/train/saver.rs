@@ -3,9 +3,10 @@
 use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection};
 use super::record::Record;
 use super::state::State;
+use super::trained_with::TrainedWith;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::files::RunDir;
+use crate::files::{MetricsMark, RunDir};
 use crate::observe::{Event, Observe};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ pub(super) struct Saver<'a> {
     pub config: String,
     /// The file of tuned products.
     pub plans: Option<PathBuf>,
+    /// What the data know and a checkpoint's model is to know too.
+    pub trained_with: &'a TrainedWith,
     /// `run.json`.
     pub record: &'a mut Record,
     /// The step of the checkpoint that is the last.
@@ -34,6 +37,8 @@ pub(super) struct Saver<'a> {
     since: Instant,
     took: Duration,
     recorded: Instant,
+    /// The step of the last evaluation, and the metrics before its row.
+    evaluation: Option<(u64, MetricsMark)>,
     /// The first save that failed, and why.
     failed: Option<(u64, String)>,
     record_failed: bool,
@@ -45,13 +50,29 @@ impl<'a> Saver<'a> {
         out: &'a RunDir,
         (due, limit): (Due, usize),
         identity: Identity,
-        (config, plans): (String, Option<PathBuf>),
+        (config, plans, trained_with): (String, Option<PathBuf>, &'a TrainedWith),
         record: &'a mut Record,
         last: Option<u64>,
     ) -> Self {
         let (since, recorded, took) = (Instant::now(), Instant::now(), Duration::ZERO);
-        let (failed, record_failed) = (None, false);
-        Self { out, due, limit, identity, config, plans, record, last, since, took, recorded, failed, record_failed }
+        let (evaluation, failed, record_failed) = (None, None, false);
+        Self {
+            out,
+            due,
+            limit,
+            identity,
+            config,
+            plans,
+            trained_with,
+            record,
+            last,
+            since,
+            took,
+            recorded,
+            evaluation,
+            failed,
+            record_failed,
+        }
     }
 
     /// Time begins to count: what came before the steps is no part of the time between two checkpoints.
@@ -62,6 +83,12 @@ impl<'a> Saver<'a> {
     /// Whether a checkpoint is due after `step` steps.
     pub fn is_due(&self, step: u64) -> bool {
         self.due.at(step, self.since.elapsed(), self.took)
+    }
+
+    /// The row of an evaluation is about to be written. A checkpoint of that step that comes after it, as where somebody stops
+    /// the run just then, is one of before it all the same: whoever goes on from there evaluates again.
+    pub fn evaluates(&mut self, step: u64) {
+        self.evaluation = Some((step, self.out.metrics_mark()));
     }
 
     /// `step` steps are done: `run.json` says so now and then.
@@ -114,7 +141,9 @@ impl<'a> Saver<'a> {
     fn write<B: Backend>(&mut self, (be, state): (&B, &State<B>), carried: Carried) -> Result<(PathBuf, u64)> {
         let step = state.clock.step;
         self.identity.plans = self.plans.as_deref().map(Plans::of).transpose()?;
-        let mark = self.out.mark_metrics()?;
+        self.out.keep_metrics()?;
+        let before = self.evaluation.filter(|(at, _)| *at == step).map(|(_, mark)| mark);
+        let mark = before.unwrap_or_else(|| self.out.metrics_mark());
         let saved = checkpoint::Saved {
             program: env!("CARGO_PKG_VERSION").into(),
             global_step: step,
@@ -127,7 +156,8 @@ impl<'a> Saver<'a> {
             carried,
         };
         let path = self.out.path().join(format!("checkpoint-{step}"));
-        let bytes = checkpoint::save(be, state, self.out.new_checkpoint(step)?, (saved, &self.config))?;
+        let bytes =
+            checkpoint::save(be, state, self.out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
         Ok((path, bytes))
     }
 
@@ -150,6 +180,7 @@ impl<'a> Saver<'a> {
     /// What is to be said in the end, where a save failed.
     pub fn failure(&self) -> Option<String> {
         let (step, why) = self.failed.as_ref()?;
-        Some(format!("checkpoints could not be saved, the first at step {step} ({why}), {}", self.last_one()))
+        let last = if self.last.is_none() { "and there is none".to_owned() } else { self.last_one() };
+        Some(format!("checkpoints could not be saved, the first at step {step} ({why}), {last}"))
     }
 }

@@ -100,7 +100,6 @@ impl Steps<'_> {
             // Whoever asked to stop before the evaluation at this step wants it after the loop.
             if evaluates && flow == Flow::On {
                 flow = flow.and(self.evaluate(engine)?);
-                self.evaluated = Some(step);
             }
         }
         if let Some(before) = before {
@@ -244,6 +243,8 @@ impl Steps<'_> {
             totals => totals?,
         };
         let flow = later.flow();
+        self.evaluated = Some(step);
+        self.saver.evaluates(step);
         let mut row = Map::new();
         row.insert("step".into(), json!(step));
         row.extend(totals.to_json("eval_"));

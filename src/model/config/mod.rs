@@ -262,6 +262,10 @@ pub(super) fn check_dir(dir: &Path) -> Result<()> {
             "a PEFT adapter (adapter_config.json): adapters are not implemented; merge it into its base model first",
         ));
     }
+    if dir.join(CONFIG).symlink_metadata().is_err() && dir.join("run.json").exists() {
+        let why = "a run that has no model yet: go on with it (`options.resume` auto), or give a checkpoint of it, RUN/checkpoint-STEP";
+        return Err(Error::file(dir, why));
+    }
     if dir.join(CONFIG).symlink_metadata().is_err() {
         return Err(Error::file(dir, format!("no config.json; {WANT}")));
     }

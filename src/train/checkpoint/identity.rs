@@ -97,6 +97,15 @@ pub fn data_sha256(data: &Dataset) -> String {
     hex(&sha.finalize())
 }
 
+/// Every option of `c` that decides a bit by its value alone.
+pub fn deciding(c: &TrainOptions) -> Result<Map<String, Value>> {
+    let Ok(Value::Object(mut options)) = serde_json::to_value(c) else {
+        return Err(Error::usage("an option's value cannot be written down"));
+    };
+    options.retain(|key, value| !FREE.contains(&key.as_str()) && !value.is_null());
+    Ok(options)
+}
+
 impl Identity {
     /// Of a run of `c` on `splits`, training first.
     pub fn of(
@@ -107,10 +116,6 @@ impl Identity {
         token_budget: usize,
         schedule: &Schedule,
     ) -> Result<Self> {
-        let Ok(Value::Object(mut options)) = serde_json::to_value(c) else {
-            return Err(Error::usage("an option's value cannot be written down"));
-        };
-        options.retain(|key, value| !FREE.contains(&key.as_str()) && !value.is_null());
         Ok(Self {
             train_sha256: data_sha256(&splits[0]),
             eval_sha256: splits.get(1).map(data_sha256),
@@ -121,7 +126,7 @@ impl Identity {
             plans: c.compute.matmul_plans.as_deref().map(Plans::of).transpose()?,
             token_budget: token_budget as u64,
             warmup: schedule.warmup,
-            options,
+            options: deciding(c)?,
         })
     }
 

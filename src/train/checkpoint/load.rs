@@ -38,11 +38,13 @@ impl Checkpoint {
 
     /// Reads all of it, for a state of `sections` over `table`. Changes nothing.
     ///
-    /// Errors: sections of another kind; files that are missing, cut short, another checkpoint's or damaged.
+    /// Errors: sections of another kind; files that are missing, cut short, another checkpoint's or damaged; a folder under the
+    /// name of another step's.
     pub fn verify(&self, table: &ParamTable, sections: &[Section]) -> Result<()> {
         self.check_kinds(sections)?;
         let nowhere = &mut |_: Part, _: usize, _: &[u8]| Ok(());
-        layout::files(sections).iter().try_for_each(|file| self.read_tensors(file, table, nowhere))
+        layout::files(sections).iter().try_for_each(|file| self.read_tensors(file, table, nowhere))?;
+        self.check_name()
     }
 
     /// Overwrites every lasting section of `state`, and its clock. Errors: as of [`Checkpoint::verify`]; then `state` is of no
@@ -54,6 +56,21 @@ impl Checkpoint {
         layout::files(&sections).iter().try_for_each(|file| self.read_tensors(file, &table, to_state))?;
         state.clock = self.saved.clock;
         Ok(())
+    }
+
+    /// Under another's name it would be taken for newer or older than it is: what is newer than the one that a run goes on from
+    /// is taken away.
+    fn check_name(&self) -> Result<()> {
+        let name = self.path.canonicalize().ok().and_then(|p| p.file_name()?.to_str().map(str::to_owned));
+        let named: Option<u64> = name.and_then(|name| name.strip_prefix("checkpoint-")?.parse().ok());
+        let step = self.saved.global_step;
+        match named.is_none_or(|named| named == step) {
+            true => Ok(()),
+            false => Err(Error::file(
+                &self.path,
+                format!("is the checkpoint of step {step}: name it checkpoint-{step} again"),
+            )),
+        }
     }
 
     /// Whether what it holds is what a state of `sections` has.

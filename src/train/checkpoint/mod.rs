@@ -21,7 +21,7 @@ mod manifest;
 mod save;
 
 pub use due::{Due, SaveOptions};
-pub use identity::{Identity, Plans};
+pub use identity::{Identity, Plans, data_sha256, deciding};
 pub use layout::{BUFFER, PIECE};
 pub use load::Checkpoint;
 pub use manifest::{Carried, Manifest, Saved, SavedSection, VERSION};

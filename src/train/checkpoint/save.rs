@@ -7,17 +7,18 @@ use crate::error::{Error, Result};
 use crate::files::{self, AtomicFile, AtomicFolder};
 use crate::model::{SaveDtype, export_beside_weights};
 use crate::train::state::State;
+use crate::train::trained_with::TrainedWith;
 use std::io::{BufWriter, Write};
 
 /// Fills `folder` and puts it in its place; gives its bytes. `saved` has everything but the sections; `config` is the content
-/// of `config.toml`. Nothing is under way on the device.
+/// of `config.toml`, `trained_with` what the model's files are to say of the data, as those of the trained model do. Nothing is under way on the device.
 ///
 /// Errors: [`Error::Io`], and then the folder is gone.
 pub fn save<B: Backend>(
     be: &B,
     state: &State<B>,
     folder: AtomicFolder,
-    (mut saved, config): (Saved, &str),
+    (mut saved, config, trained_with): (Saved, &str, &TrainedWith),
 ) -> Result<u64> {
     let fill = || {
         let mut bytes = 0;
@@ -26,6 +27,7 @@ pub fn save<B: Backend>(
         }
         let dtype = if B::MASTER_WEIGHTS { SaveDtype::Bf16 } else { SaveDtype::F32 };
         export_beside_weights(be, &state.model, folder.path(), dtype)?;
+        trained_with.write(folder.path())?;
         files::write(&folder.path().join("config.toml"), config.as_bytes())?;
         let text = Manifest::new(saved).to_text();
         files::write(&folder.path().join(NAME), text.as_bytes())?;

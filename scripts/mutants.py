@@ -174,7 +174,7 @@ def copy_tree(tree):
     names = {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
     tree.mkdir(parents=True, exist_ok=True)
     for path in [p for p in tree.rglob("*") if p.is_file()]:
-        if str(path.relative_to(tree)) not in names and "target" not in path.relative_to(tree).parts[:1]:
+        if str(path.relative_to(tree)) not in names and path.relative_to(tree).parts[0] not in ("target", ".git"):
             path.unlink()
     for name in names:
         source, copy = ROOT / name, tree / name

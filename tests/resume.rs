@@ -139,6 +139,12 @@ fn the_same_bytes_on_the_kernels() {
     let cli = Cli::with_data();
     let driver = || host::deferred_driver(3).unwrap();
     on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "bf16", &BOTH, |_| {});
+    // Other numerics may be allowed, but a state has the same sections all the same.
+    let mut c = options(&cli, Stage::Sft, "elsewhere");
+    c.resume.resume = Some(Resume::Path(cli.path("bf16-sft-peace/checkpoint-4")));
+    c.resume.allow_other_numerics = true;
+    let e = train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c, &mut Silent).unwrap_err().to_string();
+    assert!(e.contains("holds weights in bf16, master in f32, ") && e.contains("and this run weights in f32, "), "{e}");
     on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "f32", &[Stage::Dpo], |_| {});
     on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "graphs", &[Stage::Sft], |c| {
         c.compute.cuda_graphs = GraphsChoice::On
@@ -411,6 +417,8 @@ fn longer_where_the_rates_allow_it_and_done_when_done() {
     let [a, b] = ["r", "peace"].map(|out| cli.bytes(&format!("{out}/model.safetensors")));
     assert!(a == b);
     assert_eq!(rows(&cli, "r"), rows(&cli, "peace"));
+    let written: toml::Table = cli.text("r/config.toml").parse().unwrap();
+    assert_eq!(written["max_steps"].as_integer(), Some(12));
     let run: Value = serde_json::from_str(&cli.text("r/run.json")).unwrap();
     assert_eq!(
         (&run["resumptions"][0]["before"], &run["resumptions"][0]["from_step"]),

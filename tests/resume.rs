@@ -332,6 +332,29 @@ fn damaged_mixed_foreign_and_newer_checkpoints() {
     edit("\"version\": 1", "\"version\": 0", "is damaged (it has no version that ever was)");
     edit("fusedpo checkpoint", "another", "is not of a checkpoint of fusedpo");
     edit("\"updates\": 4", "\"updates\": 5", "is damaged (its sum is not that of its content)");
+    // By somebody who repairs its sum.
+    let forged = |change: &dyn Fn(&mut Value), want: &str| {
+        let mut whole: Value = serde_json::from_str(&text).unwrap();
+        change(&mut whole["saved"]);
+        let saved = serde_json::from_value(whole["saved"].take()).unwrap();
+        let bad = fusedpo::train::checkpoint::Manifest::new(saved).to_text();
+        damage(state, &|b| *b = bad.clone().into_bytes(), want);
+    };
+    forged(&|saved| saved["clock"]["step"] = 3.into(), "is damaged (its clock stands at another step)");
+    let weights = "r/checkpoint-4/model.safetensors";
+    let good = cli.bytes(weights);
+    let begin = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let mut bad = good.clone();
+    bad[begin..begin + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    cli.write(weights, &bad);
+    let sum = crc32fast::hash(&bad[begin..]);
+    let mut saved: Value = serde_json::from_str::<Value>(&text).unwrap()["saved"].take();
+    saved["sections"][0]["crc32"] = sum.into();
+    let bad = fusedpo::train::checkpoint::Manifest::new(serde_json::from_value(saved).unwrap()).to_text();
+    cli.write(state, bad);
+    refused(&cli, &args, &[weights, "weights in it are not finite", instead]);
+    cli.write(weights, good);
+    cli.write(state, &text);
     edit("\"updates\": 4", "\"update\": 4", "is damaged (unknown field `update`");
     damage(state, &|b| b.truncate(b.len() / 2), "is damaged (EOF");
     damage(state, &|b| b.clear(), "is damaged (EOF");

@@ -235,6 +235,8 @@ fn a_strangers_template_is_bounded() {
         deep("{% macro a() %}", "x", "{% endmacro %}", 5000),
         deep("{% for a in [1] %}", "x", "{% endfor %}", 50),
         "x".repeat(2 << 20),
+        format!("{{{{ dict({}) }}}}", (0..100_000).map(|i| format!("a{i}=1,")).collect::<String>()),
+        format!("{{% macro m({}) %}}{{% endmacro %}}", (0..100_000).map(|i| format!("a{i},")).collect::<String>().trim_end_matches(',')),
     ];
     // Namespaces in a chain from front to back, and back to front: dropped flat.
     let chain = "{% set ns = namespace(first=namespace(), last=none) %}{% set ns.last = ns.first %}\

@@ -94,11 +94,27 @@ fn compare(dir: &Path, case: &Value) -> Result<Same, String> {
 #[test]
 fn folders_give_the_ids_that_transformers_gives() {
     let Some(python) = python("folders_give_the_ids_that_transformers_gives") else { return };
-    let out = tempfile::tempdir().unwrap();
     let n = count(150);
+    let same = compared(&python, n, &[]);
+    assert!(same[&Same::Ids] > n * 9 / 10, "{same:?} of {n}");
+}
+
+/// Large ones that ask for Mistral's pattern.
+#[test]
+fn the_pattern_of_mistral_is_mended_where_transformers_mends_it() {
+    let Some(python) = python("the_pattern_of_mistral_is_mended_where_transformers_mends_it") else { return };
+    let n = count(12);
+    let same = compared(&python, n, &["mistral"]);
+    assert!(same[&Same::Ids] > n / 2, "{same:?} of {n}");
+}
+
+/// How `n` folders came out the same, that the script made with `more` arguments.
+fn compared(python: &Path, n: usize, more: &[&str]) -> BTreeMap<Same, usize> {
+    let out = tempfile::tempdir().unwrap();
     let seed = std::env::var("FUSEDPO_SEED").unwrap_or_else(|_| "7".into());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/tokenizer_cases.py");
-    let made = Command::new(python).arg(script).arg(out.path()).args([&n.to_string(), &seed]).output().unwrap();
+    let made =
+        Command::new(python).arg(script).arg(out.path()).args([&n.to_string(), &seed]).args(more).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let cases = std::fs::read_to_string(out.path().join("cases.jsonl")).unwrap();
     let (mut same, mut wrong) = (BTreeMap::<Same, usize>::new(), Vec::new());
@@ -117,5 +133,5 @@ fn folders_give_the_ids_that_transformers_gives() {
         let kept = out.keep();
         panic!("{} differ, in {}:\n{}", wrong.len(), kept.display(), wrong[..wrong.len().min(25)].join("\n"));
     }
-    assert!(same[&Same::Ids] > n * 9 / 10, "{same:?} of {n}");
+    same
 }

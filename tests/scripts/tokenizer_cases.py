@@ -204,6 +204,32 @@ def folder(rng, tok, path):
         dump(path, "config.json", {"model_type": rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3"])})
 
 
+def mistral(rng, path):
+    """Makes it large, as only Mistral's are for transformers, and asks for what mends their pattern; not always."""
+    load = lambda name: json.load(open(os.path.join(path, name), encoding="utf-8"))  # noqa: E731, SIM115
+    desc = load("tokenizer.json")
+    first = 1 + max([t["id"] for t in desc["added_tokens"]] + [len(desc["model"]["vocab"])])
+    more = [f"<x{i}>" for i in range(first, rng.choice([99_000, 100_001, 100_001, 100_400]))]
+    vocab = desc["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab.update({t: first + i for i, t in enumerate(more)})
+    else:
+        vocab.extend([t, -20.0] for t in more)
+    if rng.random() < 0.15:
+        desc["pre_tokenizer"] = rng.choice([None, {"type": "Sequence", "pretokenizers": []}])
+    dump(path, "tokenizer.json", desc)
+    name = os.path.join(path, "tokenizer_config.json")
+    config = load("tokenizer_config.json") if os.path.exists(name) else {}
+    if rng.random() < 0.9:
+        config["fix_mistral_regex"] = rng.choice([True, True, True, True, 1, False, None])
+    dump(path, "tokenizer_config.json", config)
+    model = {"model_type": rng.choice(["mistral"] * 5 + ["llama", "ministral", "qwen2"])}
+    if rng.random() < 0.6:
+        model["transformers_version"] = rng.choice(["4.57.1", "4.50.0.dev0", "5.0.0rc1", "5.0.0", "5.23.0", "", None])
+    if rng.random() < 0.9:
+        dump(path, "config.json", model)
+
+
 def dump(path, name, value):
     with open(os.path.join(path, name), "w", encoding="utf-8") as f:
         json.dump(value, f, ensure_ascii=False)
@@ -228,6 +254,8 @@ def main():
             path = os.path.join(out, name)
             os.mkdir(path)
             folder(rng, rng.choice(bases), path)
+            if sys.argv[4:] == ["mistral"]:
+                mistral(rng, path)
             texts = ["".join(rng.choice(PIECES) for _ in range(rng.randint(0, 9))) for _ in range(8)]
             case = {"name": name, "texts": texts, "error": None}
             try:

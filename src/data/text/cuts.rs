@@ -13,8 +13,9 @@
 
 use serde_json::Value;
 
-/// Split patterns for which the claim holds; [`BYTE_LEVEL`]'s own is GPT-2's.
-const PATTERNS: [&str; 6] = [
+/// Split patterns for which the claim holds; `ByteLevel`'s own is GPT-2's. Each looks at a character few times, however long the
+/// text is.
+pub(super) const PATTERNS: [&str; 6] = [
     // GPT-2
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     // Llama 3

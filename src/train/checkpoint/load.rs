@@ -118,6 +118,9 @@ impl Checkpoint {
                 piece.resize(range.len() * s.width, 0);
                 read(&mut piece)?;
                 crc.update(&piece);
+                if !finite(&piece, s.width) {
+                    return Err(refuse(&format!("{} in it are not finite", s.name)));
+                }
                 to(s.part, range.start, &piece)?;
             }
             let crc = crc.finalize();
@@ -126,5 +129,14 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether little-endian numbers of `width` bytes, of 2 bfloat16, are all finite.
+fn finite(bytes: &[u8], width: usize) -> bool {
+    match width {
+        2 => bytes.as_chunks().0.iter().all(|x| half::bf16::from_le_bytes(*x).is_finite()),
+        4 => bytes.as_chunks().0.iter().all(|x| f32::from_le_bytes(*x).is_finite()),
+        _ => bytes.as_chunks().0.iter().all(|x| f64::from_le_bytes(*x).is_finite()),
     }
 }

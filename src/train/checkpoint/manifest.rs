@@ -125,9 +125,12 @@ impl Manifest {
             _ => return Err(damaged("it has no version that ever was".into())),
         }
         let this: Self = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
-        match this.saved.crc() == this.crc32 {
+        if this.saved.crc() != this.crc32 {
+            return Err(damaged("its sum is not that of its content".into()));
+        }
+        match this.saved.clock.step == this.saved.global_step {
             true => Ok(this),
-            false => Err(damaged("its sum is not that of its content".into())),
+            false => Err(damaged("its clock stands at another step".into())),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::ast::*;
 use super::attr::{get_attr, get_item, method_name};
-use super::fault::{Fault, Kind, Res, raise};
+use super::fault::{Fault, Kind, Res, raise, room_for_named};
 use super::iter::members;
 use super::number::Op;
 use super::ops::{binary, contains, order, same, slice};
@@ -197,6 +197,8 @@ pub fn arguments(run: &Run, env: &Rc<Env>, given: &CallArgs) -> Res<Args> {
         };
         for (key, value) in &more.map {
             let Value::Str(name) = &key.0 else { return raise("TypeError: keywords must be strings") };
+            room_for_named(args.kw.len())?;
+            run.budget().steps(args.kw.len() as u64 / 16)?;
             if args.kw.iter().any(|(given, _)| *given == name.text) {
                 return raise(format!("TypeError: got multiple values for keyword argument '{}'", name.text));
             }

@@ -153,3 +153,14 @@ impl Budget {
         self.depth.set(self.depth.get() - 1);
     }
 }
+
+/// Keyword arguments of a call, and parameters of a macro: each is compared with all the others.
+const MOST_NAMED: usize = 1000;
+
+/// Refuses one more than [`MOST_NAMED`].
+pub(super) fn room_for_named(have: usize) -> Res<()> {
+    match have < MOST_NAMED {
+        true => Ok(()),
+        false => Err(Fault::limit(format!("more than {MOST_NAMED} named arguments"))),
+    }
+}

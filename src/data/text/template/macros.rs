@@ -30,6 +30,7 @@ impl Made {
         run.budget().items(node.cells)?;
         let Args { pos, mut kw } = args;
         let count = node.args.len();
+        run.budget().steps((count * kw.len()) as u64 / 16)?;
         let mut pos = pos.into_iter();
         let mut explicit = false;
         for (i, arg) in node.args.iter().enumerate() {

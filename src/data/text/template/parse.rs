@@ -2,7 +2,7 @@
 
 use super::ast::*;
 use super::expr::Expressions;
-use super::fault::{Fault, Res, raise};
+use super::fault::{Fault, Res, raise, room_for_named};
 use super::token::Token;
 use std::sync::Arc;
 
@@ -196,6 +196,7 @@ impl Parser {
             if !args.is_empty() {
                 self.x.expect_op(",")?;
             }
+            room_for_named(args.len())?;
             let name = self.x.target_name()?;
             if args.iter().any(|arg| arg.text == name.text) {
                 return raise(format!("duplicate argument '{}' in function definition", name.text));

@@ -2,7 +2,7 @@
 
 use super::ast::{CallArgs, Expr, Lit};
 use super::expr::{Expressions, named, named_name};
-use super::fault::{Res, raise};
+use super::fault::{Res, raise, room_for_named};
 use super::token::Token;
 use std::sync::Arc;
 
@@ -161,6 +161,7 @@ impl Expressions {
                 ensure(out.dyn_kw.is_none())?;
                 let name: Arc<str> = self.word()?.into();
                 self.advance();
+                room_for_named(out.kw.len())?;
                 if out.kw.iter().any(|(given, _)| *given == name) {
                     return raise(format!("keyword argument repeated: {name}"));
                 }

@@ -26,6 +26,7 @@ impl TextTokenizer {
             return Ok(());
         }
         fits(&self.path, &self.growth, text)?;
+        whole(&self.path, "tokenise", || self.patience.encodes(&self.inner, text))?;
         let encoding = whole(&self.path, "tokenise", || self.inner.encode_fast(text, false))?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
@@ -52,6 +53,7 @@ impl TextTokenizer {
 
     /// Text of `ids`.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
+        whole(&self.path, "decode", || self.patience.decodes(&self.inner, ids))?;
         whole(&self.path, "decode", || self.inner.decode(ids, skip_special_tokens))
     }
 
@@ -59,6 +61,7 @@ impl TextTokenizer {
     /// stands with the token that completes it. Where a decoder does not write a text from left to right (one that strips,
     /// or tidies spaces), each token is decoded alone.
     pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
+        whole(&self.path, "decode", || self.patience.decodes(&self.inner, ids))?;
         let stream = whole(&self.path, "decode", || {
             let mut stream = self.inner.decode_stream(false);
             Ok(ids.iter().map(|id| stream.step(*id).map(Option::unwrap_or_default)).collect::<Result<Vec<_>, _>>())

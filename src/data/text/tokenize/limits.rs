@@ -4,8 +4,9 @@
 //! text a million times as long, a table may give itself a length that nobody has memory for. That is refused here, before
 //! it is built.
 
+use super::patience::{Clock, Step, steps as unrolled};
 use serde_json::Value;
-use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
+use tokenizers::{NormalizedString, NormalizerWrapper};
 
 /// Steps of one kind.
 const MOST_STEPS: usize = 256;
@@ -22,15 +23,15 @@ pub(super) const MOST_AROUND: usize = 1024;
 pub(super) struct Growth {
     /// The most bytes that it makes of one.
     factor: f64,
-    /// It, by itself, to see what it really does; where the factor alone says nothing.
-    normalizer: Option<NormalizerWrapper>,
+    /// Its steps, by themselves, to see what they really do; where the factor alone says nothing.
+    normalizer: Option<Vec<Step<NormalizerWrapper>>>,
 }
 
 /// Refuses what cannot be bounded. The error is what is refused, and why.
 pub(super) fn check(description: &Value) -> Result<Growth, String> {
     let factor = product("normalizer", &description["normalizer"])?;
     let normalizer = match factor > 4.0 {
-        true => serde_json::from_value(description["normalizer"].clone()).map_err(|e| format!("normalizer: {e}"))?,
+        true => Some(unrolled(&description["normalizer"]).map_err(|e| format!("normalizer: {e}"))?),
         false => None,
     };
     steps("pre_tokenizer", &description["pre_tokenizer"], &mut |s| match (kind(s), s["length"].as_u64()) {
@@ -152,7 +153,7 @@ impl Growth {
             return Ok(());
         }
         let Some(normalizer) = &self.normalizer else { return Ok(()) };
-        let (mut left, mut total) = (text, 0);
+        let (mut left, mut total, clock) = (text, 0, Clock::start());
         while !left.is_empty() {
             let mut at = left.len().min(PIECE.0);
             while !left.is_char_boundary(at) {
@@ -160,7 +161,7 @@ impl Growth {
             }
             let (piece, rest) = left.split_at(at);
             left = rest;
-            total += normalized_len(normalizer, piece)?;
+            total += normalized_len(normalizer, piece, &clock)?;
             if total > MOST_NORMALIZED {
                 let most = MOST_NORMALIZED >> 20;
                 return Err(format!("its normalizer makes more than {most} MiB of a text of {} bytes", text.len()));
@@ -171,15 +172,10 @@ impl Growth {
 }
 
 /// Bytes of a short text once normalized, step by step, so that no step begins with more than it may.
-fn normalized_len(normalizer: &NormalizerWrapper, piece: &str) -> Result<usize, String> {
+fn normalized_len(steps: &[Step<NormalizerWrapper>], piece: &str, clock: &Clock) -> Result<usize, String> {
     let mut text = NormalizedString::from(piece);
-    let mut left = vec![normalizer];
-    while let Some(step) = left.pop() {
-        if let NormalizerWrapper::Sequence(steps) = step {
-            left.extend(steps.as_ref().iter().rev());
-            continue;
-        }
-        step.normalize(&mut text).map_err(|e| e.to_string())?;
+    for step in steps {
+        step.normalize(&mut text, clock).map_err(|e| e.to_string())?;
         if text.get().len() > PIECE.1 {
             return Err(format!("its normalizer makes more than {} KiB of {} bytes", PIECE.1 >> 10, piece.len()));
         }

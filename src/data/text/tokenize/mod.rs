@@ -13,7 +13,9 @@ mod files;
 mod find_template;
 mod identity;
 mod limits;
+mod mistral;
 mod options;
+mod patience;
 mod tokenizer;
 
 pub use options::{TemplateChoice, TokenizerOptions};

@@ -7,7 +7,9 @@ use super::files::{Files, Get};
 use super::find_template::find_template;
 use super::identity::Meaning;
 use super::limits::{self, Growth};
+use super::mistral;
 use super::options::TokenizerOptions;
+use super::patience::Patience;
 use crate::data::text::cuts;
 use crate::data::text::template::ChatTemplate;
 use crate::error::{Error, Result};
@@ -17,7 +19,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tokenizers::{AddedToken, NormalizedString, Normalizer, Tokenizer};
+use tokenizers::{AddedToken, NormalizedString, Normalizer, PreTokenizerWrapper, Tokenizer};
 
 /// Key of `tokenizer_config.json` for what a model's training prompts were: `plain` text or `chat`, through the template.
 pub const PROMPTS_KEY: &str = "fusedpo_prompts";
@@ -75,6 +77,8 @@ pub struct TextTokenizer {
     eos_is_new: bool,
     /// How much longer its normalizer can make a text.
     pub(super) growth: Growth,
+    /// What its patterns may cost.
+    pub(super) patience: Patience,
     json: Vec<u8>,
     named: Vec<(String, String)>,
     added: BTreeMap<u32, AddedToken>,
@@ -115,20 +119,36 @@ impl TextTokenizer {
         let growth = whole(&path, "read its normalizer", || Ok(limits::check(&file)))?.map_err(bad)?;
         // Added tokens are normalized where they are read.
         let listed_texts = file["added_tokens"].as_array().into_iter().flatten().filter_map(|t| t["content"].as_str());
-        listed_texts.chain(PROBES).try_for_each(|text| fits(&path, &growth, text))?;
+        // What cannot be read here cannot be read below.
+        let patience = guarded(|| Patience::of(&file).unwrap_or_default()).unwrap_or_default();
+        let normalizes = |text: &str| {
+            fits(&path, &growth, text)?;
+            whole(&path, "normalize its added tokens", || patience.normalizes(text))
+        };
+        listed_texts.chain(PROBES).try_for_each(normalizes)?;
         let by_file = read(&path, &files.json)?;
         let before = plainly(&files, &by_file, eos);
-        let additions = Additions::read(&files, &file, &class, eos)?;
-        additions.tokens.iter().try_for_each(|t| fits(&path, &growth, &t.content))?;
+        let mut additions = Additions::read(&files, &file, &class, eos)?;
+        additions.tokens.iter().try_for_each(|t| normalizes(&t.content))?;
         let eos_is_new = additions.text("eos_token").is_some_and(|eos| by_file.token_to_id(eos).is_none());
-        let (inner, mut description, alone) = match class.rebuilt(&files, &file)? {
+        let (inner, mut description, mut alone) = match class.rebuilt(&files, &file)? {
             Some(rebuilt) => (read(&path, rebuilt.to_string().as_bytes())?, rebuilt, Some((by_file, file))),
             None => (by_file, file, None),
         };
         let mut inner = extended(&path, inner, &additions, eos)?;
+        if let Some(pre_tokenizer) = mistral::mended(&files, &description["pre_tokenizer"], inner.get_vocab_size(true))?
+        {
+            alone = Some(alone.map_or_else(|| Ok((read(&path, &files.json)?, description.clone())), Ok)?);
+            let parsed: PreTokenizerWrapper =
+                whole(&path, "mend its pattern", || Ok(serde_json::from_value(pre_tokenizer.clone())?))?;
+            inner.with_pre_tokenizer(Some(parsed));
+            description["pre_tokenizer"] = pre_tokenizer;
+            mistral::note(&mut additions.config);
+        }
+        let patience = whole(&path, "read its patterns", || Patience::of(&description))?;
         let added: BTreeMap<u32, AddedToken> = inner.get_added_tokens_decoder().into_iter().collect();
         description["added_tokens"] = added.iter().map(|(id, token)| listed(*id, token)).collect();
-        let (prefix, suffix) = around(&path, &mut inner)?;
+        let (prefix, suffix) = around(&path, &mut inner, &patience)?;
         let split_special = additions.split_special;
         let meaning = Meaning {
             inner: &inner,
@@ -142,7 +162,8 @@ impl TextTokenizer {
         let decides = match alone {
             None => !split_special && same_tokens(&before, &added),
             Some((mut inner, description)) => {
-                let (prefix, suffix) = around(&path, &mut inner)?;
+                let patience = Patience::of(&description).unwrap_or_default();
+                let (prefix, suffix) = around(&path, &mut inner, &patience)?;
                 let (inner, description, added) = (&inner, &description, &before);
                 let alone = Meaning { inner, description, added, around: (&prefix, &suffix), split_special: false };
                 alone.sha256().map_err(bad)? == meaning
@@ -173,6 +194,7 @@ impl TextTokenizer {
             suffix,
             eos_is_new,
             growth,
+            patience,
             json: files.json,
             added,
         })
@@ -345,8 +367,9 @@ const PROBES: [&str; 4] = ["a", "two words", "1", "."];
 
 /// What the tokenizer puts before and after a text: its file's post-processor decides alone, as in transformers 5, which
 /// ignores `add_bos_token` where there is a `tokenizer.json`. Leaves `inner` without a post-processor.
-fn around(path: &Path, inner: &mut Tokenizer) -> Result<(Vec<u32>, Vec<u32>)> {
+fn around(path: &Path, inner: &mut Tokenizer, patience: &Patience) -> Result<(Vec<u32>, Vec<u32>)> {
     let encode = |text: &str, special: bool| {
+        whole(path, "tokenise", || patience.encodes(inner, text))?;
         whole(path, "tokenise with its post_processor", || inner.encode_fast(text, special))
             .map(|e| e.get_ids().to_vec())
     };

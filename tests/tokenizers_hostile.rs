@@ -104,6 +104,45 @@ fn a_pattern_that_gives_up_names_the_row() {
     assert!(e.contains("line 1") && e.contains("gives up"), "{e}");
 }
 
+/// Oniguruma bounds a match, not a text: these took hours.
+#[test]
+fn a_pattern_that_takes_for_ever_names_the_row() {
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let replace = |pattern: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": "b"});
+    let row = format!("{{\"prompt\":\"{}\",\"completion\":\"c\"}}", "a".repeat(1_000_000));
+    let both = format!("{{\"prompt\":\"b\",\"completion\":\"c\"}}\n{row}");
+    let grows = json!([{"type": "Prepend", "prepend": "zzzz"}, replace("(?>a*)b|a")]);
+    for (part, step) in
+        [("pre_tokenizer", split("a*b|a")), ("normalizer", json!({"type": "Sequence", "normalizers": grows}))]
+    {
+        let place = edited(|t| t[part] = step);
+        let report = run(&place.options("rows.jsonl", &both));
+        assert_eq!((report.rows_read, report.rows_kept), (2, 1));
+        let why = format!("{:?}", report.unusable_rows);
+        assert!(why.contains("line 2") && why.contains("takes too long"), "{why}");
+    }
+    // An added token is normalized where it is read.
+    let place = edited(|t| {
+        t["normalizer"] = replace("a*b|a");
+        t["added_tokens"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"id": 9999, "content": "a".repeat(1_000_000), "special": false,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": true}));
+    });
+    let e = refused(&place, ROW);
+    assert!(e.contains("cannot normalize its added tokens") && e.contains("takes too long"), "{e}");
+    // A decoder, which joins its tokens first.
+    let place =
+        edited(|t| t["decoder"] = json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, replace("i*b|i")]}));
+    let mut o =
+        place.options("rows.jsonl", format!("{{\"prompt\":\"{}\",\"completion\":\"i\"}}", "i".repeat(1_000_000)));
+    o.max_length = 0;
+    run(&o);
+    let e = inspect(&o.out, &InspectOptions { show: 1, verify: false }).unwrap_err().to_string();
+    assert!(e.contains("tokenizer.json: cannot decode: its pattern takes too long"), "{e}");
+}
+
 #[test]
 fn a_decoder_that_panics_ends_in_one_line() {
     let place = edited(|t| t["decoder"] = json!({"type": "Strip", "content": "i", "start": 0, "stop": 90}));

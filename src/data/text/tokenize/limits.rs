@@ -153,7 +153,7 @@ impl Growth {
             return Ok(());
         }
         let Some(normalizer) = &self.normalizer else { return Ok(()) };
-        let (mut left, mut total, clock) = (text, 0, Clock::start());
+        let (mut left, mut total, clock) = (text, 0, Clock::start(text.len()));
         while !left.is_empty() {
             let mut at = left.len().min(PIECE.0);
             while !left.is_char_boundary(at) {

@@ -22,7 +22,7 @@ use shapes::{MIXES, Numbers, SHAPES};
 use std::time::Duration;
 
 const SLOTS: usize = 1024;
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.1);
 
 /// What this machine can do.
 struct Machine {
@@ -218,10 +218,12 @@ fn head(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
                 logp: &stats[0],
                 entropy: &stats[1],
                 hit: &stats[3],
+                log_sum_p2: &stats[2],
                 batch: &batch,
                 chunk: &chunk,
                 spec: &SPEC,
-                scale: 0.25,
+                scales: 0.25.into(),
+                given: false,
             })
             .expect("shapes");
             // A coefficient of every size would underflow here and there, where nothing like it happens in training.

@@ -30,7 +30,7 @@
 //! };
 //! // Checked, and filled in; `train(&backend, &options, &mut observer)` would take it from here.
 //! let options = options.resolve(Stage::Dpo)?;
-//! assert_eq!(options.loss(), LossSpec { loss_type: LossType::Sigmoid, beta: 0.2, label_smoothing: 0.0 });
+//! assert_eq!(options.loss(), LossSpec::of(LossType::Sigmoid).beta(0.2));
 //!
 //! let wrong = TrainOptions { loss: LossOptions { beta: Some(-1.0), ..Default::default() }, ..options };
 //! let why = wrong.resolve(Stage::Dpo).unwrap_err().to_string();

@@ -16,7 +16,7 @@ use fusedpo::backend::cpu::{Cpu, GemmPrecision, Level};
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
-use fusedpo::loss::{LOSSES, LossSpec};
+use fusedpo::loss::{LossSpec, LossType};
 
 const FAMILIES: [&str; 11] =
     ["embed", "norm", "linear", "rope", "attention", "decode", "swiglu", "rows", "head", "loss", "optim"];
@@ -307,7 +307,7 @@ impl<'a, B: Backend> Ops<'a, B> {
             self.see("head", buf);
         }
         self.see("head", &dx);
-        for def in LOSSES {
+        for loss_type in LossType::EVERY {
             let mut coef = self.acc(n);
             let (mut responses, mut pairs) = (
                 self.input::<f64>(chunk.responses.len() * RESPONSE_STATS, 1.0),
@@ -320,10 +320,12 @@ impl<'a, B: Backend> Ops<'a, B> {
                 logp: v!(self, logp),
                 entropy: v!(self, entropy),
                 hit: v!(self, hit),
+                log_sum_p2: v!(self, log_sum_p2),
                 batch: &self.batch,
                 chunk: &chunk,
-                spec: &LossSpec { loss_type: def.loss_type, beta: 0.1, label_smoothing: 0.0 },
-                scale: 0.125,
+                spec: &LossSpec::of(*loss_type).beta(0.1),
+                scales: 0.125.into(),
+                given: false,
             })
             .unwrap();
             self.see("loss", &coef);

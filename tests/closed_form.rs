@@ -5,7 +5,8 @@
 use fusedpo::backend::Device;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::batch::{Builder, Capacity, MicroBatch};
-use fusedpo::loss::{LossSpec, LossType, sigmoid_of};
+use fusedpo::loss::math::sigmoid as sigmoid_of;
+use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::sample::uniform;
 use fusedpo::model::{Model, ModelConfig};
 use fusedpo::train::engine::{Engine, Purpose};
@@ -106,7 +107,7 @@ fn dpo_finds_the_closed_form_optimum() {
 
     let unclipped = OptimOptions { max_grad_norm: 0.0, ..Default::default() };
     let mut opt = Optimizer::new(&be, &mut engine.state, &unclipped).unwrap();
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: BETA, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(BETA);
     let weight: f64 = mb.pairs().iter().map(|p| f64::from(p.weight)).sum();
     const STEPS: usize = 1200;
     for step in 0..STEPS {

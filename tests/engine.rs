@@ -33,7 +33,7 @@ fn pass<B: Backend>(be: &B, head_rows: usize, loss_type: LossType) -> (Vec<f64>,
     let n = model.table.len;
     let all = capacity(std::slice::from_ref(&mb));
     let mut engine = Engine::with_head_rows(be, model, all, Purpose::Train, head_rows).unwrap();
-    let spec = LossSpec { loss_type, beta: 0.2, label_smoothing: 0.0 };
+    let spec = LossSpec::of(loss_type).beta(0.2);
     let mut totals = Totals::default();
     engine.accumulate(&mb, &spec, 0.25, &mut totals).unwrap();
     let logps = engine.token_logps(&mb).unwrap();
@@ -82,7 +82,7 @@ fn empty_slots_are_not_computed() {
         assert_eq!(be.rows(&on_device), rows);
     }
     let mut engine = Engine::new(&be, model, all, Purpose::Train).unwrap();
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.2, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.2);
     let mut step = |mb: &MicroBatch| {
         engine.clear_grads().unwrap();
         let mut totals = Totals::default();

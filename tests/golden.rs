@@ -100,7 +100,7 @@ fn losses<B: Backend>(
         ("ipo", LossType::Ipo, 0.0),
     ];
     for (key, loss_type, label_smoothing) in table {
-        let spec = LossSpec { loss_type, beta: 0.1, label_smoothing };
+        let spec = LossSpec::of(loss_type).beta(0.1).label_smoothing(label_smoothing);
         let got = train(be, m, batches, &spec, 1.0 / 8.0).pair_losses;
         let want = floats(&want["losses"][key]["per_pair"]);
         assert_eq!(got.len(), want.len());
@@ -116,7 +116,7 @@ fn gradients<B: Backend>(
     want: &Value,
     tol: f64,
 ) {
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let grads = train(be, m, batches, &spec, 1.0 / 8.0).grads;
     let want = &want["gradient"];
     close(&format!("{name} gradient norm"), norm(&grads), want["global_norm"].as_f64().unwrap(), tol);
@@ -138,7 +138,7 @@ fn f64_agrees_to_1e_9() {
 #[test]
 fn sft_loss_agrees() {
     let (be, g) = (cpu64(), golden());
-    let spec = LossSpec { loss_type: LossType::Sft, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sft).beta(0.1);
     for name in MODELS {
         let mut m = load(&be, name);
         perturb(&be, &mut m);
@@ -158,7 +158,7 @@ fn sft_loss_agrees() {
 #[test]
 fn one_optimiser_step_agrees() {
     let (be, g) = (cpu64(), golden());
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let adam = Rule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
     for name in MODELS {
         let batches = [pack(&groups(&g, name), 0)];

@@ -25,7 +25,7 @@ use half::bf16;
 use model_common::{Group, capacity, pack, read};
 use std::path::{Path, PathBuf};
 
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.3, label_smoothing: 0.0 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.3);
 const MODELS: [&str; 4] = ["llama", "llama3-tied", "qwen2", "qwen3"];
 const POSITIONS: usize = 64;
 
@@ -98,7 +98,7 @@ fn run<B: Backend>(be: &B, dir: &Path, steps: usize, how: How) -> (Outcome, Grap
     let mut before = Vec::new();
     let finish = |engine: &mut Engine<'_, B>, before: &mut Vec<_>, totals: &mut Vec<Totals>| {
         let mut sum = Totals::default();
-        before.drain(..).for_each(|(mb, late)| engine.collect(late, mb, &mut sum).unwrap());
+        before.drain(..).for_each(|(mb, late)| engine.collect(late, mb, &SPEC, &mut sum).unwrap());
         totals.push(sum);
     };
     for step in 0..steps {
@@ -219,7 +219,7 @@ fn a_step_is_enqueued_before_any_of_it_has_run() {
         for (step, run) in (0u64..).zip(run) {
             assert!(run <= step * a_step, "step {step}, graphs {graphs}: {run} launches have run, a step has {a_step}");
         }
-        late.into_iter().for_each(|(mb, late)| engine.collect(late, mb, &mut Totals::default()).unwrap());
+        late.into_iter().for_each(|(mb, late)| engine.collect(late, mb, &SPEC, &mut Totals::default()).unwrap());
     }
 }
 

@@ -19,7 +19,7 @@ use half::bf16;
 use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
 
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.3, label_smoothing: 0.1 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.3).label_smoothing(0.1);
 const MODELS: [&str; 4] = ["llama", "llama3-tied", "qwen2", "qwen3"];
 const POSITIONS: usize = 64;
 

@@ -22,7 +22,7 @@ use model_common::{Group, capacity, pack};
 
 const MODELS: [&str; 4] = ["llama", "llama3-tied", "qwen2", "qwen3"];
 const POSITIONS: usize = 40;
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.1);
 
 /// Two micro-batches of the same 48 slots: a prompt with three responses, and one with two.
 fn batches() -> Vec<MicroBatch> {

@@ -9,7 +9,7 @@ use fusedpo::model::sample::{normal, uniform};
 use fusedpo::model::{Architecture, GenerateOptions, Model, ModelConfig, ModelDir, Rope, RopeScaling, generate};
 use model_common::*;
 
-const SIGMOID: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.3, label_smoothing: 0.0 };
+const SIGMOID: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.3);
 
 /// A configuration of odd sizes.
 fn tiny(architecture: Architecture) -> ModelConfig {
@@ -101,9 +101,9 @@ fn groups(seed: u64) -> Vec<Group> {
 
 fn total(step: &Step, groups: &[Group], spec: &LossSpec, scale: f64) -> f64 {
     let weights = groups.iter().flat_map(|g| &g.pairs).map(|p| f64::from(p.2));
-    match spec.loss_type {
-        LossType::Sft => step.response_losses.iter().sum::<f64>() * scale,
-        _ => step.pair_losses.iter().zip(weights).map(|(l, w)| l * w).sum::<f64>() * scale,
+    match spec.is_sft() {
+        true => step.response_losses.iter().sum::<f64>() * scale,
+        false => step.pair_losses.iter().zip(weights).map(|(l, w)| l * w).sum::<f64>() * scale,
     }
 }
 
@@ -141,7 +141,7 @@ fn gradients_match_finite_differences() {
 #[test]
 fn sft_gradient_is_the_slope_along_itself() {
     let be = cpu64();
-    let spec = LossSpec { loss_type: LossType::Sft, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sft).beta(0.1);
     let mut m = model(&be, &tiny(Architecture::Llama), 4);
     let groups = groups(6);
     let batches = [pack(&groups, 1)];

@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.1);
 
 /// The most bytes that one of three calls of `f` asks for, once scratch memory has its size: it grows until as many buffers
 /// exist as threads ever worked at once, which is a matter of luck.
@@ -108,7 +108,7 @@ fn ops(precision: GemmPrecision, name: &str, times: usize) -> (usize, usize) {
         model::forward(&be, m, &mut ws).unwrap();
         for chunk in &chunks {
             model::head(&be, m, &mut ws, chunk, fusedpo::backend::HeadMode::Train).unwrap();
-            model::loss(&be, &mut ws, chunk, &SPEC, 0.5).unwrap();
+            model::loss(&be, &mut ws, chunk, (&SPEC, 0.5.into(), false)).unwrap();
             model::head_backward(&be, m, &mut ws, chunk, grads).unwrap();
         }
         model::backward(&be, m, &mut ws, grads).unwrap();

@@ -71,7 +71,7 @@ fn check_logps(what: &str, got: &[Vec<f64>], golden: &Value) {
 
 fn check_gradient(be: &Cpu<f32>, m: &Model<Cpu<f32>>, groups: &[Group], want: &Value) {
     let batches: Vec<MicroBatch> = groups[..4].chunks(2).map(|g| pack(g, 0)).collect();
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let step = train(be, m, &batches, &spec, 0.25);
     let loss = step.pair_losses.iter().sum::<f64>() / 4.0;
     let golden = want["loss_f64"].as_f64().unwrap();
@@ -102,7 +102,8 @@ fn check_losses(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], golde
         ("ipo", LossType::Ipo, 0.0),
     ];
     for (key, loss_type, label_smoothing) in table {
-        let got = evaluate(engine, batches, &LossSpec { loss_type, beta: 0.1, label_smoothing }).mean_loss();
+        let got =
+            evaluate(engine, batches, &LossSpec::of(loss_type).beta(0.1).label_smoothing(label_smoothing)).mean_loss();
         let want = golden["losses"][key]["loss_f64"].as_f64().unwrap();
         assert!((got - want).abs() <= LOSS_TOL, "{key}: {got}, golden {want}");
         println!("{key}: mean loss differs by {:.1e}", (got - want).abs());
@@ -119,7 +120,7 @@ fn check_losses(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], golde
             pack(&[g], 0)
         })
         .collect();
-    let spec = LossSpec { loss_type: LossType::Sft, beta: 1.0, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sft).beta(1.0);
     let (got, want) =
         (evaluate(engine, &chosen, &spec).mean_loss(), golden["losses"]["sft"]["loss_f64"].as_f64().unwrap());
     assert!((got - want).abs() <= LOSS_TOL, "sft: {got}, golden {want}");
@@ -127,7 +128,7 @@ fn check_losses(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], golde
 
 /// What TRL itself logged for these 16 pairs as one batch.
 fn check_metrics(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], want: &Value) {
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let totals = evaluate(engine, batches, &spec);
     let got = totals.to_json("");
     for key in [
@@ -149,7 +150,7 @@ fn check_metrics(engine: &mut Engine<'_, Cpu<f32>>, batches: &[MicroBatch], want
 /// The loss of four pairs after one AdamW step from the perturbed policy.
 fn check_step(engine: &mut Engine<'_, Cpu<f32>>, groups: &[Group], want: &Value) {
     let batches = [pack(groups, 0)];
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let unclipped = OptimOptions { max_grad_norm: 0.0, ..Default::default() };
     let mut opt = Optimizer::new(engine.be, &mut engine.state, &unclipped).unwrap();
     engine.clear_grads().unwrap();

@@ -98,7 +98,7 @@ fn longrope_turns_a_whole_group_or_says_why_not() {
         assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-12), "{a:?} {b:?}");
     }
     // The gradient goes back through the same table.
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let step = train(&be, &m, &[pack(&groups, 2)], &spec, 1.0);
     let slope = |h: f64| {
         let mut moved = Model::load(&be, &ModelDir::open(dir.path()).unwrap(), 64).unwrap();

@@ -147,8 +147,10 @@ impl Asked {
 
     fn spec(&self) -> LossSpec {
         match self.dpo {
-            Some((_, beta, label_smoothing)) => LossSpec { loss_type: LossType::Sigmoid, beta, label_smoothing },
-            None => LossSpec { loss_type: LossType::Sft, beta: 1.0, label_smoothing: 0.0 },
+            Some((_, beta, label_smoothing)) => {
+                LossSpec::of(LossType::Sigmoid).beta(beta).label_smoothing(label_smoothing)
+            }
+            None => LossSpec::of(LossType::Sft).beta(1.0),
         }
     }
 }

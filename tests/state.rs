@@ -18,7 +18,7 @@ use half::bf16;
 use model_common::files::golden;
 use model_common::{Group, capacity, pack};
 
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.1);
 
 fn batch() -> MicroBatch {
     let tokens = |n: u32, from: u32| (0..n).map(|i| (from + i * 5) % 90 + 3).collect::<Vec<u32>>();

@@ -1,6 +1,7 @@
 //! Sums of metrics: the parts of a batch merged give the batch, field by field.
 
 use fusedpo::batch::Builder;
+use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::train::metrics::Totals;
 use serde_json::json;
 
@@ -28,6 +29,11 @@ fn merging_adds_every_field() {
             non_finite: vec![n + 16],
             non_finite_responses: vec![n + 18],
             off_reference: n + 17,
+            token_loss: x + 19.0,
+            token_weight: x + 20.0,
+            response_loss: x + 21.0,
+            response_weight: x + 22.0,
+            at_reference: [x + 23.0, x + 24.0, x + 25.0],
         }
     };
     let mut got = part(100.0);
@@ -62,6 +68,11 @@ fn part_sum(a: f64, b: f64) -> Totals {
         non_finite: Vec::new(),
         non_finite_responses: Vec::new(),
         off_reference: count(17),
+        token_loss: float(19.0),
+        token_weight: float(20.0),
+        response_loss: float(21.0),
+        response_weight: float(22.0),
+        at_reference: [float(23.0), float(24.0), float(25.0)],
     }
 }
 
@@ -84,18 +95,18 @@ fn a_row_is_the_means_by_hand() {
         (with.finish(16).unwrap(), b.finish(16).unwrap())
     };
     // Log-prob, entropy, hits and own loss of each response.
-    let responses =
-        [[-3.0, 1.0, 2.0, 0.5], [-2.0, 4.0, 1.0, 0.25], [-6.0, 16.0, 3.0, 1.5], [-1.0, 64.0, 0.0, 2.0]].concat();
+    let responses = [[-3.0, 1.0, 2.0, 0.5], [-2.0, 4.0, 1.0, 0.25], [-6.0, 16.0, 3.0, 1.5], [-1.0, 64.0, 0.0, 2.0]];
+    let responses = responses.map(|[a, b, c, d]| [a, b, c, d, 0.0, 0.0]).concat();
     // Loss and both rewards; the first prefers the second response, the second the first.
-    let pairs = [[0.5, 0.25, -0.75], [1.5, -0.5, 1.0]].concat();
-    let row = |batch, pairs: &[f64]| {
+    let pairs = [[0.5, 0.25, -0.75, 0.0, 0.0, 0.0, 0.0, 0.0], [1.5, -0.5, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]].concat();
+    let row = |batch, loss_type, pairs: &[f64]| {
         let mut t = Totals::default();
-        t.add(batch, &responses, pairs);
+        t.add(batch, &LossSpec::of(loss_type), &responses, pairs);
         assert_eq!((t.tokens, t.tokens_with_prompts, t.scored_tokens, t.responses), (13, 15, 9, 4));
         serde_json::Value::Object(t.to_json("eval_"))
     };
     assert_eq!(
-        row(&of_pairs, &pairs),
+        row(&of_pairs, LossType::Sigmoid, &pairs),
         json!({
             "eval_loss": (3.0 * 0.5 + 1.5) / 4.0,
             "eval_entropy": 85.0 / 9.0,
@@ -110,7 +121,7 @@ fn a_row_is_the_means_by_hand() {
         })
     );
     assert_eq!(
-        row(&of_responses, &[]),
+        row(&of_responses, LossType::Sft, &[]),
         json!({"eval_loss": 4.25 / 9.0, "eval_entropy": 85.0 / 9.0, "eval_mean_token_accuracy": 6.0 / 9.0})
     );
 }

@@ -69,7 +69,7 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
 fn loss<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     let (n, responses, pairs) =
         (groups.chunk.predictions.len(), groups.chunk.responses.len(), groups.chunk.pairs.len());
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let set = |be: &B| {
         let zeros = |n| be.zeros::<f64>("bench", n).expect("device memory");
         let stats = [(); 4].map(|()| random::<B, B::Acc>(be, n));
@@ -84,10 +84,12 @@ fn loss<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
             logp: be.view(logp, 0..n),
             entropy: be.view(entropy, 0..n),
             hit: be.view(hit, 0..n),
+            log_sum_p2: be.view(entropy, 0..n),
             batch: &groups.batch,
             chunk: &groups.chunk,
             spec: &spec,
-            scale: 0.01,
+            scales: 0.01.into(),
+            given: false,
         })
         .expect("loss");
     });

@@ -69,7 +69,7 @@ struct Args {
     bench: bool,
 }
 
-const SPEC: LossSpec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+const SPEC: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.1);
 
 /// What a device can do, measured.
 struct Ceiling {
@@ -258,18 +258,18 @@ fn case<B: Backend>(
 fn step<B: Backend>(engine: &mut Engine<'_, B>, optimizer: &mut Optimizer<B>, batches: &[MicroBatch]) -> Result<()> {
     engine.clear_grads()?;
     let mut totals = Totals::default();
-    let scale = fusedpo::train::eval::mean_scale(batches);
+    let scale = fusedpo::train::means::scales(batches, &SPEC);
     // As in a run: the numbers of one micro-batch are read while the next one is under way.
     let mut late = Vec::new();
     for mb in batches {
         late.push((engine.start(mb, &SPEC, scale)?, mb));
         if late.len() > 1 {
             let (first, of) = late.remove(0);
-            engine.collect(first, of, &mut totals)?;
+            engine.collect(first, of, &SPEC, &mut totals)?;
         }
     }
     for (rest, of) in late {
-        engine.collect(rest, of, &mut totals)?;
+        engine.collect(rest, of, &SPEC, &mut totals)?;
     }
     optimizer.step(engine.be, &mut engine.state, 1e-6)?;
     let norm = optimizer.settle(engine.be, &mut engine.state.clock)?;

@@ -177,7 +177,7 @@ timed! {
         Head: head_bwd(HeadBwd { dx, dw, scaled, logits, x, w, coef });
     }
     LossOps {
-        Head: loss(Loss { coef, responses, pairs, logp, entropy, hit, batch, chunk, spec, scale });
+        Head: loss(Loss { coef, responses, pairs, logp, entropy, hit, log_sum_p2, batch, chunk, spec, scales, given });
     }
     OptimOps {
         Optimizer: grad_norm(GradNorm { norm, g });

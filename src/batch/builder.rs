@@ -98,7 +98,18 @@ impl Builder {
         let follow = (at..).zip(&m.tokens[at as usize + 1..]);
         m.predictions.extend(follow.map(|(row, &target)| Prediction { row, target, response }));
         let predictions = first..m.predictions.len() as u32;
-        m.responses.push(ResponseSlot { id, predictions, ref_logp: 0.0 });
+        m.responses.push(ResponseSlot { id, predictions, ref_logp: 0.0, score: None, given: 0.0 });
+        Ok(())
+    }
+
+    /// Says what the data say that the last response is worth.
+    ///
+    /// Refused: without a response.
+    pub fn score(&mut self, score: f32) -> Result<()> {
+        match self.batch.responses.last_mut() {
+            Some(response) => response.score = Some(score),
+            None => return Err(refused(format!("a score of {score} belongs to no response"))),
+        }
         Ok(())
     }
 
@@ -133,7 +144,8 @@ impl Builder {
             return Err(refused(format!("pair {id} has weight {weight}, not a positive number")));
         }
         let slot = |i: usize| first + i as u32;
-        self.batch.pairs.push(PairSlot { chosen: slot(chosen), rejected: slot(rejected), weight, id });
+        let (chosen, rejected) = (slot(chosen), slot(rejected));
+        self.batch.pairs.push(PairSlot { chosen, rejected, weight, id, ref_heads: [0.0; 2], given: [0.0; 2] });
         Ok(())
     }
 
@@ -202,7 +214,7 @@ impl Builder {
         let m = &mut self.batch;
         let (first, response) = (m.predictions.len() as u32, m.responses.len() as u32);
         m.predictions.push(Prediction { row, target: 0, response });
-        m.responses.push(ResponseSlot { id, predictions: first..first + 1, ref_logp: 0.0 });
+        m.responses.push(ResponseSlot { id, predictions: first..first + 1, ref_logp: 0.0, score: None, given: 0.0 });
     }
 
     /// Refuses to go on from a group without responses.

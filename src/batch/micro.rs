@@ -56,6 +56,10 @@ pub struct ResponseSlot {
     pub predictions: Range<u32>,
     /// Reference log-probability, the sum over its predictions; 0 where the loss needs none.
     pub ref_logp: f64,
+    /// What the data say that it is worth.
+    pub score: Option<f32>,
+    /// `dL/dlogp` that a loss of the whole step came to; 0 where there is none.
+    pub given: f64,
 }
 
 /// A preference between two responses of one group.
@@ -69,6 +73,11 @@ pub struct PairSlot {
     pub weight: f32,
     /// Index of the pair in the data set.
     pub id: u64,
+    /// Reference log-probability of the first tokens of both responses, as many as the shorter one has; 0 where the loss
+    /// needs none.
+    pub ref_heads: [f64; 2],
+    /// `dL/dlogp` of chosen and rejected that a loss of the whole step came to; 0 where there is none.
+    pub given: [f64; 2],
 }
 
 /// Whole groups in `slots` token slots; or, where sequences are being continued, their newest tokens. Everything is in
@@ -212,6 +221,22 @@ impl MicroBatch {
             r.ref_logp = of(r)?;
             Ok(())
         })
+    }
+
+    /// The responses, for what a run knows of them.
+    pub fn responses_mut(&mut self) -> impl Iterator<Item = &mut ResponseSlot> {
+        self.responses.iter_mut()
+    }
+
+    /// The pairs, for what a run knows of them.
+    pub fn pairs_mut(&mut self) -> impl Iterator<Item = &mut PairSlot> {
+        self.pairs.iter_mut()
+    }
+
+    /// Tokens that the shorter response of `pair` has: those that LD-DPO takes of both.
+    pub fn shared_len(&self, pair: &PairSlot) -> usize {
+        let len = |r: u32| self.responses[r as usize].predictions.len();
+        len(pair.chosen).min(len(pair.rejected))
     }
 
     /// Empties it; keeps its memory.

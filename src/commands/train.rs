@@ -6,7 +6,7 @@ use crate::choice::Choice;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT, RunDir};
-use crate::loss::LossType;
+use crate::loss::{LossType, Param};
 use crate::model::SaveDtype;
 use crate::note;
 use crate::observe::Observe;
@@ -14,6 +14,7 @@ use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
 use crate::train::eval;
 use crate::train::group::{Group, first_line};
+use crate::train::loss_options::LossTypes;
 use crate::train::optim::OptimizerChoice;
 use crate::train::options::{LossOptions, ReferenceOptions, Stage, TrainOptions};
 use crate::train::record::{Outcome, Record};
@@ -133,8 +134,9 @@ pub struct DpoFlags {
     #[arg(long)]
     pub beta: Option<f64>,
     /// Loss [default: sigmoid]
-    #[arg(long, value_parser = named::<LossType>())]
-    pub loss_type: Option<LossType>,
+    #[arg(long, value_parser = named::<LossType>(), value_delimiter = ',', value_name = "NAME,...")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loss_type: Vec<LossType>,
     /// Probability that a label is flipped (cDPO), in [0, 0.5); sigmoid only [default: 0]
     #[arg(long)]
     pub label_smoothing: Option<f64>,
@@ -256,12 +258,13 @@ fn leave_out(stage: Stage, path: &Path, file: &mut toml::Table, typed: &toml::Ta
         let keys: &[&str] = if of == Stage::Sft { &["loss_type"] } else { &of_dpo };
         remove(path, file, keys, &format!("the file is of {of}, this is {stage}"));
     }
-    let loss = |table: &toml::Table| name(table, "loss_type").and_then(|l| LossType::named(&l));
-    let Some(asked) = loss(typed).filter(|l| *l != loss(file).unwrap_or_default()) else { return };
-    let mut keys = Vec::new();
-    keys.extend(asked.def().pair.is_none().then_some("beta"));
-    keys.extend((asked != LossType::Sigmoid).then_some("label_smoothing"));
-    keys.extend(ReferenceOptions::KEYS.iter().filter(|_| !asked.def().reference));
+    let loss = |table: &toml::Table| -> Option<LossTypes> { table.get("loss_type")?.clone().try_into().ok() };
+    let Some(asked) = loss(typed).filter(|l| *l != loss(file).unwrap_or(LossType::Sigmoid.into())) else { return };
+    let asked = LossOptions { loss_type: asked, ..Default::default() }.spec();
+    let mut keys = vec!["loss_weights"];
+    keys.extend(Param::ALL.iter().filter(|p| !asked.has(**p)).map(|p| p.name()));
+    keys.extend(ReferenceOptions::KEYS.iter().filter(|_| !asked.reference()));
+    let asked = asked.name();
     remove(path, file, &keys, &format!("not for the {asked} loss"));
 }
 

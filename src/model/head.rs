@@ -6,7 +6,7 @@ use super::load::Model;
 use crate::backend::{Backend, HeadBwd, HeadFwd, HeadMode, Loss, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};
-use crate::loss::LossSpec;
+use crate::loss::{LossSpec, Scales};
 
 /// Log-probs and statistics of the chunk's predictions from [`Workspace::hidden`]; with [`HeadMode::Train`] the unscaled
 /// gradient stays in [`Workspace::logits`] for [`head_backward`].
@@ -26,9 +26,14 @@ pub fn head<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, chunk: 
     })
 }
 
-/// Coefficients ([`Workspace::coef`]) and statistics of a chunk whose [`head()`] was computed. `scale` is
-/// 1 / (total pair weight of the global batch), or 1 / (predicted tokens of the global batch) for SFT.
-pub fn loss<B: Backend>(be: &B, ws: &mut Workspace<B>, chunk: &Chunk, spec: &LossSpec, scale: f64) -> Result<()> {
+/// Coefficients ([`Workspace::coef`]) and statistics of a chunk whose [`head()`] was computed; with `given` also the
+/// coefficients that the micro-batch has.
+pub fn loss<B: Backend>(
+    be: &B,
+    ws: &mut Workspace<B>,
+    chunk: &Chunk,
+    (spec, scales, given): (&LossSpec, Scales, bool),
+) -> Result<()> {
     let (n, r, p) = (chunk.predictions.clone(), &chunk.responses, &chunk.pairs);
     be.loss(Loss {
         coef: be.view_mut(&mut ws.coef, n.clone()),
@@ -36,11 +41,13 @@ pub fn loss<B: Backend>(be: &B, ws: &mut Workspace<B>, chunk: &Chunk, spec: &Los
         pairs: be.view_mut(&mut ws.pair_stats, p.start * PAIR_STATS..p.end * PAIR_STATS),
         logp: be.view(&ws.logp, n.clone()),
         entropy: be.view(&ws.entropy, n.clone()),
-        hit: be.view(&ws.hit, n),
+        hit: be.view(&ws.hit, n.clone()),
+        log_sum_p2: be.view(&ws.log_sum_p2, n),
         batch: &ws.batch,
         chunk,
         spec,
-        scale,
+        scales,
+        given,
     })
 }
 

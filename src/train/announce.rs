@@ -3,7 +3,6 @@
 use super::options::TrainOptions;
 use super::schedule::Schedule;
 use crate::backend::Backend;
-use crate::choice::Choice;
 use crate::data::plan::Planner;
 use crate::error::Result;
 use crate::observe::{Event, Observe};
@@ -20,7 +19,7 @@ pub fn announce<B: Backend>(
     let [model, data, out] = [&c.files.model, &c.files.data, &c.files.out].map(|p| p.display());
     note(format!("{}: {model} {data} -> {out}", be.description()))?;
     // Of an SFT run, how many of the data's responses it learns: the chosen, the best, and what nobody compared.
-    let what = if c.loss().loss_type.def().pair.is_some() {
+    let what = if !c.loss().is_sft() {
         "pairs".to_owned()
     } else {
         match planner.data().num_responses() {
@@ -34,7 +33,7 @@ pub fn announce<B: Backend>(
         planner.units(),
         c.data.batch_size,
         s.total,
-        c.loss.loss_type.name(),
+        c.loss().name(),
         c.optim.optim,
         c.schedule.learning_rate,
         c.schedule.lr_scheduler_type,

@@ -3,6 +3,7 @@
 use crate::data::shard::{Dataset, Split};
 use crate::data::text::{TemplateChoice, TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
+use crate::loss::LossSpec;
 use crate::model::{ModelConfig, ModelDir};
 use crate::observe::{Event, Observe};
 use std::path::Path;
@@ -37,6 +38,48 @@ pub fn check_model(model: &ModelDir, data: &Dataset) -> Result<()> {
         for group in (0..data.num_groups()).map(|g| data.group(g)) {
             let rows = || group.responses().map(|r| group.prompt().len() + r.tokens.len());
             config.turns_as_long(rows().min().unwrap_or(0), rows().max().unwrap_or(0))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses data that say too little for the loss: scores that it reads, weights that it has no place for.
+pub fn check_loss(spec: &LossSpec, data: &Dataset) -> Result<()> {
+    if !spec.scores() && !spec.is_listwise() {
+        return Ok(());
+    }
+    let name = spec.name();
+    let refuse = |row: u64, why: &str| {
+        let shard = data.shards()[0].path();
+        Err(Error::usage(format!("{}: input row {row}: {why}", shard.display())))
+    };
+    for group in (0..data.num_groups()).map(|g| data.group(g)) {
+        for pair in group.pairs() {
+            let [chosen, rejected] = [pair.chosen, pair.rejected].map(|i| group.response(i));
+            let (row, scores) = (chosen.row, chosen.score.zip(rejected.score));
+            match scores {
+                None if spec.scores() => {
+                    return refuse(
+                        row,
+                        &format!("a pair without scores, which `loss_type` {name} reads: pack rows with scores"),
+                    );
+                }
+                Some((w, l)) if spec.scores() && w <= l => {
+                    return refuse(
+                        row,
+                        &format!(
+                            "the chosen response's score, {w}, is not above the rejected one's, {l}: `loss_type` {name} has no value there"
+                        ),
+                    );
+                }
+                _ => {}
+            }
+            if spec.is_listwise() && pair.weight != 1.0 {
+                return refuse(
+                    row,
+                    &format!("a pair of weight {}: `loss_type` {name} compares rankings, which have none", pair.weight),
+                );
+            }
         }
     }
     Ok(())

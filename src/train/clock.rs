@@ -1,5 +1,6 @@
 //! Where a run stands.
 
+use crate::loss::Running;
 use serde::{Deserialize, Serialize};
 
 /// Everything outside the tensors that can change a bit of what follows.
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// Kept in checkpoints by its field's names. What is added to it begins at its default in a checkpoint that is older; a
 /// field that this program does not know would change what follows, so it is refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Clock {
     /// Steps taken.
@@ -24,6 +25,8 @@ pub struct Clock {
     pub tokens: u64,
     /// Steps in a row, up to the last, that were skipped for non-finite values.
     pub skipped: u64,
+    /// What the loss remembers of the steps before.
+    pub running: Running,
 }
 
 impl Clock {
@@ -53,7 +56,7 @@ mod tests {
 
     #[test]
     fn kept_and_taken_up_again() {
-        let mut clock = Clock { step: 2, epoch: 0, place: 2, updates: 1, tokens: 77, skipped: 1 };
+        let mut clock = Clock { step: 2, epoch: 0, place: 2, updates: 1, tokens: 77, skipped: 1, ..Default::default() };
         let mut again: Clock = serde_json::from_str(&serde_json::to_string(&clock).unwrap()).unwrap();
         assert_eq!(again, clock);
         assert_eq!(again.advance(|_| 2), clock.advance(|_| 2));

@@ -5,7 +5,7 @@ use super::state::State;
 use crate::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
-use crate::loss::{LossSpec, LossType};
+use crate::loss::{LossSpec, Scales};
 use crate::model::graphs::GraphCounts;
 use crate::model::{self, Keep, Model, Workspace};
 use std::ops::Range;
@@ -105,37 +105,59 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Adds `d(scale * sum of losses)/d(parameters)` of one micro-batch to the gradients, and its numbers to `totals`.
-    pub fn accumulate(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64, totals: &mut Totals) -> Result<()> {
-        let late = self.start(mb, spec, scale)?;
-        self.collect(late, mb, totals)
+    pub fn accumulate(
+        &mut self,
+        mb: &MicroBatch,
+        spec: &LossSpec,
+        scales: impl Into<Scales>,
+        totals: &mut Totals,
+    ) -> Result<()> {
+        let late = self.start(mb, spec, scales)?;
+        self.collect(late, mb, spec, totals)
     }
 
     /// [`Engine::accumulate`] without waiting for the numbers.
-    pub fn start(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64) -> Result<Late<B>> {
-        self.pass(mb, spec, scale, Purpose::Train)?;
-        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
-        model::backward(self.be, &self.state.model, &mut self.ws, grads)?;
+    pub fn start(&mut self, mb: &MicroBatch, spec: &LossSpec, scales: impl Into<Scales>) -> Result<Late<B>> {
+        self.train(mb, (spec, scales.into(), false))?;
         self.read_stats(mb)
+    }
+
+    /// The second time through the model of a loss of the whole step: gradients from the coefficients that `mb` was given, and
+    /// from those of the losses in `spec` that see a group. Its numbers are known from the first time.
+    pub fn start_given(&mut self, mb: &MicroBatch, spec: &LossSpec, scales: Scales) -> Result<()> {
+        self.train(mb, (spec, scales, true))
+    }
+
+    fn train(&mut self, mb: &MicroBatch, loss: (&LossSpec, Scales, bool)) -> Result<()> {
+        self.pass(mb, loss, Purpose::Train)?;
+        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
+        model::backward(self.be, &self.state.model, &mut self.ws, grads)
     }
 
     /// The numbers of one micro-batch, without gradients.
     pub fn evaluate(&mut self, mb: &MicroBatch, spec: &LossSpec, totals: &mut Totals) -> Result<()> {
         let late = self.start_evaluation(mb, spec)?;
-        self.collect(late, mb, totals)
+        self.collect(late, mb, spec, totals)
     }
 
     /// [`Engine::evaluate`] without waiting for the numbers.
     pub fn start_evaluation(&mut self, mb: &MicroBatch, spec: &LossSpec) -> Result<Late<B>> {
-        self.pass(mb, spec, 1.0, Purpose::Score)?;
+        self.pass(mb, (spec, 1.0.into(), false), Purpose::Score)?;
         self.read_stats(mb)
     }
 
     /// Waits for the numbers of `mb`, and for nothing enqueued after them, and adds them to `totals`.
-    pub fn collect(&mut self, mut late: Late<B>, mb: &MicroBatch, totals: &mut Totals) -> Result<()> {
+    pub fn collect(&mut self, late: Late<B>, mb: &MicroBatch, spec: &LossSpec, totals: &mut Totals) -> Result<()> {
+        self.read(late, |responses, pairs| totals.add(mb, spec, responses, pairs))
+    }
+
+    /// Waits for the numbers of a micro-batch: those of its responses ([`RESPONSE_STATS`] each) and of its pairs
+    /// ([`PAIR_STATS`] each).
+    pub fn read<T>(&mut self, mut late: Late<B>, with: impl FnOnce(&[f64], &[f64]) -> T) -> Result<T> {
         let (responses, pairs) = self.be.arrived(&mut late.page)?[..late.len].split_at(late.responses);
-        totals.add(mb, responses, pairs);
+        let read = with(responses, pairs);
         self.pages.push(late.page);
-        Ok(())
+        Ok(read)
     }
 
     /// Sum of log-probs of every response of `mb`.
@@ -146,17 +168,12 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// [`Engine::score`] without waiting for the numbers.
     pub fn start_score(&mut self, mb: &MicroBatch) -> Result<Late<B>> {
-        let spec = LossSpec { loss_type: LossType::Sft, beta: 1.0, label_smoothing: 0.0 };
-        self.pass(mb, &spec, 1.0, Purpose::Score)?;
-        self.read_stats(mb)
+        self.start_evaluation(mb, &LossSpec::STATISTICS)
     }
 
     /// Waits for what [`Engine::start_score`] began.
-    pub fn collect_score(&mut self, mut late: Late<B>) -> Result<Vec<f64>> {
-        let sums = self.be.arrived(&mut late.page)?[..late.responses].chunks_exact(RESPONSE_STATS);
-        let sums = sums.map(|r| r[0]).collect();
-        self.pages.push(late.page);
-        Ok(sums)
+    pub fn collect_score(&mut self, late: Late<B>) -> Result<Vec<f64>> {
+        self.read(late, |responses, _| responses.chunks_exact(RESPONSE_STATS).map(|r| r[0]).collect())
     }
 
     /// Log-probs per prediction of the last pass over `mb`.
@@ -168,16 +185,16 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Forward, head and loss; with `Train` also the head's backward, so that [`model::backward`] can follow.
-    fn pass(&mut self, mb: &MicroBatch, spec: &LossSpec, scale: f64, purpose: Purpose) -> Result<()> {
+    fn pass(&mut self, mb: &MicroBatch, loss: (&LossSpec, Scales, bool), purpose: Purpose) -> Result<()> {
         self.ws.load_batch(self.be, mb)?;
         model::forward(self.be, &self.state.model, &mut self.ws)?;
         for chunk in self.ws.chunks.clone() {
             if chunk.predictions.len() > self.ws.head_rows {
-                self.oversized(&chunk, spec, scale, purpose)?;
+                self.oversized(&chunk, loss, purpose)?;
                 continue;
             }
             self.head(&chunk, purpose)?;
-            model::loss(self.be, &mut self.ws, &chunk, spec, scale)?;
+            model::loss(self.be, &mut self.ws, &chunk, loss)?;
             if purpose == Purpose::Train {
                 self.head_backward(&chunk)?;
             }
@@ -187,14 +204,14 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// A group larger than the logits buffer: statistics of all its parts first, for the coefficients; then each
     /// part's logits once more, for the gradient.
-    fn oversized(&mut self, group: &Chunk, spec: &LossSpec, scale: f64, purpose: Purpose) -> Result<()> {
+    fn oversized(&mut self, group: &Chunk, loss: (&LossSpec, Scales, bool), purpose: Purpose) -> Result<()> {
         let (rows, end) = (self.ws.head_rows, group.predictions.end);
         let part = |at: usize| Chunk { predictions: at..(at + rows).min(end), responses: 0..0, pairs: 0..0 };
         let parts: Range<usize> = group.predictions.clone();
         for at in parts.clone().step_by(rows) {
             self.head(&part(at), Purpose::Score)?;
         }
-        model::loss(self.be, &mut self.ws, group, spec, scale)?;
+        model::loss(self.be, &mut self.ws, group, loss)?;
         if purpose == Purpose::Train {
             for at in parts.step_by(rows) {
                 self.head(&part(at), Purpose::Train)?;

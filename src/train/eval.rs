@@ -2,13 +2,14 @@
 
 use super::engine::Engine;
 use super::metrics::{Totals, wilson_95};
+use super::whole_step::{self, Taking};
 use crate::backend::Backend;
 use crate::batch::{MicroBatch, ResponseSlot};
 use crate::data::plan::Planner;
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
-use crate::loss::LossSpec;
+use crate::loss::{LossSpec, Scope};
 use crate::observe::{Event, Flow, Observe};
 use std::path::Path;
 
@@ -40,16 +41,22 @@ pub fn evaluate<B: Backend>(
         if let Some(sidecars) = &set.sidecars {
             fill_reference(&mut batches, sidecars)?;
         }
+        if spec.scope() == Scope::Step {
+            // A step's pairs are compared with one another, as in training; nothing is remembered of them.
+            let how = Taking { spec, scales: 1.0.into(), seed: [0, step], trains: false };
+            totals.merge(whole_step::first(engine, &mut batches, how, &mut { engine.state.clock.running })?);
+            batches.clear();
+        }
         for mb in batches {
             let late = engine.start_evaluation(&mb, spec)?;
             if let Some((mb, late)) = before.replace((mb, late)) {
-                engine.collect(late, &mb, &mut totals)?;
+                engine.collect(late, &mb, spec, &mut totals)?;
             }
         }
         flow = observe.on(&Event::Progress { done: step + 1, beside: format_args!("") })?;
     }
     if let Some((mb, late)) = before {
-        engine.collect(late, &mb, &mut totals)?;
+        engine.collect(late, &mb, spec, &mut totals)?;
     }
     observe.tell(&Event::End)?;
     Ok(totals)
@@ -88,13 +95,6 @@ pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars) -> Result
         })
     };
     batches.iter_mut().try_for_each(|mb| mb.set_ref_logps(of))
-}
-
-/// One over what the loss is a mean over: pair weights of the whole step, or its scored tokens.
-pub fn mean_scale(batches: &[MicroBatch]) -> f64 {
-    let weight: f64 = batches.iter().flat_map(|mb| mb.pairs()).map(|p| f64::from(p.weight)).sum();
-    let tokens: usize = batches.iter().map(|mb| mb.predictions().len()).sum();
-    if weight > 0.0 { 1.0 / weight } else { 1.0 / tokens.max(1) as f64 }
 }
 
 /// The result in one line.

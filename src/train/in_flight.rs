@@ -5,6 +5,7 @@ use super::metrics::Totals;
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::error::Result;
+use crate::loss::LossSpec;
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -28,9 +29,9 @@ pub struct InFlight<B: Backend> {
 
 impl<B: Backend> InFlight<B> {
     /// Waits for the rest of the numbers.
-    pub fn collect(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
+    pub fn collect(&mut self, engine: &mut Engine<'_, B>, spec: &LossSpec) -> Result<()> {
         while let Some((mb, late)) = self.late.pop_front() {
-            engine.collect(late, &mb, &mut self.totals)?;
+            engine.collect(late, &mb, spec, &mut self.totals)?;
         }
         Ok(())
     }

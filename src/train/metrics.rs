@@ -4,8 +4,10 @@
 //! `logps/*` of sums over completion tokens. `entropy` and `mean_token_accuracy` are means over the completion tokens of
 //! all responses, and of the chosen ones. A tie counts one half in `rewards/accuracies` (TRL: nothing).
 
+use super::means::at_reference;
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
 use crate::batch::MicroBatch;
+use crate::loss::LossSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -17,8 +19,16 @@ pub struct Totals {
     pub pairs: u64,
     /// Sum of pair weights.
     pub weight: f64,
-    /// Weighted sum of pair losses, or the sum of response losses of SFT.
+    /// Weighted sum of the losses that are means over pairs.
     pub loss: f64,
+    /// Weighted sum of the losses that are means over tokens of chosen responses.
+    pub token_loss: f64,
+    /// Weighted sum of tokens of chosen responses.
+    pub token_weight: f64,
+    /// Sum of the losses that responses have alone: SFT's, a list's, a judgement's.
+    pub response_loss: f64,
+    /// What it is divided by: scored tokens, prompts or judgements.
+    pub response_weight: f64,
     /// Sum of rewards of chosen responses.
     pub reward_chosen: f64,
     /// Sum of rewards of rejected responses.
@@ -49,24 +59,29 @@ pub struct Totals {
     pub non_finite_responses: Vec<u64>,
     /// Pairs on which policy and reference do not agree to the bit.
     pub off_reference: u64,
+    /// [`Totals::loss`], [`Totals::token_loss`] and [`Totals::response_loss`] as they would be if they all agreed.
+    pub at_reference: [f64; 3],
 }
 
 impl Totals {
     /// Adds a micro-batch, from the numbers that [`crate::backend::Loss`] wrote.
-    pub fn add(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]) {
+    pub fn add(&mut self, mb: &MicroBatch, spec: &LossSpec, responses: &[f64], pairs: &[f64]) {
         let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
+        let alone = spec.is_sft() || spec.is_listwise();
         let scored = |i: u32| mb.responses()[i as usize].predictions.len() as u64;
         for (i, p) in mb.pairs().iter().enumerate() {
-            let &[loss, chosen, rejected] = &pairs[i * PAIR_STATS..][..PAIR_STATS] else {
-                unreachable!("PAIR_STATS is 3")
+            let &[loss, chosen, rejected, token_loss, ..] = &pairs[i * PAIR_STATS..][..PAIR_STATS] else {
+                unreachable!("PAIR_STATS is more than 3")
             };
-            if !loss.is_finite() {
+            if !(loss.is_finite() && token_loss.is_finite()) {
                 self.non_finite.push(p.id);
             }
             // Written so that NaN counts.
             self.off_reference += u64::from(!(chosen == 0.0 && rejected == 0.0));
             self.loss += f64::from(p.weight) * loss;
             self.weight += f64::from(p.weight);
+            self.token_loss += f64::from(p.weight) * token_loss;
+            self.token_weight += f64::from(p.weight) * scored(p.chosen) as f64;
             self.reward_chosen += chosen;
             self.reward_rejected += rejected;
             self.correct += if chosen > rejected {
@@ -88,13 +103,22 @@ impl Totals {
                 self.non_finite_responses.push(mb.responses()[i as usize].id);
             }
             self.scored_tokens += scored(i);
+            if alone {
+                self.response_loss += response(i)[3];
+            }
             if mb.pairs().is_empty() {
-                self.loss += response(i)[3];
                 self.hits += response(i)[2];
                 self.chosen_tokens += scored(i);
             }
         }
         self.responses += mb.responses().len() as u64;
+        self.response_weight += match alone {
+            true if spec.is_sft() => mb.predictions().len() as f64,
+            true => mb.groups().len() as f64,
+            false => 0.0,
+        };
+        let agreed = at_reference(mb, spec, responses, pairs);
+        self.at_reference.iter_mut().zip(agreed).for_each(|(to, from)| *to += from);
         self.count_tokens(mb);
     }
 
@@ -112,6 +136,10 @@ impl Totals {
         self.pairs += o.pairs;
         self.weight += o.weight;
         self.loss += o.loss;
+        self.token_loss += o.token_loss;
+        self.token_weight += o.token_weight;
+        self.response_loss += o.response_loss;
+        self.response_weight += o.response_weight;
         self.reward_chosen += o.reward_chosen;
         self.reward_rejected += o.reward_rejected;
         self.correct += o.correct;
@@ -127,18 +155,32 @@ impl Totals {
         self.non_finite.extend(o.non_finite);
         self.non_finite_responses.extend(o.non_finite_responses);
         self.off_reference += o.off_reference;
+        self.at_reference.iter_mut().zip(o.at_reference).for_each(|(to, from)| *to += from);
     }
 
     /// Whether every sum is a number.
     pub fn is_finite(&self) -> bool {
         let rewards = [self.reward_chosen, self.reward_rejected, self.logp_chosen, self.logp_rejected];
-        let others = [self.weight, self.loss, self.correct, self.entropy, self.hits];
-        rewards.iter().chain(&others).all(|x| x.is_finite())
+        let losses = [self.loss, self.token_loss, self.response_loss];
+        let others = losses.into_iter().chain([self.weight, self.correct, self.entropy, self.hits]);
+        rewards.into_iter().chain(others).all(|x| x.is_finite())
     }
 
-    /// Mean loss: over pair weights, or over scored tokens for SFT.
+    /// The loss: each of a sum's as the mean that it is.
     pub fn mean_loss(&self) -> f64 {
-        if self.pairs > 0 { self.loss / self.weight } else { self.loss / self.scored_tokens as f64 }
+        self.mean([self.loss, self.token_loss, self.response_loss])
+    }
+
+    /// [`Totals::mean_loss`] as it would be where policy and reference agree on everything.
+    pub fn mean_at_reference(&self) -> f64 {
+        self.mean(self.at_reference)
+    }
+
+    fn mean(&self, sums: [f64; 3]) -> f64 {
+        let over = [self.weight, self.token_weight, self.response_weight];
+        // What there is nothing of adds nothing; where there is nothing at all, there is no mean.
+        let means = sums.iter().zip(over).filter(|(_, over)| *over > 0.0).map(|(sum, over)| sum / over);
+        means.reduce(|a, b| a + b).unwrap_or(f64::NAN)
     }
 
     /// Share of pairs ordered rightly, ties one half.
@@ -178,6 +220,7 @@ pub fn wilson_95(p: f64, n: u64) -> [f64; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loss::LossType;
 
     /// Rewards of (chosen, rejected) and a loss, in turn: what counts as right, as off the reference and as not finite.
     #[test]
@@ -196,7 +239,8 @@ mod tests {
             (f64::INFINITY, f64::NEG_INFINITY, 0.0, (0.0, 1, true)),
         ] {
             let mut t = Totals::default();
-            t.add(&mb, &[0.0; 2 * RESPONSE_STATS], &[loss, chosen, rejected]);
+            let pair = [loss, chosen, rejected, 0.0, 0.0, 0.0, 0.0, 0.0];
+            t.add(&mb, &LossSpec::of(LossType::Sigmoid), &[0.0; 2 * RESPONSE_STATS], &pair);
             assert_eq!((t.correct, t.off_reference, !t.non_finite.is_empty()), want, "{loss} {chosen} {rejected}");
         }
     }

@@ -13,6 +13,8 @@ use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
+
+pub use super::loss_options::LossOptions;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -47,16 +49,6 @@ options! {
         ref_model: Option<PathBuf> = None;
         /// Folder for sidecars; `None`: beside the shards.
         cache: Option<PathBuf> = None;
-    }
-
-    /// The loss.
-    pub struct LossOptions {
-        /// Strength of the pull towards the reference (DPO eq. 7); `None`: 0.1, where the loss has one.
-        beta: Option<f64> = None;
-        /// Which loss.
-        loss_type: LossType = LossType::Sigmoid;
-        /// Probability that a label is flipped (cDPO); `None`: 0, where the loss has one.
-        label_smoothing: Option<f64> = None;
     }
 
     /// How the data are read, and for how long.
@@ -207,20 +199,15 @@ impl TrainOptions {
     pub fn resolve(mut self, stage: Stage) -> Result<Self> {
         self.stage = stage;
         if stage == Stage::Sft {
-            self.loss.loss_type = LossType::Sft;
+            self.loss.loss_type = LossType::Sft.into();
         }
-        let (def, loss, r) = (self.loss.loss_type.def(), &mut self.loss, &self.reference);
-        match def.pair {
-            Some(_) => {
-                (loss.beta, loss.label_smoothing) = (loss.beta.or(Some(0.1)), loss.label_smoothing.or(Some(0.0)));
-            }
-            None if loss.beta.is_some() || loss.label_smoothing.is_some() => {
-                return Err(Error::usage("`beta` and `label_smoothing`: the sft loss has neither; leave them out"));
-            }
-            None => {}
-        }
-        if !def.reference && (r.ref_model.is_some() || r.cache.is_some()) {
-            return Err(Error::usage("`ref_model` and `cache`: the sft loss has no reference; leave them out"));
+        let loss = self.loss.resolve()?;
+        let r = &self.reference;
+        if !loss.reference() && (r.ref_model.is_some() || r.cache.is_some()) {
+            let name = loss.name();
+            return Err(Error::usage(format!(
+                "`ref_model` and `cache`: the {name} loss has no reference; leave them out"
+            )));
         }
         for (name, path) in [("model", &self.files.model), ("data", &self.files.data), ("out", &self.files.out)] {
             if path.as_os_str().is_empty() {
@@ -238,17 +225,12 @@ impl TrainOptions {
                 "`allow_other_numerics`: only a run that goes on has numerics of before; give `resume` too",
             ));
         }
-        self.loss().check()?;
         Ok(self)
     }
 
-    /// The loss with its hyper-parameters.
+    /// The loss with its hyper-parameters, once they are resolved.
     pub fn loss(&self) -> LossSpec {
-        LossSpec {
-            loss_type: self.loss.loss_type,
-            beta: self.loss.beta.unwrap_or(1.0),
-            label_smoothing: self.loss.label_smoothing.unwrap_or(0.0),
-        }
+        self.loss.spec()
     }
 
     /// The reference model's directory.
@@ -313,6 +295,7 @@ mod tests {
             "device",
             "dtype",
             "eval_steps",
+            "f_divergence_type",
             "gradient_checkpointing",
             "label_smoothing",
             "learning_rate",
@@ -326,6 +309,7 @@ mod tests {
             "save_total_limit",
             "seed",
             "stage",
+            "use_weighting",
             "warmup_ratio",
             "warmup_steps",
             "weight_decay",

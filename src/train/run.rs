@@ -3,11 +3,12 @@
 pub use super::summary::{Ended, Summary};
 
 use super::announce::announce;
-use super::check::{check_data, check_model, open_splits, warn_of_positions};
+use super::check::{check_data, check_loss, check_model, open_splits, warn_of_positions};
 use super::checkpoint::{Due, Identity};
 use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
 use super::eval::EvalSet;
+use super::means;
 use super::memory::{Budgets, MemoryPlan};
 use super::optim::Optimizer;
 use super::options::TrainOptions;
@@ -20,7 +21,7 @@ use super::state::State;
 use super::steps::Steps;
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
-use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet};
+use crate::data::plan::{PlanOptions, Planner, ResponseSet};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
@@ -241,9 +242,10 @@ fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option
     let dir = ModelDir::open(&c.files.model)?;
     // What the export will copy: a file that cannot be copied is known before the work.
     dir.read_side_files()?;
-    let reference = c.loss().loss_type.def().reference.then(|| dir.open_other(c.reference_dir())).transpose()?;
+    let reference = c.loss().reference().then(|| dir.open_other(c.reference_dir())).transpose()?;
     for d in splits {
         check_data(&dir, d)?;
+        check_loss(&c.loss(), d)?;
         if let Some(reference) = &reference {
             check_model(reference, d)?;
         }
@@ -276,7 +278,7 @@ impl Observe for Aloud<'_> {
 
 /// How the run reads its data.
 fn plan_options(c: &TrainOptions) -> PlanOptions {
-    let objective = if c.loss().loss_type.def().pair.is_some() { Objective::Preference } else { Objective::Sft };
+    let objective = means::objective(&c.loss());
     PlanOptions {
         objective,
         batch_size: c.data.batch_size,

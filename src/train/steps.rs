@@ -6,6 +6,7 @@ use super::clock::Clock;
 use super::engine::Engine;
 use super::eval::{self, EvalSet};
 use super::in_flight::InFlight;
+use super::means;
 use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::TrainOptions;
@@ -14,11 +15,12 @@ use super::report::Numbers;
 use super::saver::Saver;
 use super::schedule::Schedule;
 use super::summary::{Ended, Summary};
+use super::whole_step::{self, Taking};
 use crate::backend::Backend;
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
-use crate::loss::LossSpec;
+use crate::loss::{LossSpec, Scope};
 use crate::observe::{Event, Flow, Later, Observe};
 use serde_json::{Map, json};
 use std::collections::VecDeque;
@@ -83,8 +85,8 @@ impl Steps<'_> {
             let mut this = this?;
             let step = this.step;
             if step == 1 && self.starts_at_reference {
-                this.collect(engine)?;
-                prove_step_0(&this.totals, &self.spec)?;
+                this.collect(engine, &self.spec)?;
+                prove_step_0(&this.totals)?;
             }
             opt.step(engine.be, &mut engine.state, this.lr)?;
             flow = flow.and(self.observe.on(&Event::Tick)?);
@@ -159,15 +161,25 @@ impl Steps<'_> {
         if let Some(sidecars) = &self.sidecars {
             eval::fill_reference(&mut batches, sidecars)?;
         }
-        let scale = eval::mean_scale(&batches);
-        engine.clear_grads()?;
+        let scales = means::scales(&batches, &self.spec);
+        let mut totals = Totals::default();
         let mut late = VecDeque::with_capacity(batches.len());
-        for mb in batches {
-            let numbers = engine.start(&mb, &self.spec, scale)?;
-            late.push_back((mb, numbers));
+        if self.spec.scope() == Scope::Step {
+            let how = Taking { spec: &self.spec, scales, seed: [self.options.data.seed, step], trains: true };
+            let mut running = engine.state.clock.running;
+            totals = whole_step::first(engine, &mut batches, how, &mut running)?;
+            engine.state.clock.running = running;
+            engine.clear_grads()?;
+            batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))?;
+        } else {
+            engine.clear_grads()?;
+            for mb in batches {
+                let numbers = engine.start(&mb, &self.spec, scales)?;
+                late.push_back((mb, numbers));
+            }
         }
         let lr = self.schedule.at(step - 1);
-        Ok(InFlight { step, epoch, place, lr, begun, late, totals: Totals::default() })
+        Ok(InFlight { step, epoch, place, lr, begun, late, totals })
     }
 
     /// Reads and reports a step's numbers: on a device that works by itself, while it is at the next.
@@ -178,7 +190,7 @@ impl Steps<'_> {
         mut this: InFlight<B>,
         done: &mut Instant,
     ) -> Result<Flow> {
-        this.collect(engine)?;
+        this.collect(engine, &self.spec)?;
         let clock = &mut engine.state.clock;
         let norm = opt.settle(engine.be, clock)?;
         // Where steps overlap, one begins to take time when the one before is done.

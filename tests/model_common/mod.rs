@@ -99,7 +99,7 @@ pub fn run<B: Backend>(
     model::forward(be, m, ws).unwrap();
     for chunk in ws.chunks.clone() {
         model::head(be, m, ws, &chunk, HeadMode::Train).unwrap();
-        model::loss(be, ws, &chunk, spec, scale).unwrap();
+        model::loss(be, ws, &chunk, (spec, scale.into(), false)).unwrap();
         model::head_backward(be, m, ws, &chunk, grads).unwrap();
     }
     model::backward(be, m, ws, grads).unwrap();

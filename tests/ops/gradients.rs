@@ -192,14 +192,14 @@ fn head_and_loss() {
     let (x, w) = (noise.vec(n * dim), noise.vec(vocab * dim));
     for loss_type in [LossType::Sigmoid, LossType::Hinge, LossType::Ipo, LossType::Sft] {
         let label_smoothing = if loss_type == LossType::Sigmoid { 0.1 } else { 0.0 };
-        let spec = LossSpec { loss_type, beta: 0.3, label_smoothing };
+        let spec = LossSpec::of(loss_type).beta(0.3).label_smoothing(label_smoothing);
         let total = |x: &[f64], w: &[f64]| {
             let h = run::head(&cpu, x, w, vocab, &batch, &chunk, HeadMode::Score);
             let l = run::loss(&cpu, &h, &batch, &chunk, &spec, scale);
             if loss_type == LossType::Sft {
-                return scale * l.responses.chunks(4).map(|r| r[3]).sum::<f64>();
+                return scale * l.responses.chunks(RESPONSE_STATS).map(|r| r[3]).sum::<f64>();
             }
-            scale * l.pairs.chunks(3).zip(m.pairs()).map(|(l, p)| f64::from(p.weight) * l[0]).sum::<f64>()
+            scale * l.pairs.chunks(PAIR_STATS).zip(m.pairs()).map(|(l, p)| f64::from(p.weight) * l[0]).sum::<f64>()
         };
         let h = run::head(&cpu, &x, &w, vocab, &batch, &chunk, HeadMode::Train);
         let l = run::loss(&cpu, &h, &batch, &chunk, &spec, scale);

@@ -42,7 +42,7 @@ fn wrong_lengths_are_refused() {
     let (batch, chunk) = (loaded(&cpu, &m), whole(&m));
     let (rows, n, dim) = (m.used(), m.predictions().len(), 7);
     let s = AttnShape { heads: 4, kv_heads: 2, head_dim: 6 };
-    let spec = LossSpec { loss_type: LossType::Sigmoid, beta: 0.1, label_smoothing: 0.0 };
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     one_too_long!("embed_fwd", cpu.embed_fwd, [rows * dim => "x", 11 * dim => "table"],
         |v| EmbedFwd { x: v(), table: v(), batch: &batch, dim });
     one_too_long!("embed_bwd", cpu.embed_bwd, [11 * dim => "dtable", rows * dim => "dx"],
@@ -113,17 +113,20 @@ fn wrong_lengths_are_refused() {
             logp: &vec![0.0; stat],
             entropy: &vec![0.0; n],
             hit: &vec![0.0; n],
+            log_sum_p2: &vec![0.0; n],
             batch: &batch,
             chunk: &chunk,
             spec: &spec,
-            scale: 1.0,
+            scales: 1.0.into(),
+            given: false,
         })
     };
-    loss(n, 4 * r, 3 * p, n).unwrap();
-    assert_eq!(shape_error(loss(n + 1, 4 * r, 3 * p, n)).1, "coef");
-    assert_eq!(shape_error(loss(n, 4 * r + 1, 3 * p, n)).1, "responses");
-    assert_eq!(shape_error(loss(n, 4 * r, 3 * p + 1, n)).1, "pairs");
-    assert_eq!(shape_error(loss(n, 4 * r, 3 * p, n + 1)).1, "logp");
+    let (r, p) = (r * RESPONSE_STATS, p * PAIR_STATS);
+    loss(n, r, p, n).unwrap();
+    assert_eq!(shape_error(loss(n + 1, r, p, n)).1, "coef");
+    assert_eq!(shape_error(loss(n, r + 1, p, n)).1, "responses");
+    assert_eq!(shape_error(loss(n, r, p + 1, n)).1, "pairs");
+    assert_eq!(shape_error(loss(n, r, p, n + 1)).1, "logp");
 }
 
 #[test]

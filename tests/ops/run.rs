@@ -115,10 +115,12 @@ pub fn loss<S: Real>(
         logp: &h.logp,
         entropy: &h.entropy,
         hit: &h.hit,
+        log_sum_p2: &h.log_sum_p2,
         batch,
         chunk,
         spec,
-        scale,
+        scales: scale.into(),
+        given: false,
     })
     .unwrap();
     l

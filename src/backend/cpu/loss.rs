@@ -1,24 +1,23 @@
-//! Sums over responses, the loss of every pair, and the coefficients.
+//! Sums over responses, the losses of every pair, and the coefficients.
 
 use super::batch::CpuBatch;
 use super::check;
 use super::device::Cpu;
 use super::real::Real;
 use super::scalar::Scalar;
-use crate::backend::ops::loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS};
-use crate::batch::Chunk;
+use crate::backend::ops::loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair, pair_weight};
+use crate::batch::{Chunk, PairSlot};
 use crate::error::{Error, Result};
-use crate::loss::Pair;
+use crate::loss::{LossSpec, Pair, Params, Rule, Scope, Term};
 
 impl<S: Real> LossOps for Cpu<S> {
     fn loss(&self, op: Loss<'_, Self>) -> Result<()> {
         const OP: &str = "loss";
-        let Loss { coef, responses, pairs, logp, entropy, hit, batch, chunk, spec, scale } = op;
-        let stats = [logp, entropy, hit];
+        let Loss { coef, responses, pairs, logp, entropy, hit, log_sum_p2, batch, chunk, spec, scales, given } = op;
         batch.check_chunk(OP, chunk)?;
         let n = chunk.predictions.len();
         check::len(OP, "coef", coef.len(), &[("predictions", n)])?;
-        for (stat, name) in stats.iter().zip(["logp", "entropy", "hit"]) {
+        for (stat, name) in [logp, entropy, hit, log_sum_p2].iter().zip(["logp", "entropy", "hit", "log_sum_p2"]) {
             check::len(OP, name, stat.len(), &[("predictions", n)])?;
         }
         check::len(
@@ -28,62 +27,168 @@ impl<S: Real> LossOps for Cpu<S> {
             &[("responses", chunk.responses.len()), ("stats", RESPONSE_STATS)],
         )?;
         check::len(OP, "pairs", pairs.len(), &[("pairs", chunk.pairs.len()), ("stats", PAIR_STATS)])?;
-        response_stats(responses, stats, batch, chunk);
-        let Some(pair_loss) = spec.loss_type.def().pair else {
-            for r in responses.chunks_exact_mut(RESPONSE_STATS) {
-                r[3] = -r[0];
+        let part = Part { batch, chunk, spec };
+        part.check_pairs()?;
+        part.response_stats(responses, [logp, entropy, hit], spec.use_weighting.then_some(log_sum_p2));
+        part.pair_stats(pairs, responses, logp);
+        self.gemm.scratch.with(n + chunk.responses.len(), |scratch: &mut [f64]| {
+            let (all, d) = scratch.split_at_mut(n);
+            all.fill(0.0);
+            for term in spec.terms().iter().filter(|t| t.def().rule.scope() == Scope::Group) {
+                d.fill(0.0);
+                part.term(term, responses, pairs, d);
+                part.spread(term.scale(&scales), d, pairs, !matches!(term.def().rule, Rule::Tokens), all);
             }
-            pairs.fill(0.0);
-            coef.fill(S::from_f64(-scale));
-            return Ok(());
-        };
-        self.gemm.scratch.with(chunk.responses.len(), |d: &mut [f64]| {
-            d.fill(0.0);
-            let first = chunk.responses.start;
-            let slots = batch.micro.responses();
-            for (pair, out) in batch.micro.pairs()[chunk.pairs.clone()].iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
-                let (w, l) = (pair.chosen as usize, pair.rejected as usize);
-                if !(chunk.responses.contains(&w) && chunk.responses.contains(&l)) {
-                    return Err(Error::Training(format!(
-                        "loss: pair {} reaches outside its chunk of responses",
-                        pair.id
-                    )));
+            if given {
+                let slots = &batch.micro.responses()[chunk.responses.clone()];
+                d.iter_mut().zip(slots).for_each(|(d, slot)| *d = slot.given);
+                for (pair, out) in part.pairs().iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
+                    out[6..8].copy_from_slice(&pair.given);
                 }
-                let logp = |r: usize| responses[(r - first) * RESPONSE_STATS];
-                let got = pair_loss(
-                    spec,
-                    &Pair {
-                        chosen: logp(w),
-                        rejected: logp(l),
-                        ref_chosen: slots[w].ref_logp,
-                        ref_rejected: slots[l].ref_logp,
-                        chosen_len: slots[w].predictions.len() as f64,
-                        rejected_len: slots[l].predictions.len() as f64,
-                    },
-                );
-                out[0] = got.loss;
-                out[1] = spec.beta * (logp(w) - slots[w].ref_logp);
-                out[2] = spec.beta * (logp(l) - slots[l].ref_logp);
-                let weight = f64::from(pair.weight);
-                d[w - first] += weight * got.d_chosen;
-                d[l - first] += weight * got.d_rejected;
+                part.spread(1.0, d, pairs, true, all);
             }
-            for (c, p) in coef.iter_mut().zip(&batch.micro.predictions()[chunk.predictions.clone()]) {
-                *c = S::from_f64(scale * d[p.response as usize - first]);
-            }
-            Ok(())
-        })
+            coef.iter_mut().zip(all).for_each(|(c, d)| *c = S::from_f64(*d));
+        });
+        Ok(())
     }
 }
 
-/// Sums of logp, entropy and hits over each response's predictions; the fourth number, a response's own loss, 0.
-fn response_stats<S: Scalar>(out: &mut [f64], stats: [&[S]; 3], batch: &CpuBatch, chunk: &Chunk) {
-    for (r, out) in batch.micro.responses()[chunk.responses.clone()].iter().zip(out.chunks_exact_mut(RESPONSE_STATS)) {
-        let start = chunk.predictions.start;
-        let range = r.predictions.start as usize - start..r.predictions.end as usize - start;
-        for (out, stat) in out.iter_mut().zip(stats) {
-            *out = stat[range.clone()].iter().map(|x| x.to_f64()).sum();
+/// A chunk under a loss.
+struct Part<'a> {
+    batch: &'a CpuBatch,
+    chunk: &'a Chunk,
+    spec: &'a LossSpec,
+}
+
+impl Part<'_> {
+    fn pairs(&self) -> &[PairSlot] {
+        &self.batch.micro.pairs()[self.chunk.pairs.clone()]
+    }
+
+    /// Places of the pair's responses in the chunk.
+    fn ends(&self, pair: &PairSlot) -> [usize; 2] {
+        [pair.chosen, pair.rejected].map(|r| r as usize - self.chunk.responses.start)
+    }
+
+    fn check_pairs(&self) -> Result<()> {
+        let inside = |r: u32| self.chunk.responses.contains(&(r as usize));
+        match self.pairs().iter().find(|p| !(inside(p.chosen) && inside(p.rejected))) {
+            Some(p) => Err(Error::Training(format!("loss: pair {} reaches outside its chunk of responses", p.id))),
+            None => Ok(()),
         }
-        out[3] = 0.0;
+    }
+
+    /// Predictions of the chunk's response `r`, counted in the chunk.
+    fn predictions(&self, r: usize) -> std::ops::Range<usize> {
+        let slot = &self.batch.micro.responses()[self.chunk.responses.start + r];
+        let start = self.chunk.predictions.start;
+        slot.predictions.start as usize - start..slot.predictions.end as usize - start
+    }
+
+    /// Sums of logp, entropy and hits over each response's predictions, and with `log_sum_p2` what the pair's weight is made
+    /// of; the other numbers 0.
+    fn response_stats<S: Scalar>(&self, out: &mut [f64], stats: [&[S]; 3], log_sum_p2: Option<&[S]>) {
+        for (r, out) in out.chunks_exact_mut(RESPONSE_STATS).enumerate() {
+            let range = self.predictions(r);
+            out.fill(0.0);
+            for (out, stat) in out.iter_mut().zip(stats) {
+                *out = stat[range.clone()].iter().map(|x| x.to_f64()).sum();
+            }
+            if let Some(p2) = log_sum_p2 {
+                let both = stats[0][range.clone()].iter().zip(&p2[range]);
+                out[4] = both.map(|(logp, p2)| logp.to_f64() - p2.to_f64()).sum();
+            }
+        }
+    }
+
+    /// Rewards, and for LD-DPO sums over the tokens that both responses have; the other numbers 0.
+    fn pair_stats<S: Scalar>(&self, pairs: &mut [f64], responses: &[f64], logp: &[S]) {
+        let (beta, mean) = self.spec.reward();
+        for (slot, out) in self.pairs().iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
+            out.fill(0.0);
+            if self.spec.ld_alpha.is_some() {
+                let shared = self.batch.micro.shared_len(slot);
+                for (r, head) in self.ends(slot).into_iter().zip(&mut out[4..6]) {
+                    *head = logp[self.predictions(r)][..shared].iter().map(|x| x.to_f64()).sum();
+                }
+            }
+            let p = self.pair(slot, out, responses, true);
+            let by = |len: f64| if mean { len } else { 1.0 };
+            out[1] = beta * p.ratio_chosen() / by(p.chosen_len);
+            out[2] = beta * p.ratio_rejected() / by(p.rejected_len);
+        }
+    }
+
+    fn pair(&self, of: &PairSlot, stats: &[f64], responses: &[f64], less: bool) -> Pair {
+        let sums = self.ends(of).map(|r| responses[r * RESPONSE_STATS]);
+        pair(&self.batch.micro, self.spec, of, [sums, [stats[4], stats[5]]], less)
+    }
+
+    /// One loss: its values into `responses` and `pairs`, its derivatives by each pair's sums into the last two numbers of
+    /// `pairs`, those by single responses into `d`.
+    fn term(&self, term: &Term, responses: &mut [f64], pairs: &mut [f64], d: &mut [f64]) {
+        if self.spec.is_sft() {
+            responses.chunks_exact_mut(RESPONSE_STATS).for_each(|r| r[3] = -r[0]);
+            d.fill(-1.0);
+            return pairs.chunks_exact_mut(PAIR_STATS).for_each(|p| p[6..8].fill(0.0));
+        }
+        if let Rule::List(f) = term.def().rule {
+            pairs.chunks_exact_mut(PAIR_STATS).for_each(|p| p[6..8].fill(0.0));
+            return self.list(term, f, responses, d);
+        }
+        let tokens = matches!(term.def().rule, Rule::Tokens);
+        for (slot, out) in self.pairs().iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
+            let p = self.pair(slot, out, responses, !tokens);
+            let got = self.spec.of_pair(term, &p);
+            let by = pair_weight(self.spec, self.ends(slot).map(|r| responses[r * RESPONSE_STATS + 4]), &p);
+            out[if tokens { 3 } else { 0 }] += term.weight * by * got.loss;
+            let weight = f64::from(slot.weight) * by;
+            (out[6], out[7]) = (weight * got.d_chosen, weight * got.d_rejected);
+        }
+    }
+
+    fn list(&self, term: &Term, f: fn(&Params, &[f64], &mut [f64]) -> f64, responses: &mut [f64], d: &mut [f64]) {
+        let slots = &self.batch.micro.responses()[self.chunk.responses.clone()];
+        let ratio = |r: usize, responses: &[f64]| responses[r * RESPONSE_STATS] - slots[r].ref_logp;
+        let (mut members, mut ratios, mut slopes) = (Vec::new(), Vec::new(), Vec::new());
+        for r in 0..slots.len() {
+            members.clear();
+            members.push(r);
+            let mine = self.pairs().iter().map(|p| self.ends(p)).filter(|[w, _]| *w == r);
+            members.extend(mine.map(|[_, l]| l));
+            if members.len() == 1 {
+                continue;
+            }
+            ratios.clear();
+            ratios.extend(members.iter().map(|m| ratio(*m, responses)));
+            slopes.clear();
+            slopes.resize(members.len(), 0.0);
+            responses[r * RESPONSE_STATS + 3] += term.weight * f(&term.params, &ratios, &mut slopes);
+            members.iter().zip(&slopes).for_each(|(m, slope)| d[*m] += slope);
+        }
+    }
+
+    /// Adds a loss's derivatives to those of the predictions: `scale` times a response's own (`d`), and times those of its
+    /// pairs; `less` of the tokens beyond the shorter response, where LD-DPO takes less of them.
+    fn spread(&self, scale: f64, d: &mut [f64], pairs: &[f64], less: bool, all: &mut [f64]) {
+        let stats = || self.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS));
+        let alpha = self.spec.ld_alpha.filter(|_| less);
+        if alpha.is_none() {
+            for (pair, out) in stats() {
+                self.ends(pair).into_iter().zip(&out[6..8]).for_each(|(r, by)| d[r] += by);
+            }
+        }
+        for (r, d) in d.iter().enumerate() {
+            all[self.predictions(r)].iter_mut().for_each(|to| *to += scale * d);
+        }
+        let Some(alpha) = alpha else { return };
+        for (pair, out) in stats() {
+            let shared = self.batch.micro.shared_len(pair);
+            for (r, by) in self.ends(pair).into_iter().zip(&out[6..8]) {
+                let (head, tail) = all[self.predictions(r)].split_at_mut(shared);
+                head.iter_mut().for_each(|to| *to += scale * by);
+                tail.iter_mut().for_each(|to| *to += scale * alpha * by);
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::memory::Buf;
 use super::pinned::Pinned;
 use super::tiles::Tables;
 use crate::backend::ops::device::AttnShape;
-use crate::batch::{Capacity, Chunk, GroupSpan, MicroBatch};
+use crate::batch::{Capacity, Chunk, GroupSpan, MicroBatch, ResponseSlot};
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -29,10 +29,10 @@ fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
 
 /// Where each table of a batch of some [`Capacity`] starts, in `u32`s.
 struct Layout {
-    /// Of the responses, f64.
-    ref_logp: usize,
-    /// Of the pairs, f64.
-    weights: usize,
+    /// Three numbers a response, f64.
+    of_responses: usize,
+    /// Five numbers a pair, f64.
+    of_pairs: usize,
     tokens: usize,
     positions: usize,
     rows_by_token: usize,
@@ -57,8 +57,8 @@ impl Layout {
             start
         };
         Layout {
-            ref_logp: next(2 * c.responses),
-            weights: next(2 * c.pairs),
+            of_responses: next(2 * 3 * c.responses),
+            of_pairs: next(2 * 5 * c.pairs),
             tokens: next(c.slots),
             positions: next(c.slots),
             rows_by_token: next(c.slots),
@@ -196,11 +196,13 @@ impl<D: Driver> GpuBatch<D> {
     pub(super) fn groups(&self, range: Range<usize>) -> View<'_, u32> {
         self.table(self.layout.groups, 4 * self.groups.len()).part(4 * range.start..4 * range.end)
     }
-    pub(super) fn ref_logp(&self) -> View<'_, f64> {
-        self.doubles(self.layout.ref_logp, self.spans.len())
+    /// Reference logp, score (NaN: none) and given coefficient of each response.
+    pub(super) fn of_responses(&self) -> View<'_, f64> {
+        self.doubles(self.layout.of_responses, 3 * self.spans.len())
     }
-    pub(super) fn weights(&self) -> View<'_, f64> {
-        self.doubles(self.layout.weights, self.pairs)
+    /// Weight, the reference's logp of the shared tokens of both responses, and their given coefficients, of each pair.
+    pub(super) fn of_pairs(&self) -> View<'_, f64> {
+        self.doubles(self.layout.of_pairs, 5 * self.pairs)
     }
 
     /// Checks that a chunk's predictions lie in the batch: all that the head looks at.
@@ -262,8 +264,14 @@ fn stage(l: &Layout, words: &mut [u32], from: &MicroBatch) {
         words[at..].iter_mut().zip(values).for_each(|(w, v)| *w = v);
     };
     let halves = |x: f64| [x.to_bits() as u32, (x.to_bits() >> 32) as u32];
-    fill(l.ref_logp, &mut from.responses().iter().flat_map(|r| halves(r.ref_logp)));
-    fill(l.weights, &mut from.pairs().iter().flat_map(|p| halves(p.weight.into())));
+    let score = |r: &ResponseSlot| r.score.map_or(f64::NAN, f64::from);
+    let of_responses = from.responses().iter().flat_map(|r| [r.ref_logp, score(r), r.given]);
+    fill(l.of_responses, &mut of_responses.flat_map(halves));
+    let of_pairs = from.pairs().iter().flat_map(|p| {
+        let ([head_chosen, head_rejected], [chosen, rejected]) = (p.ref_heads, p.given);
+        [p.weight.into(), head_chosen, head_rejected, chosen, rejected]
+    });
+    fill(l.of_pairs, &mut of_pairs.flat_map(halves));
     fill(l.tokens, &mut from.tokens().iter().copied());
     fill(l.positions, &mut from.positions().iter().copied());
     fill(l.rows_by_token, &mut from.rows_by_token().iter().copied());

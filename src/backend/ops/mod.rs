@@ -22,7 +22,7 @@ pub use element::{Float, Storage};
 pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};
 pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
-pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS};
+pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pair_weight};
 pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
 pub use optim::{GradNorm, OptimOps, Rule, Update};
 pub use rope::{Rope, RopeOps, Rotation};

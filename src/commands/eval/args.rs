@@ -3,6 +3,7 @@
 use crate::commands::choice::named;
 use crate::loss::LossType;
 use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::train::loss_options::LossTypes;
 use std::path::PathBuf;
 
 /// Options of `fusedpo eval`.
@@ -24,8 +25,8 @@ pub struct EvalArgs {
     #[arg(long)]
     pub beta: Option<f64>,
     /// Loss [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
-    #[arg(long, value_parser = named::<LossType>())]
-    pub loss_type: Option<LossType>,
+    #[arg(long, value_parser = named::<LossType>(), value_delimiter = ',', value_name = "NAME,...")]
+    pub loss_type: Vec<LossType>,
     /// Probability that a label is flipped (cDPO); sigmoid only [default: what MODEL/config.toml says, else 0]
     #[arg(long)]
     pub label_smoothing: Option<f64>,
@@ -50,4 +51,11 @@ pub struct EvalArgs {
     /// Where to compute
     #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
+}
+
+impl EvalArgs {
+    /// The losses asked for.
+    pub fn loss_types(&self) -> Option<LossTypes> {
+        (!self.loss_type.is_empty()).then(|| LossTypes(self.loss_type.clone()))
+    }
 }

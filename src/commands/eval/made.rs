@@ -1,12 +1,13 @@
 //! What the run that made a model says of itself in `MODEL/config.toml`: what `eval` takes where nothing is asked for.
 
 use super::args::EvalArgs;
-use crate::choice::Choice;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_TEXT};
-use crate::loss::{LossSpec, LossType};
+use crate::loss::{LossSpec, LossType, Param};
 use crate::note;
+use crate::train::group::take;
+use crate::train::loss_options::{LossOptions, LossTypes};
 use std::path::{Path, PathBuf};
 
 /// What a run calls its options.
@@ -48,9 +49,13 @@ impl Made {
     /// Reads it. Errors: one that cannot be read, unless every option that it could give was given.
     pub fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
         let path = a.model.join(CONFIG);
-        let pairwise = a.loss_type.map_or(data.num_pairs() > 0, |l| l.def().pair.is_some());
-        let smoothing = a.label_smoothing.is_some() || a.loss_type.is_some_and(|l| l != LossType::Sigmoid);
-        let all_given = a.loss_type.is_some() && a.beta.is_some() && a.ref_model.is_some() && smoothing;
+        let spec = a.loss_types().map(|types| LossOptions { loss_type: types, ..Default::default() }.spec());
+        let pairwise = spec.as_ref().map_or(data.num_pairs() > 0, |spec| !spec.is_sft());
+        let has = |param| spec.as_ref().is_none_or(|spec| spec.has(param));
+        // A loss without further hyper-parameters: all of it was asked for.
+        let plain = spec.as_ref().is_some_and(|spec| spec.terms().iter().all(|t| t.def().options.len() <= 2));
+        let smoothing = a.label_smoothing.is_some() || !has(Param::LabelSmoothing);
+        let all_given = plain && a.beta.is_some() && a.ref_model.is_some() && smoothing;
         let config = if pairwise && !all_given { read(&a.model)? } else { None };
         Ok(Self { path, config })
     }
@@ -59,29 +64,34 @@ impl Made {
     pub fn spec(&self, a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
         let default = if data.num_pairs() > 0 { LossType::Sigmoid } else { LossType::Sft };
         let loss = match data.num_pairs() {
-            0 => Found::new(a.loss_type, || Ok(None), default)?,
-            _ => Found::new(a.loss_type, || self.loss_type(), default)?,
+            0 => Found::new(a.loss_types(), || Ok(None), default.into())?,
+            _ => Found::new(a.loss_types(), || self.loss_type(), default.into())?,
         };
-        let loss_type = loss.value;
-        if loss_type.def().pair.is_none() {
+        if loss.value.0 == [LossType::Sft] {
             refuse_what_sft_ignores(a)?;
-            return Ok(LossSpec { loss_type, beta: 0.1, label_smoothing: 0.0 });
+            return Ok(LossSpec::of(LossType::Sft));
         }
-        let beta =
-            Found::new(a.beta, || self.number("beta", "a finite number above 0", |x| x.is_finite() && x > 0.0), 0.1)?;
-        // Another loss's smoothing means nothing here.
-        let smoothed = loss_type == LossType::Sigmoid && self.loss_type().ok().flatten() == Some(LossType::Sigmoid);
-        let run = || {
-            if smoothed { self.number("label_smoothing", "in [0, 0.5)", |x| (0.0..0.5).contains(&x)) } else { Ok(None) }
+        let of_run = self.loss_type().ok().flatten().is_some_and(|of_run| of_run == loss.value);
+        let has = |param| LossOptions { loss_type: loss.value.clone(), ..Default::default() }.spec().has(param);
+        let (has_beta, smoothed) = (has(Param::Beta), has(Param::LabelSmoothing));
+        let above_0 = |x: f64| x.is_finite() && x > 0.0;
+        let of = |value| if has_beta { self.number("beta", "a finite number above 0", value) } else { Ok(None) };
+        let beta = Found::new(a.beta.map(Some), || Ok(of(above_0)?.map(Some)), None)?;
+        let run = || match smoothed && of_run {
+            true => Ok(self.number("label_smoothing", "in [0, 0.5)", |x| (0.0..0.5).contains(&x))?.map(Some)),
+            false => Ok(None),
         };
-        let smoothing = Found::new(a.label_smoothing, run, 0.0)?;
-        let spec = LossSpec { loss_type, beta: beta.value, label_smoothing: smoothing.value };
-        spec.check()?;
-        self.say(&[
-            (format!("loss {}", loss_type.name()), loss.origin),
-            (format!("beta {}", beta.value), beta.origin),
-            (format!("label smoothing {}", smoothing.value), smoothing.origin),
-        ]);
+        let smoothing = Found::new(a.label_smoothing.map(Some), run, None)?;
+        // Of the same loss everything else is the run's too.
+        let mut options =
+            if of_run && loss.origin != Origin::Default { self.options()? } else { LossOptions::default() };
+        options.loss_type = loss.value;
+        (options.beta, options.label_smoothing) = (beta.value, smoothing.value);
+        let spec = options.resolve()?;
+        let mut said = vec![(format!("loss {}", spec.name()), loss.origin)];
+        said.extend(options.beta.map(|x| (format!("beta {x}"), beta.origin)));
+        said.push((format!("label smoothing {}", options.label_smoothing.unwrap_or(0.0)), smoothing.origin));
+        self.say(&said);
         if a.kl_samples != Some(0) && a.kl_max_new_tokens == 0 {
             let why = "--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out";
             return Err(Error::usage(why));
@@ -111,11 +121,17 @@ impl Made {
     }
 
     /// The run's loss of pairs, if it had one.
-    fn loss_type(&self) -> Result<Option<LossType>> {
+    fn loss_type(&self) -> Result<Option<LossTypes>> {
         let Some(value) = self.get("loss_type") else { return Ok(None) };
-        let known = value.as_str().and_then(LossType::named);
-        let known = known.ok_or_else(|| self.wrong("loss_type", "a loss that this program knows", "loss-type"))?;
-        Ok(Some(known).filter(|l| l.def().pair.is_some()))
+        let known: Result<LossTypes, _> = value.clone().try_into();
+        let known = known.map_err(|_| self.wrong("loss_type", "a loss that this program knows", "loss-type"))?;
+        Ok(Some(known).filter(|l| l.0 != [LossType::Sft]))
+    }
+
+    /// All that the run says of its loss.
+    fn options(&self) -> Result<LossOptions> {
+        let mut table = self.config.clone().unwrap_or_default();
+        take(&mut table).map_err(|why| Error::file(&self.path, format!("{why}: mend it, or give --loss-type")))
     }
 
     fn number(&self, key: &str, range: &str, ok: impl FnOnce(f64) -> bool) -> Result<Option<f64>> {

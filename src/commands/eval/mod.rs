@@ -4,7 +4,7 @@ mod args;
 mod made;
 
 use crate::backend::Backend;
-use crate::data::plan::{Objective, PlanOptions, Planner};
+use crate::data::plan::{PlanOptions, Planner};
 use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
 use crate::error::Result;
@@ -12,10 +12,11 @@ use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
 use crate::observe::Observe;
 use crate::say;
-use crate::train::check::{check_data, check_model, warn_of_positions};
+use crate::train::check::{check_data, check_loss, check_model, warn_of_positions};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
+use crate::train::means;
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::reference;
@@ -87,12 +88,12 @@ impl Task for Eval<'_> {
         check_data(&dir, &data)?;
         let made = Made::of(a, &data)?;
         let spec = made.spec(a, &data)?;
-        let paired = spec.loss_type.def().pair.is_some();
-        let objective = if paired { Objective::Preference } else { Objective::Sft };
+        check_loss(&spec, &data)?;
+        let objective = means::objective(&spec);
         let options = PlanOptions { objective, batch_size: 64, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
-        let reference = if paired { Some(dir.open_other(&made.reference(a)?)?) } else { None };
+        let reference = if spec.reference() { Some(dir.open_other(&made.reference(a)?)?) } else { None };
         let mut sidecars = None;
         if let Some(reference) = &reference {
             check_model(reference, &data)?;

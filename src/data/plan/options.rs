@@ -5,12 +5,21 @@
 pub enum Objective {
     /// The pairs, and the responses that are in one.
     Preference,
+    /// The pairs, all those of a group together: a ranking.
+    Ranking,
     /// What imitation learning should imitate: of a group's judged responses every best one, those with the highest score
     /// and, without scores, those chosen in a pair and rejected in none; and every response that nobody compared: in no
     /// pair, without a score, of a row with a single response or labelled desirable. Never one labelled undesirable.
     Sft,
     /// Every response; no pairs.
     Score,
+}
+
+impl Objective {
+    /// Whether its units are pairs.
+    pub fn is_of_pairs(self) -> bool {
+        matches!(self, Self::Preference | Self::Ranking)
+    }
 }
 
 /// Options of a [`super::Planner`].

@@ -54,7 +54,7 @@ impl Selection {
         self.pairs.clear();
         self.unscorable = 0;
         match objective {
-            Objective::Preference => self.preference(g),
+            Objective::Preference | Objective::Ranking => self.preference(g),
             Objective::Sft => self.sft(g),
             Objective::Score => {
                 self.responses.extend((0..g.num_responses() as u32).filter(|&i| only(g.response_id(i as usize))));
@@ -119,7 +119,7 @@ impl Selection {
 
     /// What the objective counts a step by.
     pub fn units(&self, objective: Objective) -> usize {
-        if objective == Objective::Preference { self.pairs.len() } else { self.responses.len() }
+        if objective.is_of_pairs() { self.pairs.len() } else { self.responses.len() }
     }
 
     /// The unit that needs most token slots, and the most predictions of a unit.
@@ -131,6 +131,10 @@ impl Selection {
             predictions: of.iter().map(|&i| u64::from(predictions(prompt, &records[i]))).sum(),
             row: records[of[0]].row,
         };
+        if objective == Objective::Ranking {
+            let all: Vec<usize> = self.responses.iter().map(|&i| i as usize).collect();
+            return (!all.is_empty()).then(|| unit(&all));
+        }
         if objective == Objective::Preference {
             let ends = |&i: &u32| [g.pair(i as usize).chosen, g.pair(i as usize).rejected];
             return self.pairs.iter().map(|i| unit(&ends(i))).reduce(Unit::larger);

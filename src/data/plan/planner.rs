@@ -171,7 +171,11 @@ impl<'a> Planner<'a> {
 }
 
 fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
-    let unit = if o.objective == Objective::Preference { "pair" } else { "response" };
+    let unit = match o.objective {
+        Objective::Preference => "pair",
+        Objective::Ranking => "ranking of a prompt's responses",
+        Objective::Sft | Objective::Score => "response",
+    };
     let needed = s.largest.0;
     if needed > u64::from(u32::MAX / 2) {
         return Err(Error::usage(format!(
@@ -217,6 +221,7 @@ fn push(b: &mut Builder, data: &Dataset, piece: &Piece) -> Result<()> {
             Tokens::U16(t) => b.response(r.id, t.iter().map(|&t| t.into()))?,
             Tokens::U32(t) => b.response(r.id, t.iter().copied())?,
         }
+        r.score.map_or(Ok(()), |score| b.score(score))?;
     }
     // `responses` ascends, and holds both ends of each of the piece's pairs.
     let place = |local: usize| piece.responses.partition_point(|&r| (r as usize) < local);

@@ -67,7 +67,9 @@ fn nothing(data: &Dataset, objective: Objective, s: &Survey) -> Error {
         n => format!(", {n} with a response of one token after an empty prompt"),
     };
     let what = match objective {
-        Objective::Preference => "no usable pair: pack rows with chosen and rejected, or with different scores",
+        Objective::Preference | Objective::Ranking => {
+            "no usable pair: pack rows with chosen and rejected, or with different scores"
+        }
         Objective::Sft => "nothing to imitate: pack rows with a completion, or with chosen and rejected",
         Objective::Score => "no response: pack some rows",
     };
@@ -142,7 +144,7 @@ impl Survey {
         });
         let [responses, pairs, rows] = per_task.reduce(|| NONE, merge).map(|d| d.bound(budget as u64));
         let units = (o.batch_size as u64 - 1).saturating_add(self.group_units);
-        let ends = if o.objective == Objective::Preference { 2 } else { 1 };
+        let ends = if o.objective.is_of_pairs() { 2 } else { 1 };
         Capacity {
             slots: budget,
             predictions: rows.min(units.saturating_mul(self.unit_predictions)) as usize,

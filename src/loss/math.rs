@@ -1,0 +1,18 @@
+//! What formulas are made of, and the derivatives of it.
+
+/// `log(1 / (1 + exp(-x)))` without overflow or cancellation.
+pub fn log_sigmoid(x: f64) -> f64 {
+    x.min(0.0) - (-x.abs()).exp().ln_1p()
+}
+
+/// `1 / (1 + exp(-x))` without overflow.
+pub fn sigmoid(x: f64) -> f64 {
+    let e = (-x.abs()).exp();
+    if x >= 0.0 { 1.0 / (1.0 + e) } else { e / (1.0 + e) }
+}
+
+/// `-(1-e) log sigmoid(m) - e log sigmoid(-m)`, and its derivative by `m`: the logistic loss of a margin whose label is
+/// flipped with probability `e`.
+pub fn logistic(m: f64, e: f64) -> [f64; 2] {
+    [-(1.0 - e) * log_sigmoid(m) - e * log_sigmoid(-m), e * sigmoid(m) - (1.0 - e) * sigmoid(-m)]
+}

@@ -7,6 +7,7 @@ use super::report::PackReport;
 use super::stream::{Outcome, read_all, tokenise_all};
 use super::write::{SIDE_FILES, meta, write_shards, write_side_files};
 use crate::data::input::Reading;
+use crate::data::sidecar::Kept;
 use crate::data::text::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::files::AtomicFolder;
@@ -156,9 +157,10 @@ fn is_shard(name: &str) -> bool {
     number.is_some_and(|n| n.len() >= 5 && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// `train-00000.pref.ref-0123456789abcdef`, as `reference` names them.
+/// `train-00000.pref.ref-0123456789abcdef`, as `reference` names them; those of other kinds likewise.
 fn is_sidecar(name: &str) -> bool {
-    name.split_once(".ref-").is_some_and(|(shard, key)| {
+    let kinds = Kept::ALL.into_iter().map(Kept::name).chain(["ref"]);
+    kinds.map(|kind| name.split_once(&format!(".{kind}-"))).flatten().any(|(shard, key)| {
         is_shard(shard) && key.len() == 16 && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }

@@ -9,12 +9,18 @@
 //!
 //! [`Sidecars::flush`] writes a shard's whole sidecar to a temporary sibling and renames it. Whenever the process dies,
 //! the file is that of the last flush: all of it valid, nothing else in it. `docs/shard-format.md` has the bytes.
+//!
+//! What belongs to two numbers rather than to one response (a response's first m tokens, a response after another's prompt) is
+//! in [`Keyed`] sidecars, under the same key.
 
 mod file;
 mod key;
+mod keyed;
+mod keyed_file;
 mod prune;
 mod sidecars;
 
 pub use key::RefKey;
+pub use keyed::{Kept, Keyed, keyed_path};
 pub use prune::{Pruned, prune};
 pub use sidecars::{Sidecars, path};

@@ -2,6 +2,7 @@
 
 use super::file::{self, Header};
 use super::key::RefKey;
+use super::keyed::kept_and_not;
 use super::sidecars::{file_prefix, path};
 use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
@@ -36,13 +37,27 @@ pub fn prune(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Prune
                 pruned.kept += 1;
                 continue;
             }
-            let bytes = std::fs::metadata(&other).map_or(0, |m| m.len());
-            remove_file(&other)?;
-            pruned.removed += 1;
-            pruned.bytes += bytes;
+            pruned.remove(&other)?;
+        }
+    }
+    for (path, stays) in kept_and_not(data, cache, key)? {
+        if stays {
+            pruned.kept += 1;
+        } else {
+            pruned.remove(&path)?;
         }
     }
     Ok(pruned)
+}
+
+impl Pruned {
+    fn remove(&mut self, path: &Path) -> Result<()> {
+        let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
+        remove_file(path)?;
+        self.removed += 1;
+        self.bytes += bytes;
+        Ok(())
+    }
 }
 
 /// Files that are named as sidecars of `shard`, where `own` lies.

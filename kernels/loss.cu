@@ -87,7 +87,7 @@ KERNEL(128, loss)(float* __restrict__ coef, double* responses, double* pairs_out
     auto evaluate = [&](const Pair& x) {
         if (kind == KIND_sft) return PairLoss{-x.chosen, -1.0, 0.0};
         if (divergence == REVERSE_KL) return pair_loss(kind, params, x);
-        const Reward w = reward_of(divergence, f_alpha, x.ratio_chosen()), l = reward_of(divergence, f_alpha, x.ratio_rejected());
+        const Power w = reward_of(divergence, f_alpha, x.ratio_chosen()), l = reward_of(divergence, f_alpha, x.ratio_rejected());
         PairLoss got = pair_loss(kind, params,
                                  Pair{w.value, l.value, 0.0, 0.0, x.chosen_len, x.rejected_len, x.chosen_score, x.rejected_score});
         got.d_chosen *= w.slope;

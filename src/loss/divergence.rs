@@ -1,11 +1,8 @@
 //! f-divergences in the place of the reverse KL: they change what a log-ratio is worth as a reward (Wang et al. 2023, arXiv
 //! 2309.16240, table 1: the derivative of f at the ratio; constants as TRL 1.16 has them, since IPO divides by lengths).
 
-use super::math::{log_sigmoid, sigmoid};
+use super::math::{capped_exp, log_sigmoid, sigmoid};
 use crate::choice;
-
-/// Largest exponent: beyond it, `exp` is not finite in f32.
-const MOST_EXPONENT: f64 = 80.0;
 
 choice! {
     /// What keeps the policy near the reference, by TRL's `f_divergence_type`.
@@ -27,22 +24,16 @@ impl Divergence {
         match self {
             Self::ReverseKl => [d, 1.0],
             Self::ForwardKl => {
-                let [e, slope] = exp(-d);
+                let [e, slope] = capped_exp(-d);
                 [1.0 - e, slope]
             }
             Self::JsDivergence => [std::f64::consts::LN_2 + log_sigmoid(d), sigmoid(-d)],
             // The limit.
             Self::AlphaDivergence if (alpha - 1.0).abs() < 1e-6 => [d, 1.0],
             Self::AlphaDivergence => {
-                let [e, slope] = exp((alpha - 1.0) * d);
+                let [e, slope] = capped_exp((alpha - 1.0) * d);
                 [(e - 1.0) / (alpha - 1.0), slope]
             }
         }
     }
-}
-
-/// `exp(x)` for `x` up to the largest exponent, and its derivative.
-fn exp(x: f64) -> [f64; 2] {
-    let e = x.min(MOST_EXPONENT).exp();
-    [e, if x <= MOST_EXPONENT { e } else { 0.0 }]
 }

@@ -1,5 +1,13 @@
 //! What formulas are made of, and the derivatives of it.
 
+/// Largest exponent: beyond it, `exp` is not finite in f32.
+pub const MOST_EXPONENT: f64 = 80.0;
+
+/// `exp(x)` for `x` up to [`MOST_EXPONENT`], and its derivative: 0 beyond.
+pub fn capped_exp(x: f64) -> [f64; 2] {
+    if x > MOST_EXPONENT { [MOST_EXPONENT.exp(), 0.0] } else { [x.exp(); 2] }
+}
+
 /// `log(1 / (1 + exp(-x)))` without overflow or cancellation.
 pub fn log_sigmoid(x: f64) -> f64 {
     x.min(0.0) - (-x.abs()).exp().ln_1p()

@@ -30,12 +30,32 @@ mod spec;
 mod step;
 mod table;
 
+mod alphapo;
+mod apo_down;
+mod apo_zero;
+mod bco_pair;
+mod cpo;
+mod discopop;
+mod dpop;
 mod exo_pair;
 mod hinge;
 mod ipo;
+mod ipo_sum;
+mod nca_pair;
+mod odpo;
+mod orpo;
 mod plackett_luce;
+mod rdpo;
+mod robust;
+mod rpo;
 mod sft;
 mod sigmoid;
+mod sigmoid_norm;
+mod simpo;
+mod slic;
+mod soft_label;
+mod sppo_hard;
+mod unlikelihood;
 
 pub use divergence::Divergence;
 pub use pair::{Pair, PairLoss};
@@ -66,10 +86,30 @@ macro_rules! losses {
 
 losses! {
     Sigmoid = sigmoid,
+    Robust = robust,
     Hinge = hinge,
     Ipo = ipo,
-    Sft = sft,
+    IpoSum = ipo_sum,
     ExoPair = exo_pair,
+    NcaPair = nca_pair,
+    BcoPair = bco_pair,
+    SppoHard = sppo_hard,
+    ApoZero = apo_zero,
+    ApoDown = apo_down,
+    Discopop = discopop,
+    SigmoidNorm = sigmoid_norm,
+    Rpo = rpo,
+    Dpop = dpop,
+    Odpo = odpo,
+    SoftLabel = soft_label,
+    Rdpo = rdpo,
+    Simpo = simpo,
+    Alphapo = alphapo,
+    Cpo = cpo,
+    Orpo = orpo,
+    Slic = slic,
+    Unlikelihood = unlikelihood,
+    Sft = sft,
     PlackettLuce = plackett_luce,
 }
 

@@ -49,11 +49,14 @@ __device__ inline double sigmoid_of(double x) {
     const double e = exp(-fabs(x));
     return (x >= 0.0 ? 1.0 : e) / (1.0 + e);
 }
-// exp(x) for x up to 80, and its derivative: 0 beyond.
+// exp(x), and exp(x) - 1 without cancellation, for x up to 80, with the derivative: 0 beyond.
 struct Power { double value, slope; };
 __device__ inline Power capped_exp(double x) {
     const double e = exp(x > 80.0 ? 80.0 : x);  // NaN stays NaN
     return Power{e, x > 80.0 ? 0.0 : e};
+}
+__device__ inline Power capped_expm1(double x) {
+    return x > 80.0 ? Power{expm1(80.0), 0.0} : Power{expm1(x), exp(x)};
 }
 // The logistic loss of a margin whose label is flipped with probability e, times by: d is d/dm times by.
 __device__ inline PairLoss logistic(double m, double e, double by) {
@@ -169,9 +172,8 @@ __device__ inline PairLoss loss_simpo(const double* p, const Pair& x) {
 
 // AlphaPO's reward of a mean log-prob.
 __device__ inline Power power_reward(double alpha, double mean) {
-    const double x = -alpha * mean;
-    if (x > 80.0) return Power{-expm1(80.0) / alpha, 0.0};
-    return Power{-expm1(x) / alpha, exp(x)};
+    const Power power = capped_expm1(-alpha * mean);
+    return Power{-power.value / alpha, power.slope};
 }
 
 __device__ inline PairLoss loss_alphapo(const double* p, const Pair& x) {
@@ -230,7 +232,6 @@ enum Divergence { REVERSE_KL, FORWARD_KL, JS_DIVERGENCE, ALPHA_DIVERGENCE };
 __device__ inline Power reward_of(int divergence, double alpha, double d) {
     if (divergence == JS_DIVERGENCE) return Power{0.69314718055994530942 + log_sigmoid(d), sigmoid_of(-d)};
     if (divergence == REVERSE_KL || (divergence == ALPHA_DIVERGENCE && fabs(alpha - 1.0) < 1e-6)) return Power{d, 1.0};
-    const Power e = capped_exp(divergence == FORWARD_KL ? -d : (alpha - 1.0) * d);
-    if (divergence == FORWARD_KL) return Power{1.0 - e.value, e.slope};
-    return Power{(e.value - 1.0) / (alpha - 1.0), e.slope};
+    const Power power = capped_expm1(divergence == FORWARD_KL ? -d : (alpha - 1.0) * d);
+    return Power{divergence == FORWARD_KL ? -power.value : power.value / (alpha - 1.0), power.slope};
 }

@@ -1,6 +1,6 @@
 //! SimPO with a reward that bends.
 
-use super::math::{MOST_EXPONENT, logistic};
+use super::math::{capped_exp_m1, logistic};
 use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
@@ -23,14 +23,13 @@ pub(super) const DEF: LossDef = LossDef {
 
 fn loss(p: &Params, x: &Pair) -> PairLoss {
     let (beta, alpha) = (p[Param::Beta], p[Param::AlphapoAlpha]);
-    let (w, by_w) = reward(alpha, x.mean_chosen());
-    let (l, by_l) = reward(alpha, x.mean_rejected());
+    let [[w, by_w], [l, by_l]] = [x.mean_chosen(), x.mean_rejected()].map(|mean| reward(alpha, mean));
     let [loss, d] = logistic(beta * (w - l) - p[Param::SimpoGamma], p[Param::LabelSmoothing]);
     PairLoss { loss, d_chosen: beta * d * by_w / x.chosen_len, d_rejected: -beta * d * by_l / x.rejected_len }
 }
 
 /// What a mean log-prob is worth, and the derivative by it. Nothing cancels where alpha is small.
-fn reward(alpha: f64, mean: f64) -> (f64, f64) {
-    let x = -alpha * mean;
-    if x > MOST_EXPONENT { (-MOST_EXPONENT.exp_m1() / alpha, 0.0) } else { (-x.exp_m1() / alpha, x.exp()) }
+fn reward(alpha: f64, mean: f64) -> [f64; 2] {
+    let [power, slope] = capped_exp_m1(-alpha * mean);
+    [-power / alpha, slope]
 }

@@ -22,9 +22,5 @@ pub(super) const DEF: LossDef = LossDef {
 fn loss(p: &Params, x: &Pair) -> PairLoss {
     let beta = p[Param::Beta];
     let (w, l) = (beta * x.ratio_chosen(), beta * x.ratio_rejected());
-    PairLoss {
-        loss: -log_sigmoid(w) - log_sigmoid(-l),
-        d_chosen: -beta * sigmoid(-w),
-        d_rejected: beta * sigmoid(l),
-    }
+    PairLoss { loss: -log_sigmoid(w) - log_sigmoid(-l), d_chosen: -beta * sigmoid(-w), d_rejected: beta * sigmoid(l) }
 }

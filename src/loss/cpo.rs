@@ -22,9 +22,5 @@ pub(super) const DEF: LossDef = LossDef {
 fn loss(p: &Params, x: &Pair) -> PairLoss {
     let (beta, alpha) = (p[Param::Beta], p[Param::CpoAlpha]);
     let [loss, d] = logistic(beta * (x.chosen - x.rejected), p[Param::LabelSmoothing]);
-    PairLoss {
-        loss: loss - alpha * x.mean_chosen(),
-        d_chosen: beta * d - alpha / x.chosen_len,
-        d_rejected: -beta * d,
-    }
+    PairLoss { loss: loss - alpha * x.mean_chosen(), d_chosen: beta * d - alpha / x.chosen_len, d_rejected: -beta * d }
 }

@@ -1,7 +1,7 @@
 //! f-divergences in the place of the reverse KL: they change what a log-ratio is worth as a reward (Wang et al. 2023, arXiv
 //! 2309.16240, table 1: the derivative of f at the ratio; constants as TRL 1.16 has them, since IPO divides by lengths).
 
-use super::math::{capped_exp, log_sigmoid, sigmoid};
+use super::math::{capped_exp_m1, log_sigmoid, sigmoid};
 use crate::choice;
 
 choice! {
@@ -24,15 +24,15 @@ impl Divergence {
         match self {
             Self::ReverseKl => [d, 1.0],
             Self::ForwardKl => {
-                let [e, slope] = capped_exp(-d);
-                [1.0 - e, slope]
+                let [power, slope] = capped_exp_m1(-d);
+                [-power, slope]
             }
             Self::JsDivergence => [std::f64::consts::LN_2 + log_sigmoid(d), sigmoid(-d)],
             // The limit.
             Self::AlphaDivergence if (alpha - 1.0).abs() < 1e-6 => [d, 1.0],
             Self::AlphaDivergence => {
-                let [e, slope] = capped_exp((alpha - 1.0) * d);
-                [(e - 1.0) / (alpha - 1.0), slope]
+                let [power, slope] = capped_exp_m1((alpha - 1.0) * d);
+                [power / (alpha - 1.0), slope]
             }
         }
     }

@@ -1,11 +1,16 @@
 //! What formulas are made of, and the derivatives of it.
 
-/// Largest exponent: beyond it, `exp` is not finite in f32.
-pub const MOST_EXPONENT: f64 = 80.0;
+/// Largest exponent: far beyond it, `exp` is not finite in f32.
+const MOST_EXPONENT: f64 = 80.0;
 
-/// `exp(x)` for `x` up to [`MOST_EXPONENT`], and its derivative: 0 beyond.
+/// `exp(x)` for `x` up to 80, and its derivative: 0 beyond.
 pub fn capped_exp(x: f64) -> [f64; 2] {
     if x > MOST_EXPONENT { [MOST_EXPONENT.exp(), 0.0] } else { [x.exp(); 2] }
+}
+
+/// `exp(x) - 1` for `x` up to 80, without cancellation, and its derivative: 0 beyond.
+pub fn capped_exp_m1(x: f64) -> [f64; 2] {
+    if x > MOST_EXPONENT { [MOST_EXPONENT.exp_m1(), 0.0] } else { [x.exp_m1(), x.exp()] }
 }
 
 /// `log(1 / (1 + exp(-x)))` without overflow or cancellation.

@@ -279,9 +279,13 @@ impl LossSpec {
             }
             let bad = |d: &LossDef| !matches!(d.rule, Rule::Pair(_) | Rule::Step(_) | Rule::Tokens);
             refuse("ld_alpha", bad, "its lengths are those of a pair")?;
+            let alone = |d: &LossDef| !d.reference && !matches!(d.rule, Rule::Tokens);
+            refuse("ld_alpha", alone, "it is a way to compare with a reference")?;
             if !self.reference() {
                 refuse("ld_alpha", |_| true, "it is a way to compare with a reference")?;
             }
+            let counts_all = |d: &LossDef| d.name == "rpo";
+            refuse("ld_alpha", counts_all, "its second term is a mean over all tokens; `sigmoid,sft` is meant")?;
         }
         if self.use_weighting {
             let bad = |d: &LossDef| !matches!(d.rule, Rule::Pair(_) | Rule::Tokens);

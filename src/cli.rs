@@ -3,7 +3,7 @@
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
-use crate::commands::{eval, generate, inspect, pack, reference, score};
+use crate::commands::{eval, generate, inspect, loss, pack, reference, score};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
@@ -18,11 +18,16 @@ pub struct Cli {
 impl Cli {
     /// What the user typed. `--beta -1` is a value out of range, not an option called `-1`.
     pub fn from_command_line() -> Result<Self, clap::Error> {
-        let negative = |arg: clap::Arg| match arg.get_action().takes_values() && !arg.is_positional() {
-            true => arg.allow_negative_numbers(true),
-            false => arg,
-        };
-        let mut command = Self::command().mut_subcommands(|c| c.mut_args(negative));
+        fn negative(arg: clap::Arg) -> clap::Arg {
+            match arg.get_action().takes_values() && !arg.is_positional() {
+                true => arg.allow_negative_numbers(true),
+                false => arg,
+            }
+        }
+        fn everywhere(command: clap::Command) -> clap::Command {
+            command.mut_args(negative).mut_subcommands(everywhere)
+        }
+        let mut command = everywhere(Self::command());
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
     }
@@ -61,6 +66,9 @@ pub enum Command {
     Score(score::ScoreArgs),
     /// Continue prompts
     Generate(generate::GenerateArgs),
+    /// The losses: which there are, and each with its formula, source, and value and gradient at given log-probs
+    #[command(subcommand)]
+    Loss(loss::LossCommand),
     /// Which devices, libraries and SIMD levels were found, and what to do about the rest
     Doctor,
 }

@@ -77,7 +77,8 @@
 //! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
 //! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
 //!   what of a stranger's folder may be opened at all.
-//! - [`loss`]: the table of losses: formula, derivative, source, and what each needs. Knows no device and no plan.
+//! - [`loss`]: the table of losses: formula, derivative, source, and what each needs; a loss at given numbers
+//!   ([`loss::explain()`]). Knows no device and no plan.
 //! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and signals are in [`commands`]. Knows
 //!   plain numbers, no device.
 //! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans.

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),
+        Command::Loss(command) => commands::loss::run(&command),
         Command::Doctor => commands::doctor::run(to.flags()),
     };
     // With it go its bars.

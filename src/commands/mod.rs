@@ -9,6 +9,8 @@ pub mod eval;
 pub mod flags;
 pub mod generate;
 pub mod inspect;
+pub mod loss;
+pub mod loss_flags;
 pub mod out;
 pub mod pack;
 pub mod progress;

@@ -1,7 +1,7 @@
 //! SimPO with a reward that bends.
 
 use super::math::{capped_exp_m1, logistic};
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "alphapo",
@@ -16,6 +16,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::SimpoGamma, 0.5), (Param::AlphapoAlpha, 0.25), (Param::LabelSmoothing, 0.0)],
     reference: false,
     scores: false,
+    lengths: Lengths::Both,
     divergence: false,
     mean_reward: true,
     rule: Rule::Pair(loss),

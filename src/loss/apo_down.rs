@@ -1,7 +1,7 @@
 //! Both down, the rejected one further.
 
 use super::math::sigmoid;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "apo_down",
@@ -13,6 +13,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -1,7 +1,7 @@
 //! Chosen up, rejected down, each from the reference.
 
 use super::math::sigmoid;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "apo_zero",
@@ -13,6 +13,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

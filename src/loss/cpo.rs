@@ -1,7 +1,7 @@
 //! DPO with a uniform reference, and an anchor.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "cpo",
@@ -14,6 +14,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::LabelSmoothing, 0.0), (Param::CpoAlpha, 1.0)],
     reference: false,
     scores: false,
+    lengths: Lengths::Chosen,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -1,7 +1,7 @@
 //! The loss that a language model found.
 
 use super::math::{capped_exp, log_sigmoid, sigmoid};
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "discopop",
@@ -14,6 +14,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::DiscopopTau, 0.05)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

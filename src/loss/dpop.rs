@@ -1,7 +1,7 @@
 //! DPO that pays for chosen responses below the reference.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "dpop",
@@ -15,6 +15,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.3), (Param::DpopLambda, 50.0)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -1,7 +1,7 @@
 //! The reverse KL of the policy's preferences against the labels'.
 
 use super::math::{log_sigmoid, sigmoid};
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "exo_pair",
@@ -13,6 +13,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::LabelSmoothing, 1e-3)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -1,6 +1,6 @@
 //! A margin that is aimed at, not passed.
 
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "ipo",
@@ -12,6 +12,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Both,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

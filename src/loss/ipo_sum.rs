@@ -1,6 +1,6 @@
 //! IPO as its paper writes it: a margin of sums.
 
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "ipo_sum",
@@ -13,6 +13,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

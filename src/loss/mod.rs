@@ -23,6 +23,7 @@
 //! ```
 
 mod divergence;
+mod explain;
 pub mod math;
 mod pair;
 mod params;
@@ -58,11 +59,12 @@ mod sppo_hard;
 mod unlikelihood;
 
 pub use divergence::Divergence;
+pub use explain::{Explained, Given, NOTATION, explain, notation};
 pub use pair::{Pair, PairLoss};
 pub use params::{PARAMS, Param, Params};
 pub use spec::{LossSpec, MOST_TERMS, Scales, Term};
 pub use step::{Judged, Running, StepPairs};
-pub use table::{LossDef, MOST_PARAMS, Rule, Scope};
+pub use table::{Lengths, LossDef, MOST_PARAMS, Rule, Scope};
 
 use crate::choice::Choice;
 

@@ -1,7 +1,7 @@
 //! Fine-tuning and preference in one.
 
 use super::math::{log_sigmoid, sigmoid};
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "orpo",
@@ -15,6 +15,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: false,
     scores: false,
+    lengths: Lengths::Both,
     divergence: false,
     mean_reward: true,
     rule: Rule::Pair(loss),

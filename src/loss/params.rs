@@ -12,11 +12,11 @@ macro_rules! loss_params {
         $then! {
             /// Strength of the pull towards the reference (DPO eq. 7); without a reference the scale of the reward
             beta Beta above_0 "a finite number greater than 0";
-            /// Probability that a label is flipped: sigmoid (cDPO), robust, exo_pair, aot, cpo, simpo, alphapo
+            /// Probability that a label is flipped
             label_smoothing LabelSmoothing below_half "in [0, 0.5)";
             /// Temperature of discopop's blend
             discopop_tau DiscopopTau above_0 "a finite number greater than 0";
-            /// Margin that simpo and alphapo ask of the reward
+            /// Margin of reward that is asked for
             simpo_gamma SimpoGamma finite "a finite number";
             /// Exponent of alphapo's reward; towards 0 it is simpo
             alphapo_alpha AlphapoAlpha not_0 "a finite number other than 0";

@@ -1,6 +1,6 @@
 //! A ranking as choices: each response against all that it is preferred to.
 
-use super::{LossDef, Param, Params, Rule};
+use super::{Lengths, LossDef, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "plackett_luce",
@@ -13,6 +13,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: false,
     mean_reward: false,
     rule: Rule::List(loss),

@@ -1,7 +1,7 @@
 //! DPO that takes length out of the preference.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "rdpo",
@@ -15,6 +15,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::RdpoAlpha, 0.05)],
     reference: true,
     scores: false,
+    lengths: Lengths::Both,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

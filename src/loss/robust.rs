@@ -1,7 +1,7 @@
 //! DPO made unbiased under labels that are flipped at a known rate.
 
 use super::math::{log_sigmoid, sigmoid};
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "robust",
@@ -15,6 +15,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::LabelSmoothing, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

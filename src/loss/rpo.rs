@@ -1,7 +1,7 @@
 //! DPO with an anchor on the chosen response.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "rpo",
@@ -15,6 +15,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::RpoAlpha, 1.0)],
     reference: true,
     scores: false,
+    lengths: Lengths::Chosen,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -1,6 +1,6 @@
 //! Maximum likelihood.
 
-use super::{LossDef, Rule};
+use super::{Lengths, LossDef, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "sft",
@@ -11,6 +11,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[],
     reference: false,
     scores: false,
+    lengths: Lengths::Chosen,
     divergence: true,
     mean_reward: false,
     rule: Rule::Tokens,

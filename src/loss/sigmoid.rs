@@ -1,7 +1,7 @@
 //! DPO's own loss; with label smoothing, cDPO.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "sigmoid",
@@ -14,6 +14,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::LabelSmoothing, 0.0)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -1,7 +1,7 @@
 //! DPO on per-token means.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "sigmoid_norm",
@@ -14,6 +14,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 5.0)],
     reference: true,
     scores: false,
+    lengths: Lengths::Both,
     divergence: true,
     mean_reward: true,
     rule: Rule::Pair(loss),

@@ -1,7 +1,7 @@
 //! Mean log-probs with a margin, without a reference.
 
 use super::math::logistic;
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "simpo",
@@ -14,6 +14,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::SimpoGamma, 0.5), (Param::LabelSmoothing, 0.0)],
     reference: false,
     scores: false,
+    lengths: Lengths::Both,
     divergence: false,
     mean_reward: true,
     rule: Rule::Pair(loss),

@@ -1,7 +1,7 @@
 //! DPO towards a probability that the scores give.
 
 use super::math::{log_sigmoid, sigmoid};
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "soft_label",
@@ -15,6 +15,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1), (Param::SoftLabelScale, 1.0)],
     reference: true,
     scores: true,
+    lengths: Lengths::Unread,
     divergence: true,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -168,7 +168,8 @@ impl LossSpec {
         self.terms().iter().any(|t| t.has(param))
     }
 
-    fn defs(&self) -> impl Iterator<Item = &'static LossDef> {
+    /// Their rows of the table.
+    pub fn defs(&self) -> impl Iterator<Item = &'static LossDef> {
         self.terms().iter().map(Term::def)
     }
 
@@ -268,6 +269,9 @@ impl LossSpec {
             return Err(Error::usage("`loss_type`: kto reads judgements, not pairs: it stands alone"));
         }
         if self.divergence != Divergence::ReverseKl {
+            if !self.reference() {
+                refuse("f_divergence_type", |_| true, "it has no reference")?;
+            }
             refuse("f_divergence_type", |d| !d.divergence, "it is not a function of two rewards' difference")?;
         }
         if !(self.f_alpha.is_finite() && self.f_alpha > 0.0) {

@@ -1,6 +1,6 @@
 //! Both log-ratios drawn to fixed places.
 
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "sppo_hard",
@@ -14,6 +14,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::Beta, 0.1)],
     reference: true,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

@@ -23,12 +23,25 @@ pub struct LossDef {
     pub reference: bool,
     /// Whether it reads the data's scores of both responses.
     pub scores: bool,
+    /// Which responses' lengths it reads.
+    pub lengths: Lengths,
     /// Whether an f-divergence may take the place of its reverse KL: TRL's list, and what is like it.
     pub divergence: bool,
     /// Whether what it rewards is a mean over tokens, not a sum.
     pub mean_reward: bool,
     /// The formula, for machines.
     pub rule: Rule,
+}
+
+/// Responses whose lengths a formula reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lengths {
+    /// Of none: sums are enough.
+    Unread,
+    /// The chosen response's.
+    Chosen,
+    /// Both.
+    Both,
 }
 
 /// Most hyper-parameters of a loss.

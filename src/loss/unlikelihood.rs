@@ -1,6 +1,6 @@
 //! Chosen up, rejected down, without any brake.
 
-use super::{LossDef, Pair, PairLoss, Param, Params, Rule};
+use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
     name: "unlikelihood",
@@ -13,6 +13,7 @@ pub(super) const DEF: LossDef = LossDef {
     options: &[(Param::UnlikelihoodAlpha, 0.1)],
     reference: false,
     scores: false,
+    lengths: Lengths::Unread,
     divergence: false,
     mean_reward: false,
     rule: Rule::Pair(loss),

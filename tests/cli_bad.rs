@@ -32,10 +32,10 @@ fn options_that_cannot_be_honoured() {
         ("--adam-beta1 1", "--adam-beta1 1: must be in [0, 1)"),
         (
             "--loss-type xyz",
-            "invalid value 'xyz' for '--loss-type <LOSS_TYPE>' [possible values: sigmoid, hinge, ipo, sft]; see --help",
+            &format!("invalid value 'xyz' for '--loss-type <NAME,...>' [possible values: {}]; see --help", losses(", ")),
         ),
-        ("--loss-type ipo --label-smoothing 0.1", "--label-smoothing: not defined for --loss-type ipo; use sigmoid"),
-        ("--loss-type sft --beta 1", "--beta and --label-smoothing: the sft loss has neither; leave them out"),
+        ("--loss-type ipo --label-smoothing 0.1", "--label-smoothing: not defined for --loss-type ipo; leave it out, or use another loss"),
+        ("--loss-type sft --beta 1", "--beta: not defined for --loss-type sft; leave it out, or use another loss"),
         ("--nonsense 1", "unexpected argument '--nonsense' found; see --help"),
         ("--token-budget 0", "--token-budget 0: must be 1 or more"),
         ("--token-budget 99999999999", "--token-budget 99999999999 is too large: at most 2147483647"),
@@ -78,7 +78,7 @@ fn configurations() {
         ("seed = -1", "c.toml: `seed`: invalid value: integer `-1`, expected u64"),
         (
             "loss_type = \"ppo\"",
-            "c.toml: `loss_type`: unknown variant `ppo`, expected one of `sigmoid`, `hinge`, `ipo`, `sft`",
+            &format!("c.toml: `loss_type`: unknown variant `ppo`, expected one of `{}`", losses("`, `")),
         ),
         ("beta = 0.1\n\noptim = \"adamw", "c.toml: line 3: invalid basic string, expected `\"`"),
         ("learning_rate = nan", "--learning-rate NaN: must be a finite number, 0 or more"),
@@ -381,4 +381,9 @@ fn shards_that_were_damaged() {
     let ran = cli.run(commands[0]);
     let want = "fusedpo: d/train-00001.pref: does not belong with d/train-00000.pref: its tokenizer_sha256 is ";
     assert!(ran.code == 2 && ran.err.starts_with(want) && ran.err.lines().count() == 1, "{ran:?}");
+}
+
+/// The names of all losses.
+fn losses(between: &str) -> String {
+    fusedpo::loss::LOSSES.iter().map(|l| l.name).collect::<Vec<_>>().join(between)
 }

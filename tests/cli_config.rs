@@ -36,7 +36,7 @@ fn the_stage_is_the_one_that_was_typed() {
 
     let ran = cli.ok("sft --config p/config.toml --out sft");
     let want =
-        "p/config.toml: `beta`, `loss_type`, `label_smoothing`, `ref_model` left out: the file is of dpo, this is sft";
+        "p/config.toml: `loss_type`, `beta`, `label_smoothing`, `ref_model` left out: the file is of dpo, this is sft";
     assert_eq!(left_out(&ran), [want]);
     same_weights(&cli, "sft", "s");
     assert!(cli.text("sft/config.toml").contains("stage = \"sft\"\n"));
@@ -72,11 +72,11 @@ fn the_loss_is_the_one_that_was_typed() {
 #[test]
 fn what_was_typed_is_never_left_out() {
     let cli = runs();
-    let neither = "--beta and --label-smoothing: the sft loss has neither; leave them out";
+    let neither = "--beta: not defined for --loss-type sft; leave it out, or use another loss";
     cli.bad("dpo --config p/config.toml --loss-type sft --beta 0.3 --out r", 2, neither);
     let want = "--ref-model and --cache: the sft loss has no reference; leave them out";
     cli.bad("dpo --config s/config.toml --loss-type sft --cache c --out r", 2, want);
-    let want = "--label-smoothing: not defined for --loss-type ipo; use sigmoid";
+    let want = "--label-smoothing: not defined for --loss-type ipo; leave it out, or use another loss";
     cli.bad("dpo --config p/config.toml --loss-type ipo --label-smoothing 0.1 --out r", 2, want);
     // Nor is a file mended that contradicts itself, or is of no stage.
     for (text, stage, want) in [

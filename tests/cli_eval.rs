@@ -120,7 +120,7 @@ fn a_configuration_that_cannot_be_read_is_an_error() {
             "label_smoothing = 0.5",
             "`label_smoothing` is 0.5, not in [0, 0.5): mend it, or give --label-smoothing",
         ),
-        ("beta = 0.5", "beta =", "line 4 is not valid TOML: mend it, or take it away"),
+        ("beta = 0.5", "beta =", "line 7 is not valid TOML: mend it, or take it away"),
         (model, "ref_model = 1", "`ref_model` is 1, not the folder of a model: mend it, or give --ref-model"),
     ] {
         assert!(text.contains(line), "{line} in {text}");

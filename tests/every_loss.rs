@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 /// Prompts with three scored responses each, of different lengths.
 fn rankings(n: u64) -> Vec<Value> {
-    let words = |from: u64, n: u64| (0..n).map(|i| format!("w{}", 3 + (from + 7 * i) % 94)).collect::<Vec<_>>().join(" ");
+    let words =
+        |from: u64, n: u64| (0..n).map(|i| format!("w{}", 3 + (from + 7 * i) % 94)).collect::<Vec<_>>().join(" ");
     let row = |i: u64| {
         let responses: Vec<String> = (0..3).map(|k| words(11 * i + 31 * k, 1 + (i + 2 * k) % 5)).collect();
         json!({"prompt": words(5 * i, 2 + i % 3), "responses": responses, "scores": [i % 4, i % 4 + 2, i % 4 + 1]})

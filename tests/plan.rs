@@ -110,7 +110,7 @@ fn expected(data: &Dataset, objective: Objective) -> Vec<u64> {
     for g in (0..data.num_groups()).map(|i| data.group(i)) {
         let scored = |i: usize| !g.prompt().is_empty() || g.response(i).tokens.len() > 1;
         match objective {
-            Objective::Preference => {
+            Objective::Preference | Objective::Ranking => {
                 ids.extend(g.pairs().filter(|p| scored(p.chosen) && scored(p.rejected)).map(|p| p.id));
             }
             Objective::Score => ids.extend(g.responses().map(|r| r.id)),
@@ -134,8 +134,7 @@ fn check_epoch(data: &Dataset, planner: &Planner<'_>, o: &PlanOptions, epoch: u6
             assert!(mb.pairs().len() <= c.pairs, "{c:?}");
             let pairs = mb.pairs().iter().map(|p| p.id);
             let responses = mb.responses().iter().map(|r| r.id);
-            let units: Vec<u64> =
-                if o.objective == Objective::Preference { pairs.collect() } else { responses.collect() };
+            let units: Vec<u64> = if o.objective.is_of_pairs() { pairs.collect() } else { responses.collect() };
             held += units.len();
             units.into_iter().for_each(|u| *seen.entry(u).or_insert(0) += 1);
         }
@@ -151,6 +150,31 @@ fn check_epoch(data: &Dataset, planner: &Planner<'_>, o: &PlanOptions, epoch: u6
     groups.sort_unstable();
     groups.windows(2).for_each(|w| assert!(w[0] < w[1], "a group in two steps"));
     assert_eq!(groups.len() as u64 + planner.skipped_groups(), data.num_groups());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn a_ranking_is_never_cut(groups in prop::collection::vec(own_group(3000), 1..24), batch_size in 1usize..9) {
+        let (_dir, data) = dataset(&groups);
+        let o = options(Objective::Ranking, batch_size, None);
+        if let Ok(planner) = Planner::new(&data, &o) {
+            check_epoch(&data, &planner, &o, 1);
+            let slots = |g: u64| {
+                let group = data.group(g);
+                let in_pairs: std::collections::BTreeSet<usize> = group.pairs().flat_map(|p| [p.chosen, p.rejected]).collect();
+                group.prompt().len() + in_pairs.into_iter().map(|i| group.response(i).tokens.len()).sum::<usize>()
+            };
+            let largest = (0..planner.steps_in_epoch(1)).flat_map(|s| planner.step_groups(1, s)).map(slots).max().unwrap();
+            prop_assert!(Planner::new(&data, &options(Objective::Ranking, batch_size, Some(largest - 1))).is_err() || largest == 1);
+            let tight = Planner::new(&data, &options(Objective::Ranking, batch_size, Some(largest))).unwrap();
+            for mb in (0..tight.steps_in_epoch(1)).flat_map(|s| tight.step(1, s).unwrap()) {
+                let ids = mb.groups().iter().map(|g| (g.id, g.pairs.len()));
+                ids.for_each(|(id, pairs)| assert!(pairs <= data.group(id).num_pairs()));
+                assert!(mb.groups().windows(2).all(|g| g[0].id != g[1].id), "a group twice");
+            }
+        }
+    }
 }
 
 proptest! {

@@ -37,6 +37,19 @@ macro_rules! flags {
 }
 loss_params!(flags);
 
+/// What losses of a run can ask of single tokens; a pair of sums says nothing of it.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize)]
+pub struct TokenFlags {
+    /// LD-DPO: how much tokens beyond the length of a pair's shorter response count, in [0, 1] [default: as the others]
+    #[arg(long, value_name = "X")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ld_alpha: Option<f64>,
+    /// WPO: pairs count by how likely the policy is to write both responses [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_weighting: Option<bool>,
+}
+
 impl LossFlags {
     /// As options of a run with `losses`. Errors: [`Error::Usage`] about what a TOML file could not hold either.
     pub fn options(&self, losses: &[LossType]) -> Result<LossOptions> {

@@ -1,6 +1,7 @@
 //! `fusedpo sft` and `fusedpo dpo`.
 
 use super::choice::named;
+use super::loss_flags::{LossFlags, TokenFlags};
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::device::{self, Task};
@@ -130,16 +131,18 @@ pub struct DpoFlags {
     /// Hugging Face directory of the reference [default: the starting policy]
     #[arg(long, value_name = "DIR")]
     pub ref_model: Option<PathBuf>,
-    /// Strength of the pull towards the reference (DPO eq. 7) [default: 0.1]
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// Loss [default: sigmoid]
+    /// Loss, or the losses of a sum with commas between them; `fusedpo loss list` describes them [default: sigmoid]
     #[arg(long, value_parser = named::<LossType>(), value_delimiter = ',', value_name = "NAME,...")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub loss_type: Vec<LossType>,
-    /// Probability that a label is flipped (cDPO), in [0, 0.5); sigmoid only [default: 0]
-    #[arg(long)]
-    pub label_smoothing: Option<f64>,
+    /// Hyper-parameters of losses.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub loss: LossFlags,
+    /// What losses ask of single tokens.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub tokens: TokenFlags,
     /// Folder for reference sidecars [default: beside the shards]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
@@ -270,8 +273,11 @@ fn leave_out(stage: Stage, path: &Path, file: &mut toml::Table, typed: &toml::Ta
 
 /// Takes `keys` out of `file` and says which it had.
 fn remove(path: &Path, file: &mut toml::Table, keys: &[&str], why: &str) {
-    // No smoothing is written as 0, and nothing is lost with it.
-    let had = keys.iter().filter(|key| file.remove(**key).is_some_and(|value| value.as_float() != Some(0.0)));
+    // Nothing is lost with what says that there is nothing: no smoothing, no weighting, the divergence of all losses.
+    let nothing = |value: &toml::Value| {
+        value.as_float() == Some(0.0) || value.as_bool() == Some(false) || value.as_str() == Some("reverse_kl")
+    };
+    let had = keys.iter().filter(|key| file.remove(**key).is_some_and(|value| !nothing(&value)));
     let had: Vec<String> = had.map(|key| format!("`{key}`")).collect();
     if !had.is_empty() {
         note!("{}: {} left out: {why}", path.display(), had.join(", "));

@@ -1,6 +1,8 @@
 //! What can be asked of `fusedpo eval`.
 
 use crate::commands::choice::named;
+use crate::commands::loss_flags::{LossFlags, TokenFlags};
+use crate::error::{Error, Result};
 use crate::loss::LossType;
 use crate::train::choices::{DeviceChoice, DtypeChoice};
 use crate::train::loss_options::LossTypes;
@@ -21,15 +23,15 @@ pub struct EvalArgs {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
-    /// Scale of the rewards [default: what MODEL/config.toml says, else 0.1]
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// Loss [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
+    /// Loss, or the losses of a sum; it and its hyper-parameters [default: what MODEL/config.toml says, else sigmoid; sft for data without pairs]
     #[arg(long, value_parser = named::<LossType>(), value_delimiter = ',', value_name = "NAME,...")]
     pub loss_type: Vec<LossType>,
-    /// Probability that a label is flipped (cDPO); sigmoid only [default: what MODEL/config.toml says, else 0]
-    #[arg(long)]
-    pub label_smoothing: Option<f64>,
+    /// Hyper-parameters of losses.
+    #[command(flatten)]
+    pub loss: LossFlags,
+    /// What losses ask of single tokens.
+    #[command(flatten)]
+    pub tokens: TokenFlags,
     /// Prompts to sample a response to, for the KL estimate; 0: none [default: 16]
     #[arg(long)]
     pub kl_samples: Option<usize>,
@@ -54,6 +56,14 @@ pub struct EvalArgs {
 }
 
 impl EvalArgs {
+    /// What was asked of the loss, beside its name, as keys of a configuration.
+    pub fn of_loss(&self) -> Result<toml::Table> {
+        let table = |flags: Result<toml::Table, toml::ser::Error>| flags.map_err(|e| Error::usage(e.to_string()));
+        let mut all = table(toml::Table::try_from(&self.loss))?;
+        all.extend(table(toml::Table::try_from(&self.tokens))?);
+        Ok(all)
+    }
+
     /// The losses asked for.
     pub fn loss_types(&self) -> Option<LossTypes> {
         (!self.loss_type.is_empty()).then(|| LossTypes(self.loss_type.clone()))

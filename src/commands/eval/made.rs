@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_TEXT};
 use crate::loss::{LossSpec, LossType, Param};
 use crate::note;
-use crate::train::group::take;
+use crate::train::group::{Group, take};
 use crate::train::loss_options::{LossOptions, LossTypes};
 use std::path::{Path, PathBuf};
 
@@ -54,8 +54,8 @@ impl Made {
         let has = |param| spec.as_ref().is_none_or(|spec| spec.has(param));
         // A loss without further hyper-parameters: all of it was asked for.
         let plain = spec.as_ref().is_some_and(|spec| spec.terms().iter().all(|t| t.def().options.len() <= 2));
-        let smoothing = a.label_smoothing.is_some() || !has(Param::LabelSmoothing);
-        let all_given = plain && a.beta.is_some() && a.ref_model.is_some() && smoothing;
+        let smoothing = a.loss.label_smoothing.is_some() || !has(Param::LabelSmoothing);
+        let all_given = plain && a.loss.beta.is_some() && a.ref_model.is_some() && smoothing;
         let config = if pairwise && !all_given { read(&a.model)? } else { None };
         Ok(Self { path, config })
     }
@@ -76,15 +76,18 @@ impl Made {
         let (has_beta, smoothed) = (has(Param::Beta), has(Param::LabelSmoothing));
         let above_0 = |x: f64| x.is_finite() && x > 0.0;
         let of = |value| if has_beta { self.number("beta", "a finite number above 0", value) } else { Ok(None) };
-        let beta = Found::new(a.beta.map(Some), || Ok(of(above_0)?.map(Some)), None)?;
+        let beta = Found::new(a.loss.beta.map(Some), || Ok(of(above_0)?.map(Some)), None)?;
         let run = || match smoothed && of_run {
             true => Ok(self.number("label_smoothing", "in [0, 0.5)", |x| (0.0..0.5).contains(&x))?.map(Some)),
             false => Ok(None),
         };
-        let smoothing = Found::new(a.label_smoothing.map(Some), run, None)?;
-        // Of the same loss everything else is the run's too.
-        let mut options =
-            if of_run && loss.origin != Origin::Default { self.options()? } else { LossOptions::default() };
+        let smoothing = Found::new(a.loss.label_smoothing.map(Some), run, None)?;
+        // Of the same loss everything else is the run's too; and what is asked for wins.
+        let mut table = self.config.clone().filter(|_| of_run && loss.origin != Origin::Default).unwrap_or_default();
+        table.retain(|key: &str, _| LossOptions::KEYS.contains(&key) && key != "beta" && key != "label_smoothing");
+        table.extend(a.of_loss()?);
+        let why = |why| Error::file(&self.path, format!("{why}: mend it, or give --loss-type"));
+        let mut options: LossOptions = take(&mut table).map_err(why)?;
         options.loss_type = loss.value;
         (options.beta, options.label_smoothing) = (beta.value, smoothing.value);
         let spec = options.resolve()?;
@@ -126,12 +129,6 @@ impl Made {
         let known: Result<LossTypes, _> = value.clone().try_into();
         let known = known.map_err(|_| self.wrong("loss_type", "a loss that this program knows", "loss-type"))?;
         Ok(Some(known).filter(|l| l.0 != [LossType::Sft]))
-    }
-
-    /// All that the run says of its loss.
-    fn options(&self) -> Result<LossOptions> {
-        let mut table = self.config.clone().unwrap_or_default();
-        take(&mut table).map_err(|why| Error::file(&self.path, format!("{why}: mend it, or give --loss-type")))
     }
 
     fn number(&self, key: &str, range: &str, ok: impl FnOnce(f64) -> bool) -> Result<Option<f64>> {
@@ -190,13 +187,13 @@ fn read(dir: &Path) -> Result<Option<toml::Table>> {
 }
 
 fn refuse_what_sft_ignores(a: &EvalArgs) -> Result<()> {
-    let given = [
-        ("--beta", a.beta.is_some()),
-        ("--label-smoothing", a.label_smoothing.is_some()),
+    let of_loss = a.of_loss()?.into_iter().map(|(key, _)| (format!("--{}", key.replace('_', "-")), true));
+    let others = [
         ("--ref-model", a.ref_model.is_some()),
         ("--cache", a.cache.is_some()),
         ("--kl-samples", a.kl_samples.is_some_and(|n| n > 0)),
     ];
+    let given: Vec<(String, bool)> = of_loss.chain(others.map(|(flag, given)| (flag.to_owned(), given))).collect();
     match given.iter().find(|(_, given)| *given) {
         Some((flag, _)) => Err(Error::usage(format!(
             "{flag}: the sft loss (that of data without pairs) has no use for it; leave it out"

@@ -414,7 +414,7 @@ fn what_is_missing_ignored_or_out_of_range() {
         ),
         (
             "sigmoid --logps -1,-2 --ref-logps -1,-2".into(),
-            "--logps: sigmoid reads pairs; only plackett_luce, by itself, reads lists",
+            "--logps: sigmoid reads no lists; give --chosen and --rejected",
         ),
         (
             "ipo --chosen 1e200 --rejected -1 --ref-chosen -1 --ref-rejected -1 --chosen-len 1 --rejected-len 1".into(),
@@ -433,7 +433,7 @@ fn what_is_missing_ignored_or_out_of_range() {
         ("sigmoid --chosen --json", "invalid value '--json'"),
         ("sigmoid --chosen one", "invalid value 'one'"),
         ("sigmoid,hinge,sigmoid", "sigmoid stands twice"),
-        ("sigmoid --kl 1 --chosen -1", "--kl: sigmoid does not read it"),
+        ("sigmoid --kl 1 --chosen -1", "--kl: sigmoid reads no judgements"),
     ] {
         let ran = cli.run(&format!("loss explain {args}"));
         assert!(ran.code == 2 && ran.err.contains(part) && ran.err.lines().count() == 1, "{args}: {ran:?}");

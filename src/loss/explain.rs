@@ -123,10 +123,7 @@ impl Given {
             }
         }
         if self.kl.is_some() && !spec.is_judged() {
-            return Err(Error::usage(format!(
-                "`kl`: {name} does not read it; {} does",
-                named(|r| matches!(r, Rule::Judged(_)))
-            )));
+            return Err(Error::usage(format!("`kl`: {name} reads no judgements")));
         }
         let (reference, pair) = (spec.reference(), !spec.is_sft());
         let needs = [
@@ -159,11 +156,6 @@ impl Given {
             rejected_score: self.rejected_score.unwrap_or(f64::NAN),
         }
     }
-}
-
-/// Losses whose rule `is` of some kind.
-fn named(is: fn(&Rule) -> bool) -> String {
-    super::LOSSES.iter().filter(|d| is(&d.rule)).map(|d| d.name).collect::<Vec<_>>().join(", ")
 }
 
 /// The letters that `def`'s formula has, and those that these are made of, with their meanings.
@@ -269,8 +261,7 @@ fn of_list(spec: &LossSpec, given: &Given) -> Result<Explained> {
 }
 
 fn no_list(spec: &LossSpec) -> Error {
-    let lists = named(|r| matches!(r, Rule::List(_)));
-    Error::usage(format!("`logps`: {} reads pairs; only {lists}, by itself, reads lists", spec.name()))
+    Error::usage(format!("`logps`: {} reads no lists; give `chosen` and `rejected`", spec.name()))
 }
 
 fn sum(is_pair: bool, terms: Vec<(Term, f64, Vec<f64>)>, rewards: Vec<f64>) -> Explained {

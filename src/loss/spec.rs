@@ -1,10 +1,10 @@
 //! A loss as a run has it: one row of the table or a weighted sum of several, with hyper-parameters.
 
 use super::divergence::Divergence;
+use super::losses::{LOSSES, LossType};
 use super::pair::{Pair, PairLoss};
 use super::params::{Param, Params};
 use super::table::{LossDef, MOST_PARAMS, Rule, Scope};
-use super::{LOSSES, LossType};
 use crate::error::{Error, Result};
 
 /// Most losses in a sum.

@@ -151,7 +151,8 @@ __device__ inline PairLoss loss_dpop(const double* p, const Pair& x) {
 __device__ inline PairLoss loss_odpo(const double* p, const Pair& x) {
     const double by = x.chosen_score - x.rejected_score;
     const double offset = p[1] == 0.0 ? 0.0 : by <= 0.0 ? -double(INFINITY) : p[1] * log(by);
-    return logistic(p[0] * x.margin() - offset, 0.0, p[0]);
+    const double m = p[0] * x.margin() - offset, d = -p[0] * sigmoid_of(-m);
+    return PairLoss{-log_sigmoid(m), d, -d};
 }
 
 __device__ inline PairLoss loss_soft_label(const double* p, const Pair& x) {

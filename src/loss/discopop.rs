@@ -8,9 +8,10 @@ pub(super) const DEF: LossDef = LossDef {
     about: "DiscoPOP: logistic and exponential loss, blended by the margin",
     formula: "(1-q) (-ls(beta h)) + q exp(-beta h), q = s(beta h / tau)",
     source: "Lu et al. 2024 (DiscoPOP, arXiv 2406.08414) eq. 5; tau 0.05 as there",
-    guidance: "As sigmoid, with more pull on pairs that are just won, and hardly any on pairs that are lost by far. \
-               Not convex: between two valleys it has a hill just below a margin of 0, where pairs may rest. q \
-               exp(-beta h) is one exponential here, so that lost pairs overflow nothing; its exponent ends at 80.",
+    guidance: "As sigmoid on pairs that are lost, and an exponential with a stronger pull on those that are won. Not \
+               convex: just below a margin of 0 is a shallow valley where pairs may rest (at tau 0.05, beta h = \
+               -0.12). q exp(-beta h) is one exponential here, so that lost pairs overflow nothing; its exponent ends \
+               at 80.",
     options: &[(Param::Beta, 0.1), (Param::DiscopopTau, 0.05)],
     reference: true,
     scores: false,

@@ -1,6 +1,6 @@
 //! DPO with a margin that the scores set.
 
-use super::math::logistic;
+use super::math::{log_sigmoid, sigmoid};
 use super::{Lengths, LossDef, Pair, PairLoss, Param, Params, Rule};
 
 pub(super) const DEF: LossDef = LossDef {
@@ -32,6 +32,6 @@ fn loss(p: &Params, x: &Pair) -> PairLoss {
     } else {
         alpha * by.ln()
     };
-    let [loss, d] = logistic(beta * x.margin() - offset, 0.0);
-    PairLoss::of_margin(loss, beta * d)
+    let m = beta * x.margin() - offset;
+    PairLoss::of_margin(-log_sigmoid(m), -beta * sigmoid(-m))
 }

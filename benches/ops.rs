@@ -17,7 +17,7 @@ use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::*;
 use fusedpo::batch::{Capacity, Chunk, MicroBatch};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::loss::{LossSpec, LossType};
+use fusedpo::loss::{LossSpec, LossType, Term};
 use shapes::{MIXES, Numbers, SHAPES};
 use std::time::Duration;
 
@@ -242,6 +242,42 @@ fn head(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
     );
 }
 
+/// The losses of a chunk that is a whole micro-batch: one, a sum of three, and the one that reads lists.
+fn losses(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
+    let n = mb.predictions().len();
+    let mut batch = be.new_batch(capacity, SHAPES[1].config().attn_shape()).expect("memory");
+    be.load_batch(&mut batch, mb).expect("a sound batch");
+    let chunk = Chunk { responses: 0..mb.responses().len(), predictions: 0..n, pairs: 0..mb.pairs().len() };
+    let stats = [10, 11, 12, 13].map(|seed| random(n, seed));
+    let (mut coef, mut responses, mut pairs) =
+        (vec![0f32; n], vec![0f64; RESPONSE_STATS * mb.responses().len()], vec![0f64; PAIR_STATS * mb.pairs().len()]);
+    for spec in [
+        SPEC,
+        LossSpec::of(LossType::Orpo),
+        LossSpec::sum(&[LossType::Sigmoid, LossType::BcoPair, LossType::Sft].map(Term::of)),
+        LossSpec::of(LossType::PlackettLuce),
+    ] {
+        let name = format!("{}, {n} predictions, {} pairs", spec.name(), mb.pairs().len());
+        b.run("loss", &name, Work::Bytes(20.0 * n as f64), || {
+            be.loss(Loss {
+                coef: &mut coef,
+                responses: &mut responses,
+                pairs: &mut pairs,
+                logp: &stats[0],
+                entropy: &stats[1],
+                hit: &stats[2],
+                log_sum_p2: &stats[3],
+                batch: &batch,
+                chunk: &chunk,
+                spec: &spec,
+                scales: 0.25.into(),
+                given: false,
+            })
+            .expect("shapes")
+        });
+    }
+}
+
 fn optimiser(b: &mut Bench<'_>, be: &Cpu<f32>) {
     let n = 16 << 20;
     let (mut w, g) = (random(n, 8), random(n, 9));
@@ -318,6 +354,7 @@ fn main() {
     let (mb, capacity) = micro_batch();
     attention(&mut b, &be, &mb, capacity);
     head(&mut b, &be, &mb, capacity);
+    losses(&mut b, &be, &mb, capacity);
     optimiser(&mut b, &be);
     batches(&mut b, &be);
     criterion.final_summary();

@@ -3,7 +3,7 @@
 use crate::batched::{Groups, HEADS};
 use crate::clock::{Bench, Clock, Work, random};
 use fusedpo::backend::*;
-use fusedpo::loss::{LossSpec, LossType};
+use fusedpo::loss::{LossSpec, LossType, Term};
 
 /// Hidden size of Qwen2.5-0.5B; a vocabulary that leaves the CPU some time.
 const DIM: usize = 896;
@@ -65,32 +65,41 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     });
 }
 
-/// Three statistics of every prediction in, a coefficient out: a launch's time, whatever its bytes.
+/// Three statistics of every prediction in, a coefficient out: a launch's time, whatever its bytes. One loss, a sum of
+/// three, which is three launches, and the loss that reads lists.
 fn loss<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     let (n, responses, pairs) =
         (groups.chunk.predictions.len(), groups.chunk.responses.len(), groups.chunk.pairs.len());
-    let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
     let set = |be: &B| {
         let zeros = |n| be.zeros::<f64>("bench", n).expect("device memory");
         let stats = [(); 4].map(|()| random::<B, B::Acc>(be, n));
         (stats, zeros(responses * RESPONSE_STATS), zeros(pairs * PAIR_STATS))
     };
-    let work = Work::bytes(16 * n + 8 * (responses * RESPONSE_STATS + pairs * PAIR_STATS));
-    bench.run("loss", &format!("{n} of {responses}"), work, set, |be, ([logp, entropy, hit, coef], out, per_pair)| {
-        be.loss(Loss {
-            coef: be.view_mut(coef, 0..n),
-            responses: be.view_mut(out, 0..responses * RESPONSE_STATS),
-            pairs: be.view_mut(per_pair, 0..pairs * PAIR_STATS),
-            logp: be.view(logp, 0..n),
-            entropy: be.view(entropy, 0..n),
-            hit: be.view(hit, 0..n),
-            log_sum_p2: be.view(entropy, 0..n),
-            batch: &groups.batch,
-            chunk: &groups.chunk,
-            spec: &spec,
-            scales: 0.01.into(),
-            given: false,
-        })
-        .expect("loss");
-    });
+    for spec in [
+        LossSpec::of(LossType::Sigmoid),
+        LossSpec::of(LossType::Orpo),
+        LossSpec::sum(&[LossType::Sigmoid, LossType::BcoPair, LossType::Sft].map(Term::of)),
+        LossSpec::of(LossType::PlackettLuce),
+    ] {
+        let launches = spec.terms().len();
+        let work = Work::bytes(launches * (16 * n + 8 * (responses * RESPONSE_STATS + pairs * PAIR_STATS)));
+        let name = format!("{} {n} of {responses}", spec.name());
+        bench.run("loss", &name, work, set, |be, ([logp, entropy, hit, coef], out, per_pair)| {
+            be.loss(Loss {
+                coef: be.view_mut(coef, 0..n),
+                responses: be.view_mut(out, 0..responses * RESPONSE_STATS),
+                pairs: be.view_mut(per_pair, 0..pairs * PAIR_STATS),
+                logp: be.view(logp, 0..n),
+                entropy: be.view(entropy, 0..n),
+                hit: be.view(hit, 0..n),
+                log_sum_p2: be.view(entropy, 0..n),
+                batch: &groups.batch,
+                chunk: &groups.chunk,
+                spec: &spec,
+                scales: 0.01.into(),
+                given: false,
+            })
+            .expect("loss");
+        });
+    }
 }

@@ -4,11 +4,12 @@
 //   adamw    m += (g - m)(1 - beta1);  v = v beta2 + g^2 (1 - beta2);  p = p decay - lr (m / (sqrt(v) / root + eps)),
 //            lr = lr / (1 - beta1^t), root = sqrt(1 - beta2^t), decay = 1 - lr weight_decay: from the host.
 //   rmsprop  g += decay p;  v = v beta2 + g^2 (1 - beta2);  p -= lr (g / (sqrt(v) + eps)).
-// Source     Loshchilov & Hutter 2019, as torch.optim.AdamW; torch.optim.RMSprop.
-// Shapes     w (n) T   p = master, m, v, g (n) f32   norm (1), part (blocks) f64. f32 storage: master is w itself.
+//   mix      p = p keep + from take, keep = 1 - take: a reference on its way to the policy (TR-DPO).
+// Source     Loshchilov & Hutter 2019, as torch.optim.AdamW; torch.optim.RMSprop; Gorbatovski et al. 2024 (TR-DPO).
+// Shapes     w (n) T   p = master, from, m, v, g (n) f32   norm (1), part (blocks) f64. f32 storage: master is w itself.
 // Launch     norm: grid = 8192 or fewer, block = 256, a contiguous part each; then one block. Updates: a thread per 8 (bf16) or
 //            4 (f32) parameters, block = 256. The host does not wait for the norm.
-// Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32) bytes a parameter: the least.
+// Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32), mix 14 or 12 bytes a parameter: the least.
 // Order      norm: thread-strided sums in f64, butterfly, warps in order, blocks in order. No atomics.
 // Limits     none that memory does not set.
 // Predicted  HBM is the limiter. Norm: 8192 parts are 7 to 8 waves of an H100, the last nearly full (1024 would be 1.3: two). AdamW in
@@ -111,3 +112,19 @@ DENSE_KERNEL(256, 4, rmsprop)(T* w, float* master, float* __restrict__ v, const 
     }, w, master, v, g);
 }
 EXPORT_KERNEL(rmsprop)
+
+KERNEL(256, mix)(T* w, float* master, const float* __restrict__ from, long long n, float keep, float take) {
+    constexpr int N = PACK(T);
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
+    if (i >= n) return;
+    if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
+        const int live = int(n - i < N ? n - i : N);
+        const auto policy = load_floats<whole>(from + i, live);
+        auto p = load_floats<whole>(master + i, live);
+#pragma unroll
+        for (int e = 0; e < N; ++e) p[e] = p[e] * keep + policy[e] * take;
+        store_floats<whole>(master + i, p, live);
+        store_weights<whole>(w + i, p, live);
+    }, w, master, from);
+}
+EXPORT_KERNEL(mix)

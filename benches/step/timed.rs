@@ -182,5 +182,6 @@ timed! {
     OptimOps {
         Optimizer: grad_norm(GradNorm { norm, g });
         Optimizer: update(Update { w, master, m, v, g, norm, max_grad_norm, rule });
+        Optimizer: mix(Mix { w, master, from, from_master, alpha });
     }
 }

@@ -146,6 +146,15 @@ pub struct DpoFlags {
     /// Folder for reference sidecars [default: beside the shards]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// Let the reference follow the policy (TR-DPO); it is in memory then, and computed at every step [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub sync_ref_model: Option<bool>,
+    /// Share of the policy in the reference after a sync, in (0, 1]; needs --sync-ref-model [default: 0.6]
+    #[arg(long, value_name = "SHARE")]
+    pub ref_model_mixup_alpha: Option<f64>,
+    /// Steps from one sync to the next; needs --sync-ref-model [default: 512]
+    #[arg(long, value_name = "N")]
+    pub ref_model_sync_steps: Option<u64>,
 }
 
 /// `fusedpo sft`: supervised fine-tuning on completions.

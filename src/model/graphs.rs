@@ -12,8 +12,8 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 
-/// Recordings kept: forward and backward for the eight numbers of rows that a GPU computes.
-const MOST: usize = 16;
+/// Recordings kept: forward and backward for the eight numbers of rows that a GPU computes, and forward of a reference.
+const MOST: usize = 24;
 
 /// What decides the ops of a pass of one workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

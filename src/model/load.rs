@@ -131,6 +131,13 @@ impl<B: Backend> Model<B> {
         fill(be, master, &self.table, stored)
     }
 
+    /// The weights of `dir`, which has this model's configuration, into memory that is there: rounded as weights are, or not.
+    pub fn fill_from<T: Float>(&self, be: &B, dir: &ModelDir, to: &mut B::Buf<T>) -> Result<()> {
+        let origin = Origin::Dir(dir.clone(), dir.weights()?.source.clone());
+        origin.stored().check_whole()?;
+        fill(be, to, &self.table, origin.stored())
+    }
+
     /// What these weights are, as they were loaded: of a directory, [`ModelDir::identity`].
     pub fn sha256(&self) -> Result<[u8; 32]> {
         match &self.origin {

@@ -2,10 +2,35 @@
 
 use super::options::TrainOptions;
 use super::schedule::Schedule;
+use super::synced::Sync;
 use crate::backend::Backend;
 use crate::data::plan::Planner;
+use crate::data::shard::format::hex;
 use crate::error::Result;
+use crate::model::ModelDir;
 use crate::observe::{Event, Observe};
+
+/// Which reference the run has, and its identity.
+pub fn reference_line(c: &TrainOptions, model: &ModelDir, reference: Option<&ModelDir>) -> Result<String> {
+    let Some(reference) = reference else {
+        let loss = c.loss().name();
+        return Ok(format!("reference: none, loss {loss} reads none"));
+    };
+    let sha = hex(&reference.identity()?[..8]);
+    let whose = match reference.is(model) {
+        true => "the starting policy".to_owned(),
+        false => reference.path().display().to_string(),
+    };
+    Ok(match Sync::of(&c.reference) {
+        Some(Sync { alpha, every }) => {
+            let steps = if every == 1 { "every step".to_owned() } else { format!("every {every} steps") };
+            format!(
+                "reference: a copy of {whose} (sha256 {sha}...), in memory, which takes {alpha} of the policy {steps}"
+            )
+        }
+        None => format!("reference: {whose} (sha256 {sha}...), from sidecars"),
+    })
+}
 
 /// Says what the run is about to do.
 pub fn announce<B: Backend>(

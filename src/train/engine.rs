@@ -176,6 +176,33 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.read(late, |responses, _| responses.chunks_exact(RESPONSE_STATS).map(|r| r[0]).collect())
     }
 
+    /// [`Engine::start_score`] under the state's synced reference: with `spec`'s sums over the tokens that a pair's responses
+    /// both have, where it reads them. On the device it comes after every update and sync that was enqueued before.
+    pub fn start_reference(&mut self, mb: &MicroBatch, spec: &LossSpec) -> Result<Late<B>> {
+        let mut sums = LossSpec::STATISTICS;
+        sums.ld_alpha = spec.ld_alpha;
+        // Its weights take the policy's place for the pass: all else that a pass reads is the same of both.
+        self.exchange();
+        let late = self.start_evaluation(mb, &sums);
+        self.exchange();
+        late
+    }
+
+    fn exchange(&mut self) {
+        let reference = self.state.reference.as_mut().expect("a state with a synced reference");
+        std::mem::swap(&mut self.state.model.weights, &mut reference.weights);
+    }
+
+    /// Waits for what [`Engine::start_reference`] began over `mb`, and gives it to its responses and pairs.
+    pub fn collect_reference(&mut self, late: Late<B>, mb: &mut MicroBatch) -> Result<()> {
+        self.read(late, |responses, pairs| {
+            let sums = responses.chunks_exact(RESPONSE_STATS);
+            mb.responses_mut().zip(sums).for_each(|(slot, stats)| slot.ref_logp = stats[0]);
+            let heads = pairs.chunks_exact(PAIR_STATS);
+            mb.pairs_mut().zip(heads).for_each(|(slot, stats)| slot.ref_heads = [stats[4], stats[5]]);
+        })
+    }
+
     /// Log-probs per prediction of the last pass over `mb`.
     pub fn token_logps(&mut self, mb: &MicroBatch) -> Result<Vec<f64>> {
         let n = mb.predictions().len();

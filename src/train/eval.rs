@@ -2,9 +2,10 @@
 
 use super::engine::Engine;
 use super::metrics::{Totals, wilson_95};
+use super::synced;
 use super::whole_step::{self, Taking};
 use crate::backend::Backend;
-use crate::batch::{MicroBatch, ResponseSlot};
+use crate::batch::{MicroBatch, PairSlot, ResponseSlot};
 use crate::data::plan::Planner;
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
@@ -39,7 +40,10 @@ pub fn evaluate<B: Backend>(
         }
         let mut batches = set.plan.step(0, step)?;
         if let Some(sidecars) = &set.sidecars {
-            fill_reference(&mut batches, sidecars)?;
+            fill_reference(&mut batches, sidecars, spec)?;
+        }
+        if engine.state.reference.is_some() {
+            synced::fill(engine, &mut batches, spec)?;
         }
         if spec.scope() == Scope::Step {
             // A step's pairs are compared with one another, as in training; nothing is remembered of them.
@@ -87,14 +91,36 @@ pub fn check_finite(t: &Totals, data: &Dataset, model: &Path) -> Result<()> {
     }
 }
 
-/// Copies the reference's log-probs into the batches.
-pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars) -> Result<()> {
+/// Copies the reference's log-probs into the batches; where `spec` reads them also those of the tokens that both responses of a
+/// pair have.
+pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars, spec: &LossSpec) -> Result<()> {
     let of = |slot: &ResponseSlot| {
         sidecars.get(slot.id).ok_or_else(|| {
             Error::Training(format!("response {} has no reference log-prob: run `fusedpo reference` again", slot.id))
         })
     };
-    batches.iter_mut().try_for_each(|mb| mb.set_ref_logps(of))
+    batches.iter_mut().try_for_each(|mb| mb.set_ref_logps(of))?;
+    match spec.ld_alpha {
+        Some(_) => batches.iter_mut().try_for_each(|mb| fill_heads(mb, sidecars)),
+        None => Ok(()),
+    }
+}
+
+fn fill_heads(mb: &mut MicroBatch, sidecars: &Sidecars) -> Result<()> {
+    let of = |pair: &PairSlot| {
+        let shared = mb.shared_len(pair) as u64;
+        let head = |r: u32| {
+            let id = mb.responses()[r as usize].id;
+            sidecars.head(id, shared).ok_or_else(|| {
+                let why = "has no reference log-prob: run the same command again";
+                Error::Training(format!("response {id}: the sum of its first {shared} tokens {why}"))
+            })
+        };
+        Ok([head(pair.chosen)?, head(pair.rejected)?])
+    };
+    let heads: Vec<[f64; 2]> = mb.pairs().iter().map(of).collect::<Result<_>>()?;
+    mb.pairs_mut().zip(heads).for_each(|(pair, heads)| pair.ref_heads = heads);
+    Ok(())
 }
 
 /// The result in one line.

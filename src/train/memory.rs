@@ -8,6 +8,7 @@ use super::checkpoint::{BUFFER, PIECE};
 use super::engine::{Engine, Purpose};
 use super::optim::{OptimOptions, Optimizer};
 use super::state::{Section, State};
+use super::synced;
 use crate::backend::Backend;
 use crate::batch::Capacity;
 use crate::data::plan::Planner;
@@ -51,22 +52,39 @@ impl MemoryPlan {
         capacity: Capacity,
         (purpose, optim): (Purpose, &OptimOptions),
     ) -> Result<Self> {
+        Self::training_beside(be, model, positions, capacity, (purpose, optim, false))
+    }
+
+    /// [`MemoryPlan::training`], and beside it the weights of a synced reference where the last of the arguments says so.
+    pub fn training_beside<B: Backend>(
+        be: &B,
+        model: &ModelConfig,
+        positions: usize,
+        capacity: Capacity,
+        (purpose, optim, synced): (Purpose, &OptimOptions, bool),
+    ) -> Result<Self> {
         let counting = be.counting();
         let mut engine = engine(&counting, model, positions, capacity, purpose)?;
         Optimizer::reserve(&counting, &mut engine.state, optim)?;
+        if synced {
+            synced::reserve(&counting, &mut engine.state)?;
+        }
         let save = SavePlan::of(&counting, &engine.state);
         Ok(Self { save: Some(save), ..Self::of(be, &counting, model, capacity) })
     }
 
-    /// The parameters and the sections of a state to train, as [`MemoryPlan::training`] has it.
+    /// The parameters and the sections of a state to train, as [`MemoryPlan::training_beside`] has it.
     pub fn sections<B: Backend>(
         be: &B,
         model: &ModelConfig,
-        optim: &OptimOptions,
+        (optim, synced): (&OptimOptions, bool),
     ) -> Result<(ParamTable, Vec<Section>)> {
         let counting = be.counting();
         let mut state = State::new(&counting, Model::counted(&counting, model, 1)?, true)?;
         Optimizer::reserve(&counting, &mut state, optim)?;
+        if synced {
+            synced::reserve(&counting, &mut state)?;
+        }
         Ok((state.model.table.clone(), state.sections(&counting)))
     }
 
@@ -222,16 +240,18 @@ impl<'a> Budgets<'a> {
         Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
 
-    /// [`Budgets::fitting`] for [`MemoryPlan::training`]. The error also names `gradient_checkpointing` where
+    /// [`Budgets::fitting`] for [`MemoryPlan::training_beside`]. The error also names `gradient_checkpointing` where
     /// that alone would do.
     pub fn training<B: Backend>(
         &self,
         be: &B,
         model: &ModelConfig,
         positions: usize,
-        (purpose, optim): (Purpose, &OptimOptions),
+        (purpose, optim, synced): (Purpose, &OptimOptions, bool),
     ) -> Result<MemoryPlan> {
-        let plan = |purpose| move |capacity| MemoryPlan::training(be, model, positions, capacity, (purpose, optim));
+        let plan = |purpose| {
+            move |capacity| MemoryPlan::training_beside(be, model, positions, capacity, (purpose, optim, synced))
+        };
         match (self.fitting(be, plan(purpose)), be.memory()?) {
             (Err(Error::Device(why)), Some(memory)) if purpose == Purpose::Train => {
                 let needed = plan(Purpose::Recompute)(self.capacity())?.needed();

@@ -97,7 +97,7 @@ impl<B: Backend> Optimizer<B> {
     /// Waits for the norm of the step before, which decides this step's number; not for anything of this one.
     pub fn step(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
         self.settle(be, &mut state.clock)?;
-        let State { model, grads, master, moments, clock } = state;
+        let State { model, grads, master, moments, clock, .. } = state;
         let grads = grads.as_ref().expect("a state made to train has gradients");
         let moments = moments.as_mut().expect("an optimizer gave it moments");
         let n = model.table.len;

@@ -49,6 +49,13 @@ options! {
         ref_model: Option<PathBuf> = None;
         /// Folder for sidecars; `None`: beside the shards.
         cache: Option<PathBuf> = None;
+        /// Whether the reference follows the policy (TR-DPO).
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        sync_ref_model: bool = false;
+        /// The policy's share in the reference after a sync; `None`: 0.6, where there are syncs.
+        ref_model_mixup_alpha: Option<f64> = None, in given_share, "greater than 0, and at most 1";
+        /// Steps from one sync to the next; `None`: 512, where there are syncs.
+        ref_model_sync_steps: Option<u64> = None, in given_positive, "1 or more";
     }
 
     /// How the data are read, and for how long.
@@ -104,6 +111,10 @@ fn given_positive<T: Default + PartialEq>(n: &Option<T>) -> bool {
     *n != Some(T::default())
 }
 
+fn given_share(x: &Option<f64>) -> bool {
+    x.is_none_or(|x| 0.0 < x && x <= 1.0)
+}
+
 fn epochs(n: &f64) -> bool {
     *n > 0.0 && *n <= MAX_EPOCHS
 }
@@ -111,6 +122,34 @@ fn epochs(n: &f64) -> bool {
 /// `config.toml` must be able to hold it.
 fn toml_integer(n: &u64) -> bool {
     i64::try_from(*n).is_ok()
+}
+
+impl ReferenceOptions {
+    /// Writes the defaults of a synced reference. Errors: what a reference that stays, or a loss without one, has no use for.
+    fn resolve(&mut self, loss: &LossSpec) -> Result<()> {
+        self.check()?;
+        let given = [
+            ("ref_model_mixup_alpha", self.ref_model_mixup_alpha.is_some()),
+            ("ref_model_sync_steps", self.ref_model_sync_steps.is_some()),
+        ];
+        if !self.sync_ref_model {
+            let ignored = given.into_iter().find(|(_, given)| *given);
+            return ignored.map_or(Ok(()), |(name, _)| {
+                Err(Error::usage(format!("`{name}`: only a reference that follows has it; give `sync_ref_model` too")))
+            });
+        }
+        if !loss.reference() {
+            let name = loss.name();
+            return Err(Error::usage(format!("`sync_ref_model`: the {name} loss has no reference; leave it out")));
+        }
+        if self.cache.is_some() {
+            let why = "`cache`: a reference that follows the policy (`sync_ref_model`) has no sidecars; leave it out";
+            return Err(Error::usage(why));
+        }
+        self.ref_model_mixup_alpha.get_or_insert(0.6);
+        self.ref_model_sync_steps.get_or_insert(512);
+        Ok(())
+    }
 }
 
 /// Options of a run. Defaults are TRL 1.16's, but one epoch. Serialised as `RUN/config.toml`.
@@ -202,7 +241,8 @@ impl TrainOptions {
             self.loss.loss_type = LossType::Sft.into();
         }
         let loss = self.loss.resolve()?;
-        let r = &self.reference;
+        let r = &mut self.reference;
+        r.resolve(&loss)?;
         if !loss.reference() && (r.ref_model.is_some() || r.cache.is_some()) {
             let name = loss.name();
             return Err(Error::usage(format!(

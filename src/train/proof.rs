@@ -2,10 +2,11 @@
 
 use super::engine::Engine;
 use super::metrics::Totals;
-use crate::backend::Backend;
+use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
+use crate::loss::LossSpec;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Computes the responses of one micro-batch of a step again, where their log-probs were found in files: a file's checksums
@@ -13,23 +14,40 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 /// The engine's model is the reference.
 ///
 /// Errors: [`Error::Training`] where a bit differs; what scoring meets.
-pub fn spot_check<B: Backend>(engine: &mut Engine<'_, B>, plan: &Planner<'_>, sidecars: &Sidecars) -> Result<()> {
+pub fn spot_check<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    (plan, spec): (&Planner<'_>, &LossSpec),
+    sidecars: &Sidecars,
+) -> Result<()> {
     let steps = plan.steps_in_epoch(0);
     if sidecars.found() == 0 || steps == 0 {
         return Ok(());
     }
     let step = RandomState::new().build_hasher().finish() % steps;
     let Some(mb) = plan.step(0, step)?.pop() else { return Ok(()) };
-    for (slot, logp) in mb.responses().iter().zip(engine.score(&mb)?) {
-        if let Some(kept) = sidecars.get(slot.id).filter(|kept| kept.to_bits() != logp.to_bits()) {
-            return Err(Error::Training(format!(
-                "response {} of the data: the reference sidecars say {kept}, the reference itself {logp}; delete the \
-                 sidecars, and the reference pass makes them again",
-                slot.id
-            )));
+    let mut sums = LossSpec::STATISTICS;
+    sums.ld_alpha = spec.ld_alpha;
+    let late = engine.start_evaluation(&mb, &sums)?;
+    let differs = |id: u64, what: &str, kept: Option<f64>, now: f64| match kept {
+        Some(kept) if kept.to_bits() != now.to_bits() => Err(Error::Training(format!(
+            "response {id} of the data: the reference sidecars say {kept}{what}, the reference itself {now}; delete the \
+             sidecars, and the reference pass makes them again"
+        ))),
+        _ => Ok(()),
+    };
+    engine.read(late, |responses, pairs| {
+        for (slot, stats) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
+            differs(slot.id, "", sidecars.get(slot.id), stats[0])?;
         }
-    }
-    Ok(())
+        for (pair, stats) in mb.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS)) {
+            let shared = mb.shared_len(pair) as u64;
+            for (end, head) in [pair.chosen, pair.rejected].into_iter().zip(&stats[4..6]) {
+                let id = mb.responses()[end as usize].id;
+                differs(id, &format!(" of its first {shared} tokens"), sidecars.head(id, shared), *head)?;
+            }
+        }
+        Ok(())
+    })?
 }
 
 /// How far rounding may take a mean of f64 losses from the same mean in another order, relative to it.

@@ -51,6 +51,9 @@ pub struct Record {
     pub options: serde_json::Map<String, serde_json::Value>,
     /// SHA-256 of what went in.
     pub sha256: Hashes,
+    /// Which reference it has, and how, in words.
+    #[serde(default)]
+    pub reference: Option<String>,
     /// The calls before, and how each ended.
     #[serde(default)]
     pub resumptions: Vec<Resumption>,
@@ -170,6 +173,7 @@ impl Record {
                 tokenizer,
                 template: known(meta.template_sha256),
             },
+            reference: None,
             resumptions: Vec::new(),
         })
     }

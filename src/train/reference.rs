@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How much work an interruption may lose.
-const FLUSH_EVERY: Duration = Duration::from_secs(5);
+pub(super) const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -92,7 +92,7 @@ pub fn ensure_of<B: Backend>(
 }
 
 /// What lies beside the shards and does not serve, in one line.
-fn not_used(notes: &[String]) -> Option<String> {
+pub(super) fn not_used(notes: &[String]) -> Option<String> {
     match notes {
         [] => None,
         [one] => Some(one.clone()),
@@ -105,7 +105,7 @@ fn not_used(notes: &[String]) -> Option<String> {
 }
 
 /// The reference, loaded for what `planners` will ask of it.
-fn scorer<'b, B: Backend>(
+pub(super) fn scorer<'b, B: Backend>(
     be: &'b B,
     model: &ModelDir,
     planners: &[&Planner<'_>],
@@ -118,17 +118,23 @@ fn scorer<'b, B: Backend>(
 }
 
 /// Seconds since the last lap.
-fn lap(since: &mut Instant) -> f64 {
+pub(super) fn lap(since: &mut Instant) -> f64 {
     let now = Instant::now();
     now.duration_since(std::mem::replace(since, now)).as_secs_f64()
 }
 
-fn open<B: Backend>(be: &B, model: &ModelDir, data: &Dataset, cache: Option<&Path>, slots: usize) -> Result<Sidecars> {
+pub(super) fn open<B: Backend>(
+    be: &B,
+    model: &ModelDir,
+    data: &Dataset,
+    cache: Option<&Path>,
+    slots: usize,
+) -> Result<Sidecars> {
     Sidecars::open(data, cache, &key(be, model, slots)?)
 }
 
 /// What the log-probs of `model` are kept under, for runs of `slots` token slots.
-fn key<B: Backend>(be: &B, model: &ModelDir, slots: usize) -> Result<RefKey> {
+pub(super) fn key<B: Backend>(be: &B, model: &ModelDir, slots: usize) -> Result<RefKey> {
     let shapes = if B::SHAPES_BY_CAPACITY { format!(" T={slots}") } else { String::new() };
     Ok(RefKey { model_sha256: model.identity()?, fingerprint: be.fingerprint() + &shapes })
 }

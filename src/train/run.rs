@@ -2,23 +2,24 @@
 
 pub use super::summary::{Ended, Summary};
 
-use super::announce::announce;
+use super::announce::{announce, reference_line};
 use super::check::{check_data, check_loss, check_model, open_splits, warn_of_positions};
 use super::checkpoint::{Due, Identity};
 use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
 use super::eval::EvalSet;
+use super::heads;
 use super::means;
 use super::memory::{Budgets, MemoryPlan};
 use super::optim::Optimizer;
-use super::options::TrainOptions;
+use super::options::{Stage, TrainOptions};
 use super::record::{Outcome, Record};
-use super::reference;
 use super::resume::{self, Start};
 use super::saver::Saver;
 use super::schedule::Schedule;
 use super::state::State;
 use super::steps::Steps;
+use super::synced::{self, Sync};
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
 use crate::data::plan::{PlanOptions, Planner, ResponseSet};
@@ -55,16 +56,19 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let positions = splits.iter().map(Dataset::longest_row).max().unwrap_or(0);
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
     let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
-    let memory = budgets.training(be, dir.config(), positions, (purpose, &c.optim))?;
+    let memory = budgets.training(be, dir.config(), positions, (purpose, &c.optim, c.reference.sync_ref_model))?;
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
     let mut identity = Identity::of(c, &splits, (&dir, reference.as_ref()), be.fingerprint(), slots, &schedule)?;
     let mut record = Record::new(be, c, &identity, &splits, total)?;
+    if c.stage == Stage::Dpo {
+        record.reference = Some(reference_line(c, &dir, reference.as_ref())?);
+    }
     let other_numerics = start.check(&mut identity, c, &schedule)?;
     if let Some(checkpoint) = start.checkpoint() {
         // Before anything in the run's folder is changed, and before the reference's pass.
-        let (table, sections) = MemoryPlan::sections(be, dir.config(), &c.optim)?;
+        let (table, sections) = MemoryPlan::sections(be, dir.config(), (&c.optim, c.reference.sync_ref_model))?;
         checkpoint.verify(&table, &sections)?;
     }
     let trained_with = TrainedWith::of(&dir, data, observe)?;
@@ -142,9 +146,13 @@ impl Run<'_> {
         announce(be, c, &self.planner, &schedule, observe)?;
         warn_of_positions(self.dir.config(), self.positions, observe)?;
         self.memory.tell(be, observe)?;
+        if let Some(line) = &record.reference {
+            observe.tell(&Event::Note(line))?;
+        }
+        let sync = Sync::of(&c.reference);
         let mut sidecars = match &self.reference {
-            Some(model) => self.reference_pass(be, model, &schedule, summary, observe)?,
-            None => Vec::new(),
+            Some(model) if sync.is_none() => self.reference_pass(be, model, &schedule, summary, observe)?,
+            _ => Vec::new(),
         }
         .into_iter();
         // Whatever the reference pass used is free again.
@@ -155,6 +163,9 @@ impl Run<'_> {
             engine.use_graphs()?;
         }
         let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?;
+        if let (Some(_), Some(model)) = (sync, &self.reference) {
+            synced::load(be, &mut engine.state, model)?;
+        }
         self.start.go_on(be, &mut engine.state, (c, out), observe)?;
         let saver = Saver::new(
             out,
@@ -172,6 +183,7 @@ impl Run<'_> {
             spec,
             plan,
             sidecars: sidecars.next(),
+            sync,
             starts_at_reference,
             schedule,
             eval: self.held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() }),
@@ -212,7 +224,8 @@ impl Run<'_> {
         let needed: Vec<ResponseSet> = std::iter::once(used).chain(held_out).collect();
         let parts: Vec<_> = self.splits.iter().map(|d| (d, slots)).zip(needed).collect();
         let mut aloud = Aloud { observe, all: self.splits.iter().map(Dataset::num_responses).collect() };
-        let done = reference::ensure_of(be, model, &parts, self.c.reference.cache.as_deref(), &mut aloud)?;
+        let (parts, spec) = (&parts[..], &self.c.loss());
+        let done = heads::ensure_for(be, model, (parts, spec), self.c.reference.cache.as_deref(), &mut aloud)?;
         summary.reference_seconds += done.iter().map(|(_, report)| report.seconds).sum::<f64>();
         Ok(done.into_iter().map(|(sidecars, _)| sidecars).collect())
     }
@@ -249,6 +262,9 @@ fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option
         if let Some(reference) = &reference {
             check_model(reference, d)?;
         }
+    }
+    if let Some(reference) = reference.as_ref().filter(|_| c.reference.sync_ref_model) {
+        synced::check(&dir, reference)?;
     }
     Ok((dir, reference))
 }

@@ -16,6 +16,8 @@ pub struct State<B: Backend> {
     pub master: Option<B::Buf<B::Acc>>,
     /// What the optimiser remembers, where there is one.
     pub moments: Option<Moments<B>>,
+    /// A reference that follows the policy, where there is one.
+    pub reference: Option<Synced<B>>,
     /// Where the run stands.
     pub clock: Clock,
 }
@@ -28,6 +30,14 @@ pub struct Moments<B: Backend> {
     pub second: B::Buf<B::Acc>,
     /// Elements of both, also on a backend that only counts.
     pub lens: [usize; 2],
+}
+
+/// The weights of a reference of the same shape as the policy, on the device.
+pub struct Synced<B: Backend> {
+    /// As the passes read them.
+    pub weights: B::Buf<B::Act>,
+    /// What syncs add up in, where the weights are of a narrower type: a small step would be lost in their rounding.
+    pub master: Option<B::Buf<B::Acc>>,
 }
 
 /// Names a tensor of a [`State`].
@@ -43,6 +53,10 @@ pub enum Part {
     First,
     /// Second moments.
     Second,
+    /// Weights of the synced reference.
+    Reference,
+    /// Its master weights.
+    ReferenceMaster,
 }
 
 /// A tensor of a [`State`].
@@ -72,7 +86,7 @@ impl<B: Backend> State<B> {
     /// Of a model alone, or with gradients of zero.
     pub fn new(be: &B, model: Model<B>, trains: bool) -> Result<Self> {
         let grads = if trains { Some(be.zeros("gradients", model.table.len)?) } else { None };
-        Ok(Self { model, grads, master: None, moments: None, clock: Clock::default() })
+        Ok(Self { model, grads, master: None, moments: None, reference: None, clock: Clock::default() })
     }
 
     /// Every tensor that is there, in the order of [`Part`].
@@ -91,21 +105,33 @@ impl<B: Backend> State<B> {
                 all.push(Section::of::<B::Acc>(part, name, len, true));
             }
         }
+        if let Some(reference) = &self.reference {
+            all.push(Section::of::<B::Act>(Part::Reference, "reference", n, true));
+            if reference.master.is_some() {
+                all.push(Section::of::<B::Acc>(Part::ReferenceMaster, "reference_master", n, true));
+            }
+        }
         all
     }
 
     /// Appends the elements `range` of `part` to `to`, as little-endian bytes; waits for the device. Errors: a part that is
     /// not there, a range beyond it.
     pub fn read(&self, be: &B, part: Part, range: Range<usize>, to: &mut Vec<u8>) -> Result<()> {
-        if part == Part::Weights {
-            return read(be, &self.model.weights, part, range, to);
+        let weights = match part {
+            Part::Weights => Some(&self.model.weights),
+            Part::Reference => Some(&self.reference.as_ref().ok_or_else(|| absent(part))?.weights),
+            _ => None,
+        };
+        if let Some(weights) = weights {
+            return read(be, weights, part, range, to);
         }
         let buf = match part {
-            Part::Weights => unreachable!("read above: its type is another"),
+            Part::Weights | Part::Reference => unreachable!("read above: their type is another"),
             Part::Gradients => self.grads.as_ref(),
             Part::Master => self.master.as_ref(),
             Part::First => self.moments.as_ref().map(|m| &m.first),
             Part::Second => self.moments.as_ref().map(|m| &m.second),
+            Part::ReferenceMaster => self.reference.as_ref().and_then(|r| r.master.as_ref()),
         };
         read(be, buf.ok_or_else(|| absent(part))?, part, range, to)
     }
@@ -113,15 +139,21 @@ impl<B: Backend> State<B> {
     /// Overwrites elements of `part` from `start` on with those that `bytes` are, little-endian. Errors: a part that is not
     /// there, bytes that end beyond it or within an element.
     pub fn write(&mut self, be: &B, part: Part, start: usize, bytes: &[u8]) -> Result<()> {
-        if part == Part::Weights {
-            return write(be, &mut self.model.weights, part, start, bytes);
+        let weights = match part {
+            Part::Weights => Some(&mut self.model.weights),
+            Part::Reference => Some(&mut self.reference.as_mut().ok_or_else(|| absent(part))?.weights),
+            _ => None,
+        };
+        if let Some(weights) = weights {
+            return write(be, weights, part, start, bytes);
         }
         let buf = match part {
-            Part::Weights => unreachable!("written above: its type is another"),
+            Part::Weights | Part::Reference => unreachable!("written above: their type is another"),
             Part::Gradients => self.grads.as_mut(),
             Part::Master => self.master.as_mut(),
             Part::First => self.moments.as_mut().map(|m| &mut m.first),
             Part::Second => self.moments.as_mut().map(|m| &mut m.second),
+            Part::ReferenceMaster => self.reference.as_mut().and_then(|r| r.master.as_mut()),
         };
         write(be, buf.ok_or_else(|| absent(part))?, part, start, bytes)
     }

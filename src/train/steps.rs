@@ -15,8 +15,11 @@ use super::report::Numbers;
 use super::saver::Saver;
 use super::schedule::Schedule;
 use super::summary::{Ended, Summary};
+use super::synced::{self, Sync};
 use super::whole_step::{self, Taking};
 use crate::backend::Backend;
+use crate::batch::MicroBatch;
+use crate::choice::Choice;
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
@@ -39,6 +42,8 @@ pub struct Steps<'a> {
     pub plan: &'a Planner<'a>,
     /// The reference, where the loss has one.
     pub sidecars: Option<Sidecars>,
+    /// How the state's reference follows the policy, where it does.
+    pub sync: Option<Sync>,
     /// Whether policy and reference are the same weights.
     pub starts_at_reference: bool,
     /// Learning rates.
@@ -60,7 +65,7 @@ impl Steps<'_> {
     ///
     /// At a step a checkpoint comes before an evaluation: whoever goes on from it evaluates again, with the same numbers.
     pub fn run<B: Backend>(mut self, engine: &mut Engine<'_, B>, opt: &mut Optimizer<B>) -> Result<()> {
-        let (stage, total) = (if self.sidecars.is_some() { "dpo" } else { "sft" }, self.schedule.total);
+        let (stage, total) = (self.options.stage.name(), self.schedule.total);
         let options = self.options.to_toml()?;
         let mut flow = self.observe.on(&Event::RunBegins { stage, steps: total, options: &options })?;
         self.saver.begin();
@@ -69,7 +74,7 @@ impl Steps<'_> {
         }
         flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
         if let (Some(sidecars), true) = (&self.sidecars, self.starts_at_reference && engine.state.clock.step == 0) {
-            spot_check(engine, self.plan, sidecars)?;
+            spot_check(engine, (self.plan, &self.spec), sidecars)?;
         }
         // When the last step was known to be done.
         let mut done = Instant::now();
@@ -89,6 +94,9 @@ impl Steps<'_> {
                 prove_step_0(&this.totals)?;
             }
             opt.step(engine.be, &mut engine.state, this.lr)?;
+            if let Some(sync) = self.sync.filter(|sync| sync.is_due(step)) {
+                sync.take(engine.be, &mut engine.state)?;
+            }
             flow = flow.and(self.observe.on(&Event::Tick)?);
             let (saves, evaluates) = (self.saver.is_due(step), self.evaluates_at(step));
             if saves || evaluates || flow != Flow::On || !B::ASYNC {
@@ -159,12 +167,15 @@ impl Steps<'_> {
         let step = engine.state.clock.step;
         let mut batches = self.plan.step(epoch, place)?;
         if let Some(sidecars) = &self.sidecars {
-            eval::fill_reference(&mut batches, sidecars)?;
+            eval::fill_reference(&mut batches, sidecars, &self.spec)?;
         }
         let scales = means::scales(&batches, &self.spec);
         let mut totals = Totals::default();
         let mut late = VecDeque::with_capacity(batches.len());
         if self.spec.scope() == Scope::Step {
+            if self.sync.is_some() {
+                synced::fill(engine, &mut batches, &self.spec)?;
+            }
             let how = Taking { spec: &self.spec, scales, seed: [self.options.data.seed, step], trains: true };
             let mut running = engine.state.clock.running;
             totals = whole_step::first(engine, &mut batches, how, &mut running)?;
@@ -173,9 +184,17 @@ impl Steps<'_> {
             batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))?;
         } else {
             engine.clear_grads()?;
-            for mb in batches {
+            let pass = |engine: &mut Engine<'_, B>, mb: MicroBatch| {
                 let numbers = engine.start(&mb, &self.spec, scales)?;
                 late.push_back((mb, numbers));
+                Ok(())
+            };
+            match self.sync {
+                Some(_) => synced::each(engine, batches, &self.spec, pass)?,
+                None => {
+                    let mut pass = pass;
+                    batches.into_iter().try_for_each(|mb| pass(engine, mb))?;
+                }
             }
         }
         let lr = self.schedule.at(step - 1);

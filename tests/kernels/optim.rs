@@ -82,6 +82,63 @@ fn not_finite_changes_nothing<A: GpuFloat>() {
 }
 both!(not_finite_changes_nothing);
 
+/// A synced reference, mixed twice: elements behind the range are not touched.
+struct Mixed {
+    reference: Vec<f64>,
+    policy: Vec<f64>,
+    range: std::ops::Range<usize>,
+    alpha: f64,
+}
+impl Case for Mixed {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let at = &self.range;
+        let mut w = buf::<B, B::Act>(be, &self.reference);
+        let mut master = B::MASTER_WEIGHTS.then(|| buf::<B, B::Acc>(be, &self.reference));
+        let from = buf::<B, B::Act>(be, &self.policy);
+        let from_master = B::MASTER_WEIGHTS.then(|| buf::<B, B::Acc>(be, &self.policy));
+        for _ in 0..2 {
+            be.mix(Mix {
+                w: be.view_mut(&mut w, at.clone()),
+                master: master.as_mut().map(|m| be.view_mut(m, at.clone())),
+                from: be.view(&from, at.clone()),
+                from_master: from_master.as_ref().map(|m| be.view(m, at.clone())),
+                alpha: self.alpha,
+            })
+            .unwrap();
+        }
+        let master = master.map_or_else(|| fetch::<B, B::Act>(be, &w), |m| fetch::<B, B::Acc>(be, &m));
+        vec![("master", master, false), ("w", fetch(be, &w), true)]
+    }
+}
+
+fn mixes<A: GpuFloat>() {
+    for (n, range, alpha) in
+        [(1, 0..1, 0.6), (40, 0..37, 1e-4), (5000, 8..4999, 0.25), (2055, 0..2055, 1.0), (24, 8..8, 0.5)]
+    {
+        let mut noise = Noise(n as u64 + 1);
+        // A reference of the storage's values, a policy between them: what the masters are for.
+        let (reference, policy) = (noise.vec::<A>(n, 1.0), noise.vec::<f32>(n, 1.0));
+        let case = Mixed { reference, policy, range, alpha };
+        compare::<A>(&format!("mix of {n} at {alpha}"), &case);
+    }
+}
+both!(mixes);
+
+/// At 1 the reference is the policy, to the bit; what is no number in the policy is none in the reference.
+fn all_of_the_policy<A: GpuFloat>() {
+    let mut policy: Vec<f64> = Noise(3).vec::<A>(21, 1.0);
+    policy[7] = f64::NAN;
+    let case = Mixed { reference: Noise(4).vec::<A>(21, 1.0), policy: policy.clone(), range: 0..21, alpha: 1.0 };
+    on_devices!(A, [1], |gpu, place| {
+        let got = case.run(gpu);
+        for (i, want) in policy.iter().enumerate() {
+            let same = |got: f64| got == *want || got.is_nan() && want.is_nan();
+            assert!(same(got[0].1[i]) && same(got[1].1[i]), "{place}: {i}");
+        }
+    });
+}
+both!(all_of_the_policy);
+
 /// The norm of a range so long that blocks, and the threads of one, go round several times; its last part is short.
 struct LongNorm(Vec<f64>);
 impl Case for LongNorm {

@@ -5,7 +5,7 @@ use super::device::Cpu;
 use super::real::Real;
 use super::scalar::{Scalar, sum_lanes};
 use super::simd::simd_fn;
-use crate::backend::ops::optim::{GradNorm, OptimOps, Rule, Update};
+use crate::backend::ops::optim::{GradNorm, Mix, OptimOps, Rule, Update};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -52,16 +52,7 @@ impl<S: Real> OptimOps for Cpu<S> {
         check::len(OP, "v", v.len(), &[("parameters", w.len())])?;
         check::len(OP, "g", g.len(), &[("parameters", w.len())])?;
         check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
-        if master.is_some() {
-            let name = "master";
-            return Err(Error::Shape {
-                op: OP,
-                name,
-                got: 1,
-                want: 0,
-                shape: "no master weights: `w` is the master".into(),
-            });
-        }
+        no_master(OP, master.is_some())?;
         if !norm[0].is_finite() {
             return Ok(());
         }
@@ -76,6 +67,23 @@ impl<S: Real> OptimOps for Cpu<S> {
         }
         Ok(())
     }
+
+    fn mix(&self, op: Mix<'_, Self>) -> Result<()> {
+        const OP: &str = "mix";
+        let level = self.level();
+        let Mix { w, master, from, from_master, alpha } = op;
+        check::len(OP, "from", from.len(), &[("parameters", w.len())])?;
+        no_master(OP, master.is_some() || from_master.is_some())?;
+        let (keep, take) = (S::from_f64(1.0 - alpha), S::from_f64(alpha));
+        let blocks = w.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK));
+        blocks.for_each(|(w, from)| mix(level, w, from, keep, take));
+        Ok(())
+    }
+}
+
+fn no_master(op: &'static str, given: bool) -> Result<()> {
+    let shape = || "no master weights: `w` is the master".into();
+    if given { Err(Error::Shape { op, name: "master", got: 1, want: 0, shape: shape() }) } else { Ok(()) }
 }
 
 /// The numbers of an update, rounded to the element type once, as torch does with Python floats.
@@ -100,6 +108,14 @@ simd_fn! {
             *v = *v * s.beta2 + g * g * s.beta2c;
             let denom = v.sqrt() / s.root + s.eps;
             *w = *w * s.decay - s.lr * (*m / denom);
+        }
+    }
+}
+simd_fn! {
+    /// A weighted mean of two sets of weights.
+    fn mix<S>(w: &mut [S], from: &[S], keep: S, take: S) {
+        for (w, from) in w.iter_mut().zip(from) {
+            *w = *w * keep + *from * take;
         }
     }
 }

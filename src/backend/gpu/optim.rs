@@ -2,9 +2,9 @@
 
 use super::check;
 use super::context::{Gpu, GpuFloat, NORM_SLABS, pack};
-use super::driver::{Arg, Driver, Dtype, Grid, ViewMut};
+use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::lock::lock;
-use crate::backend::ops::optim::{GradNorm, OptimOps, Rule, Update};
+use crate::backend::ops::optim::{GradNorm, Mix, OptimOps, Rule, Update};
 use crate::error::Result;
 
 impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
@@ -74,5 +74,27 @@ impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
                 unsafe { self.launch("rmsprop", grid, &[&head[..], &scalars].concat()) }
             }
         }
+    }
+
+    fn mix(&self, op: Mix<'_, Self>) -> Result<()> {
+        const OP: &str = "mix";
+        let Mix { mut w, master, from, from_master, alpha } = op;
+        let n = w.len();
+        check::len(OP, "from", from.len(), &[("parameters", n)])?;
+        // f32 weights are their own master.
+        let masters = if A::DTYPE == Dtype::F32 { 0 } else { n };
+        check::len(OP, "master", master.as_ref().map_or(0, ViewMut::len), &[("parameters", masters)])?;
+        check::len(OP, "from_master", from_master.as_ref().map_or(0, View::len), &[("parameters", masters)])?;
+        let w_arg = w.arg();
+        let master = match master {
+            Some(mut master) => master.arg(),
+            None => w_arg,
+        };
+        let from = from_master.map_or_else(|| from.arg(), |from| from.arg());
+        let grid = Grid::new([n.div_ceil(pack::<A>()).div_ceil(256), 1], 256);
+        let shares = [1.0 - alpha, alpha].map(|x| Arg::F32(x as f32));
+        let args = [w_arg, master, from, Arg::I64(n as i64), shares[0], shares[1]];
+        // SAFETY: weights and masters of both have n elements each, as checked above; an f32 store has no other masters.
+        unsafe { self.launch(OP, grid, &args) }
     }
 }

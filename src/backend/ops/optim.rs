@@ -1,6 +1,6 @@
 //! Gradient norm and optimiser updates.
 
-use super::device::{Acc, AccMut, ActMut, Device};
+use super::device::{Acc, AccMut, Act, ActMut, Device};
 use crate::error::Result;
 
 /// How parameters are updated: everything that a kernel needs by value.
@@ -63,10 +63,27 @@ pub struct Update<'a, B: Device> {
     pub rule: Rule,
 }
 
+/// A reference on its way to the policy, over a range of the arena: `reference = (1 - alpha) reference + alpha policy`, in the
+/// precision of master weights where there are any; the weights are then rounded from them.
+pub struct Mix<'a, B: Device> {
+    /// The reference's weights; parameters.
+    pub w: ActMut<'a, B>,
+    /// The reference's master weights, parameters: `Some` exactly where [`Device::MASTER_WEIGHTS`].
+    pub master: Option<AccMut<'a, B>>,
+    /// The policy's weights, parameters; not read where there are masters.
+    pub from: Act<'a, B>,
+    /// The policy's master weights, parameters: `Some` exactly where [`Device::MASTER_WEIGHTS`].
+    pub from_master: Option<Acc<'a, B>>,
+    /// The policy's share, in (0, 1].
+    pub alpha: f64,
+}
+
 /// Ops of the optimiser. Errors: [`crate::Error::Shape`].
 pub trait OptimOps: Device {
     /// See [`GradNorm`].
     fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()>;
     /// See [`Update`].
     fn update(&self, op: Update<'_, Self>) -> Result<()>;
+    /// See [`Mix`].
+    fn mix(&self, op: Mix<'_, Self>) -> Result<()>;
 }

@@ -119,7 +119,9 @@ impl Made {
         if !Path::new(dir).is_dir() {
             return Err(Error::file(path, format!("names the reference {dir}, which is not there; use --ref-model")));
         }
-        note!("reference: {dir} (from {})", path.display());
+        let followed = config.get("sync_ref_model").and_then(toml::Value::as_bool).unwrap_or_default();
+        let as_it_was = if followed { ", as it was before it followed the policy" } else { "" };
+        note!("reference: {dir} (from {}){as_it_was}", path.display());
         Ok(dir.into())
     }
 

@@ -15,11 +15,11 @@ use crate::say;
 use crate::train::check::{check_data, check_loss, check_model, warn_of_positions};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
+use crate::train::heads;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::means;
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
-use crate::train::reference;
 pub use args::EvalArgs;
 use made::Made;
 use serde_json::{Map, Value, json};
@@ -99,7 +99,7 @@ impl Task for Eval<'_> {
             check_model(reference, &data)?;
             let done = {
                 let read = plan.responses((0, 0), plan.steps_in_epoch(0));
-                reference::ensure_of(be, reference, &[((&data, slots), read)], a.cache.as_deref(), observe)?
+                heads::ensure_for(be, reference, (&[((&data, slots), read)], &spec), a.cache.as_deref(), observe)?
             };
             sidecars = done.into_iter().next().map(|(sidecars, _)| sidecars);
         }

@@ -23,4 +23,5 @@ mod survey;
 pub use options::{Objective, PlanOptions};
 pub use order::{draw, permutation};
 pub use planner::Planner;
+pub use reads::shared_lens;
 pub use set::ResponseSet;

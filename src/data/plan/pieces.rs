@@ -48,13 +48,13 @@ impl Unit {
 }
 
 impl Selection {
-    /// Selects from `g`, of single responses only those that `only` says.
+    /// Selects from `g`, of single responses and of pairs only those whose responses `only` says.
     pub fn select(&mut self, g: &Group<'_>, objective: Objective, only: impl Fn(u64) -> bool) {
         self.responses.clear();
         self.pairs.clear();
         self.unscorable = 0;
         match objective {
-            Objective::Preference | Objective::Ranking => self.preference(g),
+            Objective::Preference | Objective::Ranking => self.preference(g, only),
             Objective::Sft => self.sft(g),
             Objective::Score => {
                 self.responses.extend((0..g.num_responses() as u32).filter(|&i| only(g.response_id(i as usize))));
@@ -62,11 +62,14 @@ impl Selection {
         }
     }
 
-    fn preference(&mut self, g: &Group<'_>) {
+    fn preference(&mut self, g: &Group<'_>, only: impl Fn(u64) -> bool) {
         let records = g.response_records();
         let scored = |i: usize| predictions(g.record().prompt_len, &records[i]) > 0;
         self.mark_none(records.len());
         for (i, p) in g.pairs().enumerate() {
+            if ![p.chosen, p.rejected].into_iter().all(|r| only(g.response_id(r))) {
+                continue;
+            }
             if scored(p.chosen) && scored(p.rejected) {
                 self.pairs.push(i as u32);
                 self.marks[p.chosen] = true;

@@ -45,7 +45,7 @@ impl<'a> Planner<'a> {
         Self::make(data, o, None)
     }
 
-    /// [`Planner::new`] for [`Objective::Score`] of some responses alone, at least one.
+    /// [`Planner::new`] for [`Objective::Score`] of some responses alone, at least one, or for pairs of them alone.
     pub fn only(data: &'a Dataset, o: &PlanOptions, responses: ResponseSet) -> Result<Self> {
         Self::make(data, o, Some(responses))
     }

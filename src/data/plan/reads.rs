@@ -1,8 +1,9 @@
 //! Which responses steps read.
 
-use super::pieces::Selection;
+use super::pieces::{Selection, predictions};
 use super::planner::Planner;
 use super::set::ResponseSet;
+use crate::data::shard::Group;
 use std::collections::HashSet;
 
 impl Planner<'_> {
@@ -30,4 +31,14 @@ impl Planner<'_> {
         }
         used
     }
+}
+
+/// The usable pairs of `g`: ids of chosen and rejected response, and how many predictions the one that has fewer has.
+pub fn shared_lens(g: &Group<'_>) -> impl Iterator<Item = ([u64; 2], u64)> {
+    let (prompt, records) = (g.record().prompt_len, g.response_records());
+    let pairs = g.pairs().map(|p| [p.chosen, p.rejected]);
+    let of = move |ends: [usize; 2]| ends.map(|i| u64::from(predictions(prompt, &records[i])));
+    let ids = |ends: [usize; 2]| ends.map(|i| g.response_id(i));
+    let all: Vec<_> = pairs.map(|ends| (ids(ends), of(ends).into_iter().min().unwrap_or(0))).collect();
+    all.into_iter().filter(|(_, shared)| *shared > 0)
 }

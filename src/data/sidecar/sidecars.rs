@@ -2,6 +2,7 @@
 
 use super::file::{self, Header};
 use super::key::RefKey;
+use super::keyed::Keyed;
 use crate::data::shard::format::hex;
 use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
@@ -25,6 +26,8 @@ pub struct Sidecars {
     unusable: Option<(u64, f64)>,
     /// When the last flush ended, and how long it took.
     flushed: (Instant, Duration),
+    /// Sums over the first tokens of responses, where somebody reads them.
+    heads: Option<Keyed>,
 }
 
 /// One shard's values.
@@ -60,7 +63,26 @@ impl Sidecars {
         let missing = files.iter().map(Sidecar::missing).sum();
         let found = data.num_responses() - missing;
         let starts = data.response_starts().collect();
-        Ok(Sidecars { files, starts, missing, found, notes, unusable: None, flushed: (Instant::now(), Duration::ZERO) })
+        Ok(Sidecars {
+            files,
+            starts,
+            missing,
+            found,
+            notes,
+            unusable: None,
+            flushed: (Instant::now(), Duration::ZERO),
+            heads: None,
+        })
+    }
+
+    /// Lends them [`Kept::Heads`](super::Kept::Heads) of the same data and key, to be found here.
+    pub fn with_heads(&mut self, heads: Keyed) {
+        self.heads = Some(heads);
+    }
+
+    /// The log-probability of the first `tokens` predictions of response `response_id`; `None` where it is not known.
+    pub fn head(&self, response_id: u64, tokens: u64) -> Option<f64> {
+        self.heads.as_ref()?.get(response_id, tokens)
     }
 
     /// The log-probability of response `response_id` of the data set; `None` where it is not filled, or not there.
@@ -93,9 +115,9 @@ impl Sidecars {
         self.missing
     }
 
-    /// Responses whose value was found when the files were opened: nobody here computed it.
+    /// Values that were found when the files were opened: nobody here computed them.
     pub fn found(&self) -> u64 {
-        self.found
+        self.found + self.heads.as_ref().map_or(0, Keyed::found)
     }
 
     /// Whether response `response_id` has a value.

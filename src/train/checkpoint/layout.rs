@@ -17,6 +17,9 @@ pub(super) const MODEL: &str = "model.safetensors";
 /// All that the optimiser keeps.
 pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
 
+/// The reference that follows the policy.
+pub(super) const REFERENCE: &str = "reference.safetensors";
+
 /// A file of a checkpoint.
 pub(super) struct TensorFile {
     /// Its name.
@@ -27,11 +30,16 @@ pub(super) struct TensorFile {
 
 /// Which sections lie in which file.
 pub(super) fn files(sections: &[Section]) -> Vec<TensorFile> {
-    let of = |name, weights: bool| {
-        let all = sections.iter().filter(|s| s.lasting && (s.part == Part::Weights) == weights);
+    let place = |part| match part {
+        Part::Weights => MODEL,
+        Part::Reference | Part::ReferenceMaster => REFERENCE,
+        _ => OPTIMIZER,
+    };
+    let of = |name| {
+        let all = sections.iter().filter(|s| s.lasting && place(s.part) == name);
         TensorFile { name, sections: all.copied().collect() }
     };
-    let mut all = vec![of(MODEL, true), of(OPTIMIZER, false)];
+    let mut all = vec![of(MODEL), of(OPTIMIZER), of(REFERENCE)];
     all.retain(|f| !f.sections.is_empty());
     all
 }

@@ -83,7 +83,7 @@ impl Checkpoint {
             return Ok(());
         }
         let why = format!(
-            "holds {}, and this run {}: use the `options.device`, `options.dtype` and `options.optim` that it was made with",
+            "holds {}, and this run {}: use the `options.device`, `options.dtype`, `options.optim` and `options.sync_ref_model` that it was made with",
             had.join(", "),
             want.join(", ")
         );

@@ -3,6 +3,7 @@
 //! ```text
 //! model.safetensors       weights as the passes read them       with config.json and the tokenizer: a model directory
 //! optimizer.safetensors   master weights, moments                `master.NAME`, `first_moment.NAME`, `second_moment.NAME`
+//! reference.safetensors   a synced reference, where there is one  `reference.NAME`, `reference_master.NAME`
 //! trainer_state.json      clock, identity, sums of the above     [`Manifest`]
 //! config.toml             the run's options
 //! ```

@@ -65,6 +65,10 @@ const DPO: &[(&str, &str, Changes)] = &[
     ("--loss-type", "ipo", Weights),
     ("--label-smoothing", "0.2", Weights),
     ("--cache", "c", File("c")),
+    // Before the first sync the reference is what the sidecars say, to the bit: tests/synced.rs has the syncs.
+    ("--sync-ref-model", "", Words("reference weights")),
+    ("--ref-model-mixup-alpha", "0.3", Refusal("--sync-ref-model")),
+    ("--ref-model-sync-steps", "3", Refusal("--sync-ref-model")),
 ];
 
 /// Whether this machine has no such device or precision, or, where a refusal is looked for, has it.

@@ -229,6 +229,14 @@ fn tensors_names(cli: &Cli, name: &str) -> Vec<String> {
     safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(String::from).collect()
 }
 
+/// Refused in one line with these words in it.
+#[track_caller]
+fn refused(cli: &Cli, args: &str, code: i32, words: &str) {
+    let ran = cli.run(args);
+    assert!(ran.code == code && ran.err.contains(words), "{args}: {ran:?}");
+    assert!(ran.err.lines().filter(|l| l.starts_with("fusedpo: ")).count() == 1 || code == 2, "{args}: {ran:?}");
+}
+
 #[test]
 fn what_does_not_belong_together_is_refused_in_a_line() {
     let cli = Cli::with_data();
@@ -252,14 +260,14 @@ fn what_does_not_belong_together_is_refused_in_a_line() {
             "--cache: a reference that follows the policy (--sync-ref-model) has no sidecars",
         ),
     ] {
-        cli.bad(&format!("{base} --out bad {args}"), 2, want);
+        refused(&cli, &format!("{base} --out bad {args}"), 2, want);
         assert!(!cli.path("bad").exists(), "{args}");
     }
-    cli.bad("sft --model m --data d --out bad --sync-ref-model", 2, "unexpected argument");
+    refused(&cli, "sft --model m --data d --out bad --sync-ref-model", 2, "unexpected argument");
     // Another shape: nothing to mix.
     cli.model("other", "llama");
     cli.edit_json("other/config.json", |c| c["rms_norm_eps"] = 1e-3.into());
-    cli.bad(&format!("{base} --out bad --sync-ref-model --ref-model other"), 1, "their weights cannot be mixed");
+    refused(&cli, &format!("{base} --out bad --sync-ref-model --ref-model other"), 1, "their weights cannot be mixed");
     assert!(!cli.path("bad").exists());
     // A checkpoint with a reference that follows, and one without.
     let said = cli.ok(&format!("{base} --out with --sync-ref-model --ref-model-sync-steps 1")).err;
@@ -272,18 +280,20 @@ fn what_does_not_belong_together_is_refused_in_a_line() {
     let said = cli.ok(&format!("{base} --out without")).err;
     assert!(said.contains("reference: the starting policy (sha256 ") && said.contains("from sidecars"), "{said}");
     let base = base.replace("--max-steps 2", "--max-steps 3 --lr-scheduler-type constant --warmup-steps 0");
-    cli.bad(
+    refused(
+        &cli,
         &format!("{base} --out with --resume auto"),
         1,
         "--sync-ref-model was true, and is not given now: give true",
     );
-    cli.bad(
+    refused(
+        &cli,
         &format!("{base} --out without --resume auto --sync-ref-model"),
         1,
         "--sync-ref-model was not given, and is true now: leave it out",
     );
     let other = "--sync-ref-model --ref-model-sync-steps 2";
-    cli.bad(&format!("{base} --out with --resume auto {other}"), 1, "--ref-model-sync-steps was 1, and is 2 now");
+    refused(&cli, &format!("{base} --out with --resume auto {other}"), 1, "--ref-model-sync-steps was 1, and is 2 now");
     let said = cli.ok("eval --model with --data d --device cpu --dtype f32 --kl-samples 0").err;
     assert!(said.contains("as it was before it followed the policy"), "{said}");
 }

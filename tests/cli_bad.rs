@@ -34,7 +34,10 @@ fn options_that_cannot_be_honoured() {
             "--loss-type xyz",
             &format!("invalid value 'xyz' for '--loss-type <NAME,...>' [possible values: {}]; see --help", losses(", ")),
         ),
-        ("--loss-type ipo --label-smoothing 0.1", "--label-smoothing: not defined for --loss-type ipo; leave it out, or use another loss"),
+        (
+            "--loss-type ipo --label-smoothing 0.1",
+            "--label-smoothing: not defined for --loss-type ipo; leave it out, or use another loss",
+        ),
         ("--loss-type sft --beta 1", "--beta: not defined for --loss-type sft; leave it out, or use another loss"),
         ("--nonsense 1", "unexpected argument '--nonsense' found; see --help"),
         ("--token-budget 0", "--token-budget 0: must be 1 or more"),

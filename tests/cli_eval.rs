@@ -110,8 +110,8 @@ fn a_configuration_that_cannot_be_read_is_an_error() {
         ),
         (
             "loss_type = \"sigmoid\"",
-            "loss_type = \"kto\"",
-            "`loss_type` is \"kto\", not a loss that this program knows: mend it, or give --loss-type",
+            "loss_type = \"tdpo\"",
+            "`loss_type` is \"tdpo\", not a loss that this program knows: mend it, or give --loss-type",
         ),
         ("beta = 0.5", "beta = -1", "`beta` is -1, not a finite number above 0: mend it, or give --beta"),
         ("beta = 0.5", "beta = nan", "`beta` is nan, not a finite number above 0: mend it, or give --beta"),

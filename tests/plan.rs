@@ -114,7 +114,7 @@ fn expected(data: &Dataset, objective: Objective) -> Vec<u64> {
                 ids.extend(g.pairs().filter(|p| scored(p.chosen) && scored(p.rejected)).map(|p| p.id));
             }
             Objective::Score => ids.extend(g.responses().map(|r| r.id)),
-            Objective::Sft => unreachable!("tested by example"),
+            Objective::Sft | Objective::Judgement => unreachable!("tested elsewhere"),
         }
     }
     ids

@@ -1,6 +1,6 @@
 //! The one way to make a micro-batch.
 
-use super::micro::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+use super::micro::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Role, Segment};
 use crate::error::{Error, Result};
 
 /// Most token slots: tables hold rows as `u32`, and kernels as `i32`.
@@ -98,7 +98,7 @@ impl Builder {
         let follow = (at..).zip(&m.tokens[at as usize + 1..]);
         m.predictions.extend(follow.map(|(row, &target)| Prediction { row, target, response }));
         let predictions = first..m.predictions.len() as u32;
-        m.responses.push(ResponseSlot { id, predictions, ref_logp: 0.0, score: None, given: 0.0 });
+        m.responses.push(ResponseSlot { id, predictions, ref_logp: 0.0, score: None, given: 0.0, role: Role::PLAIN });
         Ok(())
     }
 
@@ -109,6 +109,23 @@ impl Builder {
         match self.batch.responses.last_mut() {
             Some(response) => response.score = Some(score),
             None => return Err(refused(format!("a score of {score} belongs to no response"))),
+        }
+        Ok(())
+    }
+
+    /// Says what the last response is there for.
+    ///
+    /// Refused: without a response, and weights that are no numbers of 0 or more.
+    pub fn role(&mut self, role: Role) -> Result<()> {
+        let weights = match role {
+            Role::Own { desirable, undesirable } => [desirable, undesirable],
+            Role::Mismatched { weight, .. } => [weight; 2],
+        };
+        let sound = weights.iter().all(|w| w.is_finite() && *w >= 0.0);
+        match self.batch.responses.last_mut() {
+            Some(response) if sound => response.role = role,
+            Some(response) => return Err(refused(format!("response {} has weights {weights:?}", response.id))),
+            None => return Err(refused(format!("weights {weights:?} belong to no response"))),
         }
         Ok(())
     }
@@ -214,7 +231,14 @@ impl Builder {
         let m = &mut self.batch;
         let (first, response) = (m.predictions.len() as u32, m.responses.len() as u32);
         m.predictions.push(Prediction { row, target: 0, response });
-        m.responses.push(ResponseSlot { id, predictions: first..first + 1, ref_logp: 0.0, score: None, given: 0.0 });
+        m.responses.push(ResponseSlot {
+            id,
+            predictions: first..first + 1,
+            ref_logp: 0.0,
+            score: None,
+            given: 0.0,
+            role: Role::PLAIN,
+        });
     }
 
     /// Refuses to go on from a group without responses.

@@ -60,6 +60,45 @@ pub struct ResponseSlot {
     pub score: Option<f32>,
     /// `dL/dlogp` that a loss of the whole step came to; 0 where there is none.
     pub given: f64,
+    /// What it is there for.
+    pub role: Role,
+}
+
+/// What a response of a micro-batch is there for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Role {
+    /// A response to its group's prompt, and how often it is judged, by weight: 0 where it is not.
+    Own {
+        /// As one to have more of.
+        desirable: f32,
+        /// As one to have less of.
+        undesirable: f32,
+    },
+    /// A response to another prompt, for the divergence of the policy from the reference. It takes no gradient.
+    Mismatched {
+        /// The group that it stands in.
+        group: u64,
+        /// Its weight in the mean.
+        weight: f32,
+    },
+}
+
+impl Role {
+    /// A response that nobody judged.
+    pub const PLAIN: Role = Role::Own { desirable: 0.0, undesirable: 0.0 };
+
+    /// How often it is judged, by weight.
+    pub fn judged(self) -> f64 {
+        match self {
+            Role::Own { desirable, undesirable } => f64::from(desirable) + f64::from(undesirable),
+            Role::Mismatched { .. } => 0.0,
+        }
+    }
+
+    /// Whether it is a response to another prompt.
+    pub fn is_mismatched(self) -> bool {
+        matches!(self, Role::Mismatched { .. })
+    }
 }
 
 /// A preference between two responses of one group.

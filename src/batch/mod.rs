@@ -18,4 +18,4 @@ mod micro;
 pub use builder::Builder;
 pub use capacity::Capacity;
 pub use chunk::{Chunk, chunks};
-pub use micro::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Segment};
+pub use micro::{GroupSpan, MicroBatch, PairSlot, Prediction, ResponseSlot, Role, Segment};

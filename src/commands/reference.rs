@@ -98,7 +98,12 @@ impl Task for Pass<'_> {
 
 /// The token budget that `dpo` would choose for this data: where results depend on it, the sidecars must be made with it.
 pub fn training_slots(data: &Dataset, asked: Option<usize>) -> Result<usize> {
-    let objective = if data.num_pairs() > 0 { Objective::Preference } else { Objective::Score };
-    let options = PlanOptions { objective, batch_size: 1, token_budget: asked, seed: 0, shuffle: false };
-    Ok(Planner::new(data, &options)?.token_budget())
+    let options = |objective| PlanOptions { objective, batch_size: 2, token_budget: asked, seed: 0, shuffle: false };
+    let budget = |objective| Planner::new(data, &options(objective)).map(|plan| plan.token_budget());
+    match data.num_pairs() {
+        // Labels that no run can learn from have log-probs all the same.
+        0 if data.has_labels() => budget(Objective::Judgement).or_else(|_| budget(Objective::Score)),
+        0 => budget(Objective::Score),
+        _ => budget(Objective::Preference),
+    }
 }

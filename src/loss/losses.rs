@@ -48,6 +48,10 @@ losses! {
     Unlikelihood = unlikelihood,
     Sft = sft,
     PlackettLuce = plackett_luce,
+    Aot = aot,
+    AotUnpaired = aot_unpaired,
+    BetaDpo = beta_dpo,
+    Kto = kto,
 }
 
 impl LossType {

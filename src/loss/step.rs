@@ -41,3 +41,26 @@ pub struct Running {
     /// Running standard deviation of the reward margins.
     pub margin_deviation: f64,
 }
+
+/// Places of `values` in ascending order; of equal ones the first first.
+pub(super) fn ranks(values: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    // Stable, and -0 is no less than 0.
+    order.sort_by(|a, b| values[*a].partial_cmp(&values[*b]).unwrap_or_else(|| values[*a].total_cmp(&values[*b])));
+    order
+}
+
+/// Number `counter` of the stream `seed`, in (0, 1): SplitMix64's finaliser over both (Steele, Lea and Flood 2014), so that any
+/// of them can be had alone.
+pub(super) fn uniform(seed: [u64; 2], counter: u64) -> f64 {
+    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |z: u64| {
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let key = mix(mix(seed[0].wrapping_add(GAMMA)).wrapping_add(seed[1].wrapping_mul(GAMMA)));
+    let bits = mix(key.wrapping_add(counter.wrapping_add(1).wrapping_mul(GAMMA)));
+    // 53 bits, and half a step: neither end is reached.
+    ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}

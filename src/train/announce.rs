@@ -44,7 +44,9 @@ pub fn announce<B: Backend>(
     let [model, data, out] = [&c.files.model, &c.files.data, &c.files.out].map(|p| p.display());
     note(format!("{}: {model} {data} -> {out}", be.description()))?;
     // Of an SFT run, how many of the data's responses it learns: the chosen, the best, and what nobody compared.
-    let what = if !c.loss().is_sft() {
+    let what = if planner.is_judged() {
+        "judgements".to_owned()
+    } else if !c.loss().is_sft() {
         "pairs".to_owned()
     } else {
         match planner.data().num_responses() {

@@ -1,5 +1,6 @@
 //! Whether a model and a data set belong together.
 
+use crate::data::plan::Planner;
 use crate::data::shard::{Dataset, Split};
 use crate::data::text::{TemplateChoice, TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
@@ -81,6 +82,24 @@ pub fn check_loss(spec: &LossSpec, data: &Dataset) -> Result<()> {
                 );
             }
         }
+    }
+    Ok(())
+}
+
+/// Refuses mismatched rows, each a prompt with a response to another, that the model has no positions for, or turns otherwise
+/// than the prompt's own rows.
+pub fn check_mismatched(model: &ModelDir, plan: &Planner<'_>) -> Result<()> {
+    let (config, longest) = (model.config(), plan.longest_row());
+    if longest <= plan.data().longest_row() {
+        return Ok(());
+    }
+    config.check_positions(longest)?;
+    if config.rope.tables(longest) > 1 {
+        let usable = config.usable_positions();
+        return Err(Error::usage(format!(
+            "`loss_type` kto reads prompts with responses to others, here rows of up to {longest} tokens, and this model's \
+             `longrope` turns rows of more than {usable} tokens by other frequencies; pack with `max_length` {usable}"
+        )));
     }
     Ok(())
 }

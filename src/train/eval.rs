@@ -2,6 +2,7 @@
 
 use super::engine::Engine;
 use super::metrics::{Totals, wilson_95};
+use super::mismatched::reference_of;
 use super::synced;
 use super::whole_step::{self, Taking};
 use crate::backend::Backend;
@@ -38,7 +39,7 @@ pub fn evaluate<B: Backend>(
         if flow != Flow::On {
             return Err(Error::stopped("stopped; what was evaluated so far is not kept"));
         }
-        let mut batches = set.plan.step(0, step)?;
+        let mut batches = set.plan.first(0, step)?;
         if let Some(sidecars) = &set.sidecars {
             fill_reference(&mut batches, sidecars, spec)?;
         }
@@ -95,7 +96,7 @@ pub fn check_finite(t: &Totals, data: &Dataset, model: &Path) -> Result<()> {
 /// pair have.
 pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars, spec: &LossSpec) -> Result<()> {
     let of = |slot: &ResponseSlot| {
-        sidecars.get(slot.id).ok_or_else(|| {
+        reference_of(slot, sidecars).ok_or_else(|| {
             Error::Training(format!("response {} has no reference log-prob: run `fusedpo reference` again", slot.id))
         })
     };
@@ -125,6 +126,12 @@ fn fill_heads(mb: &mut MicroBatch, sidecars: &Sidecars) -> Result<()> {
 
 /// The result in one line.
 pub fn line(t: &Totals) -> String {
+    if let Some(kl) = t.kl() {
+        let of = |what: &str, reward: Option<f64>| reward.map_or_else(String::new, |r| format!(", {what} {r:.4}"));
+        let [desirable, undesirable] = t.judged_rewards();
+        let rewards = of("reward of desirable", desirable) + &of("of undesirable", undesirable);
+        return format!("loss {:.4}{rewards}, kl {kl:.4}, {} responses", t.mean_loss(), t.responses);
+    }
     if t.pairs == 0 {
         return format!("loss {:.4}, token accuracy {:.3}", t.mean_loss(), t.hits / t.chosen_tokens as f64);
     }

@@ -9,13 +9,14 @@ use crate::loss::{LossSpec, Pair, Rule, Scales};
 pub fn objective(spec: &LossSpec) -> Objective {
     match spec.is_sft() {
         true => Objective::Sft,
+        false if spec.is_judged() => Objective::Judgement,
         false if spec.is_listwise() => Objective::Ranking,
         false => Objective::Preference,
     }
 }
 
 /// One over what each kind of loss is a mean over in the step that `batches` are: pair weights, tokens of the pairs' chosen
-/// responses, and for what responses have alone prompts (lists) or scored tokens (SFT).
+/// responses, and for what responses have alone prompts (lists), scored tokens (SFT) or judgements, by weight (KTO).
 pub fn scales(batches: &[MicroBatch], spec: &LossSpec) -> Scales {
     let (mut pairs, mut tokens) = (0.0, 0.0);
     for mb in batches {
@@ -27,6 +28,10 @@ pub fn scales(batches: &[MicroBatch], spec: &LossSpec) -> Scales {
     let scored: usize = batches.iter().map(|mb| mb.predictions().len()).sum();
     let prompts: usize = batches.iter().map(|mb| mb.groups().len()).sum();
     let over = |n: f64| if n > 0.0 { 1.0 / n } else { 1.0 };
+    if spec.is_judged() {
+        let judged = batches.iter().flat_map(MicroBatch::responses).map(|r| r.role.judged()).sum();
+        return over(judged).into();
+    }
     if spec.is_sft() {
         return over(scored as f64).into();
     }

@@ -2,11 +2,12 @@
 //!
 //! Means are over the pairs of the whole global batch, whatever the micro-batches: `rewards/*` of `beta * (logp - ref_logp)`,
 //! `logps/*` of sums over completion tokens. `entropy` and `mean_token_accuracy` are means over the completion tokens of
-//! all responses, and of the chosen ones. A tie counts one half in `rewards/accuracies` (TRL: nothing).
+//! all responses, and of the chosen ones. Of judgements `rewards/*` and `logps/*` are means over what was judged desirable
+//! (`chosen`) and undesirable (`rejected`), where something was, and `kl` is a mean over steps. A tie counts one half in `rewards/accuracies` (TRL: nothing).
 
 use super::means::at_reference;
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
-use crate::batch::MicroBatch;
+use crate::batch::{MicroBatch, ResponseSlot, Role};
 use crate::loss::LossSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -53,6 +54,14 @@ pub struct Totals {
     pub tokens: u64,
     /// Tokens as TRL counts them: each response with its prompt.
     pub tokens_with_prompts: u64,
+    /// Judgements of responses as desirable, by weight: what [`Totals::reward_chosen`] and [`Totals::logp_chosen`] are over.
+    pub desirable: f64,
+    /// As undesirable: what [`Totals::reward_rejected`] and [`Totals::logp_rejected`] are over.
+    pub undesirable: f64,
+    /// Sum over steps of how far the policy is from the reference by their mismatched rows, 0 or more.
+    pub divergence: f64,
+    /// Those steps.
+    pub divergences: u64,
     /// Ids of pairs whose loss is not finite.
     pub non_finite: Vec<u64>,
     /// Ids of responses whose log-prob is not finite.
@@ -67,7 +76,7 @@ impl Totals {
     /// Adds a micro-batch, from the numbers that [`crate::backend::Loss`] wrote.
     pub fn add(&mut self, mb: &MicroBatch, spec: &LossSpec, responses: &[f64], pairs: &[f64]) {
         let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
-        let alone = spec.is_sft() || spec.is_listwise();
+        let alone = spec.is_sft() || spec.is_listwise() || spec.is_judged();
         let scored = |i: u32| mb.responses()[i as usize].predictions.len() as u64;
         for (i, p) in mb.pairs().iter().enumerate() {
             let &[loss, chosen, rejected, token_loss, ..] = &pairs[i * PAIR_STATS..][..PAIR_STATS] else {
@@ -98,10 +107,13 @@ impl Totals {
         }
         self.pairs += mb.pairs().len() as u64;
         for i in 0..mb.responses().len() as u32 {
-            self.entropy += response(i)[1];
             if !response(i)[0].is_finite() {
                 self.non_finite_responses.push(mb.responses()[i as usize].id);
             }
+            if spec.is_judged() && !self.judged(&mb.responses()[i as usize], response(i)[0], spec) {
+                continue;
+            }
+            self.entropy += response(i)[1];
             self.scored_tokens += scored(i);
             if alone {
                 self.response_loss += response(i)[3];
@@ -111,9 +123,10 @@ impl Totals {
                 self.chosen_tokens += scored(i);
             }
         }
-        self.responses += mb.responses().len() as u64;
+        self.responses += mb.responses().iter().filter(|r| !r.role.is_mismatched()).count() as u64;
         self.response_weight += match alone {
             true if spec.is_sft() => mb.predictions().len() as f64,
+            true if spec.is_judged() => mb.responses().iter().map(|r| r.role.judged()).sum(),
             true => mb.groups().len() as f64,
             false => 0.0,
         };
@@ -122,12 +135,38 @@ impl Totals {
         self.count_tokens(mb);
     }
 
+    /// A response's part in what is said of judgements; whether it is one to its own prompt.
+    fn judged(&mut self, slot: &ResponseSlot, logp: f64, spec: &LossSpec) -> bool {
+        let ratio = logp - slot.ref_logp;
+        // Written so that NaN counts.
+        self.off_reference += u64::from(!(ratio == 0.0));
+        let Role::Own { desirable, undesirable } = slot.role else { return false };
+        let [desirable, undesirable] = [desirable, undesirable].map(f64::from);
+        let reward = spec.reward().0 * ratio;
+        self.desirable += desirable;
+        self.undesirable += undesirable;
+        // What is judged one way says nothing of the other, not even where it is no number.
+        if desirable > 0.0 {
+            self.reward_chosen += desirable * reward;
+            self.logp_chosen += desirable * logp;
+        }
+        if undesirable > 0.0 {
+            self.reward_rejected += undesirable * reward;
+            self.logp_rejected += undesirable * logp;
+        }
+        true
+    }
+
+    /// The rows of other prompts' responses are not of the data: they are not counted as they would be by TRL.
     fn count_tokens(&mut self, mb: &MicroBatch) {
         self.tokens += mb.used() as u64;
         for g in mb.groups() {
             let prompt = g.prompt.len() as u64;
-            let all = u64::from(g.end - g.prompt.start);
-            self.tokens_with_prompts += all - prompt + prompt * g.responses.len() as u64;
+            let of = g.responses.start as usize..g.responses.end as usize;
+            let own = mb.responses()[of].iter().filter(|r| !r.role.is_mismatched());
+            // A response has a prediction a token, but for the first after an empty prompt.
+            let unpredicted = u64::from(prompt == 0);
+            self.tokens_with_prompts += own.map(|r| prompt + r.predictions.len() as u64 + unpredicted).sum::<u64>();
         }
     }
 
@@ -152,6 +191,10 @@ impl Totals {
         self.hits += o.hits;
         self.tokens += o.tokens;
         self.tokens_with_prompts += o.tokens_with_prompts;
+        self.desirable += o.desirable;
+        self.undesirable += o.undesirable;
+        self.divergence += o.divergence;
+        self.divergences += o.divergences;
         self.non_finite.extend(o.non_finite);
         self.non_finite_responses.extend(o.non_finite_responses);
         self.off_reference += o.off_reference;
@@ -188,10 +231,38 @@ impl Totals {
         self.correct / self.pairs as f64
     }
 
+    /// How far the policy is from the reference, by mismatched rows: a mean over steps. `None` but for judgements.
+    pub fn kl(&self) -> Option<f64> {
+        (self.divergences > 0).then(|| self.divergence / self.divergences as f64)
+    }
+
+    /// Mean rewards of what was judged desirable and undesirable, where something was.
+    pub fn judged_rewards(&self) -> [Option<f64>; 2] {
+        let mean = |sum: f64, over: f64| (over > 0.0).then(|| sum / over);
+        [mean(self.reward_chosen, self.desirable), mean(self.reward_rejected, self.undesirable)]
+    }
+
+    fn put_judged(&self, put: &mut dyn FnMut(&str, f64)) {
+        let Some(kl) = self.kl() else { return };
+        let [chosen, rejected] = self.judged_rewards();
+        if let Some(reward) = chosen {
+            put("rewards/chosen", reward);
+            put("logps/chosen", self.logp_chosen / self.desirable);
+        }
+        if let Some(reward) = rejected {
+            put("rewards/rejected", reward);
+            put("logps/rejected", self.logp_rejected / self.undesirable);
+        }
+        if let (Some(chosen), Some(rejected)) = (chosen, rejected) {
+            put("rewards/margins", chosen - rejected);
+        }
+        put("kl", kl);
+    }
+
     /// TRL's metrics, each key behind `prefix` (`eval_` or nothing).
     pub fn to_json(&self, prefix: &str) -> Map<String, Value> {
         let mut row = Map::new();
-        let mut put = |key: &str, value: f64| row.insert(format!("{prefix}{key}"), json!(value));
+        let mut put = |key: &str, value: f64| drop(row.insert(format!("{prefix}{key}"), json!(value)));
         put("loss", self.mean_loss());
         put("entropy", self.entropy / self.scored_tokens as f64);
         put("mean_token_accuracy", self.hits / self.chosen_tokens as f64);
@@ -204,6 +275,7 @@ impl Totals {
             put("logps/chosen", self.logp_chosen / n);
             put("logps/rejected", self.logp_rejected / n);
         }
+        self.put_judged(&mut put);
         row
     }
 }

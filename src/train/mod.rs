@@ -15,6 +15,7 @@ pub mod loss_options;
 pub mod means;
 pub mod memory;
 pub mod metrics;
+pub mod mismatched;
 pub mod optim;
 pub mod options;
 mod proof;

@@ -2,6 +2,7 @@
 
 use super::engine::Engine;
 use super::metrics::Totals;
+use super::mismatched::reference_of;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
@@ -24,7 +25,7 @@ pub fn spot_check<B: Backend>(
         return Ok(());
     }
     let step = RandomState::new().build_hasher().finish() % steps;
-    let Some(mb) = plan.step(0, step)?.pop() else { return Ok(()) };
+    let Some(mb) = plan.first(0, step)?.pop() else { return Ok(()) };
     let mut sums = LossSpec::STATISTICS;
     sums.ld_alpha = spec.ld_alpha;
     let late = engine.start_evaluation(&mb, &sums)?;
@@ -37,7 +38,7 @@ pub fn spot_check<B: Backend>(
     };
     engine.read(late, |responses, pairs| {
         for (slot, stats) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
-            differs(slot.id, "", sidecars.get(slot.id), stats[0])?;
+            differs(slot.id, "", reference_of(slot, sidecars), stats[0])?;
         }
         for (pair, stats) in mb.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS)) {
             let shared = mb.shared_len(pair) as u64;
@@ -60,10 +61,12 @@ pub fn prove_step_0(totals: &Totals) -> Result<()> {
     if totals.off_reference == 0 && (loss - want).abs() <= ROUNDING * want.abs().max(1.0) {
         return Ok(());
     }
+    let what = if totals.pairs > 0 { "pairs" } else { "responses" };
     Err(Error::Training(format!(
-        "step-0 proof failed: policy and reference are the same weights, yet {} of {} pairs differ and the loss is {loss} instead of {want}; \
+        "step-0 proof failed: policy and reference are the same weights, yet {} of {} {what} differ and the loss is {loss} instead of {want}; \
          delete the reference sidecars and try again, and report this if it stays",
-        totals.off_reference, totals.pairs
+        totals.off_reference,
+        if totals.pairs > 0 { totals.pairs } else { totals.responses }
     )))
 }
 

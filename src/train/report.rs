@@ -46,8 +46,9 @@ impl fmt::Display for Numbers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let t = self.totals;
         write!(f, "loss {:.4} ", t.mean_loss())?;
-        match t.pairs {
-            0 => write!(f, "token accuracy {:.3}", t.hits / t.chosen_tokens as f64)?,
+        match (t.pairs, t.kl()) {
+            (_, Some(kl)) => write!(f, "kl {kl:.3}")?,
+            (0, _) => write!(f, "token accuracy {:.3}", t.hits / t.chosen_tokens as f64)?,
             _ => write!(f, "accuracy {:.2}", t.accuracy())?,
         }
         write!(f, " {:.0} tokens/s", t.tokens as f64 / self.seconds)

@@ -3,7 +3,7 @@
 pub use super::summary::{Ended, Summary};
 
 use super::announce::{announce, reference_line};
-use super::check::{check_data, check_loss, check_model, open_splits, warn_of_positions};
+use super::check::{check_data, check_loss, check_mismatched, check_model, open_splits, warn_of_positions};
 use super::checkpoint::{Due, Identity};
 use super::choices::GraphsChoice;
 use super::engine::{Engine, Purpose};
@@ -11,6 +11,7 @@ use super::eval::EvalSet;
 use super::heads;
 use super::means;
 use super::memory::{Budgets, MemoryPlan};
+use super::mismatched;
 use super::optim::Optimizer;
 use super::options::{Stage, TrainOptions};
 use super::record::{Outcome, Record};
@@ -53,7 +54,10 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let held_out =
         held_out.map(|d| Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options }));
     let held_out = held_out.transpose()?;
-    let positions = splits.iter().map(Dataset::longest_row).max().unwrap_or(0);
+    let positions = [&planner].into_iter().chain(&held_out).map(Planner::longest_row).max().unwrap_or(0);
+    for model in [Some(&dir), reference.as_ref()].into_iter().flatten() {
+        [&planner].into_iter().chain(&held_out).try_for_each(|plan| check_mismatched(model, plan))?;
+    }
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
     let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
     let memory = budgets.training(be, dir.config(), positions, (purpose, &c.optim, c.reference.sync_ref_model))?;
@@ -227,7 +231,15 @@ impl Run<'_> {
         let (parts, spec) = (&parts[..], &self.c.loss());
         let done = heads::ensure_for(be, model, (parts, spec), self.c.reference.cache.as_deref(), &mut aloud)?;
         summary.reference_seconds += done.iter().map(|(_, report)| report.seconds).sum::<f64>();
-        Ok(done.into_iter().map(|(sidecars, _)| sidecars).collect())
+        let mut sidecars: Vec<Sidecars> = done.into_iter().map(|(sidecars, _)| sidecars).collect();
+        let used = self.planner.mismatched((clock.epoch, clock.place), schedule.total.saturating_sub(clock.step));
+        let held_out = self.held_out.iter().map(|plan| (plan, plan.mismatched((0, 0), plan.steps_in_epoch(0))));
+        let begun = std::time::Instant::now();
+        for ((plan, rows), to) in std::iter::once((&self.planner, used)).chain(held_out).zip(&mut sidecars) {
+            mismatched::ensure(be, model, (plan, &rows), self.c.reference.cache.as_deref(), to, aloud.observe)?;
+        }
+        summary.reference_seconds += begun.elapsed().as_secs_f64();
+        Ok(sidecars)
     }
 }
 

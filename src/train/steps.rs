@@ -165,7 +165,7 @@ impl Steps<'_> {
         let begun = Instant::now();
         let (epoch, place) = engine.state.clock.advance(|epoch| self.plan.steps_in_epoch(epoch));
         let step = engine.state.clock.step;
-        let mut batches = self.plan.step(epoch, place)?;
+        let mut batches = self.plan.first(epoch, place)?;
         if let Some(sidecars) = &self.sidecars {
             eval::fill_reference(&mut batches, sidecars, &self.spec)?;
         }
@@ -180,6 +180,7 @@ impl Steps<'_> {
             let mut running = engine.state.clock.running;
             totals = whole_step::first(engine, &mut batches, how, &mut running)?;
             engine.state.clock.running = running;
+            batches = whole_step::second(batches, || self.plan.step(epoch, place))?;
             engine.clear_grads()?;
             batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))?;
         } else {
@@ -237,16 +238,17 @@ impl Steps<'_> {
             clock.skipped = 0;
             return Ok(());
         }
-        // Where every loss is finite and the gradient is not, any of the step's pairs may be the cause.
-        let mut ids = match totals.non_finite.is_empty() {
-            true => self.pair_ids(this.epoch, this.place)?,
-            false => totals.non_finite.clone(),
+        // Where every loss is finite and the gradient is not, any of the step's pairs may be the cause, or of its responses.
+        let (what, known) = match totals.pairs {
+            0 => ("responses", &totals.non_finite_responses),
+            _ => ("pairs", &totals.non_finite),
         };
+        let mut ids = if known.is_empty() { self.ids(this.epoch, this.place)? } else { known.clone() };
         ids.sort_unstable();
         ids.dedup();
         ids.truncate(8);
         let loss = totals.mean_loss();
-        let line = format!("step {step} skipped: gradient norm {norm}, loss {loss}, pairs {ids:?}");
+        let line = format!("step {step} skipped: gradient norm {norm}, loss {loss}, {what} {ids:?}");
         self.observe.tell(&Event::Note(&line))?;
         clock.skipped += 1;
         let skipped = clock.skipped;
@@ -254,13 +256,16 @@ impl Steps<'_> {
             return Ok(());
         }
         Err(Error::Training(format!(
-            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower `learning_rate`, or look at pairs {ids:?}; no model was saved"
+            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower `learning_rate`, or look at {what} {ids:?}; no model was saved"
         )))
     }
 
-    /// Ids of the pairs of a step.
-    fn pair_ids(&self, epoch: u64, place: u64) -> Result<Vec<u64>> {
-        Ok(self.plan.step(epoch, place)?.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect())
+    /// Ids of the pairs of a step, or where it has none of its responses.
+    fn ids(&self, epoch: u64, place: u64) -> Result<Vec<u64>> {
+        let batches = self.plan.step(epoch, place)?;
+        let pairs: Vec<u64> = batches.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect();
+        let responses = || batches.iter().flat_map(|mb| mb.responses()).map(|r| r.id).collect();
+        Ok(if pairs.is_empty() { responses() } else { pairs })
     }
 
     /// The held-out numbers where the clock stands. An evaluation is finished even where the run is to stop, unless it is to

@@ -4,11 +4,11 @@
 use super::engine::Engine;
 use super::means::{agreed, seen};
 use super::metrics::Totals;
-use crate::backend::{Backend, PAIR_STATS};
-use crate::batch::MicroBatch;
+use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
+use crate::batch::{MicroBatch, Role};
 use crate::error::Result;
-use crate::loss::{LossSpec, Pair, PairLoss, Rule, Running, Scales, StepPairs};
-use std::collections::VecDeque;
+use crate::loss::{Judged, LossSpec, Pair, PairLoss, Params, Rule, Running, Scales, StepPairs, Term};
+use std::collections::{HashMap, VecDeque};
 
 /// Numbers of a micro-batch: of its responses, and of its pairs.
 type Numbers = (Vec<f64>, Vec<f64>);
@@ -44,13 +44,76 @@ pub fn first<B: Backend>(
         }
     }
     numbers.extend(read(engine, &mut late)?);
-    let at_reference = pairs_of_the_step(batches, &mut numbers, how, running);
     let mut totals = Totals::default();
+    if let &[Term { weight, params, .. }] = how.spec.terms()
+        && let Rule::Judged(f) = how.spec.terms()[0].def().rule
+    {
+        let of = Judging { params, weight, scale: how.spec.terms()[0].scale(&how.scales), f };
+        judgements_of_the_step(batches, &mut numbers, &of, &mut totals);
+    } else {
+        totals.at_reference[0] += pairs_of_the_step(batches, &mut numbers, how, running);
+    }
     for (mb, (responses, pairs)) in batches.iter().zip(&numbers) {
         totals.add(mb, how.spec, responses, pairs);
     }
-    totals.at_reference[0] += at_reference;
     Ok(totals)
+}
+
+/// What the second time goes through: `batches`, or where those have mismatched rows `second`, which have none, with the
+/// coefficients that the first time left in them.
+pub fn second(batches: Vec<MicroBatch>, second: impl FnOnce() -> Result<Vec<MicroBatch>>) -> Result<Vec<MicroBatch>> {
+    let slots = || batches.iter().flat_map(MicroBatch::responses);
+    if slots().all(|r| !r.role.is_mismatched()) {
+        return Ok(batches);
+    }
+    let given: HashMap<u64, f64> = slots().filter(|r| !r.role.is_mismatched()).map(|r| (r.id, r.given)).collect();
+    let mut second = second()?;
+    second.iter_mut().flat_map(MicroBatch::responses_mut).for_each(|r| r.given = given[&r.id]);
+    Ok(second)
+}
+
+/// A loss of judgements.
+struct Judging {
+    params: Params,
+    weight: f64,
+    scale: f64,
+    f: fn(&Params, &[Judged], f64) -> Vec<[f64; 2]>,
+}
+
+/// How far the policy is from the reference, by the step's mismatched rows, and with it what its judgements come to: the values
+/// added to each response's numbers, the coefficients to the batches.
+fn judgements_of_the_step(batches: &mut [MicroBatch], numbers: &mut [Numbers], of: &Judging, totals: &mut Totals) {
+    let (mut sum, mut over, mut expected) = (0.0, 0.0, 0.0);
+    for (mb, (responses, _)) in batches.iter().zip(&*numbers) {
+        for (slot, numbers) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
+            if let Role::Mismatched { weight, .. } = slot.role {
+                sum += f64::from(weight) * (numbers[0] - slot.ref_logp);
+                over += f64::from(weight);
+            }
+        }
+    }
+    // NaN stays NaN, so that the step is seen to have no numbers.
+    let z = if sum < 0.0 || over == 0.0 { 0.0 } else { sum / over };
+    totals.divergence += z;
+    totals.divergences += 1;
+    for (mb, (responses, _)) in batches.iter_mut().zip(numbers) {
+        for (slot, numbers) in mb.responses_mut().zip(responses.chunks_exact_mut(RESPONSE_STATS)) {
+            let Role::Own { desirable, undesirable } = slot.role else { continue };
+            slot.given = 0.0;
+            for (desirable, times) in [(true, f64::from(desirable)), (false, f64::from(undesirable))] {
+                if times == 0.0 {
+                    continue;
+                }
+                let judged = Judged { desirable, policy: numbers[0], reference: slot.ref_logp };
+                let [value, slope] = (of.f)(&of.params, &[judged], z)[0];
+                let agreed = Judged { reference: judged.policy, ..judged };
+                expected += times * of.weight * (of.f)(&of.params, &[agreed], 0.0)[0][0];
+                numbers[3] += times * of.weight * value;
+                slot.given += times * of.scale * slope;
+            }
+        }
+    }
+    totals.at_reference[2] += expected;
 }
 
 fn read<B: Backend>(

@@ -50,7 +50,7 @@ impl Made {
     pub fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
         let path = a.model.join(CONFIG);
         let spec = a.loss_types().map(|types| LossOptions { loss_type: types, ..Default::default() }.spec());
-        let pairwise = spec.as_ref().map_or(data.num_pairs() > 0, |spec| !spec.is_sft());
+        let pairwise = spec.as_ref().map_or(data.num_pairs() > 0 || data.has_labels(), |spec| !spec.is_sft());
         let has = |param| spec.as_ref().is_none_or(|spec| spec.has(param));
         // A loss without further hyper-parameters: all of it was asked for.
         let plain = spec.as_ref().is_some_and(|spec| spec.terms().iter().all(|t| t.def().options.len() <= 2));
@@ -64,7 +64,8 @@ impl Made {
     pub fn spec(&self, a: &EvalArgs, data: &Dataset) -> Result<LossSpec> {
         let default = if data.num_pairs() > 0 { LossType::Sigmoid } else { LossType::Sft };
         let loss = match data.num_pairs() {
-            0 => Found::new(a.loss_types(), || Ok(None), default.into())?,
+            // Of what a run can be made from without pairs, kto alone says more than the default.
+            0 => Found::new(a.loss_types(), || self.loss_of_judgements(data), default.into())?,
             _ => Found::new(a.loss_types(), || self.loss_type(), default.into())?,
         };
         if loss.value.0 == [LossType::Sft] {
@@ -131,6 +132,11 @@ impl Made {
         let known: Result<LossTypes, _> = value.clone().try_into();
         let known = known.map_err(|_| self.wrong("loss_type", "a loss that this program knows", "loss-type"))?;
         Ok(Some(known).filter(|l| l.0 != [LossType::Sft]))
+    }
+
+    fn loss_of_judgements(&self, data: &Dataset) -> Result<Option<LossTypes>> {
+        let known = if data.has_labels() { self.loss_type()? } else { None };
+        Ok(known.filter(|l| l.0 == [LossType::Kto]))
     }
 
     fn number(&self, key: &str, range: &str, ok: impl FnOnce(f64) -> bool) -> Result<Option<f64>> {

@@ -12,7 +12,7 @@ use crate::model::{Model, ModelConfig, ModelDir};
 use crate::note;
 use crate::observe::Observe;
 use crate::say;
-use crate::train::check::{check_data, check_loss, check_model, warn_of_positions};
+use crate::train::check::{check_data, check_loss, check_mismatched, check_model, warn_of_positions};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
 use crate::train::heads;
@@ -20,6 +20,7 @@ use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::means;
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
+use crate::train::mismatched;
 pub use args::EvalArgs;
 use made::Made;
 use serde_json::{Map, Value, json};
@@ -36,7 +37,7 @@ pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
     }
     say!("{}", eval::line(&totals));
     say!("  {:<22} {split}", "split");
-    for (key, value) in totals.to_json("") {
+    for (key, value) in metrics(&totals) {
         say!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| format!("{x:.6}")));
     }
     if let Some(kl) = kl {
@@ -52,8 +53,17 @@ pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
     Ok(())
 }
 
-fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
+/// The metrics, that of mismatched rows by a name of its own: `kl` is the estimate from samples.
+fn metrics(t: &Totals) -> Map<String, Value> {
     let mut row = t.to_json("");
+    if let Some(kl) = row.remove("kl") {
+        row.insert("kl_mismatched".into(), kl);
+    }
+    row
+}
+
+fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
+    let mut row = metrics(t);
     row.insert("pairs".into(), json!(t.pairs));
     row.insert("responses".into(), json!(t.responses));
     if t.pairs > 0 {
@@ -102,10 +112,16 @@ impl Task for Eval<'_> {
                 heads::ensure_for(be, reference, (&[((&data, slots), read)], &spec), a.cache.as_deref(), observe)?
             };
             sidecars = done.into_iter().next().map(|(sidecars, _)| sidecars);
+            if let Some(to) = &mut sidecars {
+                [&dir, reference].into_iter().try_for_each(|model| check_mismatched(model, &plan))?;
+                let rows = plan.mismatched((0, 0), plan.steps_in_epoch(0));
+                mismatched::ensure(be, reference, (&plan, &rows), a.cache.as_deref(), to, observe)?;
+            }
         }
         let capacity = plan.capacity();
         let config = dir.config();
         let mut samples = Samples::plan(a, config, reference.as_ref(), &data);
+        samples.positions = samples.positions.max(plan.longest_row());
         let positions = samples.positions;
         warn_of_positions(config, positions, observe)?;
         let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;

@@ -4,14 +4,17 @@
 //! - The order of an epoch is [`permutation`] of the usable groups, or their own order.
 //! - A step takes whole groups until it holds at least `batch_size` pairs (responses for [`Objective::Sft`] and
 //!   [`Objective::Score`]); the last step of an epoch may hold fewer.
+//! - A step of [`Objective::Judgement`] holds at least two prompts, and a last prompt alone goes with the step before: a loss of
+//!   judgements compares each prompt with a response to another ([`Planner::first`]).
 //! - Within a step, groups are packed best-fit decreasing into micro-batches of exactly `T` token slots. A group that
 //!   needs more is cut: each pair is in exactly one piece, with both its responses; the prompt is repeated, and a
 //!   response may be. Micro-batches, and groups in them, are in the order of the epoch.
 //! - An empty prompt predicts nothing, so a response's first token is not scored. A response of one token after an empty
 //!   prompt has no prediction at all: [`Objective::Preference`] leaves out pairs with such a response and
-//!   [`Objective::Sft`] leaves out the response, both counted ([`Planner::unscorable`]); [`Objective::Score`]
+//!   [`Objective::Sft`] and [`Objective::Judgement`] leave out the response, all counted ([`Planner::unscorable`]); [`Objective::Score`]
 //!   takes it along without predictions, its log-probability being the empty sum, 0.
 
+mod judged;
 mod options;
 mod order;
 mod pieces;
@@ -20,6 +23,7 @@ mod reads;
 mod set;
 mod survey;
 
+pub use judged::Mismatch;
 pub use options::{Objective, PlanOptions};
 pub use order::{draw, permutation};
 pub use planner::Planner;

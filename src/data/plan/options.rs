@@ -11,6 +11,9 @@ pub enum Objective {
     /// and, without scores, those chosen in a pair and rejected in none; and every response that nobody compared: in no
     /// pair, without a score, of a row with a single response or labelled desirable. Never one labelled undesirable.
     Sft,
+    /// Every response that was judged: labelled desirable or undesirable, or in a pair, each of its pairs being a judgement of
+    /// its chosen response as desirable and of its rejected one as undesirable, by the pair's weight.
+    Judgement,
     /// Every response; no pairs.
     Score,
 }
@@ -27,7 +30,7 @@ impl Objective {
 pub struct PlanOptions {
     /// What the steps are for.
     pub objective: Objective,
-    /// Pairs a step, or responses; at least 1.
+    /// Pairs a step, or responses, or judgements; at least 1 (judgements: 2).
     pub batch_size: usize,
     /// Token slots of a micro-batch. `None`: 2048, or as many as the largest pair (response) needs, rounded up to a
     /// multiple of 256.

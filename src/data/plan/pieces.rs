@@ -11,9 +11,20 @@ pub(crate) struct Selection {
     pub responses: Vec<u32>,
     /// Local indices of pairs, ascending.
     pub pairs: Vec<u32>,
-    /// Pairs ([`Objective::Preference`]) or responses ([`Objective::Sft`]) left out because nothing predicts them.
+    /// What was judged, in order: labels by response, then pairs, the chosen response first ([`Objective::Judgement`]).
+    pub judgements: Vec<Judgement>,
+    /// Pairs ([`Objective::Preference`]), responses ([`Objective::Sft`]) or judgements left out because nothing predicts them.
     pub unscorable: u64,
     marks: Vec<bool>,
+}
+
+/// A judgement of a response.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Judgement {
+    /// Local index of the response.
+    pub response: u32,
+    pub desirable: bool,
+    pub weight: f32,
 }
 
 /// Some groups' part in a micro-batch: a whole selection or a piece of it.
@@ -52,10 +63,12 @@ impl Selection {
     pub fn select(&mut self, g: &Group<'_>, objective: Objective, only: impl Fn(u64) -> bool) {
         self.responses.clear();
         self.pairs.clear();
+        self.judgements.clear();
         self.unscorable = 0;
         match objective {
             Objective::Preference | Objective::Ranking => self.preference(g, only),
             Objective::Sft => self.sft(g),
+            Objective::Judgement => self.judged(g),
             Objective::Score => {
                 self.responses.extend((0..g.num_responses() as u32).filter(|&i| only(g.response_id(i as usize))));
             }
@@ -112,6 +125,23 @@ impl Selection {
         self.take_marked();
     }
 
+    fn judged(&mut self, g: &Group<'_>) {
+        let records = g.response_records();
+        let labels = records.iter().enumerate().filter(|(_, r)| r.flags & HAS_LABEL != 0);
+        let labels = labels.map(|(i, r)| (i, r.flags & DESIRABLE != 0, 1.0));
+        let pairs = g.pairs().flat_map(|p| [(p.chosen, true, p.weight), (p.rejected, false, p.weight)]);
+        self.mark_none(records.len());
+        for (i, desirable, weight) in labels.chain(pairs) {
+            if predictions(g.record().prompt_len, &records[i]) > 0 {
+                self.marks[i] = true;
+                self.judgements.push(Judgement { response: i as u32, desirable, weight });
+            } else {
+                self.unscorable += 1;
+            }
+        }
+        self.take_marked();
+    }
+
     fn mark_none(&mut self, n: usize) {
         self.marks.clear();
         self.marks.resize(n, false);
@@ -122,7 +152,11 @@ impl Selection {
 
     /// What the objective counts a step by.
     pub fn units(&self, objective: Objective) -> usize {
-        if objective.is_of_pairs() { self.pairs.len() } else { self.responses.len() }
+        match objective {
+            Objective::Preference | Objective::Ranking => self.pairs.len(),
+            Objective::Judgement => self.judgements.len(),
+            Objective::Sft | Objective::Score => self.responses.len(),
+        }
     }
 
     /// The unit that needs most token slots, and the most predictions of a unit.

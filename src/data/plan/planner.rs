@@ -54,6 +54,10 @@ impl<'a> Planner<'a> {
         if o.batch_size == 0 {
             return Err(Error::usage("batch size 0: give at least 1"));
         }
+        if o.objective == Objective::Judgement && o.batch_size == 1 {
+            let why = "`batch_size` 1: kto compares each prompt of a step with a response to another; give at least 2";
+            return Err(Error::usage(why));
+        }
         let survey = survey(data, o.objective, only.as_ref())?;
         let budget = budget(&survey, o)?;
         let capacity = survey.capacity(data, (o, only.as_ref()), budget);
@@ -93,7 +97,22 @@ impl<'a> Planner<'a> {
     pub fn unscorable(&self) -> u64 {
         self.survey.unscorable
     }
-    /// Pairs (responses) an epoch.
+    /// Whether its steps are of judgements.
+    pub fn is_judged(&self) -> bool {
+        self.options.objective == Objective::Judgement
+    }
+    pub(super) fn shuffles(&self) -> bool {
+        self.options.shuffle
+    }
+    /// Tokens of the longest row that a step holds: a prompt with a response, its own or, of judgements, another's.
+    pub fn longest_row(&self) -> usize {
+        self.data.longest_row().max(self.survey.mismatched.unwrap_or(0))
+    }
+    /// Most mismatched rows that [`Planner::mismatched_rows`] takes within [`Planner::capacity`].
+    pub fn mismatched_at_once(&self) -> usize {
+        self.survey.judged_rows(&self.options) as usize
+    }
+    /// Pairs (responses, judgements) an epoch.
     pub fn units(&self) -> u64 {
         self.survey.units
     }
@@ -128,6 +147,9 @@ impl<'a> Planner<'a> {
     /// Errors: [`Error::File`] where a shard changed since it was opened; [`Error::Training`] where one that was sound when
     /// the plan was made no longer is.
     pub fn step(&self, epoch: u64, step: u64) -> Result<Vec<MicroBatch>> {
+        if self.is_judged() {
+            return self.judged_step(epoch, step, false);
+        }
         self.data.check_unchanged()?;
         let mut pieces = Vec::new();
         let mut selection = Selection::default();
@@ -155,14 +177,19 @@ impl<'a> Planner<'a> {
     fn make_epoch(&self, number: u64) -> Epoch {
         let n = self.survey.usable.len() as u32;
         let order = self.options.shuffle.then(|| order::permutation(n, self.options.seed, number));
+        // Judgements of one prompt alone have no other prompt's responses beside them.
+        let least = if self.is_judged() { 2 } else { 1 };
         let cuts = self.survey.counts.as_ref().map(|counts| {
             let (mut cuts, mut held) = (vec![0], 0);
             for i in 0..n {
-                if held >= self.options.batch_size {
+                if held >= self.options.batch_size && i - cuts[cuts.len() - 1] >= least {
                     cuts.push(i);
                     held = 0;
                 }
                 held += counts[order.as_ref().map_or(i, |o| o[i as usize]) as usize] as usize;
+            }
+            if cuts.len() > 1 && n - cuts[cuts.len() - 1] < least {
+                cuts.pop();
             }
             cuts
         });
@@ -174,6 +201,7 @@ fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
     let unit = match o.objective {
         Objective::Preference => "pair",
         Objective::Ranking => "ranking of a prompt's responses",
+        Objective::Judgement => "response, to its prompt or another,",
         Objective::Sft | Objective::Score => "response",
     };
     let needed = s.largest.0;
@@ -210,18 +238,9 @@ fn build<'p>(data: &Dataset, slots: usize, pieces: impl Iterator<Item = &'p Piec
 
 fn push(b: &mut Builder, data: &Dataset, piece: &Piece) -> Result<()> {
     let g = data.group(piece.group);
-    // As slices: what has a known length is copied without a question per token.
-    match g.prompt() {
-        Tokens::U16(t) => b.group(piece.group, t.iter().map(|&t| t.into()))?,
-        Tokens::U32(t) => b.group(piece.group, t.iter().copied())?,
-    }
+    push_group(b, &g)?;
     for &i in &piece.responses {
-        let r = g.response(i as usize);
-        match r.tokens {
-            Tokens::U16(t) => b.response(r.id, t.iter().map(|&t| t.into()))?,
-            Tokens::U32(t) => b.response(r.id, t.iter().copied())?,
-        }
-        r.score.map_or(Ok(()), |score| b.score(score))?;
+        push_response(b, &g, i, None)?;
     }
     // `responses` ascends, and holds both ends of each of the piece's pairs.
     let place = |local: usize| piece.responses.partition_point(|&r| (r as usize) < local);
@@ -230,4 +249,23 @@ fn push(b: &mut Builder, data: &Dataset, piece: &Piece) -> Result<()> {
         b.pair(place(p.chosen), place(p.rejected), p.weight, p.id)?;
     }
     Ok(())
+}
+
+/// Begins a group with its prompt.
+pub(super) fn push_group(b: &mut Builder, g: &Group<'_>) -> Result<()> {
+    // As slices: what has a known length is copied without a question per token.
+    match g.prompt() {
+        Tokens::U16(t) => b.group(g.id, t.iter().map(|&t| t.into())),
+        Tokens::U32(t) => b.group(g.id, t.iter().copied()),
+    }
+}
+
+/// Adds response `local` of `g`, or the first tokens of it, to the group that was begun.
+pub(super) fn push_response(b: &mut Builder, g: &Group<'_>, local: u32, tokens: Option<usize>) -> Result<()> {
+    let r = g.response(local as usize);
+    match r.tokens.slice(0..tokens.unwrap_or(r.tokens.len())) {
+        Tokens::U16(t) => b.response(r.id, t.iter().map(|&t| t.into()))?,
+        Tokens::U32(t) => b.response(r.id, t.iter().copied())?,
+    }
+    r.score.map_or(Ok(()), |score| b.score(score))
 }

@@ -196,6 +196,19 @@ impl Dataset {
         Some(record.row)
     }
 
+    /// Whether a response was judged by itself, desirable or not.
+    pub fn has_labels(&self) -> bool {
+        self.shards.iter().any(|s| s.responses().iter().any(|r| r.flags & HAS_LABEL != 0))
+    }
+
+    /// The group that response `id` is in. Panics unless there is such a response.
+    pub fn group_of_response(&self, id: u64) -> u64 {
+        let s = self.starts.partition_point(|s| s[1] <= id) - 1;
+        let groups = self.shards[s].groups();
+        let local = groups.partition_point(|g| g.first_response <= id - self.starts[s][1]) - 1;
+        self.starts[s][0] + local as u64
+    }
+
     /// Group `id`. Panics unless `id < num_groups()`, or on the records of a damaged shard: for data that
     /// [`Dataset::verify`] passed, or whose group [`Dataset::try_group`] did.
     pub fn group(&self, id: u64) -> Group<'_> {

@@ -28,6 +28,8 @@ pub struct Sidecars {
     flushed: (Instant, Duration),
     /// Sums over the first tokens of responses, where somebody reads them.
     heads: Option<Keyed>,
+    /// Of a run that reads judgements.
+    mismatched: Option<Keyed>,
 }
 
 /// One shard's values.
@@ -72,6 +74,7 @@ impl Sidecars {
             unusable: None,
             flushed: (Instant::now(), Duration::ZERO),
             heads: None,
+            mismatched: None,
         })
     }
 
@@ -110,6 +113,16 @@ impl Sidecars {
         f.dirty = true;
     }
 
+    /// The log-probability of response `response` beside the prompt of `group`, which it does not answer.
+    pub fn mismatched(&self, group: u64, response: u64) -> Option<f64> {
+        self.mismatched.as_ref()?.get(group, response)
+    }
+
+    /// Takes the values of mismatched rows along.
+    pub fn with_mismatched(&mut self, rows: Keyed) {
+        self.mismatched = Some(rows);
+    }
+
     /// Responses without a value.
     pub fn missing(&self) -> u64 {
         self.missing
@@ -117,7 +130,7 @@ impl Sidecars {
 
     /// Values that were found when the files were opened: nobody here computed them.
     pub fn found(&self) -> u64 {
-        self.found + self.heads.as_ref().map_or(0, Keyed::found)
+        self.found + [&self.heads, &self.mismatched].into_iter().flatten().map(Keyed::found).sum::<u64>()
     }
 
     /// Whether response `response_id` has a value.

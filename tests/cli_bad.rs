@@ -32,7 +32,10 @@ fn options_that_cannot_be_honoured() {
         ("--adam-beta1 1", "--adam-beta1 1: must be in [0, 1)"),
         (
             "--loss-type xyz",
-            &format!("invalid value 'xyz' for '--loss-type <NAME,...>' [possible values: {}]; see --help", losses(", ")),
+            &format!(
+                "invalid value 'xyz' for '--loss-type <NAME,...>' [possible values: {}]; see --help",
+                losses(", ")
+            ),
         ),
         (
             "--loss-type ipo --label-smoothing 0.1",

@@ -66,7 +66,7 @@ const DPO: &[(&str, &str, Changes)] = &[
     ("--label-smoothing", "0.2", Weights),
     ("--cache", "c", File("c")),
     // Before the first sync the reference is what the sidecars say, to the bit: tests/synced.rs has the syncs.
-    ("--sync-ref-model", "", Words("reference weights")),
+    ("--sync-ref-model", "", Words("reference: ")),
     ("--ref-model-mixup-alpha", "0.3", Refusal("--sync-ref-model")),
     ("--ref-model-sync-steps", "3", Refusal("--sync-ref-model")),
 ];

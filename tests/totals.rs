@@ -34,6 +34,10 @@ fn merging_adds_every_field() {
             response_loss: x + 21.0,
             response_weight: x + 22.0,
             at_reference: [x + 23.0, x + 24.0, x + 25.0],
+            desirable: x + 26.0,
+            undesirable: x + 27.0,
+            divergence: x + 28.0,
+            divergences: n + 29,
         }
     };
     let mut got = part(100.0);
@@ -73,6 +77,10 @@ fn part_sum(a: f64, b: f64) -> Totals {
         response_loss: float(21.0),
         response_weight: float(22.0),
         at_reference: [float(23.0), float(24.0), float(25.0)],
+        desirable: float(26.0),
+        undesirable: float(27.0),
+        divergence: float(28.0),
+        divergences: count(29),
     }
 }
 

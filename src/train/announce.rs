@@ -14,7 +14,7 @@ use crate::observe::{Event, Observe};
 pub fn reference_line(c: &TrainOptions, model: &ModelDir, reference: Option<&ModelDir>) -> Result<String> {
     let Some(reference) = reference else {
         let loss = c.loss().name();
-        return Ok(format!("reference: none, loss {loss} reads none"));
+        return Ok(format!("none, loss {loss} reads none"));
     };
     let sha = hex(&reference.identity()?[..8]);
     let whose = match reference.is(model) {
@@ -28,7 +28,7 @@ pub fn reference_line(c: &TrainOptions, model: &ModelDir, reference: Option<&Mod
                 "reference: a copy of {whose} (sha256 {sha}...), in memory, which takes {alpha} of the policy {steps}"
             )
         }
-        None => format!("reference: {whose} (sha256 {sha}...), from sidecars"),
+        None => format!("{whose} (sha256 {sha}...), from sidecars"),
     })
 }
 

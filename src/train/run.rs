@@ -151,7 +151,7 @@ impl Run<'_> {
         warn_of_positions(self.dir.config(), self.positions, observe)?;
         self.memory.tell(be, observe)?;
         if let Some(line) = &record.reference {
-            observe.tell(&Event::Note(line))?;
+            observe.tell(&Event::Note(&format!("reference: {line}")))?;
         }
         let sync = Sync::of(&c.reference);
         let mut sidecars = match &self.reference {

@@ -1,6 +1,6 @@
 //! Judgements of a step, and the mismatched rows that go with them.
 
-use super::pieces::{Selection, best_fit_decreasing};
+use super::pieces::{Selection, best_fit_decreasing, taken};
 use super::planner::{Planner, push_group, push_response};
 use crate::batch::{Builder, MicroBatch, Role};
 use crate::data::shard::Dataset;
@@ -41,12 +41,6 @@ struct Part {
     group: u64,
     rows: Vec<Row>,
     slots: u64,
-}
-
-/// Tokens that are taken of a response of `response` tokens beside a prompt of `prompt`: rows are cut where the packer cuts
-/// rows (`longest`; 0: nowhere), as TRL cuts them, but never to nothing.
-pub(super) fn taken(prompt: u64, response: u64, longest: u64) -> u64 {
-    if longest == 0 { response } else { response.min(longest.saturating_sub(prompt).max(1)) }
 }
 
 impl Planner<'_> {

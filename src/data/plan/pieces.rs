@@ -42,6 +42,12 @@ pub(crate) fn predictions(prompt_len: u32, r: &ResponseRecord) -> u32 {
     if prompt_len == 0 { r.num_tokens - 1 } else { r.num_tokens }
 }
 
+/// Tokens that are taken of a response of `response` tokens beside a prompt of `prompt`: rows are cut where the packer cuts
+/// rows (`longest`; 0: nowhere), as TRL cuts them, but never to nothing.
+pub(crate) fn taken(prompt: u64, response: u64, longest: u64) -> u64 {
+    if longest == 0 { response } else { response.min(longest.saturating_sub(prompt).max(1)) }
+}
+
 /// What a pair or response needs, with its prompt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unit {

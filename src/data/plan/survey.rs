@@ -1,8 +1,7 @@
 //! The one pass over a data set's records that a plan needs.
 
-use super::judged::taken;
 use super::options::{Objective, PlanOptions};
-use super::pieces::{Piece, Selection, predictions};
+use super::pieces::{Piece, Selection, predictions, taken};
 use super::set::ResponseSet;
 use crate::batch::Capacity;
 use crate::data::shard::Dataset;

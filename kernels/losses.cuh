@@ -30,7 +30,11 @@
     PAIR(slic)                 \
     PAIR(unlikelihood)         \
     ELSE(sft)                  \
-    ELSE(plackett_luce)
+    ELSE(plackett_luce)        \
+    ELSE(aot)                  \
+    ELSE(aot_unpaired)         \
+    ELSE(beta_dpo)             \
+    ELSE(kto)
 
 // What a formula sees of a pair: sums over completion tokens, lengths, scores (NaN where the data have none).
 struct Pair {

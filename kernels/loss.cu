@@ -52,22 +52,21 @@ KERNEL(128, loss)(float* __restrict__ coef, double* responses, double* pairs_out
                 if (flags & WEIGHTED) sums[3] += double(logp[n]) - double(log_sum_p2[n]);
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sums[i] = warp_sum(sums[i]);
+            for (int i = 0; i < 3; ++i) sums[i] = warp_sum(sums[i]);
+            if (flags & WEIGHTED) sums[3] = warp_sum(sums[3]);
             double* out = of_response(r);
             if (lane < 3) out[lane] = lane == 0 ? sums[0] : lane == 1 ? sums[1] : sums[2];
             if (lane == OWN_LOSS || lane == LOG_SUM) out[lane] = 0.0;
             if (lane == ALIGNMENT) out[lane] = sums[3];
         }
-        for (int p = pair_begin + warp; p < pair_end; p += warps) {
+        for (int p = pair_begin + warp; flags & SHARED_TOKENS && p < pair_end; p += warps) {
             double heads[2] = {0.0, 0.0};
-            if (flags & SHARED_TOKENS)
-                for (int i = 0; i < 2; ++i) {
-                    const int r = pairs[2 * p + i];
-                    for (int n = first(r) + lane; n < first(r) + shared(p); n += 32) heads[i] += logp[n];
-                    heads[i] = warp_sum(heads[i]);
-                }
+            for (int i = 0; i < 2; ++i) {
+                const int r = pairs[2 * p + i];
+                for (int n = first(r) + lane; n < first(r) + shared(p); n += 32) heads[i] += logp[n];
+                heads[i] = warp_sum(heads[i]);
+            }
             double* out = of_pair(p);
-            if (lane == LOSS || lane == TOKEN_LOSS) out[lane] = 0.0;
             if (lane == HEAD_CHOSEN || lane == HEAD_REJECTED) out[lane] = lane == HEAD_CHOSEN ? heads[0] : heads[1];
         }
         __syncthreads();
@@ -98,6 +97,8 @@ KERNEL(128, loss)(float* __restrict__ coef, double* responses, double* pairs_out
     for (int p = pair_begin + int(threadIdx.x); p < pair_end; p += blockDim.x) {
         double* out = of_pair(p);
         if (flags & FIRST) {
+            out[LOSS] = out[TOKEN_LOSS] = 0.0;
+            if (!(flags & SHARED_TOKENS)) out[HEAD_CHOSEN] = out[HEAD_REJECTED] = 0.0;
             const Pair x = seen(p, flags & SHARED_TOKENS);
             out[REWARD_CHOSEN] = reward * x.ratio_chosen() / (flags & MEAN_REWARD ? x.chosen_len : 1.0);
             out[REWARD_REJECTED] = reward * x.ratio_rejected() / (flags & MEAN_REWARD ? x.rejected_len : 1.0);

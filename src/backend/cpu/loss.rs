@@ -31,13 +31,16 @@ impl<S: Real> LossOps for Cpu<S> {
         part.check_pairs()?;
         part.response_stats(responses, [logp, entropy, hit], spec.use_weighting.then_some(log_sum_p2));
         part.pair_stats(pairs, responses, logp);
-        self.gemm.scratch.with(n + chunk.responses.len(), |scratch: &mut [f64]| {
-            let (all, d) = scratch.split_at_mut(n);
-            all.fill(0.0);
+        let of_responses = chunk.responses.len();
+        // One number a response, unless tokens of one may count differently.
+        let tokens = if spec.ld_alpha.is_some() { n } else { 0 };
+        self.gemm.scratch.with(2 * of_responses + tokens, |scratch: &mut [f64]| {
+            let (d, sums) = scratch.split_at_mut(of_responses);
+            sums.fill(0.0);
             for term in spec.terms().iter().filter(|t| t.def().rule.scope() == Scope::Group) {
                 d.fill(0.0);
                 part.term(term, responses, pairs, d);
-                part.spread(term.scale(&scales), d, pairs, !matches!(term.def().rule, Rule::Tokens), all);
+                part.spread(term.scale(&scales), d, pairs, !matches!(term.def().rule, Rule::Tokens), sums);
             }
             if given {
                 let slots = &batch.micro.responses()[chunk.responses.clone()];
@@ -45,9 +48,14 @@ impl<S: Real> LossOps for Cpu<S> {
                 for (pair, out) in part.pairs().iter().zip(pairs.chunks_exact_mut(PAIR_STATS)) {
                     out[6..8].copy_from_slice(&pair.given);
                 }
-                part.spread(1.0, d, pairs, true, all);
+                part.spread(1.0, d, pairs, true, sums);
             }
-            coef.iter_mut().zip(all).for_each(|(c, d)| *c = S::from_f64(*d));
+            let (sums, tokens) = sums.split_at(of_responses);
+            for (r, sum) in sums.iter().enumerate() {
+                coef[part.predictions(r)].fill(S::from_f64(*sum));
+                let of_tokens = tokens.get(part.predictions(r)).unwrap_or_default();
+                coef[part.predictions(r)].iter_mut().zip(of_tokens).for_each(|(c, d)| *c = S::from_f64(sum + d));
+            }
         });
         Ok(())
     }
@@ -168,9 +176,10 @@ impl Part<'_> {
         }
     }
 
-    /// Adds a loss's derivatives to those of the predictions: `scale` times a response's own (`d`), and times those of its
-    /// pairs; `less` of the tokens beyond the shorter response, where LD-DPO takes less of them.
-    fn spread(&self, scale: f64, d: &mut [f64], pairs: &[f64], less: bool, all: &mut [f64]) {
+    /// Adds a loss's derivatives, `scale` times a response's own (`d`) and times those of its pairs, to `sums`: a number a
+    /// response. With `less`, where LD-DPO takes less of the tokens beyond a pair's shorter response, those of pairs go to the
+    /// numbers behind them, one a prediction.
+    fn spread(&self, scale: f64, d: &mut [f64], pairs: &[f64], less: bool, sums: &mut [f64]) {
         let stats = || self.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS));
         let alpha = self.spec.ld_alpha.filter(|_| less);
         if alpha.is_none() {
@@ -178,14 +187,13 @@ impl Part<'_> {
                 self.ends(pair).into_iter().zip(&out[6..8]).for_each(|(r, by)| d[r] += by);
             }
         }
-        for (r, d) in d.iter().enumerate() {
-            all[self.predictions(r)].iter_mut().for_each(|to| *to += scale * d);
-        }
+        let (sums, tokens) = sums.split_at_mut(d.len());
+        sums.iter_mut().zip(d).for_each(|(sum, d)| *sum += scale * *d);
         let Some(alpha) = alpha else { return };
         for (pair, out) in stats() {
             let shared = self.batch.micro.shared_len(pair);
             for (r, by) in self.ends(pair).into_iter().zip(&out[6..8]) {
-                let (head, tail) = all[self.predictions(r)].split_at_mut(shared);
+                let (head, tail) = tokens[self.predictions(r)].split_at_mut(shared);
                 head.iter_mut().for_each(|to| *to += scale * by);
                 tail.iter_mut().for_each(|to| *to += scale * alpha * by);
             }

@@ -58,7 +58,7 @@ pub enum Command {
         train: TrainFlags,
         /// Options of DPO.
         #[command(flatten)]
-        dpo: DpoFlags,
+        dpo: Box<DpoFlags>,
     },
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),

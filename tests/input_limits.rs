@@ -76,6 +76,24 @@ fn a_file_that_becomes_hundreds_of_times_its_bytes_is_refused_where_it_does() {
     assert_eq!(run(&o).rows_read, 70);
 }
 
+/// Rows of two bytes are as much work as others, and blanks go by as slowly.
+#[test]
+fn rows_and_blanks_of_nothing_are_bombs_too() {
+    let head: &[u8] = br#"{"prompt":"p","completion":"c"}"#;
+    let (lines, list) = (b"{}\n".repeat(1 << 16), b"{},".repeat(1 << 16));
+    let (blank, wide) = (b"\n".repeat(1 << 20), b" ".repeat(1 << 20));
+    for (name, pieces) in [
+        ("a.jsonl.gz", vec![(head, 1), (b"\n", 1), (lines.as_slice(), 16)]),
+        ("a.json.gz", vec![(b"[", 1), (list.as_slice(), 16), (b"{}]", 1)]),
+        ("b.jsonl.gz", vec![(head, 1), (b"\n", 1), (blank.as_slice(), 80)]),
+        ("c.jsonl.gz", vec![(blank.as_slice(), 80), (head, 1)]),
+        ("d.json.gz", vec![(b"[", 1), (wide.as_slice(), 80), (b"]", 1)]),
+    ] {
+        let why = refused(name, gz(&pieces), Limits::default());
+        assert!(why.contains("as a decompression bomb's do"), "{name}: {why}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn pipes_and_devices_are_no_input() {

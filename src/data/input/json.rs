@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// Rows of a JSON text: an array if its first character is `[`, the array in `{"name": [...]}` where nothing else is in it
 /// and `name` is no field of a row, otherwise one object a line. Blank lines are no rows.
-pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>, map: &FieldMap, gauge: Gauge) -> Result<RowIter> {
+pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>, map: &FieldMap, mut gauge: Gauge) -> Result<RowIter> {
     let named_json = path.to_string_lossy().trim_end_matches(".gz").trim_end_matches(".zst").ends_with(".json");
     let path = Arc::new(path.to_owned());
     let mut line = 1;
@@ -26,6 +26,7 @@ pub fn open(path: &Path, mut text: Box<dyn BufRead + Send>, map: &FieldMap, gaug
         let (used, wrapped) = match rest.first() {
             None if blank > 0 => {
                 text.consume(blank);
+                gauge.passed(blank as u64, &Place { path: path.clone(), line, unit: "line" })?;
                 continue;
             }
             Some(b'[') => (1, None),
@@ -212,7 +213,13 @@ impl Iterator for LineRows {
             let most = self.gauge.room().saturating_add(1);
             match (&mut self.text).take(most).read_until(b'\n', &mut bytes) {
                 Ok(0) => self.done = true,
-                Ok(_) if bytes.iter().all(u8::is_ascii_whitespace) && bytes.ends_with(b"\n") => {}
+                Ok(_) if bytes.iter().all(u8::is_ascii_whitespace) && bytes.ends_with(b"\n") => {
+                    let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
+                    if let Err(e) = self.gauge.passed(bytes.len() as u64, &place) {
+                        self.done = true;
+                        return Some(Err(e));
+                    }
+                }
                 Ok(_) => {
                     let place = Place { path: self.path.clone(), line: self.line, unit: "line" };
                     if let Err(e) = self.gauge.row(bytes.len() as u64, &place) {
@@ -291,6 +298,7 @@ impl ArrayRows {
             if found.is_some() {
                 return Ok(found);
             }
+            self.gauge.passed(blank as u64, &Place { path: self.path.clone(), line: self.line, unit: "line" })?;
         }
     }
 

@@ -38,6 +38,9 @@ impl Default for Limits {
 /// Bytes of rows that a file may always have, whatever its own size.
 pub const FREE: u64 = 64 << 20;
 
+/// Bytes that a row counts for at least: one of two bytes is as much work.
+const LEAST_ROW: u64 = 256;
+
 /// Holds one file to its [`Limits`], and counts what is read of it.
 #[derive(Clone, Debug)]
 pub(super) struct Gauge {
@@ -71,6 +74,11 @@ impl Gauge {
         if bytes > self.room() {
             return Err(self.too_long(place));
         }
+        self.passed(bytes.max(LEAST_ROW), place)
+    }
+
+    /// `bytes` that are no row went by: blanks, most likely. Errors: all so far are beyond the limit.
+    pub fn passed(&mut self, bytes: u64, place: &Place) -> Result<()> {
         self.rows += bytes;
         let taken = self.taken.load(Ordering::Relaxed).max(1);
         if self.rows > FREE && self.rows / taken > self.limits.expansion {

@@ -160,7 +160,7 @@ fn is_shard(name: &str) -> bool {
 /// `train-00000.pref.ref-0123456789abcdef`, as `reference` names them; those of other kinds likewise.
 fn is_sidecar(name: &str) -> bool {
     let kinds = Kept::ALL.into_iter().map(Kept::name).chain(["ref"]);
-    kinds.map(|kind| name.split_once(&format!(".{kind}-"))).flatten().any(|(shard, key)| {
+    kinds.filter_map(|kind| name.split_once(&format!(".{kind}-"))).any(|(shard, key)| {
         is_shard(shard) && key.len() == 16 && key.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     })
 }

@@ -74,7 +74,7 @@ fn check_step(
     assert_eq!(first, planner.first(at.0, at.1).unwrap());
     for mb in own.iter().chain(&first) {
         mb.within(&planner.capacity()).unwrap();
-        assert!(mb.groups().iter().all(|g| (0..mb.groups().len()).len() > 0 && g.end as usize <= mb.used()));
+        assert!(mb.groups().iter().all(|g| g.end as usize <= mb.used()));
     }
     let (own, first) = (rows(&own, data), rows(&first, data));
     let sorted = |mut rows: Vec<(u64, u64, Vec<u32>, Role)>| {

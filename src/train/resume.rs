@@ -174,7 +174,7 @@ impl Start {
 }
 
 /// Whether the run that `c` asks to go on with is through: what to say about it then. Asked before any work. Where it is another
-/// run that is asked for, the answer is no, and [`Start`] says what differs.
+/// run that is asked for, the answer is no, and `Start` says what differs.
 pub fn finished(c: &TrainOptions) -> Option<String> {
     let out = &c.files.out;
     if c.resume.resume != Some(Resume::Auto) || RunDir::is_taken(out) {

@@ -88,6 +88,13 @@ impl<'a, B: Backend> Ops<'a, B> {
         let at = FAMILIES.iter().position(|f| *f == family).expect("a family");
         self.sums[at].update(bytemuck::cast_slice(&host));
     }
+    /// The first `take` of every `of` numbers.
+    fn see_part(&mut self, family: &str, buf: &B::Buf<f64>, of: usize, take: usize) {
+        let mut host = vec![0.0; self.be.len(buf)];
+        self.be.download(&mut host, v!(self, *buf)).unwrap();
+        let at = FAMILIES.iter().position(|f| *f == family).expect("a family");
+        host.chunks_exact(of).for_each(|row| self.sums[at].update(bytemuck::cast_slice(&row[..take])));
+    }
     fn rows(&self) -> usize {
         self.be.rows(&self.batch)
     }
@@ -307,12 +314,14 @@ impl<'a, B: Backend> Ops<'a, B> {
             self.see("head", buf);
         }
         self.see("head", &dx);
-        for loss_type in LossType::EVERY {
+        // The four losses that the pins were made with; of what the op writes, what it wrote then.
+        let (r, p) = (chunk.responses.len(), chunk.pairs.len());
+        for loss_type in [LossType::Sigmoid, LossType::Hinge, LossType::Ipo, LossType::Sft] {
             let mut coef = self.acc(n);
-            let (mut responses, mut pairs) = (
-                self.input::<f64>(chunk.responses.len() * RESPONSE_STATS, 1.0),
-                self.input::<f64>(chunk.pairs.len() * PAIR_STATS, 1.0),
-            );
+            // They take numbers from the noise that the ops after this one are given.
+            let (_, _) = (self.input::<f64>(4 * r, 1.0), self.input::<f64>(3 * p, 1.0));
+            let mut responses = be.zeros::<f64>("responses", r * RESPONSE_STATS).unwrap();
+            let mut pairs = be.zeros::<f64>("pairs", p * PAIR_STATS).unwrap();
             be.loss(Loss {
                 coef: v!(self, mut coef),
                 responses: v!(self, mut responses),
@@ -323,14 +332,16 @@ impl<'a, B: Backend> Ops<'a, B> {
                 log_sum_p2: v!(self, log_sum_p2),
                 batch: &self.batch,
                 chunk: &chunk,
-                spec: &LossSpec::of(*loss_type).beta(0.1),
+                spec: &LossSpec::of(loss_type).beta(0.1),
                 scales: 0.125.into(),
                 given: false,
             })
             .unwrap();
             self.see("loss", &coef);
-            self.see("loss", &responses);
-            self.see("loss", &pairs);
+            self.see_part("loss", &responses, RESPONSE_STATS, 4);
+            let of_pairs = if loss_type == LossType::Sft { 0 } else { 3 };
+            self.see_part("loss", &pairs, PAIR_STATS, of_pairs);
+            self.sums[9].update(&vec![0; 8 * (3 - of_pairs) * p]);
         }
     }
 

@@ -24,8 +24,6 @@ macro_rules! loss_params {
             cpo_alpha CpoAlpha from_0 "a finite number, 0 or more";
             /// Weight of the chosen response's mean token loss in rpo
             rpo_alpha RpoAlpha from_0 "a finite number, 0 or more";
-            /// Margin in nats that slic asks of the log-probs
-            slic_delta SlicDelta from_0 "a finite number, 0 or more";
             /// Weight of the chosen response's loss in slic
             slic_lambda SlicLambda from_0 "a finite number, 0 or more";
             /// Weight of the rejected response in unlikelihood

@@ -4,6 +4,7 @@
 mod cli_common;
 
 use cli_common::*;
+use fusedpo::loss::{LossSpec, LossType, Param};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -64,12 +65,23 @@ const DPO: &[(&str, &str, Changes)] = &[
     ("--beta", "0.7", Weights),
     ("--loss-type", "ipo", Weights),
     ("--label-smoothing", "0.2", Weights),
+    ("--loss-weights", "0.5", Weights),
+    ("--f-divergence-type", "js_divergence", Weights),
+    ("--f-alpha-divergence-coef", "0.3", Refusal("--f-divergence-type")),
+    ("--ld-alpha", "0.3", Weights),
+    ("--use-weighting", "", Weights),
     ("--cache", "c", File("c")),
     // Before the first sync the reference is what the sidecars say, to the bit: tests/synced.rs has the syncs.
     ("--sync-ref-model", "", Words("reference: ")),
     ("--ref-model-mixup-alpha", "0.3", Refusal("--sync-ref-model")),
     ("--ref-model-sync-steps", "3", Refusal("--sync-ref-model")),
 ];
+
+/// Hyper-parameters that the base run's loss does not have, as options.
+fn of_other_losses() -> Vec<String> {
+    let others = Param::ALL.iter().filter(|p| !LossSpec::of(LossType::Sigmoid).has(**p));
+    others.map(|p| format!("--{}", p.name().replace('_', "-"))).collect()
+}
 
 /// Whether this machine has no such device or precision, or, where a refusal is looked for, has it.
 fn cannot(cli: &Cli, option: &str) -> bool {
@@ -183,7 +195,11 @@ fn options_of_training() {
     let cli = Cli::with_data();
     cli.model("other", "qwen3");
     let common: BTreeSet<String> = ["--model", "--data", "--out", "--config"].map(str::to_owned).into();
-    for (stage, options) in [("sft", TRAIN.to_vec()), ("dpo", [TRAIN, DPO].concat())] {
+    let others = of_other_losses();
+    let refused = others.iter().map(|name| (name.as_str(), "0.37", Refusal("--loss-type")));
+    for (stage, options) in
+        [("sft", TRAIN.to_vec()), ("dpo", TRAIN.iter().chain(DPO).copied().chain(refused).collect())]
+    {
         let named = options.iter().map(|(name, ..)| (*name).to_owned()).chain(common.clone()).collect();
         assert_eq!(listed(&cli, stage), named, "{stage}: the help and this table");
         check(&cli, stage, &options);
@@ -191,6 +207,34 @@ fn options_of_training() {
     // `--config` is the table's last: every key of a run's own file, out of which another run is made.
     cli.ok("dpo --config dpo--beta/config.toml --out again");
     assert!(cli.bytes("again/model.safetensors") == cli.bytes("dpo--beta/model.safetensors"));
+}
+
+/// Each hyper-parameter changes the runs and the evaluations of a loss that has it.
+#[test]
+fn hyper_parameters_change_their_losses() {
+    let cli = Cli::new();
+    let row = |i: usize| {
+        let responses = [format!("w{} w9 w{} w4", 5 + i, 20 + i), format!("w{} w12", 5 + i)];
+        serde_json::json!({"prompt": format!("w{} w7", 8 + i), "responses": responses, "scores": [i + 1, 0]})
+    };
+    cli.write_rows("rows.jsonl", &(0..12).map(row).collect::<Vec<_>>());
+    cli.ok("pack --tokenizer m --input rows.jsonl --out d --eval-fraction 0.3");
+    cli.model("other", "qwen3");
+    // Against another model, so that margins are not all 0 at first; one that chosen responses are likelier under.
+    let common = "--model other --data d --device cpu --dtype f32 --learning-rate 1e-3 --batch-size 4 --max-steps 3";
+    for param in Param::ALL {
+        let has = |l: &&LossType| LossSpec::of(**l).has(*param) && **l != LossType::Sigmoid;
+        let loss = LossType::EVERY.iter().find(has).expect("a loss has it");
+        let reference = if loss.def().reference { "--ref-model m" } else { "" };
+        let train = format!("dpo {common} {reference} --loss-type {loss}");
+        let weights = |more: &str, out: &str| {
+            let out = format!("{out}-{}", param.name());
+            cli.ok(&format!("{train} {more} --out {out}"));
+            cli.bytes(&format!("{out}/model.safetensors"))
+        };
+        let given = format!("--{} 0.37", param.name().replace('_', "-"));
+        assert!(weights("", "without") != weights(&given, "with"), "{train} {given}: the same weights");
+    }
 }
 
 /// Commands that print or write one result: each option changes it.
@@ -212,6 +256,10 @@ fn options_of_the_other_commands() {
                 "--beta 0.7",
                 "--loss-type hinge",
                 "--label-smoothing 0.2",
+                "--loss-weights 0.5",
+                "--f-divergence-type js_divergence",
+                "--ld-alpha 0.3",
+                "--use-weighting",
                 "--kl-samples 3",
                 "--kl-max-new-tokens 5",
                 "--seed 43",
@@ -219,7 +267,7 @@ fn options_of_the_other_commands() {
             ],
             "eval",
             // Form of the output, place of files, memory; not numbers.
-            &["--data", "--json", "--cache", "--token-budget", "--device"],
+            &["--data", "--json", "--cache", "--token-budget", "--device", "--f-alpha-divergence-coef"],
         ),
         (
             generate,
@@ -246,7 +294,9 @@ fn options_of_the_other_commands() {
     ];
     for (base, changed, command, elsewhere) in table {
         let named = changed.iter().map(|c| c.split(' ').next().unwrap()).chain(elsewhere.iter().copied());
-        assert_eq!(listed(&cli, command), named.map(str::to_owned).collect(), "{command}: the help and this table");
+        let losses = if command == "eval" { of_other_losses() } else { Vec::new() };
+        let named = named.map(str::to_owned).chain(losses).collect();
+        assert_eq!(listed(&cli, command), named, "{command}: the help and this table");
         let result = |args: &str| {
             let out = cli.ok(args).out;
             if command == "score" { cli.text("s.jsonl") } else { out }

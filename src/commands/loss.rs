@@ -41,10 +41,10 @@ pub struct ExplainArgs {
     /// Policy's log-prob of the rejected response
     #[arg(long, value_name = "LOGP", allow_hyphen_values = true)]
     rejected: Option<f64>,
-    /// Reference's log-prob of the chosen response
+    /// Reference's log-prob of the chosen response; needed where the loss reads a reference
     #[arg(long, value_name = "LOGP", allow_hyphen_values = true)]
     ref_chosen: Option<f64>,
-    /// Reference's log-prob of the rejected response
+    /// Reference's log-prob of the rejected response; needed where the loss reads a reference
     #[arg(long, value_name = "LOGP", allow_hyphen_values = true)]
     ref_rejected: Option<f64>,
     /// Tokens of the chosen response; needed where the loss reads lengths

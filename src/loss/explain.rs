@@ -117,11 +117,6 @@ impl Given {
     /// Refuses what `spec` does not read, and names what it needs and was not given.
     fn suits(&self, spec: &LossSpec) -> Result<()> {
         let (name, reads) = (spec.name(), |lengths: &[Lengths]| spec.defs().any(|d| lengths.contains(&d.lengths)));
-        for (given, x) in [("ref_chosen", self.ref_chosen), ("ref_rejected", self.ref_rejected)] {
-            if x.is_some() && !spec.reference() {
-                return Err(Error::usage(format!("`{given}`: {name} reads no reference")));
-            }
-        }
         if self.kl.is_some() && !spec.is_judged() {
             return Err(Error::usage(format!("`kl`: {name} reads no judgements")));
         }
@@ -144,12 +139,14 @@ impl Given {
         }
     }
 
-    fn pair(&self) -> Pair {
+    /// Log-probs under a reference are facts of a pair, as lengths and scores are: a loss that reads none takes them as 0.
+    fn pair(&self, spec: &LossSpec) -> Pair {
+        let under_reference = |x: Option<f64>| x.filter(|_| spec.reference()).unwrap_or(0.0);
         Pair {
             chosen: self.chosen.unwrap_or(0.0),
             rejected: self.rejected.unwrap_or(0.0),
-            ref_chosen: self.ref_chosen.unwrap_or(0.0),
-            ref_rejected: self.ref_rejected.unwrap_or(0.0),
+            ref_chosen: under_reference(self.ref_chosen),
+            ref_rejected: under_reference(self.ref_rejected),
             chosen_len: self.chosen_len.unwrap_or(1.0),
             rejected_len: self.rejected_len.unwrap_or(1.0),
             chosen_score: self.chosen_score.unwrap_or(f64::NAN),
@@ -197,7 +194,7 @@ pub fn explain(spec: &LossSpec, given: &Given) -> Result<Explained> {
 
 fn of_pair(spec: &LossSpec, given: &Given) -> Result<Explained> {
     given.suits(spec)?;
-    let pair = given.pair();
+    let pair = given.pair(spec);
     // A mean over the two judgements, where it is one of judgements.
     let units = if spec.is_judged() { 0.5 } else { 1.0 };
     let scales = Scales { pairs: 1.0, tokens: 1.0 / pair.chosen_len, units };

@@ -48,7 +48,7 @@ pub fn evaluate<B: Backend>(
         }
         if spec.scope() == Scope::Step {
             // A step's pairs are compared with one another, as in training; nothing is remembered of them.
-            let how = Taking { spec, scales: 1.0.into(), seed: [0, step], trains: false };
+            let how = Taking { spec, scales: 1.0.into(), seed: [0, step], trains: false, proves: false };
             totals.merge(whole_step::first(engine, &mut batches, how, &mut { engine.state.clock.running })?);
             batches.clear();
         }

@@ -68,11 +68,22 @@ pub struct Totals {
     pub non_finite_responses: Vec<u64>,
     /// Pairs on which policy and reference do not agree to the bit.
     pub off_reference: u64,
-    /// [`Totals::loss`], [`Totals::token_loss`] and [`Totals::response_loss`] as they would be if they all agreed.
-    pub at_reference: [f64; 3],
+    /// [`Totals::loss`], [`Totals::token_loss`] and [`Totals::response_loss`] as they would be if they all agreed; `None` where nobody asked, which is everywhere but at the first step of a run
+    /// that proves it.
+    pub at_reference: Option<[f64; 3]>,
 }
 
 impl Totals {
+    /// Sums of nothing yet, which will also say what the losses would be at the reference.
+    pub fn proving() -> Self {
+        Self { at_reference: Some([0.0; 3]), ..Self::default() }
+    }
+
+    /// Adds losses as they would be at the reference, where that is asked for.
+    pub fn add_at_reference(&mut self, agreed: [f64; 3]) {
+        self.at_reference.iter_mut().flatten().zip(agreed).for_each(|(to, from)| *to += from);
+    }
+
     /// Adds a micro-batch, from the numbers that [`crate::backend::Loss`] wrote.
     pub fn add(&mut self, mb: &MicroBatch, spec: &LossSpec, responses: &[f64], pairs: &[f64]) {
         let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
@@ -130,8 +141,9 @@ impl Totals {
             true => mb.groups().len() as f64,
             false => 0.0,
         };
-        let agreed = at_reference(mb, spec, responses, pairs);
-        self.at_reference.iter_mut().zip(agreed).for_each(|(to, from)| *to += from);
+        if self.at_reference.is_some() {
+            self.add_at_reference(at_reference(mb, spec, responses, pairs));
+        }
         self.count_tokens(mb);
     }
 
@@ -198,7 +210,11 @@ impl Totals {
         self.non_finite.extend(o.non_finite);
         self.non_finite_responses.extend(o.non_finite_responses);
         self.off_reference += o.off_reference;
-        self.at_reference.iter_mut().zip(o.at_reference).for_each(|(to, from)| *to += from);
+        match (&mut self.at_reference, o.at_reference) {
+            (Some(_), Some(agreed)) => self.add_at_reference(agreed),
+            (None, agreed) => self.at_reference = agreed,
+            (Some(_), None) => {}
+        }
     }
 
     /// Whether every sum is a number.
@@ -214,9 +230,9 @@ impl Totals {
         self.mean([self.loss, self.token_loss, self.response_loss])
     }
 
-    /// [`Totals::mean_loss`] as it would be where policy and reference agree on everything.
+    /// [`Totals::mean_loss`] as it would be where policy and reference agree on everything; NaN where nobody asked.
     pub fn mean_at_reference(&self) -> f64 {
-        self.mean(self.at_reference)
+        self.at_reference.map_or(f64::NAN, |sums| self.mean(sums))
     }
 
     fn mean(&self, sums: [f64; 3]) -> f64 {

@@ -82,7 +82,7 @@ mod tests {
             weight: 2.0,
             loss,
             off_reference,
-            at_reference: [right, 0.0, 0.0],
+            at_reference: Some([right, 0.0, 0.0]),
             ..Totals::default()
         };
         prove_step_0(&two(right, 0)).unwrap();

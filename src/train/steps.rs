@@ -170,13 +170,14 @@ impl Steps<'_> {
             eval::fill_reference(&mut batches, sidecars, &self.spec)?;
         }
         let scales = means::scales(&batches, &self.spec);
-        let mut totals = Totals::default();
+        let proves = step == 1 && self.starts_at_reference;
+        let mut totals = if proves { Totals::proving() } else { Totals::default() };
         let mut late = VecDeque::with_capacity(batches.len());
         if self.spec.scope() == Scope::Step {
             if self.sync.is_some() {
                 synced::fill(engine, &mut batches, &self.spec)?;
             }
-            let how = Taking { spec: &self.spec, scales, seed: [self.options.data.seed, step], trains: true };
+            let how = Taking { spec: &self.spec, scales, seed: [self.options.data.seed, step], trains: true, proves };
             let mut running = engine.state.clock.running;
             totals = whole_step::first(engine, &mut batches, how, &mut running)?;
             engine.state.clock.running = running;

@@ -24,6 +24,8 @@ pub struct Taking<'a> {
     pub seed: [u64; 2],
     /// Whether gradients follow.
     pub trains: bool,
+    /// Whether the step's loss is also asked for as it would be at the reference.
+    pub proves: bool,
 }
 
 /// The first time through the model: the step's numbers. Leaves in `batches` the coefficients that each response and pair has
@@ -44,14 +46,15 @@ pub fn first<B: Backend>(
         }
     }
     numbers.extend(read(engine, &mut late)?);
-    let mut totals = Totals::default();
+    let mut totals = if how.proves { Totals::proving() } else { Totals::default() };
     if let &[Term { weight, params, .. }] = how.spec.terms()
         && let Rule::Judged(f) = how.spec.terms()[0].def().rule
     {
         let of = Judging { params, weight, scale: how.spec.terms()[0].scale(&how.scales), f };
         judgements_of_the_step(batches, &mut numbers, &of, &mut totals);
     } else {
-        totals.at_reference[0] += pairs_of_the_step(batches, &mut numbers, how, running);
+        let agreed = pairs_of_the_step(batches, &mut numbers, how, running);
+        totals.add_at_reference([agreed, 0.0, 0.0]);
     }
     for (mb, (responses, pairs)) in batches.iter().zip(&numbers) {
         totals.add(mb, how.spec, responses, pairs);
@@ -113,7 +116,7 @@ fn judgements_of_the_step(batches: &mut [MicroBatch], numbers: &mut [Numbers], o
             }
         }
     }
-    totals.at_reference[2] += expected;
+    totals.add_at_reference([0.0, 0.0, expected]);
 }
 
 fn read<B: Backend>(
@@ -125,7 +128,7 @@ fn read<B: Backend>(
 }
 
 /// What the losses of all pairs come to: their values added to each pair's numbers, their coefficients to the batches. Gives
-/// the sum of their values if policy and reference agreed.
+/// the sum of their values if policy and reference agreed, where that is asked for.
 fn pairs_of_the_step(
     batches: &mut [MicroBatch],
     numbers: &mut [Numbers],
@@ -140,13 +143,15 @@ fn pairs_of_the_step(
         }
     }
     batches.iter_mut().flat_map(MicroBatch::pairs_mut).for_each(|slot| slot.given = [0.0; 2]);
+    let agree: Vec<Pair> = pairs.iter().filter(|_| how.proves).map(agreed).collect();
     let mut at_reference = 0.0;
     for term in how.spec.terms() {
         let Rule::Step(f) = term.def().rule else { continue };
         let step = |pairs, trains| StepPairs { params: &term.params, pairs, weights: &weights, seed: how.seed, trains };
-        let agree: Vec<Pair> = pairs.iter().map(agreed).collect();
-        let expected = f(&step(&agree, false), &mut { *running });
-        at_reference += term.weight * expected.iter().zip(&weights).map(|(got, w)| w * got.loss).sum::<f64>();
+        if how.proves {
+            let expected = f(&step(&agree, false), &mut { *running });
+            at_reference += term.weight * expected.iter().zip(&weights).map(|(got, w)| w * got.loss).sum::<f64>();
+        }
         let got = f(&step(&pairs, how.trains), running);
         add(batches, numbers, &got, term.weight, term.scale(&how.scales));
     }

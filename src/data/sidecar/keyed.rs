@@ -2,6 +2,7 @@
 
 use super::key::RefKey;
 use super::keyed_file::{self, Entry, Header};
+use super::names::{folder, named};
 use crate::data::shard::{Dataset, Shard};
 use crate::error::{Error, Result};
 use crate::files::{AtomicFile, MadeFolders, sweep_files};
@@ -162,7 +163,7 @@ impl Keyed {
 
     /// Tells why others of the same name and kind do not serve. They are left alone, and none of this is an error.
     fn note_others(&mut self, data: &Dataset, kept: Kept) -> Result<()> {
-        for other in beside(first(data)?, folder(&self.path), kept)? {
+        for other in named(folder(&self.path), &prefix(first(data)?, kept))? {
             if let Ok(Some(why)) = keyed_file::read_header(&other).map(|h| self.header.difference(&h)) {
                 self.notes.push(format!("{}: not used: {why}", other.display()));
             }
@@ -185,10 +186,6 @@ fn path_of(data: &Dataset, cache: Option<&Path>, header: &Header, kept: Kept) ->
 
 fn first(data: &Dataset) -> Result<&Shard> {
     data.shards().first().ok_or_else(|| Error::file(data.folder(), "has no shards"))
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn prefix(shard: &Shard, kept: Kept) -> OsString {
@@ -219,25 +216,6 @@ fn read_only(e: Error, cache: Option<&Path>) -> Error {
     }
 }
 
-/// Files in `folder` that are named as sidecars of `kept` of a data set whose first shard is `shard`, in order.
-fn beside(shard: &Shard, folder: &Path, kept: Kept) -> Result<Vec<PathBuf>> {
-    let prefix = prefix(shard, kept);
-    let mut all = Vec::new();
-    if !folder.exists() {
-        return Ok(all);
-    }
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
-        let path = entry.map_err(Error::io(folder, "list"))?.path();
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let hash = name.strip_prefix(prefix.as_encoded_bytes());
-        if hash.is_some_and(|h| h.len() == 16 && h.iter().all(u8::is_ascii_hexdigit)) && path.is_file() {
-            all.push(path);
-        }
-    }
-    all.sort();
-    Ok(all)
-}
-
 /// The keyed sidecars of `data` in their folder: path, and whether [`Keyed::open`] under `key` would read it, or (in a `cache`)
 /// it is another data set's.
 pub(super) fn kept_and_not(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Vec<(PathBuf, bool)>> {
@@ -246,7 +224,7 @@ pub(super) fn kept_and_not(data: &Dataset, cache: Option<&Path>, key: &RefKey) -
     for kept in Kept::ALL {
         let want = Header::new(data, key, kept.name())?;
         let own = path_of(data, cache, &want, kept)?;
-        for other in beside(shard, folder(&own), kept)? {
+        for other in named(folder(&own), &prefix(shard, kept))? {
             let header = keyed_file::read_header(&other);
             let foreign = cache.is_some() && header.as_ref().is_ok_and(|h| !want.is_of_same_data(h));
             let stays = foreign || header.is_ok_and(|h| want.difference(&h).is_none());

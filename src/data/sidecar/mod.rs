@@ -17,6 +17,7 @@ mod file;
 mod key;
 mod keyed;
 mod keyed_file;
+mod names;
 mod prune;
 mod sidecars;
 

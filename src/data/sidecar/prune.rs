@@ -3,11 +3,12 @@
 use super::file::{self, Header};
 use super::key::RefKey;
 use super::keyed::kept_and_not;
+use super::names::{folder, named};
 use super::sidecars::{file_prefix, path};
-use crate::data::shard::{Dataset, Shard};
-use crate::error::{Error, Result};
+use crate::data::shard::Dataset;
+use crate::error::Result;
 use crate::files::remove_file;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What a pruning did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub fn prune(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Prune
     for shard in data.shards() {
         let own = path(shard, cache, key);
         let want = Header::new(shard, key)?;
-        for other in sidecars_of(shard, &own)? {
+        for other in named(folder(&own), &file_prefix(shard))? {
             let header = file::read_header(&other);
             let foreign = cache.is_some() && header.as_ref().is_ok_and(|h| !want.is_of_same_shard(h));
             if foreign || header.is_ok_and(|h| want.difference(&h).is_none()) {
@@ -58,24 +59,4 @@ impl Pruned {
         self.bytes += bytes;
         Ok(())
     }
-}
-
-/// Files that are named as sidecars of `shard`, where `own` lies.
-fn sidecars_of(shard: &Shard, own: &Path) -> Result<Vec<PathBuf>> {
-    let folder = own.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let prefix = file_prefix(shard);
-    let mut all = Vec::new();
-    if !folder.exists() {
-        return Ok(all);
-    }
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
-        let path = entry.map_err(Error::io(folder, "list"))?.path();
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        let hash = name.strip_prefix(prefix.as_encoded_bytes());
-        if hash.is_some_and(|h| h.len() == 16 && h.iter().all(u8::is_ascii_hexdigit)) && path.is_file() {
-            all.push(path);
-        }
-    }
-    all.sort();
-    Ok(all)
 }

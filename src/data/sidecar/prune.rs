@@ -25,7 +25,7 @@ pub struct Pruned {
 /// way of computing, or damaged in the header. What is in a folder `cache` may be another data set's, and stays where its
 /// shard is another.
 ///
-/// Errors: [`Error::Io`] where one cannot be removed; those before are gone.
+/// Errors: [`crate::Error::Io`] where one cannot be removed; those before are gone.
 pub fn prune(data: &Dataset, cache: Option<&Path>, key: &RefKey) -> Result<Pruned> {
     let mut pruned = Pruned::default();
     for shard in data.shards() {

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """What the compiler made of the CUDA kernels: registers, stack, spills, shared memory, occupancy, widths of global accesses,
-tensor-core instructions, per kernel and target. Needs nvcc, cuobjdump and nvdisasm (scripts/install_nvcc.sh), no GPU.
+tensor-core instructions, issue slots (issue_slots.py says what they are), per kernel and target. Needs nvcc, cuobjdump and
+nvdisasm (scripts/install_nvcc.sh), no GPU.
 
     scripts/kernel_report.py --cuda DIR/nvidia/cu13 [--markdown docs/kernels.md] [--targets 80,90a,100,120] [--only norm]
     scripts/kernel_report.py --built target --targets 80,90a --check docs/kernels.md     what scripts/check.sh runs
+    scripts/kernel_report.py --root OTHER_CHECKOUT --built OTHER_TARGET --markdown docs/kernels.md --baseline   the columns to compare with
 
 Exits 1 where a kernel uses local memory (stack or spills) and is not in ALLOWED with a reason, where ALLOWED names one
-that does not, and with --check where the page's table is another one."""
+that does not, and with --check where the page's table is another one or a kernel issues over 5 % more slots than it says.
+--markdown refuses to write such a figure without --accept-growth."""
 
 import argparse
 import os
@@ -18,6 +21,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import issue_slots
+
 ROOT = Path(__file__).resolve().parent.parent
 # Kernel (as a regular expression) -> why it may use local memory.
 ALLOWED = {}
@@ -28,6 +33,7 @@ MULTIPROCESSOR = {
     "100": (65536, 228 * 1024, 2048, 32),
     "120": (65536, 100 * 1024, 1536, 24),
 }
+PAGE_TARGETS = ("80", "90a")
 BEGIN, END = "<!-- kernel_report: begin -->", "<!-- kernel_report: end -->"
 
 
@@ -48,9 +54,9 @@ def compile_cubin(tools, source, dtype, target, folder):
 class Built:
     """Images that `cargo build` left under a target folder, as long as they come from the sources of today."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, root):
         self.stamps = sorted(Path(folder).glob("*/build/fusedpo-*/out/*.inputs"), key=lambda p: -p.stat().st_mtime) if folder else []
-        self.headers = "".join(p.read_text() for p in sorted((ROOT / "kernels").glob("*.cuh")))
+        self.headers = "".join(p.read_text() for p in sorted((root / "kernels").glob("*.cuh")))
 
     def cubin(self, tools, source, dtype, target, folder):
         """The image for `target`, or None: build.rs writes beside each what it was made from."""
@@ -77,9 +83,8 @@ def resources(tools, cubin):
     return found
 
 
-def instructions(tools, cubin):
-    """Kernel -> counts of what matters in its machine code."""
-    text = run(tools / "nvdisasm", "-c", cubin)
+def instructions(text):
+    """Kernel -> counts of what matters in its machine code, as nvdisasm -c prints it."""
     counts, name = {}, None
     for line in text.splitlines():
         section = re.match(r"\s*\.section\s+\.text\.(\w+)", line)
@@ -107,10 +112,10 @@ def instructions(tools, cubin):
     return counts
 
 
-def declared_threads():
+def declared_threads(root):
     """Kernel (without its dtype) -> most threads a block, from KERNEL(threads, name) and the macros that use it."""
     threads, shared_constants = {}, {}
-    for source in sorted((ROOT / "kernels").glob("*.cuh")) + sorted((ROOT / "kernels").glob("*.cu")):
+    for source in sorted((root / "kernels").glob("*.cuh")) + sorted((root / "kernels").glob("*.cu")):
         text = source.read_text()
         constants = {k: v for k, v in re.findall(r"constexpr int (\w+) = ([^;]+);", text)}
         if source.suffix == ".cuh":
@@ -145,17 +150,18 @@ def occupancy(target, threads, registers, shared):
     return blocks * warps * 32 / most_threads
 
 
-def report(tools, targets, only, built):
-    sources = [s for s in sorted((ROOT / "kernels").glob("*.cu")) if only in s.stem]
-    declared, rows = declared_threads(), []
+def report(tools, targets, only, built, root):
+    sources = [s for s in sorted((root / "kernels").glob("*.cu")) if only in s.stem]
+    declared, rows = declared_threads(root), []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [(s, d, t) for s in sources for d in ("bf16", "f32") for t in targets]
 
         def look(job):
             cubin = built.cubin(tools, *job, folder) or compile_cubin(tools, *job, folder)
-            return resources(tools, cubin), instructions(tools, cubin)
+            text = run(tools / "nvdisasm", "-c", cubin)
+            return resources(tools, cubin), instructions(text), issue_slots.figures(text, root / "kernels")
 
-        for (source, dtype, target), (used, code) in zip(jobs, pool.map(look, jobs)):
+        for (source, dtype, target), (used, code, slots) in zip(jobs, pool.map(look, jobs)):
             for name, r in sorted(used.items()):
                 threads = threads_of(name, declared)
                 shared = r.get("SHARED", 0)
@@ -165,6 +171,7 @@ def report(tools, targets, only, built):
                     "kernel": name, "file": source.name, "target": target, "threads": threads, "registers": r["REG"],
                     "shared": shared, "stack": r.get("STACK", 0), "local": code[name]["local"], "code": code[name],
                     "occupancy": occupancy(target, threads, r["REG"], shared) if threads else None,
+                    "slots": slots[name][0], "unit": slots[name][1],
                 })
     return rows
 
@@ -205,30 +212,40 @@ def problems(rows):
     return found
 
 
-def write_markdown(path, text):
-    page = path.read_text() if path.exists() else f"# Kernels\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in page or END not in page:
-        sys.exit(f"{path}: has no `{BEGIN}` and `{END}` around the table")
-    head, tail = page.split(BEGIN)[0], page.split(END)[1]
+def write_markdown(path, text, begin=BEGIN, end=END):
+    page = path.read_text() if path.exists() else f"# Kernels\n\n{begin}\n{end}\n"
+    if begin not in page or end not in page:
+        sys.exit(f"{path}: has no `{begin}` and `{end}` around the table")
+    head, tail = page.split(begin)[0], page.split(end)[1]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    temporary.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
     temporary.replace(path)
 
 
 def page_text(tools, rows):
     """What stands between the markers of the page."""
     version = re.search(r"release ([\d.]+), V([\d.]+)", run(tools / "nvcc", "--version")).group(2)
-    shown = [r for r in rows if r["target"] in ("80", "90a")]
+    shown = [r for r in rows if r["target"] in PAGE_TARGETS]
     return f"nvcc {version}, `scripts/kernel_report.py --markdown docs/kernels.md`.\n\n{table(shown)}"
 
 
-def stale(path, text):
-    """Why the page's table is not this one; another compiler's is not compared."""
+def stale(path, text, rows):
+    """Why the page's tables are not these; another compiler's are not compared."""
     page = path.read_text()
     shown = page.split(BEGIN)[-1].split(END)[0].strip()
-    if shown == text or shown.split(",")[0] != text.split(",")[0]:
+    if shown.split(",")[0] != text.split(",")[0]:
         return []
-    return [f"{path}: its table is not of these kernels; run: scripts/kernel_report.py --markdown {path}"]
+    grown = issue_slots.grown([r for r in rows if r["target"] in PAGE_TARGETS], page)
+    return grown + [f"{path}: its table is not of these kernels; run: scripts/kernel_report.py --markdown {path}"] * (shown != text)
+
+
+def write_slots(path, rows, baseline, accept):
+    """The page's table of issue slots; what grew is refused, unless accepted."""
+    rows, page = [r for r in rows if r["target"] in PAGE_TARGETS], path.read_text()
+    worse = [] if baseline or accept else [g for g in issue_slots.grown(rows, page) if "has no issue slots" not in g]
+    if worse:
+        sys.exit("\n".join([*worse, "not written: make it cheaper, or say in the commit why not and give --accept-growth"]))
+    write_markdown(path, issue_slots.table(rows, page, PAGE_TARGETS, baseline), issue_slots.BEGIN, issue_slots.END)
 
 
 def main():
@@ -239,6 +256,9 @@ def main():
     parser.add_argument("--markdown", type=Path, help="put the table for 80 and 90a between the markers of this page")
     parser.add_argument("--check", type=Path, help="the table between the markers of this page must be this one")
     parser.add_argument("--built", type=Path, help="take what cargo compiled under this folder, where it is current")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout whose kernels are meant")
+    parser.add_argument("--baseline", action="store_true", help=f"with --markdown: only the columns of {issue_slots.BASELINE}")
+    parser.add_argument("--accept-growth", action="store_true", help="with --markdown: write issue slots that grew by over 5 %%")
     parser.add_argument("--quiet", action="store_true", help="print problems only")
     args = parser.parse_args()
     if args.cuda is None and os.environ.get("FUSEDPO_NVCC"):
@@ -246,12 +266,14 @@ def main():
     if args.cuda is None:
         sys.exit("--cuda DIR: where is the toolkit? scripts/install_nvcc.sh gets one")
     tools = Path(args.cuda) / "bin"
-    rows = report(tools, args.targets.split(","), args.only, Built(args.built))
+    rows = report(tools, args.targets.split(","), args.only, Built(args.built, args.root), args.root)
     if not args.quiet:
         print(table(rows), end="\n\n")
     if args.markdown:
-        write_markdown(args.markdown, page_text(tools, rows))
-    bad = problems(rows) + (stale(args.check, page_text(tools, rows)) if args.check else [])
+        write_slots(args.markdown, rows, args.baseline, args.accept_growth)
+        if not args.baseline:
+            write_markdown(args.markdown, page_text(tools, rows))
+    bad = problems(rows) + (stale(args.check, page_text(tools, rows), rows) if args.check else [])
     kernels = {r["kernel"] for r in rows}
     print(f"{len(kernels)} kernels, {args.targets}: {len(bad)} problems", *bad, sep="\n")
     sys.exit(bool(bad))

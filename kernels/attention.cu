@@ -17,9 +17,9 @@
 //            order; row sums lane by lane, then over 4 lanes. Nothing depends on the place of a row in its tile: hidden keys
 //            add exact zeros. No atomics.
 // Limits     rows * group^2 < 2^31 (quotients by a 31-bit inverse); 16-byte aligned buffers; a NaN in a key reaches the
-//            earlier queries of its tile (0 * NaN). A row whose sum is NaN gets NaN in out and 0 in lse.
+//            earlier queries of its tile (0 * NaN). A row whose sum is NaN gets NaN in out and in lse.
 // Reference  src/backend/cpu/attention/; attention_plain.cu.
-// Weighed    32 rows a warp, not 16: every fragment of K and V then feeds two products, 128 bytes of shared memory an mma
+// Choices    32 rows a warp, not 16: every fragment of K and V then feeds two products, 128 bytes of shared memory an mma
 //            instead of 256 (at 256 the 128 bytes a cycle of an SM are the limit before the tensor cores are). BN = 32 at
 //            HD = 128: 48 and 64 spill on some target. Q stays in registers at HD = 64 (32 of them), elsewhere it is read again
 //            from shared memory. One list of tiles, longest first, instead of a persistent grid. wgmma and TMA: docs/attention.md.
@@ -31,29 +31,26 @@
 template <int HD, int MI, int BN, bool Q_KEPT>
 struct Forward {
     static constexpr int kRows = 16 * MI * kAttnWarps, kTile = BN * HD;
-    // Where this lane reads keys and values of a stage: either the pointer or the lane's offset moves from stage to stage,
-    // whichever leaves fewer permuted addresses in registers (with the other choice one of the targets spills).
-    static constexpr bool kMoveOffset = HD == 64;
     typedef uint32_t Query[Q_KEPT ? MI : 1][Q_KEPT ? HD / 16 : 1][4];
     typedef float Scores[MI][BN / 8][4];
     typedef float Output[MI][HD / 8][4];
     typedef float Rows[2 * MI];  // rows g and g + 8 of every block, g = lane / 4
 
     // s = q k^T.
-    static __device__ __forceinline__ void scores(Scores& s, const Query& q, const bf16* q_tile, int q_at, int row0,
-            const bf16* k_tile, int keys_at) {
+    static __device__ __forceinline__ void scores(
+            Scores& s, const Query& q, const bf16* q_tile, int at_mk, int row0, const bf16* k_tile, int at_nk) {
         zero(s);
 #pragma unroll(Q_KEPT ? HD / 16 : 4)
         for (int k = 0; k < HD / 16; ++k) {
             uint32_t read[MI][4];
             if (!Q_KEPT) {
 #pragma unroll
-                for (int mi = 0; mi < MI; ++mi) load_a<HD>(read[mi], q_tile, q_at, row0 + 16 * mi, 16 * k);
+                for (int mi = 0; mi < MI; ++mi) load_a<HD>(read[mi], q_tile, at_mk, row0 + 16 * mi, 16 * k);
             }
 #pragma unroll
             for (int n = 0; n < BN / 16; ++n) {
                 uint32_t b[4];
-                load_b_nk<HD>(b, k_tile, keys_at, 16 * n, 16 * k);
+                load_b_nk<HD>(b, k_tile, at_nk, 16 * n, 16 * k);
 #pragma unroll
                 for (int mi = 0; mi < MI; ++mi) {
                     if constexpr (Q_KEPT) mma_16x16(s[mi][2 * n], s[mi][2 * n + 1], q[mi][k], b);
@@ -63,20 +60,23 @@ struct Forward {
         }
     }
 
-    // Minus infinity where packed query lane_m + 16 mi (+ 8) does not see the key; `bound` belongs to this lane's first.
-    static __device__ __forceinline__ void hide(Scores& s, int lane_m, int bound, int group) {
+    // Minus infinity where packed query lane_m + 16 mi (+ 8) does not see the key; from `seen_from` on they see this lane's first.
+    static __device__ __forceinline__ void hide(Scores& s, int lane_m, int seen_from, int group) {
 #pragma unroll
         for (int mi = 0; mi < MI; ++mi)
 #pragma unroll
             for (int n = 0; n < BN / 8; ++n)
 #pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    if (hidden(lane_m + 16 * mi + 8 * (e >> 1), bound + (8 * n + (e & 1)) * group)) s[mi][n][e] = -INFINITY;
+                for (int e = 0; e < 4; ++e) {
+                    const int m = lane_m + 16 * mi + 8 * (e >> 1);
+                    if (hidden(m, seen_from + (8 * n + (e & 1)) * group)) s[mi][n][e] = -INFINITY;
+                }
     }
 
     // Scores become exp(scale (s - max)); what was summed under a smaller maximum shrinks. Key 0 is in the first tile and
     // every row sees it, so the maximum is finite from then on.
-    static __device__ __forceinline__ void online_softmax(Scores& s, Output& o, Rows& row_max, Rows& row_sum, float scale2) {
+    static __device__ __forceinline__ void online_softmax(
+            Scores& s, Output& o, Rows& row_max, Rows& row_sum, float scale2) {
 #pragma unroll
         for (int i = 0; i < 2 * MI; ++i) {
             const int mi = i >> 1, e = 2 * (i & 1);
@@ -104,7 +104,7 @@ struct Forward {
     }
 
     // o += p v.
-    static __device__ __forceinline__ void add_values(Output& o, const Scores& p, const bf16* v_tile, int values_at) {
+    static __device__ __forceinline__ void add_values(Output& o, const Scores& p, const bf16* v_tile, int at_mk) {
 #pragma unroll
         for (int k = 0; k < BN / 16; ++k) {
             uint32_t a[MI][4];
@@ -113,7 +113,7 @@ struct Forward {
 #pragma unroll
             for (int n = 0; n < HD / 16; ++n) {
                 uint32_t b[4];
-                load_b_kn<HD>(b, v_tile, values_at, 16 * k, 16 * n);
+                load_b_kn<HD>(b, v_tile, at_mk, 16 * k, 16 * n);
 #pragma unroll
                 for (int mi = 0; mi < MI; ++mi) mma_16x16(o[mi][2 * n], o[mi][2 * n + 1], a[mi], b);
             }
@@ -121,10 +121,10 @@ struct Forward {
     }
 
     // Divides by the sums, writes lse, and leaves the rows of this warp in `tile` and then in out. Only this warp reads its rows of
-    // q_tile, so that is what `tile` may be.
-    static __device__ __forceinline__ void finish(bf16* __restrict__ out, float* __restrict__ lse, bf16* tile, const Output& o,
-                                                  const Rows& row_max, const Rows& row_sum, const Heads& h, const QueryTile& t,
-                                                  int row0, float scale) {
+    // q_tile, so that is what `tile` may be. A sum that is 0 is that of a row of no segment, which has no keys.
+    static __device__ __forceinline__ void finish(
+            bf16* __restrict__ out, float* __restrict__ lse, bf16* tile, const Output& o, const Rows& row_max,
+            const Rows& row_sum, const Heads& h, const QueryTile& t, int row0, float scale) {
         const int lane_m = t.m_begin + row0 + (threadIdx.x & 31) / 4;
         rows_are_free();
 #pragma unroll
@@ -136,9 +136,10 @@ struct Forward {
                 float sum = row_sum[i];
                 sum += __shfl_xor_sync(FULL, sum, 1);
                 sum += __shfl_xor_sync(FULL, sum, 2);
-                inverse[half] = sum > 0.0f ? 1.0f / sum : 0.0f;  // no keys: rows of no segment
-                if ((threadIdx.x & 3) == 0 && m < t.m_end) lse[row_head(h, t.seg_start,
-                        m)] = sum > 0.0f ? row_max[i] * scale + logf(sum) : 0.0f;
+                inverse[half] = sum == 0.0f ? 0.0f : 1.0f / sum;
+                if ((threadIdx.x & 3) == 0 && m < t.m_end) {
+                    lse[row_head(h, t.seg_start, m)] = sum == 0.0f ? 0.0f : row_max[i] * scale + logf(sum);
+                }
             }
             stage_rows<HD>(tile, row0 + 16 * mi, o[mi], inverse);
         }
@@ -149,13 +150,14 @@ struct Forward {
         });
     }
 
-    static __device__ __forceinline__ void run(bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,
-                                               const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
+    static __device__ __forceinline__ void run(
+            bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles,
+            int heads, int kv_heads, float scale) {
         const QueryTile t = load_query_tile(tiles, blockIdx.y);
         if (t.m_end == t.m_begin) return;
         const Heads h = heads_of(heads, kv_heads, blockIdx.x);
         DYNAMIC_SHARED(bf16, shared);
-        bf16 *q_tile = shared, *kv_tiles = shared + kRows * HD;  // stage s: keys at 2 s kTile, values kTile behind
+        bf16 *q_tile = shared, *stages = shared + kRows * HD;  // a stage: keys, then values
         const int lane = threadIdx.x & 31, row0 = int(threadIdx.x >> 5) * 16 * MI;
         const int at_mk = lane_mk<HD>(lane), at_nk = lane_nk<HD>(lane);
         const bf16* kv = qkv + size_t(heads + h.kv_head) * HD;
@@ -171,35 +173,36 @@ struct Forward {
         }
         const int key_tiles = (t.kv_len + BN - 1) / BN;
         if (key_tiles > 0) {
-            load_queries<HD, kRows, true>(q_tile, qkv, h, t.seg_start, t.m_begin, t.m_end);
-            load_keys<HD, BN>(kv_tiles, kv_tiles + kTile, kv, h, t, 0);
+            const PackedQueries q_rows = PackedQueries::in<HD>(qkv, qkv_width<HD>(h), h, t.seg_start);
+            load_queries<HD, kRows, 1>({q_tile}, {q_rows}, h, t.m_begin, t.m_end);
+            load_keys<HD, BN>(stages, stages + kTile, kv, h, t, 0);
         }
         cp_async_commit();
         for (int j = 0; j < key_tiles; ++j) {
-            const int key0 = j * BN, keys = (j & 1) * 2 * kTile, values = keys + kTile;
+            const int key0 = j * BN;
+            bf16 *stage = stages + (j & 1) * 2 * kTile, *next = stages + (~j & 1) * 2 * kTile;
             cp_async_wait<0>();
             __syncthreads();  // tile j is visible to all, and nobody reads tile j - 1 any more
-            if (j + 1 < key_tiles) {
-                bf16* next = kv_tiles + ((j + 1) & 1) * 2 * kTile;
-                load_keys<HD, BN>(next, next + kTile, kv, h, t, key0 + BN);
-            }
+            if (j + 1 < key_tiles) load_keys<HD, BN>(next, next + kTile, kv, h, t, key0 + BN);
             cp_async_commit();
             if (Q_KEPT && j == 0) load_fragments<HD>(q, q_tile, at_mk, row0);
             if (key0 > rows.last_key) continue;  // nothing here for this warp, but it meets the barriers
             Scores s;
-            scores(s, q, q_tile, at_mk, row0, kMoveOffset ? kv_tiles : kv_tiles + keys, kMoveOffset ? at_nk + keys : at_nk);
-            if (key0 + BN - 1 > rows.first_key) hide(s, rows.lane_m, (key0 + 2 * (lane & 3) - t.prefix_len) * h.group, h.group);
+            scores(s, q, q_tile, at_mk, row0, stage, at_nk);
+            if (key0 + BN - 1 > rows.first_key) {
+                hide(s, rows.lane_m, first_to_see(key0 + 2 * (lane & 3), t, h), h.group);
+            }
             online_softmax(s, o, row_max, row_sum, scale * LOG2E);
-            add_values(o, s, kMoveOffset ? kv_tiles : kv_tiles + values, kMoveOffset ? at_mk + values : at_mk);
+            add_values(o, s, stage + kTile, at_mk);
         }
         finish(out, lse, q_tile, o, row_max, row_sum, h, t, row0, scale);
     }
 };
 
 #define ATTENTION_FWD(HD, CTAS, ...)                                                                      \
-    DENSE_KERNEL(kAttnThreads, CTAS, attention_fwd_hd##HD)(                                           \
-        bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,                    \
-        const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {                       \
+    DENSE_KERNEL(kAttnThreads, CTAS, attention_fwd_hd##HD)(                                               \
+            bf16* __restrict__ out, float* __restrict__ lse, const bf16* __restrict__ qkv,                \
+            const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {                   \
         Forward<HD, __VA_ARGS__>::run(out, lse, qkv, tiles, heads, kv_heads, scale);                      \
     }                                                                                                     \
     EXPORT_KERNEL(attention_fwd_hd##HD)

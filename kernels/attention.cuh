@@ -28,9 +28,6 @@ __device__ __forceinline__ QueryTile load_query_tile(const unsigned* __restrict_
     return {int(t[0]), int(t[1]), int(t[2]), int(t[3]), int(t[4]), int(t[5])};
 }
 
-// Packed query m of a segment sees key j exactly if (j - prefix_len) * group <= m; `bound` is the left side.
-__device__ __forceinline__ bool hidden(int m, int bound) { return m < bound; }
-
 // One entry of the key schedule (4 numbers): rows kv_start .. kv_start + kv_rows, read by the queries of rows
 // kv_start .. q_end (of these, row q sees row k exactly if q >= k). kv_rows == 0: nothing to do; q_end == kv_start: zeros.
 struct KeyTile {
@@ -51,6 +48,9 @@ __device__ __forceinline__ Heads heads_of(int heads, int kv_heads, int kv_head) 
     const unsigned group = unsigned(heads) / unsigned(kv_heads);
     return {heads, kv_heads, int(group), kv_head, (0x80000000u + group - 1) / group};
 }
+// The first packed query of a segment that sees logical key j (0 or less: all do), and whether m comes before it.
+__device__ __forceinline__ int first_to_see(int j, const QueryTile& t, const Heads& h) { return (j - t.prefix_len) * h.group; }
+__device__ __forceinline__ bool hidden(int m, int seen_from) { return m < seen_from; }
 // The packed queries of one warp: the first of this lane, and the last key that the warp's first and last query see (-1: it
 // has none, as the segment ends before). Tiles of keys beyond the latter are skipped, up to the former nothing is hidden.
 struct WarpRows {
@@ -58,8 +58,8 @@ struct WarpRows {
 };
 __device__ __forceinline__ WarpRows warp_rows(const QueryTile& t, const Heads& h, int row0, int rows) {
     const int first = t.m_begin + row0, end = first + rows < t.m_end ? first + rows : t.m_end;
-    return {first + int(threadIdx.x & 31) / 4, t.prefix_len + h.row_of(first),
-            first < end ? t.prefix_len + h.row_of(end - 1) : -1};
+    const int last_key = first < end ? t.prefix_len + h.row_of(end - 1) : -1;
+    return {first + int(threadIdx.x & 31) / 4, t.prefix_len + h.row_of(first), last_key};
 }
 // Part `part` of the ROWS-high parts of an entry; empty where the entry ends before it.
 template <int ROWS>
@@ -71,9 +71,10 @@ __device__ __forceinline__ QueryTile part_of(QueryTile t, int part, const Heads&
     if (t.kv_len > 0 && t.m_end > t.m_begin) t.kv_len = t.prefix_len + h.row_of(t.m_end - 1) + 1;
     return t;
 }
+// Elements of a row of qkv.
 template <int HD>
-__device__ __forceinline__ size_t qkv_stride(const Heads& h) {
-    return size_t(h.heads + 2 * h.kv_heads) * HD;
+__device__ __forceinline__ int qkv_width(const Heads& h) {
+    return (h.heads + 2 * h.kv_heads) * HD;
 }
 // Row and head of packed query m, as one index into a rows x heads array (lse, delta; times HD: out, dout).
 __device__ __forceinline__ size_t row_head(const Heads& h, int seg_start, int m) {
@@ -84,7 +85,7 @@ __device__ __forceinline__ size_t row_head(const Heads& h, int seg_start, int m)
 template <int HD>
 __device__ __forceinline__ size_t query_at(const Heads& h, int seg_start, int m) {
     const int row = h.row_of(m), head = m - row * h.group;
-    return size_t(seg_start + row) * qkv_stride<HD>(h) + (h.kv_head * h.group + head) * HD;
+    return size_t(seg_start + row) * qkv_width<HD>(h) + (h.kv_head * h.group + head) * HD;
 }
 
 // ---- tiles in shared memory ---------------------------------------------------------------------------------------
@@ -116,36 +117,74 @@ __device__ __forceinline__ int lane_nk(int lane) {
     return chunk_at<HD>((lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1);
 }
 
-// Starts copying packed queries m_begin .. m_begin + ROWS of a segment into `tile`; those >= m_end become zeros. `src` is
-// qkv with QKV = true, else a rows x heads x HD array.
-template <int HD, int ROWS, bool QKV>
-__device__ __forceinline__ void load_queries(bf16* tile, const bf16* __restrict__ src, const Heads& h, int seg_start,
-        int m_begin, int m_end) {
-    constexpr int kChunks = HD / 8;
-#pragma unroll 2
-    for (int i = threadIdx.x; i < ROWS * kChunks; i += kAttnThreads) {
-        int r = i / kChunks, c = i % kChunks, m = m_begin + r;
-        bool live = m < m_end;
-        int mm = live ? m : m_begin;
-        const bf16* from = src + (QKV ? query_at<HD>(h, seg_start, mm) : row_head(h, seg_start, mm) * HD);
-        cp_async_16(tile + chunk_at<HD>(r, c), from + c * 8, live);
+// How the threads of a block share the copy of a tile: kLanes of them take a row, each every kLanes-th of its chunks, and go on to
+// the row kStep further down. That is a multiple of 8, so the chunks' places are permuted in the same way in all rows of a thread.
+template <int HD>
+struct CopyPlan {
+    static constexpr int kLanes = HD % 64 == 0 ? HD / 8 : 4, kStep = kAttnThreads / kLanes, kChunks = HD / 8 / kLanes;
+    static_assert(kStep % 8 == 0, "the permutation repeats every 8 rows");
+    int row, column, at;  // this thread's first row, its first element there, and that element's place in the tile
+    __device__ __forceinline__ CopyPlan() {
+        const int lane = int(threadIdx.x) % kLanes;
+        row = int(threadIdx.x) / kLanes;
+        column = lane * 8;
+        at = chunk_at<HD>(row, lane);
+    }
+    // Starts copying this thread's part of row `row + turn * kStep`, which starts at `from`, into `tile`; zeros if not `live`.
+    __device__ __forceinline__ void start(bf16* tile, int turn, const char* from, bool live) const {
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) {
+            cp_async_16(tile + at + turn * kStep * HD + c * kLanes * 8, from + c * kLanes * 16, live);
+        }
+    }
+};
+
+// Where this thread finds its part of a packed query in qkv (or in out, dout: rows x heads x HD): row m / group, so
+// m * head + row * rest bytes behind the segment's first.
+struct PackedQueries {
+    const char* first;
+    unsigned rest;
+    template <int HD>
+    static __device__ __forceinline__ PackedQueries in(const bf16* array, int width, const Heads& h, int seg_start) {
+        const size_t at = size_t(seg_start) * width + h.kv_head * h.group * HD + CopyPlan<HD>().column;
+        return {reinterpret_cast<const char*>(array + at), 2u * unsigned(width - h.group * HD)};
+    }
+    template <int HD>
+    __device__ __forceinline__ const char* at(int m, int row) const {
+        return first + ptrdiff_t(m) * (2 * HD) + uint64_t(unsigned(row)) * rest;
+    }
+};
+
+// Starts copying packed queries m_begin .. m_begin + ROWS of a segment from each array into its tile; those >= m_end become zeros.
+template <int HD, int ROWS, int ARRAYS>
+__device__ __forceinline__ void load_queries(
+        bf16* const (&tiles)[ARRAYS], const PackedQueries (&arrays)[ARRAYS], const Heads& h, int m_begin, int m_end) {
+    const CopyPlan<HD> plan;
+    static_assert(ROWS % plan.kStep == 0, "every thread copies in every turn");
+#pragma unroll
+    for (int turn = 0; turn < ROWS / plan.kStep; ++turn) {
+        const int m = m_begin + plan.row + turn * plan.kStep, row = h.row_of(m);
+#pragma unroll
+        for (int i = 0; i < ARRAYS; ++i) plan.start(tiles[i], turn, arrays[i].template at<HD>(m, row), m < m_end);
     }
 }
 
 // Starts copying logical keys j .. j + ROWS and their values; those >= kv_len become zeros. `kv` is qkv + offset of the key head.
 template <int HD, int ROWS>
-__device__ __forceinline__ void load_keys(bf16* k_tile, bf16* v_tile, const bf16* __restrict__ kv, const Heads& h,
-        const QueryTile& t, int j) {
-    constexpr int kChunks = HD / 8;
-#pragma unroll 2
-    for (int i = threadIdx.x; i < ROWS * kChunks; i += kAttnThreads) {
-        int r = i / kChunks, c = i % kChunks, key = j + r;
-        bool live = key < t.kv_len;
-        int row = key < t.prefix_len ? t.prefix_start + key : t.seg_start + key - t.prefix_len;
-        const bf16* from = kv + size_t(live ? row : t.seg_start) * qkv_stride<HD>(h) + c * 8;
-        int to = chunk_at<HD>(r, c);
-        cp_async_16(k_tile + to, from, live);
-        cp_async_16(v_tile + to, from + h.kv_heads * HD, live);
+__device__ __forceinline__ void load_keys(
+        bf16* k_tile, bf16* v_tile, const bf16* __restrict__ kv, const Heads& h, const QueryTile& t, int j) {
+    const CopyPlan<HD> plan;
+    static_assert(ROWS % plan.kStep == 0, "every thread copies in every turn");
+    const unsigned width = 2u * unsigned(qkv_width<HD>(h));
+    const char* keys = reinterpret_cast<const char*>(kv + plan.column);
+    const char* values = reinterpret_cast<const char*>(kv + plan.column + h.kv_heads * HD);
+    const int own = t.seg_start - t.prefix_len;
+#pragma unroll
+    for (int turn = 0; turn < ROWS / plan.kStep; ++turn) {
+        const int key = j + plan.row + turn * plan.kStep;
+        const uint64_t at = uint64_t(unsigned(key + (key < t.prefix_len ? t.prefix_start : own))) * width;
+        plan.start(k_tile, turn, keys + at, key < t.kv_len);
+        plan.start(v_tile, turn, values + at, key < t.kv_len);
     }
 }
 
@@ -189,7 +228,8 @@ __device__ __forceinline__ void pack_a(uint32_t (&a)[4], const float (&d0)[4], c
 // All lanes have read this warp's rows of a tile (ldmatrix) before any lane writes them: call before the first stage_rows.
 __device__ __forceinline__ void rows_are_free() { __syncwarp(); }
 
-// Parks a warp's 16 x HD accumulators, times `scale[0]` (rows 0-7) and `scale[1]` (rows 8-15), in `tile` as bf16; rows `row` .. row + 16.
+// Writes a warp's 16 x HD accumulators, times `scale[0]` (rows 0-7) and `scale[1]` (rows 8-15), to rows `row` .. row + 16 of `tile`
+// as bf16.
 template <int HD>
 __device__ __forceinline__ void stage_rows(bf16* tile, int row, const float (&acc)[HD / 8][4], const float (&scale)[2]) {
     int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;

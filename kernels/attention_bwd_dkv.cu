@@ -6,19 +6,20 @@
 //            queries at a time, of all heads of the group: a prompt's keys see its own rows and those of every response, which lie
 //            behind it, so packed queries kv_start group .. q_end group are one range and the causal bound is the only mask.
 //            HD                 32     64     96    128
-//            BM x BN        128x64  64x64  64x64  64x32
-//            shared bytes    33792  50176  74752  66048    = 2 HD (2 BM + 4 BN) + 16 BN
-//            blocks an SM        3      3      2      2    by registers (launch bounds), 228 KiB of shared memory
+//            BM x BN        128x64 128x64  64x64  64x32
+//            shared bytes    33792  66560  74752  66048    = 2 HD (2 BM + 4 BN) + 16 BN
+//            blocks an SM        3      2      2      2    by registers (launch bounds), 228 KiB of shared memory
 // FLOPs      8 HD heads a visible (query, key) pair.
 // Traffic    least: queries, keys, values, dout, dk, dv, lse, delta once: 2 rows ((2 heads + 4 kv_heads) HD) + 8 rows heads bytes.
 //            Queries and dout again for every BM keys, from L2.
 // Order      packed queries ascending (row by row, heads of the group inside), SLICE at a time; each element by one thread. No atomics.
 // Limits     as attention.cu.
 // Reference  src/backend/cpu/attention/; attention_plain.cu.
-// Weighed    The problem is transposed (rows are keys), so p^T and ds^T are operands where they were computed and no warp needs
-//            another's. 16 keys a warp (two accumulators of HD columns), 32 at HD = 32. At HD = 128 half of the values' fragments
-//            stay in registers and the rest is read again. Long prompts of many responses make long blocks: they come first. Chosen by
-//            the compiler's report as attention_bwd_dq.cu. Nothing here was measured on a GPU yet.
+// Choices    The problem is transposed (rows are keys), so p^T and ds^T are operands where they were computed and no warp needs
+//            another's. 32 keys a warp up to HD = 64, 16 above (two accumulators of HD columns each): with 32 every fragment of a
+//            query feeds two products. As many of the values' fragments stay in registers as spill nowhere, the rest is read again.
+//            Long prompts of many responses make long blocks: they come first. Chosen by the compiler's report as
+//            attention_bwd_dq.cu. Nothing here was measured on a GPU yet.
 #include "attention.cuh"
 #ifdef STORAGE_BF16
 
@@ -37,34 +38,36 @@ struct KeyGradient {
     struct Stats {
         float lse, delta;
     };
-    static __device__ __forceinline__ Stats fetch(const float* __restrict__ lse, const float* __restrict__ delta,
-            const Heads& h, int start, int m, int queries) {
+    static __device__ __forceinline__ Stats load_stats(
+            const float* __restrict__ lse, const float* __restrict__ delta, const Heads& h, int start, int m, int queries) {
         const bool live = m < queries;
         const size_t at = row_head(h, start, live ? m : 0);
         return {live ? lse[at] * LOG2E : INFINITY, live ? delta[at] : 0.0f};  // infinity: probability 0
     }
-    static __device__ __forceinline__ void park(float* stats, Stats s) {
+    static __device__ __forceinline__ void store_stats(float* stats, Stats s) {
         if (threadIdx.x >= BQ) return;
         stats[2 * threadIdx.x] = s.lse;
         stats[2 * threadIdx.x + 1] = s.delta;
     }
 
-    static __device__ __forceinline__ void load_own(bf16* k_tile, bf16* v_tile, const bf16* __restrict__ kv, size_t stride,
-            size_t to_values, int rows) {
-#pragma unroll 2
-        for (int i = threadIdx.x; i < kRows * (HD / 8); i += kAttnThreads) {
-            const int r = i / (HD / 8), c = i % (HD / 8), to = chunk_at<HD>(r, c);
-            const bool live = r < rows;
-            const bf16* from = kv + size_t(live ? r : 0) * stride + c * 8;
-            cp_async_16(k_tile + to, from, live);
-            cp_async_16(v_tile + to, from + to_values, live);
+    // Starts copying the block's keys and values, `rows` of them; the others become zeros.
+    static __device__ __forceinline__ void load_own(
+            bf16* k_tile, bf16* v_tile, const bf16* __restrict__ kv, const Heads& h, int rows) {
+        const CopyPlan<HD> plan;
+        const char* from = reinterpret_cast<const char*>(kv + plan.column);
+#pragma unroll
+        for (int turn = 0; turn < kRows / plan.kStep; ++turn) {
+            const int row = plan.row + turn * plan.kStep;
+            const char* key = from + size_t(row) * (2 * qkv_width<HD>(h));
+            plan.start(k_tile, turn, key, row < rows);
+            plan.start(v_tile, turn, key + 2 * h.kv_heads * HD, row < rows);
         }
     }
 
     // s = k q^T and dp = v dout^T for the packed queries at `row` of the tiles.
-    static __device__ __forceinline__ void products(Slice& s, Slice& dp, const Keys& k, const Values& v, const bf16* v_tile,
-            int at_mk, int row0,
-                                                    const bf16* q_tile, int at_nk, int row) {
+    static __device__ __forceinline__ void products(
+            Slice& s, Slice& dp, const Keys& k, const Values& v, const bf16* v_tile, int at_mk, int row0, const bf16* q_tile,
+            int at_nk, int row) {
         zero(s);
         zero(dp);
 #pragma unroll
@@ -95,8 +98,8 @@ struct KeyGradient {
 
     // p = exp(scale s - lse), 0 where hidden, into s; ds = p (dp - delta) into dp. `lane_key`: this lane's first key, from the first
     // key of the tile; `m0`: packed query of the first column; `stats`: of that column.
-    static __device__ __forceinline__ void probabilities(Slice& s, Slice& dp, const float* stats, float scale2, bool masked,
-            int m0, int lane_key, int group) {
+    static __device__ __forceinline__ void probabilities(
+            Slice& s, Slice& dp, const float* stats, float scale2, bool masked, int m0, int lane_key, int group) {
 #pragma unroll
         for (int n = 0; n < SLICE / 8; ++n) {
             const int col = 8 * n + 2 * (threadIdx.x & 3);
@@ -105,17 +108,26 @@ struct KeyGradient {
             for (int mi = 0; mi < MI; ++mi)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    float p = fast_exp2(s[mi][n][e] * scale2 - (e & 1 ? st.z : st.x));
-                    if (masked && hidden(m0 + col + (e & 1), (lane_key + 16 * mi + 8 * (e >> 1)) * group)) p = 0.0f;
+                    const float p = fast_exp2(s[mi][n][e] * scale2 - (e & 1 ? st.z : st.x));
                     s[mi][n][e] = p;
                     dp[mi][n][e] = p * (dp[mi][n][e] - (e & 1 ? st.w : st.y));
                 }
         }
+        if (!masked) return;
+#pragma unroll
+        for (int mi = 0; mi < MI; ++mi)
+#pragma unroll
+            for (int n = 0; n < SLICE / 8; ++n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const int m = m0 + 8 * n + 2 * (threadIdx.x & 3) + (e & 1), key = lane_key + 16 * mi + 8 * (e >> 1);
+                    if (hidden(m, key * group)) s[mi][n][e] = dp[mi][n][e] = 0.0f;
+                }
     }
 
     // dv += p dout, dk += ds q.
-    static __device__ __forceinline__ void add_queries(Gradient& dk, Gradient& dv, const Slice& p, const Slice& ds,
-            const bf16* q_tile, int at_mk, int row) {
+    static __device__ __forceinline__ void add_queries(
+            Gradient& dk, Gradient& dv, const Slice& p, const Slice& ds, const bf16* q_tile, int at_mk, int row) {
 #pragma unroll
         for (int n = 0; n < SLICE / 16; ++n) {
             uint32_t pa[MI][4], da[MI][4];
@@ -138,10 +150,10 @@ struct KeyGradient {
         }
     }
 
-    static __device__ __forceinline__ void run(bf16* __restrict__ dqkv, const bf16* __restrict__ dout,
-            const float* __restrict__ lse,
-                                               const float* __restrict__ delta, const bf16* __restrict__ qkv,
-                                               const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
+    static __device__ __forceinline__ void run(
+            bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,
+            const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads,
+            int kv_heads, float scale) {
         const KeyTile t = load_key_tile(tiles, blockIdx.y);
         if (t.kv_rows == 0) return;
         const Heads h = heads_of(heads, kv_heads, blockIdx.x);
@@ -150,17 +162,18 @@ struct KeyGradient {
         float* stats = reinterpret_cast<float*>(stages + 4 * kTile);                              // a stage: BQ pairs (lse, delta)
         const int lane = threadIdx.x & 31, row0 = int(threadIdx.x >> 5) * 16 * MI;
         const int at_mk = lane_mk<HD>(lane), at_nk = lane_nk<HD>(lane);
-        const size_t stride = qkv_stride<HD>(h), kv = size_t(t.kv_start) * stride + size_t(heads + h.kv_head) * HD;
+        const size_t stride = qkv_width<HD>(h), kv = size_t(t.kv_start) * stride + size_t(heads + h.kv_head) * HD;
+        const PackedQueries q_rows = PackedQueries::in<HD>(qkv, qkv_width<HD>(h), h, t.kv_start);
+        const PackedQueries do_rows = PackedQueries::in<HD>(dout, heads * HD, h, t.kv_start);
         const int queries = (t.q_end - t.kv_start) * h.group, query_tiles = (queries + BQ - 1) / BQ;  // packed, from kv_start on
         auto start = [&](int m0, int stage) {
             bf16* to = stages + stage * 2 * kTile;
-            load_queries<HD, BQ, true>(to, qkv, h, t.kv_start, m0, queries);
-            load_queries<HD, BQ, false>(to + kTile, dout, h, t.kv_start, m0, queries);
+            load_queries<HD, BQ, 2>({to, to + kTile}, {q_rows, do_rows}, h, m0, queries);
         };
-        load_own(k_tile, v_tile, qkv + kv, stride, size_t(kv_heads) * HD, t.kv_rows);
+        load_own(k_tile, v_tile, qkv + kv, h, t.kv_rows);
         if (query_tiles > 0) {
             start(0, 0);
-            park(stats, fetch(lse, delta, h, t.kv_start, int(threadIdx.x), queries));
+            store_stats(stats, load_stats(lse, delta, h, t.kv_start, int(threadIdx.x), queries));
         }
         cp_async_commit();
         Gradient dk, dv;
@@ -178,7 +191,7 @@ struct KeyGradient {
             Stats next{0.0f, 0.0f};
             if (more) {
                 start(m0 + BQ, (j + 1) & 1);
-                next = fetch(lse, delta, h, t.kv_start, m0 + BQ + int(threadIdx.x), queries);
+                next = load_stats(lse, delta, h, t.kv_start, m0 + BQ + int(threadIdx.x), queries);
             }
             cp_async_commit();
             if (j == 0) {
@@ -186,16 +199,16 @@ struct KeyGradient {
                 load_fragments<HD>(v, v_tile, at_mk, row0);
             }
             const bf16* q_tile = stages + (j & 1) * 2 * kTile;
-#pragma unroll 1
+#pragma unroll
             for (int x = 0; x < BQ; x += SLICE) {
                 if (m0 + x + SLICE <= first_seen) continue;
                 Slice s, dp;
                 products(s, dp, k, v, v_tile, at_mk, row0, q_tile, at_nk, x);
-                probabilities(s, dp, stats + 2 * ((j & 1) * BQ + x), scale * LOG2E, m0 + x < all_see, m0 + x,
-                        row0 + (lane >> 2), h.group);
+                const float* of_slice = stats + 2 * ((j & 1) * BQ + x);
+                probabilities(s, dp, of_slice, scale * LOG2E, m0 + x < all_see, m0 + x, row0 + (lane >> 2), h.group);
                 add_queries(dk, dv, s, dp, q_tile, at_mk, x);
             }
-            if (more) park(stats + 2 * ((j + 1) & 1) * BQ, next);
+            if (more) store_stats(stats + 2 * ((j + 1) & 1) * BQ, next);
         }
         // k_tile's and v_tile's rows are this warp's own. Without a query no barrier was passed: the copies must land first.
         if (query_tiles == 0) {
@@ -210,24 +223,30 @@ struct KeyGradient {
             stage_rows<HD>(v_tile, row0 + 16 * mi, dv[mi], for_v);
         }
         __syncwarp();
-        store_rows<HD, MI>(k_tile, row0,
-                [&](int r) -> bf16* { return r < t.kv_rows ? dqkv + kv + size_t(r) * stride : nullptr; });
-        store_rows<HD, MI>(v_tile, row0,
-                [&](int r) -> bf16* { return r < t.kv_rows ? dqkv + kv + size_t(r) * stride + size_t(kv_heads) * HD : nullptr; });
+        bf16 *to_k = dqkv + kv, *to_v = to_k + kv_heads * HD;
+        store_rows<HD, MI>(k_tile, row0, [&](int r) { return r < t.kv_rows ? to_k + size_t(r) * stride : nullptr; });
+        store_rows<HD, MI>(v_tile, row0, [&](int r) { return r < t.kv_rows ? to_v + size_t(r) * stride : nullptr; });
     }
 };
 
-#define ATTENTION_BWD_DKV(HD, CTAS, ...)                                                                  \
-    DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dkv_hd##HD)(                                               \
-        bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,                      \
-        const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles,          \
-        int heads, int kv_heads, float scale) {                                                                     \
-        KeyGradient<HD, __VA_ARGS__>::run(dqkv, dout, lse, delta, qkv, tiles, heads, kv_heads, scale);               \
-    }                                                                                                               \
+#define ATTENTION_BWD_DKV(HD, CTAS, ...)                                                                   \
+    DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dkv_hd##HD)(                                            \
+            bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,         \
+            const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, \
+            int heads, int kv_heads, float scale) {                                                        \
+        KeyGradient<HD, __VA_ARGS__>::run(dqkv, dout, lse, delta, qkv, tiles, heads, kv_heads, scale);     \
+    }                                                                                                      \
     EXPORT_KERNEL(attention_bwd_dkv_hd##HD)
 
-ATTENTION_BWD_DKV(32, 3, 2, 64, 16, 2)
-ATTENTION_BWD_DKV(64, 3, 1, 64, 16, 4)
+// At HD = 64 ptxas finds room for two of the values' fragments up to Hopper, and for one after it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kValuesKept64 = 1;
+#else
+constexpr int kValuesKept64 = 2;
+#endif
+
+ATTENTION_BWD_DKV(32, 3, 2, 64, 16, 1)
+ATTENTION_BWD_DKV(64, 2, 2, 64, 16, kValuesKept64)
 ATTENTION_BWD_DKV(96, 2, 1, 64, 16, 6)
 ATTENTION_BWD_DKV(128, 2, 1, 32, 16, 4)
 #endif  // STORAGE_BF16

@@ -16,7 +16,7 @@
 // Order      keys ascending, SLICE at a time; each element by one thread. No atomics: same inputs, same bits.
 // Limits     as attention.cu.
 // Reference  src/backend/cpu/attention/; attention_plain.cu.
-// Weighed    Two passes and 7 products against one pass and 5 with dq by atomics: 1.4 times the arithmetic of the backward, 1-2 %
+// Choices    Two passes and 7 products against one pass and 5 with dq by atomics: 1.4 times the arithmetic of the backward, 1-2 %
 //            of a step by the model of the plan, for the same bits every time, no f32 dq buffer and no second sweep over it. Slices of
 //            16 or 32 keys go through all products before the next: p and ds never need a whole tile of registers. 32 rows a warp up
 //            to HD = 96; q and dout stay in registers except at 96. Chosen by the compiler's report for sm_80, 90a, 100 and 120: the
@@ -26,8 +26,8 @@
 
 // ---- delta --------------------------------------------------------------------------------------------------------
 template <int HD>
-__device__ __forceinline__ void attention_bwd_delta_rows(float* __restrict__ delta, const bf16* __restrict__ dout,
-        const bf16* __restrict__ out, int n) {
+__device__ __forceinline__ void attention_bwd_delta_rows(
+        float* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out, int n) {
     const int i = int(blockIdx.x) * (kAttnThreads / 4) + int(threadIdx.x) / 4, part = threadIdx.x & 3;
     const size_t at = size_t(i < n ? i : n - 1) * HD + part * 8;
     float sum = 0.0f;
@@ -53,9 +53,9 @@ struct QueryGradient {
     typedef float Slice[MI][SLICE / 8][4];
 
     // s = q k^T and dp = dout v^T for the keys at `row` of the tiles.
-    static __device__ __forceinline__ void products(Slice& s, Slice& dp, Fragments& q, Fragments& g, const bf16* q_tile,
-            const bf16* do_tile,
-                                                    int at_mk, int row0, const bf16* k_tile, int at_nk, int row) {
+    static __device__ __forceinline__ void products(
+            Slice& s, Slice& dp, Fragments& q, Fragments& g, const bf16* q_tile, const bf16* do_tile, int at_mk, int row0,
+            const bf16* k_tile, int at_nk, int row) {
         zero(s);
         zero(dp);
 #pragma unroll
@@ -81,9 +81,9 @@ struct QueryGradient {
         }
     }
 
-    // p = exp(scale s - lse), 0 where hidden; `bound` belongs to this lane's first key.
-    static __device__ __forceinline__ void probabilities(Slice& s, const float (&row_lse)[2 * MI], float scale2, bool masked,
-            int lane_m, int bound, int group) {
+    // p = exp(scale s - lse), 0 where hidden; packed queries from `seen_from` on see this lane's first key.
+    static __device__ __forceinline__ void probabilities(
+            Slice& s, const float (&row_lse)[2 * MI], float scale2, bool masked, int lane_m, int seen_from, int group) {
 #pragma unroll
         for (int mi = 0; mi < MI; ++mi)
 #pragma unroll
@@ -96,14 +96,16 @@ struct QueryGradient {
 #pragma unroll
             for (int n = 0; n < SLICE / 8; ++n)
 #pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    if (hidden(lane_m + 16 * mi + 8 * (e >> 1), bound + (8 * n + (e & 1)) * group)) s[mi][n][e] = 0.0f;
+                for (int e = 0; e < 4; ++e) {
+                    const int m = lane_m + 16 * mi + 8 * (e >> 1);
+                    if (hidden(m, seen_from + (8 * n + (e & 1)) * group)) s[mi][n][e] = 0.0f;
+                }
     }
 
     // dq += ds k with ds = p (dp - delta).
-    static __device__ __forceinline__ void add_keys(float (&dq)[MI][HD / 8][4], Slice& p, const Slice& dp,
-            const float (&row_delta)[2 * MI],
-                                                    const bf16* k_tile, int at_mk, int row) {
+    static __device__ __forceinline__ void add_keys(
+            float (&dq)[MI][HD / 8][4], Slice& p, const Slice& dp, const float (&row_delta)[2 * MI], const bf16* k_tile,
+            int at_mk, int row) {
 #pragma unroll
         for (int n = 0; n < SLICE / 16; ++n) {
             uint32_t ds[MI][4];
@@ -126,24 +128,25 @@ struct QueryGradient {
         }
     }
 
-    static __device__ __forceinline__ void run(bf16* __restrict__ dqkv, const bf16* __restrict__ dout,
-            const float* __restrict__ lse,
-                                               const float* __restrict__ delta, const bf16* __restrict__ qkv,
-                                               const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
+    static __device__ __forceinline__ void run(
+            bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,
+            const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads,
+            int kv_heads, float scale) {
         const Heads h = heads_of(heads, kv_heads, blockIdx.x);
         const QueryTile t = part_of<kRows>(load_query_tile(tiles, blockIdx.y), blockIdx.z, h);
         if (t.m_end == t.m_begin) return;
         DYNAMIC_SHARED(bf16, shared);
-        bf16 *q_tile = shared, *do_tile = shared + kRows * HD, *kv_tiles = shared + 2 * kRows * HD;
+        bf16 *q_tile = shared, *do_tile = shared + kRows * HD, *stages = shared + 2 * kRows * HD;
         const int lane = threadIdx.x & 31, row0 = int(threadIdx.x >> 5) * 16 * MI;
         const int at_mk = lane_mk<HD>(lane), at_nk = lane_nk<HD>(lane);
         const bf16* kv = qkv + size_t(heads + h.kv_head) * HD;
         const WarpRows rows = warp_rows(t, h, row0, 16 * MI);
         const int key_tiles = (t.kv_len + BN - 1) / BN;
         if (key_tiles > 0) {
-            load_queries<HD, kRows, true>(q_tile, qkv, h, t.seg_start, t.m_begin, t.m_end);
-            load_queries<HD, kRows, false>(do_tile, dout, h, t.seg_start, t.m_begin, t.m_end);
-            load_keys<HD, BN>(kv_tiles, kv_tiles + kTile, kv, h, t, 0);
+            const PackedQueries q_rows = PackedQueries::in<HD>(qkv, qkv_width<HD>(h), h, t.seg_start);
+            const PackedQueries do_rows = PackedQueries::in<HD>(dout, heads * HD, h, t.seg_start);
+            load_queries<HD, kRows, 2>({q_tile, do_tile}, {q_rows, do_rows}, h, t.m_begin, t.m_end);
+            load_keys<HD, BN>(stages, stages + kTile, kv, h, t, 0);
         }
         cp_async_commit();
         float dq[MI][HD / 8][4], row_lse[2 * MI], row_delta[2 * MI];
@@ -159,24 +162,22 @@ struct QueryGradient {
         Fragments q, g;
         for (int j = 0; j < key_tiles; ++j) {
             const int key0 = j * BN;
+            bf16 *k_tile = stages + (j & 1) * 2 * kTile, *next = stages + (~j & 1) * 2 * kTile;
             cp_async_wait<0>();
             __syncthreads();  // tile j is visible to all, and nobody reads tile j - 1 any more
-            if (j + 1 < key_tiles) {
-                bf16* next = kv_tiles + ((j + 1) & 1) * 2 * kTile;
-                load_keys<HD, BN>(next, next + kTile, kv, h, t, key0 + BN);
-            }
+            if (j + 1 < key_tiles) load_keys<HD, BN>(next, next + kTile, kv, h, t, key0 + BN);
             cp_async_commit();
             if (KEPT && j == 0) {
                 load_fragments<HD>(q, q_tile, at_mk, row0);
                 load_fragments<HD>(g, do_tile, at_mk, row0);
             }
-            const bf16* k_tile = kv_tiles + (j & 1) * 2 * kTile;
-#pragma unroll 1
+#pragma unroll
             for (int x = 0; x < BN && key0 + x <= rows.last_key; x += SLICE) {
                 Slice s, dp;
                 products(s, dp, q, g, q_tile, do_tile, at_mk, row0, k_tile, at_nk, x);
-                const int bound = (key0 + x + 2 * (lane & 3) - t.prefix_len) * h.group;
-                probabilities(s, row_lse, scale * LOG2E, key0 + x + SLICE - 1 > rows.first_key, rows.lane_m, bound, h.group);
+                const bool masked = key0 + x + SLICE - 1 > rows.first_key;
+                const int seen_from = first_to_see(key0 + x + 2 * (lane & 3), t, h);
+                probabilities(s, row_lse, scale * LOG2E, masked, rows.lane_m, seen_from, h.group);
                 add_keys(dq, s, dp, row_delta, k_tile, at_mk, x);
             }
         }
@@ -192,19 +193,19 @@ struct QueryGradient {
     }
 };
 
-#define ATTENTION_BWD_DELTA(HD)                                                                                         \
-    KERNEL(kAttnThreads, attention_bwd_delta_hd##HD)(float* __restrict__ delta, const bf16* __restrict__ dout,          \
-                                                     const bf16* __restrict__ out, int n) {                             \
-        attention_bwd_delta_rows<HD>(delta, dout, out, n);                                                              \
-    }                                                                                                                   \
+#define ATTENTION_BWD_DELTA(HD)                                                                            \
+    KERNEL(kAttnThreads, attention_bwd_delta_hd##HD)(                                                      \
+            float* __restrict__ delta, const bf16* __restrict__ dout, const bf16* __restrict__ out, int n) { \
+        attention_bwd_delta_rows<HD>(delta, dout, out, n);                                                 \
+    }                                                                                                      \
     EXPORT_KERNEL(attention_bwd_delta_hd##HD)
-#define ATTENTION_BWD_DQ(HD, CTAS, ...)                                                                  \
-    DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dq_hd##HD)(                                               \
-        bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,                      \
-        const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles,          \
-        int heads, int kv_heads, float scale) {                                                                     \
-        QueryGradient<HD, __VA_ARGS__>::run(dqkv, dout, lse, delta, qkv, tiles, heads, kv_heads, scale);               \
-    }                                                                                                               \
+#define ATTENTION_BWD_DQ(HD, CTAS, ...)                                                                    \
+    DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dq_hd##HD)(                                             \
+            bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,         \
+            const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, \
+            int heads, int kv_heads, float scale) {                                                        \
+        QueryGradient<HD, __VA_ARGS__>::run(dqkv, dout, lse, delta, qkv, tiles, heads, kv_heads, scale);   \
+    }                                                                                                      \
     EXPORT_KERNEL(attention_bwd_dq_hd##HD)
 
 ATTENTION_BWD_DELTA(32)

@@ -298,7 +298,7 @@ fn a_batch_refuses_heads_that_it_was_not_made_for() {
     let why = case.run_on(&gpu, &b).unwrap_err().to_string();
     assert!(
         why.contains(
-            "kernel `attention_fwd`: the batch was made for 3 query heads a key head in tiles of 64 keys, not 1 query"
+            "kernel `attention_fwd`: the batch was made for 3 query heads a key head in tiles of 128 keys, not 1 query"
         ),
         "{why}"
     );

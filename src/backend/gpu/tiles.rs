@@ -58,7 +58,7 @@ impl Kernels {
         }
         match (dtype, head_dim) {
             (Dtype::Bf16, 32) => tensor_cores!(32, fwd 128 x 64, dq 128 x 64, dkv 128 x 64),
-            (Dtype::Bf16, 64) => tensor_cores!(64, fwd 128 x 64, dq 128 x 64, dkv 64 x 64),
+            (Dtype::Bf16, 64) => tensor_cores!(64, fwd 128 x 64, dq 128 x 64, dkv 128 x 64),
             (Dtype::Bf16, 96) => tensor_cores!(96, fwd 128 x 64, dq 128 x 64, dkv 64 x 64),
             (Dtype::Bf16, 128) => tensor_cores!(128, fwd 128 x 32, dq 64 x 32, dkv 64 x 32),
             _ => Kernels {

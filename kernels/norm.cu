@@ -1,11 +1,12 @@
 // RMSNorm.   y = x rstd w,  rstd = 1 / sqrt(mean_c(x^2) + eps).
-//            dx {=,+=} rstd (w dy - x rstd^2 mean_c(w dy x)),   dw_c = sum over rows of dy x rstd.
+//            dx {=,+=} rstd (w dy - x rstd^2 mean_c(w dy x)),   dw_c = sum over rows of dy x rstd. With `again` y goes
+//            where dy was: the next product reads it, so it need not be kept.
 // Source     Zhang & Sennrich 2019, eq. 4; eps inside the root as in Hugging Face Llama.
 // Shapes     x, y, dx, dy (rows, dim)   w (dim)   rstd (rows) f32   part (blocks, dim) f32.   Storage T, computed in f32.
 // Launch     block = (X, Y): X threads, whole warps, hold a row in registers, K packs each (a kernel per K); Y rows at a time.
 //            Forward: grid = ceil(rows / Y). Backward: a block takes `slab` consecutive rows, Y at a time, and leaves its
 //            part of dw, which reduce_slabs (reduce.cu) adds up. Backward has 4 dim bytes of dynamic shared memory.
-// Traffic    forward 2, again 2, backward 3 (4 where it adds) elements per element of x, each once: the least; plus
+// Traffic    forward 2, backward 3 elements per element of x (one more where it adds, one with `again`), each once: the least; plus
 //            8 dim bytes a block in backward.
 // Predicted  HBM is the limiter; a block's loads are all on their way before its barrier. One pack a thread (bf16 up to 4096): forward 6
 //            blocks of 256 threads an SM and 21 KB of reads on their way at width 896; backward 4 blocks, so 512 slabs are one wave of
@@ -59,27 +60,10 @@ RMSNORM_FWD(2)
 RMSNORM_FWD(4)
 #endif
 
-KERNEL(256, rmsnorm_again)(T* __restrict__ y, const float* __restrict__ rstd, const T* __restrict__ x,
-                           const T* __restrict__ w, int rows, int dim) {
-    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
-    if (c >= dim) return;
-    if_whole(dim, [&](auto whole) {
-        const auto weight = load_pack<whole>(w + c, dim - c);
-        for (size_t r = blockIdx.y; r < size_t(rows); r += gridDim.y) {
-            auto v = load_pack<whole>(x + r * dim + c, dim - c);
-            const float scale = rstd[r];
-#pragma unroll
-            for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * weight[i];
-            store_pack<whole>(y + r * dim + c, v, dim - c);
-        }
-    }, y, x, w);
-}
-EXPORT_KERNEL(rmsnorm_again)
-
 template <int K, bool WHOLE>
-__device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__ part, const T* __restrict__ dy,
+__device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__ part, T* __restrict__ dy,
                                          const T* __restrict__ x, const T* __restrict__ w, const float* __restrict__ rstd,
-                                         int rows, int dim, int slab, int add, float* sums, float* columns) {
+                                         int rows, int dim, int slab, int add, int again, float* sums, float* columns) {
     Floats<PACK(T)> dw[K] = {};
     const size_t first = size_t(blockIdx.x) * slab;
     const size_t end = first + slab < size_t(rows) ? first + slab : size_t(rows);
@@ -114,6 +98,11 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
 #pragma unroll
             for (int i = 0; i < PACK(T); ++i) g[k][i] = old[k][i] + scale * (g[k][i] - v[k][i] * mean);
             store_pack<WHOLE>(dx + row * dim + c, g[k], have);
+            if (!again) continue;
+            const auto weight = load_pack<WHOLE>(w + c, dim - c);
+#pragma unroll
+            for (int i = 0; i < PACK(T); ++i) v[k][i] = v[k][i] * scale * weight[i];
+            store_pack<WHOLE>(dy + row * dim + c, v[k], have);
         }
     }
     // The Y sums of a column meet in shared memory, in the order of y.
@@ -135,13 +124,13 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
 
 #define RMSNORM_BWD(K)                                                                                                  \
     DENSE_KERNEL(512, K == 1 ? 2 : 1, rmsnorm_bwd_##K)(T* __restrict__ dx, float* __restrict__ part,                    \
-                                                       const T* __restrict__ dy, const T* __restrict__ x,               \
+                                                       T* __restrict__ dy, const T* __restrict__ x,                     \
                                                        const T* __restrict__ w, const float* __restrict__ rstd,         \
-                                                       int rows, int dim, int slab, int add) {                          \
+                                                       int rows, int dim, int slab, int add, int again) {               \
         SHARED(float, sums, 32);                                                                                        \
         DYNAMIC_SHARED(float, columns);                                                                                 \
         if_whole(dim, [&](auto whole) {                                                                                 \
-            bwd_slab<K, whole>(dx, part, dy, x, w, rstd, rows, dim, slab, add, sums, columns);                          \
+            bwd_slab<K, whole>(dx, part, dy, x, w, rstd, rows, dim, slab, add, again, sums, columns);                   \
         }, dx, part, dy, x, w);                                                                                         \
     }                                                                                                                   \
     EXPORT_KERNEL(rmsnorm_bwd_##K)

@@ -1,9 +1,10 @@
 // SwiGLU.    act = silu(gate) * up,  silu(x) = x / (1 + exp(-x));  a row of gate_up is ffn gates, then ffn ups.
-//            dgate = dact * up * s (1 + gate (1 - s)),  dup = dact * gate * s,  s = sigmoid(gate);  in place.
+//            dgate = dact * up * s (1 + gate (1 - s)),  dup = dact * gate * s,  s = sigmoid(gate);  in place. With `again`
+//            act goes where dact was: the next product reads it, so it need not be kept.
 // Source     Shazeer 2020 (arXiv 2002.05202), as in Hugging Face's LlamaMLP.
 // Shapes     act, dact (rows, ffn)   gate_up (rows, 2 ffn).   Storage T, computed in f32.
 // Launch     grid = (ceil(packs of ffn / 256), min(rows, 65535)), block = 256, no shared memory; rows by grid stride.
-// Traffic    forward 3 ffn, backward 5 ffn elements a row, each once: the least.
+// Traffic    forward 3 ffn, backward 5 ffn (6 with `again`) elements a row, each once: the least.
 // Order      elementwise.
 // Limits     rows, ffn <= 2^31 - 1. ffn a multiple of a pack (8 bf16, 4 f32): 16-byte accesses, else element by element.
 // Reference  src/backend/cpu/swiglu.rs.   Tried: not yet measured on a GPU.
@@ -24,7 +25,7 @@ KERNEL(256, swiglu_fwd)(T* __restrict__ act, const T* __restrict__ gate_up, int 
 }
 EXPORT_KERNEL(swiglu_fwd)
 
-KERNEL(256, swiglu_bwd)(T* __restrict__ gate_up, const T* __restrict__ dact, int rows, int ffn) {
+KERNEL(256, swiglu_bwd)(T* __restrict__ gate_up, T* __restrict__ dact, int rows, int ffn, int again) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * PACK(T);
     if (c >= ffn) return;
     if_whole(ffn, [&](auto whole) {
@@ -36,9 +37,12 @@ KERNEL(256, swiglu_bwd)(T* __restrict__ gate_up, const T* __restrict__ dact, int
             for (int i = 0; i < PACK(T); ++i) {
                 const float s = 1.0f / (1.0f + expf(-gate[i]));
                 const float dgate = d[i] * up[i] * s * (1.0f + gate[i] * (1.0f - s));
-                up[i] = d[i] * gate[i] * s;
+                const float dup = d[i] * gate[i] * s;
+                d[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+                up[i] = dup;
                 gate[i] = dgate;
             }
+            if (again) store_pack<whole>(dact + r * ffn + c, d, ffn - c);
             store_pack<whole>(row + c, gate, ffn - c);
             store_pack<whole>(row + ffn + c, up, ffn - c);
         }

@@ -82,9 +82,13 @@ impl<'a, B: Backend> Ops<'a, B> {
     fn acc(&mut self, len: usize) -> B::Buf<B::Acc> {
         self.input(len, 1.0)
     }
-    fn see<T: Storage>(&mut self, family: &str, buf: &B::Buf<T>) {
+    fn get<T: Storage>(&self, buf: &B::Buf<T>) -> Vec<T> {
         let mut host = vec![T::zeroed(); self.be.len(buf)];
         self.be.download(&mut host, v!(self, *buf)).unwrap();
+        host
+    }
+    fn see<T: Storage>(&mut self, family: &str, buf: &B::Buf<T>) {
+        let host = self.get(buf);
         let at = FAMILIES.iter().position(|f| *f == family).expect("a family");
         self.sums[at].update(bytemuck::cast_slice(&host));
     }
@@ -116,7 +120,7 @@ impl<'a, B: Backend> Ops<'a, B> {
     fn norm(&mut self) {
         let (rows, be) = (self.rows(), self.be);
         let (x, w, mut y, mut rstd) = (self.act(rows * DIM), self.act(DIM), self.act(rows * DIM), self.acc(rows));
-        let (dy, mut dx, mut dw) = (self.act(rows * DIM), self.act(rows * DIM), self.acc(DIM));
+        let (mut dy, mut dx, mut dw) = (self.act(rows * DIM), self.act(rows * DIM), self.acc(DIM));
         be.rmsnorm_fwd(RmsNormFwd {
             y: v!(self, mut y),
             rstd: v!(self, mut rstd),
@@ -126,18 +130,18 @@ impl<'a, B: Backend> Ops<'a, B> {
         })
         .unwrap();
         self.see("norm", &y);
-        be.rmsnorm_again(RmsNormAgain { y: v!(self, mut y), rstd: v!(self, rstd), x: v!(self, x), w: v!(self, w) })
-            .unwrap();
         be.rmsnorm_bwd(RmsNormBwd {
             dx: v!(self, mut dx),
             dw: Some(v!(self, mut dw)),
-            dy: v!(self, dy),
+            dy: v!(self, mut dy),
             x: v!(self, x),
             w: v!(self, w),
             rstd: v!(self, rstd),
             write: Write::Add,
+            again: true,
         })
         .unwrap();
+        assert!(self.get(&dy) == self.get(&y), "the norm's output again");
         let heads = SHAPE.heads + SHAPE.kv_heads;
         let (mut qkv, mut raw) = (self.act(rows * SHAPE.qkv_width()), self.act(rows * heads * SHAPE.head_dim));
         let (mut stats, w, mut dw2) =
@@ -260,10 +264,12 @@ impl<'a, B: Backend> Ops<'a, B> {
 
     fn swiglu(&mut self) {
         let (rows, be) = (self.rows(), self.be);
-        let (mut act, dact) = (self.act(rows * FFN), self.act(rows * FFN));
+        let (mut act, mut dact) = (self.act(rows * FFN), self.act(rows * FFN));
         let mut gate_up = self.input(2 * rows * FFN, 4.0);
         be.swiglu_fwd(SwigluFwd { act: v!(self, mut act), gate_up: v!(self, gate_up), ffn: FFN }).unwrap();
-        be.swiglu_bwd(SwigluBwd { gate_up: v!(self, mut gate_up), dact: v!(self, dact), ffn: FFN }).unwrap();
+        be.swiglu_bwd(SwigluBwd { gate_up: v!(self, mut gate_up), dact: v!(self, mut dact), ffn: FFN, again: true })
+            .unwrap();
+        assert!(self.get(&dact) == self.get(&act), "SwiGLU's output again");
         self.see("swiglu", &act);
         self.see("swiglu", &gate_up);
     }

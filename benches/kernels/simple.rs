@@ -31,16 +31,14 @@ fn norms<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
         be.rmsnorm_fwd(RmsNormFwd { y, rstd, x: be.view(x, 0..n), w: be.view(w, 0..dim), eps: 1e-5 })
             .expect("rmsnorm_fwd");
     });
-    bench.run("rmsnorm_again", &shape, forward, set, |be, (y, x, w, rstd, ..)| {
-        let (y, rstd) = (be.view_mut(y, 0..n), be.view(rstd, 0..rows));
-        be.rmsnorm_again(RmsNormAgain { y, rstd, x: be.view(x, 0..n), w: be.view(w, 0..dim) }).expect("rmsnorm_again");
-    });
-    let backward = Work::bytes((3 * n + dim) * act + 4 * rows + 8 * dim);
-    bench.run("rmsnorm_bwd", &shape, backward, set, |be, (dx, x, w, rstd, dw, dy)| {
-        let (dx, dw) = (be.view_mut(dx, 0..n), Some(be.view_mut(dw, 0..dim)));
-        let (dy, x, w, rstd) = (be.view(dy, 0..n), be.view(x, 0..n), be.view(w, 0..dim), be.view(rstd, 0..rows));
-        be.rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write: Write::Set }).expect("rmsnorm_bwd");
-    });
+    for (name, again) in [("rmsnorm_bwd", false), ("rmsnorm_bwd_again", true)] {
+        let backward = Work::bytes(((3 + usize::from(again)) * n + dim) * act + 4 * rows + 8 * dim);
+        bench.run(name, &shape, backward, set, |be, (dx, x, w, rstd, dw, dy)| {
+            let (dx, dw, dy) = (be.view_mut(dx, 0..n), Some(be.view_mut(dw, 0..dim)), be.view_mut(dy, 0..n));
+            let (x, w, rstd) = (be.view(x, 0..n), be.view(w, 0..dim), be.view(rstd, 0..rows));
+            be.rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write: Write::Set, again }).expect("rmsnorm_bwd");
+        });
+    }
 }
 
 fn swiglu<B: Clock>(bench: &mut Bench<'_, B>, ffn: usize) {
@@ -51,10 +49,13 @@ fn swiglu<B: Clock>(bench: &mut Bench<'_, B>, ffn: usize) {
         be.swiglu_fwd(SwigluFwd { act: be.view_mut(a, 0..rows * ffn), gate_up: be.view(gu, 0..2 * rows * ffn), ffn })
             .expect("swiglu_fwd");
     });
-    bench.run("swiglu_bwd", &shape, Work::bytes(5 * rows * ffn * act), pair, |be, (gu, d)| {
-        be.swiglu_bwd(SwigluBwd { gate_up: be.view_mut(gu, 0..2 * rows * ffn), dact: be.view(d, 0..rows * ffn), ffn })
-            .expect("swiglu_bwd");
-    });
+    for (name, again) in [("swiglu_bwd", false), ("swiglu_bwd_again", true)] {
+        let work = Work::bytes((5 + usize::from(again)) * rows * ffn * act);
+        bench.run(name, &shape, work, pair, |be, (gu, d)| {
+            let (gate_up, dact) = (be.view_mut(gu, 0..2 * rows * ffn), be.view_mut(d, 0..rows * ffn));
+            be.swiglu_bwd(SwigluBwd { gate_up, dact, ffn, again }).expect("swiglu_bwd");
+        });
+    }
 }
 
 /// The up projection, its gradients.

@@ -84,6 +84,7 @@ impl<B: Backend> Device for Timed<B> {
     const SHAPES_BY_CAPACITY: bool = B::SHAPES_BY_CAPACITY;
     const ASYNC: bool = B::ASYNC;
     const GRAPHS: bool = B::GRAPHS;
+    const OWN_MEMORY: bool = B::OWN_MEMORY;
     const LOGITS_BYTES: usize = B::LOGITS_BYTES;
 
     fn counting(&self) -> Self {
@@ -140,8 +141,7 @@ timed! {
     }
     NormOps {
         Rows: rmsnorm_fwd(RmsNormFwd { y, rstd, x, w, eps });
-        Rows: rmsnorm_again(RmsNormAgain { y, rstd, x, w });
-        Rows: rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write });
+        Rows: rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write, again });
         Rows: qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w, shape, eps });
         Rows: qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, shape });
     }
@@ -165,7 +165,7 @@ timed! {
     }
     SwigluOps {
         Rows: swiglu_fwd(SwigluFwd { act, gate_up, ffn });
-        Rows: swiglu_bwd(SwigluBwd { gate_up, dact, ffn });
+        Rows: swiglu_bwd(SwigluBwd { gate_up, dact, ffn, again });
     }
     RowOps {
         Rows: gather_rows(GatherRows { out, x, batch, dim });

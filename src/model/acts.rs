@@ -1,9 +1,13 @@
 //! Everything a forward and backward pass writes, allocated once: nothing is allocated inside a step.
 //!
 //! Kept per layer ([`Keep::Layers`]): the residual stream before attention and before the MLP, both `rstd`s, `qkv` after
-//! the rotary embedding, attention's output and log-sum-exp, and the MLP's gates and ups. Norm outputs and SwiGLU products
-//! are computed again in the backward pass, into scratch that all layers share. With [`Keep::Inputs`] only each layer's
-//! input is kept: the backward pass computes the layer again from it, by the same ops and to the same bits.
+//! the rotary embedding, attention's output and log-sum-exp, and the MLP's gates and ups. The outputs of norms and SwiGLU
+//! are kept too where there is room ([`Keep::Outputs`]); else the kernels of their gradients leave them behind, where the
+//! gradient of the output was, for the products that read them. With [`Keep::Inputs`] only each layer's input is kept: the
+//! backward pass computes the layer again from it, by the same ops. All to the same bits.
+//!
+//! Above the last layer's attention only the rows that predict something are computed: they are gathered there, one for
+//! every prediction, and what follows (output projection, MLP, final norm) has `predictions` rows and not `rows`.
 
 use super::config::ModelConfig;
 use super::graphs::Graphs;
@@ -20,7 +24,17 @@ pub struct QkNormActs<B: Backend> {
     pub rstd: B::Buf<B::Acc>,
 }
 
-/// What one layer keeps; `rows` is the capacity's slots.
+/// What the products of a layer's weights read in the backward pass beside `attn`.
+pub struct Outputs<B: Backend> {
+    /// Output of the norm before attention, `[rows, hidden]`.
+    pub norm1: B::Buf<B::Act>,
+    /// Output of the norm before the MLP, `[mlp rows, hidden]`.
+    pub norm2: B::Buf<B::Act>,
+    /// Output of SwiGLU, `[mlp rows, ffn]`.
+    pub act: B::Buf<B::Act>,
+}
+
+/// What one layer keeps; `rows` is the capacity's slots, `mlp rows` its predictions in the last layer and else its slots.
 pub struct LayerActs<B: Backend> {
     /// `[rows]`.
     pub rstd1: B::Buf<B::Acc>,
@@ -32,14 +46,16 @@ pub struct LayerActs<B: Backend> {
     pub attn: B::Buf<B::Act>,
     /// `[rows, heads]`.
     pub lse: B::Buf<B::Acc>,
-    /// `[rows]`.
+    /// `[mlp rows]`.
     pub rstd2: B::Buf<B::Acc>,
-    /// `[rows, 2 ffn]`; becomes its own gradient in the backward pass.
+    /// `[mlp rows, 2 ffn]`; becomes its own gradient in the backward pass.
     pub gate_up: B::Buf<B::Act>,
+    /// What is computed again without it.
+    pub outputs: Option<Outputs<B>>,
 }
 
 impl<B: Backend> LayerActs<B> {
-    fn new(be: &B, model: &Model<B>, rows: usize) -> Result<Self> {
+    fn new(be: &B, model: &Model<B>, rows: usize, mlp_rows: usize, keep: Keep) -> Result<Self> {
         let (a, c) = (model.config.attn_shape(), &model.config);
         let qk_norm = match c.qk_norm {
             true => Some(QkNormActs {
@@ -54,8 +70,16 @@ impl<B: Backend> LayerActs<B> {
             qk_norm,
             attn: be.zeros("attention", rows * a.q_width())?,
             lse: be.zeros("lse", rows * a.heads)?,
-            rstd2: be.zeros("rstd2", rows)?,
-            gate_up: be.zeros("gate_up", rows * 2 * c.intermediate_size)?,
+            rstd2: be.zeros("rstd2", mlp_rows)?,
+            gate_up: be.zeros("gate_up", mlp_rows * 2 * c.intermediate_size)?,
+            outputs: match keep {
+                Keep::Outputs => Some(Outputs {
+                    norm1: be.zeros("norm outputs", rows * c.hidden_size)?,
+                    norm2: be.zeros("norm outputs", mlp_rows * c.hidden_size)?,
+                    act: be.zeros("SwiGLU outputs", mlp_rows * c.intermediate_size)?,
+                }),
+                _ => None,
+            },
         })
     }
 }
@@ -65,8 +89,10 @@ impl<B: Backend> LayerActs<B> {
 pub enum Keep {
     /// Nothing: there is no backward pass.
     Nothing,
-    /// What the backward pass of every layer reads.
+    /// What the backward pass of every layer cannot do without.
     Layers,
+    /// [`Keep::Layers`], and the outputs of norms and SwiGLU.
+    Outputs,
     /// The input of every layer: its backward pass computes the rest again (`gradient_checkpointing`).
     Inputs,
 }
@@ -75,10 +101,13 @@ pub enum Keep {
 pub struct Acts<B: Backend> {
     /// What is kept.
     pub keep: Keep,
-    /// The residual stream, `[rows, hidden]` each, at the places that [`Acts::slot`] says.
+    /// The residual stream, `[rows, hidden]` each, at the places that [`Acts::slot`] says. The last two points have a row for
+    /// every prediction.
     pub resid: Vec<B::Buf<B::Act>>,
-    /// One, or with [`Keep::Layers`] one a layer.
+    /// One, or with [`Keep::Layers`] and [`Keep::Outputs`] one a layer.
     pub layers: Vec<LayerActs<B>>,
+    /// Attention's output in the last layer, `[predictions, q_width]`; becomes its own gradient in the backward pass.
+    pub predicting: B::Buf<B::Act>,
     /// Scratch `[rows, max(hidden, q_width)]`: norm outputs; gradients of norm outputs and of attention's output.
     pub narrow: B::Buf<B::Act>,
     /// Scratch `[rows, max(ffn, qkv_width)]`: SwiGLU products; gradients of them and of qkv.
@@ -89,7 +118,7 @@ impl<B: Backend> Acts<B> {
     /// Which residual buffer holds point `i` of the stream: 0 before layer 0, 1 after its attention, 2 after its MLP, ...
     pub fn slot(&self, i: usize) -> usize {
         match self.keep {
-            Keep::Layers => i,
+            Keep::Layers | Keep::Outputs => i,
             // They take turns.
             Keep::Nothing => i % 2,
             // The points within layers share the last buffer.
@@ -109,7 +138,7 @@ impl Keep {
     fn buffers(self, layers: usize) -> [usize; 2] {
         match self {
             Keep::Nothing => [2, 1],
-            Keep::Layers => [2 * layers + 1, layers],
+            Keep::Layers | Keep::Outputs => [2 * layers + 1, layers],
             Keep::Inputs => [layers + 2, 1],
         }
     }
@@ -145,8 +174,6 @@ pub struct Workspace<B: Backend> {
     pub acts: Acts<B>,
     /// Whether activations are kept for [`super::backward()`], and their gradients.
     pub grads: Option<Grads<B>>,
-    /// Residual rows that predict something, `[predictions, hidden]`.
-    pub gathered: B::Buf<B::Act>,
     /// Final norm's `rstd`, `[predictions]`.
     pub rstd: B::Buf<B::Acc>,
     /// Final norm's output, `[predictions, hidden]`: the head's input.
@@ -188,11 +215,15 @@ impl<B: Backend> Workspace<B> {
         let (rows, n, layers) = (capacity.slots, capacity.predictions, c.num_hidden_layers);
         let head_rows = head_rows.min(n);
         let [residuals, kept] = keep.buffers(layers);
-        let resid = (0..residuals).map(|_| be.zeros("residual", rows * c.hidden_size));
+        // Where every point has a buffer of its own, those above the last attention are smaller.
+        let all = matches!(keep, Keep::Layers | Keep::Outputs);
+        let points = (0..residuals).map(|i| if all && i + 2 >= residuals { n } else { rows });
+        let mlps = (0..kept).map(|l| if all && l + 1 == layers { n } else { rows });
         let acts = Acts {
             keep,
-            resid: resid.collect::<Result<_>>()?,
-            layers: (0..kept).map(|_| LayerActs::new(be, model, rows)).collect::<Result<_>>()?,
+            resid: points.map(|rows| be.zeros("residual", rows * c.hidden_size)).collect::<Result<_>>()?,
+            layers: mlps.map(|mlp| LayerActs::new(be, model, rows, mlp, keep)).collect::<Result<_>>()?,
+            predicting: be.zeros("predicting rows", n * a.q_width())?,
             narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
             wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
         };
@@ -214,7 +245,6 @@ impl<B: Backend> Workspace<B> {
             head_rows,
             acts,
             grads,
-            gathered: be.zeros("gathered", n * c.hidden_size)?,
             rstd: be.zeros("final rstd", n)?,
             hidden: be.zeros("hidden", n * c.hidden_size)?,
             logits: be.zeros("logits", head_rows * c.vocab_size)?,

@@ -20,7 +20,7 @@ pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> R
         .run(be, key, || layers(be, model, ws, |be, _, layer, batch, rows| attend(be, model, layer, batch, rows)));
     ws.graphs = graphs;
     done?;
-    final_norm(be, model, ws)
+    predictions(be, model, ws)
 }
 
 /// [`forward`] with the attention given by the caller (generation reads and writes a cache there): it turns
@@ -32,10 +32,10 @@ pub(super) fn forward_with<B: Backend>(
     attention: impl FnMut(&B, usize, &mut LayerActs<B>, &B::Batch, usize) -> Result<()>,
 ) -> Result<()> {
     layers(be, model, ws, attention)?;
-    final_norm(be, model, ws)
+    predictions(be, model, ws)
 }
 
-/// Embedding and layers.
+/// Embedding and layers, up to the last one's attention.
 fn layers<B: Backend>(
     be: &B,
     model: &Model<B>,
@@ -51,15 +51,46 @@ fn layers<B: Backend>(
         batch: &ws.batch,
         dim: hidden,
     })?;
+    let last = model.table.layers.len() - 1;
     for (l, params) in model.table.layers.iter().enumerate() {
         qkv(be, model, params, &mut ws.acts, l, &ws.batch, rows)?;
         let kept = ws.acts.kept(l);
         attention(be, l, &mut ws.acts.layers[kept], &ws.batch, rows)?;
-        attention_output(be, model, params, &mut ws.acts, l, rows)?;
-        mlp(be, model, params, &mut ws.acts, l, rows)?;
-        mlp_output(be, model, params, &mut ws.acts, l, rows)?;
+        if l < last {
+            attention_output(be, model, params, &mut ws.acts, l, rows)?;
+            mlp(be, model, params, &mut ws.acts, l, rows)?;
+            mlp_output(be, model, params, &mut ws.acts, l, rows)?;
+        }
     }
     Ok(())
+}
+
+/// From the last layer's attention to the final norm, of the rows that predict something: no other is read again.
+fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
+    let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
+    let (rows, n, l) = (ws.rows, ws.predictions, model.table.layers.len() - 1);
+    let (acts, params) = (&mut ws.acts, &model.table.layers[l]);
+    let [from, mid, last] = [2 * l, 2 * l + 1, 2 * l + 2].map(|point| acts.slot(point));
+    let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
+    let out = be.view_mut(&mut acts.predicting, 0..n * q_width);
+    be.gather_rows(GatherRows { out, x: attn, batch: &ws.batch, dim: q_width })?;
+    let [all, predicting] = acts.resid.get_disjoint_mut([from, mid]).expect("neighbours are two buffers");
+    let out = be.view_mut(predicting, 0..n * hidden);
+    be.gather_rows(GatherRows { out, x: be.view(all, 0..rows * hidden), batch: &ws.batch, dim: hidden })?;
+    let x = be.view(&acts.predicting, 0..n * q_width);
+    output_projection(be, model, params, be.view_mut(predicting, 0..n * hidden), x, Write::Add)?;
+    if let Some(bias) = &params.o_bias {
+        be.bias_fwd(BiasFwd { y: be.view_mut(predicting, 0..n * hidden), bias: weight(be, model, bias) })?;
+    }
+    mlp(be, model, params, acts, l, n)?;
+    mlp_output(be, model, params, acts, l, n)?;
+    be.rmsnorm_fwd(RmsNormFwd {
+        y: be.view_mut(&mut ws.hidden, 0..n * hidden),
+        rstd: be.view_mut(&mut ws.rstd, 0..n),
+        x: be.view(&acts.resid[last], 0..n * hidden),
+        w: weight(be, model, &model.table.norm),
+        eps: model.config.rms_norm_eps,
+    })
 }
 
 /// Computes again what [`super::backward()`] reads of layer `l`, from the layer's input.
@@ -117,8 +148,9 @@ fn qkv<B: Backend>(
     let (kept, input) = (acts.kept(l), acts.slot(2 * l));
     let layer = &mut acts.layers[kept];
     let resid = &acts.resid[input];
+    let normed = layer.outputs.as_mut().map_or(&mut acts.narrow, |o| &mut o.norm1);
     be.rmsnorm_fwd(RmsNormFwd {
-        y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+        y: be.view_mut(normed, 0..n_hidden),
         rstd: be.view_mut(&mut layer.rstd1, 0..rows),
         x: be.view(resid, 0..n_hidden),
         w: weight(be, model, &params.input_norm),
@@ -126,7 +158,7 @@ fn qkv<B: Backend>(
     })?;
     be.linear_fwd(LinearFwd {
         y: be.view_mut(&mut layer.qkv, 0..n_qkv),
-        x: be.view(&acts.narrow, 0..n_hidden),
+        x: be.view(normed, 0..n_hidden),
         w: weight(be, model, &params.qkv),
         out: a.qkv_width(),
         inp: c.hidden_size,
@@ -163,18 +195,25 @@ fn attention_output<B: Backend>(
     let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
     let [from, to] = [acts.slot(2 * l), acts.slot(2 * l + 1)];
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
-    be.linear_fwd(LinearFwd {
-        y: be.view_mut(after, 0..n_hidden),
-        x: attn,
-        w: weight(be, model, &params.o),
-        out: hidden,
-        inp: q_width,
-        write: Write::Plus(be.view(before, 0..n_hidden)),
-    })?;
+    let write = Write::Plus(be.view(before, 0..n_hidden));
+    output_projection(be, model, params, be.view_mut(after, 0..n_hidden), attn, write)?;
     match &params.o_bias {
         Some(bias) => be.bias_fwd(BiasFwd { y: be.view_mut(after, 0..n_hidden), bias: weight(be, model, bias) }),
         None => Ok(()),
     }
+}
+
+/// `y {+=, = plus +} x o^T`.
+fn output_projection<'a, B: Backend>(
+    be: &B,
+    model: &'a Model<B>,
+    params: &LayerParams,
+    y: B::ViewMut<'a, B::Act>,
+    x: B::View<'a, B::Act>,
+    write: Write<B::View<'a, B::Act>>,
+) -> Result<()> {
+    let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
+    be.linear_fwd(LinearFwd { y, x, w: weight(be, model, &params.o), out, inp, write })
 }
 
 /// Norm, gates and ups of the MLP: residual point `2 l + 1` -> `gate_up` of layer `l`.
@@ -190,8 +229,9 @@ fn mlp<B: Backend>(
     let n_hidden = rows * hidden;
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
     let layer = &mut acts.layers[kept];
+    let normed = layer.outputs.as_mut().map_or(&mut acts.narrow, |o| &mut o.norm2);
     be.rmsnorm_fwd(RmsNormFwd {
-        y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+        y: be.view_mut(normed, 0..n_hidden),
         rstd: be.view_mut(&mut layer.rstd2, 0..rows),
         x: be.view(&acts.resid[input], 0..n_hidden),
         w: weight(be, model, &params.post_norm),
@@ -199,7 +239,7 @@ fn mlp<B: Backend>(
     })?;
     be.linear_fwd(LinearFwd {
         y: be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
-        x: be.view(&acts.narrow, 0..n_hidden),
+        x: be.view(normed, 0..n_hidden),
         w: weight(be, model, &params.gate_up),
         out: 2 * ffn,
         inp: hidden,
@@ -218,10 +258,12 @@ fn mlp_output<B: Backend>(
 ) -> Result<()> {
     let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
     let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
-    let gate_up = be.view(&acts.layers[acts.kept(l)].gate_up, 0..2 * n_ffn);
-    be.swiglu_fwd(SwigluFwd { act: be.view_mut(&mut acts.wide, 0..n_ffn), gate_up, ffn })?;
-    let act = be.view(&acts.wide, 0..n_ffn);
-    let [from, to] = [acts.slot(2 * l + 1), acts.slot(2 * l + 2)];
+    let (kept, from, to) = (acts.kept(l), acts.slot(2 * l + 1), acts.slot(2 * l + 2));
+    let LayerActs { gate_up, outputs, .. } = &mut acts.layers[kept];
+    let act = outputs.as_mut().map_or(&mut acts.wide, |o| &mut o.act);
+    let gate_up = be.view(gate_up, 0..2 * n_ffn);
+    be.swiglu_fwd(SwigluFwd { act: be.view_mut(act, 0..n_ffn), gate_up, ffn })?;
+    let act = be.view(act, 0..n_ffn);
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     be.linear_fwd(LinearFwd {
         y: be.view_mut(after, 0..n_hidden),
@@ -230,25 +272,5 @@ fn mlp_output<B: Backend>(
         out: hidden,
         inp: ffn,
         write: Write::Plus(be.view(before, 0..n_hidden)),
-    })
-}
-
-/// Gathers the predicting rows of the last residual buffer and normalises them.
-fn final_norm<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
-    let hidden = model.config.hidden_size;
-    let last = ws.acts.slot(2 * model.table.layers.len());
-    let n = ws.predictions;
-    be.gather_rows(GatherRows {
-        out: be.view_mut(&mut ws.gathered, 0..n * hidden),
-        x: be.view(&ws.acts.resid[last], 0..ws.rows * hidden),
-        batch: &ws.batch,
-        dim: hidden,
-    })?;
-    be.rmsnorm_fwd(RmsNormFwd {
-        y: be.view_mut(&mut ws.hidden, 0..n * hidden),
-        rstd: be.view_mut(&mut ws.rstd, 0..n),
-        x: be.view(&ws.gathered, 0..n * hidden),
-        w: weight(be, model, &model.table.norm),
-        eps: model.config.rms_norm_eps,
     })
 }

@@ -17,6 +17,8 @@ pub enum Purpose {
     Score,
     /// Forward and backward passes.
     Train,
+    /// [`Purpose::Train`] in more memory: what its backward pass would compute again is kept.
+    TrainInFull,
     /// [`Purpose::Train`] in less memory: only each layer's input is kept, and its backward pass computes the layer again.
     Recompute,
 }
@@ -26,6 +28,7 @@ impl Purpose {
         match self {
             Purpose::Score => Keep::Nothing,
             Purpose::Train => Keep::Layers,
+            Purpose::TrainInFull => Keep::Outputs,
             Purpose::Recompute => Keep::Inputs,
         }
     }

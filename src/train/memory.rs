@@ -240,28 +240,37 @@ impl<'a> Budgets<'a> {
         Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
 
-    /// [`Budgets::fitting`] for [`MemoryPlan::training_beside`]. The error also names `gradient_checkpointing` where
-    /// that alone would do.
+    /// [`Budgets::fitting`] for [`MemoryPlan::training_beside`], and what the engine is to be for: where the device's memory
+    /// is this run's alone and there is enough, [`Purpose::Train`] becomes [`Purpose::TrainInFull`]. The error also names
+    /// `gradient_checkpointing` where that alone would do.
     pub fn training<B: Backend>(
         &self,
         be: &B,
         model: &ModelConfig,
         positions: usize,
         (purpose, optim, synced): (Purpose, &OptimOptions, bool),
-    ) -> Result<MemoryPlan> {
+    ) -> Result<(MemoryPlan, Purpose)> {
         let plan = |purpose| {
             move |capacity| MemoryPlan::training_beside(be, model, positions, capacity, (purpose, optim, synced))
         };
-        match (self.fitting(be, plan(purpose)), be.memory()?) {
-            (Err(Error::Device(why)), Some(memory)) if purpose == Purpose::Train => {
-                let needed = plan(Purpose::Recompute)(self.capacity())?.needed();
-                let other = match needed <= memory.free {
-                    true => format!("; so would `gradient_checkpointing` ({})", units::bytes(needed)),
-                    false => String::new(),
+        let (free, least) = (be.memory()?.map(|m| m.free), purpose == Purpose::Train);
+        let fits = |purpose, free| -> Result<Option<MemoryPlan>> {
+            Ok(Some(plan(purpose)(self.capacity())?).filter(|plan| plan.needed() <= free))
+        };
+        if let (true, true, Some(free)) = (B::OWN_MEMORY, least, free)
+            && let Some(full) = fits(Purpose::TrainInFull, free)?
+        {
+            return Ok((full, Purpose::TrainInFull));
+        }
+        match (self.fitting(be, plan(purpose)), free) {
+            (Err(Error::Device(why)), Some(free)) if least => {
+                let other = match fits(Purpose::Recompute, free)? {
+                    Some(fits) => format!("; so would `gradient_checkpointing` ({})", units::bytes(fits.needed())),
+                    None => String::new(),
                 };
                 Err(Error::Device(why + &other))
             }
-            (fitting, _) => fitting,
+            (fitting, _) => Ok((fitting?, purpose)),
         }
     }
 

@@ -60,7 +60,8 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     }
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
     let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
-    let memory = budgets.training(be, dir.config(), positions, (purpose, &c.optim, c.reference.sync_ref_model))?;
+    let (memory, purpose) =
+        budgets.training(be, dir.config(), positions, (purpose, &c.optim, c.reference.sync_ref_model))?;
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;

@@ -24,7 +24,8 @@ impl Case for Shifted {
         let (x, y, wide) = (Self::put(be, &self.x), Self::put(be, &self.y), [&self.x[..], &self.y[..]].concat());
         let w = Self::put::<B, B::Act>(be, &self.y[..dim]);
         let unset = |len: usize| Self::put::<B, B::Act>(be, &vec![f64::NAN; len]);
-        let (mut act, mut normed, mut again, mut dx) = (unset(n), unset(n), unset(n), unset(n));
+        let (mut act, mut normed, mut dx) = (unset(n), unset(n), unset(n));
+        let (mut dact, mut again) = (Self::put::<B, B::Act>(be, &self.x), Self::put::<B, B::Act>(be, &self.y));
         let mut gate_up = Self::put::<B, B::Act>(be, &wide);
         be.swiglu_fwd(SwigluFwd {
             act: be.view_mut(&mut act, 1..1 + n),
@@ -34,8 +35,9 @@ impl Case for Shifted {
         .unwrap();
         be.swiglu_bwd(SwigluBwd {
             gate_up: be.view_mut(&mut gate_up, 1..1 + 2 * n),
-            dact: be.view(&x, 1..1 + n),
+            dact: be.view_mut(&mut dact, 1..1 + n),
             ffn: dim,
+            again: true,
         })
         .unwrap();
         let mut rstd = Self::put::<B, B::Acc>(be, &vec![f64::NAN; rows]);
@@ -48,23 +50,17 @@ impl Case for Shifted {
             eps: 1e-5,
         })
         .unwrap();
-        be.rmsnorm_again(RmsNormAgain {
-            y: be.view_mut(&mut again, 1..1 + n),
-            rstd: be.view(&rstd, 1..1 + rows),
-            x: be.view(&x, 1..1 + n),
-            w: be.view(&w, 1..1 + dim),
-        })
-        .unwrap();
         let mut dw = Self::put::<B, B::Acc>(be, &self.x[..dim]);
         let add = Some(be.view_mut(&mut dw, 1..1 + dim));
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(&mut dx, 1..1 + n),
             dw: add,
-            dy: be.view(&y, 1..1 + n),
+            dy: be.view_mut(&mut again, 1..1 + n),
             x: be.view(&x, 1..1 + n),
             w: be.view(&w, 1..1 + dim),
             rstd: be.view(&rstd, 1..1 + rows),
             write: Write::Set,
+            again: true,
         })
         .unwrap();
         let mut biased = Self::put::<B, B::Act>(be, &self.x);
@@ -74,9 +70,9 @@ impl Case for Shifted {
         let mut norm = unset_f64(be);
         let sums = Self::put::<B, B::Acc>(be, &self.x);
         be.grad_norm(GradNorm { norm: v!(be, mut norm), g: be.view(&sums, 1..1 + n) }).unwrap();
-        let outputs =
-            [("act", act), ("dgate_up", gate_up), ("y", normed), ("y again", again), ("dx", dx), ("y + bias", biased)];
-        let outputs = outputs.into_iter().map(|(name, b)| (name, fetch::<B, B::Act>(be, &b)[1..].to_vec(), true));
+        let outputs = [("act", act), ("act again", dact), ("dgate_up", gate_up), ("y", normed), ("y again", again)];
+        let outputs = outputs.into_iter().chain([("dx", dx), ("y + bias", biased)]);
+        let outputs = outputs.map(|(name, b)| (name, fetch::<B, B::Act>(be, &b)[1..].to_vec(), true));
         let sums = [("rstd", rstd), ("dw", dw), ("dbias", dbias)];
         let sums = sums.into_iter().map(|(name, b)| (name, fetch::<B, B::Acc>(be, &b)[1..].to_vec(), false));
         outputs.chain(sums).chain([("norm", fetch::<B, f64>(be, &norm), false)]).collect()
@@ -122,9 +118,6 @@ impl Case for ManyRows {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
         let n = self.x.len();
         let (x, w, factor) = (buf::<B, B::Act>(be, &self.x), buf(be, &self.w), buf::<B, B::Acc>(be, &self.factor));
-        let mut again = unset::<B, B::Act>(be, n);
-        be.rmsnorm_again(RmsNormAgain { y: v!(be, mut again), rstd: v!(be, factor), x: v!(be, x), w: v!(be, w) })
-            .unwrap();
         let mut biased = buf::<B, B::Act>(be, &self.x);
         be.bias_fwd(BiasFwd { y: v!(be, mut biased), bias: v!(be, w) }).unwrap();
         let qkv = buf::<B, B::Act>(be, &self.qkv);
@@ -148,7 +141,6 @@ impl Case for ManyRows {
         })
         .unwrap();
         vec![
-            ("y again", fetch(be, &again), true),
             ("y + bias", fetch(be, &biased), true),
             ("k", fetch(be, &k), true),
             ("v", fetch(be, &value), true),

@@ -14,8 +14,15 @@ impl Case for Swiglu {
         let mut gate_up = buf::<B, B::Act>(be, &self.gate_up);
         let mut act = unset::<B, B::Act>(be, self.dact.len());
         be.swiglu_fwd(SwigluFwd { act: v!(be, mut act), gate_up: v!(be, gate_up), ffn: self.ffn }).unwrap();
-        let dact = buf::<B, B::Act>(be, &self.dact);
-        be.swiglu_bwd(SwigluBwd { gate_up: v!(be, mut gate_up), dact: v!(be, dact), ffn: self.ffn }).unwrap();
+        let mut dact = buf::<B, B::Act>(be, &self.dact);
+        let mut over = buf::<B, B::Act>(be, &self.gate_up);
+        be.swiglu_bwd(SwigluBwd { gate_up: v!(be, mut over), dact: v!(be, mut dact), ffn: self.ffn, again: false })
+            .unwrap();
+        assert_eq!(fetch(be, &dact), self.dact, "left alone");
+        be.swiglu_bwd(SwigluBwd { gate_up: v!(be, mut gate_up), dact: v!(be, mut dact), ffn: self.ffn, again: true })
+            .unwrap();
+        assert_eq!(fetch(be, &dact), fetch(be, &act), "the same bits again");
+        assert_eq!(fetch(be, &over), fetch(be, &gate_up), "the output again changes nothing else");
         vec![("act", fetch(be, &act), true), ("dgate_up", fetch(be, &gate_up), true)]
     }
 }
@@ -38,34 +45,26 @@ struct RmsNorm {
 }
 impl Case for RmsNorm {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
-        let (x, w, dy) = (buf::<B, B::Act>(be, &self.x), buf(be, &self.w), buf(be, &self.dy));
+        let (x, w, mut dy) = (buf::<B, B::Act>(be, &self.x), buf(be, &self.w), buf(be, &self.dy));
         let mut y = unset::<B, B::Act>(be, self.x.len());
         let mut rstd = unset::<B, B::Acc>(be, self.rows);
         be.rmsnorm_fwd(RmsNormFwd { y: v!(be, mut y), rstd: v!(be, mut rstd), x: v!(be, x), w: v!(be, w), eps: 1e-5 })
             .unwrap();
-        let mut again = unset::<B, B::Act>(be, self.x.len());
-        be.rmsnorm_again(RmsNormAgain { y: v!(be, mut again), rstd: v!(be, rstd), x: v!(be, x), w: v!(be, w) })
-            .unwrap();
-        assert_eq!(fetch(be, &again), fetch(be, &y), "rmsnorm_again gives the same bits");
         let mut set = unset::<B, B::Act>(be, self.x.len());
         let mut added = buf::<B, B::Act>(be, &self.dx);
         let mut dw = buf::<B, B::Acc>(be, &self.dw);
-        let inputs = (v!(be, dy), v!(be, x), v!(be, w), v!(be, rstd));
-        let (dy, x, w, r) = inputs;
-        be.rmsnorm_bwd(RmsNormBwd {
-            dx: v!(be, mut set),
-            dw: Some(v!(be, mut dw)),
-            dy,
-            x,
-            w,
-            rstd: r,
-            write: Write::Set,
-        })
-        .unwrap();
-        be.rmsnorm_bwd(RmsNormBwd { dx: v!(be, mut added), dw: None, dy, x, w, rstd: r, write: Write::Add }).unwrap();
         let mut frozen = unset::<B, B::Act>(be, self.x.len());
-        be.rmsnorm_bwd(RmsNormBwd { dx: v!(be, mut frozen), dw: None, dy, x, w, rstd: r, write: Write::Set }).unwrap();
-        assert_eq!(fetch(be, &frozen), fetch(be, &set), "a frozen weight changes nothing else");
+        let given = fetch(be, &dy);
+        let mut backward = |dx: &mut B::Buf<B::Act>, dw: Option<&mut B::Buf<B::Acc>>, write, again| {
+            let (x, w, rstd, dx) = (v!(be, x), v!(be, w), v!(be, rstd), v!(be, mut *dx));
+            let dw = dw.map(|dw| v!(be, mut *dw));
+            be.rmsnorm_bwd(RmsNormBwd { dx, dw, dy: v!(be, mut dy), x, w, rstd, write, again }).unwrap();
+            fetch(be, &dy)
+        };
+        assert_eq!(backward(&mut added, None, Write::Add, false), given, "left alone");
+        backward(&mut frozen, None, Write::Set, false);
+        assert_eq!(backward(&mut set, Some(&mut dw), Write::Set, true), fetch(be, &y), "the same bits again");
+        assert_eq!(fetch(be, &frozen), fetch(be, &set), "a frozen weight and the output again change nothing else");
         vec![
             ("y", fetch(be, &y), true),
             ("rstd", fetch(be, &rstd), false),

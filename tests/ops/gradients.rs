@@ -58,28 +58,39 @@ fn rmsnorm() {
     for (rows, dim) in [(1, 1), (4, 3), (5, 16), (6, 77), (3, 200)] {
         let (x, w, dy) = (noise.vec(rows * dim), noise.vec(dim), noise.vec(rows * dim));
         let (y, rstd) = run::rmsnorm(&cpu, &x, &w);
-        let mut again = nan(rows * dim);
-        cpu.rmsnorm_again(RmsNormAgain { y: &mut again, rstd: &rstd, x: &x, w: &w }).unwrap();
-        assert_eq!(again, y);
+        let mut over = dy.clone();
         let (mut dx, mut dw) = (nan(rows * dim), vec![0.25; dim]);
         cpu.rmsnorm_bwd(RmsNormBwd {
             dx: &mut dx,
             dw: Some(&mut dw),
-            dy: &dy,
+            dy: &mut over,
             x: &x,
             w: &w,
             rstd: &rstd,
             write: Write::Set,
+            again: true,
         })
         .unwrap();
+        assert_eq!(over, y);
         dw.iter_mut().for_each(|d| *d -= 0.25);
         if dim > 1 {
             check_gradient("dx", &x, &dx, |x| inner(&run::rmsnorm(&cpu, x, &w).0, &dy));
         }
         check_gradient("dw", &w, &dw, |w| inner(&run::rmsnorm(&cpu, &x, w).0, &dy));
         let mut added = vec![3.0; rows * dim];
-        cpu.rmsnorm_bwd(RmsNormBwd { dx: &mut added, dw: None, dy: &dy, x: &x, w: &w, rstd: &rstd, write: Write::Add })
-            .unwrap();
+        let mut over = dy.clone();
+        cpu.rmsnorm_bwd(RmsNormBwd {
+            dx: &mut added,
+            dw: None,
+            dy: &mut over,
+            x: &x,
+            w: &w,
+            rstd: &rstd,
+            write: Write::Add,
+            again: false,
+        })
+        .unwrap();
+        assert_eq!(over, dy);
         assert_close("dx added", &added, &dx.iter().map(|d| d + 3.0).collect::<Vec<_>>(), 1e-14);
     }
 }
@@ -140,7 +151,10 @@ fn swiglu() {
     for (rows, ffn) in [(1, 1), (3, 5), (7, 33)] {
         let (gate_up, d) = (noise.vec(2 * rows * ffn), noise.vec(rows * ffn));
         let mut grad = gate_up.clone();
-        cpu.swiglu_bwd(SwigluBwd { gate_up: &mut grad, dact: &d, ffn }).unwrap();
+        let (mut left, mut over, mut other) = (d.clone(), d.clone(), gate_up.clone());
+        cpu.swiglu_bwd(SwigluBwd { gate_up: &mut other, dact: &mut left, ffn, again: false }).unwrap();
+        cpu.swiglu_bwd(SwigluBwd { gate_up: &mut grad, dact: &mut over, ffn, again: true }).unwrap();
+        assert_eq!((&left, &other, &over), (&d, &grad, &run::swiglu(&cpu, &gate_up, ffn)));
         check_gradient("gate_up", &gate_up, &grad, |x| inner(&run::swiglu(&cpu, x, ffn), &d));
     }
 }

@@ -190,16 +190,17 @@ fn everything(m: &MicroBatch) -> Vec<Vec<u8>> {
         .unwrap();
     cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out: 576, inp: dim }).unwrap();
     cpu.embed_bwd(EmbedBwd { dtable: &mut dtable, dx: &x, batch: &batch, dim }).unwrap();
-    let (y, rstd) = run::rmsnorm(&cpu, &x, &wn);
+    let (mut y, rstd) = run::rmsnorm(&cpu, &x, &wn);
     let (mut dxn, mut dwn) = (nan(rows * dim), vec![0f32; dim]);
     cpu.rmsnorm_bwd(RmsNormBwd {
         dx: &mut dxn,
         dw: Some(&mut dwn),
-        dy: &y,
+        dy: &mut y,
         x: &x,
         w: &wn,
         rstd: &rstd,
         write: Write::Set,
+        again: true,
     })
     .unwrap();
     let coef = v(n);

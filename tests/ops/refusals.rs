@@ -49,10 +49,8 @@ fn wrong_lengths_are_refused() {
         |v| EmbedBwd { dtable: v(), dx: v(), batch: &batch, dim });
     one_too_long!("rmsnorm_fwd", cpu.rmsnorm_fwd, [14 => "y", 2 => "rstd", 14 => "x", 7 => "*"],
         |v| RmsNormFwd { y: v(), rstd: v(), x: v(), w: v(), eps: 1e-5 });
-    one_too_long!("rmsnorm_again", cpu.rmsnorm_again, [14 => "y", 2 => "rstd", 14 => "x", 7 => "*"],
-        |v| RmsNormAgain { y: v(), rstd: v(), x: v(), w: v() });
     one_too_long!("rmsnorm_bwd", cpu.rmsnorm_bwd, [14 => "dx", 7 => "dw", 14 => "dy", 14 => "x", 7 => "*", 2 => "rstd"],
-        |v| RmsNormBwd { dx: v(), dw: Some(v()), dy: v(), x: v(), w: v(), rstd: v(), write: Write::Set });
+        |v| RmsNormBwd { dx: v(), dw: Some(v()), dy: v(), x: v(), w: v(), rstd: v(), write: Write::Set, again: false });
     one_too_long!("linear_fwd", cpu.linear_fwd, [6 => "*", 10 => "x", 15 => "w", 6 => "plus"],
         |v| LinearFwd { y: v(), x: v(), w: v(), out: 3, inp: 5, write: Write::Plus(v()) });
     one_too_long!("linear_bwd_input", cpu.linear_bwd_input, [10 => "dx", 6 => "*", 15 => "w"],
@@ -74,7 +72,8 @@ fn wrong_lengths_are_refused() {
         [qkv => "dqkv", rows * 4 => "delta", out => "dout", out => "out", rows * 4 => "lse", qkv => "qkv"],
         |v| AttentionBwd { dqkv: v(), delta: v(), dout: v(), out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
     one_too_long!("swiglu_fwd", cpu.swiglu_fwd, [10 => "*", 20 => "gate_up"], |v| SwigluFwd { act: v(), gate_up: v(), ffn: 5 });
-    one_too_long!("swiglu_bwd", cpu.swiglu_bwd, [20 => "gate_up", 10 => "*"], |v| SwigluBwd { gate_up: v(), dact: v(), ffn: 5 });
+    one_too_long!("swiglu_bwd", cpu.swiglu_bwd, [20 => "gate_up", 10 => "*"], 
+        |v| SwigluBwd { gate_up: v(), dact: v(), ffn: 5, again: true });
     one_too_long!("gather_rows", cpu.gather_rows, [n * dim => "out", rows * dim => "x"],
         |v| GatherRows { out: v(), x: v(), batch: &batch, dim });
     one_too_long!("scatter_rows", cpu.scatter_rows, [rows * dim => "dx", n * dim => "dout"],

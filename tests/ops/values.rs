@@ -200,22 +200,24 @@ fn elementwise_f32_against_f64() {
         c64.rmsnorm_bwd(RmsNormBwd {
             dx: &mut dx,
             dw: Some(&mut dw),
-            dy: &dy,
+            dy: &mut dy.clone(),
             x: &x,
             w: &w,
             rstd: &rstd,
             write: Write::Set,
+            again: false,
         })
         .unwrap();
         let (mut dx32, mut dw32) = (nan(rows * dim), vec![0.0; dim]);
         c32.rmsnorm_bwd(RmsNormBwd {
             dx: &mut dx32,
             dw: Some(&mut dw32),
-            dy: &dy32,
+            dy: &mut dy32.clone(),
             x: &x32,
             w: &w32,
             rstd: &rstd32,
             write: Write::Set,
+            again: false,
         })
         .unwrap();
         assert_f32("rmsnorm dx", &dx32, &dx, 8.0);
@@ -225,8 +227,8 @@ fn elementwise_f32_against_f64() {
         let act = run::swiglu(&c64, &gate_up, dim);
         assert_f32("swiglu", &run::swiglu(&c32, &of::<f32>(&gate_up), dim), &act, 4.0);
         let (mut d, mut d32) = (gate_up.clone(), of::<f32>(&gate_up));
-        c64.swiglu_bwd(SwigluBwd { gate_up: &mut d, dact: &dy, ffn: dim }).unwrap();
-        c32.swiglu_bwd(SwigluBwd { gate_up: &mut d32, dact: &dy32, ffn: dim }).unwrap();
+        c64.swiglu_bwd(SwigluBwd { gate_up: &mut d, dact: &mut dy.clone(), ffn: dim, again: false }).unwrap();
+        c32.swiglu_bwd(SwigluBwd { gate_up: &mut d32, dact: &mut dy32.clone(), ffn: dim, again: false }).unwrap();
         // Ten roundings one after the other, and an exp of 2 ulp.
         assert_f32("swiglu backward", &d32, &d, 14.0);
 

@@ -6,7 +6,7 @@ use super::scalar::{LANES, Scalar, dot, sum_lanes};
 use super::simd::{Level, simd_fn};
 use super::{check, par};
 use crate::backend::ops::device::AttnShape;
-use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
+use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 use crate::error::Result;
 
 simd_fn! {
@@ -103,21 +103,10 @@ impl<S: Real> NormOps for Cpu<S> {
         Ok(())
     }
 
-    fn rmsnorm_again(&self, op: RmsNormAgain<'_, Self>) -> Result<()> {
-        const OP: &str = "rmsnorm_again";
-        let level = self.level();
-        let RmsNormAgain { y, rstd, x, w } = op;
-        let n = check::rows(OP, "x", x.len(), "dim", w.len())?;
-        check::len(OP, "y", y.len(), &[("rows", n), ("dim", w.len())])?;
-        check::len(OP, "rstd", rstd.len(), &[("rows", n)])?;
-        par::rows(y, w.len(), |t, y| apply(level, y, &x[t * w.len()..][..w.len()], w, rstd[t]));
-        Ok(())
-    }
-
     fn rmsnorm_bwd(&self, op: RmsNormBwd<'_, Self>) -> Result<()> {
         const OP: &str = "rmsnorm_bwd";
         let level = self.level();
-        let RmsNormBwd { dx, dw, dy, x, w, rstd, write } = op;
+        let RmsNormBwd { dx, dw, dy, x, w, rstd, write, again } = op;
         let dim = w.len();
         let n = check::rows(OP, "x", x.len(), "dim", dim)?;
         check::len(OP, "dx", dx.len(), &[("rows", n), ("dim", dim)])?;
@@ -127,12 +116,17 @@ impl<S: Real> NormOps for Cpu<S> {
             check::len(OP, "dw", dw.len(), &[("dim", dim)])?;
         }
         let add = write.adds();
-        par::rows(dx, dim, |t, dx| {
-            let at = t * dim..(t + 1) * dim;
-            row_bwd(level, dx, &dy[at.clone()], &x[at], w, rstd[t], add);
-        });
         if let Some(dw) = dw {
             par::columns(dw, |at, dw| weight_bwd(level, dw, dy, x, rstd, at, dim));
+        }
+        let row = |t: usize| t * dim..(t + 1) * dim;
+        if again {
+            par::rows2((dx, dim), (dy, dim), |t, dx, dy| {
+                row_bwd(level, dx, dy, &x[row(t)], w, rstd[t], add);
+                apply(level, dy, &x[row(t)], w, rstd[t]);
+            });
+        } else {
+            par::rows(dx, dim, |t, dx| row_bwd(level, dx, &dy[row(t)], &x[row(t)], w, rstd[t], add));
         }
         Ok(())
     }

@@ -21,6 +21,17 @@ simd_fn! {
     }
 }
 simd_fn! {
+    /// [`row_bwd`], and [`row_fwd`] over `dact`.
+    fn row_bwd_again<S>(gate: &mut [S], up: &mut [S], dact: &mut [S]) {
+        for ((g, u), d) in gate.iter_mut().zip(up).zip(dact) {
+            let s = sigmoid(*g);
+            let (dg, du) = (*d * *u * (s * (S::ONE + *g * (S::ONE - s))), *d * (*g * s));
+            *d = *g * s * *u;
+            (*g, *u) = (dg, du);
+        }
+    }
+}
+simd_fn! {
     /// `d silu / dx = s (1 + x (1 - s))`, `s = sigmoid(x)`.
     fn row_bwd<S>(gate: &mut [S], up: &mut [S], dact: &[S]) {
         for ((g, u), d) in gate.iter_mut().zip(up).zip(dact) {
@@ -46,13 +57,20 @@ impl<S: Real> SwigluOps for Cpu<S> {
 
     fn swiglu_bwd(&self, op: SwigluBwd<'_, Self>) -> Result<()> {
         let level = self.level();
-        let SwigluBwd { gate_up, dact, ffn } = op;
+        let SwigluBwd { gate_up, dact, ffn, again } = op;
         let n = check::rows("swiglu_bwd", "dact", dact.len(), "ffn", ffn)?;
         check::len("swiglu_bwd", "gate_up", gate_up.len(), &[("rows", n), ("2", 2), ("ffn", ffn)])?;
-        par::rows(gate_up, 2 * ffn, |t, row| {
-            let (gate, up) = row.split_at_mut(ffn);
-            row_bwd(level, gate, up, &dact[t * ffn..][..ffn]);
-        });
+        if again {
+            par::rows2((gate_up, 2 * ffn), (dact, ffn), |_, row, dact| {
+                let (gate, up) = row.split_at_mut(ffn);
+                row_bwd_again(level, gate, up, dact);
+            });
+        } else {
+            par::rows(gate_up, 2 * ffn, |t, row| {
+                let (gate, up) = row.split_at_mut(ffn);
+                row_bwd(level, gate, up, &dact[t * ffn..][..ffn]);
+            });
+        }
         Ok(())
     }
 }

@@ -32,6 +32,7 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     const SHAPES_BY_CAPACITY: bool = true;
     const ASYNC: bool = true;
     const GRAPHS: bool = true;
+    const OWN_MEMORY: bool = true;
     // Every chunk reads and writes the head's f32 gradient once, so chunks must be of thousands of rows: 3533 of a vocabulary
     // of 151936. No more than this: as bf16 gradients in place of the logits they span 2^30 elements, and libraries count
     // some in 32 bits.

@@ -2,11 +2,11 @@
 //! `backend/cpu/norm.rs`.
 
 use super::check;
-use super::context::{Gpu, GpuFloat, SLABS, columns, pack};
+use super::context::{Gpu, GpuFloat, SLABS, pack};
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::lock::lock;
 use crate::backend::ops::device::AttnShape;
-use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
+use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 use crate::error::Result;
 
 /// Geometry of the kernels that hold rows in registers.
@@ -48,22 +48,9 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
         unsafe { self.launch(kernel, grid, &args) }
     }
 
-    fn rmsnorm_again(&self, op: RmsNormAgain<'_, Self>) -> Result<()> {
-        const OP: &str = "rmsnorm_again";
-        let RmsNormAgain { mut y, rstd, x, w } = op;
-        let (rows, dim) = (rstd.len(), w.len());
-        check::len(OP, "x", x.len(), &[("rows", rows), ("dim", dim)])?;
-        check::len(OP, "y", y.len(), &[("rows", rows), ("dim", dim)])?;
-        let (rows_arg, dim_arg) = (Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?);
-        let args = [y.arg(), rstd.arg(), x.arg(), w.arg(), rows_arg, dim_arg];
-        let (blocks, threads) = columns::<A>(dim, 256);
-        // SAFETY: `x` and `y` are rows x dim, `rstd` rows, `w` dim, as checked above.
-        unsafe { self.launch(OP, Grid::new([blocks, rows.min(65535)], threads), &args) }
-    }
-
     fn rmsnorm_bwd(&self, op: RmsNormBwd<'_, Self>) -> Result<()> {
         const OP: &str = "rmsnorm_bwd";
-        let RmsNormBwd { mut dx, dw, dy, x, w, rstd, write } = op;
+        let RmsNormBwd { mut dx, dw, mut dy, x, w, rstd, write, again } = op;
         let (rows, dim) = (rstd.len(), w.len());
         for (name, len) in [("dx", dx.len()), ("dy", dy.len()), ("x", x.len())] {
             check::len(OP, name, len, &[("rows", rows), ("dim", dim)])?;
@@ -77,8 +64,9 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.floats.view_mut(0..slabs * dim);
         let sizes = [Arg::int(OP, "rows", rows)?, Arg::int(OP, "dim", dim)?, Arg::int(OP, "slab", slab)?];
-        let add = Arg::I32(i32::from(write.adds()));
-        let args = [dx.arg(), part.arg(), dy.arg(), x.arg(), w.arg(), rstd.arg(), sizes[0], sizes[1], sizes[2], add];
+        let flags = [write.adds(), again].map(|f| Arg::I32(f.into()));
+        let mut args = vec![dx.arg(), part.arg(), dy.arg(), x.arg(), w.arg(), rstd.arg()];
+        args.extend(sizes.into_iter().chain(flags));
         let grid = Grid { blocks: [slabs, 1, 1], threads: [tile.x, tile.y, 1], shared: dim * 4 };
         let kernel = named(["rmsnorm_bwd_1", "rmsnorm_bwd_2", "rmsnorm_bwd_4"], tile.k);
         // SAFETY: `dx`, `dy` and `x` are rows x dim, `rstd` rows, `w` dim, as checked above; `part` is slabs x dim.

@@ -96,6 +96,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     const ASYNC: bool = false;
     /// True where [`Device::record`] can record.
     const GRAPHS: bool = false;
+    /// True where what the device has free is for this process to fill, so that what fits is kept rather than computed again.
+    const OWN_MEMORY: bool = false;
     /// Bytes of logits alive at a time: the head works in chunks of as many rows as fit.
     const LOGITS_BYTES: usize = 128 << 20;
 

@@ -23,7 +23,7 @@ pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};
 pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
 pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pair_weight};
-pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormAgain, RmsNormBwd, RmsNormFwd};
+pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 pub use optim::{GradNorm, Mix, OptimOps, Rule, Update};
 pub use rope::{Rope, RopeOps, Rotation};
 pub use rows::{GatherRows, RowOps, ScatterRows};

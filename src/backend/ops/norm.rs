@@ -18,26 +18,15 @@ pub struct RmsNormFwd<'a, B: Device> {
     pub eps: f64,
 }
 
-/// `y = x * rstd * w` with the `rstd` of the forward pass: the norm's output again, for activations that were not kept.
-pub struct RmsNormAgain<'a, B: Device> {
-    /// rows x dim.
-    pub y: ActMut<'a, B>,
-    /// rows.
-    pub rstd: Acc<'a, B>,
-    /// rows x dim.
-    pub x: Act<'a, B>,
-    /// dim.
-    pub w: Act<'a, B>,
-}
-
-/// `dx {=,+=} rstd * (w dy - x * rstd^2 * mean(w dy x))`, `dw += sum over rows of dy * x * rstd`, rows in order.
+/// `dx {=,+=} rstd * (w dy - x * rstd^2 * mean(w dy x))`, `dw += sum over rows of dy * x * rstd`, rows in order. With `again`,
+/// `dy` becomes `y = x * rstd * w`, to the bits of [`RmsNormFwd`]: the next product reads it, and nobody reads `dy` any more.
 pub struct RmsNormBwd<'a, B: Device> {
     /// rows x dim.
     pub dx: ActMut<'a, B>,
     /// dim; `None`: the weight is frozen.
     pub dw: Option<AccMut<'a, B>>,
     /// rows x dim.
-    pub dy: Act<'a, B>,
+    pub dy: ActMut<'a, B>,
     /// rows x dim.
     pub x: Act<'a, B>,
     /// dim.
@@ -46,6 +35,8 @@ pub struct RmsNormBwd<'a, B: Device> {
     pub rstd: Acc<'a, B>,
     /// What becomes of `dx`: [`Write::Set`] or [`Write::Add`].
     pub write: Write<()>,
+    /// Whether `dy` is overwritten with `y`.
+    pub again: bool,
 }
 
 /// RMSNorm of every query head by the first head_dim numbers of `w`, of every key head by the others, in place in `qkv`.
@@ -85,8 +76,6 @@ pub struct QkNormBwd<'a, B: Device> {
 pub trait NormOps: Device {
     /// See [`RmsNormFwd`].
     fn rmsnorm_fwd(&self, op: RmsNormFwd<'_, Self>) -> Result<()>;
-    /// See [`RmsNormAgain`].
-    fn rmsnorm_again(&self, op: RmsNormAgain<'_, Self>) -> Result<()>;
     /// See [`RmsNormBwd`].
     fn rmsnorm_bwd(&self, op: RmsNormBwd<'_, Self>) -> Result<()>;
     /// See [`QkNormFwd`].

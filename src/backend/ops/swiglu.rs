@@ -13,14 +13,17 @@ pub struct SwigluFwd<'a, B: Device> {
     pub ffn: usize,
 }
 
-/// Replaces `gate_up` by its gradient, given `dact`.
+/// Replaces `gate_up` by its gradient, given `dact`. With `again`, `dact` becomes `act`, to the bits of [`SwigluFwd`]: the
+/// next product reads it, and nobody reads `dact` any more.
 pub struct SwigluBwd<'a, B: Device> {
     /// rows x 2 ffn.
     pub gate_up: ActMut<'a, B>,
     /// rows x ffn.
-    pub dact: Act<'a, B>,
+    pub dact: ActMut<'a, B>,
     /// Width of the MLP.
     pub ffn: usize,
+    /// Whether `dact` is overwritten with `act`.
+    pub again: bool,
 }
 
 /// Ops of the MLP's gate. Errors: [`crate::Error::Shape`].

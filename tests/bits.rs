@@ -205,10 +205,9 @@ impl<'a, B: Backend> Ops<'a, B> {
 
     fn rope(&mut self) {
         let (mut qkv, table) = (self.act(self.rows() * SHAPE.qkv_width()), self.acc(128 * SHAPE.head_dim));
-        for direction in [Rotation::Forward, Rotation::Backward] {
-            let (qkv, table) = (v!(self, mut qkv), v!(self, table));
-            self.be.rope(Rope { qkv, table, batch: &self.batch, shape: SHAPE, direction }).unwrap();
-        }
+        let (be, batch, shape) = (self.be, &self.batch, SHAPE);
+        be.rope_fwd(RopeFwd { qkv: v!(self, mut qkv), bias: None, table: v!(self, table), batch, shape }).unwrap();
+        be.rope_bwd(RopeBwd { dqkv: v!(self, mut qkv), dbias: None, table: v!(self, table), batch, shape }).unwrap();
         self.see("rope", &qkv);
     }
 

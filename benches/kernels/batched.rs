@@ -102,16 +102,31 @@ fn rope<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     let (act, rows, s) = (size_of::<B::Act>(), groups.micro.used(), HEADS);
     let (wide, positions) = (rows * s.qkv_width(), groups.prompt + groups.response);
     // Cosines and sines would do no better: a rotation by random numbers costs the same.
-    let set = |be: &B| (random::<B, B::Act>(be, wide), random::<B, B::Acc>(be, positions * s.head_dim));
-    let work = Work::bytes(2 * rows * (s.q_width() + s.kv_width()) * act + 4 * positions * s.head_dim);
+    let set = |be: &B| {
+        let [table, dbias] = [positions * s.head_dim, s.qkv_width()].map(|n| random::<B, B::Acc>(be, n));
+        (random::<B, B::Act>(be, wide), table, random::<B, B::Act>(be, s.qkv_width()), dbias)
+    };
+    let turned = s.q_width() + s.kv_width();
+    let work = |n: usize| Work::bytes(n * rows * act + 4 * positions * s.head_dim);
     let shape = format!("{} {}/{}x{}", groups.name, s.heads, s.kv_heads, s.head_dim);
-    for (name, direction) in [("rope_fwd", Rotation::Forward), ("rope_bwd", Rotation::Backward)] {
-        bench.run(name, &shape, work, set, |be, (qkv, table)| {
-            let table = be.view(table, 0..positions * s.head_dim);
-            be.rope(Rope { qkv: be.view_mut(qkv, 0..wide), table, batch: &groups.batch, shape: s, direction })
-                .expect("rope");
-        });
-    }
+    bench.run("rope_fwd", &shape, work(2 * turned), set, |be, (qkv, table, ..)| {
+        let (qkv, table) = (be.view_mut(qkv, 0..wide), be.view(table, 0..positions * s.head_dim));
+        be.rope_fwd(RopeFwd { qkv, bias: None, table, batch: &groups.batch, shape: s }).expect("rope_fwd");
+    });
+    bench.run("rope_fwd with bias", &shape, work(2 * s.qkv_width()), set, |be, (qkv, table, bias, _)| {
+        let (qkv, table) = (be.view_mut(qkv, 0..wide), be.view(table, 0..positions * s.head_dim));
+        let bias = Some(be.view(bias, 0..s.qkv_width()));
+        be.rope_fwd(RopeFwd { qkv, bias, table, batch: &groups.batch, shape: s }).expect("rope_fwd");
+    });
+    bench.run("rope_bwd", &shape, work(2 * turned), set, |be, (dqkv, table, ..)| {
+        let (dqkv, table) = (be.view_mut(dqkv, 0..wide), be.view(table, 0..positions * s.head_dim));
+        be.rope_bwd(RopeBwd { dqkv, dbias: None, table, batch: &groups.batch, shape: s }).expect("rope_bwd");
+    });
+    bench.run("rope_bwd with bias", &shape, work(turned + s.qkv_width()), set, |be, (dqkv, table, _, dbias)| {
+        let (dqkv, table) = (be.view_mut(dqkv, 0..wide), be.view(table, 0..positions * s.head_dim));
+        let dbias = Some(be.view_mut(dbias, 0..s.qkv_width()));
+        be.rope_bwd(RopeBwd { dqkv, dbias, table, batch: &groups.batch, shape: s }).expect("rope_bwd");
+    });
 }
 
 /// FLOP as the algorithm needs them: two products over the pairs that see one another forward, five backward.

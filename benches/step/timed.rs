@@ -153,7 +153,8 @@ timed! {
         Rows: bias_bwd(BiasBwd { dbias, dy });
     }
     RopeOps {
-        Rows: rope(Rope { qkv, table, batch, shape, direction });
+        Rows: rope_fwd(RopeFwd { qkv, bias, table, batch, shape });
+        Rows: rope_bwd(RopeBwd { dqkv, dbias, table, batch, shape });
     }
     AttentionOps {
         Attention: attention_fwd(AttentionFwd { out, lse, qkv, batch, shape });

@@ -10,7 +10,7 @@ use super::head::scoring_only;
 use super::load::Model;
 use super::params::{LayerParams, Param};
 use crate::backend::{
-    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdWeight, QkNormBwd, RmsNormBwd, Rope, Rotation,
+    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdWeight, QkNormBwd, RmsNormBwd, RopeBwd,
     ScatterRows, SwigluBwd, Write,
 };
 use crate::error::Result;
@@ -202,16 +202,17 @@ fn attention<B: Backend>(
         batch,
         shape: a,
     })?;
-    be.rope(Rope {
-        qkv: be.view_mut(&mut acts.wide, 0..n_qkv),
+    let bias = params.qkv_bias.as_ref();
+    be.rope_bwd(RopeBwd {
+        dqkv: be.view_mut(&mut acts.wide, 0..n_qkv),
+        dbias: bias.filter(|_| params.qk_norm.is_none()).and_then(|p| gradient(be, grads, p)),
         table: be.view(&model.rope, 0..model.rope_len()),
         batch,
         shape: a,
-        direction: Rotation::Backward,
     })?;
     qk_norm(be, model, params, layer, &mut acts.wide, rows, grads)?;
 
-    if let Some(dbias) = params.qkv_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
+    if let Some(dbias) = bias.filter(|_| params.qk_norm.is_some()).and_then(|p| gradient(be, grads, p)) {
         be.bias_bwd(BiasBwd { dbias, dy: be.view(&acts.wide, 0..n_qkv) })?;
     }
     be.linear_bwd_input(LinearBwdInput {

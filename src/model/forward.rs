@@ -5,8 +5,7 @@ use super::graphs::Key;
 use super::load::Model;
 use super::params::{LayerParams, Param};
 use crate::backend::{
-    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, QkNormFwd, RmsNormFwd, Rope, Rotation, SwigluFwd,
-    Write,
+    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, QkNormFwd, RmsNormFwd, RopeFwd, SwigluFwd, Write,
 };
 use crate::error::Result;
 
@@ -164,7 +163,9 @@ fn qkv<B: Backend>(
         inp: c.hidden_size,
         write: Write::Set,
     })?;
-    if let Some(bias) = &params.qkv_bias {
+    // The norm of queries and keys is of sums with the bias; without one the rotation adds it.
+    let bias = params.qkv_bias.as_ref();
+    if let Some(bias) = bias.filter(|_| params.qk_norm.is_some()) {
         be.bias_fwd(BiasFwd { y: be.view_mut(&mut layer.qkv, 0..n_qkv), bias: weight(be, model, bias) })?;
     }
     if let (Some(norm), Some(kept)) = (&params.qk_norm, &mut layer.qk_norm) {
@@ -178,7 +179,8 @@ fn qkv<B: Backend>(
         })?;
     }
     let table = be.view(&model.rope, 0..model.rope_len());
-    be.rope(Rope { qkv: be.view_mut(&mut layer.qkv, 0..n_qkv), table, batch, shape: a, direction: Rotation::Forward })
+    let bias = bias.filter(|_| params.qk_norm.is_none()).map(|bias| weight(be, model, bias));
+    be.rope_fwd(RopeFwd { qkv: be.view_mut(&mut layer.qkv, 0..n_qkv), bias, table, batch, shape: a })
 }
 
 /// Output projection of the attention: residual point `2 l` -> `2 l + 1`.

@@ -3,7 +3,7 @@
 use crate::batches::{ANY_HEADS, capacity, micro_batch};
 use crate::{Case, MANY_ROWS, Noise, Outputs, both, buf, compare, compare_under, fetch, unset, v};
 use fusedpo::backend::gpu::GpuFloat;
-use fusedpo::backend::{self, *};
+use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 
 const VOCAB: usize = 11;
@@ -85,6 +85,7 @@ struct Rope {
     shape: AttnShape,
     table: Vec<f64>,
     qkv: Vec<f64>,
+    bias: Vec<f64>,
 }
 impl Case for Rope {
     fn run<B: Backend>(&self, be: &B) -> Outputs {
@@ -93,19 +94,31 @@ impl Case for Rope {
         let width = self.shape.qkv_width();
         let (rows, live) = (be.rows(&batch) * width, self.micro.used() * width);
         let table = buf::<B, B::Acc>(be, &self.table);
-        let turn = |direction| {
+        let shape = self.shape;
+        let bias = buf::<B, B::Act>(be, &self.bias);
+        let forward = |biased: bool| {
             let mut qkv = buf::<B, B::Act>(be, &self.qkv[..rows]);
-            be.rope(backend::Rope {
-                qkv: v!(be, mut qkv),
-                table: v!(be, table),
-                batch: &batch,
-                shape: self.shape,
-                direction,
-            })
-            .unwrap();
+            let bias = biased.then(|| v!(be, bias));
+            be.rope_fwd(RopeFwd { qkv: v!(be, mut qkv), bias, table: v!(be, table), batch: &batch, shape }).unwrap();
             fetch::<B, B::Act>(be, &qkv)[..live].to_vec()
         };
-        vec![("forward", turn(Rotation::Forward), true), ("backward", turn(Rotation::Backward), true)]
+        // Rows beyond the live ones have no gradient.
+        let given: Vec<f64> = (0..rows).map(|i| if i < live { self.qkv[i] } else { 0.0 }).collect();
+        let mut sums = buf::<B, B::Acc>(be, &self.bias);
+        let backward = |sums: Option<&mut B::Buf<B::Acc>>| {
+            let mut dqkv = buf::<B, B::Act>(be, &given);
+            let dbias = sums.map(|sums| v!(be, mut *sums));
+            be.rope_bwd(RopeBwd { dqkv: v!(be, mut dqkv), dbias, table: v!(be, table), batch: &batch, shape }).unwrap();
+            fetch::<B, B::Act>(be, &dqkv)[..live].to_vec()
+        };
+        let (plain, summed) = (backward(None), backward(Some(&mut sums)));
+        assert_eq!(plain, summed, "a bias changes nothing else");
+        vec![
+            ("forward", forward(false), true),
+            ("forward with bias", forward(true), true),
+            ("backward", plain, true),
+            ("dbias", fetch(be, &sums), false),
+        ]
     }
 }
 fn rope<A: GpuFloat>() {
@@ -119,7 +132,8 @@ fn rope<A: GpuFloat>() {
         let table =
             (0..positions * head_dim).map(|i| if i % head_dim < half { angle(i).cos() } else { angle(i).sin() });
         let table = table.map(|x| f64::from(x as f32)).collect();
-        let case = Rope { shape, table, qkv: noise.vec::<A>(micro.slots() * shape.qkv_width(), 1.0), micro };
+        let bias = noise.vec::<A>(shape.qkv_width(), 1.0);
+        let case = Rope { shape, table, qkv: noise.vec::<A>(micro.slots() * shape.qkv_width(), 1.0), bias, micro };
         compare::<A>(&format!("rope {heads}/{kv_heads} x {head_dim}"), &case);
     }
 }

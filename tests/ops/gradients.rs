@@ -130,18 +130,24 @@ fn rope() {
         let m = micro(FEW, 3, 11, &mut noise);
         let batch = loaded(&cpu, &m);
         let table = run::rope_table(9, shape.head_dim);
-        let qkv = noise.vec(m.used() * shape.qkv_width());
+        let (width, shape) = (shape.qkv_width(), *shape);
+        let (qkv, bias) = (noise.vec(m.used() * width), noise.vec(width));
         let d = noise.vec(qkv.len());
-        let forward = |x: &[f64]| {
+        let forward = |x: &[f64], bias: Option<&[f64]>| {
             let mut y = x.to_vec();
-            cpu.rope(Rope { qkv: &mut y, table: &table, batch: &batch, shape: *shape, direction: Rotation::Forward })
-                .unwrap();
+            cpu.rope_fwd(RopeFwd { qkv: &mut y, bias, table: &table, batch: &batch, shape }).unwrap();
             y
         };
         let mut dqkv = d.clone();
-        cpu.rope(Rope { qkv: &mut dqkv, table: &table, batch: &batch, shape: *shape, direction: Rotation::Backward })
+        cpu.rope_bwd(RopeBwd { dqkv: &mut dqkv, dbias: None, table: &table, batch: &batch, shape }).unwrap();
+        check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x, None), &d));
+        let (mut again, mut dbias) = (d.clone(), vec![0.25; width]);
+        cpu.rope_bwd(RopeBwd { dqkv: &mut again, dbias: Some(&mut dbias), table: &table, batch: &batch, shape })
             .unwrap();
-        check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x), &d));
+        assert_eq!(again, dqkv);
+        dbias.iter_mut().for_each(|d| *d -= 0.25);
+        check_gradient("dbias", &bias, &dbias, |bias| inner(&forward(&qkv, Some(bias)), &d));
+        check_gradient("dqkv with bias", &qkv, &dqkv, |x| inner(&forward(x, Some(&bias)), &d));
     }
 }
 

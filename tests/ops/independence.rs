@@ -95,10 +95,12 @@ fn a_group_does_not_see_its_neighbours_on(cpu: &Cpu<f32>) {
         let mut qkv = of::<f32>(&noise.vec(packed.used() * shape.qkv_width()));
         let mut own = rows(&qkv, shape.qkv_width(), at, n);
         let (all, one) = (loaded(cpu, &packed), loaded(cpu, &alone));
-        cpu.rope(Rope { qkv: &mut qkv, table: &table, batch: &all, shape: *shape, direction: Rotation::Forward })
-            .unwrap();
-        cpu.rope(Rope { qkv: &mut own, table: &table, batch: &one, shape: *shape, direction: Rotation::Forward })
-            .unwrap();
+        let bias = of::<f32>(&noise.vec(shape.qkv_width()));
+        let rope = |qkv: &mut [f32], batch: &_| {
+            cpu.rope_fwd(RopeFwd { qkv, bias: Some(&bias), table: &table, batch, shape: *shape }).unwrap();
+        };
+        rope(&mut qkv, &all);
+        rope(&mut own, &one);
         assert_eq!(rows(&qkv, shape.qkv_width(), at, n), own);
         let (out, lse) = run::attention(cpu, &qkv, &all, *shape);
         let (out1, lse1) = run::attention(cpu, &own, &one, *shape);

@@ -143,9 +143,11 @@ fn indices_beyond_a_table_are_refused() {
     assert_eq!(shape_error(r), ("embed_fwd", "table"));
     let s = AttnShape { heads: 2, kv_heads: 1, head_dim: 4 };
     let mut qkv = vec![0.0; m.used() * s.qkv_width()];
-    let r =
-        cpu.rope(Rope { qkv: &mut qkv, table: &[0.0; 5 * 4], batch: &batch, shape: s, direction: Rotation::Forward });
-    assert_eq!(shape_error(r), ("rope", "table"));
+    let r = cpu.rope_fwd(RopeFwd { qkv: &mut qkv, bias: None, table: &[0.0; 5 * 4], batch: &batch, shape: s });
+    assert_eq!(shape_error(r), ("rope_fwd", "table"));
+    let (dqkv, dbias) = (&mut qkv[..], Some(&mut [0.0; 15][..]));
+    let r = cpu.rope_bwd(RopeBwd { dqkv, dbias, table: &[0.0; 99 * 4], batch: &batch, shape: s });
+    assert_eq!(shape_error(r), ("rope_bwd", "bias"));
     let (mut k, mut v) = (vec![0.0; 12], vec![0.0; 12]);
     assert_eq!(
         shape_error(cpu.kv_store(KvStore { k: &mut k, v: &mut v, qkv: &[0.0; 16], dst: &[3], shape: s })).0,

@@ -236,20 +236,20 @@ fn elementwise_f32_against_f64() {
         let m = micro(GROUPS, 2, 11, &mut noise);
         let mut qkv = noise.vec32(m.used() * shape.qkv_width());
         let mut qkv32 = of::<f32>(&qkv);
-        c64.rope(Rope {
+        c64.rope_fwd(RopeFwd {
             qkv: &mut qkv,
+            bias: None,
             table: &run::rope_table(150, 64),
             batch: &loaded(&c64, &m),
             shape,
-            direction: Rotation::Forward,
         })
         .unwrap();
-        c32.rope(Rope {
+        c32.rope_fwd(RopeFwd {
             qkv: &mut qkv32,
+            bias: None,
             table: &run::rope_table(150, 64),
             batch: &loaded(&c32, &m),
             shape,
-            direction: Rotation::Forward,
         })
         .unwrap();
         assert_f32("rope", &qkv32, &qkv, 4.0);

@@ -79,13 +79,13 @@ impl<S: Real> LinearOps for Cpu<S> {
 }
 
 simd_fn! {
-    fn add<S>(y: &mut [S], x: &[S]) {
+    pub(super) fn add<S>(y: &mut [S], x: &[S]) {
         y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
     }
 }
 simd_fn! {
     /// Sums down the rows, in order, for the columns from `at`.
-    fn column_sums<S>(out: &mut [S], x: &[S], at: usize, dim: usize) {
+    pub(super) fn column_sums<S>(out: &mut [S], x: &[S], at: usize, dim: usize) {
         let mut acc = [S::ZERO; 64];
         let acc = &mut acc[..out.len()];
         for x in x.chunks_exact(dim) {

@@ -1,10 +1,13 @@
 //! Rotary position embedding (Su et al. 2021), NeoX halves.
 
+use super::batch::CpuBatch;
 use super::device::Cpu;
+use super::linear::{add, column_sums};
 use super::real::Real;
 use super::simd::simd_fn;
 use super::{check, par};
-use crate::backend::ops::rope::{Rope, RopeOps, Rotation};
+use crate::backend::ops::device::AttnShape;
+use crate::backend::ops::rope::{RopeBwd, RopeFwd, RopeOps};
 use crate::error::Result;
 
 simd_fn! {
@@ -21,21 +24,49 @@ simd_fn! {
     }
 }
 
+fn check_lens(
+    op: &'static str,
+    qkv: usize,
+    bias: Option<usize>,
+    table: usize,
+    batch: &CpuBatch,
+    shape: &AttnShape,
+) -> Result<()> {
+    check::attn(op, shape)?;
+    check::len(op, "qkv", qkv, &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])?;
+    check::len(op, "bias", bias.unwrap_or(shape.qkv_width()), &[("qkv_width", shape.qkv_width())])?;
+    check::rows(op, "head_dim", shape.head_dim, "halves", 2)?;
+    check::at_least(op, "table", table, &[("positions", batch.positions_end), ("head_dim", shape.head_dim)])
+}
+
 impl<S: Real> RopeOps for Cpu<S> {
-    fn rope(&self, op: Rope<'_, Self>) -> Result<()> {
-        const OP: &str = "rope";
+    fn rope_fwd(&self, op: RopeFwd<'_, Self>) -> Result<()> {
         let level = self.level();
-        let Rope { qkv, table, batch, shape, direction } = op;
-        check::attn(OP, &shape)?;
-        check::len(OP, "qkv", qkv.len(), &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])?;
-        check::rows(OP, "head_dim", shape.head_dim, "halves", 2)?;
-        check::at_least(OP, "table", table.len(), &[("positions", batch.positions_end), ("head_dim", shape.head_dim)])?;
-        let d = shape.head_dim;
-        let sign = S::from_f64(if direction == Rotation::Forward { 1.0 } else { -1.0 });
+        let RopeFwd { qkv, bias, table, batch, shape } = op;
+        check_lens("rope_fwd", qkv.len(), bias.map(<[S]>::len), table.len(), batch, &shape)?;
+        let (d, turns) = (shape.head_dim, shape.q_width() + shape.kv_width());
         par::rows(qkv, shape.qkv_width(), |t, row| {
+            if let Some(bias) = bias {
+                add(level, row, bias);
+            }
             let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
-            rotate(level, &mut row[..shape.q_width() + shape.kv_width()], cos, sin, sign);
+            rotate(level, &mut row[..turns], cos, sin, S::ONE);
         });
+        Ok(())
+    }
+
+    fn rope_bwd(&self, op: RopeBwd<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let RopeBwd { dqkv, dbias, table, batch, shape } = op;
+        check_lens("rope_bwd", dqkv.len(), dbias.as_ref().map(|d| d.len()), table.len(), batch, &shape)?;
+        let (d, width, turns) = (shape.head_dim, shape.qkv_width(), shape.q_width() + shape.kv_width());
+        par::rows(dqkv, width, |t, row| {
+            let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
+            rotate(level, &mut row[..turns], cos, sin, -S::ONE);
+        });
+        if let Some(dbias) = dbias {
+            par::columns(dbias, |at, sums| column_sums(level, sums, dqkv, at, width));
+        }
         Ok(())
     }
 }

@@ -25,6 +25,6 @@ pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, L
 pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pair_weight};
 pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 pub use optim::{GradNorm, Mix, OptimOps, Rule, Update};
-pub use rope::{Rope, RopeOps, Rotation};
+pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{GatherRows, RowOps, ScatterRows};
 pub use swiglu::{SwigluBwd, SwigluFwd, SwigluOps};

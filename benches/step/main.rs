@@ -6,6 +6,7 @@
 
 #[path = "../machine/mod.rs"]
 mod machine;
+mod moved;
 mod predict;
 mod shapes;
 mod timed;
@@ -21,9 +22,10 @@ use fusedpo::error::Result;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ParamTable};
 use fusedpo::train::engine::{Engine, Purpose};
-use fusedpo::train::memory::MemoryPlan;
+use fusedpo::train::memory::{Budgets, MemoryPlan};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
+use moved::Moved;
 use predict::{Flops, Work};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -215,7 +217,12 @@ fn case<B: Backend>(
     let mut batches = plan.step(0, 0)?;
     let purpose = if args.recompute { Purpose::Recompute } else { Purpose::Train };
     let optim = OptimOptions::default();
-    let memory = MemoryPlan::training(be.inner(), &config, LONGEST, plan.capacity(), (purpose, &optim))?;
+    let (memory, purpose) = match Budgets::of([&plan]).training(be.inner(), &config, LONGEST, (purpose, &optim, false))
+    {
+        // What does not fit is said below.
+        Err(_) => (MemoryPlan::training(be.inner(), &config, LONGEST, plan.capacity(), (purpose, &optim))?, purpose),
+        fitting => fitting?,
+    };
     // Weights made here stay on the host as long as the model, and on the CPU that is the same memory.
     let copy = if gpu { 0 } else { 8 * ParamTable::new(&config)?.len };
     let what = format!("{} {}", shape.name, mix.name);
@@ -252,7 +259,8 @@ fn case<B: Backend>(
     seconds.sort_by(f64::total_cmp);
     let measured =
         Measured { seconds: seconds[seconds.len() / 2], families, ops, peak: be.memory()?.map_or(0, |m| m.used) };
-    Ok(Some(report(&what, shape, mix, &batches, &measured, &memory, ceiling)))
+    let moved = Moved::of(shape, &Work::of(&batches), size_of::<B::Act>() as f64, purpose == Purpose::TrainInFull, 1.0);
+    Ok(Some(report(&what, shape, mix, &batches, &measured, (&memory, &moved), ceiling)))
 }
 
 fn step<B: Backend>(engine: &mut Engine<'_, B>, optimizer: &mut Optimizer<B>, batches: &[MicroBatch]) -> Result<()> {
@@ -291,7 +299,7 @@ fn report(
     mix: &Mix,
     batches: &[MicroBatch],
     m: &Measured,
-    memory: &MemoryPlan,
+    (memory, moved): (&MemoryPlan, &Moved),
     ceiling: &Ceiling,
 ) -> Value {
     let work = Work::of(batches);
@@ -312,6 +320,10 @@ fn report(
         mib(m.peak)
     );
     println!("  {}; {} ops in {} micro-batches", shares.join(", "), m.ops, batches.len());
+    let gb: Vec<String> = moved.families().iter().map(|(name, b)| format!("{name} {:.2}", b / 1e9)).collect();
+    println!("  moves by arithmetic, GB: {}", gb.join(", "));
+    let moved: serde_json::Map<String, Value> =
+        moved.families().iter().map(|(name, b)| (name.to_string(), Value::from(*b))).collect();
     let by_family: serde_json::Map<String, Value> =
         FAMILIES.iter().map(|f| f.to_string()).zip(m.families.map(Value::from)).collect();
     json!({
@@ -320,6 +332,6 @@ fn report(
         "pairs_per_second": work.pairs / m.seconds, "tokens_per_second": work.rows / m.seconds,
         "flop": flops.total(), "flop_per_second": rate, "ceiling_flop_per_second": ceiling.flops, "ceiling_of": ceiling.of,
         "mfu": rate / ceiling.flops, "planned_bytes": memory.bytes(), "used_bytes": m.peak, "ops": m.ops,
-        "family_seconds": by_family,
+        "family_seconds": by_family, "moved_bytes": moved,
     })
 }

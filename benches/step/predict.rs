@@ -1,6 +1,7 @@
 //! The step by arithmetic: FLOPs, bytes and launches of a DPO step by shape and lengths, and what a GPU of given ceilings
 //! would need for them. `--model` prints it as docs/step-model.md.
 
+use crate::moved::Moved;
 use crate::shapes::{LONGEST, MIXES, Mix, SHAPES, Shape, data};
 use fusedpo::batch::MicroBatch;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
@@ -55,32 +56,17 @@ impl Flops {
     }
 }
 
-/// Bytes that everything but products and attention moves in bf16, each operand once: per row and layer, and per
-/// prediction of the head's statistics (f32 logits: written, read, written as gradient, read by two products).
-fn bytes(shape: &Shape, w: &Work) -> (f64, f64) {
-    let c = shape.config();
-    let a = c.attn_shape();
-    let [hidden, qk, ffn, q] =
-        [c.hidden_size, a.q_width() + a.kv_width(), c.intermediate_size, a.q_width()].map(|n| n as f64);
-    // Forward: two norms (read x, write y) and two residual sums; rotation in place; gates and ups in, product out.
-    let forward = 8.0 * hidden + 2.0 * qk + 3.0 * ffn;
-    // Backward: norms again and their gradients; rotation; product again, gates and ups into their gradients; attention's delta.
-    let backward = 12.0 * hidden + 2.0 * qk + 8.0 * ffn + 2.0 * q;
-    let layers = 2.0 * (forward + backward) * c.num_hidden_layers as f64 * w.rows;
-    (layers, 20.0 * c.vocab_size as f64 * w.predictions)
-}
-
 /// Launches of one micro-batch with one chunk of the head: ops and what each is made of (src/backend/gpu), products too.
 fn launches(shape: &Shape) -> usize {
     let c = shape.config();
     let bias = usize::from(c.qkv_bias);
-    // norm, qkv, rotation, attention, o, norm, gates and ups, SwiGLU, down.
-    let forward = 9 + bias;
-    // SwiGLU again, down (2), SwiGLU's gradient, norm again, gates and ups (2), norm's gradient (2), o (2), attention's
-    // gradient (3), rotation, norm again, qkv (2), norm's gradient (2); a bias's gradient is two.
-    let backward = 20 + 2 * bias;
-    // Embedding (2), gather, scatter, final norm (3); head: product and statistics, scaling, two products, scaling; loss.
-    c.num_hidden_layers * (forward + backward) + 7 + 6 + 1
+    // norm, qkv, rotation with bias, attention, o, norm, gates and ups, SwiGLU, down.
+    let forward = 9;
+    // down (2), SwiGLU's gradient, gates and ups (2), norm's gradient (2), o (2), attention's gradient (3), rotation, qkv (2),
+    // norm's gradient (2); a bias's sum.
+    let backward = 17 + bias;
+    // Embedding (2), gather (2), scatter (2), final norm (3); head: product and statistics, scaling, two products, scaling; loss.
+    c.num_hidden_layers * (forward + backward) + 9 + 6 + 1
 }
 
 /// What a GPU can do at most, and what share of it is assumed.
@@ -97,19 +83,14 @@ pub const SHEET: f64 = 989e12;
 
 /// Seconds: body, head products, attention, elementwise, head statistics, optimiser.
 fn seconds(shape: &Shape, w: &Work, gpu: &Gpu, steps: f64) -> [f64; 6] {
-    let (f, (layers, head)) = (Flops::of(shape, w), bytes(shape, w));
-    let (body, embedding) = shape.weights();
-    let weights = body + embedding * if shape.config().tie_word_embeddings { 1.0 } else { 2.0 };
-    // AdamW reads and writes master weights and moments, reads gradients, writes bf16 weights; gradients are also cleared
-    // and read for their norm.
-    let optimizer = weights * 38.0 * steps / gpu.bandwidth;
+    let (f, moved) = (Flops::of(shape, w), Moved::of(shape, w, 2.0, true, steps));
     [
         f.body / gpu.gemm,
         f.head / gpu.gemm,
         f.attention / gpu.attention,
-        layers / gpu.bandwidth,
-        head / gpu.bandwidth,
-        optimizer,
+        moved.layers() / gpu.bandwidth,
+        moved.logits / gpu.bandwidth,
+        moved.optimizer / gpu.bandwidth,
     ]
 }
 
@@ -160,7 +141,7 @@ pub fn print() {
         for mix in &MIXES {
             let (w, _) = work(shape, mix);
             let steps = (w.pairs / STEP_PAIRS as f64).ceil();
-            let (f, (layers, head)) = (Flops::of(shape, &w), bytes(shape, &w));
+            let (f, moved) = (Flops::of(shape, &w), Moved::of(shape, &w, 2.0, true, steps));
             let parts = seconds(shape, &w, &H100, steps);
             let total: f64 = parts.iter().sum();
             let shares: Vec<String> = parts.iter().map(|p| format!("{:.0}", 100.0 * p / total)).collect();
@@ -171,11 +152,43 @@ pub fn print() {
                 mix.name,
                 f.total() / w.pairs / 1e12,
                 100.0 * f.attention / f.total(),
-                (layers + head) / w.pairs / 1e9,
+                (moved.layers() + moved.logits) / w.pairs / 1e9,
                 launches(shape),
                 shares.join(" / "),
                 100.0 * f.total() / total / SHEET,
                 w.pairs / total
+            );
+        }
+    }
+    moved();
+}
+
+/// What is moved, by family.
+fn moved() {
+    println!("\n## MB moved a pair, by family\n");
+    println!(
+        "Outputs of norms and SwiGLU kept; in brackets: left behind by the backward pass, where they do not fit.\n"
+    );
+    println!("| shape | mix | norms | rotation | SwiGLU | delta | rows | logits | all without the optimiser |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    for shape in &SHAPES[1..] {
+        for mix in &MIXES {
+            let (w, _) = work(shape, mix);
+            let of = |kept| Moved::of(shape, &w, 2.0, kept, 0.0);
+            let mb = |bytes: f64| format!("{:.0}", bytes / w.pairs / 1e6);
+            let (kept, left) = (of(true), of(false));
+            let all = |m: Moved| m.layers() + m.logits;
+            let cells = kept.families().into_iter().zip(left.families()).take(6).map(|((_, kept), (_, left))| {
+                if kept == left { mb(kept) } else { format!("{} ({})", mb(kept), mb(left)) }
+            });
+            let cells: Vec<String> = cells.collect();
+            println!(
+                "| {} | {} | {} | {} ({}) |",
+                shape.name,
+                mix.name,
+                cells.join(" | "),
+                mb(all(kept)),
+                mb(all(left))
             );
         }
     }

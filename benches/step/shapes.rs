@@ -104,6 +104,14 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// All weights of its products.
+    pub fn parameters(&self) -> f64 {
+        let (body, embedding) = self.weights();
+        body + embedding * if self.tied { 1.0 } else { 2.0 }
+    }
+}
+
 /// Lengths in tokens: log-normal, by median and by the deviation of the logarithm.
 pub struct Mix {
     pub name: &'static str,

@@ -7,6 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
+/// Thread-local variables by offset: a shared library of the kernels (`kernels/standin`) would else call for each.
+const FLAGS: &[&str] = &[
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-ftls-model=initial-exec",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-I",
+    "..",
+    "-x",
+    "c++",
+];
+
 fn main() {
     println!("cargo::rerun-if-changed=..");
     println!("cargo::rerun-if-env-changed=CXX");
@@ -44,6 +59,7 @@ fn main() {
     let status = Command::new("ar").arg("crs").arg(&library).args(jobs.iter().map(|j| &j.2)).status();
     assert!(status.is_ok_and(|s| s.success()), "ar could not write {}", library.display());
     println!("cargo::rustc-cfg=host_kernels");
+    println!("cargo::rustc-env=FUSEDPO_KERNELS_HOST={}", library.display());
     let flags = env::var("FUSEDPO_HOST_CXXFLAGS").unwrap_or_default();
     let sanitizers: Vec<&str> =
         flags.split_whitespace().filter_map(|f| f.strip_prefix("-fsanitize=")).flat_map(|f| f.split(',')).collect();
@@ -73,7 +89,7 @@ fn sources(dir: &Path, extensions: &[&str]) -> Vec<PathBuf> {
 /// What decides an object: compiler, flags, and the text of its source and of every header.
 fn key(cxx: &str, flag: &str, source: &Path, headers: &[PathBuf]) -> String {
     let mut key = DefaultHasher::new();
-    (cxx, flag, env::var_os("FUSEDPO_HOST_CXXFLAGS")).hash(&mut key);
+    (cxx, FLAGS, flag, env::var_os("FUSEDPO_HOST_CXXFLAGS")).hash(&mut key);
     for file in std::iter::once(source).chain(headers.iter().map(PathBuf::as_path)) {
         fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display())).hash(&mut key);
     }
@@ -94,8 +110,7 @@ fn if_changed(object: &Path, key: String, make: impl FnOnce()) {
 fn compile(cxx: &str, source: &Path, flag: &str, object: &Path) {
     let extra = env::var("FUSEDPO_HOST_CXXFLAGS").unwrap_or_default();
     let mut command = Command::new(cxx);
-    command.args(["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-I", "..", "-x", "c++"]);
-    command.args(extra.split_whitespace()).args((!flag.is_empty()).then_some(flag));
+    command.args(FLAGS).args(extra.split_whitespace()).args((!flag.is_empty()).then_some(flag));
     let done = command.arg("-c").arg(source).arg("-o").arg(object).output().expect("the compiler ran before");
     let text = String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{}:\n{text}", source.display());

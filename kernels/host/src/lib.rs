@@ -6,6 +6,9 @@ use std::ffi::{CStr, c_char, c_void};
 /// Whether the kernels were built with address sanitizer.
 pub const SANITIZED: bool = cfg!(sanitized);
 
+/// The kernels as a static library, for tests that link them into something else; `None` without a C++ compiler.
+pub const ARCHIVE: Option<&str> = option_env!("FUSEDPO_KERNELS_HOST");
+
 /// A kernel that the host can run.
 #[derive(Clone, Copy, Debug)]
 pub struct HostKernel {

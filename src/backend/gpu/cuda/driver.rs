@@ -68,6 +68,8 @@ pub struct CudaDriver {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     max_shared: usize,
+    /// The device reads the host's pageable memory itself (GH200, HMM): a copy from there may do so after the call.
+    reads_pageable: bool,
     capability: (i32, i32),
     name: String,
     /// Between `begin` and `end`.
@@ -87,6 +89,8 @@ impl CudaDriver {
         let capability = context.compute_capability().map_err(error("ask for the GPU's architecture"))?;
         let optin = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let max_shared = context.attribute(optin).map_err(error("ask for the GPU's shared memory"))? as usize;
+        let pageable = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
+        let reads_pageable = context.attribute(pageable).map_err(error("ask how the GPU reads memory"))? != 0;
         let stream = context.new_stream().map_err(error("make a stream"))?;
         let mut modules = Vec::with_capacity(images::FATBINS.len());
         for image in images::FATBINS {
@@ -100,7 +104,18 @@ impl CudaDriver {
         let functions = Mutex::default();
         let modules = Modules(modules);
         let recording = AtomicBool::new(false);
-        Ok(CudaDriver { lt, functions, modules, stream, context, max_shared, capability, name, recording })
+        Ok(CudaDriver {
+            lt,
+            functions,
+            modules,
+            stream,
+            context,
+            max_shared,
+            reads_pageable,
+            capability,
+            name,
+            recording,
+        })
     }
 
     /// The stream that everything is enqueued on.
@@ -251,8 +266,10 @@ impl Driver for CudaDriver {
         if from.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller's promise. From pageable memory the call returns once the source has been staged.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))
+        // SAFETY: the caller's promise. From pageable memory the call returns once the source has been staged, or the wait
+        // below sees to it that it was read.
+        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))?;
+        if self.reads_pageable { self.synchronize() } else { Ok(()) }
     }
 
     unsafe fn upload_from(&self, to: u64, from: u64, bytes: usize) -> Result<()> {

@@ -1,0 +1,13 @@
+//! The shipped program on a GPU that is none: `libcuda.so.1` and `libcublasLt.so.13` of our own (`kernels/standin`), through
+//! `LD_LIBRARY_PATH`, with the fatbins that nvcc wrote, cudarc, and `CudaDriver`. They are strict where the real ones are silent:
+//! one line with DEFECT fails the run. Skipped without nvcc or a C++ compiler; `FUSEDPO_REQUIRE_STANDIN`: an error then.
+
+#[path = "standin/bits.rs"]
+mod bits;
+mod cli_common;
+#[path = "standin/commands.rs"]
+mod commands;
+#[path = "standin/library.rs"]
+mod library;
+#[path = "standin/stand.rs"]
+mod stand;

@@ -1,0 +1,130 @@
+//! Every command on the device: its numbers are the CPU's.
+
+use crate::cli_common::*;
+use crate::stand::Stand;
+use serde_json::Value;
+
+/// Two steps of training in f32 are this near to the CPU's.
+const NEAR: f64 = 2e-5;
+pub const STEPS: &str = "--model m --data d --max-steps 2 --token-budget 64 --batch-size 8 --learning-rate 1e-3";
+
+/// Metrics without those of time and memory.
+pub fn rows(cli: &Cli, out: &str) -> Vec<Value> {
+    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
+    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
+        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
+    }
+    rows
+}
+
+/// Panics unless every number of `a` is within `within` of that in `b`, relative to what is at least 1 (most are made of
+/// log-probs of some tens); all else is equal.
+#[track_caller]
+fn near(what: &str, a: &Value, b: &Value, within: f64) {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            assert!(a.keys().eq(b.keys()), "{what}: {a:?} {b:?}");
+            a.iter().zip(b).for_each(|((key, a), (_, b))| near(&format!("{what}: {key}"), a, b, within));
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            assert_eq!(a.len(), b.len(), "{what}");
+            a.iter().zip(b).for_each(|(a, b)| near(what, a, b, within));
+        }
+        (Value::Number(x), Value::Number(y)) => {
+            let (x, y) = (x.as_f64().unwrap(), y.as_f64().unwrap());
+            assert!((x - y).abs() <= within * y.abs().max(1.0), "{what}: {x} {y}");
+        }
+        _ => assert_eq!(a, b, "{what}"),
+    }
+}
+
+/// Trains on both and compares every number of every step.
+#[track_caller]
+fn trains_alike(s: &Stand, args: &str, out: &str, within: f64) {
+    s.cli.ok(&format!("{args} --device cpu --out {out}-cpu"));
+    s.ok(&format!("{args} --device cuda --out {out}"), &[]);
+    let [a, b] = ["", "-cpu"].map(|end| Value::Array(rows(&s.cli, &format!("{out}{end}"))));
+    assert!(a.as_array().is_some_and(|rows| rows.len() >= 2), "{args}: {a}");
+    near(args, &a, &b, within);
+}
+
+#[test]
+fn doctor_names_the_device() {
+    let Some(s) = Stand::with(Cli::new) else { return };
+    let ran = s.ok("doctor", &[]);
+    assert!(ran.out.contains("Stand-in 9.0"), "{ran:?}");
+    let (ran, _) = s.run("doctor", &[("GPUS", "0")]);
+    assert!(ran.out.contains("this machine has 0"), "{ran:?}");
+}
+
+#[test]
+fn training_is_the_cpus() {
+    let Some(s) = Stand::with(Cli::with_data) else { return };
+    trains_alike(&s, &format!("sft {STEPS} --dtype f32 --eval-steps 1"), "sft", NEAR);
+    trains_alike(&s, &format!("dpo {STEPS} --dtype f32"), "dpo", NEAR);
+    // bf16: sums in another order round otherwise, and a pair may change sides.
+    s.cli.ok(&format!("dpo {STEPS} --dtype bf16 --device cpu --out bf16-cpu"));
+    s.ok(&format!("dpo {STEPS} --dtype bf16 --device cuda --out bf16"), &[]);
+    for (a, b) in rows(&s.cli, "bf16").iter().zip(&rows(&s.cli, "bf16-cpu")) {
+        for key in ["loss", "grad_norm", "logps/chosen"] {
+            near(key, &a[key], &b[key], 1e-2);
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_model() {
+    let Some(s) = Stand::with(Cli::with_data) else { return };
+    for kind in ["qwen2", "qwen3", "llama3-tied"] {
+        s.cli.model(kind, kind);
+        // Of words; the library that these models come from would cut them into bytes.
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::remove_file(s.cli.path(&format!("{kind}/{file}"))).unwrap();
+        }
+        let names = format!("--model {kind} --data d --max-steps 1");
+        let steps = STEPS.replace("--model m --data d --max-steps 2", &names);
+        trains_alike(&s, &format!("dpo {steps} --dtype f32"), &format!("{kind}-out"), NEAR);
+    }
+}
+
+#[test]
+fn losses() {
+    let Some(s) = Stand::with(Cli::with_data) else { return };
+    for (name, options) in [
+        ("synced", "--sync-ref-model --ref-model-sync-steps 1 --ref-model-mixup-alpha 0.6"),
+        ("kto", "--loss-type kto"),
+        ("sum", "--loss-type sigmoid,sft,aot --loss-weights 1,0.5,0.25"),
+        ("beta_dpo", "--loss-type beta_dpo"),
+        // Its first update is the sign of a gradient, however small.
+        ("rmsprop", "--optim rmsprop --loss-type ipo --max-grad-norm 0 --learning-rate 1e-6"),
+    ] {
+        let steps = if name == "rmsprop" { STEPS.replace("--learning-rate 1e-3", "") } else { STEPS.to_owned() };
+        trains_alike(&s, &format!("dpo {steps} --dtype f32 {options}"), name, NEAR);
+    }
+}
+
+#[test]
+fn eval_score_reference_and_generate() {
+    let Some(s) = Stand::with(Cli::with_data) else { return };
+    s.cli.ok(&format!("sft {STEPS} --device cpu --out t"));
+    let both = |args: &str| {
+        let cpu = s.cli.ok(&format!("{args} --dtype f32 --device cpu"));
+        (s.ok(&format!("{args} --dtype f32 --device cuda"), &[]), cpu)
+    };
+    let (ours, cpu) =
+        both("eval --model t --data d --ref-model m --json --kl-samples 4 --kl-max-new-tokens 4 --token-budget 64");
+    near("eval", &ours.json(), &cpu.json(), NEAR);
+    let lines = |args: &str, dev: &str| {
+        s.ok(&format!("score --model m --data d --out {dev} --dtype f32 --device {dev} {args}"), &[]);
+        Value::Array(s.cli.json_lines(dev))
+    };
+    s.cli.ok("score --model m --data d --out cpu --dtype f32 --device cpu --per-token");
+    near("score", &lines("--per-token", "cuda"), &Value::Array(s.cli.json_lines("cpu")), NEAR);
+    let (ours, cpu) = both("generate --model t --prompt w5 --max-new-tokens 6 --num-return-sequences 2 --seed 3");
+    assert_eq!(ours.out, cpu.out);
+    let ran = s.ok("reference --model m --data d --cache c --dtype f32 --device cuda", &[]);
+    assert!(ran.out.contains("48 computed, 0 found") || ran.err.contains("48 computed, 0 found"), "{ran:?}");
+    let ran =
+        s.ok("reference --model m --data d --cache c --dtype f32 --device cuda", &[("EAGER", "1"), ("SEED", "5")]);
+    assert!(ran.out.contains("0 computed, 48 found") || ran.err.contains("0 computed, 48 found"), "{ran:?}");
+}

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """Prove and measure fusedpo on a GPU machine, from the folder that bundle.sh made. check.sh calls it.
 
-Usage:   check.sh [--out RESULTS] [--seconds N] [--dry-run | --rehearse] [--list] [STAGE..]
+Usage:   check.sh [--out RESULTS] [--seconds N] [--again] [--dry-run | --rehearse [LIBRARIES]] [--list] [STAGE..]
 Input:   the bundle beside this file (manifest.json).
 Output:  RESULTS/check.md, check.json, check.log, all there after each stage; exit status 1 where a stage failed or there is no GPU.
 Needs:   Python 3.10 alone; stages look for torch, transformers, trl, ncu, compute-sanitizer and say what they lack.
 
 --dry-run checks that every file and program named exists and prints each command; programs that only a GPU machine has
-are told apart. --rehearse runs the same stages on the CPU backend: it proves this script, not the kernels.
+are told apart. --rehearse runs the same stages on the CPU backend, or on stand-ins for NVIDIA's libraries in the folder
+LIBRARIES (kernels/standin): it proves this script, not the kernels.
+
+A stage that RESULTS has as passed, by the same bundle on the same machine, is not run again, unless it is named or --again is given;
+one that failed, was skipped or was interrupted is.
 """
 
 import argparse
@@ -75,6 +79,8 @@ def gpu_facts():
 
 def machine_facts(place):
     facts = {} if place.rehearsal else gpu_facts()
+    if place.stand_in:
+        facts["stand-ins"] = "no GPU: libraries that look like NVIDIA's"
     facts["python"] = said([place.python, "-c", "import sys; print(sys.version.split()[0])"])[0]
     for name in ("torch", "transformers", "trl"):
         facts[name] = said([place.python, "-c", f"import importlib.metadata as m; print(m.version({name!r}))"])[0] or "not installed"
@@ -203,6 +209,14 @@ def dry_run(stages, place):
 
 # ---- report
 
+def with_earlier(report, before):
+    """The report, with stages that passed in an earlier call and whose turn has not come."""
+    there = {result["name"]: result for result in report["stages"]}
+    order = [stage.name for stage in STAGES]
+    whole = {**before, **there}
+    return {**report, "seconds": report.get("seconds", 0.0), "stages": sorted(whole.values(), key=lambda s: order.index(s["name"]))}
+
+
 def markdown(report):
     cell = lambda x: str(x).replace("|", "/").replace("\n", " ")
     table = lambda header, rows: "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in (header, ["---"] * len(header), *rows)) + "\n"
@@ -219,6 +233,20 @@ def markdown(report):
     return "\n".join(text)
 
 
+STEADY = ("name", "driver_version", "memory.total", "mig.mode.current", "stand-ins")  # what makes a machine the same one
+
+
+def done_before(out, report):
+    """{name: result} of stages that passed in an earlier call, with the same bundle on the same machine."""
+    try:
+        old = json.loads((out / "check.json").read_text())
+        same = all(old[key] == report[key] for key in ("rehearsal", "bundle"))
+        same &= all(old["machine"].get(key) == report["machine"].get(key) for key in STEADY)
+        return {s["name"]: s for s in old["stages"] if same and s["status"] == "passed"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def write_report(out, report):
     for name, text in (("check.json", json.dumps(report, indent=1)), ("check.md", markdown(report))):
         scratch = out / f".{name}.part"
@@ -233,9 +261,15 @@ def parse_args():
     parser.add_argument("--seconds", type=int, default=TOTAL, help="for all stages together [%(default)s]; each has a limit of its own")
     parser.add_argument("--python", default=sys.executable, help="interpreter with torch, transformers, trl")
     parser.add_argument("--dry-run", action="store_true", help="run nothing")
-    parser.add_argument("--rehearse", action="store_true", help="the same on the CPU backend, to try the script")
+    parser.add_argument("--again", action="store_true", help="run what has passed before, too")
+    parser.add_argument("--rehearse", nargs="?", const="", metavar="LIBRARIES",
+                        help="the same on the CPU backend, or on the stand-ins in a folder, to try the script")
     parser.add_argument("--list", action="store_true", help="name the stages")
     args = parser.parse_args()
+    if args.rehearse in [stage.name for stage in STAGES]:  # the name of a stage, not of a folder
+        args.stages, args.rehearse = [args.rehearse, *args.stages], ""
+    if args.rehearse and not (Path(args.rehearse) / "libcuda.so.1").exists():
+        parser.error(f"{args.rehearse} has no libcuda.so.1; kernels/standin/build.sh makes it")
     names = [stage.name for stage in STAGES]
     unknown = [name for name in args.stages if name not in names]
     if unknown:
@@ -259,22 +293,39 @@ def main():
     begun = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out.resolve()
-    (out / "check.log").write_text("")
     with tempfile.TemporaryDirectory(prefix="fusedpo-check-") as work:
-        place = Place(BUNDLE, unpack(manifest, Path(work)), Path(work), args.python, manifest, args.rehearse)
-        report = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rehearsal": args.rehearse,
+        place = Place(BUNDLE, unpack(manifest, Path(work)), Path(work), args.python, manifest,
+                      args.rehearse is not None, bool(args.rehearse))
+        report = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rehearsal": place.rehearsal,
                   "bundle": {key: value for key, value in manifest.items() if key != "files"},
                   "machine": machine_facts(place), "stages": []}
         environment = {**os.environ, "LD_LIBRARY_PATH": library_path(place), "HF_HUB_OFFLINE": "1"}
+        if place.stand_in:
+            seen = out / "stand-in.log"
+            seen.unlink(missing_ok=True)
+            # A test's own device is never closed.
+            environment.update({"LD_LIBRARY_PATH": str(Path(args.rehearse).resolve()), "STANDIN_LOG": str(seen), "STANDIN_LEAKS": "1"})
+        before = {} if args.again else done_before(out, report)
+        if not before:
+            (out / "check.log").write_text("")
         doctor = subprocess.run([place.fusedpo, "doctor"], capture_output=True, text=True, env=environment).stdout
         report["machine"].update({f"fusedpo doctor, {line[:3]}": line[8:] for line in doctor.splitlines() if line[:3] in ("cpu", "gpu")})
         for stage in stages:
+            if stage.name in before and stage.name not in args.stages:
+                report["stages"].append(before[stage.name])
+                print(f"{stage.name}: passed before", flush=True)
+                continue
             result = run_stage(stage, place, out, begun + args.seconds * place.patience, environment)
+            defects = [line for line in seen.read_text().splitlines() if "DEFECT" in line] if place.stand_in and seen.exists() else []
+            if defects:
+                result.update(status="failed", why=defects[0])
+                seen.unlink()
             print(f"{stage.name}: {result['status']} in {result['seconds']} s {result['why']}", flush=True)
             report["stages"].append(result)
             report["seconds"] = round(time.monotonic() - begun, 1)
-            write_report(out, report)  # after each, so that a run that is cut short leaves what it had
-        if not args.rehearse:
+            write_report(out, with_earlier(report, before))  # after each, so that a run that is cut short leaves what it had
+        report = with_earlier(report, before)
+        if not place.rehearsal:
             report["machine"].update({f"{key} after": value for key, value in gpu_facts().items() if key in ("clocks.sm", "temperature.gpu")})
             write_report(out, report)
     print((out / "check.md").read_text())

@@ -15,9 +15,11 @@ sys.path.insert(0, str(ROOT / "scripts/gpu"))
 import stages  # noqa: E402
 
 STAND_IN = """#!{python}
-import json, sys
+import json, os, sys
 from pathlib import Path
 arg = lambda name: sys.argv[sys.argv.index(name) + 1]
+if "SAY_DEFECT" in os.environ:
+    Path(os.environ["STANDIN_LOG"]).write_text("stand-in: DEFECT: planted" + chr(10))
 if "--test-threads=4" in sys.argv:
     print("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s")
 elif "--json" in sys.argv:
@@ -121,9 +123,55 @@ class CheckTest(unittest.TestCase):
         self.assertEqual([s["status"] for s in report["stages"]], ["passed"] * 5 + ["skipped"], page)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn("| kernels_attention | 3 | 0.01 |", page)
-        self.assertIn("| swiglu_fwd | 1x2 | 1.5000 GB/s | 50.0 % |", page)
-        self.assertIn("| 26m | hh | 500.0 | 8.0 | 900 | 25.0 % | 2.0 | products 75 %, attention 25 % |", page)
+        self.assertIn("predicted (not measured)", page)
+        self.assertIn("| swiglu_fwd | 1x2 | 1.5000 GB/s | 50.0 % | 3.0000 | 2.00 | 85 % |", page)
+        self.assertIn("| 26m | hh | 500.0 | 8.0 | 900 | 25.0 % | - | 2.0 | products 75 %, attention 25 % |", page)
         self.assertIn("this says nothing about a GPU", page)
+
+    def test_what_passed_is_not_run_again_and_what_did_not_is(self):
+        out, bundle = self.folder / "out", make_bundle(self.folder)
+        run = lambda *more: self.check(bundle, "--rehearse", "--out", str(out), *more)
+        self.assertEqual(run("rows", "step0").returncode, 0)
+        report = json.loads((out / "check.json").read_text())
+        report["stages"][1]["status"] = "failed"
+        report["stages"][0]["seconds"] = 1234
+        (out / "check.json").write_text(json.dumps(report))
+        log = (out / "check.log").read_text()
+        names = ["rows", "step0", "kernels"]
+        self.assertIn("rows: passed before", run().stdout)
+        after = {s["name"]: s for s in json.loads((out / "check.json").read_text())["stages"]}
+        self.assertEqual([after[name]["status"] for name in names], ["passed"] * 3)
+        self.assertEqual(after["rows"]["seconds"], 1234, "kept as it was")
+        self.assertTrue((out / "check.log").read_text().startswith(log))
+        run("rows")
+        stages_now = json.loads((out / "check.json").read_text())["stages"]
+        self.assertNotEqual(stages_now[0]["seconds"], 1234, "named: run again")
+        self.assertIn("kernels", [s["name"] for s in stages_now], "and the others stay in the report")
+        # Another bundle's results are no results.
+        report = json.loads((out / "check.json").read_text())
+        report["bundle"]["commit"] = "0" * 40
+        (out / "check.json").write_text(json.dumps(report))
+        self.assertNotIn("passed before", run("--seconds", "1").stdout)
+
+    def test_rehearsal_on_libraries_that_are_none(self):
+        result = self.check(make_bundle(self.folder), "--rehearse", str(self.folder), "step0")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("has no libcuda.so.1", result.stderr)
+
+    def test_a_defect_that_the_stand_ins_saw_fails_the_stage(self):
+        libraries = self.folder / "libraries"
+        libraries.mkdir()
+        (libraries / "libcuda.so.1").write_text("")
+        out = self.folder / "out"
+        bundle = make_bundle(self.folder)
+        run = lambda: self.check(bundle, "--rehearse", str(libraries), "--out", str(out), "step0")
+        self.assertEqual(run().returncode, 0)
+        page = (out / "check.md").read_text()
+        self.assertIn("no GPU: libraries that look like NVIDIA's", page)
+        os.environ["SAY_DEFECT"] = "1"
+        self.addCleanup(os.environ.pop, "SAY_DEFECT")
+        self.assertEqual(run().returncode, 1)
+        self.assertIn("DEFECT: planted", (out / "check.md").read_text())
 
     def test_a_margin_at_step_0_fails(self):
         result, report, _ = self.rehearse("step0", margin=1e-9)
@@ -170,7 +218,7 @@ class RunningTest(unittest.TestCase):
         code = "import time; print('swiglu_fwd 1x2: 1.5 GB/s, 50.0 % of the 3.0 measured, 2.00 us', flush=True); time.sleep(60)"
         result, _ = self.run_stage([self.python("kernels", code, partial=True)], stages.judge_kernel_bench, limit=3)
         self.assertEqual((result["status"], result["why"]), ("failed", "kernels: not done after 3 s"))
-        self.assertEqual(result["rows"], [["swiglu_fwd", "1x2", "1.5 GB/s", "50.0 %", "3.0", "2.00"]])
+        self.assertEqual(result["rows"], [["swiglu_fwd", "1x2", "1.5 GB/s", "50.0 %", "3.0", "2.00", "85 %"]])
 
     def test_peers_that_ran_are_shown_beside_one_that_failed(self):
         run = {"config": "fusedpo-bf16", "step_s": 0.5, "pairs": 8, "steps_s": 2.0, "reference_s": 1.0, "gpu_gb": 3.0,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make tests/golden/step_losses.json: losses of a whole batch by TRL's own code, that tests/step_losses.rs compares with.
+"""Make tests/golden/step_losses.json: losses of a whole batch by TRL's own code, that tests/training/step_losses.rs compares with.
 
 Usage:   python scripts/make_step_loss_golden.py --out tests/golden/step_losses.json
 Input:   none (fixed seeds).

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Random configurations of the families that load, and what transformers makes of each: what tests/configs.rs compares with.
+"""Random configurations of the families that load, and what transformers makes of each: what tests/model/configs.rs compares with.
 
 Usage:   python scripts/resolve_configs.py --count 200 --seed 1 [--out FILE] [--forward]
 Input:   none. Configuration I of a seed is the same everywhere.

@@ -1,5 +1,5 @@
 //! Whole runs against a loop written here: order of the data, steps, schedule, clipping, decay, optimiser, metrics, evaluation
-//! and export by their published formulas, in f64. Only the model's passes are the library's; `tests/golden.rs` holds those.
+//! and export by their published formulas, in f64. Only the model's passes are the library's; `tests/model/golden.rs` holds those.
 //!
 //! A run is done twice: by the binary in f32, and by the library in f64 from the configuration that the binary wrote.
 

@@ -170,7 +170,7 @@ fn indices_beyond_a_table_are_refused() {
     assert_eq!(shape_error(r), ("attention_fwd", "heads"));
 }
 
-/// All that a device can refuse of a micro-batch: the rest is sound by construction (tests/batch.rs).
+/// All that a device can refuse of a micro-batch: the rest is sound by construction (tests/data/batch.rs).
 #[test]
 fn batches_beyond_the_capacity_are_refused() {
     let (cpu, mut noise) = (cpu64(), Noise(82));

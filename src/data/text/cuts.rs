@@ -9,7 +9,7 @@
 //! - `Digits` cuts around digits only; `ByteLevel` without its pattern cuts nowhere; a model sees one piece at a time.
 //! - NFC never composes across a space, and a composed letter is a letter.
 //!
-//! `tests/pack.rs` checks the claim on random texts.
+//! `tests/pack/pack.rs` checks the claim on random texts.
 
 use serde_json::Value;
 

@@ -1,0 +1,11 @@
+//! The command line: what it prints, refuses and leaves behind. One program, as each costs its linking.
+
+mod cli;
+mod cli_bad;
+mod cli_bad_files;
+mod cli_config;
+mod cli_eval;
+mod cli_out;
+mod cli_streams;
+mod cli_tokens;
+mod options;

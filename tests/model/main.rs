@@ -1,0 +1,9 @@
+//! Models: configurations, files, and what they compute. One program, as each costs its linking.
+
+mod configs;
+mod golden;
+mod model;
+mod model_bad;
+mod model_files;
+mod naive_model;
+mod rope;

@@ -168,6 +168,7 @@ fn attention(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capaci
             be.attention_bwd(AttentionBwd {
                 dqkv: &mut dqkv,
                 delta: &mut delta,
+                partial: &mut [],
                 dout: &dout,
                 out: &out,
                 lse: &lse,

@@ -17,7 +17,7 @@
 constexpr int kAttnWarps = 4;
 constexpr int kAttnThreads = 32 * kAttnWarps;
 
-// One entry of the query schedule (8 numbers), made by src/backend/gpu/attention.rs: up to kQueryRows packed queries of one
+// One entry of the query schedule (8 numbers), made by src/backend/gpu/schedule.rs: up to kQueryRows packed queries of one
 // segment. m_end == m_begin: nothing to do. kv_len == 0: rows of no segment, which get zeros.
 constexpr int kQueryRows = 128;
 struct QueryTile {
@@ -28,13 +28,23 @@ __device__ __forceinline__ QueryTile load_query_tile(const unsigned* __restrict_
     return {int(t[0]), int(t[1]), int(t[2]), int(t[3]), int(t[4]), int(t[5])};
 }
 
-// One entry of the key schedule (4 numbers): rows kv_start .. kv_start + kv_rows, read by the queries of rows
-// kv_start .. q_end (of these, row q sees row k exactly if q >= k). kv_rows == 0: nothing to do; q_end == kv_start: zeros.
+// One entry of the key schedule (8 numbers): rows kv_start .. kv_start + kv_rows, and packed queries m_begin .. m_end of those that
+// see them, counted from row kv_start on (of these, row q sees row k exactly if q >= k). kv_rows == 0: nothing to do;
+// m_end == m_begin: nobody sees them, zeros. Where many queries see a tile it has `parts` entries, each of some of them; the sums of
+// part `part` lie in rows partial_row + part * kv_rows .. of an array of rows x kv_heads x (HD of dk, HD of dv), f32.
 struct KeyTile {
-    int kv_start, kv_rows, q_end;
+    int kv_start, kv_rows, m_begin, m_end;
 };
 __device__ __forceinline__ KeyTile load_key_tile(const unsigned* __restrict__ tiles, int i) {
-    const unsigned* t = tiles + size_t(i) * 4;
+    const unsigned* t = tiles + size_t(i) * 8;
+    return {int(t[0]), int(t[1]), int(t[2]), int(t[3])};
+}
+struct KeyTilePart {
+    int partial_row, part, parts;
+};
+// Volatile: read where it is needed, not carried through a kernel's loop in registers that it has no room for.
+__device__ __forceinline__ KeyTilePart load_key_tile_part(const unsigned* tiles, int i) {
+    const volatile unsigned* t = tiles + size_t(i) * 8 + 4;
     return {int(t[0]), int(t[1]), int(t[2])};
 }
 

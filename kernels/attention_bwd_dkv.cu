@@ -2,9 +2,11 @@
 //            dv = p^T dout,   dk = scale ds^T q.
 // Source     Dao 2023, FlashAttention-2 (arXiv 2307.08691), alg. 2, as two passes without atomics.
 // Shapes     as attention_bwd_dq.cu; p and ds are rounded to bf16 as operands.
-// Launch     grid = (kv_heads, entries of the key table), block = 128. BM keys stay; all queries that see them pass by, BN packed
-//            queries at a time, of all heads of the group: a prompt's keys see its own rows and those of every response, which lie
-//            behind it, so packed queries kv_start group .. q_end group are one range and the causal bound is the only mask.
+// Launch     attention_bwd_dkv: grid = (kv_heads, entries of the key table), block = 128. BM keys stay; all queries that see them pass
+//            by, BN packed queries at a time, of all heads of the group: a prompt's keys see its own rows and those of every response,
+//            which lie behind it, so the packed queries are one range and the causal bound is the only mask. Tiles that very many
+//            see come in parts, whose sums go to f32 scratch (attention.cuh).
+//            attention_bwd_dkv_sum: grid = (kv_heads, entries, 4), block = 256: adds up the parts.
 //            HD                 32     64     96    128
 //            BM x BN        128x64 128x64  64x64  64x32
 //            shared bytes    33792  66560  74752  66048    = 2 HD (2 BM + 4 BN) + 16 BN
@@ -12,13 +14,16 @@
 // FLOPs      8 HD heads a visible (query, key) pair.
 // Traffic    least: queries, keys, values, dout, dk, dv, lse, delta once: 2 rows ((2 heads + 4 kv_heads) HD) + 8 rows heads bytes.
 //            Queries and dout again for every BM keys, from L2.
-// Order      packed queries ascending (row by row, heads of the group inside), SLICE at a time; each element by one thread. No atomics.
+//            Parts: 16 kv_heads HD bytes a row and part, written once and read once.
+// Order      packed queries ascending (row by row, heads of the group inside), SLICE at a time; each element by one thread. Parts in
+//            order; where they are cut follows from the batch and its capacity, not from the GPU. No atomics.
 // Limits     as attention.cu.
 // Reference  src/backend/cpu/attention/; attention_plain.cu.
 // Choices    The problem is transposed (rows are keys), so p^T and ds^T are operands where they were computed and no warp needs
 //            another's. 32 keys a warp up to HD = 64, 16 above (two accumulators of HD columns each): with 32 every fragment of a
 //            query feeds two products. As many of the values' fragments stay in registers as spill nowhere, the rest is read again.
-//            Long prompts of many responses make long blocks: they come first. Chosen by the compiler's report as
+//            Long prompts of many responses make long blocks: they come first, in parts of at most 2,048 packed queries
+//            (`PART_QUERIES` in schedule.rs; by the model of scripts/attention_schedule.py). Chosen by the compiler's report as
 //            attention_bwd_dq.cu. Nothing here was measured on a GPU yet.
 #include "attention.cuh"
 #ifdef STORAGE_BF16
@@ -39,8 +44,8 @@ struct KeyGradient {
         float lse, delta;
     };
     static __device__ __forceinline__ Stats load_stats(
-            const float* __restrict__ lse, const float* __restrict__ delta, const Heads& h, int start, int m, int queries) {
-        const bool live = m < queries;
+            const float* __restrict__ lse, const float* __restrict__ delta, const Heads& h, int start, int m, int m_end) {
+        const bool live = m < m_end;
         const size_t at = row_head(h, start, live ? m : 0);
         return {live ? lse[at] * LOG2E : INFINITY, live ? delta[at] : 0.0f};  // infinity: probability 0
     }
@@ -150,10 +155,27 @@ struct KeyGradient {
         }
     }
 
+    // A part's sums as they are: this warp's rows of those at `to`, `width` apart.
+    static __device__ __forceinline__ void store_sums(
+            float* __restrict__ to, int width, const Gradient& dk, const Gradient& dv, int row0, int rows) {
+        const int lane = threadIdx.x & 31;
+#pragma unroll
+        for (int i = 0; i < 2 * MI; ++i) {
+            const int mi = i >> 1, e = 2 * (i & 1), row = row0 + 8 * i + lane / 4;
+            float* at = to + size_t(row) * width + 2 * (lane & 3);
+            if (row >= rows) continue;
+#pragma unroll
+            for (int n = 0; n < HD / 8; ++n) {
+                *reinterpret_cast<float2*>(at + 8 * n) = float2{dk[mi][n][e], dk[mi][n][e + 1]};
+                *reinterpret_cast<float2*>(at + HD + 8 * n) = float2{dv[mi][n][e], dv[mi][n][e + 1]};
+            }
+        }
+    }
+
     static __device__ __forceinline__ void run(
-            bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,
-            const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads,
-            int kv_heads, float scale) {
+            bf16* __restrict__ dqkv, float* __restrict__ partial, const bf16* __restrict__ dout,
+            const float* __restrict__ lse, const float* __restrict__ delta, const bf16* __restrict__ qkv,
+            const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {
         const KeyTile t = load_key_tile(tiles, blockIdx.y);
         if (t.kv_rows == 0) return;
         const Heads h = heads_of(heads, kv_heads, blockIdx.x);
@@ -165,15 +187,15 @@ struct KeyGradient {
         const size_t stride = qkv_width<HD>(h), kv = size_t(t.kv_start) * stride + size_t(heads + h.kv_head) * HD;
         const PackedQueries q_rows = PackedQueries::in<HD>(qkv, qkv_width<HD>(h), h, t.kv_start);
         const PackedQueries do_rows = PackedQueries::in<HD>(dout, heads * HD, h, t.kv_start);
-        const int queries = (t.q_end - t.kv_start) * h.group, query_tiles = (queries + BQ - 1) / BQ;  // packed, from kv_start on
+        const int query_tiles = (t.m_end - t.m_begin + BQ - 1) / BQ;
         auto start = [&](int m0, int stage) {
             bf16* to = stages + stage * 2 * kTile;
-            load_queries<HD, BQ, 2>({to, to + kTile}, {q_rows, do_rows}, h, m0, queries);
+            load_queries<HD, BQ, 2>({to, to + kTile}, {q_rows, do_rows}, h, m0, t.m_end);
         };
         load_own(k_tile, v_tile, qkv + kv, h, t.kv_rows);
         if (query_tiles > 0) {
-            start(0, 0);
-            store_stats(stats, load_stats(lse, delta, h, t.kv_start, int(threadIdx.x), queries));
+            start(t.m_begin, 0);
+            store_stats(stats, load_stats(lse, delta, h, t.kv_start, t.m_begin + int(threadIdx.x), t.m_end));
         }
         cp_async_commit();
         Gradient dk, dv;
@@ -186,12 +208,12 @@ struct KeyGradient {
         for (int j = 0; j < query_tiles; ++j) {
             cp_async_wait<0>();
             __syncthreads();  // tile j is visible to all, and nobody reads tile j - 1 any more
-            const int m0 = j * BQ;
+            const int m0 = t.m_begin + j * BQ;
             const bool more = j + 1 < query_tiles;
             Stats next{0.0f, 0.0f};
             if (more) {
                 start(m0 + BQ, (j + 1) & 1);
-                next = load_stats(lse, delta, h, t.kv_start, m0 + BQ + int(threadIdx.x), queries);
+                next = load_stats(lse, delta, h, t.kv_start, m0 + BQ + int(threadIdx.x), t.m_end);
             }
             cp_async_commit();
             if (j == 0) {
@@ -209,6 +231,13 @@ struct KeyGradient {
                 add_queries(dk, dv, s, dp, q_tile, at_mk, x);
             }
             if (more) store_stats(stats + 2 * ((j + 1) & 1) * BQ, next);
+        }
+        const KeyTilePart p = load_key_tile_part(tiles, blockIdx.y);
+        if (p.parts > 1) {
+            const size_t first = size_t(p.partial_row) + p.part * t.kv_rows;
+            float* sums = partial + first * (2 * kv_heads * HD) + h.kv_head * 2 * HD;
+            store_sums(sums, 2 * kv_heads * HD, dk, dv, row0, t.kv_rows);
+            return;
         }
         // k_tile's and v_tile's rows are this warp's own. Without a query no barrier was passed: the copies must land first.
         if (query_tiles == 0) {
@@ -231,12 +260,40 @@ struct KeyGradient {
 
 #define ATTENTION_BWD_DKV(HD, CTAS, ...)                                                                   \
     DENSE_KERNEL(kAttnThreads, CTAS, attention_bwd_dkv_hd##HD)(                                            \
-            bf16* __restrict__ dqkv, const bf16* __restrict__ dout, const float* __restrict__ lse,         \
-            const float* __restrict__ delta, const bf16* __restrict__ qkv, const unsigned* __restrict__ tiles, \
-            int heads, int kv_heads, float scale) {                                                        \
-        KeyGradient<HD, __VA_ARGS__>::run(dqkv, dout, lse, delta, qkv, tiles, heads, kv_heads, scale);     \
+            bf16* __restrict__ dqkv, float* __restrict__ partial, const bf16* __restrict__ dout,           \
+            const float* __restrict__ lse, const float* __restrict__ delta, const bf16* __restrict__ qkv,  \
+            const unsigned* __restrict__ tiles, int heads, int kv_heads, float scale) {                    \
+        KeyGradient<HD, __VA_ARGS__>::run(dqkv, partial, dout, lse, delta, qkv, tiles, heads, kv_heads, scale); \
     }                                                                                                      \
     EXPORT_KERNEL(attention_bwd_dkv_hd##HD)
+
+// dk and dv of the tiles that have parts: the sums of the parts, added from the first to the last.
+KERNEL(256, attention_bwd_dkv_sum)(
+        bf16* __restrict__ dqkv, const float* __restrict__ partial, const unsigned* __restrict__ tiles, int heads, int kv_heads,
+        int head_dim, float scale) {
+    const KeyTilePart p = load_key_tile_part(tiles, blockIdx.y);
+    if (p.parts < 2 || p.part > 0) return;
+    const KeyTile t = load_key_tile(tiles, blockIdx.y);
+    const int kv_head = blockIdx.x, packs = head_dim / 4;  // of 8 numbers, of dk and then of dv
+    const size_t width = size_t(2) * kv_heads * head_dim, stride = size_t(heads + 2 * kv_heads) * head_dim;
+    for (int i = blockIdx.z * blockDim.x + threadIdx.x; i < t.kv_rows * packs; i += gridDim.z * blockDim.x) {
+        const int row = i / packs, c = i % packs * 8;
+        const float* from = partial + size_t(p.partial_row + row) * width + kv_head * 2 * head_dim + c;
+        Floats<8> sum = load_floats<true>(from, 8);
+#pragma unroll 4
+        for (int part = 1; part < p.parts; ++part) {
+            const Floats<8> more = load_floats<true>(from + size_t(part) * t.kv_rows * width, 8);
+#pragma unroll
+            for (int e = 0; e < 8; ++e) sum[e] += more[e];
+        }
+        const bool values = c >= head_dim;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) sum[e] *= values ? 1.0f : scale;
+        const int column = values ? (heads + kv_heads + kv_head) * head_dim + c - head_dim : (heads + kv_head) * head_dim + c;
+        store16(dqkv + size_t(t.kv_start + row) * stride + column, packed(sum));
+    }
+}
+EXPORT_KERNEL(attention_bwd_dkv_sum)
 
 // At HD = 64 ptxas finds room for two of the values' fragments up to Hopper, and for one after it.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000

@@ -5,6 +5,7 @@
 // Launch     grid and tables as there, block = 128: one warp a packed query (a key), 32 keys (queries) at a time, then the columns
 //            of the head over the lanes. Dynamic shared = 4 warps (4 head_dim + 64) floats.
 // Traffic    no tile is shared between rows: every query reads all of its keys. Slow, and meant to be simple.
+//            Entries of the key table are whole tiles: no parts.
 // Order      keys (queries) ascending in steps of 32; sums over a step in order; row sums by a butterfly. No atomics.
 // Limits     rows * group^2 < 2^31; head_dim up to what 4 (4 head_dim + 64) floats of shared memory allow (1500 in 99 KiB).
 // Reference  src/backend/cpu/attention/.
@@ -33,9 +34,9 @@ __device__ __forceinline__ int row_of_key(const QueryTile& t, int key) {
     return key < t.prefix_len ? t.prefix_start + key : t.seg_start + key - t.prefix_len;
 }
 
-KERNEL(kAttnThreads, attention_fwd_plain)(T* __restrict__ out, float* __restrict__ lse, const T* __restrict__ qkv,
-                                          const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim,
-                                                  float scale) {
+KERNEL(kAttnThreads, attention_fwd_plain)(
+        T* __restrict__ out, float* __restrict__ lse, const T* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads,
+        int kv_heads, int head_dim, float scale) {
     const PlainShape h(heads, kv_heads, head_dim);
     const QueryTile t = load_query_tile(tiles, blockIdx.y);
     DYNAMIC_SHARED(float, shared);
@@ -75,8 +76,8 @@ KERNEL(kAttnThreads, attention_fwd_plain)(T* __restrict__ out, float* __restrict
 }
 EXPORT_KERNEL(attention_fwd_plain)
 
-KERNEL(kAttnThreads, attention_bwd_delta_plain)(float* __restrict__ delta, const T* __restrict__ dout,
-        const T* __restrict__ out, int n, int head_dim) {
+KERNEL(kAttnThreads, attention_bwd_delta_plain)(
+        float* __restrict__ delta, const T* __restrict__ dout, const T* __restrict__ out, int n, int head_dim) {
     const int i = int(blockIdx.x) * kAttnWarps + int(threadIdx.x >> 5);
     float sum = 0.0f;
     for (int d = threadIdx.x & 31; i < n && d < head_dim; d += 32)
@@ -86,10 +87,9 @@ KERNEL(kAttnThreads, attention_bwd_delta_plain)(float* __restrict__ delta, const
 }
 EXPORT_KERNEL(attention_bwd_delta_plain)
 
-KERNEL(kAttnThreads, attention_bwd_dq_plain)(T* __restrict__ dqkv, const T* __restrict__ dout, const float* __restrict__ lse,
-                                             const float* __restrict__ delta, const T* __restrict__ qkv,
-                                             const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim,
-                                                     float scale) {
+KERNEL(kAttnThreads, attention_bwd_dq_plain)(
+        T* __restrict__ dqkv, const T* __restrict__ dout, const float* __restrict__ lse, const float* __restrict__ delta,
+        const T* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim, float scale) {
     const PlainShape h(heads, kv_heads, head_dim);
     const QueryTile t = load_query_tile(tiles, blockIdx.y);
     DYNAMIC_SHARED(float, shared);
@@ -123,17 +123,15 @@ KERNEL(kAttnThreads, attention_bwd_dq_plain)(T* __restrict__ dqkv, const T* __re
 }
 EXPORT_KERNEL(attention_bwd_dq_plain)
 
-KERNEL(kAttnThreads, attention_bwd_dkv_plain)(T* __restrict__ dqkv, const T* __restrict__ dout, const float* __restrict__ lse,
-                                              const float* __restrict__ delta, const T* __restrict__ qkv,
-                                              const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim,
-                                                      float scale) {
+KERNEL(kAttnThreads, attention_bwd_dkv_plain)(
+        T* __restrict__ dqkv, float*, const T* __restrict__ dout, const float* __restrict__ lse, const float* __restrict__ delta,
+        const T* __restrict__ qkv, const unsigned* __restrict__ tiles, int heads, int kv_heads, int head_dim, float scale) {
     const PlainShape h(heads, kv_heads, head_dim);
     const KeyTile t = load_key_tile(tiles, blockIdx.y);
     DYNAMIC_SHARED(float, shared);
     const int lane = threadIdx.x & 31;
     float* k = shared + (threadIdx.x >> 5) * (4 * head_dim + 64);
     float *v = k + head_dim, *dk = v + head_dim, *dv = dk + head_dim, *p = dv + head_dim, *ds = p + 32;
-    const int queries = (t.q_end - t.kv_start) * h.group;
     for (int r = threadIdx.x >> 5; r < t.kv_rows; r += kAttnWarps) {
         const size_t key = h.key_at(t.kv_start + r), value = h.value_at(t.kv_start + r);
         for (int d = lane; d < head_dim; d += 32) {
@@ -142,8 +140,8 @@ KERNEL(kAttnThreads, attention_bwd_dkv_plain)(T* __restrict__ dqkv, const T* __r
             dk[d] = dv[d] = 0.0f;
         }
         __syncwarp();
-        for (int m0 = r * h.group; m0 < queries; m0 += 32) {  // row kv_start + r is the first that sees key r
-            const int live = queries - m0 < 32 ? queries - m0 : 32;
+        for (int m0 = r * h.group; m0 < t.m_end; m0 += 32) {  // row kv_start + r is the first that sees key r
+            const int live = t.m_end - m0 < 32 ? t.m_end - m0 : 32;
             if (lane < live) {
                 const size_t at = row_head(h, t.kv_start, m0 + lane);
                 p[lane] = expf(dot_shared(k, qkv + h.query_at(t.kv_start, m0 + lane), head_dim) - lse[at]);

@@ -93,6 +93,23 @@ __device__ __forceinline__ void store16(void* p, uint4 v) {
     *reinterpret_cast<uint4*>(p) = v;
 }
 
+// Stores of what is not read again soon: the first lines of L2 to go.
+__device__ __forceinline__ void store16_streaming(void* p, uint4 v) {
+#ifdef __CUDACC__
+    __stcs(reinterpret_cast<uint4*>(p), v);
+#else
+    store16(p, v);
+#endif
+}
+__device__ __forceinline__ void store8_streaming(void* p, uint2 v) {
+#ifdef __CUDACC__
+    __stcs(reinterpret_cast<uint2*>(p), v);
+#else
+    cuda_host::expect_aligned("8-byte store", p, 8);
+    *reinterpret_cast<uint2*>(p) = v;
+#endif
+}
+
 // As many elements of S as 16 bytes hold.
 template <class S> struct PackSize { enum { value = 16 / sizeof(S) }; };
 #define PACK(S) int(PackSize<S>::value)
@@ -231,6 +248,17 @@ __device__ __forceinline__ float fast_log2(float x) {
     return y;
 #else
     return log2f(x);
+#endif
+}
+
+// a / b to 2 ulp for 2^-126 <= |b| <= 2^126, 0 for a larger finite or infinite b and finite a: one reciprocal, no branch.
+__device__ __forceinline__ float fast_divide(float a, float b) {
+#ifdef __CUDACC__
+    float y;
+    asm("div.approx.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+#else
+    return a / b;
 #endif
 }
 

@@ -9,7 +9,8 @@
 // Launch     grid = rows, block = 1024, 640 bytes of shared memory. Groups of 4 x 4096 logits: a thread has four loads of 16 bytes
 //            on their way in both passes, 64 KB a block.
 // Traffic    reads z twice, writes G once: 10 bytes a logit for bf16, 4 where only scored. The first pass goes from the row's end to
-//            its start and the second back, so that what was read last is read again first, from L2.
+//            its start and the second back, so that what was read last is read again first, from L2. G is stored as what may
+//            leave L2 first: z must stay.
 // In place   ascending groups; a group of bf16 ends at half of where its logits end: group i lies over logits of group i / 2. A
 //            barrier after the loads of group b says that all threads have read groups <= b, which frees 0 .. 2 b + 1: barriers
 //            at groups 0, 2, 6, 14, ... are enough. f32 replaces what the same thread has read: none.
@@ -117,11 +118,15 @@ __device__ __forceinline__ Running combine_block(Running r, Running* warps) {
 }
 
 template <bool WHOLE> __device__ __forceinline__ void store_gradient(float* to, const Floats<4>& g, int live) {
-    store_pack<WHOLE>(to, g, live);
+    if constexpr (WHOLE) {
+        if (live > 0) store16_streaming(to, packed(g));
+    } else {
+        store_pack<WHOLE>(to, g, live);
+    }
 }
 template <bool WHOLE> __device__ __forceinline__ void store_gradient(bf16* to, const Floats<4>& g, int live) {
     if constexpr (WHOLE) {
-        if (live > 0) *reinterpret_cast<uint2*>(to) = uint2{pack_bf16(g[0], g[1]), pack_bf16(g[2], g[3])};
+        if (live > 0) store8_streaming(to, uint2{pack_bf16(g[0], g[1]), pack_bf16(g[2], g[3])});
     } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i)

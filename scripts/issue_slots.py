@@ -24,11 +24,12 @@ from collections import defaultdict
 WARPS = 4
 # Kernel (as a regular expression) -> arrays of the storage type and of f32 that a counted loop moves for one element.
 ELEMENT = {
-    r"swiglu_fwd": (3, 0), r"swiglu_bwd": (5, 0), r"rmsnorm_fwd_\d": (3, 0), r"rmsnorm_bwd_\d": (4, 0),
+    r"swiglu_fwd": (3, 0), r"swiglu_bwd": (6, 0), r"rmsnorm_fwd_\d": (3, 0), r"rmsnorm_bwd_\d": (4, 0),
     r"qk_norm_fwd": (4, 0), r"qk_norm_bwd": (4, 0), r"bias_fwd": (2, 0), r"bias_bwd": (1, 0), r"rope": (2, 1), r"rope_bias": (2, 1),
     r"rope_bias_bwd": (2, 1), r"embed_bwd": (1, 0),
     r"gather_rows|scale_rows": (2, 0), r"scatter_rows": (1, 0), r"head": (0, 1), r"adamw": (1, 7), r"rmsprop": (1, 5), r"mix": (1, 3),
     r"sum_squares": (0, 1), r"kv_store": (2, 0), r"attention_decode": (1, 0), r"attention_bwd_delta_hd\d+": (2, 0),
+    r"attention_bwd_dkv_sum": (0, 1),
 }
 
 
@@ -233,7 +234,7 @@ def per_element(made, kernel):
     hot = {h: b for h, b in found.items() if has[h] and not any(has[o] for o in found if o != h and found[o] < b)}
 
     def work(block):
-        return block.wide("LDG") + block.wide("STG"), block.wide("STG")
+        return block.wide("LDG") + block.wide("STG"), block.count("STG")
 
     best = {}
     for header, inside in hot.items() or [(0, set(range(len(made))))]:

@@ -216,6 +216,8 @@ impl<'a, B: Backend> Ops<'a, B> {
         let (q, w) = (rows * shape.q_width(), rows * shape.qkv_width());
         let (qkv, mut out, mut lse) = (self.act(w), self.act(q), self.acc(rows * shape.heads));
         let (dout, mut dqkv, mut delta) = (self.act(q), self.act(w), self.acc(rows * shape.heads));
+        let len = be.attention_partial(capacity(&self.micro).slots, &shape);
+        let mut partial = be.zeros("partial", len).unwrap();
         be.attention_fwd(AttentionFwd {
             out: v!(self, mut out),
             lse: v!(self, mut lse),
@@ -227,6 +229,7 @@ impl<'a, B: Backend> Ops<'a, B> {
         be.attention_bwd(AttentionBwd {
             dqkv: v!(self, mut dqkv),
             delta: v!(self, mut delta),
+            partial: v!(self, mut partial),
             dout: v!(self, dout),
             out: v!(self, out),
             lse: v!(self, lse),

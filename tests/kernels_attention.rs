@@ -23,6 +23,8 @@ use naive::{Group, Noise, Results, batch, capacity, naive};
 
 /// Schedules a kernel must agree under; 0 runs everything in order.
 const SEEDS: [u64; 4] = [0, 1, 2, 3];
+/// Slots of a batch's capacity beyond those of the case.
+const SPARE: usize = 37;
 
 /// Inputs of an attention op, as numbers that the storage type holds.
 struct Case {
@@ -49,9 +51,14 @@ impl Case {
 
     /// Forward and backward through the GPU backend; outputs start as NaN.
     fn run<D: Driver, A: GpuFloat>(&self, gpu: &Gpu<D, A>) -> fusedpo::Result<Results> {
+        self.run_cut(gpu, None)
+    }
+    /// The same with tiles of keys cut at so many packed queries.
+    fn run_cut<D: Driver, A: GpuFloat>(&self, gpu: &Gpu<D, A>, cut: Option<usize>) -> fusedpo::Result<Results> {
         let micro = batch(&self.groups, self.slots);
         // More than is needed: the tables' unused entries and the grid's idle blocks are part of the matter.
-        let mut b = GpuBatch::new(gpu, capacity(self.slots + 37, micro.responses().len() + 2), self.shape)?;
+        let mut b = GpuBatch::new(gpu, capacity(self.slots + SPARE, micro.responses().len() + 2), self.shape)?;
+        cut.into_iter().for_each(|at| b.cut_key_tiles_at(at));
         b.load(&micro)?;
         self.run_on(gpu, &b)
     }
@@ -62,12 +69,14 @@ impl Case {
         let mut out = unset::<D, A, A>(gpu, rows * s.q_width());
         let mut lse = unset::<D, A, f32>(gpu, rows * s.heads);
         let mut delta = unset::<D, A, f32>(gpu, rows * s.heads);
+        let mut partial = unset::<D, A, f32>(gpu, gpu.attention_partial((rows + SPARE).max(300), &s));
         let mut dqkv = unset::<D, A, A>(gpu, rows * s.qkv_width());
         gpu.attention_fwd(AttentionFwd { out: out.all_mut(), lse: lse.all_mut(), qkv: qkv.all(), batch: b, shape: s })?;
         let dout = filled::<D, A, A>(gpu, &self.dout);
         gpu.attention_bwd(AttentionBwd {
             dqkv: dqkv.all_mut(),
             delta: delta.all_mut(),
+            partial: partial.all_mut(),
             dout: dout.all(),
             out: out.all(),
             lse: lse.all(),
@@ -202,6 +211,7 @@ fn agrees_with_the_cpu_backend() {
     cpu.attention_bwd(AttentionBwd {
         dqkv: &mut dqkv,
         delta: &mut delta,
+        partial: &mut [],
         dout: &dout,
         out: &out,
         lse: &lse,
@@ -279,6 +289,58 @@ fn refill<D: Driver>(gpu: &Gpu<D, bf16>) {
     }
 }
 
+/// Everything but dk and dv has the bits of whole tiles; those are sums in another order, rounded to bf16 once in both: in
+/// f32 they differ by rounding alone, so that the stored numbers are at most neighbours.
+#[test]
+fn key_tiles_in_parts() {
+    let cases = [
+        // Parts at 64 packed queries, several a tile; a tile without readers; one that a single part more than fills.
+        (vec![group(70, &[40, 3, 66])], 5, (3, 1, 64), 64),
+        (vec![group(0, &[130]), group(1, &[1, 64])], 70, (4, 2, 64), 128),
+        (vec![group(129, &[33, 80])], 0, (5, 1, 32), 192),
+        (vec![group(65, &[20, 20, 20])], 3, (2, 2, 96), 64),
+        (vec![group(33, &[64, 31]), group(64, &[65])], 1, (7, 1, 128), 64),
+        // So many parts that there is no scratch for them: fewer are made.
+        (vec![group(200, &[100])], 0, (8, 1, 64), 64),
+    ];
+    for (seed, (groups, tail, heads, cut)) in (60..).zip(cases) {
+        let case = Case::new(&groups, tail, heads, seed);
+        let (exact, plain) = (case.exact(), case.plain_bf16());
+        let mut bits = SameBits::new();
+        on_devices!(bf16, SEEDS, |gpu, place| {
+            let [parts, whole] = [cut, usize::MAX].map(|cut| case.run_cut(gpu, Some(cut)).unwrap());
+            assert!(parts.same_forward(&whole), "{place}: forward");
+            for (i, name) in [(1, "dq"), (2, "dk"), (3, "dv")] {
+                let [got, whole, plain, exact] = [&parts, &whole, &plain, &exact].map(|r| r.parts()[i].1.clone());
+                let name = format!("{place}: {heads:?} cut at {cut}: {name}");
+                assert_bf16_rule(&name, &got, &plain, &exact, 0.0);
+                let size = whole.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+                for (got, whole) in got.iter().zip(&whole) {
+                    let ulp = whole.abs().max(got.abs()) / 128.0 + size * 1e-6;
+                    assert!((got - whole).abs() <= if i == 1 { 0.0 } else { ulp }, "{name}: {got} and {whole}");
+                }
+            }
+            bits.see("attention in parts", place, parts.bits());
+        });
+    }
+}
+
+#[test]
+fn a_nan_reaches_the_statistics() {
+    for hd in [64, 40] {
+        let mut case = Case::new(&[group(10, &[20, 9])], 0, (2, 1, hd), 70);
+        let w = case.shape.qkv_width();
+        case.qkv[25 * w..][..hd].fill(f64::NAN); // a query of the first response
+        on_devices!(bf16, [1], |gpu, place| {
+            let got = case.run(gpu).unwrap();
+            for (at, lse) in got.lse.iter().enumerate() {
+                assert_eq!(lse.is_nan(), at == 50, "{place}: head_dim {hd}: row {}, head {}: {lse}", at / 2, at % 2);
+            }
+            assert!(got.out[50 * hd..51 * hd].iter().all(|x| x.is_nan()), "{place}: head_dim {hd}");
+        });
+    }
+}
+
 #[test]
 fn a_batch_is_refilled_without_allocating() {
     if let Some(gpu) = gpu::<bf16>(3) {
@@ -331,6 +393,26 @@ fn lengths_and_geometry_are_checked_before_a_launch() {
     assert_eq!(why, "kernel `attention_fwd`: `out` does not start at a multiple of 16 bytes");
     assert!(fwd(0, 1024, 16, AttnShape { heads: 3, kv_heads: 2, head_dim: 64 }).contains("a multiple of kv_heads=2"));
     assert!(fwd(0, 1024, 16, AttnShape { heads: 65536, kv_heads: 1, head_dim: 1 }).contains("rows * group^2"));
+    let short = |name: &str, partial: usize| {
+        let [mut dqkv, out, dout] = [2048, 1024, 1024].map(|n| unset::<_, bf16, bf16>(&gpu, n));
+        let [lse, mut delta, mut partial] = [16, 16, partial].map(|n| unset::<_, bf16, f32>(&gpu, n));
+        let op = AttentionBwd {
+            dqkv: dqkv.all_mut(),
+            delta: delta.all_mut(),
+            partial: partial.all_mut(),
+            dout: dout.all(),
+            out: out.all(),
+            lse: lse.all(),
+            qkv: qkv.all(),
+            batch: &b,
+            shape,
+        };
+        let why = gpu.attention_bwd(op).unwrap_err().to_string();
+        assert!(why.contains(name), "{why}");
+    };
+    let needed = gpu.attention_partial(8, &shape);
+    assert_eq!(needed, 2 * 8 * 2 * 64);
+    short("attention_bwd: `partial` has 2047 elements, expected", needed - 1);
     assert_eq!(gpu.driver().launches(), launches);
 }
 

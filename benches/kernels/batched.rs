@@ -137,7 +137,8 @@ fn attention<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, s: AttnShap
     let set = |be: &B| {
         let stats = || random::<B, B::Acc>(be, stat);
         let r = |n| random::<B, B::Act>(be, n);
-        let mut set = (r(wide), r(narrow), r(narrow), r(wide), stats(), stats());
+        let scratch = (stats(), random::<B, B::Acc>(be, be.attention_partial(groups.micro.slots(), &s)));
+        let mut set = (r(wide), r(narrow), r(narrow), r(wide), stats(), scratch);
         // Backward wants the output and the statistics that belong to the queries and keys.
         let (out, lse) = (be.view_mut(&mut set.1, 0..narrow), be.view_mut(&mut set.4, 0..stat));
         be.attention_fwd(AttentionFwd { out, lse, qkv: be.view(&set.0, 0..wide), batch, shape: s })
@@ -152,10 +153,13 @@ fn attention<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, s: AttnShap
             .expect("attention_fwd");
     });
     let work = Work::flop(flop * 5 / 2, (2 * wide + 2 * narrow) * act + 8 * stat);
-    bench.run("attention_bwd", &shape, work, set, |be, (qkv, out, dout, dqkv, lse, delta)| {
+    bench.run("attention_bwd", &shape, work, set, |be, (qkv, out, dout, dqkv, lse, (delta, partial))| {
         let (dqkv, delta) = (be.view_mut(dqkv, 0..wide), be.view_mut(delta, 0..stat));
+        let len = be.len(partial);
+        let partial = be.view_mut(partial, 0..len);
         let (dout, out) = (be.view(dout, 0..narrow), be.view(out, 0..narrow));
         let (lse, qkv) = (be.view(lse, 0..stat), be.view(qkv, 0..wide));
-        be.attention_bwd(AttentionBwd { dqkv, delta, dout, out, lse, qkv, batch, shape: s }).expect("attention_bwd");
+        be.attention_bwd(AttentionBwd { dqkv, delta, partial, dout, out, lse, qkv, batch, shape: s })
+            .expect("attention_bwd");
     });
 }

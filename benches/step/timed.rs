@@ -101,6 +101,7 @@ impl<B: Backend> Device for Timed<B> {
         memory_table() -> Vec<(String, usize)>;
         memory() -> Result<Option<DeviceMemory>>;
         scratch(rows: usize, dim: usize) -> usize;
+        attention_partial(slots: usize, shape: &AttnShape) -> usize;
         reserve(table: &[(String, usize)]) -> Result<()>;
         len[T: Storage](buf: &B::Buf<T>) -> usize;
         view['a, T: Storage](buf: &'a B::Buf<T>, range: Range<usize>) -> B::View<'a, T>;
@@ -158,7 +159,7 @@ timed! {
     }
     AttentionOps {
         Attention: attention_fwd(AttentionFwd { out, lse, qkv, batch, shape });
-        Attention: attention_bwd(AttentionBwd { dqkv, delta, dout, out, lse, qkv, batch, shape });
+        Attention: attention_bwd(AttentionBwd { dqkv, delta, partial, dout, out, lse, qkv, batch, shape });
     }
     DecodeOps {
         Rows: kv_store(KvStore { k, v, qkv, dst, shape });

@@ -150,6 +150,8 @@ pub struct Grads<B: Backend> {
     pub resid: B::Buf<B::Act>,
     /// Scratch of the attention's backward pass, `[rows, heads]`.
     pub delta: B::Buf<B::Acc>,
+    /// Scratch of the attention's backward pass: [`crate::backend::Device::attention_partial`] numbers.
+    pub partial: B::Buf<B::Acc>,
     /// Gradient of [`Workspace::hidden`], `[predictions, hidden]`.
     pub hidden: B::Buf<B::Act>,
     /// Scratch of the head's backward pass, `[head_rows, hidden]`.
@@ -231,6 +233,7 @@ impl<B: Backend> Workspace<B> {
             true => Some(Grads {
                 resid: be.zeros("d residual", rows * c.hidden_size)?,
                 delta: be.zeros("attention delta", rows * a.heads)?,
+                partial: be.zeros("attention partial sums", be.attention_partial(rows, &a))?,
                 hidden: be.zeros("d hidden", n * c.hidden_size)?,
                 scaled: be.zeros("head scratch", head_rows * c.hidden_size)?,
             }),

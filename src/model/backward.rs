@@ -195,6 +195,10 @@ fn attention<B: Backend>(
     be.attention_bwd(AttentionBwd {
         dqkv: be.view_mut(&mut acts.wide, 0..n_qkv),
         delta: be.view_mut(&mut g.delta, 0..rows * a.heads),
+        partial: {
+            let len = be.len(&g.partial);
+            be.view_mut(&mut g.partial, 0..len)
+        },
         dout: be.view(&acts.narrow, 0..n_q),
         out: be.view(&layer.attn, 0..n_q),
         lse: be.view(&layer.lse, 0..rows * a.heads),

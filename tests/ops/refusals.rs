@@ -70,7 +70,7 @@ fn wrong_lengths_are_refused() {
         |v| AttentionFwd { out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
     one_too_long!("attention_bwd", cpu.attention_bwd,
         [qkv => "dqkv", rows * 4 => "delta", out => "dout", out => "out", rows * 4 => "lse", qkv => "qkv"],
-        |v| AttentionBwd { dqkv: v(), delta: v(), dout: v(), out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
+        |v| AttentionBwd { dqkv: v(), delta: v(), partial: &mut [], dout: v(), out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
     one_too_long!("swiglu_fwd", cpu.swiglu_fwd, [10 => "*", 20 => "gate_up"], |v| SwigluFwd { act: v(), gate_up: v(), ffn: 5 });
     one_too_long!("swiglu_bwd", cpu.swiglu_bwd, [20 => "gate_up", 10 => "*"], 
         |v| SwigluBwd { gate_up: v(), dact: v(), ffn: 5, again: true });

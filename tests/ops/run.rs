@@ -40,6 +40,7 @@ pub fn attention_bwd<S: Real>(cpu: &Cpu<S>, dout: &[S], qkv: &[S], batch: &CpuBa
     cpu.attention_bwd(AttentionBwd {
         dqkv: &mut dqkv,
         delta: &mut delta,
+        partial: &mut [],
         dout,
         out: &out,
         lse: &lse,

@@ -133,6 +133,9 @@ impl<S: Real> Device for Cpu<S> {
     fn scratch(&self, rows: usize, dim: usize) -> usize {
         scratch_bound::<S>(rows, dim)
     }
+    fn attention_partial(&self, _slots: usize, _shape: &AttnShape) -> usize {
+        0 // a block sees all queries of its keys
+    }
     fn reserve(&self, _: &[(String, usize)]) -> Result<()> {
         // The system hands out zero pages when they are first written to.
         Ok(())

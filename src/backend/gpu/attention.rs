@@ -94,7 +94,7 @@ impl<D: Driver, A: GpuFloat> AttentionOps for Gpu<D, A> {
 
     fn attention_bwd(&self, op: AttentionBwd<'_, Self>) -> Result<()> {
         const OP: &str = "attention_bwd";
-        let AttentionBwd { mut dqkv, mut delta, dout, out, lse, qkv, batch, shape } = op;
+        let AttentionBwd { mut dqkv, mut delta, mut partial, dout, out, lse, qkv, batch, shape } = op;
         let rows = batch.slots();
         let launch = Launch::new(OP, A::DTYPE, rows, &shape)?;
         let kernels = launch.kernels;
@@ -104,7 +104,11 @@ impl<D: Driver, A: GpuFloat> AttentionOps for Gpu<D, A> {
         check::len(OP, "out", out.len(), &[("rows", rows), ("q_width", shape.q_width())])?;
         check::len(OP, "lse", lse.len(), &[("rows", rows), ("heads", shape.heads)])?;
         check::len(OP, "qkv", qkv.len(), &[("rows", rows), ("qkv_width", shape.qkv_width())])?;
+        let room = [("rows of partial sums", batch.attention.partial_rows()), ("2", 2), ("kv_width", shape.kv_width())];
+        check::at_least(OP, "partial", partial.len(), &room)?;
+        let partials = partial.arg();
         launch.aligned(&[("dqkv", dqkv.arg()), ("dout", dout.arg()), ("out", out.arg()), ("qkv", qkv.arg())])?;
+        launch.aligned(&[("partial", partials)])?;
         batch.attention.check(OP, launch.geometry)?;
 
         let items = rows * shape.heads;
@@ -123,7 +127,17 @@ impl<D: Driver, A: GpuFloat> AttentionOps for Gpu<D, A> {
         unsafe { self.launch(kernels.dq, grid, &with(table)) }?;
         let (table, tiles) = batch.key_table();
         let grid = launch.grid(tiles, 1, kernels.shared[2]);
-        // SAFETY: the same arguments, and the table of keys of the same batch.
-        unsafe { self.launch(kernels.dkv, grid, &with(table)) }
+        let sums = partial.arg();
+        let args = launch.args(&[dqkv.arg(), sums, dout.arg(), lse.arg(), delta.arg(), qkv.arg(), table]);
+        // SAFETY: the same arguments, the table of keys of the same batch, and room for the partial sums that any table may name.
+        unsafe { self.launch(kernels.dkv, grid, &args) }?;
+        let Some(sum) = kernels.sum else { return Ok(()) };
+        let (table, tiles) = batch.key_table();
+        let [heads, kv_heads, scale] = launch.tail[..] else { unreachable!("tensor cores take three numbers last") };
+        let head_dim = Arg::int(OP, "head_dim", shape.head_dim)?;
+        let args = [dqkv.arg(), partial.as_view().arg(), table, heads, kv_heads, head_dim, scale];
+        let grid = Grid { blocks: [shape.kv_heads, tiles, 4], threads: [256, 1, 1], shared: 0 };
+        // SAFETY: as above; every partial sum that the table names was written by the launch before.
+        unsafe { self.launch(sum, grid, &args) }
     }
 }

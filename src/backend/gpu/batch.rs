@@ -149,6 +149,12 @@ impl<D: Driver> GpuBatch<D> {
         Ok(())
     }
 
+    /// From the next load on, cuts a tile of keys that more than so many packed queries see into parts (2,048 where this is not
+    /// called). For tests: small batches then have parts, and [`usize::MAX`] gives the order of sums without any.
+    pub fn cut_key_tiles_at(&mut self, packed_queries: usize) {
+        self.attention.cut_at(packed_queries);
+    }
+
     /// Rows that ops compute: the live ones and some, so that there are few shapes.
     pub fn slots(&self) -> usize {
         self.slots

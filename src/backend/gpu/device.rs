@@ -6,6 +6,7 @@ use super::driver::{Driver, Dtype, View, ViewMut};
 use super::graph::Graph;
 use super::memory::Buf;
 use super::pinned::Pinned;
+use super::tiles;
 use crate::backend::ops::device::{AttnShape, Device, DeviceMemory};
 use crate::backend::ops::element::Storage;
 use crate::batch::{Capacity, MicroBatch};
@@ -59,6 +60,9 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     }
     fn scratch(&self, _rows: usize, _dim: usize) -> usize {
         0 // taken when the backend is made, and the library's workspace with the driver
+    }
+    fn attention_partial(&self, slots: usize, shape: &AttnShape) -> usize {
+        tiles::partial_len(A::DTYPE, slots, shape)
     }
     fn reserve(&self, table: &[(String, usize)]) -> Result<()> {
         self.heap.reserve(table)

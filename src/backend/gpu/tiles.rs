@@ -5,7 +5,7 @@
 //! grid: blocks past the last tile find an empty entry and return, so that a launch depends on shapes alone.
 
 use super::driver::Dtype;
-use super::schedule::{self, KEY_WORDS, QUERY_ROWS, QUERY_WORDS, Span, entries};
+use super::schedule::{self, KEY_WORDS, PART_QUERIES, QUERY_ROWS, QUERY_WORDS, Room, Span, entries, partial_rows};
 use crate::backend::ops::device::AttnShape;
 use crate::batch::{Capacity, MicroBatch};
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ pub(super) struct Kernels {
     pub dq_parts: usize,
     /// Rows of an entry of the key table.
     pub key_rows: usize,
+    /// Adds up the partial sums of `dkv`; the plain kernels have none.
+    pub sum: Option<&'static str>,
     /// Elements of delta a block.
     pub delta_items: usize,
     /// The kernels take the head's width as an argument, and no alignment is needed.
@@ -51,6 +53,7 @@ impl Kernels {
                     ],
                     dq_parts: QUERY_ROWS / $qm,
                     key_rows: $km,
+                    sum: Some("attention_bwd_dkv_sum"),
                     delta_items: THREADS / 4,
                     plain: false,
                 }
@@ -69,10 +72,19 @@ impl Kernels {
                 shared: [4 * (THREADS / 32) * (4 * head_dim + 64); 3],
                 dq_parts: 1,
                 key_rows: 64,
+                sum: None,
                 delta_items: THREADS / 32,
                 plain: true,
             },
         }
+    }
+}
+
+/// Numbers of partial sums for batches of up to `slots` rows: dk and dv of a row of every key head.
+pub(super) fn partial_len(dtype: Dtype, slots: usize, shape: &AttnShape) -> usize {
+    match Kernels::choose(dtype, shape.head_dim).sum {
+        Some(_) => partial_rows(slots) * 2 * shape.kv_width(),
+        None => 0,
     }
 }
 
@@ -82,6 +94,10 @@ pub(super) struct Tables {
     slots: usize,
     segments: usize,
     geometry: Geometry,
+    /// Most packed queries of an entry of the key table, unless there is no room for so many entries.
+    part_queries: usize,
+    /// Rows that there is scratch for.
+    partial_rows: usize,
     /// Who attends to whom; the dummy tail last.
     spans: Vec<Span>,
     /// Scratch.
@@ -99,11 +115,14 @@ impl Tables {
     /// For any micro-batch within `capacity`, and attention over `shape` in `dtype`.
     pub(super) fn new(dtype: Dtype, capacity: Capacity, shape: &AttnShape) -> Self {
         let segments = capacity.slots.min(2 * capacity.responses) + 1; // a group has a response, so there are no more prompts
-        let geometry = Geometry::new(shape, &Kernels::choose(dtype, shape.head_dim));
+        let kernels = Kernels::choose(dtype, shape.head_dim);
+        let geometry = Geometry::new(shape, &kernels);
         let mut this = Tables {
             slots: capacity.slots,
             segments,
             geometry,
+            part_queries: if kernels.sum.is_some() { PART_QUERIES } else { usize::MAX },
+            partial_rows: if kernels.sum.is_some() { partial_rows(capacity.slots) } else { 0 },
             spans: Vec::with_capacity(segments),
             entries: Vec::new(),
         };
@@ -114,7 +133,20 @@ impl Tables {
     /// Entries of the query table and of the key table.
     fn sizes(&self) -> [usize; 2] {
         let queries = entries(self.slots * self.geometry.group, QUERY_ROWS, self.segments);
-        [queries, entries(self.slots, self.geometry.key_rows, self.segments)]
+        let keys = entries(self.slots, self.geometry.key_rows, self.segments);
+        [queries, keys + self.partial_rows / self.geometry.key_rows]
+    }
+
+    /// Rows of partial sums that the tables may name.
+    pub(super) fn partial_rows(&self) -> usize {
+        self.partial_rows
+    }
+
+    /// Cuts tiles of keys that more than so many packed queries see; a multiple of 64.
+    pub(super) fn cut_at(&mut self, part_queries: usize) {
+        if self.partial_rows > 0 {
+            self.part_queries = part_queries;
+        }
     }
 
     /// Numbers of each.
@@ -133,7 +165,9 @@ impl Tables {
         let sizes = self.words();
         schedule::query_tiles(&mut self.entries, &self.spans, self.geometry.group);
         stage(&mut words[at[0]..][..sizes[0]], QUERY_WORDS, &self.entries);
-        schedule::key_tiles(&mut self.entries, &self.spans, self.geometry.key_rows);
+        let room = Room { part_queries: self.part_queries, partial_rows: self.partial_rows, entries: self.sizes()[1] };
+        let Geometry { group, key_rows } = self.geometry;
+        schedule::key_tiles(&mut self.entries, &self.spans, group, key_rows, room);
         stage(&mut words[at[1]..][..sizes[1]], KEY_WORDS, &self.entries);
     }
 

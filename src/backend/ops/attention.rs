@@ -24,6 +24,8 @@ pub struct AttentionBwd<'a, B: Device> {
     pub dqkv: ActMut<'a, B>,
     /// Scratch, rows x heads.
     pub delta: AccMut<'a, B>,
+    /// Scratch: as many numbers as [`Device::attention_partial`] says for the batch's capacity, or more.
+    pub partial: AccMut<'a, B>,
     /// rows x q_width.
     pub dout: Act<'a, B>,
     /// What the forward pass gave, rows x q_width.

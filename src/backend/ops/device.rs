@@ -122,6 +122,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Most bytes beyond the memory table that ops keep for themselves, for batches of `rows` slots and a hidden size of
     /// `dim`.
     fn scratch(&self, rows: usize, dim: usize) -> usize;
+    /// Numbers of scratch that attention's backward pass needs for batches of up to `slots` rows: sums that are put together later.
+    fn attention_partial(&self, slots: usize, shape: &AttnShape) -> usize;
     /// Takes the memory of everything in `table` from the device at once, for the next [`Device::zeros`] to hand out. Where
     /// memory is plentiful only once it is written to, this does nothing.
     fn reserve(&self, table: &[(String, usize)]) -> Result<()>;

@@ -28,7 +28,7 @@ struct BwdIn<'a, S> {
 /// See [`AttentionBwd`].
 pub(super) fn run<S: Real>(g: &Gemm, op: AttentionBwd<'_, Cpu<S>>) -> Result<()> {
     const OP: &str = "attention_bwd";
-    let AttentionBwd { dqkv, delta, dout, out, lse, qkv, batch, shape } = op;
+    let AttentionBwd { dqkv, delta, partial: _, dout, out, lse, qkv, batch, shape } = op;
     check_qkv(OP, qkv, batch, &shape)?;
     check::len(OP, "dqkv", dqkv.len(), &[("rows", batch.rows()), ("qkv_width", shape.qkv_width())])?;
     check_stat(OP, "delta", delta.len(), batch, &shape)?;

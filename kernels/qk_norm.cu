@@ -6,27 +6,27 @@
 //            Backward: a block takes `slab` rows, its groups their heads in turn; reduce_slabs (reduce.cu) adds up part.
 // Traffic    forward 3, backward 3 elements per element of queries and keys.
 // Order      butterfly within a head; dw: heads g, g + groups, ... in a thread, groups in order, then reduce.cu. No atomics.
-// Limits     head_dim <= 32 packs (256 bf16, 128 f32).
+// Limits     head_dim <= 32 packs (256 bf16, 128 f32); (rows + slab) (heads + kv_heads) < 2^32: the wrapper takes up to 2^31.
 // Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
 #include "common.cuh"
 
 KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __restrict__ rstd, const T* __restrict__ w, int rows,
                          int heads, int kv_heads, int head_dim, int width, float eps) {
     if_whole(head_dim, [&](auto whole) {
-        const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
-        const size_t item = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / width, row = item / all;
-        const int head = int(item % all);
-        const bool live = row < size_t(rows);
+        const unsigned all = heads + kv_heads;
+        const int c = int(threadIdx.x % width) * PACK(T);
+        const unsigned item = blockIdx.x * (blockDim.x / width) + threadIdx.x / width, row = item / all, head = item % all;
+        const bool live = row < unsigned(rows);
         const int have = live ? head_dim - c : 0;
-        T* at = qkv + row * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
+        T* at = qkv + size_t(row) * ((all + kv_heads) * head_dim) + head * head_dim + c;
         auto v = load_pack<whole>(at, have);
-        store_pack<whole>(raw + item * head_dim + c, v, have);
+        store_pack<whole>(raw + size_t(item) * head_dim + c, v, have);
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < PACK(T); ++i) sum += v[i] * v[i];
         const float scale = rsqrtf(warp_sum(sum, width) / float(head_dim) + eps);
         if (live && c == 0) rstd[item] = scale;
-        const auto weight = load_pack<whole>(w + (head < heads ? 0 : head_dim) + c, have);
+        const auto weight = load_pack<whole>(w + (head < unsigned(heads) ? 0 : head_dim) + c, have);
 #pragma unroll
         for (int i = 0; i < PACK(T); ++i) v[i] = v[i] * scale * weight[i];
         store_pack<whole>(at, v, have);
@@ -39,24 +39,24 @@ DENSE_KERNEL(256, 4, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part
                          int head_dim, int width, int slab) {
     SHARED(float, sums, 2 * 256 * PACK(T));
     if_whole(head_dim, [&](auto whole) {
-        const int all = heads + kv_heads, c = int(threadIdx.x % width) * PACK(T);
-        const int group = threadIdx.x / width, groups = 256 / width;
-        const size_t first = size_t(blockIdx.x) * slab * all, last = size_t(rows) * all;
-        const size_t end = first + size_t(slab) * all < last ? first + size_t(slab) * all : last;
+        const unsigned all = heads + kv_heads, group = threadIdx.x / width, groups = 256 / width;
+        const int c = int(threadIdx.x % width) * PACK(T);
+        const unsigned first = blockIdx.x * slab * all, last = rows * all;
+        const unsigned end = first + slab * all < last ? first + slab * all : last;
         Floats<PACK(T)> dwq{}, dwk{};
-        for (size_t item0 = first; item0 < end; item0 += groups) {
-            const size_t item = item0 + group;
-            const int have = item < end ? head_dim - c : 0, head = int(item % all);
+        for (unsigned item0 = first; item0 < end; item0 += groups) {
+            const unsigned item = item0 + group, row = item / all, head = item % all;
+            const int have = item < end ? head_dim - c : 0;
             const float scale = item < end ? rstd[item] : 0.0f;
-            T* at = dqkv + item / all * (size_t(all + kv_heads) * head_dim) + size_t(head) * head_dim + c;
+            T* at = dqkv + size_t(row) * ((all + kv_heads) * head_dim) + head * head_dim + c;
             auto g = load_pack<whole>(at, have);
-            const auto v = load_pack<whole>(raw + item * head_dim + c, have);
-            const auto weight = load_pack<whole>(w + (head < heads ? 0 : head_dim) + c, have);
+            const auto v = load_pack<whole>(raw + size_t(item) * head_dim + c, have);
+            const auto weight = load_pack<whole>(w + (head < unsigned(heads) ? 0 : head_dim) + c, have);
             float sum = 0.0f;
 #pragma unroll
             for (int i = 0; i < PACK(T); ++i) {
                 const float dw = g[i] * v[i] * scale;
-                if (head < heads) dwq[i] += dw;
+                if (head < unsigned(heads)) dwq[i] += dw;
                 else dwk[i] += dw;
                 g[i] *= weight[i];
                 sum += g[i] * v[i];
@@ -75,7 +75,7 @@ DENSE_KERNEL(256, 4, qk_norm_bwd)(T* __restrict__ dqkv, float* __restrict__ part
         for (int o = threadIdx.x; o < 2 * head_dim; o += blockDim.x) {
             const int which = o / head_dim, column = o % head_dim;
             float sum = 0.0f;
-            for (int g = 0; g < groups; ++g) sum += sums[(g * 2 + which) * width * PACK(T) + column];
+            for (unsigned g = 0; g < groups; ++g) sum += sums[(g * 2 + which) * width * PACK(T) + column];
             part[size_t(blockIdx.x) * 2 * head_dim + o] = sum;
         }
     }, dqkv, raw, w);

@@ -78,12 +78,15 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
         const OP: &str = "qk_norm_fwd";
         let QkNormFwd { mut qkv, mut raw, mut rstd, w, shape, eps } = op;
         let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
+        check::at_most(OP, "rows * heads", (rows + SLABS) * (shape.heads + shape.kv_heads), i32::MAX as usize)?;
         let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), w.arg()];
         args.extend(sizes);
         args.push(Arg::F32(eps as f32));
-        let lanes = rows * (shape.heads + shape.kv_heads) * width;
+        let heads_a_block = 256 / width;
         // SAFETY: `qk_sizes` has compared every argument's length with the shape.
-        unsafe { self.launch(OP, Grid::new([lanes.div_ceil(256), 1], 256), &args) }
+        unsafe {
+            self.launch(OP, Grid::new([(rows * (shape.heads + shape.kv_heads)).div_ceil(heads_a_block), 1], 256), &args)
+        }
     }
 
     fn qk_norm_bwd(&self, op: QkNormBwd<'_, Self>) -> Result<()> {
@@ -91,8 +94,9 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
         let QkNormBwd { mut dqkv, dw, raw, rstd, w, shape } = op;
         let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
         let dim = shape.head_dim;
-        check::len(OP, "dw", dw.as_ref().map_or(2 * dim, ViewMut::len), &[("2", 2), ("head_dim", dim)])?;
         let slab = rows.div_ceil(SLABS).max(1);
+        check::at_most(OP, "rows * heads", (rows + slab) * (shape.heads + shape.kv_heads), i32::MAX as usize)?;
+        check::len(OP, "dw", dw.as_ref().map_or(2 * dim, ViewMut::len), &[("2", 2), ("head_dim", dim)])?;
         let slabs = rows.div_ceil(slab);
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.floats.view_mut(0..slabs * 2 * dim);

@@ -3,14 +3,16 @@
 //              log_sum_p2 = ln(sum e^(2(z-m))) - 2 ln s,   hit = (the lowest index among the largest z is target),
 //            and where `train`, in place of z, G = onehot(target) - p in storage T: the gradient of logp by z. The loss multiplies
 //            a row of G by one number, which commutes with the GEMMs that follow (docs/step-model.md).
+//            head_narrow has z in bf16, but z[target] as target_logits computes it in f32, in the sums too: logp is never above 0.
 // Source     Milakov & Gimelshein 2018 (arXiv 1805.02867) for the running maximum; the sums ride along.
-// Shapes     logits (rows, vocab) f32; G starts where its row of logits does, so its leading dimension is 2 vocab in bf16.
+// Shapes     logits (rows, vocab) f32 (head_narrow: bf16); G starts where its row of logits does, so its leading dimension is 2 vocab
+//            where it is narrower than they are.   exact (rows) f32   x (rows, dim)   w (vocab, dim).
 //            logp, entropy, log_sum_p2, hit (rows) f32   target (rows).
 // Launch     grid = rows, block = 1024, 640 bytes of shared memory. Groups of 4 x 4096 logits: a thread has four loads of 16 bytes
 //            on their way in both passes, 64 KB a block.
-// Traffic    reads z twice, writes G once: 10 bytes a logit for bf16, 4 where only scored. The first pass goes from the row's end to
-//            its start and the second back, so that what was read last is read again first, from L2. G is stored as what may
-//            leave L2 first: z must stay.
+// Traffic    reads z twice, writes G once: 10 bytes a logit for bf16 (head_narrow: 6), 4 (2) where only scored. The first pass goes
+//            from the row's end to its start and the second back, so that what was read last is read again first, from L2. G is
+//            stored as what may leave L2 first: z must stay.
 // In place   ascending groups; a group of bf16 ends at half of where its logits end: group i lies over logits of group i / 2. A
 //            barrier after the loads of group b says that all threads have read groups <= b, which frees 0 .. 2 b + 1: barriers
 //            at groups 0, 2, 6, 14, ... are enough. f32 replaces what the same thread has read: none.
@@ -59,8 +61,30 @@ __device__ __forceinline__ Running shuffled(const Running& r, int lanes) {
                    __shfl_xor_sync(FULL, r.sum_sq, lanes), __shfl_xor_sync(FULL, r.index, lanes)};
 }
 
+// Four logits, of which the first `live` exist; the one at `at` is not as it is stored where they are narrow.
+template <bool WHOLE> __device__ __forceinline__ Floats<4> load_logits(const float* z, int live, int, float) {
+    return load_pack<WHOLE>(z, live);
+}
+template <bool WHOLE> __device__ __forceinline__ Floats<4> load_logits(const bf16* z, int live, int at, float exact) {
+    Floats<4> v;
+    if constexpr (WHOLE) {
+        uint2 two{0, 0};
+        if (live > 0) two = *reinterpret_cast<const uint2*>(z);
+        v[0] = __uint_as_float(two.x << 16), v[1] = __uint_as_float(two.x & 0xffff0000u);
+        v[2] = __uint_as_float(two.y << 16), v[3] = __uint_as_float(two.y & 0xffff0000u);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[i] = i < live ? to_float(z[i]) : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (i == at) v[i] = exact;
+    return v;
+}
+
 // The group of logits that starts at `first`; groups come in descending order. Until the END every pack exists.
-template <bool WHOLE, bool END> __device__ __forceinline__ void scan_group(Running& r, const float* z, int first, int vocab) {
+template <bool WHOLE, bool END, class Z>
+__device__ __forceinline__ void scan_group(Running& r, const Z* z, int first, int vocab, int aim, float exact) {
     const int c0 = first + int(threadIdx.x) * 4;
     if (END && c0 >= vocab) return;
     Floats<4> v[TILES];
@@ -68,7 +92,7 @@ template <bool WHOLE, bool END> __device__ __forceinline__ void scan_group(Runni
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
         const int live = END ? vocab - (c0 + t * TILE) : 4;
-        v[t] = load_pack<WHOLE>(z + (c0 + t * TILE), live);
+        v[t] = load_logits<WHOLE>(z + (c0 + t * TILE), live, aim - (c0 + t * TILE), exact);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if (i >= live) v[t][i] = -INFINITY;
@@ -96,11 +120,11 @@ template <bool WHOLE, bool END> __device__ __forceinline__ void scan_group(Runni
 }
 
 // A thread's share of the row.
-template <bool WHOLE> __device__ __forceinline__ Running scan(const float* z, int vocab) {
+template <bool WHOLE, class Z> __device__ __forceinline__ Running scan(const Z* z, int vocab, int aim, float exact) {
     Running r{-INFINITY, 0.0f, 0.0f, 0.0f, 0x7fffffff};
     const int groups = (vocab + GROUP - 1) / GROUP, full = WHOLE ? vocab / GROUP : 0;
-    for (int g = groups - 1; g >= full; --g) scan_group<WHOLE, true>(r, z, g * GROUP, vocab);
-    for (int g = full - 1; g >= 0; --g) scan_group<WHOLE, false>(r, z, g * GROUP, vocab);
+    for (int g = groups - 1; g >= full; --g) scan_group<WHOLE, true>(r, z, g * GROUP, vocab, aim, exact);
+    for (int g = full - 1; g >= 0; --g) scan_group<WHOLE, false>(r, z, g * GROUP, vocab, aim, exact);
     return r;
 }
 
@@ -135,21 +159,22 @@ template <bool WHOLE> __device__ __forceinline__ void store_gradient(bf16* to, c
 }
 
 // Second pass: logits become the gradient.
-template <bool WHOLE>
-__device__ __forceinline__ void replace(float* z, int vocab, int aim, float max, float shift) {
+template <bool WHOLE, class Z>
+__device__ __forceinline__ void replace(Z* z, int vocab, int aim, float exact, float max, float shift) {
     T* gradient = reinterpret_cast<T*>(z);
     int freed = 0;  // groups of G that lie over logits which all threads have read
     for (int group = 0, first = 0; first < vocab; ++group, first += GROUP) {
         const int c0 = first + int(threadIdx.x) * 4;
         Floats<4> g[TILES];
 #pragma unroll
-        for (int t = 0; t < TILES; ++t) g[t] = load_pack<WHOLE>(z + (c0 + t * TILE), vocab - (c0 + t * TILE));
+        for (int t = 0; t < TILES; ++t)
+            g[t] = load_logits<WHOLE>(z + (c0 + t * TILE), vocab - (c0 + t * TILE), aim - (c0 + t * TILE), exact);
 #pragma unroll
         for (int t = 0; t < TILES; ++t)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 g[t][i] = (c0 + t * TILE + i == aim ? 1.0f : 0.0f) - fast_exp2((g[t][i] - max) * LOG2E - shift);
-        if (sizeof(T) < sizeof(float) && group >= freed) {
+        if (sizeof(T) < sizeof(Z) && group >= freed) {
             __syncthreads();
             freed = 2 * group + 2;
         }
@@ -158,24 +183,62 @@ __device__ __forceinline__ void replace(float* z, int vocab, int aim, float max,
     }
 }
 
-KERNEL(1024, head)(float* __restrict__ logp, float* __restrict__ entropy, float* __restrict__ log_sum_p2, float* __restrict__ hit,
-                   float* logits, const unsigned* __restrict__ target, int vocab, int train) {
-    SHARED(Running, warps, THREADS / 32);
-    float* z = logits + size_t(blockIdx.x) * vocab;
-    const int aim = int(target[blockIdx.x]);
-    const float at_target = z[aim];  // before anything is overwritten
-    const bool whole = vocab % 4 == 0 && aligned16(logits);
-    const Running r = combine_block(whole ? scan<true>(z, vocab) : scan<false>(z, vocab), warps);
+// Statistics of a row whose target has the logit `exact`, and where `train` its gradient in place.
+template <class Z>
+__device__ __forceinline__ void row(float* logp, float* entropy, float* log_sum_p2, float* hit, Z* z, float exact, int aim,
+                                    int vocab, int train, bool whole, Running* warps) {
+    const Running r = combine_block(whole ? scan<true>(z, vocab, aim, exact) : scan<false>(z, vocab, aim, exact), warps);
     const float log_sum = logf(r.sum);
     if (threadIdx.x == 0) {
-        logp[blockIdx.x] = at_target - r.max - log_sum;
+        logp[blockIdx.x] = exact - r.max - log_sum;
         entropy[blockIdx.x] = log_sum - r.sum_d / r.sum;
         log_sum_p2[blockIdx.x] = logf(r.sum_sq) - 2.0f * log_sum;
         hit[blockIdx.x] = r.index == aim ? 1.0f : 0.0f;
     }
     if (!train) return;
     const float shift = log_sum * LOG2E;
-    if (whole) replace<true>(z, vocab, aim, r.max, shift);
-    else replace<false>(z, vocab, aim, r.max, shift);
+    if (whole) replace<true>(z, vocab, aim, exact, r.max, shift);
+    else replace<false>(z, vocab, aim, exact, r.max, shift);
+}
+
+KERNEL(1024, head)(float* __restrict__ logp, float* __restrict__ entropy, float* __restrict__ log_sum_p2, float* __restrict__ hit,
+                   float* logits, const unsigned* __restrict__ target, int vocab, int train) {
+    SHARED(Running, warps, THREADS / 32);
+    float* z = logits + size_t(blockIdx.x) * vocab;
+    const int aim = int(target[blockIdx.x]);
+    const float at_target = z[aim];  // before anything is overwritten
+    row(logp, entropy, log_sum_p2, hit, z, at_target, aim, vocab, train, vocab % 4 == 0 && aligned16(logits), warps);
 }
 EXPORT_KERNEL(head)
+
+#ifdef STORAGE_BF16
+KERNEL(1024, head_narrow)(float* __restrict__ logp, float* __restrict__ entropy, float* __restrict__ log_sum_p2,
+                          float* __restrict__ hit, bf16* logits, const float* __restrict__ exact,
+                          const unsigned* __restrict__ target, int vocab, int train) {
+    SHARED(Running, warps, THREADS / 32);
+    bf16* z = logits + size_t(blockIdx.x) * vocab;
+    const bool whole = vocab % 4 == 0 && aligned16(logits);
+    row(logp, entropy, log_sum_p2, hit, z, exact[blockIdx.x], int(target[blockIdx.x]), vocab, train, whole, warps);
+}
+EXPORT_KERNEL(head_narrow)
+
+// A warp a row, its packs in order within a lane, butterfly over lanes.
+KERNEL(256, target_logits)(float* __restrict__ exact, const T* __restrict__ x, const T* __restrict__ w,
+                           const unsigned* __restrict__ target, int rows, int dim) {
+    const size_t row = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+    const int lane = threadIdx.x % 32;
+    if (row >= size_t(rows)) return;  // the whole warp
+    if_whole(dim, [&](auto whole) {
+        const T *mine = x + row * dim, *its = w + size_t(target[row]) * dim;
+        float sum = 0.0f;
+        for (int c = lane * PACK(T); c < dim; c += 32 * PACK(T)) {
+            const auto a = load_pack<whole>(mine + c, dim - c), b = load_pack<whole>(its + c, dim - c);
+#pragma unroll
+            for (int i = 0; i < PACK(T); ++i) sum += a[i] * b[i];
+        }
+        sum = warp_sum(sum);
+        if (lane == 0) exact[row] = sum;
+    }, x, w);
+}
+EXPORT_KERNEL(target_logits)
+#endif

@@ -4,8 +4,8 @@ use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::Gpu;
 use crate::backend::gpu::cuda::{self, CudaDriver};
-use crate::error::Result;
-use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::error::{Error, Result};
+use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use half::bf16;
 
 /// Work that any backend can do.
@@ -17,15 +17,30 @@ pub trait Task {
 }
 
 /// Runs `task` where the user asked for it. `auto` takes a GPU where one can be used.
-pub fn dispatch<T: Task>(device: DeviceChoice, dtype: DtypeChoice, task: T) -> Result<T::Out> {
+///
+/// Errors: logits in bf16 where nothing is gained by them.
+pub fn dispatch<T: Task>(
+    device: DeviceChoice,
+    (dtype, logits): (DtypeChoice, LogitsChoice),
+    task: T,
+) -> Result<T::Out> {
     let gpu = match device {
         DeviceChoice::Cpu => false,
         DeviceChoice::Cuda => true,
         DeviceChoice::Auto => cuda::unavailable().is_none(),
     };
     match (gpu, dtype) {
-        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(&Gpu::<_, bf16>::new(CudaDriver::open(0)?)?),
-        (true, DtypeChoice::F32) => task.run(&Gpu::<_, f32>::new(CudaDriver::open(0)?)?),
+        (false, _) if logits == LogitsChoice::Bf16 => {
+            Err(Error::usage("`logits_dtype` bf16: the CPU's logits are f32; leave it out, or use `device` cuda"))
+        }
+        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => {
+            let gpu = Gpu::<_, bf16>::new(CudaDriver::open(0)?)?;
+            task.run(&if logits == LogitsChoice::Bf16 { gpu.with_bf16_logits()? } else { gpu })
+        }
+        (true, DtypeChoice::F32) => {
+            let gpu = Gpu::<_, f32>::new(CudaDriver::open(0)?)?;
+            task.run(&if logits == LogitsChoice::Bf16 { gpu.with_bf16_logits()? } else { gpu })
+        }
         (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(&Cpu::<f32>::with(GemmPrecision::Native)?),
         (false, DtypeChoice::Bf16) => task.run(&Cpu::<f32>::with(GemmPrecision::Bf16)?),
     }

@@ -33,7 +33,7 @@ mod simple;
 use check::{assert_bf16_rule, assert_close};
 use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::backend::gpu::driver::{Driver, Dtype};
+use fusedpo::backend::gpu::driver::Dtype;
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::*;
 use half::bf16;
@@ -126,23 +126,29 @@ pub fn compare<A: GpuFloat>(what: &str, case: &impl Case) {
 #[track_caller]
 pub fn compare_under<A: GpuFloat>(what: &str, case: &impl Case, seeds: &[u64]) {
     let exact = case.run(&Cpu::<f64>::new().unwrap());
-    let plain = case.plain();
     let mut bits = SameBits::new();
     on_devices!(A, seeds.iter().copied(), |gpu, place| {
         let outputs = case.run(gpu);
-        for (i, ((name, got, activation), (_, want, _))) in outputs.iter().zip(&exact).enumerate() {
-            let product = if let Place::Cuda(_) = place { case.product_terms(name) } else { 0.0 };
-            let floor = 4.0 * f64::from(f32::EPSILON) * (case.terms(name) + product);
-            let name = format!("{what} ({place}): {name}");
-            if *activation && A::DTYPE == Dtype::Bf16 {
-                let rounded: Vec<f64> = want.iter().map(|w| bf16::from_f64(*w).to_f64()).collect();
-                assert_bf16_rule(&name, got, plain.as_ref().map_or(&rounded, |p| &p[i].1), want, floor);
-            } else {
-                assert_close(&name, got, want, F32, floor);
-            }
-        }
+        assert_outputs::<A>(what, case, place, &outputs, &exact);
         bits.see(what, place, outputs);
     });
+}
+
+/// Compares what `case` gave at `place` with what it is exactly.
+#[track_caller]
+pub fn assert_outputs<A: GpuFloat>(what: &str, case: &impl Case, place: Place, outputs: &Outputs, exact: &Outputs) {
+    let plain = case.plain();
+    for (i, ((name, got, activation), (_, want, _))) in outputs.iter().zip(exact).enumerate() {
+        let product = if let Place::Cuda(_) = place { case.product_terms(name) } else { 0.0 };
+        let floor = 4.0 * f64::from(f32::EPSILON) * (case.terms(name) + product);
+        let name = format!("{what} ({place}): {name}");
+        if *activation && A::DTYPE == Dtype::Bf16 {
+            let rounded: Vec<f64> = want.iter().map(|w| bf16::from_f64(*w).to_f64()).collect();
+            assert_bf16_rule(&name, got, plain.as_ref().map_or(&rounded, |p| &p[i].1), want, floor);
+        } else {
+            assert_close(&name, got, want, F32, floor);
+        }
+    }
 }
 
 /// Instantiates a generic test for both storage types.
@@ -171,19 +177,4 @@ fn lengths_are_checked_before_a_launch() {
         gpu.swiglu_fwd(SwigluFwd { act: act.all_mut(), gate_up: gate_up.all(), ffn: 4 }).unwrap_err().to_string();
     assert_eq!(error, "swiglu_fwd: `gate_up` has 15 elements, expected 16 = 2=2 * rows=2 * ffn=4");
     assert_eq!(gpu.driver().launches(), 0);
-}
-
-/// Memory that is given back while work is recorded is freed when the recording has ended: at once, it would end it. A recording
-/// that nobody ends goes with its device.
-#[test]
-fn memory_given_back_while_work_is_recorded() {
-    let Some(driver) = device::cuda_driver() else { return };
-    let gpu = Gpu::<_, f32>::new(driver).unwrap();
-    let (kept, dropped) = (buf::<_, f32>(&gpu, &[1.5; 8]), buf::<_, f32>(&gpu, &[2.5; 8]));
-    gpu.driver().begin().unwrap();
-    drop(dropped);
-    assert!(gpu.driver().alloc(8).is_err(), "nothing is allocated meanwhile");
-    gpu.driver().end().unwrap();
-    assert_eq!(fetch(&gpu, &kept), [1.5; 8]);
-    gpu.driver().begin().unwrap();
 }

@@ -108,6 +108,11 @@ pub struct Bench<'a, B: Clock> {
 }
 
 impl<'a, B: Clock> Bench<'a, B> {
+    /// The same for another backend of this device.
+    pub fn over<'b>(&'b mut self, be: &'b B) -> Bench<'b, B> {
+        Bench { be, criterion: self.criterion, ceilings: self.ceilings }
+    }
+
     /// Measures the ceilings first.
     pub fn new(be: &'a B, criterion: &'a mut Criterion) -> Self {
         Bench { be, criterion, ceilings: ceilings(be) }

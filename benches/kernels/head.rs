@@ -11,11 +11,19 @@ const VOCAB: usize = 32768;
 
 pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
     let groups = Groups::new(bench.be, 256, 256, VOCAB, HEADS);
-    head(bench, &groups);
+    head(bench, &groups, 4);
     loss(bench, &groups);
 }
 
-fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
+/// The head on a backend whose logits are bf16.
+pub fn narrow<B: Clock>(bench: &mut Bench<'_, B>) {
+    let groups = Groups::new(bench.be, 256, 256, VOCAB, HEADS);
+    head(bench, &groups, 2);
+}
+
+/// `logit`: bytes of a logit.
+fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, logit: usize) {
+    let name = |op: &str| if logit == 4 { op.to_owned() } else { format!("{op}, logits in bf16") };
     let (act, n, chunk) = (size_of::<B::Act>(), groups.chunk.predictions.len(), &groups.chunk);
     let (hidden, weights, logits) = (n * DIM, VOCAB * DIM, n * VOCAB);
     let set = |be: &B| {
@@ -24,12 +32,12 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
         (r(hidden), r(weights), random::<B, B::Acc>(be, logits), [(); 4].map(|()| zeros(n)))
     };
     let shape = format!("{n}x{VOCAB}x{DIM}");
-    let work = Work::flop(2 * n * VOCAB * DIM, (hidden + weights) * act + 4 * logits);
+    let work = Work::flop(2 * n * VOCAB * DIM, (hidden + weights) * act + logit * logits);
     let product = bench.run("logits", &shape, work, set, |be, (x, w, z, _)| {
         let (x, w) = (be.view(x, 0..hidden), be.view(w, 0..weights));
         be.logits(Logits { logits: be.view_mut(z, 0..logits), x, w, dim: DIM }).expect("logits");
     });
-    let whole = bench.run("head_fwd", &shape, work, set, |be, (x, w, z, stats)| {
+    let whole = bench.run(&name("head_fwd"), &shape, work, set, |be, (x, w, z, stats)| {
         let [logp, entropy, p2, hit] = stats;
         let view = |b| be.view_mut(b, 0..n);
         be.head_fwd(HeadFwd {
@@ -48,8 +56,8 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
     });
     if let (Some(product), Some(whole)) = (product, whole) {
         // Read once, written once: logits in f32, their gradient in the storage type.
-        let work = Work::bytes(logits * (4 + act));
-        bench.say("head_kernel", "(head_fwd less logits)", work, (whole - product).max(f64::MIN_POSITIVE));
+        let work = Work::bytes(logits * (logit + act));
+        bench.say(&name("head_kernel"), "(head_fwd less logits)", work, (whole - product).max(f64::MIN_POSITIVE));
     }
     let set = |be: &B| {
         let r = |n| random::<B, B::Act>(be, n);
@@ -57,7 +65,7 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
         (r(hidden), r(hidden), r(hidden), r(weights), acc(logits), acc(weights), acc(n))
     };
     let work = Work::flop(4 * n * VOCAB * DIM, (2 * hidden + weights + logits) * act + 8 * weights);
-    bench.run("head_bwd", &shape, work, set, |be, (dx, scaled, x, w, z, dw, coef)| {
+    bench.run(&name("head_bwd"), &shape, work, set, |be, (dx, scaled, x, w, z, dw, coef)| {
         let (dx, dw) = (be.view_mut(dx, 0..hidden), Some(be.view_mut(dw, 0..weights)));
         let (scaled, z, coef) = (be.view_mut(scaled, 0..hidden), be.view(z, 0..logits), be.view(coef, 0..n));
         be.head_bwd(HeadBwd { dx, dw, scaled, logits: z, x: be.view(x, 0..hidden), w: be.view(w, 0..weights), coef })

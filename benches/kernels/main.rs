@@ -17,11 +17,10 @@ use fusedpo::backend::gpu::cuda::{CudaDriver, unavailable};
 use half::bf16;
 use std::time::Duration;
 
-fn benches<B: Clock>(be: &B, criterion: &mut Criterion) {
-    let mut bench = Bench::new(be, criterion);
-    simple::benches(&mut bench);
-    batched::benches(&mut bench);
-    head::benches(&mut bench);
+fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
+    simple::benches(bench);
+    batched::benches(bench);
+    head::benches(bench);
 }
 
 fn main() {
@@ -30,11 +29,15 @@ fn main() {
     match unavailable() {
         None => {
             let gpu = Gpu::<_, bf16>::new(CudaDriver::open(0).expect("the GPU opens")).expect("device memory");
-            benches(&gpu, &mut criterion);
+            let narrow = gpu.with_bf16_logits().expect("device memory");
+            let mut bench = Bench::new(&gpu, &mut criterion);
+            benches(&mut bench);
+            head::narrow(&mut bench.over(&narrow));
         }
         Some(why) => {
             println!("no GPU is timed here: {why}\ntimed instead: the CPU backend's ops in f32");
-            benches(&Cpu::<f32>::new().expect("the CPU"), &mut criterion);
+            let cpu = Cpu::<f32>::new().expect("the CPU");
+            benches(&mut Bench::new(&cpu, &mut criterion));
         }
     }
     criterion.final_summary();

@@ -11,7 +11,7 @@ use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, Mode
 use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::check::warn_of_positions;
-use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::memory::fitting_generation;
 use std::path::PathBuf;
 
@@ -76,7 +76,8 @@ pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
         observe.tell(&Event::Note(why))?;
     }
     let prompts = prompts(args, &tokenizer, wraps)?;
-    let (prompts, all) = device::dispatch(args.device, args.dtype, Run { args, dir, prompts, observe })?;
+    let (prompts, all) =
+        device::dispatch(args.device, (args.dtype, LogitsChoice::F32), Run { args, dir, prompts, observe })?;
     print(args, &tokenizer, &prompts, &all)
 }
 

@@ -11,7 +11,7 @@ use crate::model::ModelDir;
 use crate::observe::Observe;
 use crate::say;
 use crate::train::check::{check_data, open_splits};
-use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::reference::{self, ReferenceReport};
 use crate::units;
 use std::path::PathBuf;
@@ -37,6 +37,9 @@ pub struct ReferenceArgs {
     /// Precision of the matrix products
     #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
+    /// Precision of the head's logits; bf16 on a GPU only
+    #[arg(long, value_parser = named::<LogitsChoice>(), default_value = "f32")]
+    pub logits_dtype: LogitsChoice,
     /// Where to compute
     #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
@@ -44,7 +47,7 @@ pub struct ReferenceArgs {
 
 /// Runs the command.
 pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
-    let r = match device::dispatch(args.device, args.dtype, Pass(args, observe))? {
+    let r = match device::dispatch(args.device, (args.dtype, args.logits_dtype), Pass(args, observe))? {
         Done::Computed(r) => r,
         Done::Pruned(Pruned { removed, bytes, kept }) => {
             say!("{removed} sidecars removed, {}; {kept} stay", units::bytes(bytes as usize));

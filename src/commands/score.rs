@@ -11,7 +11,7 @@ use crate::files::Spool;
 use crate::model::{Model, ModelDir};
 use crate::observe::{Event, Flow, Observe};
 use crate::train::check::{check_data, open_splits, warn_of_positions};
-use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::engine::{Engine, Purpose};
 use crate::train::memory::{Budgets, MemoryPlan};
 use serde::Serialize;
@@ -41,6 +41,9 @@ pub struct ScoreArgs {
     /// Precision of the matrix products
     #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
+    /// Precision of the head's logits; bf16 on a GPU only
+    #[arg(long, value_parser = named::<LogitsChoice>(), default_value = "f32")]
+    pub logits_dtype: LogitsChoice,
     /// Where to compute
     #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
@@ -62,7 +65,7 @@ struct Line {
 pub fn run(args: &ScoreArgs, observe: &mut dyn Observe) -> Result<()> {
     let mut out = Out::open(&args.out, args.overwrite)?;
     let task = Score { args, lines: out.spool(&args.out)?, observe };
-    let lines = device::dispatch(args.device, args.dtype, task)?;
+    let lines = device::dispatch(args.device, (args.dtype, args.logits_dtype), task)?;
     let scored = lines.len();
     lines.drain(|line| out.put(line))?;
     out.finish(&format!("{scored} responses scored"))

@@ -12,7 +12,7 @@ use crate::model::SaveDtype;
 use crate::note;
 use crate::observe::Observe;
 use crate::say;
-use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
 use crate::train::group::{Group, first_line};
 use crate::train::loss_options::LossTypes;
@@ -86,6 +86,9 @@ pub struct TrainFlags {
     /// Precision of the matrix products [default: auto]
     #[arg(long, value_parser = named::<DtypeChoice>())]
     pub dtype: Option<DtypeChoice>,
+    /// Precision of the head's logits: f32, or bf16 but for the target's, on a GPU only [default: f32]
+    #[arg(long, value_parser = named::<LogitsChoice>())]
+    pub logits_dtype: Option<LogitsChoice>,
     /// Precision of the saved weights [default: source]
     #[arg(long, value_parser = named::<SaveDtype>())]
     pub save_dtype: Option<SaveDtype>,
@@ -188,7 +191,11 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
         say!("{said}");
         return Ok(());
     }
-    let s = device::dispatch(options.compute.device, options.compute.dtype, Train(&options, observe))?;
+    let s = device::dispatch(
+        options.compute.device,
+        (options.compute.dtype, options.compute.logits_dtype),
+        Train(&options, observe),
+    )?;
     if s.ended == Ended::Paused {
         let (steps, asked) = (s.steps, s.steps_asked);
         let from = s.checkpoint.map_or("no checkpoint".to_owned(), |step| format!("checkpoint-{step}"));

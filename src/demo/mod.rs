@@ -24,7 +24,7 @@ use crate::device::{self, Task};
 use crate::error::Result;
 use crate::observe::{Event, Observe};
 use crate::say;
-use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use folder::Folder;
 use grammar::{Draws, Grammar};
 use report::Report;
@@ -51,7 +51,7 @@ pub struct DemoOptions {
 /// Runs the command.
 pub fn run(options: &DemoOptions, observe: &mut dyn Observe) -> Result<()> {
     let folder = Folder::create(&options.out)?;
-    device::dispatch(options.device, DtypeChoice::Auto, Demo { options, folder, observe })
+    device::dispatch(options.device, (DtypeChoice::Auto, LogitsChoice::F32), Demo { options, folder, observe })
 }
 
 struct Demo<'a> {

@@ -29,6 +29,16 @@ choice! {
 }
 
 choice! {
+    /// Precision of the head's logits.
+    pub enum LogitsChoice: default F32 {
+        /// Single precision.
+        F32 = "f32" | "float32",
+        /// bf16 but for the target's, on a GPU with weights in bf16: less to move, less precise (docs/gpu.md).
+        Bf16 = "bf16" | "bfloat16",
+    }
+}
+
+choice! {
     /// Whether passes through the layers are recorded and replayed as CUDA graphs.
     pub enum GraphsChoice: default Auto {
         /// Off until a measurement on a GPU says otherwise.

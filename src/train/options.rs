@@ -5,7 +5,7 @@
 
 pub use super::checkpoint::SaveOptions;
 
-use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice, Resume};
+use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice, LogitsChoice, Resume};
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
 use super::schedule::ScheduleOptions;
@@ -76,6 +76,8 @@ options! {
     pub struct ComputeOptions {
         /// Precision of the matrix products.
         dtype: DtypeChoice = DtypeChoice::Auto;
+        /// Precision of the head's logits.
+        logits_dtype: LogitsChoice = LogitsChoice::F32;
         /// Device.
         device: DeviceChoice = DeviceChoice::Auto;
         /// Layers keep their input only, and are computed again in the backward pass.
@@ -339,6 +341,7 @@ mod tests {
             "gradient_checkpointing",
             "label_smoothing",
             "learning_rate",
+            "logits_dtype",
             "loss_type",
             "lr_scheduler_type",
             "max_grad_norm",

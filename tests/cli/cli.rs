@@ -1,7 +1,6 @@
 //! The command line from end to end, on a model of two layers: what each command writes and prints.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::backend::cpu::Cpu;

@@ -3,8 +3,7 @@
 //! What one module refuses is tested beside it (`model_bad`, `shard`, `sidecar`, `rows`); here is that the commands pass it
 //! on, and what only shows from outside: exit codes, leftovers, full disks, folders that cannot be written.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use serde_json::{Value, json};
@@ -26,6 +25,10 @@ fn options_that_cannot_be_honoured() {
         ("--beta 0", "--beta 0: must be a finite number greater than 0"),
         ("--label-smoothing 0.5", "--label-smoothing 0.5: must be in [0, 0.5)"),
         ("--batch-size 0", "--batch-size 0: must be 1 or more"),
+        (
+            "--device cpu --logits-dtype bf16",
+            "--logits-dtype bf16: the CPU's logits are f32; leave it out, or use --device cuda",
+        ),
         ("--max-steps 0", "--max-steps 0: must be 1 or more"),
         ("--num-train-epochs 1e300", "--num-train-epochs 1e300: must be greater than 0, and at most 1000000"),
         ("--seed 9223372036854775808", "--seed 9223372036854775808: must be at most 2^63 - 1"),

@@ -1,8 +1,7 @@
 //! What is wrong around a command: sidecars that are not what they say, outputs in the way, full and read-only disks, files
 //! that change under a run, a missing device. Each with its one line, its exit code, and nothing left behind.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};

@@ -1,7 +1,6 @@
 //! `--config` of another stage or another loss: what was typed wins, and what the file cannot mean there is named.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 

@@ -1,8 +1,7 @@
 //! `eval` and `generate` from outside: what they take from the run that made a model, what they refuse to ignore, what
 //! a model has no room for, and Ctrl-C.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use serde_json::{Value, json};

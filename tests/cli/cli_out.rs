@@ -1,8 +1,7 @@
 //! What commands write: with which permissions, to which targets, and what they leave alone.
 #![cfg(unix)]
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use std::fs::File;

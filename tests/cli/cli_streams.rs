@@ -1,7 +1,6 @@
 //! What the commands do where stdout or stderr is full, or nobody reads it; and how values are told from options.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use std::fs::File;

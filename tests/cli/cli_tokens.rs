@@ -1,7 +1,6 @@
 //! What the tokenizer's files say, from the rows to the trained model: tokens, identity, end token, template, prompts.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::{Cli, pairs};
 use serde_json::{Value, json};

@@ -1,5 +1,8 @@
 //! The command line: what it prints, refuses and leaves behind. One program, as each costs its linking.
 
+#[path = "../cli_common/mod.rs"]
+mod cli_common;
+
 mod cli;
 mod cli_bad;
 mod cli_bad_files;

@@ -1,8 +1,7 @@
 //! Every option that is typed has its effect: each is changed alone, and what it must change does change. The table names every
 //! option of the commands' own help, so that a new one is written here too.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::loss::{LossSpec, LossType, Param};
@@ -54,6 +53,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--resume", "auto", Same),
     ("--allow-other-numerics", "", Refusal("--resume")),
     ("--device", "cuda", Refusal("--device cuda")),
+    ("--logits-dtype", "bf16", Refusal("--logits-dtype bf16")),
     ("--eval-steps", "2", Rows),
     ("--gradient-checkpointing", "", Words("  gate_up")),
     ("--cuda-graphs", "on", Refusal("graphs")),
@@ -268,7 +268,15 @@ fn options_of_the_other_commands() {
             ],
             "eval",
             // Form of the output, place of files, memory; not numbers.
-            &["--data", "--json", "--cache", "--token-budget", "--device", "--f-alpha-divergence-coef"],
+            &[
+                "--data",
+                "--json",
+                "--cache",
+                "--token-budget",
+                "--device",
+                "--logits-dtype",
+                "--f-alpha-divergence-coef",
+            ],
         ),
         (
             generate,
@@ -290,7 +298,7 @@ fn options_of_the_other_commands() {
             score,
             &["--model other", "--per-token", "--dtype bf16"],
             "score",
-            &["--data", "--out", "--overwrite", "--token-budget", "--device"],
+            &["--data", "--out", "--overwrite", "--token-budget", "--device", "--logits-dtype"],
         ),
     ];
     for (base, changed, command, elsewhere) in table {

@@ -1,7 +1,6 @@
 //! Plans of judgements: every one once, beside a response to another prompt, within capacity, and the same whenever asked.
 
-#[path = "../shards/mod.rs"]
-mod shards;
+use crate::shards;
 
 use fusedpo::batch::{MicroBatch, Role};
 use fusedpo::data::plan::{Mismatch, Objective, PlanOptions, Planner};

@@ -1,7 +1,6 @@
 //! Plans: every unit once, nothing outside its group, within capacity, and the same whenever asked.
 
-#[path = "../shards/mod.rs"]
-mod shards;
+use crate::shards;
 
 use fusedpo::batch::MicroBatch;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};

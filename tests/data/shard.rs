@@ -1,7 +1,6 @@
 //! Shards: round trips, damage of every kind, and the Python twin.
 
-#[path = "../shards/mod.rs"]
-mod shards;
+use crate::shards;
 
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::format::{

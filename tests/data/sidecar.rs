@@ -1,7 +1,6 @@
 //! Sidecars: kept across crashes, refused for another key or any damage.
 
-#[path = "../shards/mod.rs"]
-mod shards;
+use crate::shards;
 
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars, path};

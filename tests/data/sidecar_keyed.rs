@@ -1,7 +1,6 @@
 //! Keyed sidecars: found again, refused for another key or any damage, pruned.
 
-#[path = "../shards/mod.rs"]
-mod shards;
+use crate::shards;
 
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{Kept, Keyed, RefKey, keyed_path, prune};

@@ -1,7 +1,6 @@
 //! Text files in every wrapping: CSV and TSV, gzip and zstd, JSON in one object; and files of kinds that are not accepted.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::{FieldMap, Reading, open};
 use fusedpo::data::pack::pack;

@@ -2,10 +2,10 @@
 
 use crate::batches::{ANY_HEADS, capacity, chunk, micro_batch};
 use crate::check::{assert_bf16_rule, assert_close};
-use crate::{Case, F32, Noise, Outputs, SEEDS, both, buf, compare, fetch, on_devices, unset, v};
+use crate::{Case, F32, Noise, Outputs, SEEDS, assert_outputs, both, buf, compare, fetch, on_devices, unset, v};
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::gpu::driver::Dtype;
+use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use half::bf16;
@@ -22,6 +22,8 @@ struct Head {
     mode: HeadMode,
     /// Storage type, for `plain`.
     bf16: bool,
+    /// Logits in bf16 but for the target's.
+    narrow: bool,
 }
 
 impl Head {
@@ -55,9 +57,9 @@ impl Head {
     }
     /// G in f64.
     fn gradient(&self) -> Vec<f64> {
-        fetch::<Cpu<f64>, f64>(&Cpu::new().unwrap(), &self.forward(&Cpu::<f64>::new().unwrap()).1)
-            [..self.rows() * self.vocab]
-            .to_vec()
+        let cpu = Cpu::<f64>::new().unwrap();
+        let cpu = if self.narrow { cpu.with_bf16_logits() } else { cpu };
+        fetch::<Cpu<f64>, f64>(&cpu, &self.forward(&cpu).1)[..self.rows() * self.vocab].to_vec()
     }
 }
 
@@ -103,12 +105,11 @@ impl Case for Head {
     fn terms(&self, output: &str) -> f64 {
         if ["logp", "entropy", "log_sum_p2"].contains(&output) { 1.0 } else { 0.0 }
     }
-    /// Logits are sums over a row of `x`; of dx, the terms of a row of G add up to 2 at most, and summed in any order K of them err
-    /// by 4 sqrt(K) rounding units, but for one time in a thousand (Higham and Mary, 2019).
+    /// Logits are sums over a row of `x`; of dx, the terms of a row of G add up to 2 at most.
     fn product_terms(&self, output: &str) -> f64 {
         match output {
             "logp" | "entropy" | "log_sum_p2" => self.x.iter().map(|x| x.abs()).sum::<f64>() / self.rows() as f64,
-            "dx" => (self.vocab as f64).sqrt().max(2.0) / 2.0 * 2.0 * self.coef.iter().fold(0.0, |m, c| c.abs().max(m)),
+            "dx" => 2.0 * self.coef.iter().fold(0.0, |m, c| c.abs().max(m)),
             _ => 0.0,
         }
     }
@@ -152,6 +153,7 @@ fn case<A: GpuFloat>(vocab: usize, dim: usize, scale: f64, mode: HeadMode) -> He
         coef: noise.vec::<f32>(n, 0.1),
         mode,
         bf16: A::DTYPE == Dtype::Bf16,
+        narrow: false,
     }
 }
 
@@ -177,6 +179,36 @@ fn head<A: GpuFloat>() {
 }
 both!(head);
 
+/// Logits in bf16 but for the target's: of products that are exact in f32, so that they round to the same bf16 everywhere.
+#[test]
+fn logits_in_bf16() {
+    let oracle = || Cpu::<f64>::new().unwrap().with_bf16_logits();
+    for (vocab, dim, scale) in SIZES {
+        for mode in [HeadMode::Train, HeadMode::Score] {
+            let on_grid = |v: &mut Vec<f64>| v.iter_mut().for_each(|x| *x = (x.clamp(-9.0, 9.0) * 8.0).round() / 8.0);
+            let mut case = Head { narrow: true, ..case::<bf16>(vocab, dim, scale, mode) };
+            on_grid(&mut case.x);
+            on_grid(&mut case.w);
+            let what = format!("head of {vocab}, logits in bf16, {mode:?}");
+            let (exact, n) = (case.run(&oracle()), case.rows());
+            assert!(exact[0].1.iter().all(|logp| *logp <= 0.0), "{what}");
+            let other = case.run(&Cpu::<f64>::new().unwrap());
+            assert!(dim < 8 || exact[0].1 != other[0].1, "{what}: rounding shows");
+            on_devices!(bf16, SEEDS, |gpu, place| {
+                let gpu = &gpu.with_bf16_logits().unwrap();
+                assert_outputs::<bf16>(&what, &case, place, &case.run(gpu), &exact);
+                let logits = case.forward(gpu).1;
+                let mut raw = vec![0.0f32; (n + 1) * vocab];
+                gpu.get(&mut raw, logits.all()).unwrap();
+                let behind = (n * vocab).div_ceil(2);
+                assert!(raw[behind..].iter().all(|z| z.is_nan()), "{what}: half of the memory is enough");
+            });
+        }
+    }
+    let refused = Gpu::<_, f32>::new(crate::host::host_driver(0).unwrap()).unwrap().with_bf16_logits().err().unwrap();
+    assert!(refused.to_string().contains("`logits_dtype` bf16 needs `dtype` bf16"), "{refused}");
+}
+
 /// Of equal largest logits the first counts, wherever the other lies: in the same pack, the same thread's next pack, another lane,
 /// another warp, and the next group of 16,384 (by the same thread and by another).
 fn ties<A: GpuFloat>() {
@@ -201,6 +233,7 @@ fn ties<A: GpuFloat>() {
                     coef: vec![0.0; n],
                     mode: HeadMode::Score,
                     bf16: A::DTYPE == Dtype::Bf16,
+                    narrow: false,
                 };
                 let hits = &case.run(&Cpu::<f64>::new().unwrap())[3].1;
                 assert!(hits.iter().all(|h| *h == f64::from(u8::from(aim == LOW))), "the reference itself");

@@ -1,8 +1,7 @@
 //! Four random 2-layer models against `tests/golden/golden.json`: an independent float64 forward pass in Python that
 //! agrees with transformers. Log-probs, losses and gradients, in f64 and in f32.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::backend::*;
 use fusedpo::loss::{LossSpec, LossType};

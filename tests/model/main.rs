@@ -1,5 +1,8 @@
 //! Models: configurations, files, and what they compute. One program, as each costs its linking.
 
+#[path = "../model_common/mod.rs"]
+mod model_common;
+
 mod configs;
 mod golden;
 mod model;

@@ -1,7 +1,6 @@
 //! The whole model: gradients against finite differences, packing, accumulation, repeatability, generation.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::backend::{Backend, Device, Float};
 use fusedpo::loss::{LossSpec, LossType};

@@ -1,7 +1,6 @@
 //! The exact line for each way a model directory can be wrong.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::model::{Model, ModelDir};
 use model_common::cpu32;

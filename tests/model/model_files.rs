@@ -1,7 +1,6 @@
 //! Model directories: what loads, what export writes, and the exact line for each way a directory can be wrong.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::backend::Device;
 use fusedpo::model::{Architecture, Model, ModelConfig, ModelDir, Rope, RopeScaling, SaveDtype, export};

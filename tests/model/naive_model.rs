@@ -1,8 +1,7 @@
 //! The model against the plainest forward pass there is, written here in f64: what `tests/golden` has no file for, an epsilon
 //! that matters in every norm and stretched rotary frequencies, both from `config.json`.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::model::{Model, ModelDir};
 use model_common::files::{Tensors, copy, edit_json, read_json, tensors};

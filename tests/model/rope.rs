@@ -1,8 +1,7 @@
 //! The golden models under other rotary embeddings: log-probs of transformers, each row by itself in float32
 //! (`tests/golden/rope.json`, by `scripts/make_rope_golden.py`); and what rows of some lengths cannot have.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::backend::*;
 use fusedpo::error::Error;

@@ -1,7 +1,6 @@
 //! Files that ask for more than they may: rows without end, decompression bombs, pipes.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::{Limits, Reading, open};
 use fusedpo::data::pack::pack;

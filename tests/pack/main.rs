@@ -1,5 +1,8 @@
 //! From rows of any format to shards. One program, as each costs its linking.
 
+#[path = "../pack_common/mod.rs"]
+mod pack_common;
+
 mod formats;
 mod input_limits;
 mod pack;

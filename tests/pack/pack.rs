@@ -1,7 +1,6 @@
 //! `pack` from rows to groups: every row shape and file kind, drops, truncation, choices of pairs.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::FieldMap;
 use fusedpo::data::pack::{DropReason, PairChoice, Truncation, pack};

@@ -1,7 +1,6 @@
 //! `pack` on bad input: every mistake with its line, damaged rows and files.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::FieldMap;
 use fusedpo::data::pack::{OnBadRow, pack};

@@ -1,7 +1,6 @@
 //! What `pack` writes: splits, the same bytes on any number of threads, shards, folders; and `inspect`.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::pack::{PackOptions, Progress, pack};
 use fusedpo::data::shard::{InspectOptions, Split, inspect};

@@ -1,7 +1,6 @@
 //! `pack` on real preference data: counts, savings, oddities and truncation that were checked against other programs.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::FieldMap;
 use fusedpo::data::pack::{DropReason, PackOptions, PackReport, pack};

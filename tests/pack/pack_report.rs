@@ -1,7 +1,6 @@
 //! What `pack` says of what it did: counts by hand, notes, and the shards' own words on how they were made.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::pack::{DropReason, OnBadRow, Truncation, pack};
 use fusedpo::data::shard::{Dataset, Split};

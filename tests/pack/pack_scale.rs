@@ -1,8 +1,7 @@
 //! `pack` in a memory that does not grow with the rows: whatever does not fit goes to temporary files, and no byte of the result
 //! tells. Rows are random; what must come out is also worked out by a naive program.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::pack::{AssistantTurns, PackOptions, PairChoice, Progress, Truncation, pack};
 use fusedpo::data::shard::{Dataset, Split};

@@ -1,8 +1,7 @@
 //! What `pack --eval-fraction` promises: rows that show the same prompt, however they give it, are all on one side of the
 //! split, and which side it is depends on the prompts alone.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::pack::pack;
 use fusedpo::data::shard::{Dataset, Split};

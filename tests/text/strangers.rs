@@ -1,8 +1,7 @@
 //! What strangers' files must not do: give numbers that are none, write on the terminal what they like, make a row a
 //! program's end, or leave things behind.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use serde_json::json;

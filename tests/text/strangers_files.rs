@@ -2,8 +2,7 @@
 //! link out of a model's folder is how a private file would get into a trained model.
 #![cfg(unix)]
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use std::os::unix::fs::symlink;

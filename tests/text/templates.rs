@@ -1,7 +1,6 @@
 //! Chat templates: what people met in their own, which template of several a row takes, and what strangers' may not do.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::{FieldMap, parse};
 use fusedpo::data::text::{ChatTemplate, PromptBoundary, Sources, TextTokenizer, TokenizerOptions, tokenise};

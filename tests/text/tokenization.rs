@@ -1,7 +1,6 @@
 //! Token ids and boundaries against TRL 1.16's own (the golden files), the cut claim on random texts, chat templates.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::input::{FieldMap, parse};
 use fusedpo::data::text::{

@@ -1,7 +1,6 @@
 //! Identity of tokenizers by meaning: what changes an id changes it, what changes none does not.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::text::{TextTokenizer, TokenizerOptions};
 use pack_common::{Random, tiny_model};

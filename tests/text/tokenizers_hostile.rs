@@ -1,7 +1,6 @@
 //! Tokenizers and rows that make the tokenizers library give up: one line that names the file and the row, and no panic.
 
-#[path = "../pack_common/mod.rs"]
-mod pack_common;
+use crate::pack_common;
 
 use fusedpo::data::pack::pack;
 use fusedpo::data::shard::{InspectOptions, inspect};

@@ -1,9 +1,7 @@
 //! The engine's head in chunks and parts: whatever fits into the logits buffer, the numbers are the same.
 
-#[path = "../common/host.rs"]
-mod host;
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::host;
+use crate::model_common;
 
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::{Backend, Device};

@@ -1,8 +1,7 @@
 //! A short run of every loss of the table: finite, the same twice, begun at the loss that its formula gives at the reference,
 //! and gone on with from a checkpoint to the same bytes.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::backend::cpu::Cpu;

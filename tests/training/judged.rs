@@ -1,12 +1,9 @@
 //! Losses of a whole step in whole runs: gradients of both times through the model against finite differences, metrics against
 //! formulas written here, and the files that the reference of mismatched rows is kept in.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
-#[path = "../common/host.rs"]
-mod host;
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::cli_common;
+use crate::host;
+use crate::model_common;
 
 use cli_common::*;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};

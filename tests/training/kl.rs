@@ -1,9 +1,7 @@
 //! The KL estimate against its definition: the mean of `log pi(y|x) - log pi_ref(y|x)` over responses drawn from the policy.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::cli_common;
+use crate::model_common;
 
 use cli_common::*;
 use fusedpo::data::shard::{Dataset, Split};

@@ -1,7 +1,6 @@
 //! `fusedpo loss`: every loss of the table at given numbers, and what the pages say of it.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::choice::Choice;

@@ -1,5 +1,12 @@
 //! Engine, losses and runs. One program, as each costs its linking.
 
+#[path = "../cli_common/mod.rs"]
+mod cli_common;
+#[path = "../common/host.rs"]
+mod host;
+#[path = "../model_common/mod.rs"]
+mod model_common;
+
 mod closed_form;
 mod engine;
 mod every_loss;

@@ -1,7 +1,6 @@
 //! Steps that must not happen: a gradient that is not finite changes nothing and is not counted.
 
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::model_common;
 
 use fusedpo::backend::Device;
 use fusedpo::backend::cpu::Cpu;

@@ -1,7 +1,6 @@
 //! What a checkpoint keeps beside the tensors: what a run that goes on knows of the steps before. `tests/resume.rs` has the bytes.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::Result;

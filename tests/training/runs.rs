@@ -1,8 +1,7 @@
 //! What a run leaves besides its model: the record, the lock, checkpoints on a full disk, what the reference was asked for, and
 //! what is taken away again.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
+use crate::cli_common;
 
 use cli_common::*;
 use serde_json::{Value, json};

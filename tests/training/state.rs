@@ -1,9 +1,7 @@
 //! The state of a run: what is in it, piece by piece, and that a run goes on from it with the same bits.
 
-#[path = "../common/host.rs"]
-mod host;
-#[path = "../model_common/mod.rs"]
-mod model_common;
+use crate::host;
+use crate::model_common;
 
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};

@@ -1,10 +1,8 @@
 //! A reference that follows the policy (TR-DPO), and sums over the tokens that both responses have (LD-DPO): against a naive
 //! recomputation, on every backend, stopped and gone on with, and what is refused.
 
-#[path = "../cli_common/mod.rs"]
-mod cli_common;
-#[path = "../common/host.rs"]
-mod host;
+use crate::cli_common;
+use crate::host;
 
 use cli_common::*;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};

@@ -25,6 +25,8 @@ pub struct Cpu<S> {
     memory: Mutex<Vec<(String, usize)>>,
     /// Whether `zeros` counts alone.
     counting: bool,
+    /// See [`Cpu::with_bf16_logits`].
+    pub(super) narrow_logits: bool,
     /// What [`Device::memory`] says is free, where that is not for the system to say.
     free: Option<usize>,
     element: PhantomData<S>,
@@ -47,7 +49,19 @@ impl<S: Real> Cpu<S> {
     /// As [`Cpu::with`], restricted to a SIMD level (for tests and measurements).
     pub fn at(level: Level, precision: GemmPrecision) -> Result<Self> {
         let gemm = Gemm::new::<S>(level, precision)?;
-        Ok(Cpu { gemm, memory: Mutex::default(), counting: false, free: None, element: PhantomData })
+        Ok(Cpu {
+            gemm,
+            memory: Mutex::default(),
+            counting: false,
+            narrow_logits: false,
+            free: None,
+            element: PhantomData,
+        })
+    }
+
+    /// The head's logits rounded to bf16, but for the target's: what a GPU does when asked, for its tests. It spares a CPU nothing.
+    pub fn with_bf16_logits(self) -> Self {
+        Cpu { narrow_logits: true, ..self }
     }
 
     /// As if the machine had `bytes` free: plans that need more are refused.
@@ -92,7 +106,8 @@ impl<S: Real> Device for Cpu<S> {
             GemmPrecision::Native => ("", self.level().without_amx()),
             GemmPrecision::Bf16 => ("-bf16", self.level()),
         };
-        format!("cpu-{}{products}-{}-v{NUMERICS}", S::NAME, level.name())
+        let logits = if self.narrow_logits { "-logits-bf16" } else { "" };
+        format!("cpu-{}{products}{logits}-{}-v{NUMERICS}", S::NAME, level.name())
     }
     fn products(&self) -> &'static str {
         match self.gemm.precision {
@@ -124,7 +139,8 @@ impl<S: Real> Device for Cpu<S> {
     }
     fn counting(&self) -> Self {
         let gemm = Gemm::new::<S>(self.gemm.level, self.gemm.precision).expect("what this backend has");
-        Cpu { gemm, memory: Mutex::default(), counting: true, free: self.free, element: PhantomData }
+        let (narrow_logits, free) = (self.narrow_logits, self.free);
+        Cpu { gemm, memory: Mutex::default(), counting: true, narrow_logits, free, element: PhantomData }
     }
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         let free = self.free.or_else(system::available);

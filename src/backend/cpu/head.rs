@@ -8,6 +8,7 @@ use super::simd::{Level, simd_fn};
 use super::{check, par};
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
+use half::bf16;
 use rayon::prelude::*;
 
 /// Elements whose exponentials are summed in the element type, 16 to a lane; the sums of such blocks are added in f64.
@@ -118,6 +119,11 @@ impl<S: Real> HeadOps for Cpu<S> {
         let predictions = &batch.micro.predictions()[chunk.predictions.clone()];
         let rows = logits.par_chunks_exact_mut(vocab).zip(predictions);
         rows.zip(logp).zip(entropy).zip(log_sum_p2).zip(hit).for_each(|(((((z, p), logp), entropy), p2), hit)| {
+            if self.narrow_logits {
+                let exact = z[p.target as usize];
+                z.iter_mut().for_each(|z| *z = S::from_f64(bf16::from_f64(z.to_f64()).to_f64()));
+                z[p.target as usize] = exact;
+            }
             let s = row(g.level, z, p.target as usize, mode).map(S::from_f64);
             (*logp, *entropy, *p2, *hit) = (s[0], s[1], s[2], s[3]);
         });

@@ -39,18 +39,37 @@ pub struct Gpu<D: Driver, A: GpuFloat> {
     pub(super) driver: Arc<D>,
     pub(super) heap: Heap<D>,
     pub(super) scratch: Mutex<Scratch<D>>,
+    /// Whether the head's logits are bf16, all but the target's.
+    pub(super) narrow_logits: bool,
     storage: PhantomData<A>,
 }
 
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// A backend over `driver`.
     pub fn new(driver: D) -> Result<Self> {
-        let driver = Arc::new(driver);
+        Self::over(Arc::new(driver), false)
+    }
+
+    /// The same driver, with logits of the head in bf16 but for the target's, which stays in f32: 12 bytes a logit are moved in
+    /// training instead of 18. What log-probs lose by it: `docs/gpu.md`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where weights and activations are not bf16.
+    pub fn with_bf16_logits(&self) -> Result<Self> {
+        match A::DTYPE {
+            Dtype::Bf16 => Self::over(self.driver.clone(), true),
+            Dtype::F32 => {
+                Err(Error::usage("`logits_dtype` bf16 needs `dtype` bf16: logits are no less precise than weights"))
+            }
+        }
+    }
+
+    fn over(driver: Arc<D>, narrow_logits: bool) -> Result<Self> {
         let heap = Heap::new(&driver, false);
         let floats = heap.alloc("sums over rows", SCRATCH)?;
         let doubles = heap.alloc("sums over rows", NORM_SLABS)?;
         let scratch = Mutex::new(Scratch { floats, doubles, words: None });
-        Ok(Gpu { driver, heap, scratch, storage: PhantomData })
+        Ok(Gpu { driver, heap, scratch, narrow_logits, storage: PhantomData })
     }
 
     /// See [`Device::counting`](crate::backend::ops::device::Device::counting).
@@ -61,7 +80,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
             Scratch { floats: floats.expect("no memory"), doubles: doubles.expect("no memory"), words: None }
         };
         let heap = Heap::new(&self.driver, true);
-        Gpu { driver: self.driver.clone(), heap, scratch: Mutex::new(scratch()), storage: PhantomData }
+        let (driver, scratch, narrow_logits) = (self.driver.clone(), Mutex::new(scratch()), self.narrow_logits);
+        Gpu { driver, heap, scratch, narrow_logits, storage: PhantomData }
     }
 
     /// An error where there is no memory behind the buffers.

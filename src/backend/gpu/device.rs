@@ -40,10 +40,12 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     const LOGITS_BYTES: usize = 2 << 30;
 
     fn fingerprint(&self) -> String {
-        format!("gpu-{}-{}-v{NUMERICS}", self.driver.fingerprint(), A::NAME)
+        let logits = if self.narrow_logits { "-logits-bf16" } else { "" };
+        format!("gpu-{}-{}{logits}-v{NUMERICS}", self.driver.fingerprint(), A::NAME)
     }
     fn description(&self) -> String {
-        format!("{}, {}", self.driver.description(), A::NAME)
+        let logits = if self.narrow_logits { ", logits in bf16" } else { "" };
+        format!("{}, {}{logits}", self.driver.description(), A::NAME)
     }
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Buf<D, T>> {
         self.alloc(name, len)

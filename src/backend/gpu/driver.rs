@@ -140,6 +140,13 @@ impl<'a, T: Storage> View<'a, T> {
     }
 }
 
+impl ViewMut<'_, f32> {
+    /// The same memory as elements of half the size, as many of them.
+    pub(super) fn halves(&mut self) -> ViewMut<'_, half::bf16> {
+        ViewMut { at: self.at, len: self.len, life: PhantomData }
+    }
+}
+
 impl<T: Storage> ViewMut<'_, T> {
     /// Elements.
     pub fn len(&self) -> usize {

@@ -1,8 +1,9 @@
 //! The fused head. Products: `product.rs`; kernel: `kernels/head.cu`; reference: `backend/cpu/head.rs`.
 
 use super::check;
-use super::context::{Gpu, GpuFloat};
-use super::driver::{Arg, Driver, Grid};
+use super::context::{Gpu, GpuFloat, SCRATCH};
+use super::driver::{Arg, Driver, Grid, View};
+use super::lock::lock;
 use super::product::{Add, Operand, Product};
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
@@ -24,21 +25,30 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         check::at_least(OP, "w", vocab, &[("largest target + 1", batch.targets_end)])?;
         check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
         let mut logits = logits.part(0..n * vocab);
-        self.logits(Logits { logits: logits.reborrow(), x, w, dim })?;
         let targets = batch.targets(chunk.predictions.clone());
         let train = Arg::I32(i32::from(mode == HeadMode::Train));
-        let args = [
-            logp.arg(),
-            entropy.arg(),
-            log_sum_p2.arg(),
-            hit.arg(),
-            logits.arg(),
-            targets.arg(),
-            Arg::int(OP, "vocab", vocab)?,
-            train,
-        ];
-        // SAFETY: the statistics have n numbers, `logits` is n x vocab, and every target is below vocab, as checked above.
-        unsafe { self.launch("head", Grid::new([n, 1], 1024), &args) }
+        let sizes = [Arg::int(OP, "vocab", vocab)?, train];
+        let stats = [logp.arg(), entropy.arg(), log_sum_p2.arg(), hit.arg()];
+        let grid = Grid::new([n, 1], 1024);
+        if !self.narrow_logits {
+            self.logits(Logits { logits: logits.reborrow(), x, w, dim })?;
+            let args: Vec<Arg> = stats.into_iter().chain([logits.arg(), targets.arg()]).chain(sizes).collect();
+            // SAFETY: the statistics have n numbers, `logits` is n x vocab, and every target is below vocab, as checked above.
+            return unsafe { self.launch("head", grid, &args) };
+        }
+        check::at_most(OP, "predictions", n, SCRATCH)?;
+        let mut narrow = logits.halves();
+        self.project(OP, Operand::output(&mut narrow, vocab), (x, w), [n, vocab, dim])?;
+        let mut scratch = lock(&self.scratch);
+        let mut exact = scratch.floats.view_mut(0..n);
+        let (rows, dim) = (Arg::int(OP, "predictions", n)?, Arg::int(OP, "dim", dim)?);
+        let args = [exact.arg(), x.arg(), w.arg(), targets.arg(), rows, dim];
+        // SAFETY: `x` is n x dim and `w` vocab x dim, and every target is below vocab, as checked above.
+        unsafe { self.launch("target_logits", Grid::new([n.div_ceil(8), 1], 256), &args) }?;
+        let logits = [narrow.arg(), exact.as_view().arg(), targets.arg()];
+        let args: Vec<Arg> = stats.into_iter().chain(logits).chain(sizes).collect();
+        // SAFETY: as above; `narrow` is n x vocab in half of the same memory.
+        unsafe { self.launch("head_narrow", grid, &args) }
     }
 
     fn logits(&self, op: Logits<'_, Self>) -> Result<()> {
@@ -47,15 +57,7 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         let rows = check::rows(OP, "x", x.len(), dim)?;
         let vocab = check::rows(OP, "w", w.len(), dim)?;
         check::at_least(OP, "logits", logits.len(), &[("rows", rows), ("vocab", vocab)])?;
-        self.product(Product {
-            op: OP,
-            sizes: [rows, vocab, dim],
-            a: (Operand::new(x, dim), false),
-            b: (Operand::new(w, dim), true),
-            c: Add::Nothing,
-            d: Operand::output(&mut logits, vocab),
-            row_invariant: true,
-        })
+        self.project(OP, Operand::output(&mut logits, vocab), (x, w), [rows, vocab, dim])
     }
 
     fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()> {
@@ -71,7 +73,10 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         let vocab = check::rows(OP, "w", w.len(), dim)?;
         check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
         // G starts where its row of logits does.
-        let gradient = Operand::in_place_of::<A>(logits, vocab);
+        let gradient = match self.narrow_logits {
+            true => Operand::narrow(logits, vocab),
+            false => Operand::in_place_of::<A>(logits, vocab),
+        };
         if let Some(mut dw) = dw {
             check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
             check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
@@ -97,5 +102,21 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
             row_invariant: false,
         })?;
         self.scale_rows(dx, None, coef)
+    }
+}
+
+impl<D: Driver, A: GpuFloat> Gpu<D, A> {
+    /// `logits = x w^T`; sizes: rows, vocab, dim.
+    fn project(&self, op: &'static str, logits: Operand, (x, w): (View<A>, View<A>), sizes: [usize; 3]) -> Result<()> {
+        let dim = sizes[2];
+        self.product(Product {
+            op,
+            sizes,
+            a: (Operand::new(x, dim), false),
+            b: (Operand::new(w, dim), true),
+            c: Add::Nothing,
+            d: logits,
+            row_invariant: true,
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::check;
 use super::context::{Gpu, GpuFloat};
-use super::driver::{Driver, MatMul, Matrix, View, ViewMut};
+use super::driver::{Driver, Dtype, MatMul, Matrix, View, ViewMut};
 use crate::error::Result;
 use std::marker::PhantomData;
 
@@ -31,6 +31,11 @@ impl<'a> Operand<'a> {
         let per_float = size_of::<f32>() / T::DTYPE.size();
         let matrix = Matrix { at: floats.at, dtype: T::DTYPE, ld: width * per_float };
         Operand { matrix, len: floats.len * per_float, life: PhantomData }
+    }
+
+    /// Rows of `width` bf16, one after the other, in the memory of as many floats.
+    pub fn narrow(floats: View<'a, f32>, width: usize) -> Self {
+        Operand { matrix: Matrix { at: floats.at, dtype: Dtype::Bf16, ld: width }, len: floats.len, life: PhantomData }
     }
 
     /// Errors: fewer elements than `rows` x `columns` take.

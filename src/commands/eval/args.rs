@@ -4,7 +4,7 @@ use crate::commands::choice::named;
 use crate::commands::loss_flags::{LossFlags, TokenFlags};
 use crate::error::{Error, Result};
 use crate::loss::LossType;
-use crate::train::choices::{DeviceChoice, DtypeChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::loss_options::LossTypes;
 use std::path::PathBuf;
 
@@ -50,6 +50,9 @@ pub struct EvalArgs {
     /// Precision of the matrix products
     #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
+    /// Precision of the head's logits; bf16 on a GPU only
+    #[arg(long, value_parser = named::<LogitsChoice>(), default_value = "f32")]
+    pub logits_dtype: LogitsChoice,
     /// Where to compute
     #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,

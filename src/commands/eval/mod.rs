@@ -27,7 +27,7 @@ use serde_json::{Map, Value, json};
 
 /// Runs the command.
 pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
-    let (split, totals, kl) = device::dispatch(args.device, args.dtype, Eval(args, observe))?;
+    let (split, totals, kl) = device::dispatch(args.device, (args.dtype, args.logits_dtype), Eval(args, observe))?;
     let split = split.prefix().trim_end_matches('-');
     if args.json {
         let mut row = json_row(&totals, kl);

@@ -18,6 +18,7 @@ fn main() {
     println!("cargo::rerun-if-changed=kernels");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     let (mut list, mut built, mut version) = (String::new(), String::from("no CUDA kernels"), 0);
+    let mut compiled = Vec::new();
     let nvcc = find_nvcc();
     // For tests alone, which compile against its headers (tests/standin.rs): nothing that is shipped reads it.
     println!("cargo::rustc-env=FUSEDPO_NVCC_USED={}", nvcc.as_deref().unwrap_or(Path::new("")).display());
@@ -27,11 +28,13 @@ fn main() {
             list += &format!("    include_bytes!({file:?}),\n");
         }
         version = toolkit(&nvcc);
+        compiled.clone_from(&targets);
         built = format!("CUDA {}.{} kernels for {}", version / 1000, version % 1000 / 10, targets.join(", "));
     }
     let source = format!(
         "/// Compiled kernels, one image per file and storage type.\npub const FATBINS: &[&[u8]] = &[\n{list}];\n\
          /// What was compiled, for people.\npub const BUILT: &str = {built:?};\n\
+         /// What was compiled, target by target: `80`, `90a`, `ptx80`.\npub const TARGETS: &[&str] = &{compiled:?};\n\
          /// CUDA version of the compiler as the driver counts: 13000 for 13.0; 0 without kernels.\n\
          pub const TOOLKIT: i32 = {version};\n"
     );

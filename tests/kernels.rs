@@ -33,7 +33,7 @@ mod simple;
 use check::{assert_bf16_rule, assert_close};
 use device::{Place, SameBits};
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::backend::gpu::driver::Dtype;
+use fusedpo::backend::gpu::driver::{Driver, Dtype};
 use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::*;
 use half::bf16;
@@ -177,4 +177,19 @@ fn lengths_are_checked_before_a_launch() {
         gpu.swiglu_fwd(SwigluFwd { act: act.all_mut(), gate_up: gate_up.all(), ffn: 4 }).unwrap_err().to_string();
     assert_eq!(error, "swiglu_fwd: `gate_up` has 15 elements, expected 16 = 2=2 * rows=2 * ffn=4");
     assert_eq!(gpu.driver().launches(), 0);
+}
+
+/// Memory that is given back while work is recorded is freed when the recording has ended: at once, it would end it. A recording
+/// that nobody ends goes with its device.
+#[test]
+fn memory_given_back_while_work_is_recorded() {
+    let Some(driver) = device::cuda_driver() else { return };
+    let gpu = Gpu::<_, f32>::new(driver).unwrap();
+    let (kept, dropped) = (buf::<_, f32>(&gpu, &[1.5; 8]), buf::<_, f32>(&gpu, &[2.5; 8]));
+    gpu.driver().begin().unwrap();
+    drop(dropped);
+    assert!(gpu.driver().alloc(8).is_err(), "nothing is allocated meanwhile");
+    gpu.driver().end().unwrap();
+    assert_eq!(fetch(&gpu, &kept), [1.5; 8]);
+    gpu.driver().begin().unwrap();
 }

@@ -14,7 +14,7 @@ use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{Model, ModelDir};
+use fusedpo::model::{Model, ModelConfig, ModelDir};
 use half::bf16;
 use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
@@ -79,6 +79,16 @@ fn errors(got: &Step, want: &Step) -> [f64; 3] {
     ]
 }
 
+/// Relative error of a step in f32 whose products are summed in an order that nobody here chose: a sum of K terms errs by about
+/// sqrt(K) times the rounding unit (Higham and Mary, 2019), and as many products as a number meets on its way through the layers
+/// and back err independently.
+fn in_any_order(dir: &Path) -> f64 {
+    let c = ModelConfig::load(dir).unwrap();
+    let longest = c.vocab_size.max(c.intermediate_size).max(c.hidden_size).max(POSITIONS);
+    let products = 2 * 7 * c.num_hidden_layers + 2;
+    ((longest * products) as f64).sqrt() * f64::from(f32::EPSILON / 2.0)
+}
+
 #[test]
 fn a_step_in_f32_agrees_with_f64() {
     for (seed, name) in MODELS.iter().enumerate() {
@@ -88,7 +98,8 @@ fn a_step_in_f32_agrees_with_f64() {
             let errors = errors(&got, &want);
             println!("{name}, {place}: losses, log-probs, gradients {errors:?}");
             // Sums of a few hundred f32 terms, through two layers and back.
-            assert!(errors.iter().all(|e| *e <= 2e-6), "{name}, {place}: {errors:?}");
+            let bound = if let Place::Host(_) = place { 2e-6 } else { in_any_order(&golden(name)) };
+            assert!(errors.iter().all(|e| *e <= bound), "{name}, {place}: {errors:?}, not {bound:e}");
             bits.see(name, place, (got.pair_losses, got.logps, got.grads));
         });
     }

@@ -5,8 +5,12 @@
 #[path = "standin/bits.rs"]
 mod bits;
 mod cli_common;
+#[path = "standin/columns.rs"]
+mod columns;
 #[path = "standin/commands.rs"]
 mod commands;
+#[path = "standin/failures.rs"]
+mod failures;
 #[path = "standin/library.rs"]
 mod library;
 #[path = "standin/stand.rs"]

@@ -113,9 +113,13 @@ STANDIN_API CUresult cuStreamDestroy_v2(CUstream s) {
     return state().streams.remove(s), CUresult(e);
 }
 STANDIN_API CUresult cuStreamSynchronize(CUstream s) {
-    ENTER(true);
+    LOCK;
+    int code = enter(__func__, true);
     ++state().waits;
     Stream* found = state().streams.find(s);
+    // A wait that tells of a failure has waited: what was enqueued does not run behind its caller's back.
+    if (code && found && !found->capturing) drain(*found, nullptr, 0);
+    if (code) return CUresult(code);
     if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "wait for a dead stream"));
     if (found->capturing) return found->invalidated = true, CUresult(fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "wait for a stream that records"));
     return CUresult(drain(*found, nullptr, 0));
@@ -139,8 +143,11 @@ STANDIN_API CUresult cuEventRecord(CUevent e, CUstream s) {
     return CUresult(enqueue_item(s, std::move(item)));
 }
 STANDIN_API CUresult cuEventSynchronize(CUevent e) {
-    ENTER(true);
+    LOCK;
+    int code = enter(__func__, true);
     ++state().waits;
+    if (code && !capture_of_this_thread()) drain_all();
+    if (code) return CUresult(code);
     if (int bad = unsafe_in_capture("cuEventSynchronize")) return CUresult(bad);
     Event* found = state().events.find(e);
     if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "wait for a dead event"));
@@ -168,7 +175,10 @@ STANDIN_API CUresult cuStreamBeginCapture_v2(CUstream s, CUstreamCaptureMode mod
     return CUDA_SUCCESS;
 }
 STANDIN_API CUresult cuStreamEndCapture(CUstream s, CUgraph* g) {
-    ENTER(true);
+    LOCK;
+    int code = enter(__func__, true);
+    if (Stream* f = code ? state().streams.find(s) : nullptr) f->capturing = false;  // whatever it says, it is over
+    if (code) return CUresult(code);
     Stream* found = state().streams.find(s);
     if (!found || !found->capturing) return CUresult(fail(CUDA_ERROR_ILLEGAL_STATE, "ends a recording that was not begun"));
     if (found->capturer != std::this_thread::get_id()) return CUresult(fail(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "a recording ended by another thread"));

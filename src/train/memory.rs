@@ -230,14 +230,23 @@ impl<'a> Budgets<'a> {
     ///
     /// Errors: [`Error::Device`]: what is needed, what there is, and what would fit. Nothing has been allocated then.
     pub fn fitting<B: Backend>(&self, be: &B, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<MemoryPlan> {
+        self.fits(be, plan)?.map_err(Error::Device)
+    }
+
+    /// [`Budgets::fitting`], with what does not fit apart from what could not be asked.
+    fn fits<B: Backend>(
+        &self,
+        be: &B,
+        plan: impl Fn(Capacity) -> Result<MemoryPlan>,
+    ) -> Result<Result<MemoryPlan, String>> {
         let wanted = plan(self.capacity())?;
-        let Some(memory) = be.memory()? else { return Ok(wanted) };
+        let Some(memory) = be.memory()? else { return Ok(Ok(wanted)) };
         if wanted.needed() <= memory.free {
-            return Ok(wanted);
+            return Ok(Ok(wanted));
         }
         let (needed, free) = (units::bytes(wanted.needed()), units::bytes(memory.free));
         let would = self.suggestion(memory.free, plan)?;
-        Err(Error::Device(format!("out of memory: this needs {needed}, {free} are free; {would}")))
+        Ok(Err(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
 
     /// [`Budgets::fitting`] for [`MemoryPlan::training_beside`], and what the engine is to be for: where the device's memory
@@ -262,15 +271,15 @@ impl<'a> Budgets<'a> {
         {
             return Ok((full, Purpose::TrainInFull));
         }
-        match (self.fitting(be, plan(purpose)), free) {
-            (Err(Error::Device(why)), Some(free)) if least => {
+        match (self.fits(be, plan(purpose))?, free) {
+            (Err(why), Some(free)) if least => {
                 let other = match fits(Purpose::Recompute, free)? {
                     Some(fits) => format!("; so would `gradient_checkpointing` ({})", units::bytes(fits.needed())),
                     None => String::new(),
                 };
                 Err(Error::Device(why + &other))
             }
-            (fitting, _) => Ok((fitting?, purpose)),
+            (fitting, _) => Ok((fitting.map_err(Error::Device)?, purpose)),
         }
     }
 

@@ -128,3 +128,11 @@ fn eval_score_reference_and_generate() {
         s.ok("reference --model m --data d --cache c --dtype f32 --device cuda", &[("EAGER", "1"), ("SEED", "5")]);
     assert!(ran.out.contains("0 computed, 48 found") || ran.err.contains("0 computed, 48 found"), "{ran:?}");
 }
+
+#[test]
+#[ignore = "some minutes: scripts/standin.sh"]
+fn demo() {
+    let Some(s) = Stand::with(Cli::new) else { return };
+    let ran = s.ok("demo --out demo --device cuda --steps 20", &[("EAGER", "1")]);
+    assert!(ran.out.contains("implicit-reward accuracy"), "{ran:?}");
+}

@@ -26,12 +26,46 @@ struct Function {
 // SAFETY: the handle is a name for something that lives as long as its module; the driver API is thread-safe.
 unsafe impl Send for Function {}
 
-/// Loaded images of the kernels.
-struct Modules(Vec<sys::CUmodule>);
+/// Loaded images of the kernels, unloaded when dropped: nothing may run any more.
+struct Modules {
+    all: Vec<sys::CUmodule>,
+    context: Arc<CudaContext>,
+}
 // SAFETY: the handles are names for something that lives as long as the driver here; the driver API is thread-safe.
 unsafe impl Send for Modules {}
 // SAFETY: the handles are names, never changed after loading; the driver API is thread-safe.
 unsafe impl Sync for Modules {}
+
+impl Modules {
+    fn load(context: &Arc<CudaContext>, name: &str) -> Result<Modules> {
+        let mut this = Modules { all: Vec::with_capacity(images::FATBINS.len()), context: context.clone() };
+        for image in images::FATBINS {
+            // Embedded bytes may start anywhere; the loader wants them aligned, as an allocation is.
+            let image = image.to_vec();
+            // SAFETY: a fatbin that nvcc wrote, embedded whole; the driver reads its own header for the length.
+            let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            this.all.push(loaded.map_err(error(&format!("load the kernels ({BUILT}) on {name}")))?);
+        }
+        Ok(this)
+    }
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            for module in &self.all {
+                // SAFETY: loaded above, unloaded once, and nothing runs any more. A failure leaves nothing to do.
+                let _ = unsafe { result::module::unload(*module) };
+            }
+        }
+    }
+}
+
+/// Memory that was given back while work was recorded.
+enum Freed {
+    Device(u64),
+    Host(u64),
+}
 
 /// A point of the stream.
 pub struct Event {
@@ -74,6 +108,8 @@ pub struct CudaDriver {
     name: String,
     /// Between `begin` and `end`.
     recording: AtomicBool,
+    /// What was given back in between: freeing it at once would end the recording.
+    freed: Mutex<Vec<Freed>>,
 }
 
 impl CudaDriver {
@@ -92,21 +128,11 @@ impl CudaDriver {
         let pageable = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
         let reads_pageable = context.attribute(pageable).map_err(error("ask how the GPU reads memory"))? != 0;
         let stream = context.new_stream().map_err(error("make a stream"))?;
-        let mut modules = Vec::with_capacity(images::FATBINS.len());
-        for image in images::FATBINS {
-            // Embedded bytes may start anywhere; the loader wants them aligned, as an allocation is.
-            let image = image.to_vec();
-            // SAFETY: a fatbin that nvcc wrote, embedded whole; the driver reads its own header for the length.
-            let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            modules.push(loaded.map_err(error(&format!("load the kernels ({BUILT}) on {name}")))?);
-        }
+        let modules = Modules::load(&context, &name)?;
         let lt = CublasLt::new(&stream)?;
-        let functions = Mutex::default();
-        let modules = Modules(modules);
-        let recording = AtomicBool::new(false);
         Ok(CudaDriver {
             lt,
-            functions,
+            functions: Mutex::default(),
             modules,
             stream,
             context,
@@ -114,7 +140,8 @@ impl CudaDriver {
             reads_pageable,
             capability,
             name,
-            recording,
+            recording: AtomicBool::new(false),
+            freed: Mutex::default(),
         })
     }
 
@@ -143,7 +170,7 @@ impl CudaDriver {
 
     /// The function of that name, where a module has one. Errors: anything else that the driver says.
     fn find(&self, name: &CString) -> Result<Option<sys::CUfunction>, DriverError> {
-        for module in &self.modules.0 {
+        for module in &self.modules.all {
             // SAFETY: the modules stay loaded as long as this driver lives.
             match unsafe { result::module::get_function(*module, name.clone()) } {
                 Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_FOUND => {}
@@ -168,7 +195,8 @@ impl CudaDriver {
                     kernel: kernel.op,
                     why: format!("no kernel `{}` in this binary ({BUILT})", kernel.name()),
                 })?;
-                Function { handle, shared: 48 * 1024 }
+                // How much a kernel may have unasked depends on what else it has: it is asked for.
+                Function { handle, shared: 0 }
             }
         };
         if shared > f.shared {
@@ -186,12 +214,12 @@ impl CudaDriver {
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
+        // What was being recorded is dropped; what was enqueued is waited for, before anything that it uses goes.
+        if self.recording.load(Ordering::Acquire) {
+            drop(self.end());
+        }
         if self.bind().is_ok() {
             let _ = self.synchronize();
-            for module in &self.modules.0 {
-                // SAFETY: loaded in `open`, unloaded once, and nothing runs any more. A failure leaves nothing to do.
-                let _ = unsafe { result::module::unload(*module) };
-            }
         }
     }
 }
@@ -201,7 +229,13 @@ impl Driver for CudaDriver {
     type Graph = Recorded;
 
     fn fingerprint(&self) -> String {
-        format!("{}-kernels{:08x}", self.device(), images::sum())
+        let kernels = images::sum();
+        // What the driver compiles, another one may compile otherwise.
+        let compiled = match images::has_code_for(self.capability) {
+            true => String::new(),
+            false => format!("-driver{}", machine::driver_version().unwrap_or(0)),
+        };
+        format!("{}-kernels{kernels:08x}{compiled}", self.device())
     }
 
     fn description(&self) -> String {
@@ -237,7 +271,9 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn free(&self, at: u64) {
-        if self.bind().is_ok() {
+        if self.recording.load(Ordering::Acquire) {
+            lock(&self.freed).push(Freed::Device(at));
+        } else if self.bind().is_ok() {
             // SAFETY: the caller's promise; the driver waits for work that uses it. A failure leaves nothing to do.
             let _ = unsafe { result::free_sync(at) };
         }
@@ -255,7 +291,9 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn free_host(&self, at: u64) {
-        if self.bind().is_ok() {
+        if self.recording.load(Ordering::Acquire) {
+            lock(&self.freed).push(Freed::Host(at));
+        } else if self.bind().is_ok() {
             // SAFETY: the caller's promise. A failure leaves nothing to do.
             let _ = unsafe { result::free_host(at as *mut c_void) };
         }
@@ -387,7 +425,16 @@ impl Driver for CudaDriver {
 
     fn end(&self) -> Result<Recorded> {
         self.recording.store(false, Ordering::Release);
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(error("end recording"))?;
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        for freed in std::mem::take(&mut *lock(&self.freed)) {
+            match freed {
+                // SAFETY: the promise of whoever gave it back.
+                Freed::Device(at) => unsafe { self.free(at) },
+                // SAFETY: as above.
+                Freed::Host(at) => unsafe { self.free_host(at) },
+            }
+        }
+        let graph = graph.map_err(error("end recording"))?;
         let graph = graph.ok_or_else(|| Error::Device("CUDA: nothing was recorded".into()))?;
         graph.upload().map_err(error("load a graph"))?;
         Ok(Recorded(Mutex::new(graph)))

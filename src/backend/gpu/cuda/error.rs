@@ -28,7 +28,7 @@ const LOST: &str = " (the GPU is lost to this run, and what was not saved with i
      command can be given again with a new `out`)";
 
 /// Errors after which no call of this process on the device succeeds.
-fn is_lost(code: CUresult) -> bool {
+pub(super) fn is_lost(code: CUresult) -> bool {
     use CUresult::*;
     matches!(
         code,

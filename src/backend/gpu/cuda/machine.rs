@@ -8,8 +8,12 @@ use cudarc::driver::sys::{self, CUdevice_attribute};
 
 /// Oldest compute capability that kernels are written for.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
+/// Oldest driver, by the CUDA version that it serves: older ones lack a call (cuEventElapsedTime_v2).
+const LEAST_DRIVER: i32 = 12_080;
 /// Oldest cuBLASLt: the calls used here have been the same since. Versions count 12.x as 12xxxx.
 const LEAST_CUBLASLT: usize = 120_000;
+/// Oldest cuBLASLt with products for compute capability 10.0 and newer.
+const LEAST_CUBLASLT_BLACKWELL: usize = 120_800;
 
 /// What is asked of a machine; a trait, so that machines can be made up.
 pub(super) trait Machine {
@@ -52,16 +56,14 @@ pub(super) fn refusal(machine: &impl Machine, ordinal: usize) -> Option<String> 
 fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> {
     let (driver, toolkit) = (machine.driver()?, machine.toolkit());
     // Code for a major version of CUDA runs on every driver of that major version.
-    if driver / 1000 < toolkit / 1000 {
+    let least = (toolkit / 1000 * 1000).max(LEAST_DRIVER);
+    if driver < least {
         let show = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
         return Ok(Some(format!(
             "the NVIDIA driver is too old: it serves CUDA {}, the kernels need {} (driver 580 or newer for CUDA 13)",
             show(driver),
-            show(toolkit / 1000 * 1000)
+            show(least)
         )));
-    }
-    if machine.cublaslt() < LEAST_CUBLASLT {
-        return Ok(Some(format!("cuBLASLt {} is too old: 12.0 or newer is needed", machine.cublaslt())));
     }
     let gpus = machine.gpus()?;
     if ordinal >= gpus {
@@ -69,9 +71,17 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
         return Ok(Some(format!("GPU {ordinal} was asked for, this machine has {gpus} ({hidden})")));
     }
     let (name, (major, minor)) = machine.gpu(ordinal)?;
-    Ok(((major, minor) < LEAST_CAPABILITY).then(|| {
-        format!(
+    if (major, minor) < LEAST_CAPABILITY {
+        return Ok(Some(format!(
             "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: use `device` cpu"
+        )));
+    }
+    let (least, version) = if major >= 10 { (LEAST_CUBLASLT_BLACKWELL, "12.8") } else { (LEAST_CUBLASLT, "12.0") };
+    Ok((machine.cublaslt() < least).then(|| {
+        format!(
+            "cuBLASLt {} is too old for {name}: {version} or newer is needed (a libcublasLt.so without a number is opened \
+             before libcublasLt.so.13: put the newer one's folder first on LD_LIBRARY_PATH)",
+            machine.cublaslt()
         )
     }))
 }
@@ -79,6 +89,14 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
 /// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
 pub fn unavailable() -> Option<String> {
     refusal(&ThisMachine, 0)
+}
+
+/// CUDA version that the driver serves, as 13000 for 13.0.
+pub(super) fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: writes one int.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(error("ask for the driver's version"))?;
+    Ok(version)
 }
 
 /// The machine that this runs on.
@@ -97,10 +115,7 @@ impl Machine for ThisMachine {
     }
     fn driver(&self) -> Result<i32> {
         result::init().map_err(error("start the driver"))?;
-        let mut version = 0;
-        // SAFETY: writes one int.
-        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(error("ask for the driver's version"))?;
-        Ok(version)
+        driver_version()
     }
     fn cublaslt(&self) -> usize {
         // SAFETY: takes nothing; asked only where the library is there.
@@ -193,7 +208,21 @@ mod tests {
                 "the NVIDIA driver is too old: it serves CUDA 12.8, the kernels need 13.0 (driver 580",
             ),
             (Made { driver: Err(CUresult::CUDA_ERROR_NO_DEVICE), ..good() }, 0, "CUDA: cannot start the driver: "),
-            (Made { cublaslt: 110_904, ..good() }, 0, "cuBLASLt 110904 is too old: 12.0 or newer is needed"),
+            (
+                Made { toolkit: 12040, driver: Ok(12060), ..good() },
+                0,
+                "the NVIDIA driver is too old: it serves CUDA 12.6, the kernels need 12.8",
+            ),
+            (
+                Made { cublaslt: 110_904, ..good() },
+                0,
+                "cuBLASLt 110904 is too old for NVIDIA H100 80GB HBM3: 12.0 or newer is needed",
+            ),
+            (
+                Made { cublaslt: 120_703, gpus: vec![("NVIDIA B200", (10, 0))], ..good() },
+                0,
+                "cuBLASLt 120703 is too old for NVIDIA B200: 12.8 or newer is needed (a libcublasLt.so without a number",
+            ),
             (Made { gpus: vec![], ..good() }, 0, "GPU 0 was asked for, this machine has 0 (CUDA_VISIBLE_DEVICES may"),
             (good(), 3, "GPU 3 was asked for, this machine has 1"),
             (

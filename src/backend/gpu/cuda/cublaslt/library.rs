@@ -88,17 +88,17 @@ impl Library {
         unsafe {
             result::matmul(
                 self.handle,
-                call.desc,
+                call.desc.0,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 p.b.at as *const c_void,
-                call.a,
+                call.a.0,
                 p.a.at as *const c_void,
-                call.b,
+                call.b.0,
                 c as *const c_void,
-                call.d,
+                call.d.0,
                 p.d.at as *mut c_void,
-                call.d,
+                call.d.0,
                 algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
@@ -112,8 +112,8 @@ impl Library {
         let mut result = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
         // SAFETY: live descriptors; room for one result.
         unsafe {
-            let (a, b, d) = (call.a, call.b, call.d);
-            sys::cublasLtMatmulAlgoCheck(self.handle, call.desc, a, b, d, d, algorithm, result.as_mut_ptr())
+            let (a, b, d) = (call.a.0, call.b.0, call.d.0);
+            sys::cublasLtMatmulAlgoCheck(self.handle, call.desc.0, a, b, d, d, algorithm, result.as_mut_ptr())
                 .result()?;
             // SAFETY: all zeros are a result too, whatever of it the call has filled.
             match result.assume_init().workspaceSize <= WORKSPACE {
@@ -148,14 +148,14 @@ impl Library {
         let mut count = 0;
         // SAFETY: live descriptors; room for as many results as are asked for, and their count.
         let status = done.and_then(|()| unsafe {
-            let (h, d) = (self.handle, call.desc);
+            let (h, d) = (self.handle, call.desc.0);
             sys::cublasLtMatmulAlgoGetHeuristic(
                 h,
                 d,
-                call.a,
-                call.b,
-                call.d,
-                call.d,
+                call.a.0,
+                call.b.0,
+                call.d.0,
+                call.d.0,
                 preference,
                 CANDIDATES as i32,
                 found.as_mut_ptr().cast(),

@@ -124,14 +124,26 @@ impl CublasLt {
     }
 
     /// The first of the library's choices that does not split sums and takes every number of rows, by its own account: all
-    /// of them are then computed by it.
+    /// of them are then computed by it. Choices for `REFERENCE_ROWS` rows come first.
     fn for_all_rows(&self, p: &MatMul, shape: &Shape) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let calls = ROWS_TRIED.map(|m| Call::new(&MatMul { m, ..*p }));
-        let [reference, others @ ..] = &calls;
-        let found = self.library.proposed(reference.as_ref().map_err(|e| failed("describe a product")(*e))?, shape)?;
-        let whole: Vec<_> = found.iter().filter(|a| !splits_sums(a)).collect();
-        let takes_all = |a: &&&_| others.iter().flatten().all(|call| self.library.check(call, a).is_ok());
-        let chosen = whole.iter().find(takes_all).or(whole.first());
-        chosen.map(|a| **a).ok_or_else(|| none_fits(shape, &format!("all {} proposed split sums", found.len())))
+        let calls: Result<Vec<_>, _> = ROWS_TRIED.iter().map(|m| Call::new(&MatMul { m: *m, ..*p })).collect();
+        let calls = calls.map_err(failed("describe a product"))?;
+        let (mut proposed, mut refused) = (0, None);
+        for (call, m) in calls.iter().zip(ROWS_TRIED) {
+            let found = match self.library.proposed(call, &Shape { m, ..*shape }) {
+                Ok(found) => found,
+                Err(e) => {
+                    refused.get_or_insert(e);
+                    continue;
+                }
+            };
+            proposed += found.len();
+            let takes_all = |a: &_| calls.iter().all(|call| self.library.check(call, a).is_ok());
+            if let Some(chosen) = found.into_iter().find(|a| !splits_sums(a) && takes_all(a)) {
+                return Ok(chosen);
+            }
+        }
+        let why = format!("each of {proposed} proposed splits sums, or does not take every number of rows");
+        Err(refused.filter(|_| proposed == 0).unwrap_or_else(|| none_fits(shape, &why)))
     }
 }

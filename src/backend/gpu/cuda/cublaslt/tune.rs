@@ -1,19 +1,15 @@
 //! Times the algorithms that the library proposes for a product, on the device, on output of its own.
 
-use super::call::{Call, failed};
+use super::call::{Call, failed, lost};
 use super::library::Library;
 use crate::backend::gpu::cuda::error::error;
 use crate::backend::gpu::driver::{MatMul, Matrix};
 use crate::error::{Error, Result};
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t;
-use cudarc::driver::{CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaStream, result, sys};
 
 /// Runs of an algorithm that are timed, after one that is not.
 const RUNS: usize = 3;
-
-fn cannot(doing: &'static str) -> impl FnOnce(DriverError) -> Error {
-    move |e| Error::Device(format!("CUDA: cannot {doing}: {:?}", e.0))
-}
 
 /// Device memory for output that nobody reads.
 struct Output(u64);
@@ -44,18 +40,18 @@ struct Clock(sys::CUevent);
 
 impl Clock {
     fn new() -> Result<Clock> {
-        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Clock).map_err(cannot("make an event"))
+        result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map(Clock).map_err(error("make an event"))
     }
     fn read(&self, stream: &CudaStream) -> Result<()> {
         // SAFETY: both are alive.
-        unsafe { result::event::record(self.0, stream.cu_stream()) }.map_err(cannot("record an event"))
+        unsafe { result::event::record(self.0, stream.cu_stream()) }.map_err(error("record an event"))
     }
     /// Milliseconds from `start` to here; waits.
     fn since(&self, start: &Clock) -> Result<f32> {
         // SAFETY: both events were recorded.
         unsafe {
-            result::event::synchronize(self.0).map_err(cannot("time a product"))?;
-            result::event::elapsed(start.0, self.0).map_err(cannot("time a product"))
+            result::event::synchronize(self.0).map_err(error("time a product"))?;
+            result::event::elapsed(start.0, self.0).map_err(error("time a product"))
         }
     }
 }
@@ -82,12 +78,20 @@ pub(super) unsafe fn fastest(
     let aside = MatMul { d: Matrix { at: output.0, ..p.d }, c: p.c.map(|_| output.0), ..*p };
     let (start, end) = (Clock::new()?, Clock::new()?);
     let mut best: Option<(f32, &cublasLtMatmulAlgo_t)> = None;
-    for algorithm in candidates {
+    let mut refused = None;
+    'candidates: for algorithm in candidates {
         let mut least = f32::INFINITY;
         for run in 0..=RUNS {
             start.read(&library.stream)?;
             // SAFETY: the inputs are the caller's promise; the output was allocated for the shape just now.
-            unsafe { library.enqueue(&library.stream, &aside, call, algorithm) }.map_err(failed("time a product"))?;
+            if let Err(e) = unsafe { library.enqueue(&library.stream, &aside, call, algorithm) } {
+                // One that does not run after all is not the fastest, unless it took the device with it.
+                if lost().is_some() {
+                    return Err(failed("time a product")(e));
+                }
+                refused = Some(e);
+                continue 'candidates;
+            }
             end.read(&library.stream)?;
             let ms = end.since(&start)?;
             if run > 0 {
@@ -98,6 +102,9 @@ pub(super) unsafe fn fastest(
             best = Some((least, algorithm));
         }
     }
-    let (_, best) = best.ok_or_else(|| Error::Device("cuBLASLt: no algorithm to choose from".into()))?;
-    Ok(*best)
+    match (best, refused) {
+        (Some((_, best)), _) => Ok(*best),
+        (None, Some(e)) => Err(failed("time a product")(e)),
+        (None, None) => Err(Error::Device("cuBLASLt: no algorithm to choose from".into())),
+    }
 }

@@ -62,9 +62,9 @@ fn launches(shape: &Shape) -> usize {
     let bias = usize::from(c.qkv_bias);
     // norm, qkv, rotation with bias, attention, o, norm, gates and ups, SwiGLU, down.
     let forward = 9;
-    // down (2), SwiGLU's gradient, gates and ups (2), norm's gradient (2), o (2), attention's gradient (3), rotation, qkv (2),
+    // down (2), SwiGLU's gradient, gates and ups (2), norm's gradient (2), o (2), attention's gradient (4), rotation, qkv (2),
     // norm's gradient (2); a bias's sum.
-    let backward = 17 + bias;
+    let backward = 18 + bias;
     // Embedding (2), gather (2), scatter (2), final norm (3); head: product and statistics, scaling, two products, scaling; loss.
     c.num_hidden_layers * (forward + backward) + 9 + 6 + 1
 }

@@ -165,7 +165,7 @@ impl Rope {
         }
     }
 
-    /// [`Rope::tables`] tables of [`crate::backend::Rope`], one behind the other: each positions x head_dim, head_dim/2
+    /// [`Rope::tables`] tables of [`crate::backend::RopeFwd`], one behind the other: each positions x head_dim, head_dim/2
     /// cosines, then as many sines.
     pub fn table(&self, positions: usize, head_dim: usize) -> Vec<f64> {
         let scale = self.attention_factor();

@@ -90,6 +90,9 @@ impl<B: Backend> Device for Timed<B> {
     fn counting(&self) -> Self {
         Timed::new(self.be.counting())
     }
+    fn marked<T>(&self, mark: Mark, work: impl FnOnce() -> T) -> T {
+        self.be.marked(mark, work)
+    }
     fn clear<T: Storage>(&self, dst: B::ViewMut<'_, T>) -> Result<()> {
         self.time(Family::Optimizer, || self.be.clear(dst))
     }

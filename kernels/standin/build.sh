@@ -13,6 +13,8 @@ $cxx -O1 -c "$here/cublaslt_check.cpp" -o "$out/cublaslt_check.o" &
 $cxx -O1 -c "$here/cublaslt_objects.cpp" -o "$out/cublaslt_objects.o"
 $cxx -O3 -c "$here/cublaslt_product.cpp" -o "$out/cublaslt_product.o"
 wait
+mkdir -p "$out/nvtx"
+$cxx -O1 -shared -Wl,-soname,libnvToolsExt.so.1 -Wl,-z,defs -o "$out/nvtx/libnvToolsExt.so.1" "$here/nvtx.cpp"
 cd "$out"
 # Kernels register themselves from static constructors, which a linker drops unless it takes the whole archive.
 ${CXX:-c++} -shared -Wl,-soname,libcuda.so.1 -Wl,-z,defs -Wl,-Bsymbolic -Wl,--exclude-libs,ALL -o libcuda.so.1 \

@@ -10,7 +10,7 @@ use super::head::scoring_only;
 use super::load::Model;
 use super::params::{LayerParams, Param};
 use crate::backend::{
-    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdWeight, QkNormBwd, RmsNormBwd, RopeBwd,
+    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdWeight, Mark, QkNormBwd, RmsNormBwd, RopeBwd,
     ScatterRows, SwigluBwd, Write,
 };
 use crate::error::Result;
@@ -18,25 +18,30 @@ use crate::error::Result;
 /// Adds the gradient of every parameter that trains, below the head, to `grads` (an arena in the table's layout), from
 /// what [`super::forward()`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
 pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+    be.marked(Mark::Stage("backward"), || all(be, model, ws, grads))
+}
+
+fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
     predictions(be, model, ws, grads)?;
     let (rows, last) = (ws.rows, model.table.layers.len() - 1);
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
     let buffers = [be.address(&model.weights), be.address(&model.rope), be.address(grads)];
     ws.graphs.run(be, Key { backward: true, rows, buffers }, || {
-        attention(be, model, last, acts, g, (&ws.batch, rows), grads)?;
-        for l in (0..last).rev() {
-            // The last layer's activations are those that the forward pass left.
-            if acts.keep == Keep::Inputs {
-                again(be, model, acts, l, &ws.batch, rows)?;
-            }
-            mlp(be, model, l, acts, (&mut g.resid, rows), grads)?;
-            let kept = acts.kept(l);
-            let (n, params) = (rows * model.config.attn_shape().q_width(), &model.table.layers[l]);
-            output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, rows), grads)?;
-            output_input(be, model, params, be.view_mut(&mut acts.narrow, 0..n), (&g.resid, rows))?;
-            attention(be, model, l, acts, g, (&ws.batch, rows), grads)?;
-        }
-        Ok(())
+        be.marked(Mark::Layer(last), || attention(be, model, last, acts, g, (&ws.batch, rows), grads))?;
+        (0..last).rev().try_for_each(|l| {
+            be.marked(Mark::Layer(l), || {
+                // The last layer's activations are those that the forward pass left.
+                if acts.keep == Keep::Inputs {
+                    again(be, model, acts, l, &ws.batch, rows)?;
+                }
+                mlp(be, model, l, acts, (&mut g.resid, rows), grads)?;
+                let kept = acts.kept(l);
+                let (n, params) = (rows * model.config.attn_shape().q_width(), &model.table.layers[l]);
+                output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, rows), grads)?;
+                output_input(be, model, params, be.view_mut(&mut acts.narrow, 0..n), (&g.resid, rows))?;
+                attention(be, model, l, acts, g, (&ws.batch, rows), grads)
+            })
+        })
     })?;
     let (dim, batch) = (model.config.hidden_size, &ws.batch);
     match gradient(be, grads, &model.table.embed) {

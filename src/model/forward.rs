@@ -5,21 +5,25 @@ use super::graphs::Key;
 use super::load::Model;
 use super::params::{LayerParams, Param};
 use crate::backend::{
-    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, QkNormFwd, RmsNormFwd, RopeFwd, SwigluFwd, Write,
+    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, Mark, QkNormFwd, RmsNormFwd, RopeFwd, SwigluFwd,
+    Write,
 };
 use crate::error::Result;
 
 /// Computes [`Workspace::hidden`] for the micro-batch loaded last. A training workspace keeps its activations for
 /// [`super::backward()`]; the other kind keeps one layer's. Both give the same bits.
 pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
-    let buffers = [be.address(&model.weights), be.address(&model.rope), 0];
-    let key = Key { backward: false, rows: ws.rows, buffers };
-    let mut graphs = std::mem::take(&mut ws.graphs);
-    let done = graphs
-        .run(be, key, || layers(be, model, ws, |be, _, layer, batch, rows| attend(be, model, layer, batch, rows)));
-    ws.graphs = graphs;
-    done?;
-    predictions(be, model, ws)
+    be.marked(Mark::Stage("forward"), || {
+        let buffers = [be.address(&model.weights), be.address(&model.rope), 0];
+        let key = Key { backward: false, rows: ws.rows, buffers };
+        let mut graphs = std::mem::take(&mut ws.graphs);
+        let attention =
+            |be: &B, _, layer: &mut LayerActs<B>, batch: &B::Batch, rows| attend(be, model, layer, batch, rows);
+        let done = graphs.run(be, key, || layers(be, model, ws, attention));
+        ws.graphs = graphs;
+        done?;
+        predictions(be, model, ws)
+    })
 }
 
 /// [`forward`] with the attention given by the caller (generation reads and writes a cache there): it turns
@@ -52,14 +56,17 @@ fn layers<B: Backend>(
     })?;
     let last = model.table.layers.len() - 1;
     for (l, params) in model.table.layers.iter().enumerate() {
-        qkv(be, model, params, &mut ws.acts, l, &ws.batch, rows)?;
-        let kept = ws.acts.kept(l);
-        attention(be, l, &mut ws.acts.layers[kept], &ws.batch, rows)?;
-        if l < last {
+        be.marked(Mark::Layer(l), || {
+            qkv(be, model, params, &mut ws.acts, l, &ws.batch, rows)?;
+            let kept = ws.acts.kept(l);
+            attention(be, l, &mut ws.acts.layers[kept], &ws.batch, rows)?;
+            if l == last {
+                return Ok(());
+            }
             attention_output(be, model, params, &mut ws.acts, l, rows)?;
             mlp(be, model, params, &mut ws.acts, l, rows)?;
-            mlp_output(be, model, params, &mut ws.acts, l, rows)?;
-        }
+            mlp_output(be, model, params, &mut ws.acts, l, rows)
+        })?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::acts::Workspace;
 use super::forward::weight;
 use super::load::Model;
-use crate::backend::{Backend, HeadBwd, HeadFwd, HeadMode, Loss, PAIR_STATS, RESPONSE_STATS};
+use crate::backend::{Backend, HeadBwd, HeadFwd, HeadMode, Loss, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, Scales};
@@ -12,17 +12,19 @@ use crate::loss::{LossSpec, Scales};
 /// gradient stays in [`Workspace::logits`] for [`head_backward`].
 pub fn head<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, chunk: &Chunk, mode: HeadMode) -> Result<()> {
     let (hidden, n) = (model.config.hidden_size, chunk.predictions.clone());
-    be.head_fwd(HeadFwd {
-        logp: be.view_mut(&mut ws.logp, n.clone()),
-        entropy: be.view_mut(&mut ws.entropy, n.clone()),
-        log_sum_p2: be.view_mut(&mut ws.log_sum_p2, n.clone()),
-        hit: be.view_mut(&mut ws.hit, n.clone()),
-        logits: be.view_mut(&mut ws.logits, 0..n.len() * model.config.vocab_size),
-        x: be.view(&ws.hidden, n.start * hidden..n.end * hidden),
-        w: weight(be, model, &model.table.head),
-        batch: &ws.batch,
-        chunk,
-        mode,
+    be.marked(Mark::Stage("head"), || {
+        be.head_fwd(HeadFwd {
+            logp: be.view_mut(&mut ws.logp, n.clone()),
+            entropy: be.view_mut(&mut ws.entropy, n.clone()),
+            log_sum_p2: be.view_mut(&mut ws.log_sum_p2, n.clone()),
+            hit: be.view_mut(&mut ws.hit, n.clone()),
+            logits: be.view_mut(&mut ws.logits, 0..n.len() * model.config.vocab_size),
+            x: be.view(&ws.hidden, n.start * hidden..n.end * hidden),
+            w: weight(be, model, &model.table.head),
+            batch: &ws.batch,
+            chunk,
+            mode,
+        })
     })
 }
 
@@ -35,19 +37,21 @@ pub fn loss<B: Backend>(
     (spec, scales, given): (&LossSpec, Scales, bool),
 ) -> Result<()> {
     let (n, r, p) = (chunk.predictions.clone(), &chunk.responses, &chunk.pairs);
-    be.loss(Loss {
-        coef: be.view_mut(&mut ws.coef, n.clone()),
-        responses: be.view_mut(&mut ws.response_stats, r.start * RESPONSE_STATS..r.end * RESPONSE_STATS),
-        pairs: be.view_mut(&mut ws.pair_stats, p.start * PAIR_STATS..p.end * PAIR_STATS),
-        logp: be.view(&ws.logp, n.clone()),
-        entropy: be.view(&ws.entropy, n.clone()),
-        hit: be.view(&ws.hit, n.clone()),
-        log_sum_p2: be.view(&ws.log_sum_p2, n),
-        batch: &ws.batch,
-        chunk,
-        spec,
-        scales,
-        given,
+    be.marked(Mark::Stage("loss"), || {
+        be.loss(Loss {
+            coef: be.view_mut(&mut ws.coef, n.clone()),
+            responses: be.view_mut(&mut ws.response_stats, r.start * RESPONSE_STATS..r.end * RESPONSE_STATS),
+            pairs: be.view_mut(&mut ws.pair_stats, p.start * PAIR_STATS..p.end * PAIR_STATS),
+            logp: be.view(&ws.logp, n.clone()),
+            entropy: be.view(&ws.entropy, n.clone()),
+            hit: be.view(&ws.hit, n.clone()),
+            log_sum_p2: be.view(&ws.log_sum_p2, n),
+            batch: &ws.batch,
+            chunk,
+            spec,
+            scales,
+            given,
+        })
     })
 }
 
@@ -64,14 +68,16 @@ pub fn head_backward<B: Backend>(
     let rows = n.start * hidden..n.end * hidden;
     let g = ws.grads.as_mut().ok_or_else(scoring_only)?;
     let p = &model.table.head;
-    be.head_bwd(HeadBwd {
-        dx: be.view_mut(&mut g.hidden, rows.clone()),
-        dw: p.trains.then(|| be.view_mut(grads, p.at.clone())),
-        scaled: be.view_mut(&mut g.scaled, 0..rows.len()),
-        logits: be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
-        x: be.view(&ws.hidden, rows),
-        w: weight(be, model, p),
-        coef: be.view(&ws.coef, n),
+    be.marked(Mark::Stage("head backward"), || {
+        be.head_bwd(HeadBwd {
+            dx: be.view_mut(&mut g.hidden, rows.clone()),
+            dw: p.trains.then(|| be.view_mut(grads, p.at.clone())),
+            scaled: be.view_mut(&mut g.scaled, 0..rows.len()),
+            logits: be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
+            x: be.view(&ws.hidden, rows),
+            w: weight(be, model, p),
+            coef: be.view(&ws.coef, n),
+        })
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::metrics::Totals;
 use super::state::State;
-use crate::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
+use crate::backend::{Backend, Float, HeadMode, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
 use crate::loss::{LossSpec, Scales};
@@ -216,7 +216,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Forward, head and loss; with `Train` also the head's backward, so that [`model::backward`] can follow.
     fn pass(&mut self, mb: &MicroBatch, loss: (&LossSpec, Scales, bool), purpose: Purpose) -> Result<()> {
-        self.ws.load_batch(self.be, mb)?;
+        self.be.marked(Mark::Stage("load"), || self.ws.load_batch(self.be, mb))?;
         model::forward(self.be, &self.state.model, &mut self.ws)?;
         for chunk in self.ws.chunks.clone() {
             if chunk.predictions.len() > self.ws.head_rows {

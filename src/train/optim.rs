@@ -3,7 +3,7 @@
 use super::clock::Clock;
 use super::group::{finite_from_0, options};
 use super::state::{Moments, State};
-use crate::backend::{Backend, GradNorm, Rule, Update};
+use crate::backend::{Backend, GradNorm, Mark, Rule, Update};
 use crate::choice;
 use crate::error::Result;
 
@@ -97,6 +97,10 @@ impl<B: Backend> Optimizer<B> {
     /// Waits for the norm of the step before, which decides this step's number; not for anything of this one.
     pub fn step(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
         self.settle(be, &mut state.clock)?;
+        be.marked(Mark::Stage("update"), || self.update(be, state, lr))
+    }
+
+    fn update(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
         let State { model, grads, master, moments, clock, .. } = state;
         let grads = grads.as_ref().expect("a state made to train has gradients");
         let moments = moments.as_mut().expect("an optimizer gave it moments");

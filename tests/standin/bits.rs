@@ -58,3 +58,35 @@ fn a_run_that_was_stopped_goes_on() {
         equal(&s, &format!("{name}-again"), name);
     }
 }
+
+/// Ranges for a profiler: stages in their order, layers inside them, each ended; and the work is what it was.
+#[test]
+fn a_profile_has_the_names_of_stages_and_layers() {
+    let Some(s) = Stand::with(Cli::with_data) else { return };
+    s.ok(&format!("dpo {STEPS} --device cuda --out plain"), &[]);
+    let (args, file) = (format!("dpo {STEPS} --device cuda --out named"), s.cli.path("ranges"));
+    let mut command = s.command(&args, &[("NVTX", file.to_str().expect("UTF-8"))]);
+    let libraries = crate::library::folder().expect("they were there above");
+    command.env("LD_LIBRARY_PATH", std::env::join_paths([libraries, &libraries.join("nvtx")]).unwrap());
+    let (ran, _) = s.end(&args, &[], command);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    equal(&s, "named", "plain");
+    let said = s.cli.text("ranges");
+    assert!(!said.contains("DEFECT"), "{said}");
+    let mut open = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for line in said.lines() {
+        match line.strip_prefix("push ") {
+            Some(name) => open.push(name),
+            None => drop(open.pop()),
+        }
+        seen.insert(open.join(" > "));
+    }
+    let want = ["load", "forward", "head", "loss", "head backward", "backward", "update"];
+    for name in
+        want.into_iter().chain(["forward > layer 0", "forward > layer 1", "backward > layer 1", "backward > layer 0"])
+    {
+        assert!(seen.contains(name), "{name}: {seen:?}");
+    }
+    assert!(!seen.iter().any(|s| s.starts_with("layer")), "layers are inside stages: {seen:?}");
+}

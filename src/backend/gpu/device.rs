@@ -7,7 +7,7 @@ use super::graph::Graph;
 use super::memory::Buf;
 use super::pinned::Pinned;
 use super::tiles;
-use crate::backend::ops::device::{AttnShape, Device, DeviceMemory};
+use crate::backend::ops::device::{AttnShape, Device, DeviceMemory, Mark};
 use crate::backend::ops::element::Storage;
 use crate::batch::{Capacity, MicroBatch};
 use crate::error::{Result, expect_len};
@@ -59,6 +59,12 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         let (free, all) = self.driver.memory()?;
         Ok(Some(DeviceMemory { used: all.saturating_sub(free), free }))
+    }
+    fn marked<T>(&self, mark: Mark, work: impl FnOnce() -> T) -> T {
+        self.driver.push(mark);
+        let done = work();
+        self.driver.pop();
+        done
     }
     fn scratch(&self, _rows: usize, _dim: usize) -> usize {
         0 // taken when the backend is made, and the library's workspace with the driver

@@ -1,6 +1,7 @@
 //! Where kernels run: the few calls that launch wrappers need, implemented by [`super::cuda::CudaDriver`] and by
 //! [`super::host::HostDriver`], and the checks that both make before anything runs.
 
+use crate::backend::ops::device::Mark;
 use crate::backend::ops::element::Storage;
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
@@ -267,6 +268,10 @@ pub trait Driver: Send + Sync + Sized + 'static {
     fn fingerprint(&self) -> String;
     /// For people.
     fn description(&self) -> String;
+    /// Begins a range of work with a name, where a profiler looks.
+    fn push(&self, _: Mark) {}
+    /// Ends the last one begun.
+    fn pop(&self) {}
     /// Most shared memory that a block can have, in bytes.
     fn max_shared(&self) -> usize;
     /// Bytes of device memory: free, and in all.

@@ -41,6 +41,24 @@ impl AttnShape {
     }
 }
 
+/// A part of a step, by the name that a profiler shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// `forward`, `head`, `loss`, ...
+    Stage(&'static str),
+    /// A layer of the stage around it.
+    Layer(usize),
+}
+
+impl std::fmt::Display for Mark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Mark::Stage(name) => f.write_str(name),
+            Mark::Layer(l) => write!(f, "layer {l}"),
+        }
+    }
+}
+
 /// What an op does with its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write<V> {
@@ -143,6 +161,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn clear<T: Storage>(&self, dst: Self::ViewMut<'_, T>) -> Result<()>;
     /// Waits for everything enqueued.
     fn synchronize(&self) -> Result<()>;
+    /// Does `work`, and names it where a profiler looks.
+    fn marked<T>(&self, mark: Mark, work: impl FnOnce() -> T) -> T {
+        let _ = mark;
+        work()
+    }
 
     /// Room on the host for up to `len` numbers that are read back.
     fn readback(&self, len: usize) -> Result<Self::Readback>;

@@ -17,7 +17,7 @@ pub mod swiglu;
 
 pub use attention::{AttentionBwd, AttentionFwd, AttentionOps};
 pub use decode::{AttentionDecode, DecodeOps, KvStore};
-pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Write};
+pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Mark, Write};
 pub use element::{Float, Storage};
 pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};
 pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};

@@ -4,8 +4,10 @@ use super::cublaslt::products::CublasLt;
 use super::error::error;
 use super::images::{self, BUILT};
 use super::machine::{self, ThisMachine};
+use super::nvtx::Nvtx;
 use crate::backend::gpu::driver::{Arg, Driver, Grid, Kernel, MatMul};
 use crate::backend::gpu::lock::lock;
+use crate::backend::ops::device::Mark;
 use crate::error::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
@@ -106,6 +108,8 @@ pub struct CudaDriver {
     reads_pageable: bool,
     capability: (i32, i32),
     name: String,
+    /// Where a profiler may look.
+    nvtx: Option<Nvtx>,
     /// Between `begin` and `end`.
     recording: AtomicBool,
     /// What was given back in between: freeing it at once would end the recording.
@@ -140,6 +144,7 @@ impl CudaDriver {
             reads_pageable,
             capability,
             name,
+            nvtx: Nvtx::open(),
             recording: AtomicBool::new(false),
             freed: Mutex::default(),
         })
@@ -236,6 +241,18 @@ impl Driver for CudaDriver {
             false => format!("-driver{}", machine::driver_version().unwrap_or(0)),
         };
         format!("{}-kernels{kernels:08x}{compiled}", self.device())
+    }
+
+    fn push(&self, mark: Mark) {
+        if let Some(nvtx) = &self.nvtx {
+            nvtx.push(mark);
+        }
+    }
+
+    fn pop(&self) {
+        if let Some(nvtx) = &self.nvtx {
+            nvtx.pop();
+        }
     }
 
     fn description(&self) -> String {

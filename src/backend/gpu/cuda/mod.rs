@@ -8,6 +8,7 @@ mod driver;
 mod error;
 mod images;
 mod machine;
+mod nvtx;
 
 pub use driver::CudaDriver;
 pub use images::BUILT;

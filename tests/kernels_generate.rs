@@ -30,6 +30,7 @@ fn sample<B: Backend>(be: &B, name: &str, temperature: f64) -> Vec<Vec<Generated
         eos_token_ids: vec![2],
         // Fewer sequences at a time than there are, so that some wait and slots are moved.
         cache_bytes: 40_000,
+        pack_weights: true,
     };
     let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
     let prompts: Vec<Vec<u32>> = (0..5).map(|i| (3..6 + 4 * i).collect()).collect();

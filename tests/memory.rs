@@ -100,6 +100,7 @@ fn plan_is_what_is_allocated<B: Backend>(be: &B) {
             seed: 1,
             eos_token_ids: vec![2],
             cache_bytes: 1 << 20,
+            pack_weights: true,
         };
         let (plan, _) = MemoryPlan::generating(be, &config_json, POSITIONS, &prompts, &o).unwrap();
         let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();

@@ -22,6 +22,7 @@ fn options() -> GenerateOptions {
         seed: 3,
         eos_token_ids: vec![2],
         cache_bytes: 2 << 30,
+        pack_weights: true,
     }
 }
 

@@ -127,6 +127,33 @@ impl<B: Backend> Device for Timed<B> {
     }
 }
 
+impl<B: Backend> DecodeOps for Timed<B> {
+    type Packed = B::Packed;
+
+    passed_on! {
+        packed_room(name: &str, out: usize, inp: usize) -> Result<Option<B::Packed>>;
+        pack_weight(to: &mut B::Packed, w: Act<'_, B>) -> Result<()>;
+    }
+    fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {
+        let LinearPacked { y, x, w, write } = op;
+        self.time(Family::Gemm, || self.be.linear_packed(LinearPacked { y, x, w, write }))
+    }
+    fn logits_packed(&self, op: LogitsPacked<'_, Self>) -> Result<()> {
+        let LogitsPacked { logits, x, w } = op;
+        self.time(Family::Head, || self.be.logits_packed(LogitsPacked { logits, x, w }))
+    }
+    fn kv_store(&self, op: KvStore<'_, Self>) -> Result<()> {
+        let KvStore { k, v, qkv, dst, shape } = op;
+        self.time(Family::Rows, || self.be.kv_store(KvStore { k, v, qkv, dst, shape }))
+    }
+    fn attention_decode(&self, op: AttentionDecode<'_, Self>) -> Result<()> {
+        let AttentionDecode { out, qkv, k, v, lens, stride, shape } = op;
+        self.time(Family::Attention, || {
+            self.be.attention_decode(AttentionDecode { out, qkv, k, v, lens, stride, shape })
+        })
+    }
+}
+
 /// The ops of each trait, with the names of their arguments and the kind that they are timed as.
 macro_rules! timed {
     ($($ops:ident { $($kind:ident: $name:ident($args:ident { $($field:ident),* });)* })*) => { $(
@@ -163,10 +190,6 @@ timed! {
     AttentionOps {
         Attention: attention_fwd(AttentionFwd { out, lse, qkv, batch, shape });
         Attention: attention_bwd(AttentionBwd { dqkv, delta, partial, dout, out, lse, qkv, batch, shape });
-    }
-    DecodeOps {
-        Rows: kv_store(KvStore { k, v, qkv, dst, shape });
-        Attention: attention_decode(AttentionDecode { out, qkv, k, v, lens, stride, shape });
     }
     SwigluOps {
         Rows: swiglu_fwd(SwigluFwd { act, gate_up, ffn });

@@ -16,7 +16,10 @@ pub fn run(flags: &Flags) -> Result<()> {
     say!("cpu     {}", cpu.description());
     say!("        numerics {}", cpu.fingerprint());
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
-        Ok(be) => say!("        --dtype bf16: {}", be.fingerprint()),
+        Ok(be) => {
+            say!("        --dtype bf16: {}", be.fingerprint());
+            say!("        products in bf16: {}", be.bf16_path().unwrap_or("none"));
+        }
         Err(e) => say!("        --dtype bf16: not here: {}", flags.error(&e)),
     }
     if let Some(bytes) = memory_available() {

@@ -195,6 +195,7 @@ impl Task for Run<'_> {
             seed: a.seed,
             eos_token_ids: config.eos_token_ids.clone(),
             cache_bytes: 2 << 30,
+            pack_weights: true,
         };
         let ids: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
         let instead = (0, "lower --max-new-tokens, shorten the prompts, or use a smaller model");

@@ -141,6 +141,7 @@ impl<B: Backend> Stages<'_, B> {
             seed: self.seed,
             eos_token_ids: model.config.eos_token_ids.clone(),
             cache_bytes: 1 << 30,
+            pack_weights: true,
         };
         let all =
             model::generate_while(self.be, &model, &ids, &options, &mut || Ok(observe.on(&Event::Tick)? == Flow::On))?;

@@ -3,10 +3,11 @@
 use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
 use super::load::Model;
+use super::packed::{Laid, PackedLayer, PackedWeights};
 use super::params::{LayerParams, Param};
 use crate::backend::{
-    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, Mark, QkNormFwd, RmsNormFwd, RopeFwd, SwigluFwd,
-    Write,
+    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, LinearPacked, Mark, QkNormFwd, RmsNormFwd,
+    RopeFwd, SwigluFwd, Write,
 };
 use crate::error::Result;
 
@@ -19,29 +20,31 @@ pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> R
         let mut graphs = std::mem::take(&mut ws.graphs);
         let attention =
             |be: &B, _, layer: &mut LayerActs<B>, batch: &B::Batch, rows| attend(be, model, layer, batch, rows);
-        let done = graphs.run(be, key, || layers(be, model, ws, attention));
+        let done = graphs.run(be, key, || layers(be, model, None, ws, attention));
         ws.graphs = graphs;
         done?;
-        predictions(be, model, ws)
+        predictions(be, model, None, ws)
     })
 }
 
 /// [`forward`] with the attention given by the caller (generation reads and writes a cache there): it turns
-/// [`LayerActs::qkv`] of layer `l` into [`LayerActs::attn`].
+/// [`LayerActs::qkv`] of layer `l` into [`LayerActs::attn`]. `packed` are the model's own weights.
 pub(super) fn forward_with<B: Backend>(
     be: &B,
     model: &Model<B>,
+    packed: Option<&PackedWeights<B>>,
     ws: &mut Workspace<B>,
     attention: impl FnMut(&B, usize, &mut LayerActs<B>, &B::Batch, usize) -> Result<()>,
 ) -> Result<()> {
-    layers(be, model, ws, attention)?;
-    predictions(be, model, ws)
+    layers(be, model, packed, ws, attention)?;
+    predictions(be, model, packed, ws)
 }
 
 /// Embedding and layers, up to the last one's attention.
 fn layers<B: Backend>(
     be: &B,
     model: &Model<B>,
+    packed: Option<&PackedWeights<B>>,
     ws: &mut Workspace<B>,
     mut attention: impl FnMut(&B, usize, &mut LayerActs<B>, &B::Batch, usize) -> Result<()>,
 ) -> Result<()> {
@@ -55,27 +58,33 @@ fn layers<B: Backend>(
         dim: hidden,
     })?;
     let last = model.table.layers.len() - 1;
-    for (l, params) in model.table.layers.iter().enumerate() {
+    for l in 0..=last {
+        let params = Layer::of(model, packed, l);
         be.marked(Mark::Layer(l), || {
-            qkv(be, model, params, &mut ws.acts, l, &ws.batch, rows)?;
+            qkv(be, model, &params, &mut ws.acts, l, &ws.batch, rows)?;
             let kept = ws.acts.kept(l);
             attention(be, l, &mut ws.acts.layers[kept], &ws.batch, rows)?;
             if l == last {
                 return Ok(());
             }
-            attention_output(be, model, params, &mut ws.acts, l, rows)?;
-            mlp(be, model, params, &mut ws.acts, l, rows)?;
-            mlp_output(be, model, params, &mut ws.acts, l, rows)
+            attention_output(be, model, &params, &mut ws.acts, l, rows)?;
+            mlp(be, model, &params, &mut ws.acts, l, rows)?;
+            mlp_output(be, model, &params, &mut ws.acts, l, rows)
         })?;
     }
     Ok(())
 }
 
 /// From the last layer's attention to the final norm, of the rows that predict something: no other is read again.
-fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
+fn predictions<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    packed: Option<&PackedWeights<B>>,
+    ws: &mut Workspace<B>,
+) -> Result<()> {
     let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
     let (rows, n, l) = (ws.rows, ws.predictions, model.table.layers.len() - 1);
-    let (acts, params) = (&mut ws.acts, &model.table.layers[l]);
+    let (acts, params) = (&mut ws.acts, Layer::of(model, packed, l));
     let [from, mid, last] = [2 * l, 2 * l + 1, 2 * l + 2].map(|point| acts.slot(point));
     let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
     let out = be.view_mut(&mut acts.predicting, 0..n * q_width);
@@ -84,12 +93,12 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> R
     let out = be.view_mut(predicting, 0..n * hidden);
     be.gather_rows(GatherRows { out, x: be.view(all, 0..rows * hidden), batch: &ws.batch, dim: hidden })?;
     let x = be.view(&acts.predicting, 0..n * q_width);
-    output_projection(be, model, params, be.view_mut(predicting, 0..n * hidden), x, Write::Add)?;
+    output_projection(be, model, &params, be.view_mut(predicting, 0..n * hidden), x, Write::Add)?;
     if let Some(bias) = &params.o_bias {
         be.bias_fwd(BiasFwd { y: be.view_mut(predicting, 0..n * hidden), bias: weight(be, model, bias) })?;
     }
-    mlp(be, model, params, acts, l, n)?;
-    mlp_output(be, model, params, acts, l, n)?;
+    mlp(be, model, &params, acts, l, n)?;
+    mlp_output(be, model, &params, acts, l, n)?;
     be.rmsnorm_fwd(RmsNormFwd {
         y: be.view_mut(&mut ws.hidden, 0..n * hidden),
         rstd: be.view_mut(&mut ws.rstd, 0..n),
@@ -108,12 +117,42 @@ pub(super) fn again<B: Backend>(
     batch: &B::Batch,
     rows: usize,
 ) -> Result<()> {
-    let params = &model.table.layers[l];
-    qkv(be, model, params, acts, l, batch, rows)?;
+    let params = Layer::of(model, None, l);
+    qkv(be, model, &params, acts, l, batch, rows)?;
     let kept = acts.kept(l);
     attend(be, model, &mut acts.layers[kept], batch, rows)?;
-    attention_output(be, model, params, acts, l, rows)?;
-    mlp(be, model, params, acts, l, rows)
+    attention_output(be, model, &params, acts, l, rows)?;
+    mlp(be, model, &params, acts, l, rows)
+}
+
+/// The weights of a layer, and the same ones packed.
+struct Layer<'a, B: Backend> {
+    params: &'a LayerParams,
+    packed: Option<&'a PackedLayer<B>>,
+}
+
+impl<'a, B: Backend> Layer<'a, B> {
+    fn of(model: &'a Model<B>, packed: Option<&'a PackedWeights<B>>, l: usize) -> Self {
+        Layer { params: &model.table.layers[l], packed: packed.map(|p| &p.layers[l]) }
+    }
+
+    /// A linear layer, by its packed weight where there is one.
+    fn linear<'o>(&'o self, be: &B, packed: impl Fn(&PackedLayer<B>) -> &Laid<B>, op: LinearFwd<'o, B>) -> Result<()> {
+        match self.packed.and_then(|p| packed(p).as_ref()) {
+            Some(w) => {
+                let LinearFwd { y, x, write, .. } = op;
+                be.linear_packed(LinearPacked { y, x, w, write })
+            }
+            None => be.linear_fwd(op),
+        }
+    }
+}
+
+impl<B: Backend> std::ops::Deref for Layer<'_, B> {
+    type Target = LayerParams;
+    fn deref(&self) -> &LayerParams {
+        self.params
+    }
 }
 
 /// A weight's elements.
@@ -143,7 +182,7 @@ pub(super) fn attend<B: Backend>(
 fn qkv<B: Backend>(
     be: &B,
     model: &Model<B>,
-    params: &LayerParams,
+    params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
     batch: &B::Batch,
@@ -162,14 +201,18 @@ fn qkv<B: Backend>(
         w: weight(be, model, &params.input_norm),
         eps: c.rms_norm_eps,
     })?;
-    be.linear_fwd(LinearFwd {
-        y: be.view_mut(&mut layer.qkv, 0..n_qkv),
-        x: be.view(normed, 0..n_hidden),
-        w: weight(be, model, &params.qkv),
-        out: a.qkv_width(),
-        inp: c.hidden_size,
-        write: Write::Set,
-    })?;
+    params.linear(
+        be,
+        |p| &p.qkv,
+        LinearFwd {
+            y: be.view_mut(&mut layer.qkv, 0..n_qkv),
+            x: be.view(normed, 0..n_hidden),
+            w: weight(be, model, &params.qkv),
+            out: a.qkv_width(),
+            inp: c.hidden_size,
+            write: Write::Set,
+        },
+    )?;
     // The norm of queries and keys is of sums with the bias; without one the rotation adds it.
     let bias = params.qkv_bias.as_ref();
     if let Some(bias) = bias.filter(|_| params.qk_norm.is_some()) {
@@ -194,7 +237,7 @@ fn qkv<B: Backend>(
 fn attention_output<B: Backend>(
     be: &B,
     model: &Model<B>,
-    params: &LayerParams,
+    params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
     rows: usize,
@@ -216,20 +259,20 @@ fn attention_output<B: Backend>(
 fn output_projection<'a, B: Backend>(
     be: &B,
     model: &'a Model<B>,
-    params: &LayerParams,
+    params: &'a Layer<'a, B>,
     y: B::ViewMut<'a, B::Act>,
     x: B::View<'a, B::Act>,
     write: Write<B::View<'a, B::Act>>,
 ) -> Result<()> {
     let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
-    be.linear_fwd(LinearFwd { y, x, w: weight(be, model, &params.o), out, inp, write })
+    params.linear(be, |p| &p.o, LinearFwd { y, x, w: weight(be, model, &params.o), out, inp, write })
 }
 
 /// Norm, gates and ups of the MLP: residual point `2 l + 1` -> `gate_up` of layer `l`.
 fn mlp<B: Backend>(
     be: &B,
     model: &Model<B>,
-    params: &LayerParams,
+    params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
     rows: usize,
@@ -246,21 +289,25 @@ fn mlp<B: Backend>(
         w: weight(be, model, &params.post_norm),
         eps: model.config.rms_norm_eps,
     })?;
-    be.linear_fwd(LinearFwd {
-        y: be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
-        x: be.view(normed, 0..n_hidden),
-        w: weight(be, model, &params.gate_up),
-        out: 2 * ffn,
-        inp: hidden,
-        write: Write::Set,
-    })
+    params.linear(
+        be,
+        |p| &p.gate_up,
+        LinearFwd {
+            y: be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
+            x: be.view(normed, 0..n_hidden),
+            w: weight(be, model, &params.gate_up),
+            out: 2 * ffn,
+            inp: hidden,
+            write: Write::Set,
+        },
+    )
 }
 
 /// SwiGLU and output projection of the MLP: residual point `2 l + 1` -> `2 l + 2`.
 fn mlp_output<B: Backend>(
     be: &B,
     model: &Model<B>,
-    params: &LayerParams,
+    params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
     rows: usize,
@@ -274,12 +321,16 @@ fn mlp_output<B: Backend>(
     be.swiglu_fwd(SwigluFwd { act: be.view_mut(act, 0..n_ffn), gate_up, ffn })?;
     let act = be.view(act, 0..n_ffn);
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
-    be.linear_fwd(LinearFwd {
-        y: be.view_mut(after, 0..n_hidden),
-        x: act,
-        w: weight(be, model, &params.down),
-        out: hidden,
-        inp: ffn,
-        write: Write::Plus(be.view(before, 0..n_hidden)),
-    })
+    params.linear(
+        be,
+        |p| &p.down,
+        LinearFwd {
+            y: be.view_mut(after, 0..n_hidden),
+            x: act,
+            w: weight(be, model, &params.down),
+            out: hidden,
+            inp: ffn,
+            write: Write::Plus(be.view(before, 0..n_hidden)),
+        },
+    )
 }

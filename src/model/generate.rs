@@ -7,39 +7,19 @@ use super::acts::Workspace;
 use super::cache::Cache;
 use super::forward::{attend, forward_with, weight};
 use super::load::Model;
+use super::packed::PackedWeights;
+use super::room::{Buffers, GenerateOptions, Room, buffers};
 use super::sample::{sample, uniform};
-use crate::backend::{AttentionDecode, Backend, Float, Logits};
-use crate::batch::{Builder, Capacity, MicroBatch};
+use crate::backend::{AttentionDecode, Backend, Float, Logits, LogitsPacked};
+use crate::batch::{Builder, MicroBatch};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// Tokens of prompts computed at a time, where one prompt is not longer.
-const PREFILL_TOKENS: usize = 2048;
 
 /// Most sequences a prompt: far beyond any use, and small enough to be counted with.
 const MAX_SEQUENCES: usize = 1 << 16;
 /// Most new tokens; likewise.
 pub const MAX_NEW_TOKENS: usize = 1 << 20;
-
-/// How to generate. Names are Hugging Face's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct GenerateOptions {
-    /// Most tokens a sequence, its end token included.
-    pub max_new_tokens: usize,
-    /// 0: greedy.
-    pub temperature: f64,
-    /// Share of probability to draw from, in `(0, 1]`.
-    pub top_p: f64,
-    /// Sequences a prompt; they share its computation.
-    pub num_return_sequences: usize,
-    /// Sequence `k` of prompt `p` draws from stream `p * num_return_sequences + k` of this seed.
-    pub seed: u64,
-    /// Tokens that end a sequence; usually the configuration's.
-    pub eos_token_ids: Vec<u32>,
-    /// Bytes that the key/value cache and the logits may take; at least one sequence always fits.
-    pub cache_bytes: usize,
-}
 
 /// One sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,6 +57,7 @@ pub struct Generated {
 ///     seed: 42,
 ///     eos_token_ids: model.config.eos_token_ids.clone(), // none: all five tokens are drawn
 ///     cache_bytes: 1 << 20,
+///     pack_weights: true,
 /// };
 /// let all = generate(&be, &model, &[vec![1, 7, 9], vec![3]], &options)?;
 /// let continued = &all[1][0];
@@ -179,43 +160,10 @@ struct Live {
     last: u32,
 }
 
-/// What generating has room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// Sequences at a time.
-    pub sequences: usize,
-    /// Token slots of its batches.
-    pub slots: usize,
-    /// Bytes of logits on the host, beside the device's.
-    pub host_bytes: usize,
-}
-
-/// Everything that [`generate`] allocates on the device.
-fn buffers<B: Backend>(
-    be: &B,
-    model: &Model<B>,
-    prompts: &[Vec<u32>],
-    o: &GenerateOptions,
-) -> Result<(Room, Workspace<B>, Cache<B>)> {
-    let c = &model.config;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let stride = longest + o.max_new_tokens;
-    let cached = stride * c.attn_shape().kv_width() * 2 * c.num_hidden_layers * size_of::<B::Act>();
-    let logits = c.vocab_size * size_of::<B::Acc>();
-    let sequences = (o.cache_bytes / (cached + logits)).min(prompts.len() * o.num_return_sequences);
-    // Cache rows are numbered in u32, u32::MAX meaning none.
-    let sequences = sequences.min((u32::MAX as usize - 1) / stride).max(1);
-    let tokens = prompts.iter().map(Vec::len).sum::<usize>().min(PREFILL_TOKENS).max(longest);
-    let slots = tokens.max(sequences);
-    let capacity = Capacity { slots, predictions: sequences, responses: sequences, pairs: 0 };
-    let room = Room { sequences, slots, host_bytes: sequences * logits };
-    Ok((room, Workspace::new(be, model, capacity, sequences, false)?, Cache::new(be, model, sequences, stride)?))
-}
-
 /// Checks what [`generate`] would check, and allocates on `counting` what it would allocate.
 pub fn counted<B: Backend>(counting: &B, model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<Room> {
     check(model, prompts, o)?;
-    buffers(counting, model, prompts, o).map(|(room, ..)| room)
+    buffers(counting, model, prompts, o).map(|b| b.room)
 }
 
 struct Generator<'a, B: Backend> {
@@ -225,6 +173,7 @@ struct Generator<'a, B: Backend> {
     o: &'a GenerateOptions,
     ws: Workspace<B>,
     cache: Cache<B>,
+    packed: Option<PackedWeights<B>>,
     slots: usize,
     live: Vec<Live>,
     /// First sequence that has not come in.
@@ -235,7 +184,10 @@ struct Generator<'a, B: Backend> {
 
 impl<'a, B: Backend> Generator<'a, B> {
     fn new(be: &'a B, model: &'a Model<B>, prompts: &'a [Vec<u32>], o: &'a GenerateOptions) -> Result<Self> {
-        let (room, ws, cache) = buffers(be, model, prompts, o)?;
+        let Buffers { room, ws, cache, mut packed } = buffers(be, model, prompts, o)?;
+        if let Some(packed) = &mut packed {
+            packed.fill(be, model)?;
+        }
         Ok(Self {
             be,
             model,
@@ -243,6 +195,7 @@ impl<'a, B: Backend> Generator<'a, B> {
             o,
             ws,
             cache,
+            packed,
             slots: room.sequences,
             live: Vec::with_capacity(room.sequences),
             next: 0,
@@ -272,7 +225,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         self.ws.load_batch(self.be, &prompt_batch(&prompts)?)?;
         let stores = self.stores(&groups, &prompts);
         let (model, cache) = (self.model, &mut self.cache);
-        forward_with(self.be, model, &mut self.ws, |be, l, layer, batch, rows| {
+        forward_with(self.be, model, self.packed.as_ref(), &mut self.ws, |be, l, layer, batch, rows| {
             stores.iter().try_for_each(|dst| cache.store(be, model, l, layer, dst))?;
             attend(be, model, layer, batch, rows)
         })?;
@@ -309,7 +262,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         dst.resize(self.ws.rows, u32::MAX);
         let lens: Vec<u32> = self.live.iter().map(|x| x.cached as u32 + 1).collect();
         let (model, cache, n) = (self.model, &mut self.cache, lens.len());
-        forward_with(self.be, model, &mut self.ws, |be, l, layer, _, _| {
+        forward_with(self.be, model, self.packed.as_ref(), &mut self.ws, |be, l, layer, _, _| {
             cache.store(be, model, l, layer, &dst)?;
             let [k, v] = &cache.layers[l];
             be.attention_decode(AttentionDecode {
@@ -329,12 +282,15 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// Draws the next token of sequences `first..`, each from row `rows[i]` of the hidden states; those that end leave.
     fn draw(&mut self, first: usize, rows: &[usize]) -> Result<()> {
         let (c, be, n) = (&self.model.config, self.be, self.ws.predictions);
-        be.logits(Logits {
-            logits: be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size),
-            x: be.view(&self.ws.hidden, 0..n * c.hidden_size),
-            w: weight(be, self.model, &self.model.table.head),
-            dim: c.hidden_size,
-        })?;
+        let logits = be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size);
+        let x = be.view(&self.ws.hidden, 0..n * c.hidden_size);
+        match self.packed.as_ref().and_then(|p| p.head.as_ref()) {
+            Some(w) => be.logits_packed(LogitsPacked { logits, x, w })?,
+            None => {
+                let w = weight(be, self.model, &self.model.table.head);
+                be.logits(Logits { logits, x, w, dim: c.hidden_size })?;
+            }
+        }
         let logits = &mut self.logits[..n * c.vocab_size];
         be.download(logits, be.view(&self.ws.logits, 0..n * c.vocab_size))?;
         let (o, out, logits) = (self.o, &self.out, &*logits);

@@ -65,6 +65,7 @@ impl KlPlan {
             seed: o.seed,
             eos_token_ids: policy.eos_token_ids.clone(),
             cache_bytes: 1 << 30,
+            pack_weights: true,
         };
         (!prompts.is_empty()).then_some(Self { prompts, options })
     }

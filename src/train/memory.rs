@@ -172,8 +172,9 @@ fn engine<'a, B: Backend>(
     Engine::new(counting, Model::counted(counting, model, positions)?, capacity, purpose)
 }
 
-/// [`MemoryPlan::generating`] with as many sequences at a time as fit, `beside` bytes being taken already when it begins;
-/// `o.cache_bytes` says so afterwards, and a note where it is less than asked.
+/// [`MemoryPlan::generating`] with as many sequences at a time as fit, `beside` bytes being taken already when it begins,
+/// and without packed weights where it does not fit with them; `o.cache_bytes` and `o.pack_weights` say so afterwards, and
+/// notes where it is less than asked.
 ///
 /// Errors: [`Error::Device`] where not even one sequence fits; `instead` ends its line.
 pub fn fitting_generation<B: Backend>(
@@ -187,6 +188,18 @@ pub fn fitting_generation<B: Backend>(
     let (mut plan, wanted) = MemoryPlan::generating(be, model, positions, prompts, o)?;
     let Some(memory) = be.memory()? else { return Ok(plan) };
     let mut sequences = wanted;
+    if plan.needed() + beside > memory.free && o.pack_weights {
+        o.pack_weights = false;
+        let (without, _) = MemoryPlan::generating(be, model, positions, prompts, o)?;
+        // They may not have been part of it: a GPU reads weights as they lie, and a few tokens are not worth it.
+        if without.needed() < plan.needed() {
+            let free = units::bytes(memory.free);
+            observe.tell(&Event::Note(&format!(
+                "memory: weights are not laid out for decoding, which is slower, as {free} are free"
+            )))?;
+        }
+        plan = without;
+    }
     while plan.needed() + beside > memory.free {
         let (needed, free) = (units::bytes(plan.needed() + beside), units::bytes(memory.free));
         if sequences == 1 {

@@ -368,6 +368,7 @@ fn lines_of_generate_are_what_was_generated() {
         seed: 42,
         eos_token_ids: ends,
         cache_bytes: 1 << 20,
+        pack_weights: true,
     };
     let prompts = ["w5 w6", "w7", "w9"].map(|p| tok.encode(p).unwrap());
     let all = generate(&be, &model, &prompts, &o).unwrap();

@@ -277,6 +277,7 @@ fn options(max_new_tokens: usize) -> GenerateOptions {
         seed: 1,
         eos_token_ids: vec![2],
         cache_bytes: 1 << 30,
+        pack_weights: true,
     }
 }
 

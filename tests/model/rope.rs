@@ -156,6 +156,7 @@ fn generating_ends_where_the_frequencies_change() {
         seed: 0,
         eos_token_ids: Vec::new(),
         cache_bytes: 1 << 20,
+        pack_weights: true,
     };
     let error = generate(&be, &m, &[vec![3, 4, 5, 6]], &options(7)).unwrap_err().to_string();
     assert_eq!(

@@ -1,5 +1,6 @@
 //! The CPU backend's ops: derivatives, values, independence of rows, determinism, refusals.
 
+mod denormals;
 mod gradients;
 mod independence;
 mod naive;

@@ -2,14 +2,54 @@
 
 use super::check;
 use super::device::Cpu;
+use super::gemm::matrix::{Base, Mat};
+use super::gemm::packed::Packed;
+use super::linear::base;
 use super::real::Real;
-use super::scalar::dot;
+use super::scalar::{Scalar, dot};
 use super::simd::simd_fn;
-use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore};
+use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
 impl<S: Real> DecodeOps for Cpu<S> {
+    type Packed = Packed;
+
+    fn packed_room(&self, name: &str, out: usize, inp: usize) -> Result<Option<Packed>> {
+        check::nonzero("packed_room", "out", out)?;
+        check::nonzero("packed_room", "inp", inp)?;
+        self.record(name, S::packed_bytes(&self.gemm, out, inp));
+        if self.counting { Ok(Some(Packed::counted(out, inp))) } else { S::room(&self.gemm, out, inp).map(Some) }
+    }
+
+    fn pack_weight(&self, to: &mut Packed, w: &[S]) -> Result<()> {
+        let [out, inp] = to.sizes();
+        check::len("pack_weight", "w", w.len(), &[("out", out), ("inp", inp)])?;
+        S::fill(&self.gemm, to, Mat::by_line(w, inp));
+        Ok(())
+    }
+
+    fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {
+        const OP: &str = "linear_packed";
+        let LinearPacked { y, x, w, write } = op;
+        let [out, inp] = w.sizes();
+        let n = check::rows(OP, "y", y.len(), "out", out)?;
+        check::len(OP, "x", x.len(), &[("rows", n), ("inp", inp)])?;
+        let base = base(OP, write, n, out)?;
+        S::gemm_packed(&self.gemm, y, base, Mat::by_line(x, inp), w, n);
+        Ok(())
+    }
+
+    fn logits_packed(&self, op: LogitsPacked<'_, Self>) -> Result<()> {
+        const OP: &str = "logits_packed";
+        let LogitsPacked { logits, x, w } = op;
+        let [vocab, dim] = w.sizes();
+        let n = check::rows(OP, "x", x.len(), "dim", dim)?;
+        check::at_least(OP, "logits", logits.len(), &[("rows", n), ("vocab", vocab)])?;
+        S::gemm_packed(&self.gemm, &mut logits[..n * vocab], Base::Zero, Mat::by_line(x, dim), w, n);
+        Ok(())
+    }
+
     fn kv_store(&self, op: KvStore<'_, Self>) -> Result<()> {
         const OP: &str = "kv_store";
         let KvStore { k, v, qkv, dst, shape } = op;
@@ -48,7 +88,9 @@ impl<S: Real> DecodeOps for Cpu<S> {
             return Err(Error::Shape { op: OP, name: "lens", got: *len as usize, want: stride, shape });
         }
         let (d, width, group) = (shape.head_dim, shape.kv_width(), shape.heads / shape.kv_heads);
-        out.par_chunks_exact_mut(d).enumerate().for_each(|(i, out)| {
+        // Short caches are sooner read than shared out.
+        let least = (TASK_ROWS / lens.iter().max().map_or(1, |l| *l as usize)).max(1);
+        out.par_chunks_exact_mut(d).enumerate().with_min_len(least).for_each(|(i, out)| {
             let (s, h) = (i / shape.heads, i % shape.heads);
             let len = lens[s] as usize;
             let at = s * stride * width + h / group * d;
@@ -60,6 +102,11 @@ impl<S: Real> DecodeOps for Cpu<S> {
     }
 }
 
+/// Rows of keys and values that a task should read at least.
+const TASK_ROWS: usize = 512;
+/// Columns of the values that are summed at a time, in registers.
+const COLUMNS: usize = 64;
+
 simd_fn! {
     /// `out = softmax(q K^T / sqrt(d)) V` for one head; `keys` and `values` are rows of `stride` that start at the head.
     fn head<S>(out: &mut [S], q: &[S], keys: &[S], values: &[S], stride: usize, p: &mut [S]) {
@@ -70,13 +117,24 @@ simd_fn! {
             *p = dot(q, &k[..d]) * scale;
             max = if *p > max { *p } else { max };
         }
+        p.iter_mut().for_each(|p| *p = (*p - max).exp());
         let mut sum = S::ZERO;
-        out.fill(S::ZERO);
-        for (p, v) in p.iter().zip(values.chunks(stride)) {
-            let e = (*p - max).exp();
-            sum += e;
-            out.iter_mut().zip(&v[..d]).for_each(|(o, v)| *o += e * *v);
+        p.iter().for_each(|e| sum += *e);
+        for (at, out) in (0..d).step_by(COLUMNS).zip(out.chunks_mut(COLUMNS)) {
+            let mut acc = [S::ZERO; COLUMNS];
+            for (e, v) in p.iter().zip(values.chunks(stride)) {
+                let v = &v[at..at + out.len()];
+                match v.try_into() {
+                    Ok(v) => add_scaled::<S, COLUMNS>(&mut acc, *e, v),
+                    Err(_) => acc.iter_mut().zip(v).for_each(|(o, v)| *o += *e * *v),
+                }
+            }
+            out.iter_mut().zip(acc).for_each(|(o, x)| *o = x / sum);
         }
-        out.iter_mut().for_each(|o| *o = *o / sum);
     }
+}
+
+#[inline(always)]
+fn add_scaled<S: Scalar, const N: usize>(acc: &mut [S; N], e: S, v: &[S; N]) {
+    acc.iter_mut().zip(v).for_each(|(o, v)| *o += e * *v);
 }

@@ -17,14 +17,14 @@ use std::sync::Mutex;
 
 /// Raised whenever an op's arithmetic changes in the last bit, so that log-probs of an earlier version are computed again:
 /// tests/bits.rs fails where the one changes without the other.
-const NUMERICS: u32 = 4;
+const NUMERICS: u32 = 5;
 
 /// The CPU as a device; `S` is the type of everything: `f32`, or `f64` for tests.
 pub struct Cpu<S> {
     pub(super) gemm: Gemm,
     memory: Mutex<Vec<(String, usize)>>,
     /// Whether `zeros` counts alone.
-    counting: bool,
+    pub(super) counting: bool,
     /// See [`Cpu::with_bf16_logits`].
     pub(super) narrow_logits: bool,
     /// What [`Device::memory`] says is free, where that is not for the system to say.
@@ -64,6 +64,12 @@ impl<S: Real> Cpu<S> {
         Cpu { narrow_logits: true, ..self }
     }
 
+    /// How products are computed where that is in bf16, and why so: for people.
+    pub fn bf16_path(&self) -> Option<&'static str> {
+        let bf16 = self.gemm.precision == GemmPrecision::Bf16;
+        self.level().bf16().filter(|_| bf16).map(|(_, how)| how)
+    }
+
     /// As if the machine had `bytes` free: plans that need more are refused.
     pub fn with_free(self, bytes: usize) -> Self {
         Cpu { free: Some(bytes), ..self }
@@ -83,7 +89,7 @@ impl<S: Real> Cpu<S> {
         self.gemm.level
     }
 
-    fn record(&self, name: &str, bytes: usize) {
+    pub(super) fn record(&self, name: &str, bytes: usize) {
         // A panic elsewhere leaves a valid table behind.
         self.memory.lock().unwrap_or_else(|e| e.into_inner()).push((name.into(), bytes));
     }
@@ -102,12 +108,12 @@ impl<S: Real> Device for Cpu<S> {
     const MASTER_WEIGHTS: bool = false;
 
     fn fingerprint(&self) -> String {
-        let (products, level) = match self.gemm.precision {
-            GemmPrecision::Native => ("", self.level().without_amx()),
-            GemmPrecision::Bf16 => ("-bf16", self.level()),
+        let (products, level) = match (self.gemm.precision, self.level().bf16()) {
+            (GemmPrecision::Bf16, Some((name, _))) => ("-bf16", name),
+            _ => ("", self.level().name()),
         };
         let logits = if self.narrow_logits { "-logits-bf16" } else { "" };
-        format!("cpu-{}{products}{logits}-{}-v{NUMERICS}", S::NAME, level.name())
+        format!("cpu-{}{products}{logits}-{level}-v{NUMERICS}", S::NAME)
     }
     fn products(&self) -> &'static str {
         match self.gemm.precision {

@@ -24,20 +24,25 @@ fn rows(
     Ok(n)
 }
 
+/// What a forward product is added to.
+pub(super) fn base<'a, S>(op: &'static str, write: Write<&'a [S]>, rows: usize, out: usize) -> Result<Base<'a, S>> {
+    Ok(match write {
+        Write::Set => Base::Zero,
+        Write::Add => Base::Output,
+        Write::Plus(p) => {
+            check::len(op, "plus", p.len(), &[("rows", rows), ("out", out)])?;
+            Base::Other(p)
+        }
+    })
+}
+
 impl<S: Real> LinearOps for Cpu<S> {
     fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()> {
         const OP: &str = "linear_fwd";
         let g = &self.gemm;
         let LinearFwd { y, x, w, out, inp, write } = op;
         let n = rows(OP, ("y", y.len()), ("x", x.len()), ("w", w.len()), out, inp)?;
-        let base = match write {
-            Write::Set => Base::Zero,
-            Write::Add => Base::Output,
-            Write::Plus(p) => {
-                check::len(OP, "plus", p.len(), &[("rows", n), ("out", out)])?;
-                Base::Other(p)
-            }
-        };
+        let base = base(OP, write, n, out)?;
         S::gemm(g, y, base, Mat::by_line(x, inp), Mat::by_line(w, inp), [n, out, inp]);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The CPU backend: plain Rust, the definition of every op, on every core and with the SIMD that the CPU has.
 //!
 //! A file a family of ops, under the name of its contract in `ops/`. Underneath them: [`gemm`] (matrix products: blocks and
-//! micro-kernels, bf16 ones on AMX or AVX512_BF16; the same inside attention), [`simd`] (run-time dispatch), `scalar`
+//! micro-kernels, bf16 ones by what the CPU does best; the same inside attention), [`simd`] (run-time dispatch), `scalar`
 //! (arithmetic and fixed-order sums), `par` (dealing rows out to cores), `scratch` (memory that outlives an op). `Cpu<f32>`
 //! trains; `Cpu<f64>` is the same code as the tests' oracle.
 //!

@@ -13,7 +13,7 @@ simd_fn! {
     /// `y = x * r * w`.
     fn apply<S>(y: &mut [S], x: &[S], w: &[S], r: S) {
         for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-            *y = *x * r * *w;
+            *y = x.flushed() * r * w.flushed();
         }
     }
 }
@@ -21,7 +21,7 @@ simd_fn! {
     /// `x = x * r * w`.
     fn apply_in_place<S>(x: &mut [S], w: &[S], r: S) {
         for (x, w) in x.iter_mut().zip(w) {
-            *x = *x * r * *w;
+            *x = x.flushed() * r * w.flushed();
         }
     }
 }
@@ -34,7 +34,8 @@ simd_fn! {
     /// `dx {=,+=} r * w dy - x * r^3 * mean(w dy x)`.
     fn row_bwd<S>(dx: &mut [S], dy: &[S], x: &[S], w: &[S], r: S, add: bool) {
         let c = correction(dy, x, w, r);
-        let terms = dy.iter().zip(x).zip(w).map(|((dy, x), w)| r * (*w * *dy) - *x * c);
+        let term = |((dy, x), w): ((&S, &S), &S)| r * (w.flushed() * dy.flushed()) - x.flushed() * c;
+        let terms = dy.iter().zip(x).zip(w).map(term);
         if add {
             dx.iter_mut().zip(terms).for_each(|(d, t)| *d += t);
         } else {
@@ -47,7 +48,7 @@ simd_fn! {
     fn row_bwd_in_place<S>(d: &mut [S], x: &[S], w: &[S], r: S) {
         let c = correction(d, x, w, r);
         for ((d, x), w) in d.iter_mut().zip(x).zip(w) {
-            *d = r * (*w * *d) - *x * c;
+            *d = r * (w.flushed() * d.flushed()) - x.flushed() * c;
         }
     }
 }
@@ -58,7 +59,7 @@ simd_fn! {
         let acc = &mut acc[..dw.len()];
         for ((dy, x), r) in dy.chunks_exact(dim).zip(x.chunks_exact(dim)).zip(rstd) {
             for ((a, dy), x) in acc.iter_mut().zip(&dy[at..at + dw.len()]).zip(&x[at..at + dw.len()]) {
-                *a += *dy * (*x * *r);
+                *a += dy.flushed() * (x.flushed() * *r);
             }
         }
         dw.iter_mut().zip(acc).for_each(|(d, a)| *d += *a);
@@ -74,11 +75,11 @@ fn correction<S: Scalar>(dy: &[S], x: &[S], w: &[S], r: S) -> S {
         dy[..full].chunks_exact(LANES).zip(x[..full].chunks_exact(LANES)).zip(w[..full].chunks_exact(LANES))
     {
         for l in 0..LANES {
-            acc[l] += dy[l] * x[l] * w[l];
+            acc[l] += dy[l].flushed() * x[l].flushed() * w[l].flushed();
         }
     }
     for (l, ((dy, x), w)) in dy[full..].iter().zip(&x[full..]).zip(&w[full..]).enumerate() {
-        acc[l] += *dy * *x * *w;
+        acc[l] += dy.flushed() * x.flushed() * w.flushed();
     }
     sum_lanes(acc) / S::from_f64(x.len() as f64) * (r * r * r)
 }
@@ -164,7 +165,7 @@ impl<S: Real> NormOps for Cpu<S> {
                     for h in range.clone() {
                         let (dy, x) = (&row[h * d + at..][..dw.len()], &raw[t * width + h * d + at..][..dw.len()]);
                         let r = rstd[t * heads + h];
-                        acc.iter_mut().zip(dy).zip(x).for_each(|((a, dy), x)| *a += *dy * (*x * r));
+                        acc.iter_mut().zip(dy).zip(x).for_each(|((a, dy), x)| *a += dy.flushed() * (x.flushed() * r));
                     }
                 }
                 dw.iter_mut().zip(acc).for_each(|(d, a)| *d += a);

@@ -100,14 +100,17 @@ struct Scalars<S> {
 }
 
 simd_fn! {
-    /// `torch.optim.AdamW`'s single-tensor update, operation by operation.
+    /// `torch.optim.AdamW`'s single-tensor update, operation by operation; moments that have decayed to nothing are 0, as
+    /// those of a token that is never seen would else stay denormal for good. Gradients whose square would be denormal are 0 in
+    /// both moments: in the second alone, a small epsilon would leave nothing to divide the first by.
     fn adamw<S>(w: &mut [S], m: &mut [S], v: &mut [S], g: &[S], s: Scalars<S>) {
         for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
-            let g = *g * s.clip;
-            *m += (g - *m) * s.beta1c;
-            *v = *v * s.beta2 + g * g * s.beta2c;
+            let g = (g.flushed() * s.clip).squarable();
+            let old = m.vanished();
+            *m = old + (g - old) * s.beta1c;
+            *v = v.flushed() * s.beta2 + g * g * s.beta2c;
             let denom = v.sqrt() / s.root + s.eps;
-            *w = *w * s.decay - s.lr * (*m / denom);
+            *w = w.flushed() * s.decay - s.lr * (*m / denom);
         }
     }
 }
@@ -120,11 +123,11 @@ simd_fn! {
     }
 }
 simd_fn! {
-    /// `torch.optim.RMSprop`'s update: not centred, no momentum; the decay is an L2 penalty.
+    /// `torch.optim.RMSprop`'s update: not centred, no momentum; the decay is an L2 penalty. Small gradients as in [`adamw`].
     fn rmsprop<S>(w: &mut [S], v: &mut [S], g: &[S], s: Scalars<S>) {
         for ((w, v), g) in w.iter_mut().zip(v).zip(g) {
-            let g = *g * s.clip + s.decay * *w;
-            *v = *v * s.beta2 + g * g * s.beta2c;
+            let g = (g.flushed() * s.clip + s.decay * w.flushed()).squarable();
+            *v = v.flushed() * s.beta2 + g * g * s.beta2c;
             *w -= s.lr * (g / (v.sqrt() + s.eps));
         }
     }

@@ -28,7 +28,7 @@ pub(super) fn make_ready<T: Storage>(buf: &mut [T]) {
 
 /// 2 MiB pages: 512 times fewer faults, and fewer address translations in every op. Refused: nothing is lost but speed.
 #[cfg(target_os = "linux")]
-fn advise(buf: &mut [u8]) {
+pub(super) fn advise(buf: &mut [u8]) {
     let first = buf.as_ptr().align_offset(PAGE);
     let len = buf.len().saturating_sub(first) / PAGE * PAGE;
     // SAFETY: the range lies in memory that we own, and the advice does not change its content.
@@ -36,4 +36,4 @@ fn advise(buf: &mut [u8]) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise(_: &mut [u8]) {}
+pub(super) fn advise(_: &mut [u8]) {}

@@ -13,11 +13,16 @@ fn task_rows(width: usize) -> usize {
 /// `f(row number, row)` for every row of `width` elements.
 pub(super) fn rows<T: Send>(data: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
     let per = task_rows(width);
-    data.par_chunks_mut(per * width).enumerate().for_each(|(t, chunk)| {
+    let task = |(t, chunk): (usize, &mut [T])| {
         for (i, row) in chunk.chunks_exact_mut(width).enumerate() {
             f(t * per + i, row);
         }
-    });
+    };
+    // One task is sooner done here: generation has many of a row.
+    if data.len() <= per * width {
+        return task((0, data));
+    }
+    data.par_chunks_mut(per * width).enumerate().for_each(task);
 }
 
 /// As [`rows`] with a second output.
@@ -27,12 +32,15 @@ pub(super) fn rows2<T: Send, U: Send>(
     f: impl Fn(usize, &mut [T], &mut [U]) + Sync,
 ) {
     let per = task_rows(a.1);
-    let chunks = a.0.par_chunks_mut(per * a.1).zip(b.0.par_chunks_mut(per * b.1)).enumerate();
-    chunks.for_each(|(t, (x, y))| {
+    let task = |(t, (x, y)): (usize, (&mut [T], &mut [U]))| {
         for (i, (x, y)) in x.chunks_exact_mut(a.1).zip(y.chunks_exact_mut(b.1)).enumerate() {
             f(t * per + i, x, y);
         }
-    });
+    };
+    if a.0.len() <= per * a.1 {
+        return task((0, (a.0, b.0)));
+    }
+    a.0.par_chunks_mut(per * a.1).zip(b.0.par_chunks_mut(per * b.1)).enumerate().for_each(task);
 }
 
 /// `f(first column, columns)` for blocks of at most 64 of the columns, for sums down the rows.

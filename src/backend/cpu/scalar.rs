@@ -31,6 +31,13 @@ pub trait Scalar:
     fn exp(self) -> Self;
     /// Square root, correctly rounded.
     fn sqrt(self) -> Self;
+    /// 0 where a multiplication of the number could be slow: a denormal, which costs a CPU a hundred multiplications. `f64`
+    /// has none here.
+    fn flushed(self) -> Self;
+    /// 0 where a small share of the number could be a denormal: below `2^-100`. Likewise.
+    fn vanished(self) -> Self;
+    /// 0 where the square, or a small share of it, would be a denormal: below `2^-58`. Likewise.
+    fn squarable(self) -> Self;
 }
 
 impl Scalar for f64 {
@@ -45,6 +52,18 @@ impl Scalar for f64 {
     fn sqrt(self) -> Self {
         self.sqrt()
     }
+    #[inline(always)]
+    fn flushed(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn vanished(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn squarable(self) -> Self {
+        self
+    }
 }
 
 impl Scalar for f32 {
@@ -58,6 +77,19 @@ impl Scalar for f32 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         self.sqrt()
+    }
+    // Comparisons that are false for NaN, which therefore passes through.
+    #[inline(always)]
+    fn flushed(self) -> Self {
+        if self.abs() < f32::MIN_POSITIVE { 0.0 } else { self }
+    }
+    #[inline(always)]
+    fn vanished(self) -> Self {
+        if self.abs() < 7.888_609e-31 { 0.0 } else { self }
+    }
+    #[inline(always)]
+    fn squarable(self) -> Self {
+        if self.abs() < 3.469_447e-18 { 0.0 } else { self }
     }
 }
 

@@ -16,7 +16,8 @@ fn sigmoid<S: Scalar>(x: S) -> S {
 simd_fn! {
     fn row_fwd<S>(act: &mut [S], gate: &[S], up: &[S]) {
         for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
-            *a = *g * sigmoid(*g) * *u;
+            let g = g.flushed();
+            *a = g * sigmoid(g) * u.flushed();
         }
     }
 }
@@ -24,10 +25,10 @@ simd_fn! {
     /// [`row_bwd`], and [`row_fwd`] over `dact`.
     fn row_bwd_again<S>(gate: &mut [S], up: &mut [S], dact: &mut [S]) {
         for ((g, u), d) in gate.iter_mut().zip(up).zip(dact) {
-            let s = sigmoid(*g);
-            let (dg, du) = (*d * *u * (s * (S::ONE + *g * (S::ONE - s))), *d * (*g * s));
-            *d = *g * s * *u;
-            (*g, *u) = (dg, du);
+            let (x, y, dact) = (g.flushed(), u.flushed(), d.flushed());
+            let s = sigmoid(x);
+            *d = x * s * y;
+            (*g, *u) = (dact * y * (s * (S::ONE + x * (S::ONE - s))), dact * (x * s));
         }
     }
 }
@@ -35,9 +36,9 @@ simd_fn! {
     /// `d silu / dx = s (1 + x (1 - s))`, `s = sigmoid(x)`.
     fn row_bwd<S>(gate: &mut [S], up: &mut [S], dact: &[S]) {
         for ((g, u), d) in gate.iter_mut().zip(up).zip(dact) {
-            let s = sigmoid(*g);
-            let (dg, du) = (*d * *u * (s * (S::ONE + *g * (S::ONE - s))), *d * (*g * s));
-            (*g, *u) = (dg, du);
+            let (x, y, d) = (g.flushed(), u.flushed(), d.flushed());
+            let s = sigmoid(x);
+            (*g, *u) = (d * y * (s * (S::ONE + x * (S::ONE - s))), d * (x * s));
         }
     }
 }

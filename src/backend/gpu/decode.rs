@@ -5,10 +5,29 @@ use super::check;
 use super::context::{Gpu, GpuFloat, columns};
 use super::driver::{Arg, Driver, Grid, View};
 use super::lock::lock;
-use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore};
+use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
 use crate::error::{Error, Result};
 
 impl<D: Driver, A: GpuFloat> DecodeOps for Gpu<D, A> {
+    type Packed = std::convert::Infallible;
+
+    fn packed_room(&self, _: &str, _: usize, _: usize) -> Result<Option<Self::Packed>> {
+        // The library reads weights as they lie.
+        Ok(None)
+    }
+
+    fn pack_weight(&self, to: &mut Self::Packed, _: View<A>) -> Result<()> {
+        match *to {}
+    }
+
+    fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {
+        match *op.w {}
+    }
+
+    fn logits_packed(&self, op: LogitsPacked<'_, Self>) -> Result<()> {
+        match *op.w {}
+    }
+
     fn kv_store(&self, op: KvStore<'_, Self>) -> Result<()> {
         const OP: &str = "kv_store";
         let KvStore { mut k, mut v, qkv, dst, shape } = op;

@@ -1,6 +1,6 @@
 //! Generation: the key/value cache, and attention of one query per sequence.
 
-use super::device::{Act, ActMut, AttnShape, Device};
+use super::device::{AccMut, Act, ActMut, AttnShape, Device, Write};
 use crate::error::Result;
 
 /// Appends keys and values of `qkv` to a cache: row `r` goes to cache row `dst[r]` (`u32::MAX`: nowhere).
@@ -36,8 +36,41 @@ pub struct AttentionDecode<'a, B: Device> {
     pub shape: AttnShape,
 }
 
+/// `y {=,+=,= plus +} x w^T` as `LinearFwd`, with the same bits, of a weight that was laid out before.
+pub struct LinearPacked<'a, B: DecodeOps> {
+    /// rows x out.
+    pub y: ActMut<'a, B>,
+    /// rows x inp.
+    pub x: Act<'a, B>,
+    /// out x inp.
+    pub w: &'a B::Packed,
+    /// What becomes of `y`; the operand of [`Write::Plus`] is rows x out.
+    pub write: Write<Act<'a, B>>,
+}
+
+/// `x w^T` as `Logits`, with the same bits, of a weight that was laid out before.
+pub struct LogitsPacked<'a, B: DecodeOps> {
+    /// At least n x vocab.
+    pub logits: AccMut<'a, B>,
+    /// n x dim.
+    pub x: Act<'a, B>,
+    /// vocab x dim.
+    pub w: &'a B::Packed,
+}
+
 /// Ops of generation. Errors: [`crate::Error::Shape`].
 pub trait DecodeOps: Device {
+    /// A weight as products of few rows read it fastest.
+    type Packed: Send + Sync;
+    /// Room for a weight of `out x inp`, entered in the memory table under `name` with the most that it can take; `None`
+    /// where weights are read fastest as they lie.
+    fn packed_room(&self, name: &str, out: usize, inp: usize) -> Result<Option<Self::Packed>>;
+    /// Lays out a weight in room made for its sizes.
+    fn pack_weight(&self, to: &mut Self::Packed, w: Act<'_, Self>) -> Result<()>;
+    /// See [`LinearPacked`].
+    fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()>;
+    /// See [`LogitsPacked`].
+    fn logits_packed(&self, op: LogitsPacked<'_, Self>) -> Result<()>;
     /// See [`KvStore`].
     fn kv_store(&self, op: KvStore<'_, Self>) -> Result<()>;
     /// See [`AttentionDecode`].

@@ -16,7 +16,7 @@ pub mod rows;
 pub mod swiglu;
 
 pub use attention::{AttentionBwd, AttentionFwd, AttentionOps};
-pub use decode::{AttentionDecode, DecodeOps, KvStore};
+pub use decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
 pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Mark, Write};
 pub use element::{Float, Storage};
 pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};

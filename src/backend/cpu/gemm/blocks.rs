@@ -21,23 +21,33 @@ const L2_BLOCK: usize = 512 * 1024;
 /// wait for each other after each packing.
 pub const SHARED: usize = 4 << 20;
 
-/// Blocks along `k`: equal, multiples of `of`, at most about `most`: a function of `k` and the kernel alone.
-fn k_blocks(k: usize, most: usize, of: usize) -> impl Iterator<Item = Range<usize>> {
+/// Blocks along `k`: equal, of whole units: a function of `k` and the kernel alone.
+pub(super) fn k_blocks<K: Kernel>(k: usize) -> impl Iterator<Item = Range<usize>> {
+    let (most, of) = (K_BLOCK * K::K, 2 * K::DEPTH);
     let len = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(of);
     (0..k).step_by(len.max(1)).map(move |at| at..(at + len).min(k))
 }
 
 /// The output, shared between threads that write disjoint tiles.
 #[derive(Clone, Copy)]
-struct Out<S> {
-    c: *mut S,
-    base: *const S,
-    ld: usize,
+pub(super) struct Out<S> {
+    pub c: *mut S,
+    pub base: *const S,
+    pub ld: usize,
 }
 impl<S> Out<S> {
     /// The output as the block `ks` finds it: the first adds to the base, the others to what is there.
-    fn after(self, ks: &Range<usize>) -> Self {
+    pub fn after(self, ks: &Range<usize>) -> Self {
         if ks.start == 0 { self } else { Out { base: self.c.cast_const(), ..self } }
+    }
+    /// A tile's first element in the output, and in the base, which may be null.
+    ///
+    /// # Safety
+    /// Row and column lie in the output.
+    pub unsafe fn at(self, row: usize, column: usize) -> (*mut S, *const S) {
+        let at = row * self.ld + column;
+        // SAFETY: the caller's contract; a base that is not null has the output's shape.
+        unsafe { (self.c.add(at), if self.base.is_null() { self.base } else { self.base.add(at) }) }
     }
 }
 // SAFETY: `base` is only read; `c` is written at disjoint tiles by construction of the task ranges in `share_a` and `share_b`.
@@ -77,7 +87,7 @@ pub(super) fn run<K: Kernel>(
         Base::Other(p) => p.as_ptr(),
     };
     let c = c.as_mut_ptr();
-    let blocks: Vec<Range<usize>> = k_blocks(k, K_BLOCK * K::K, 2 * K::DEPTH).collect();
+    let blocks: Vec<Range<usize>> = k_blocks::<K>(k).collect();
     let shared = m.min(n) * units::<K>(&blocks[0]) * size_of::<K::P>();
     for blocks in blocks.chunks((SHARED / shared).max(1)) {
         let out = Out { c, base: first, ld: n };
@@ -93,18 +103,27 @@ pub(super) fn run<K: Kernel>(
 }
 
 /// Tasks that `panels` are spread over: a multiple of the threads, two a thread or more, about `most` panels each.
-fn tasks(panels: usize, most: usize) -> usize {
+pub(super) fn tasks(panels: usize, most: usize) -> usize {
     let threads = rayon::current_num_threads();
     panels.div_ceil(most.max(1)).max(2 * threads).next_multiple_of(threads).min(panels)
 }
 
 /// Lines of task `t`, cut at whole panels as evenly as that allows.
-fn lines_of(t: usize, tasks: usize, panels: usize, panel: usize, lines: usize) -> Range<usize> {
+pub(super) fn lines_of(t: usize, tasks: usize, panels: usize, panel: usize, lines: usize) -> Range<usize> {
     t * panels / tasks * panel..((t + 1) * panels / tasks * panel).min(lines)
 }
 
 /// Packs all lines of an operand for `blocks`, one block after the other, on all threads.
-unsafe fn pack_all<K: Kernel>(dst: &mut [K::P], side: Side, x: Mat<'_, K::S>, lines: usize, blocks: &[Range<usize>]) {
+///
+/// # Safety
+/// `lines` and `blocks` lie in the operand, and the CPU has the kernel's instructions.
+pub(super) unsafe fn pack_all<K: Kernel>(
+    dst: &mut [K::P],
+    side: Side,
+    x: Mat<'_, K::S>,
+    lines: usize,
+    blocks: &[Range<usize>],
+) {
     let (panel, mut rest) = (side.panel::<K>(), dst);
     let mut parts = Vec::with_capacity(blocks.len());
     for ks in blocks {
@@ -211,20 +230,27 @@ unsafe fn block<K: Kernel>(
 ) {
     // SAFETY: the caller's contract; nothing below leaves this thread before `leave`.
     unsafe { K::enter() };
+    let part = (K::MR * units).div_ceil((bp.len() / (K::NR * units)).max(1));
     for (i, a) in ap.chunks_exact(K::MR * units).enumerate() {
+        let next = ap.as_ptr().wrapping_add((i + 1) * K::MR * units);
         let i = rows.start + i * K::MR;
         for (j, b) in bp.chunks_exact(K::NR * units).enumerate() {
+            // The next panel of `a` has left the caches while this block of `b` came in: a part of it at a time.
+            ask_for(next.wrapping_add(j * part), part);
             let j = cols.start + j * K::NR;
             let (height, width) = (K::MR.min(rows.end - i), K::NR.min(cols.end - j));
-            // SAFETY: panels are whole; the tile is inside the output, or goes through `edge`.
+            let tile = |low: bool, c: *mut K::S, ld: usize, base: *const K::S, base_ld: usize| {
+                let tile = if low { K::low_tile } else { K::tile };
+                // SAFETY: panels are whole; the rest is the caller's contract.
+                unsafe { tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, c, ld, base, base_ld) }
+            };
+            // SAFETY: the tile is inside the output, or goes through `edge`.
             unsafe {
-                let at = i * out.ld + j;
-                let c = out.c.add(at);
-                let base = if out.base.is_null() { out.base } else { out.base.add(at) };
+                let (c, base) = out.at(i, j);
                 if height == K::MR && width == K::NR {
-                    K::tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, c, out.ld, base, out.ld);
+                    tile(false, c, out.ld, base, out.ld);
                 } else {
-                    edge::<K>(units, a, b, c, base, out.ld, height, width);
+                    edge::<K>(c, base, out.ld, height, width, tile);
                 }
             }
         }
@@ -233,24 +259,36 @@ unsafe fn block<K: Kernel>(
     unsafe { K::leave() };
 }
 
+/// Asks for `len` units from `p`, which need not exist.
+#[inline(always)]
+fn ask_for<P>(p: *const P, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..len * size_of::<P>()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.wrapping_byte_add(at).cast()) }
+    }
+}
+
 /// Largest tile, in elements.
 const MAX_TILE: usize = 32 * 32;
 
 /// A tile that hangs over the border: computed whole in a buffer that holds the base, and the part inside copied out.
-#[allow(clippy::too_many_arguments)]
-unsafe fn edge<K: Kernel>(
-    units: usize,
-    a: &[K::P],
-    b: &[K::P],
+/// `tile(low, c, ld, base, base_ld)` computes it, or its first rows.
+///
+/// # Safety
+/// `height` rows of `width` elements, `ld` apart, exist at `c` and, where it is not null, at `base`.
+pub(super) unsafe fn edge<K: Kernel>(
     c: *mut K::S,
     base: *const K::S,
     ld: usize,
     height: usize,
     width: usize,
+    tile: impl Fn(bool, *mut K::S, usize, *const K::S, usize),
 ) {
     const { assert!(K::MR * K::NR <= MAX_TILE) };
     let mut buf = [K::S::ZERO; MAX_TILE];
-    // SAFETY: panels are whole and the buffer holds a tile; the part inside the output is the caller's contract.
+    // SAFETY: the buffer holds a tile; the part inside the output is the caller's contract.
     unsafe {
         if !base.is_null() {
             for (i, row) in buf.chunks_exact_mut(K::NR).take(height).enumerate() {
@@ -259,8 +297,7 @@ unsafe fn edge<K: Kernel>(
         }
         let at = buf.as_mut_ptr();
         let from = if base.is_null() { std::ptr::null() } else { at.cast_const() };
-        let tile = if height <= LOW { K::low_tile } else { K::tile };
-        tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, at, K::NR, from, K::NR);
+        tile(height <= LOW, at, K::NR, from, K::NR);
         for (i, row) in buf.chunks_exact(K::NR).take(height).enumerate() {
             std::ptr::copy_nonoverlapping(row.as_ptr(), c.add(i * ld), width);
         }

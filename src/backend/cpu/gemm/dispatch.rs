@@ -3,15 +3,25 @@
 use super::blocks::run;
 use super::kernel;
 use super::matrix::{Base, Mat};
+use super::packed::{self, Packed};
 use super::panels::Side;
 use super::setup::{Gemm, GemmPrecision};
 use super::tiles::{Operand, operand, operand_len, pack, packed_len, product, tile_units, transpose};
 use crate::backend::cpu::simd::Isa;
+use crate::error::Result;
 
 /// Element types that have micro-kernels.
 pub trait HasGemm: Sized {
     /// `c[i, j] = base[i, j] + sum over k of a[i, k] b[j, k]` for `sizes` m, n, k; `c` is `m x n`, row-major.
     fn gemm(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
+    /// Most bytes that `lines x k` take when they are packed for good.
+    fn packed_bytes(g: &Gemm, lines: usize, k: usize) -> usize;
+    /// Room for `lines x k`, not 0, to be packed. Errors: [`crate::Error::Device`] where there is no memory.
+    fn room(g: &Gemm, lines: usize, k: usize) -> Result<Packed>;
+    /// Packs `x`, of the sizes that the room was made for.
+    fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>);
+    /// [`HasGemm::gemm`] of `m` rows with a right operand packed before: the same bits.
+    fn gemm_packed(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: &Packed, m: usize);
 }
 
 /// Element types that have tile products.
@@ -58,17 +68,19 @@ pub trait HasTiles: Sized {
 
 /// Calls a function of the kernel that `g` multiplies with.
 macro_rules! on_kernel {
-    ($g:expr, [$portable:ident, $avx2:ident, $avx512:ident $(, $bf16:ident, $amx:ident)?], $f:ident, $args:tt) => {
+    ($g:expr, [$portable:ident, $avx2:ident, $avx512:ident $(, $rounded:ident, $bf16:ident, $amx:ident)?], $f:ident, $args:tt) => {
         match $g.level.isa() {
             Isa::Portable => $f::<kernel::$portable> $args,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => $f::<kernel::$avx2> $args,
             $(#[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if $g.precision == GemmPrecision::Bf16 => $f::<super::bf16::$bf16> $args,
+            Isa::Avx512 if $g.precision == GemmPrecision::Bf16 => $f::<kernel::$rounded> $args,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Pairs if $g.precision == GemmPrecision::Bf16 => $f::<super::bf16::$bf16> $args,
             #[cfg(target_arch = "x86_64")]
             Isa::Amx if $g.precision == GemmPrecision::Bf16 => $f::<super::amx::$amx> $args,)?
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Amx => $f::<kernel::$avx512> $args,
+            Isa::Avx512 | Isa::Avx512Pairs | Isa::Amx => $f::<kernel::$avx512> $args,
         }
     };
 }
@@ -85,6 +97,22 @@ macro_rules! has_gemm {
                 sizes: [usize; 3],
             ) {
                 on_kernel!(g, $kernels, run, (g, c, base, a, b, sizes))
+            }
+            fn packed_bytes(g: &Gemm, lines: usize, k: usize) -> usize {
+                use packed::bytes;
+                on_kernel!(g, $kernels, bytes, (lines, k))
+            }
+            fn room(g: &Gemm, lines: usize, k: usize) -> Result<Packed> {
+                use packed::room;
+                on_kernel!(g, $kernels, room, (lines, k))
+            }
+            fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>) {
+                use packed::fill;
+                on_kernel!(g, $kernels, fill, (g, to, x))
+            }
+            fn gemm_packed(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: &Packed, m: usize) {
+                use packed::run;
+                on_kernel!(g, $kernels, run, (g, c, base, a, b, m))
             }
         }
         impl HasTiles for $s {
@@ -135,5 +163,5 @@ macro_rules! has_gemm {
         }
     };
 }
-has_gemm!(f32, [F32Portable, F32Avx2, F32Avx512], [F32Portable, F32Avx2, F32Avx512, Bf16Avx512, Bf16Amx]);
+has_gemm!(f32, [F32Portable, F32Avx2, F32Avx512], [F32Portable, F32Avx2, F32Avx512, F32Rounded, Bf16Avx512, Bf16Amx]);
 has_gemm!(f64, [F64Portable, F64Avx2, F64Avx512], [F64Portable, F64Avx2, F64Avx512]);

@@ -3,12 +3,26 @@
 //! Whatever the tile's place or the size of the matrix, an element sees the same operations in the same order, which
 //! is what makes a row of a product independent of the rows beside it.
 
+#[cfg(target_arch = "x86_64")]
+use super::{flush, pack512};
 use crate::backend::cpu::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 /// Rows of a [`Kernel::low_tile`], which spares generation (a row or a few) most of a tile's work.
 pub(super) const LOW: usize = 4;
+
+/// A tile of `f32` whose `b` is in words of two narrow numbers; else as [`Kernel::tile`], NR / 2 words a unit.
+type HalvesTile = unsafe fn(usize, *const f32, usize, *const u32, usize, *mut f32, usize, *const f32, usize);
+
+/// See [`Kernel::HALVES`]: [`Kernel::tile`] and [`Kernel::low_tile`] for each kind of word.
+#[derive(Clone, Copy)]
+pub(super) struct Halves {
+    /// bf16: column `j` of a panel in the low half, `j + NR / 2` in the high one.
+    pub bf16: [HalvesTile; 2],
+    /// f16: columns in order.
+    pub f16: [HalvesTile; 2],
+}
 
 /// A micro-kernel on packed operands. `a` holds columns of MR units, `b` rows of NR units; a unit is `K` values that
 /// are adjacent along `k`.
@@ -27,6 +41,11 @@ pub(super) trait Kernel: Send + Sync + 'static {
     const DEPTH: usize = 1;
     /// Whether a unit is a value as it lies in memory, so that operands need no packing.
     const DIRECT: bool = false;
+
+    /// Whether packing rounds to bf16, with units of one value.
+    const ROUNDS: bool = false;
+    /// Tiles that read `b` in half the memory, where there are any.
+    const HALVES: Option<Halves> = None;
 
     /// Called on a thread before its tiles, and [`Kernel::leave`] after them.
     ///
@@ -155,17 +174,6 @@ macro_rules! lanes {
     };
 }
 lanes!(
-    __m512,
-    f32,
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_set1_ps,
-    _mm512_add_ps,
-    _mm512_fmadd_ps
-);
-lanes!(
     __m512d,
     f64,
     8,
@@ -175,17 +183,6 @@ lanes!(
     _mm512_set1_pd,
     _mm512_add_pd,
     _mm512_fmadd_pd
-);
-lanes!(
-    __m256,
-    f32,
-    8,
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_storeu_ps,
-    _mm256_set1_ps,
-    _mm256_add_ps,
-    _mm256_fmadd_ps
 );
 lanes!(
     __m256d,
@@ -295,23 +292,27 @@ unsafe fn pack<S: Scalar>(
 }
 
 macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $v:ty, $s:ty, $mr:literal x $nv:literal, $pack:path $(, $feature:literal)?) => {
+    (
+        $(#[$doc:meta])* $name:ident, $v:ty, $s:ty, $mr:literal x $nv:literal, [$tile:path, $low:path], $pack:path,
+        direct: $direct:literal $(, $feature:literal)? $(; $($more:tt)*)?
+    ) => {
         $(#[$doc])*
         pub(super) struct $name;
         impl Kernel for $name {
             type S = $s;
             type P = $s;
             const MR: usize = $mr;
-            const NR: usize = $nv * <$v as Lanes>::N;
+            const NR: usize = $nv * size_of::<$v>() / size_of::<$s>();
             const K: usize = 1;
-            const DIRECT: bool = true;
+            const DIRECT: bool = $direct;
+            $($($more)*)?
             $(#[target_feature(enable = $feature)])?
             unsafe fn tile(
                 units: usize, a: *const $s, a_step: usize, b: *const $s, b_step: usize,
                 c: *mut $s, c_ld: usize, base: *const $s, base_ld: usize,
             ) {
                 // SAFETY: passed on to the caller.
-                unsafe { tile::<$v, $mr, $nv>(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
+                unsafe { $tile(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn low_tile(
@@ -319,7 +320,7 @@ macro_rules! kernel {
                 c: *mut $s, c_ld: usize, base: *const $s, base_ld: usize,
             ) {
                 // SAFETY: passed on to the caller.
-                unsafe { tile::<$v, LOW, $nv>(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
+                unsafe { $low(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
             }
             $(#[target_feature(enable = $feature)])?
             unsafe fn pack(
@@ -332,32 +333,44 @@ macro_rules! kernel {
     };
 }
 
-// 24 accumulators of 32 registers, 12 of 16: the rest holds a row of b and a broadcast of a.
+// 24 accumulators of 32 registers, 12 of 16: the rest holds a row of b and broadcasts of a.
 #[cfg(target_arch = "x86_64")]
 kernel!(
     /// `f32`, AVX-512.
-    F32Avx512, __m512, f32, 12 x 2, super::pack512::pack_f32, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+    F32Avx512, __m512, f32, 12 x 2, [flush::avx512, flush::avx512_low], pack512::pack_f32, direct: true,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"; const HALVES: Option<Halves> = Some(HALVES);
 );
 #[cfg(target_arch = "x86_64")]
 kernel!(
+    /// `f32` matrices whose elements are rounded to bf16 while they are packed, multiplied as `f32`: where the CPU does that
+    /// faster than its products of bf16 pairs, or has none. A product of two is exact.
+    F32Rounded, __m512, f32, 12 x 2, [flush::avx512, flush::avx512_low], pack512::pack_rounded, direct: false,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"; const HALVES: Option<Halves> = Some(HALVES); const ROUNDS: bool = true;
+);
+#[cfg(target_arch = "x86_64")]
+const HALVES: Halves =
+    Halves { bf16: [flush::avx512_bf16, flush::avx512_bf16_low], f16: [flush::avx512_f16, flush::avx512_f16_low] };
+#[cfg(target_arch = "x86_64")]
+kernel!(
     /// `f64`, AVX-512.
-    F64Avx512, __m512d, f64, 12 x 2, pack, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+    F64Avx512, __m512d, f64, 12 x 2, [tile::<__m512d, 12, 2>, tile::<__m512d, LOW, 2>], pack, direct: true,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 );
 #[cfg(target_arch = "x86_64")]
 kernel!(
     /// `f32`, AVX2 and FMA.
-    F32Avx2, __m256, f32, 6 x 2, pack, "avx2,fma"
+    F32Avx2, __m256, f32, 6 x 2, [flush::avx2, flush::avx2_low], pack, direct: true, "avx2,fma"
 );
 #[cfg(target_arch = "x86_64")]
 kernel!(
     /// `f64`, AVX2 and FMA.
-    F64Avx2, __m256d, f64, 6 x 2, pack, "avx2,fma"
+    F64Avx2, __m256d, f64, 6 x 2, [tile::<__m256d, 6, 2>, tile::<__m256d, LOW, 2>], pack, direct: true, "avx2,fma"
 );
 kernel!(
     /// `f32`, what the target guarantees.
-    F32Portable, Quad<f32>, f32, 4 x 2, pack
+    F32Portable, Quad<f32>, f32, 4 x 2, [tile::<Quad<f32>, 4, 2>, tile::<Quad<f32>, LOW, 2>], pack, direct: true
 );
 kernel!(
     /// `f64`, what the target guarantees.
-    F64Portable, Quad<f64>, f64, 4 x 2, pack
+    F64Portable, Quad<f64>, f64, 4 x 2, [tile::<Quad<f64>, 4, 2>, tile::<Quad<f64>, LOW, 2>], pack, direct: true
 );

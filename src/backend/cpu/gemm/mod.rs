@@ -7,16 +7,20 @@ pub(super) mod amx;
 mod bf16;
 pub(super) mod blocks;
 pub(super) mod dispatch;
+#[cfg(target_arch = "x86_64")]
+mod flush;
 mod kernel;
 pub(super) mod matrix;
 #[cfg(target_arch = "x86_64")]
 mod pack512;
+pub(super) mod packed;
 pub(super) mod panels;
 pub(super) mod setup;
 mod tiles;
 
 pub use dispatch::{HasGemm, HasTiles};
 pub use matrix::{Base, Mat};
+pub use packed::Packed;
 pub use panels::Side;
 pub use setup::{Gemm, GemmPrecision};
 pub use tiles::Operand;

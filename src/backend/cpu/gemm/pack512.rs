@@ -14,8 +14,13 @@ trait Source {
 
 /// The values as they are.
 struct Plain;
+/// The values rounded to bf16.
+struct Rounded;
 /// Pairs of values, rounded to bf16.
 struct Bf16;
+
+/// Units that memory is asked for ahead, which hardware guesses too late.
+const AHEAD: usize = 8;
 
 /// The lowest `n` of 16 lanes.
 fn lanes(n: usize) -> __mmask16 {
@@ -35,6 +40,38 @@ impl Source for Plain {
     unsafe fn across(p: *const f32, lines: __mmask16, _step: usize, _second: bool) -> __m512i {
         // SAFETY: the mask covers the lines that the caller vouches for.
         unsafe { _mm512_castps_si512(_mm512_maskz_loadu_ps(lines, p)) }
+    }
+}
+
+/// Rounds to bf16, to nearest even, without an instruction for it; denormals become 0, as that would make them, NaN stays.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn rounded(x: __m512i) -> __m512i {
+    const DENORMAL: i32 = 0x20;
+    const NAN: i32 = 0x81;
+    let class = _mm512_castsi512_ps(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    let quiet = _mm512_or_si512(x, _mm512_set1_epi32(0x0040_0000));
+    let x = _mm512_mask_mov_epi32(up, _mm512_fpclass_ps_mask::<NAN>(class), quiet);
+    let sign = _mm512_set1_epi32(i32::MIN);
+    let high = _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+    _mm512_mask_and_epi32(high, _mm512_fpclass_ps_mask::<DENORMAL>(class), high, sign)
+}
+
+impl Source for Rounded {
+    const K: usize = 1;
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn along(p: *const f32, len: usize) -> __m512i {
+        // SAFETY: the caller's contract.
+        unsafe { rounded(Plain::along(p, len)) }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn across(p: *const f32, lines: __mmask16, step: usize, second: bool) -> __m512i {
+        // SAFETY: the caller's contract.
+        unsafe { rounded(Plain::across(p, lines, step, second)) }
     }
 }
 
@@ -80,6 +117,24 @@ pub(super) unsafe fn pack_f32(
 ) {
     // SAFETY: the caller's contract.
     unsafe { pack::<Plain>(bytemuck::cast_slice_mut(dst), panel, src, width, line, len, step) }
+}
+
+/// See `Kernel::pack`; rounds to bf16, which stays an `f32`.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+pub(super) unsafe fn pack_rounded(
+    dst: &mut [f32],
+    panel: usize,
+    src: *const f32,
+    width: usize,
+    line: usize,
+    len: usize,
+    step: usize,
+) {
+    // SAFETY: the caller's contract.
+    unsafe { pack::<Rounded>(bytemuck::cast_slice_mut(dst), panel, src, width, line, len, step) }
 }
 
 /// See `Kernel::pack`; rounds to nearest even, as `VCVTNE2PS2BF16` does (denormals become 0).
@@ -166,6 +221,7 @@ unsafe fn pack<S: Source>(
             if line == 1 {
                 for u in 0..units {
                     let k = u * S::K;
+                    _mm_prefetch::<_MM_HINT_T0>(src.wrapping_add((k + AHEAD * S::K) * step).cast());
                     let x = S::across(src.wrapping_add(k * step), lanes(live), step, k + 1 < len);
                     _mm512_mask_storeu_epi32(dst.as_mut_ptr().add(at(u)).cast(), columns, x);
                 }
@@ -174,7 +230,9 @@ unsafe fn pack<S: Source>(
                     let k = u * S::K;
                     let mut rows = [_mm512_setzero_si512(); 16];
                     for (w, row) in rows.iter_mut().enumerate().take(live) {
-                        *row = S::along(src.wrapping_add(w * line + k), len - k);
+                        let at = src.wrapping_add(w * line + k);
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(32 * S::K).cast());
+                        *row = S::along(at, len - k);
                     }
                     transpose(&mut rows);
                     for (i, row) in rows.iter().enumerate().take(units - u) {

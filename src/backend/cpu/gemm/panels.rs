@@ -33,6 +33,9 @@ pub(super) fn packed<K: Kernel>(side: Side, lines: usize, blocks: &[Range<usize>
     lines.next_multiple_of(side.panel::<K>()) * blocks.iter().map(units::<K>).sum::<usize>()
 }
 
+/// Units packed of each panel in turn where lines lie side by side in memory: a row of it is then read in one go.
+const STRIP: usize = 16;
+
 /// Packs lines of an operand into panels.
 ///
 /// # Safety
@@ -44,16 +47,22 @@ pub(super) unsafe fn pack_lines<K: Kernel>(
     lines: Range<usize>,
     ks: &Range<usize>,
 ) {
+    const { assert!(STRIP.is_multiple_of(K::DEPTH)) };
     let (panel, units) = (side.panel::<K>(), units::<K>(ks));
-    for (p, dst) in dst.chunks_exact_mut(panel * units).enumerate() {
-        let at = lines.start + p * panel;
-        let width = panel.min(lines.end - at);
-        // SAFETY: `at + width <= lines.end` and `ks` lie in the operand, by the caller's contract.
-        unsafe {
-            let src = x.data.as_ptr().add(at * x.line_step + ks.start * x.k_step);
-            match side {
-                Side::A => K::pack_a(dst, src, width, x.line_step, ks.len(), x.k_step),
-                Side::B => K::pack(dst, K::NR, src, width, x.line_step, ks.len(), x.k_step),
+    let strip = if x.line_step == 1 { STRIP } else { units };
+    for first in (0..units).step_by(strip.max(1)) {
+        let (last, at_k) = ((first + strip).min(units), ks.start + first * K::K);
+        let len = (ks.len().saturating_sub(first * K::K)).min((last - first) * K::K);
+        for (p, dst) in dst.chunks_exact_mut(panel * units).enumerate() {
+            let at = lines.start + p * panel;
+            let (width, dst) = (panel.min(lines.end - at), &mut dst[first * panel..last * panel]);
+            // SAFETY: `at + width <= lines.end` and `ks` lie in the operand, by the caller's contract.
+            unsafe {
+                let src = x.data.as_ptr().add(at * x.line_step).wrapping_add(at_k * x.k_step);
+                match side {
+                    Side::A => K::pack_a(dst, src, width, x.line_step, len, x.k_step),
+                    Side::B => K::pack(dst, K::NR, src, width, x.line_step, len, x.k_step),
+                }
             }
         }
     }

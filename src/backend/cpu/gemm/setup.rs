@@ -29,7 +29,7 @@ impl Gemm {
                 return Err(Error::usage(format!("bf16 products: defined for f32 only, not for {}", S::NAME)));
             }
             if !level.has_bf16() {
-                let why = "bf16 products need a CPU with AVX512_BF16 (Zen 4, Cooper Lake or newer); use f32";
+                let why = "bf16 products need a CPU with AVX-512 (Zen 4, Skylake-X or newer); use f32";
                 return Err(Error::Device(why.into()));
             }
         }

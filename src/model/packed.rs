@@ -1,0 +1,62 @@
+//! The weights of every product, laid out for products of few rows: generation reads them once a token.
+
+use super::config::ModelConfig;
+use super::load::Model;
+use super::params::{LayerParams, Param};
+use crate::backend::Backend;
+use crate::error::Result;
+
+/// A weight; nothing where the device reads it fastest as it lies.
+pub(super) type Laid<B> = Option<<B as crate::backend::DecodeOps>::Packed>;
+
+/// The weights of one layer.
+pub(super) struct PackedLayer<B: Backend> {
+    pub qkv: Laid<B>,
+    pub o: Laid<B>,
+    pub gate_up: Laid<B>,
+    pub down: Laid<B>,
+}
+
+/// The weights of a model.
+pub(super) struct PackedWeights<B: Backend> {
+    pub layers: Vec<PackedLayer<B>>,
+    pub head: Laid<B>,
+}
+
+impl<B: Backend> PackedWeights<B> {
+    /// Room for the weights of `model`.
+    pub fn room(be: &B, model: &Model<B>) -> Result<Self> {
+        let room = |p: &Param, inp: usize| be.packed_room("packed weights", p.at.len() / inp, inp);
+        let layer = |l: &LayerParams| {
+            let [qkv, o, gate_up, down] = inputs(&model.config);
+            Ok(PackedLayer {
+                qkv: room(&l.qkv, qkv)?,
+                o: room(&l.o, o)?,
+                gate_up: room(&l.gate_up, gate_up)?,
+                down: room(&l.down, down)?,
+            })
+        };
+        let layers = model.table.layers.iter().map(layer).collect::<Result<_>>()?;
+        Ok(Self { layers, head: room(&model.table.head, model.config.hidden_size)? })
+    }
+
+    /// Packs them.
+    pub fn fill(&mut self, be: &B, model: &Model<B>) -> Result<()> {
+        let fill = |to: &mut Laid<B>, p: &Param| match to {
+            Some(to) => be.pack_weight(to, be.view(&model.weights, p.at.clone())),
+            None => Ok(()),
+        };
+        for (to, l) in self.layers.iter_mut().zip(&model.table.layers) {
+            fill(&mut to.qkv, &l.qkv)?;
+            fill(&mut to.o, &l.o)?;
+            fill(&mut to.gate_up, &l.gate_up)?;
+            fill(&mut to.down, &l.down)?;
+        }
+        fill(&mut self.head, &model.table.head)
+    }
+}
+
+/// What the weights of a layer are multiplied with: widths, in the order of [`PackedLayer`].
+fn inputs(c: &ModelConfig) -> [usize; 4] {
+    [c.hidden_size, c.attn_shape().q_width(), c.hidden_size, c.intermediate_size]
+}

@@ -232,7 +232,8 @@ fn a_device_too_small_is_refused_with_what_would_fit() {
     let capacity = Planner::new(&data, &options).unwrap().capacity();
     let plan = |purpose| MemoryPlan::training(&be, &shape, 64, capacity, (purpose, &c.optim)).unwrap();
     let (full, less) = (plan(Purpose::Train), plan(Purpose::Recompute));
-    assert!(less.bytes() < full.bytes() * 3 / 4, "{} of {} bytes", less.bytes(), full.bytes());
+    // Of two layers, one whose MLP has a row for every prediction alone.
+    assert!(less.bytes() < full.bytes() * 9 / 10, "{} of {} bytes", less.bytes(), full.bytes());
     let memory = be.memory().unwrap().unwrap().used + (full.needed() + less.needed()) / 2;
 
     let small = || Gpu::<_, bf16>::new(host::host_driver(0).unwrap().with_memory(memory)).unwrap();

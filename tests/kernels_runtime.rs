@@ -246,11 +246,15 @@ fn recomputation_takes_less_memory_and_the_table_shows_it() {
         let of = |name: &str| table.iter().filter(|(n, _)| n == name).map(|(_, b)| b).sum::<usize>();
         ["residual", "qkv", "gate_up"].map(of)
     };
-    let (layers, row) = (model.config.num_hidden_layers, 64 * 4);
+    let (layers, slots, n) = (model.config.num_hidden_layers, capacity(&data).slots, capacity(&data).predictions);
     let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
     let qkv = model.config.attn_shape().qkv_width();
-    assert_eq!(sizes(Keep::Layers), [(2 * layers + 1) * hidden, layers * qkv, layers * 2 * ffn].map(|n| n * row));
-    assert_eq!(sizes(Keep::Inputs), [(layers + 2) * hidden, qkv, 2 * ffn].map(|n| n * row));
+    // Above the last attention there is a row for every prediction alone.
+    assert!(n < slots, "{n} of {slots}");
+    let rows = |all: usize| all * slots + n;
+    let kept = [(rows(2 * layers - 1) + n) * hidden, layers * slots * qkv, rows(layers - 1) * 2 * ffn];
+    assert_eq!(sizes(Keep::Layers), kept.map(|elements| 4 * elements));
+    assert_eq!(sizes(Keep::Inputs), [(layers + 2) * hidden, qkv, 2 * ffn].map(|elements| 4 * slots * elements));
 }
 
 /// Recorded passes keep to the buffers and the shapes that they were recorded with.

@@ -2,8 +2,8 @@
 
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, GemmPrecision};
-use crate::backend::gpu::Gpu;
 use crate::backend::gpu::cuda::{self, CudaDriver};
+use crate::backend::gpu::{Gpu, GpuFloat};
 use crate::error::{Error, Result};
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use half::bf16;
@@ -24,24 +24,27 @@ pub fn dispatch<T: Task>(
     (dtype, logits): (DtypeChoice, LogitsChoice),
     task: T,
 ) -> Result<T::Out> {
-    let gpu = match device {
+    let on_gpu = match device {
         DeviceChoice::Cpu => false,
         DeviceChoice::Cuda => true,
         DeviceChoice::Auto => cuda::unavailable().is_none(),
     };
-    match (gpu, dtype) {
+    match (on_gpu, dtype) {
         (false, _) if logits == LogitsChoice::Bf16 => {
             Err(Error::usage("`logits_dtype` bf16: the CPU's logits are f32; leave it out, or use `device` cuda"))
         }
-        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => {
-            let gpu = Gpu::<_, bf16>::new(CudaDriver::open(0)?)?;
-            task.run(&if logits == LogitsChoice::Bf16 { gpu.with_bf16_logits()? } else { gpu })
-        }
-        (true, DtypeChoice::F32) => {
-            let gpu = Gpu::<_, f32>::new(CudaDriver::open(0)?)?;
-            task.run(&if logits == LogitsChoice::Bf16 { gpu.with_bf16_logits()? } else { gpu })
-        }
+        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(&gpu::<bf16>(logits)?),
+        (true, DtypeChoice::F32) => task.run(&gpu::<f32>(logits)?),
         (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(&Cpu::<f32>::with(GemmPrecision::Native)?),
         (false, DtypeChoice::Bf16) => task.run(&Cpu::<f32>::with(GemmPrecision::Bf16)?),
+    }
+}
+
+/// The GPU, with logits as asked for; what it held before that was known is given back.
+fn gpu<A: GpuFloat>(logits: LogitsChoice) -> Result<Gpu<CudaDriver, A>> {
+    let gpu = Gpu::new(CudaDriver::open(0)?)?;
+    match logits {
+        LogitsChoice::F32 => Ok(gpu),
+        LogitsChoice::Bf16 => gpu.with_bf16_logits(),
     }
 }

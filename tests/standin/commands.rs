@@ -65,11 +65,23 @@ fn training_is_the_cpus() {
     // bf16: sums in another order round otherwise, and a pair may change sides.
     s.cli.ok(&format!("dpo {STEPS} --dtype bf16 --device cpu --out bf16-cpu"));
     s.ok(&format!("dpo {STEPS} --dtype bf16 --device cuda --out bf16"), &[]);
-    for (a, b) in rows(&s.cli, "bf16").iter().zip(&rows(&s.cli, "bf16-cpu")) {
-        for key in ["loss", "grad_norm", "logps/chosen"] {
-            near(key, &a[key], &b[key], 1e-2);
+    s.ok(&format!("dpo {STEPS} --dtype bf16 --logits-dtype bf16 --device cuda --out narrow"), &[]);
+    // Evaluations have other names.
+    let steps = |name| rows(&s.cli, name).into_iter().filter(|row| row.get("loss").is_some()).collect::<Vec<_>>();
+    let cpu = steps("bf16-cpu");
+    for name in ["bf16", "narrow"] {
+        assert_eq!((steps(name).len(), cpu.len()), (2, 2), "{name}");
+        for (a, b) in steps(name).iter().zip(&cpu) {
+            for key in ["loss", "grad_norm", "logps/chosen"] {
+                assert!(b[key].is_number(), "{key}: {b}");
+                near(key, &a[key], &b[key], 1e-2);
+            }
         }
     }
+    assert_ne!(steps("narrow")[0]["logps/chosen"], steps("bf16")[0]["logps/chosen"], "the option has an effect");
+    let (ran, _) = s.run(&format!("dpo {STEPS} --dtype f32 --logits-dtype bf16 --device cuda --out no"), &[]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("--logits-dtype bf16 needs --dtype bf16"), "{ran:?}");
 }
 
 #[test]

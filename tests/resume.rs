@@ -125,6 +125,10 @@ fn the_same_bytes_on_the_cpu() {
         c.compute.gradient_checkpointing = true;
         c.optim.optim = fusedpo::train::optim::OptimizerChoice::Rmsprop;
     });
+    // Queries alone of a packed weight, one bias of three, nothing below the second layer's attention.
+    let some =
+        |c: &mut TrainOptions| c.train.train = Some(r"layers\.1\.self_attn\.q_proj|layers.1.mlp.(up|down)".into());
+    on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "some", &BOTH, some);
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
         Ok(_) => on(&|| Cpu::<f32>::with(GemmPrecision::Bf16).unwrap(), &cli, "bf16", &BOTH, |_| {}),
         Err(e) => println!("skipped: bf16 on this CPU ({e})"),

@@ -180,6 +180,7 @@ timed! {
         Gemm: linear_fwd(LinearFwd { y, x, w, out, inp, write });
         Gemm: linear_bwd_input(LinearBwdInput { dx, dy, w, out, inp, write });
         Gemm: linear_bwd_weight(LinearBwdWeight { dw, dy, x, out, inp });
+        Gemm: linear_bwd_part(LinearBwdPart { dw, dy, x, columns, out, inp });
         Rows: bias_fwd(BiasFwd { y, bias });
         Rows: bias_bwd(BiasBwd { dbias, dy });
     }

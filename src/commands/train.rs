@@ -74,6 +74,10 @@ pub struct TrainFlags {
     /// Pairs (sft: responses) a step, at least; a step takes whole groups [default: 8]
     #[arg(long)]
     pub batch_size: Option<usize>,
+    /// Parameters that train: all, or a regular expression that their names have a match for; the others are frozen, and
+    /// take no memory for gradients and moments [default: all]
+    #[arg(long, value_name = "all|REGEX")]
+    pub train: Option<String>,
     /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
     #[arg(long)]
     pub token_budget: Option<usize>,

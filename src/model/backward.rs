@@ -2,33 +2,44 @@
 //!
 //! A kernel that turns the gradient of an output into that of its input leaves the output itself behind where the product
 //! of the weight's gradient wants it (`again`), unless the forward pass has kept it ([`super::acts::Outputs`]).
+//!
+//! It goes down to the lowest parameter that trains ([`super::ParamTable::floor`]) and not further: nothing is computed of
+//! which no gradient comes.
 
 use super::acts::{Acts, Grads, Keep, LayerActs, Workspace};
 use super::forward::{again, weight};
 use super::graphs::Key;
-use super::head::scoring_only;
+use super::head::{gradient, scoring_only};
 use super::load::Model;
-use super::params::{LayerParams, Param};
+use super::params::{LayerParams, Param, Place, Stage};
 use crate::backend::{
-    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdWeight, Mark, QkNormBwd, RmsNormBwd, RopeBwd,
-    ScatterRows, SwigluBwd, Write,
+    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, Mark, QkNormBwd,
+    RmsNormBwd, RmsNormFwd, RopeBwd, ScatterRows, SwigluBwd, SwigluFwd, Write,
 };
 use crate::error::Result;
 
-/// Adds the gradient of every parameter that trains, below the head, to `grads` (an arena in the table's layout), from
+/// Adds the gradient of every parameter that trains, below the head, to `grads` (the table's trained arena), from
 /// what [`super::forward()`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
 pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
     be.marked(Mark::Stage("backward"), || all(be, model, ws, grads))
 }
 
 fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+    let floor = model.table.floor;
+    if floor > Stage::Norm {
+        return Ok(());
+    }
     predictions(be, model, ws, grads)?;
     let (rows, last) = (ws.rows, model.table.layers.len() - 1);
+    if floor > Stage::Layer(last, Place::Qkv) {
+        return Ok(());
+    }
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
     let buffers = [be.address(&model.weights), be.address(&model.rope), be.address(grads)];
     ws.graphs.run(be, Key { backward: true, rows, buffers }, || {
         be.marked(Mark::Layer(last), || attention(be, model, last, acts, g, (&ws.batch, rows), grads))?;
-        (0..last).rev().try_for_each(|l| {
+        let reached = |l: &usize| floor <= Stage::Layer(*l, Place::Down);
+        (0..last).rev().take_while(reached).try_for_each(|l| {
             be.marked(Mark::Layer(l), || {
                 // The last layer's activations are those that the forward pass left.
                 if acts.keep == Keep::Inputs {
@@ -38,6 +49,9 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
                 let kept = acts.kept(l);
                 let (n, params) = (rows * model.config.attn_shape().q_width(), &model.table.layers[l]);
                 output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, rows), grads)?;
+                if floor >= Stage::Layer(l, Place::Output) {
+                    return Ok(());
+                }
                 output_input(be, model, params, be.view_mut(&mut acts.narrow, 0..n), (&g.resid, rows))?;
                 attention(be, model, l, acts, g, (&ws.batch, rows), grads)
             })
@@ -54,7 +68,7 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
 /// gradient of its attention's output in `narrow`, and of the residual stream before in `g.resid`.
 fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
     let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
-    let (rows, n, l) = (ws.rows, ws.predictions, model.table.layers.len() - 1);
+    let (rows, n, l, floor) = (ws.rows, ws.predictions, model.table.layers.len() - 1, model.table.floor);
     let (norm, params) = (&model.table.norm, &model.table.layers[l]);
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
     // The norm's own output is not needed any more: its buffer takes the gradient of its input.
@@ -68,8 +82,14 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
         write: Write::Set,
         again: false,
     })?;
+    if floor > Stage::Layer(l, Place::Down) {
+        return Ok(());
+    }
     mlp(be, model, l, acts, (&mut ws.hidden, n), grads)?;
     output_weight(be, model, params, &acts.predicting, (&ws.hidden, n), grads)?;
+    if floor >= Stage::Layer(l, Place::Output) {
+        return Ok(());
+    }
     output_input(be, model, params, be.view_mut(&mut acts.predicting, 0..n * q_width), (&ws.hidden, n))?;
     be.scatter_rows(ScatterRows {
         dx: be.view_mut(&mut acts.narrow, 0..rows * q_width),
@@ -85,9 +105,24 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
     })
 }
 
-/// Where a weight's gradient goes; nowhere when frozen.
-fn gradient<'a, B: Backend>(be: &B, grads: &'a mut B::Buf<B::Acc>, p: &Param) -> Option<B::ViewMut<'a, B::Acc>> {
-    p.trains.then(|| be.view_mut(grads, p.at.clone()))
+/// `dw += dy^T x` for the parts of `p` that train; `dy` is rows x `out`, `x` rows x `inp`.
+fn matrix<B: Backend>(
+    be: &B,
+    p: &Param,
+    grads: &mut B::Buf<B::Acc>,
+    (dy, x, rows): (&B::Buf<B::Act>, &B::Buf<B::Act>, usize),
+    (out, inp): (usize, usize),
+) -> Result<()> {
+    if let Some(dw) = gradient(be, grads, p) {
+        let (dy, x) = (be.view(dy, 0..rows * out), be.view(x, 0..rows * inp));
+        return be.linear_bwd_weight(LinearBwdWeight { dw, dy, x, out, inp });
+    }
+    for part in &p.parts {
+        let (dy, x) = (be.view(dy, 0..rows * out), be.view(x, 0..rows * inp));
+        let columns = part.of.start / inp..part.of.end / inp;
+        be.linear_bwd_part(LinearBwdPart { dw: be.view_mut(grads, part.grad.clone()), dy, x, columns, out, inp })?;
+    }
+    Ok(())
 }
 
 /// `x_out = x_mid + down(silu(gate) * up)`: gradient of `x_out` in `stream` -> gradient of `x_mid` in its place.
@@ -100,52 +135,66 @@ fn mlp<B: Backend>(
     grads: &mut B::Buf<B::Acc>,
 ) -> Result<()> {
     let (hidden, ffn, params) = (model.config.hidden_size, model.config.intermediate_size, &model.table.layers[l]);
-    let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
+    let (n_hidden, n_ffn, floor) = (rows * hidden, rows * ffn, model.table.floor);
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
     let LayerActs { rstd2, gate_up, outputs, .. } = &mut acts.layers[kept];
 
-    be.linear_bwd_input(LinearBwdInput {
-        dx: be.view_mut(&mut acts.wide, 0..n_ffn),
-        dy: be.view(stream, 0..n_hidden),
-        w: weight(be, model, &params.down),
-        out: hidden,
-        inp: ffn,
-        write: Write::Set,
-    })?;
-    be.swiglu_bwd(SwigluBwd {
-        gate_up: be.view_mut(gate_up, 0..2 * n_ffn),
-        dact: be.view_mut(&mut acts.wide, 0..n_ffn),
-        ffn,
-        again: params.down.trains && outputs.is_none(),
-    })?;
-    if let Some(dw) = gradient(be, grads, &params.down) {
-        let act = outputs.as_ref().map_or(&acts.wide, |o| &o.act);
-        let (dy, x) = (be.view(stream, 0..n_hidden), be.view(act, 0..n_ffn));
-        be.linear_bwd_weight(LinearBwdWeight { dw, dy, x, out: hidden, inp: ffn })?;
+    if floor < Stage::Layer(l, Place::Down) {
+        be.linear_bwd_input(LinearBwdInput {
+            dx: be.view_mut(&mut acts.wide, 0..n_ffn),
+            dy: be.view(stream, 0..n_hidden),
+            w: weight(be, model, &params.down),
+            out: hidden,
+            inp: ffn,
+            write: Write::Set,
+        })?;
+        be.swiglu_bwd(SwigluBwd {
+            gate_up: be.view_mut(gate_up, 0..2 * n_ffn),
+            dact: be.view_mut(&mut acts.wide, 0..n_ffn),
+            ffn,
+            again: params.down.trains() && outputs.is_none(),
+        })?;
+    } else if outputs.is_none() {
+        let (act, gate_up) = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn));
+        be.swiglu_fwd(SwigluFwd { act, gate_up, ffn })?;
+    }
+    let act = outputs.as_ref().map_or(&acts.wide, |o| &o.act);
+    matrix(be, &params.down, grads, (stream, act, rows), (hidden, ffn))?;
+    if floor >= Stage::Layer(l, Place::Down) {
+        return Ok(());
     }
 
-    be.linear_bwd_input(LinearBwdInput {
-        dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
-        dy: be.view(gate_up, 0..2 * n_ffn),
-        w: weight(be, model, &params.gate_up),
-        out: 2 * ffn,
-        inp: hidden,
-        write: Write::Set,
-    })?;
-    be.rmsnorm_bwd(RmsNormBwd {
-        dx: be.view_mut(stream, 0..n_hidden),
-        dw: gradient(be, grads, &params.post_norm),
-        dy: be.view_mut(&mut acts.narrow, 0..n_hidden),
-        x: be.view(&acts.resid[input], 0..n_hidden),
-        w: weight(be, model, &params.post_norm),
-        rstd: be.view(rstd2, 0..rows),
-        write: Write::Add,
-        again: params.gate_up.trains && outputs.is_none(),
-    })?;
-    let Some(dw) = gradient(be, grads, &params.gate_up) else { return Ok(()) };
+    let (again, eps) = (params.gate_up.trains() && outputs.is_none(), model.config.rms_norm_eps);
+    if floor < Stage::Layer(l, Place::GateUp) {
+        be.linear_bwd_input(LinearBwdInput {
+            dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            dy: be.view(gate_up, 0..2 * n_ffn),
+            w: weight(be, model, &params.gate_up),
+            out: 2 * ffn,
+            inp: hidden,
+            write: Write::Set,
+        })?;
+        be.rmsnorm_bwd(RmsNormBwd {
+            dx: be.view_mut(stream, 0..n_hidden),
+            dw: gradient(be, grads, &params.post_norm),
+            dy: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            x: be.view(&acts.resid[input], 0..n_hidden),
+            w: weight(be, model, &params.post_norm),
+            rstd: be.view(rstd2, 0..rows),
+            write: Write::Add,
+            again,
+        })?;
+    } else if again {
+        be.rmsnorm_fwd(RmsNormFwd {
+            y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            rstd: be.view_mut(rstd2, 0..rows),
+            x: be.view(&acts.resid[input], 0..n_hidden),
+            w: weight(be, model, &params.post_norm),
+            eps,
+        })?;
+    }
     let normed = outputs.as_ref().map_or(&acts.narrow, |o| &o.norm2);
-    let (dy, x) = (be.view(gate_up, 0..2 * n_ffn), be.view(normed, 0..n_hidden));
-    be.linear_bwd_weight(LinearBwdWeight { dw, dy, x, out: 2 * ffn, inp: hidden })
+    matrix(be, &params.gate_up, grads, (gate_up, normed, rows), (2 * ffn, hidden))
 }
 
 /// `x_mid = x_in + o(attn) + bias`: the gradients of `o` and its bias, from the gradient of `x_mid` in `stream`.
@@ -158,10 +207,7 @@ fn output_weight<B: Backend>(
     grads: &mut B::Buf<B::Acc>,
 ) -> Result<()> {
     let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
-    if let Some(dw) = gradient(be, grads, &params.o) {
-        let (dy, x) = (be.view(stream, 0..rows * out), be.view(attn, 0..rows * inp));
-        be.linear_bwd_weight(LinearBwdWeight { dw, dy, x, out, inp })?;
-    }
+    matrix(be, &params.o, grads, (stream, attn, rows), (out, inp))?;
     match params.o_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
         Some(dbias) => be.bias_bwd(BiasBwd { dbias, dy: be.view(stream, 0..rows * out) }),
         None => Ok(()),
@@ -224,28 +270,37 @@ fn attention<B: Backend>(
     if let Some(dbias) = bias.filter(|_| params.qk_norm.is_some()).and_then(|p| gradient(be, grads, p)) {
         be.bias_bwd(BiasBwd { dbias, dy: be.view(&acts.wide, 0..n_qkv) })?;
     }
-    be.linear_bwd_input(LinearBwdInput {
-        dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
-        dy: be.view(&acts.wide, 0..n_qkv),
-        w: weight(be, model, &params.qkv),
-        out: a.qkv_width(),
-        inp: hidden,
-        write: Write::Set,
-    })?;
-    be.rmsnorm_bwd(RmsNormBwd {
-        dx: be.view_mut(&mut g.resid, 0..n_hidden),
-        dw: gradient(be, grads, &params.input_norm),
-        dy: be.view_mut(&mut acts.narrow, 0..n_hidden),
-        x: be.view(&acts.resid[input], 0..n_hidden),
-        w: weight(be, model, &params.input_norm),
-        rstd: be.view(&layer.rstd1, 0..rows),
-        write: Write::Add,
-        again: params.qkv.trains && layer.outputs.is_none(),
-    })?;
-    let Some(dw) = gradient(be, grads, &params.qkv) else { return Ok(()) };
+    let again = params.qkv.trains() && layer.outputs.is_none();
+    if model.table.floor < Stage::Layer(l, Place::Qkv) {
+        be.linear_bwd_input(LinearBwdInput {
+            dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            dy: be.view(&acts.wide, 0..n_qkv),
+            w: weight(be, model, &params.qkv),
+            out: a.qkv_width(),
+            inp: hidden,
+            write: Write::Set,
+        })?;
+        be.rmsnorm_bwd(RmsNormBwd {
+            dx: be.view_mut(&mut g.resid, 0..n_hidden),
+            dw: gradient(be, grads, &params.input_norm),
+            dy: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            x: be.view(&acts.resid[input], 0..n_hidden),
+            w: weight(be, model, &params.input_norm),
+            rstd: be.view(&layer.rstd1, 0..rows),
+            write: Write::Add,
+            again,
+        })?;
+    } else if again {
+        be.rmsnorm_fwd(RmsNormFwd {
+            y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+            rstd: be.view_mut(&mut layer.rstd1, 0..rows),
+            x: be.view(&acts.resid[input], 0..n_hidden),
+            w: weight(be, model, &params.input_norm),
+            eps: model.config.rms_norm_eps,
+        })?;
+    }
     let normed = layer.outputs.as_ref().map_or(&acts.narrow, |o| &o.norm1);
-    let (dy, x) = (be.view(&acts.wide, 0..n_qkv), be.view(normed, 0..n_hidden));
-    be.linear_bwd_weight(LinearBwdWeight { dw, dy, x, out: a.qkv_width(), inp: hidden })
+    matrix(be, &params.qkv, grads, (&acts.wide, normed, rows), (a.qkv_width(), hidden))
 }
 
 /// Backward of the q/k norm, where the model has one, in place in `dqkv`.

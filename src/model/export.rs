@@ -15,6 +15,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde_json::{Map, Value, json};
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 
 /// Elements converted at a time.
@@ -208,9 +209,12 @@ impl<B: Backend> Exporter<'_, B> {
             return Ok(t.bytes.len() as u64);
         };
         let count = spec.name == t.name;
+        if !spec.trains {
+            return self.frozen(w, path, spec, t.dtype, count.then_some(report));
+        }
         match self.master {
-            Some(master) => self.weights(w, path, spec, t.dtype, master, count.then_some(report)),
-            None => self.weights(w, path, spec, t.dtype, &self.model.weights, count.then_some(report)),
+            Some(master) => self.weights(w, path, (spec, &spec.grad), t.dtype, master, count.then_some(report)),
+            None => self.weights(w, path, (spec, &spec.at), t.dtype, &self.model.weights, count.then_some(report)),
         }
     }
 
@@ -218,7 +222,7 @@ impl<B: Backend> Exporter<'_, B> {
         &self,
         w: &mut dyn Write,
         path: &Path,
-        spec: &ParamSpec,
+        (spec, place): (&ParamSpec, &Range<usize>),
         source_dtype: Dtype,
         from: &B::Buf<T>,
         mut report: Option<&mut ExportReport>,
@@ -231,7 +235,8 @@ impl<B: Backend> Exporter<'_, B> {
         for start in spec.at.clone().step_by(PIECE) {
             let end = spec.at.end.min(start + PIECE);
             values.resize(end - start, T::from_f64(0.0));
-            self.be.download(&mut values, self.be.view(from, start..end))?;
+            let place = place.start + start - spec.at.start..place.start + end - spec.at.start;
+            self.be.download(&mut values, self.be.view(from, place))?;
             if !encode(dtype, &values, &mut bytes) {
                 return Err(not_representable(path, spec, dtype));
             }
@@ -254,6 +259,33 @@ impl<B: Backend> Exporter<'_, B> {
             report.changed += differ.filter(|(a, b)| a != b).count() as u64;
             let differ = values.par_iter().zip(&before).with_min_len(4096);
             report.updated += differ.filter(|(a, b)| a.to_f64() != f64::from(**b)).count() as u64;
+        }
+        Ok((spec.at.len() * dtype_bytes(dtype)) as u64)
+    }
+
+    /// A tensor that was not trained: what it was, unrounded by the precision of the passes.
+    fn frozen(
+        &self,
+        w: &mut dyn Write,
+        path: &Path,
+        spec: &ParamSpec,
+        source_dtype: Dtype,
+        report: Option<&mut ExportReport>,
+    ) -> Result<u64> {
+        let (dtype, origin) = (self.save.of(source_dtype), self.model.origin.stored());
+        let (stored, mut source, mut values, mut bytes) =
+            (origin.dtype(spec), Vec::new(), Vec::<f32>::new(), Vec::new());
+        for start in (0..spec.at.len()).step_by(PIECE) {
+            let end = spec.at.len().min(start + PIECE);
+            let at = start * dtype_bytes(stored)..end * dtype_bytes(stored);
+            decode(stored, origin.bytes(spec, at, &mut source)?, &mut values);
+            if !encode(dtype, &values, &mut bytes) {
+                return Err(not_representable(path, spec, dtype));
+            }
+            w.write_all(&bytes).map_err(Error::io(path, "write"))?;
+        }
+        if let Some(report) = report {
+            report.weights += spec.at.len() as u64;
         }
         Ok((spec.at.len() * dtype_bytes(dtype)) as u64)
     }

@@ -3,6 +3,7 @@
 use super::acts::Workspace;
 use super::forward::weight;
 use super::load::Model;
+use super::params::Param;
 use crate::backend::{Backend, HeadBwd, HeadFwd, HeadMode, Loss, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ pub fn loss<B: Backend>(
 }
 
 /// From the gradient that [`head()`] left in the logits buffer and [`Workspace::coef`]: the gradient of
-/// [`Workspace::hidden`] for the chunk's rows, and `+=` the head's in `grads` (when tied, the embedding's).
+/// [`Workspace::hidden`] for the chunk's rows, and `+=` the head's in `grads`, the trained arena (when tied, the embedding's).
 pub fn head_backward<B: Backend>(
     be: &B,
     model: &Model<B>,
@@ -71,7 +72,7 @@ pub fn head_backward<B: Backend>(
     be.marked(Mark::Stage("head backward"), || {
         be.head_bwd(HeadBwd {
             dx: be.view_mut(&mut g.hidden, rows.clone()),
-            dw: p.trains.then(|| be.view_mut(grads, p.at.clone())),
+            dw: gradient(be, grads, p),
             scaled: be.view_mut(&mut g.scaled, 0..rows.len()),
             logits: be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
             x: be.view(&ws.hidden, rows),
@@ -79,6 +80,15 @@ pub fn head_backward<B: Backend>(
             coef: be.view(&ws.coef, n),
         })
     })
+}
+
+/// Where the gradient of a vector, of the embedding or of the head goes; nowhere when frozen.
+pub(super) fn gradient<'a, B: Backend>(
+    be: &B,
+    grads: &'a mut B::Buf<B::Acc>,
+    p: &Param,
+) -> Option<B::ViewMut<'a, B::Acc>> {
+    p.whole.as_ref().map(|whole| be.view_mut(grads, whole.clone()))
 }
 
 /// The error of a backward pass on a workspace that keeps nothing.

@@ -91,7 +91,7 @@ impl<B: Backend> Model<B> {
 
     fn build(be: &B, config: ModelConfig, table: ParamTable, origin: Origin, max_positions: usize) -> Result<Self> {
         let mut model = Self::reserve(be, config, table, origin, max_positions)?;
-        fill(be, &mut model.weights, &model.table, model.origin.stored())?;
+        fill(be, &mut model.weights, &model.table, model.origin.stored(), Arena::All)?;
         let (c, rope) = (&model.config, &mut model.rope);
         let angles: Vec<B::Acc> = c.rope.table(max_positions, c.head_dim).into_iter().map(B::Acc::from_f64).collect();
         be.upload(be.view_mut(rope, 0..angles.len()), &angles)?;
@@ -117,9 +117,10 @@ impl<B: Backend> Model<B> {
         self.config.rope.tables(self.max_positions) * self.max_positions * self.config.head_dim
     }
 
-    /// The weights as they were loaded, unrounded: what an optimiser's master weights start from.
+    /// The weights that train as they were loaded, unrounded, in the trained arena: what an optimiser's master weights start
+    /// from.
     pub fn master(&self, be: &B) -> Result<B::Buf<B::Acc>> {
-        let mut master = be.zeros("master weights", self.table.len)?;
+        let mut master = be.zeros("master weights", self.table.trained_len)?;
         self.fill_master(be, &mut master)?;
         Ok(master)
     }
@@ -128,14 +129,14 @@ impl<B: Backend> Model<B> {
     pub fn fill_master(&self, be: &B, master: &mut B::Buf<B::Acc>) -> Result<()> {
         let stored = self.origin.stored();
         stored.check_whole()?;
-        fill(be, master, &self.table, stored)
+        fill(be, master, &self.table, stored, Arena::Trained)
     }
 
     /// The weights of `dir`, which has this model's configuration, into memory that is there: rounded as weights are, or not.
     pub fn fill_from<T: Float>(&self, be: &B, dir: &ModelDir, to: &mut B::Buf<T>) -> Result<()> {
         let origin = Origin::Dir(dir.clone(), dir.weights()?.source.clone());
         origin.stored().check_whole()?;
-        fill(be, to, &self.table, origin.stored())
+        fill(be, to, &self.table, origin.stored(), Arena::All)
     }
 
     /// What these weights are, as they were loaded: of a directory, [`ModelDir::identity`].
@@ -147,10 +148,24 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Uploads every tensor, converted to `T`; refuses NaN and infinity.
-fn fill<B: Backend, T: Float>(be: &B, dst: &mut B::Buf<T>, table: &ParamTable, stored: Stored) -> Result<()> {
+/// Which parameters a buffer has, and where.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Arena {
+    All,
+    Trained,
+}
+
+/// Uploads every tensor of an arena, converted to `T`; refuses NaN and infinity.
+fn fill<B: Backend, T: Float>(
+    be: &B,
+    dst: &mut B::Buf<T>,
+    table: &ParamTable,
+    stored: Stored,
+    arena: Arena,
+) -> Result<()> {
     let (mut piece, mut buf) = (Vec::<T>::with_capacity(PIECE), Vec::new());
-    for spec in &table.specs {
+    for spec in table.specs.iter().filter(|spec| spec.trains || arena == Arena::All) {
+        let to = if arena == Arena::All { spec.at.start } else { spec.grad.start };
         let dtype = stored.dtype(spec);
         let width = dtype_bytes(dtype);
         for at in spec.at.clone().step_by(PIECE) {
@@ -160,7 +175,8 @@ fn fill<B: Backend, T: Float>(be: &B, dst: &mut B::Buf<T>, table: &ParamTable, s
             if !piece.par_iter().all(|v| v.to_f64().is_finite()) {
                 return Err(stored.not_finite(spec));
             }
-            be.upload(be.view_mut(dst, at..end), &piece)?;
+            let start = to + at - spec.at.start;
+            be.upload(be.view_mut(dst, start..start + piece.len()), &piece)?;
         }
     }
     Ok(())

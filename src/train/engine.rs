@@ -90,7 +90,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Sets the gradients to zero.
     pub fn clear_grads(&mut self) -> Result<()> {
-        let n = self.state.model.table.len;
+        let n = self.state.model.table.trained_len;
         match &mut self.state.grads {
             Some(g) => self.be.clear(self.be.view_mut(g, 0..n)),
             None => Ok(()),

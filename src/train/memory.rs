@@ -4,11 +4,12 @@
 //! from what is allocated later. A plan is compared with what the device has free; where it does not fit, the error
 //! names the largest token budget that would.
 
-use super::checkpoint::{BUFFER, PIECE};
+use super::checkpoint::{BUFFER, PIECE, elements};
 use super::engine::{Engine, Purpose};
 use super::optim::{OptimOptions, Optimizer};
 use super::state::{Section, State};
 use super::synced;
+use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::batch::Capacity;
 use crate::data::plan::Planner;
@@ -52,37 +53,38 @@ impl MemoryPlan {
         capacity: Capacity,
         (purpose, optim): (Purpose, &OptimOptions),
     ) -> Result<Self> {
-        Self::training_beside(be, model, positions, capacity, (purpose, optim, false))
+        let learns = Learns { optim, trained: &Trained::All, synced: false };
+        Self::training_as(be, model, positions, capacity, (purpose, learns))
     }
 
-    /// [`MemoryPlan::training`], and beside it the weights of a synced reference where the last of the arguments says so.
-    pub fn training_beside<B: Backend>(
+    /// [`MemoryPlan::training`] of what `learns` says: with room for what trains alone, and for a synced reference.
+    pub fn training_as<B: Backend>(
         be: &B,
         model: &ModelConfig,
         positions: usize,
         capacity: Capacity,
-        (purpose, optim, synced): (Purpose, &OptimOptions, bool),
+        (purpose, learns): (Purpose, Learns<'_>),
     ) -> Result<Self> {
         let counting = be.counting();
-        let mut engine = engine(&counting, model, positions, capacity, purpose)?;
-        Optimizer::reserve(&counting, &mut engine.state, optim)?;
-        if synced {
+        let mut policy = Model::counted(&counting, model, positions)?;
+        learns.trained.apply(&mut policy.table)?;
+        let mut engine = Engine::new(&counting, policy, capacity, purpose)?;
+        Optimizer::reserve(&counting, &mut engine.state, learns.optim)?;
+        if learns.synced {
             synced::reserve(&counting, &mut engine.state)?;
         }
         let save = SavePlan::of(&counting, &engine.state);
         Ok(Self { save: Some(save), ..Self::of(be, &counting, model, capacity) })
     }
 
-    /// The parameters and the sections of a state to train, as [`MemoryPlan::training_beside`] has it.
-    pub fn sections<B: Backend>(
-        be: &B,
-        model: &ModelConfig,
-        (optim, synced): (&OptimOptions, bool),
-    ) -> Result<(ParamTable, Vec<Section>)> {
+    /// The parameters and the sections of a state to train, as [`MemoryPlan::training_as`] has it.
+    pub fn sections<B: Backend>(be: &B, model: &ModelConfig, learns: Learns<'_>) -> Result<(ParamTable, Vec<Section>)> {
         let counting = be.counting();
-        let mut state = State::new(&counting, Model::counted(&counting, model, 1)?, true)?;
-        Optimizer::reserve(&counting, &mut state, optim)?;
-        if synced {
+        let mut policy = Model::counted(&counting, model, 1)?;
+        learns.trained.apply(&mut policy.table)?;
+        let mut state = State::new(&counting, policy, true)?;
+        Optimizer::reserve(&counting, &mut state, learns.optim)?;
+        if learns.synced {
             synced::reserve(&counting, &mut state)?;
         }
         Ok((state.model.table.clone(), state.sections(&counting)))
@@ -152,10 +154,10 @@ impl MemoryPlan {
 impl SavePlan {
     fn of<B: Backend>(counting: &B, state: &State<B>) -> Self {
         let lasting = state.sections(counting).into_iter().filter(|s| s.lasting);
-        let (parameters, len) = (state.model.table.num_parameters() as u64, state.model.table.len);
+        let (table, len) = (&state.model.table, state.model.table.len);
         let (mut disk, mut widest) = (0, 0);
         for s in lasting {
-            disk += parameters * s.width as u64;
+            disk += (elements(table, s.part) * s.width) as u64;
             widest = widest.max(s.width);
         }
         Self { disk, memory: PIECE.min(len) * widest + BUFFER }
@@ -262,7 +264,7 @@ impl<'a> Budgets<'a> {
         Ok(Err(format!("out of memory: this needs {needed}, {free} are free; {would}")))
     }
 
-    /// [`Budgets::fitting`] for [`MemoryPlan::training_beside`], and what the engine is to be for: where the device's memory
+    /// [`Budgets::fitting`] for [`MemoryPlan::training_as`], and what the engine is to be for: where the device's memory
     /// is this run's alone and there is enough, [`Purpose::Train`] becomes [`Purpose::TrainInFull`]. The error also names
     /// `gradient_checkpointing` where that alone would do.
     pub fn training<B: Backend>(
@@ -270,11 +272,9 @@ impl<'a> Budgets<'a> {
         be: &B,
         model: &ModelConfig,
         positions: usize,
-        (purpose, optim, synced): (Purpose, &OptimOptions, bool),
+        (purpose, learns): (Purpose, Learns<'_>),
     ) -> Result<(MemoryPlan, Purpose)> {
-        let plan = |purpose| {
-            move |capacity| MemoryPlan::training_beside(be, model, positions, capacity, (purpose, optim, synced))
-        };
+        let plan = |purpose| move |capacity| MemoryPlan::training_as(be, model, positions, capacity, (purpose, learns));
         let (free, least) = (be.memory()?.map(|m| m.free), purpose == Purpose::Train);
         let fits = |purpose, free| -> Result<Option<MemoryPlan>> {
             Ok(Some(plan(purpose)(self.capacity())?).filter(|plan| plan.needed() <= free))

@@ -30,5 +30,6 @@ pub mod state;
 mod steps;
 pub mod summary;
 pub mod synced;
+pub mod trained;
 pub mod trained_with;
 pub mod whole_step;

@@ -56,7 +56,7 @@ pub struct Optimizer<B: Backend> {
 }
 
 impl<B: Backend> Optimizer<B> {
-    /// Gives `state` moments of zero, and master weights where the backend computes in a narrower type: the model's stored
+    /// Gives `state` moments of zero for what trains, and master weights where the backend computes in a narrower type: the model's stored
     /// values, not their bf16 rounding.
     pub fn new(be: &B, state: &mut State<B>, options: &OptimOptions) -> Result<Self> {
         let this = Self::reserve(be, state, options)?;
@@ -68,7 +68,7 @@ impl<B: Backend> Optimizer<B> {
 
     /// [`Optimizer::new`] with master weights of zero.
     pub(super) fn reserve(be: &B, state: &mut State<B>, options: &OptimOptions) -> Result<Self> {
-        let n = state.model.table.len;
+        let n = state.model.table.trained_len;
         // RMSprop has no first moment.
         let first = if options.optim == OptimizerChoice::Adamw { n } else { 0 };
         state.moments = Some(Moments {
@@ -102,19 +102,21 @@ impl<B: Backend> Optimizer<B> {
 
     fn update(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
         let State { model, grads, master, moments, clock, .. } = state;
-        let grads = grads.as_ref().expect("a state made to train has gradients");
+        let grads = grads.as_mut().expect("a state made to train has gradients");
         let moments = moments.as_mut().expect("an optimizer gave it moments");
-        let n = model.table.len;
+        let n = model.table.trained_len;
         clock.updates += 1;
+        for frozen in &model.table.unused {
+            be.clear(be.view_mut(grads, frozen.clone()))?;
+        }
         be.grad_norm(GradNorm { norm: be.view_mut(&mut self.norm, 0..1), g: be.view(grads, 0..n) })?;
         be.read_back(&mut self.late, &[be.view(&self.norm, 0..1)])?;
         self.unread = true;
-        // Norm weights and biases stand last in the arena and do not decay.
-        let decay = model.table.decay_len;
-        for (range, weight_decay) in [(0..decay, self.options.weight_decay), (decay..n, 0.0)] {
+        for run in &model.table.runs {
+            let (range, weight_decay) = (run.grad.clone(), if run.decay { self.options.weight_decay } else { 0.0 });
             let first = if self.options.optim == OptimizerChoice::Adamw { range.clone() } else { 0..0 };
             be.update(Update {
-                w: be.view_mut(&mut model.weights, range.clone()),
+                w: be.view_mut(&mut model.weights, run.at.clone()),
                 master: master.as_mut().map(|w| be.view_mut(w, range.clone())),
                 m: be.view_mut(&mut moments.first, first),
                 v: be.view_mut(&mut moments.second, range.clone()),

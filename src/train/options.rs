@@ -9,6 +9,7 @@ use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice, LogitsChoice, Resu
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
 use super::schedule::ScheduleOptions;
+use super::trained::Trained;
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
@@ -56,6 +57,12 @@ options! {
         ref_model_mixup_alpha: Option<f64> = None, in given_share, "greater than 0, and at most 1";
         /// Steps from one sync to the next; `None`: 512, where there are syncs.
         ref_model_sync_steps: Option<u64> = None, in given_positive, "1 or more";
+    }
+
+    /// What is trained.
+    pub struct TrainedOptions {
+        /// `all`, or a regular expression of the names of the parameters that train, the others being frozen; `None`: all.
+        train: Option<String> = None;
     }
 
     /// How the data are read, and for how long.
@@ -174,6 +181,9 @@ pub struct TrainOptions {
     /// The optimiser.
     #[serde(flatten)]
     pub optim: OptimOptions,
+    /// What is trained.
+    #[serde(flatten)]
+    pub train: TrainedOptions,
     /// Data and length.
     #[serde(flatten)]
     pub data: DataOptions,
@@ -215,6 +225,7 @@ impl TrainOptions {
             files: take(&mut rest)?,
             schedule: take(&mut rest)?,
             optim: take(&mut rest)?,
+            train: take(&mut rest)?,
             data: take(&mut rest)?,
             compute: take(&mut rest)?,
             eval: take(&mut rest)?,
@@ -256,6 +267,7 @@ impl TrainOptions {
                 return Err(Error::usage(format!("`{name}` is required")));
             }
         }
+        self.resolve_trained()?;
         self.schedule.check()?;
         self.optim.check()?;
         self.data.check()?;
@@ -268,6 +280,21 @@ impl TrainOptions {
             ));
         }
         Ok(self)
+    }
+
+    /// Refuses what cannot be said of what trains.
+    fn resolve_trained(&mut self) -> Result<()> {
+        if let (Trained::Matching(regex), true) =
+            (Trained::of(self.train.train.as_deref())?, self.reference.sync_ref_model)
+        {
+            return Err(Error::usage(format!(
+                "`train` {regex}: a reference that follows (`sync_ref_model`) follows all weights; leave one of them out"
+            )));
+        }
+        if self.train.train.as_deref() == Some("all") {
+            self.train.train = None;
+        }
+        Ok(())
     }
 
     /// The loss with its hyper-parameters, once they are resolved.

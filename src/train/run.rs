@@ -21,6 +21,7 @@ use super::schedule::Schedule;
 use super::state::State;
 use super::steps::Steps;
 use super::synced::{self, Sync};
+use super::trained::{Learns, Trained};
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
 use crate::data::plan::{PlanOptions, Planner, ResponseSet};
@@ -58,10 +59,11 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     for model in [Some(&dir), reference.as_ref()].into_iter().flatten() {
         [&planner].into_iter().chain(&held_out).try_for_each(|plan| check_mismatched(model, plan))?;
     }
+    let trained = Trained::of(c.train.train.as_deref())?;
+    let learns = Learns { optim: &c.optim, trained: &trained, synced: c.reference.sync_ref_model };
     let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
     let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
-    let (memory, purpose) =
-        budgets.training(be, dir.config(), positions, (purpose, &c.optim, c.reference.sync_ref_model))?;
+    let (memory, purpose) = budgets.training(be, dir.config(), positions, (purpose, learns))?;
     let capacity = budgets.capacity();
     let total = total_steps(c, &planner);
     let schedule = Schedule::new(&c.schedule, total)?;
@@ -73,7 +75,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let other_numerics = start.check(&mut identity, c, &schedule)?;
     if let Some(checkpoint) = start.checkpoint() {
         // Before anything in the run's folder is changed, and before the reference's pass.
-        let (table, sections) = MemoryPlan::sections(be, dir.config(), (&c.optim, c.reference.sync_ref_model))?;
+        let (table, sections) = MemoryPlan::sections(be, dir.config(), learns)?;
         checkpoint.verify(&table, &sections)?;
     }
     let trained_with = TrainedWith::of(&dir, data, observe)?;
@@ -90,6 +92,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
         capacity,
         purpose,
         positions,
+        trained: &trained,
         trained_with,
     };
     let mut summary = Summary { steps_asked: total, ..run.carried() };
@@ -121,6 +124,7 @@ struct Run<'a> {
     capacity: crate::batch::Capacity,
     purpose: Purpose,
     positions: usize,
+    trained: &'a Trained,
     trained_with: TrainedWith,
 }
 
@@ -162,7 +166,8 @@ impl Run<'_> {
         .into_iter();
         // Whatever the reference pass used is free again.
         be.reserve(&self.memory.table)?;
-        let policy = Model::load(be, &self.dir, self.positions)?;
+        let mut policy = Model::load(be, &self.dir, self.positions)?;
+        self.trained.apply(&mut policy.table)?;
         let mut engine = Engine::new(be, policy, self.capacity, self.purpose)?;
         if c.compute.cuda_graphs == GraphsChoice::On {
             engine.use_graphs()?;

@@ -1,4 +1,7 @@
 //! What a run has learned: the one noun for what a checkpoint holds, a memory plan counts and ranks share.
+//!
+//! Weights are in the layout of the parameter arena; gradients, master weights and moments are in that of the trained arena,
+//! which has what trains and nothing else ([`crate::model::ParamTable`]).
 
 use super::clock::Clock;
 use crate::backend::{Backend, Storage};
@@ -6,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use std::ops::Range;
 
-/// The tensors of a run, all in the layout of the parameter arena, and its clock.
+/// The tensors of a run, and its clock.
 pub struct State<B: Backend> {
     /// The policy, or the reference; its weights are those that the passes read.
     pub model: Model<B>,
@@ -47,7 +50,7 @@ pub enum Part {
     Weights,
     /// Gradients.
     Gradients,
-    /// Master weights.
+    /// Master weights of what trains.
     Master,
     /// First moments.
     First,
@@ -76,6 +79,13 @@ pub struct Section {
     pub lasting: bool,
 }
 
+impl Part {
+    /// Whether it is laid out as the trained arena is, not as the arena of all weights.
+    pub fn of_trained(self) -> bool {
+        matches!(self, Part::Gradients | Part::Master | Part::First | Part::Second)
+    }
+}
+
 impl Section {
     fn of<T: Storage>(part: Part, name: &'static str, len: usize, lasting: bool) -> Self {
         Self { part, name, dtype: T::NAME, width: size_of::<T>(), len, lasting }
@@ -85,19 +95,19 @@ impl Section {
 impl<B: Backend> State<B> {
     /// Of a model alone, or with gradients of zero.
     pub fn new(be: &B, model: Model<B>, trains: bool) -> Result<Self> {
-        let grads = if trains { Some(be.zeros("gradients", model.table.len)?) } else { None };
+        let grads = if trains { Some(be.zeros("gradients", model.table.trained_len)?) } else { None };
         Ok(Self { model, grads, master: None, moments: None, reference: None, clock: Clock::default() })
     }
 
     /// Every tensor that is there, in the order of [`Part`].
     pub fn sections(&self, _: &B) -> Vec<Section> {
-        let n = self.model.table.len;
+        let (n, trained) = (self.model.table.len, self.model.table.trained_len);
         let mut all = vec![Section::of::<B::Act>(Part::Weights, "weights", n, true)];
         if self.grads.is_some() {
-            all.push(Section::of::<B::Acc>(Part::Gradients, "gradients", n, false));
+            all.push(Section::of::<B::Acc>(Part::Gradients, "gradients", trained, false));
         }
         if self.master.is_some() {
-            all.push(Section::of::<B::Acc>(Part::Master, "master", n, true));
+            all.push(Section::of::<B::Acc>(Part::Master, "master", trained, true));
         }
         if let Some(moments) = &self.moments {
             let parts = [(Part::First, "first_moment"), (Part::Second, "second_moment")];

@@ -41,6 +41,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--adam-beta2", "0.9", Weights),
     ("--adam-epsilon", "1e-3", Weights),
     ("--optim", "rmsprop", Weights),
+    ("--train", "mlp", Weights),
     ("--batch-size", "5", Weights),
     ("--token-budget", "40", Words("40 token slots")),
     ("--max-steps", "3", Weights),

@@ -7,7 +7,7 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use fusedpo::loss::LossSpec;
-use fusedpo::model::{self, Model, Workspace};
+use fusedpo::model::{self, Keep, Model, Workspace};
 use std::path::PathBuf;
 
 /// A prompt, its responses with their reference log-probs, and pairs of them.
@@ -107,8 +107,32 @@ pub fn run<B: Backend>(
 
 /// Forward and backward over micro-batches, gradients accumulated.
 pub fn train<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], spec: &LossSpec, scale: f64) -> Step {
-    let mut ws = workspace(be, m, batches, true);
-    let mut grads = be.zeros("gradients", m.table.len).unwrap();
+    train_in(be, m, batches, spec, scale, workspace(be, m, batches, true))
+}
+
+/// [`train`] with the choice of what is kept.
+pub fn train_keeping<B: Backend>(
+    be: &B,
+    m: &Model<B>,
+    batches: &[MicroBatch],
+    spec: &LossSpec,
+    scale: f64,
+    keep: Keep,
+) -> Step {
+    let head_rows = batches.iter().flat_map(MicroBatch::groups).map(|g| g.predictions.len()).max().unwrap_or(0);
+    let ws = Workspace::keeping(be, m, capacity(batches), head_rows, keep).unwrap();
+    train_in(be, m, batches, spec, scale, ws)
+}
+
+fn train_in<B: Backend>(
+    be: &B,
+    m: &Model<B>,
+    batches: &[MicroBatch],
+    spec: &LossSpec,
+    scale: f64,
+    mut ws: Workspace<B>,
+) -> Step {
+    let mut grads = be.zeros("gradients", m.table.trained_len).unwrap();
     let mut step = Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
     for b in batches {
         run(be, m, &mut ws, b, spec, scale, &mut grads);
@@ -118,7 +142,7 @@ pub fn train<B: Backend>(be: &B, m: &Model<B>, batches: &[MicroBatch], spec: &Lo
         step.logps.extend(responses.chunks(RESPONSE_STATS).map(|r| r[0]));
         step.response_losses.extend(responses.chunks(RESPONSE_STATS).map(|r| r[3]));
     }
-    step.grads = read(be, &grads, m.table.len);
+    step.grads = read(be, &grads, m.table.trained_len);
     step
 }
 

@@ -20,3 +20,4 @@ mod state;
 mod step_losses;
 mod synced;
 mod totals;
+mod trained;

@@ -49,3 +49,12 @@ pub(super) fn attn(op: &'static str, shape: &AttnShape) -> Result<()> {
         shape: format!("a multiple of kv_heads={}", shape.kv_heads),
     })
 }
+
+/// Checks that `columns` are some of `out`.
+pub(super) fn columns(op: &'static str, columns: &std::ops::Range<usize>, out: usize) -> Result<()> {
+    if columns.start < columns.end && columns.end <= out {
+        return Ok(());
+    }
+    let shape = format!("columns {columns:?} within {out}, at least one");
+    Err(Error::Shape { op, name: "columns", got: columns.end, want: out, shape })
+}

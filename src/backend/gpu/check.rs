@@ -39,3 +39,12 @@ pub(super) fn attn(op: &'static str, s: &AttnShape) -> Result<()> {
     let shape = format!("a multiple of kv_heads={}, head_dim={} of at least 1", s.kv_heads, s.head_dim);
     Err(Error::Shape { op, name: "heads", got: s.heads, want: s.kv_heads, shape })
 }
+
+/// Checks that `columns` are some of `out`.
+pub(super) fn columns(op: &'static str, columns: &std::ops::Range<usize>, out: usize) -> Result<()> {
+    if columns.start < columns.end && columns.end <= out {
+        return Ok(());
+    }
+    let shape = format!("columns {columns:?} within {out}, at least one");
+    Err(Error::Shape { op, name: "columns", got: columns.end, want: out, shape })
+}

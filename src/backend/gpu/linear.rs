@@ -6,7 +6,9 @@ use super::driver::{Arg, Driver, Grid};
 use super::lock::lock;
 use super::product::{Add, Operand, Product};
 use crate::backend::ops::device::Write;
-use crate::backend::ops::linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
+use crate::backend::ops::linear::{
+    BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, LinearFwd, LinearOps,
+};
 use crate::error::Result;
 
 impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
@@ -65,6 +67,27 @@ impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
             op: OP,
             sizes: [out, inp, rows],
             a: (Operand::new(dy, out), true),
+            b: (Operand::new(x, inp), false),
+            c: Add::Output,
+            d: Operand::output(&mut dw, inp),
+            row_invariant: false,
+        })
+    }
+
+    fn linear_bwd_part(&self, op: LinearBwdPart<'_, Self>) -> Result<()> {
+        const OP: &str = "linear_bwd_part";
+        let LinearBwdPart { mut dw, dy, x, columns, out, inp } = op;
+        check::columns(OP, &columns, out)?;
+        let rows = check::rows(OP, "dy", dy.len(), out)?;
+        check::len(OP, "x", x.len(), &[("rows", rows), ("inp", inp)])?;
+        check::len(OP, "dw", dw.len(), &[("columns", columns.len()), ("inp", inp)])?;
+        if rows == 0 {
+            return Ok(());
+        }
+        self.product(Product {
+            op: OP,
+            sizes: [columns.len(), inp, rows],
+            a: (Operand::columns(dy, out, columns.start), true),
             b: (Operand::new(x, inp), false),
             c: Add::Output,
             d: Operand::output(&mut dw, inp),

@@ -21,6 +21,13 @@ impl<'a> Operand<'a> {
         Operand { matrix: Matrix { at: view.at, dtype: T::DTYPE, ld }, len: view.len, life: PhantomData }
     }
 
+    /// The columns from `start` on of `view` in rows of `ld`.
+    pub fn columns<T: GpuFloat>(view: View<'a, T>, ld: usize, start: usize) -> Self {
+        let start = start.min(view.len);
+        let at = view.at + (start * T::DTYPE.size()) as u64;
+        Operand { matrix: Matrix { at, dtype: T::DTYPE, ld }, len: view.len - start, life: PhantomData }
+    }
+
     /// As [`Operand::new`], to write.
     pub fn output<T: GpuFloat>(view: &'a mut ViewMut<'_, T>, ld: usize) -> Self {
         Operand::new(view.as_view(), ld)

@@ -2,6 +2,7 @@
 
 use super::device::{AccMut, Act, ActMut, Device, Write};
 use crate::error::Result;
+use std::ops::Range;
 
 /// `y {=,+=,= plus +} x w^T`, as Hugging Face's `Linear`.
 pub struct LinearFwd<'a, B: Device> {
@@ -49,6 +50,22 @@ pub struct LinearBwdWeight<'a, B: Device> {
     pub inp: usize,
 }
 
+/// `dw += dy[:, columns]^T x`: the gradient of some outputs of a linear layer.
+pub struct LinearBwdPart<'a, B: Device> {
+    /// columns x inp.
+    pub dw: AccMut<'a, B>,
+    /// rows x out.
+    pub dy: Act<'a, B>,
+    /// rows x inp.
+    pub x: Act<'a, B>,
+    /// Which of the outputs.
+    pub columns: Range<usize>,
+    /// Outputs.
+    pub out: usize,
+    /// Inputs.
+    pub inp: usize,
+}
+
 /// `y += bias` for every row.
 pub struct BiasFwd<'a, B: Device> {
     /// rows x dim.
@@ -73,6 +90,8 @@ pub trait LinearOps: Device {
     fn linear_bwd_input(&self, op: LinearBwdInput<'_, Self>) -> Result<()>;
     /// See [`LinearBwdWeight`].
     fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()>;
+    /// See [`LinearBwdPart`].
+    fn linear_bwd_part(&self, op: LinearBwdPart<'_, Self>) -> Result<()>;
     /// See [`BiasFwd`].
     fn bias_fwd(&self, op: BiasFwd<'_, Self>) -> Result<()>;
     /// See [`BiasBwd`].

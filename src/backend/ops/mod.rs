@@ -21,7 +21,7 @@ pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Mark
 pub use element::{Float, Storage};
 pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};
 pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
-pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdWeight, LinearFwd, LinearOps};
+pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, LinearFwd, LinearOps};
 pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pair_weight};
 pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 pub use optim::{GradNorm, Mix, OptimOps, Rule, Update};

@@ -2,7 +2,7 @@
 //! gaps between them in the arena are zeros in every section, and stay so.
 
 use crate::error::{Error, Result};
-use crate::model::ParamTable;
+use crate::model::{ParamSpec, ParamTable};
 use crate::train::state::{Part, Section};
 use serde_json::{Map, json};
 use std::ops::Range;
@@ -57,7 +57,7 @@ impl TensorFile {
                 "bf16" => "BF16",
                 other => return Err(Error::Training(format!("a section of {other} cannot be kept in a checkpoint"))),
             };
-            for spec in &table.specs {
+            for spec in specs(table, s.part) {
                 let end = at + spec.at.len() * s.width;
                 let name =
                     if s.part == Part::Weights { spec.name.clone() } else { format!("{}.{}", s.name, spec.name) };
@@ -72,15 +72,25 @@ impl TensorFile {
 
     /// Bytes behind the header.
     pub fn data_len(&self, table: &ParamTable) -> u64 {
-        self.sections.iter().map(|s| (table.num_parameters() * s.width) as u64).sum()
+        self.sections.iter().map(|s| (elements(table, s.part) * s.width) as u64).sum()
     }
 }
 
-/// The arena's elements of all tensors, in order, at most [`PIECE`] at a time.
-pub(super) fn pieces(table: &ParamTable) -> impl Iterator<Item = Range<usize>> + '_ {
+/// The parameters that `part` has.
+fn specs(table: &ParamTable, part: Part) -> impl Iterator<Item = &ParamSpec> {
+    table.specs.iter().filter(move |spec| spec.trains || !part.of_trained())
+}
+
+/// Elements of `part`, without gaps.
+pub fn elements(table: &ParamTable, part: Part) -> usize {
+    specs(table, part).map(|spec| spec.at.len()).sum()
+}
+
+/// The elements of all tensors of `part`, in order, at most [`PIECE`] at a time.
+pub(super) fn pieces(table: &ParamTable, part: Part) -> impl Iterator<Item = Range<usize>> + '_ {
     let of = |at: &Range<usize>| {
         let at = at.clone();
         at.clone().step_by(PIECE).map(move |start| start..(start + PIECE).min(at.end))
     };
-    table.specs.iter().flat_map(move |spec| of(&spec.at))
+    specs(table, part).flat_map(move |spec| of(if part.of_trained() { &spec.grad } else { &spec.at }))
 }

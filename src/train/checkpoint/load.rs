@@ -114,7 +114,7 @@ impl Checkpoint {
         for s in &file.sections {
             let mut crc = crc32fast::Hasher::new();
             piece.reserve(PIECE.min(table.len) * s.width);
-            for range in pieces(table) {
+            for range in pieces(table, s.part) {
                 piece.resize(range.len() * s.width, 0);
                 read(&mut piece)?;
                 crc.update(&piece);

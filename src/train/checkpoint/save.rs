@@ -1,6 +1,6 @@
 //! Writing a checkpoint.
 
-use super::layout::{BUFFER, PIECE, TensorFile, files, pieces};
+use super::layout::{BUFFER, PIECE, TensorFile, elements, files, pieces};
 use super::manifest::{Manifest, NAME, Saved, SavedSection};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ fn write_tensors<B: Backend>(
     for s in &file.sections {
         piece.reserve(PIECE.min(table.len) * s.width);
         let mut crc = crc32fast::Hasher::new();
-        for range in pieces(table) {
+        for range in pieces(table, s.part) {
             piece.clear();
             state.read(be, s.part, range, &mut piece)?;
             crc.update(&piece);
@@ -65,7 +65,7 @@ fn write_tensors<B: Backend>(
             name: s.name.into(),
             file: file.name.into(),
             dtype: s.dtype.into(),
-            elements: table.num_parameters() as u64,
+            elements: elements(table, s.part) as u64,
             crc32: crc.finalize(),
         });
     }

@@ -168,6 +168,24 @@ template <bool WHOLE, class S> __device__ __forceinline__ Floats<PACK(S)> load_p
     }
     return out;
 }
+// A pack on its way: as it lies in memory, so that one asked for early takes few registers until it is needed.
+template <bool WHOLE, class S> struct Coming {
+    uint4 raw;
+    __device__ __forceinline__ void load(const S* p, int live) {
+        raw = uint4{0, 0, 0, 0};
+        if (live > 0) raw = load16(p);
+    }
+    __device__ __forceinline__ Floats<PACK(S)> get() const {
+        Floats<PACK(S)> out;
+        unpack(raw, out);
+        return out;
+    }
+};
+template <class S> struct Coming<false, S> {
+    Floats<PACK(S)> floats;
+    __device__ __forceinline__ void load(const S* p, int live) { floats = load_pack<false>(p, live); }
+    __device__ __forceinline__ Floats<PACK(S)> get() const { return floats; }
+};
 template <bool WHOLE, class S> __device__ __forceinline__ void store_pack(S* p, const Floats<PACK(S)>& f, int live) {
     if constexpr (WHOLE) {
         if (live > 0) store16(p, packed(f));

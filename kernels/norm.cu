@@ -67,19 +67,35 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
     Floats<PACK(T)> dw[K] = {};
     const size_t first = size_t(blockIdx.x) * slab;
     const size_t end = first + slab < size_t(rows) ? first + slab : size_t(rows);
+    Coming<WHOLE, T> x_in[K], dy_in[K];
+    float rstd_in;
+    const auto ask = [&](size_t row) {  // a row is on its way while the one before it is worked on
+        const bool live = row < end;
+        rstd_in = live ? rstd[row] : 0.0f;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
+            x_in[k].load(x + row * dim + c, have);
+            dy_in[k].load(dy + row * dim + c, have);
+        }
+    };
+    constexpr bool AHEAD = WHOLE && K < 4;  // else there are no registers for it
+    if (AHEAD) ask(first + threadIdx.y);
     for (size_t row0 = first; row0 < end; row0 += blockDim.y) {
         const size_t row = row0 + threadIdx.y;
         const bool live = row < end;
-        const float scale = live ? rstd[row] : 0.0f;
-        Floats<PACK(T)> v[K], g[K], old[K];
-        float sum = 0.0f;
+        if (!AHEAD) ask(row);
+        const float scale = rstd_in;
+        Floats<PACK(T)> v[K], g[K];
+        Coming<WHOLE, T> old[K];
 #pragma unroll
-        for (int k = 0; k < K; ++k) {  // all of a row's loads before the first use
-            const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
-            v[k] = load_pack<WHOLE>(x + row * dim + c, have);
-            g[k] = load_pack<WHOLE>(dy + row * dim + c, have);
-            old[k] = load_pack<WHOLE>(dx + row * dim + c, add ? have : 0);
+        for (int k = 0; k < K; ++k) {
+            const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
+            if (K < 4) old[k].load(dx + row * dim + c, add && live ? dim - c : 0);  // needed last, but on its way by then
+            v[k] = x_in[k].get(), g[k] = dy_in[k].get();
         }
+        if (AHEAD) ask(row + blockDim.y);
+        float sum = 0.0f;
 #pragma unroll
         for (int k = 0; k < K; ++k) {
             const int c = (threadIdx.x + k * blockDim.x) * PACK(T);
@@ -95,8 +111,10 @@ __device__ __forceinline__ void bwd_slab(T* __restrict__ dx, float* __restrict__
 #pragma unroll
         for (int k = 0; k < K; ++k) {
             const int c = (threadIdx.x + k * blockDim.x) * PACK(T), have = live ? dim - c : 0;
+            if (K == 4) old[k].load(dx + row * dim + c, add ? have : 0);
+            const auto before = old[k].get();
 #pragma unroll
-            for (int i = 0; i < PACK(T); ++i) g[k][i] = old[k][i] + scale * (g[k][i] - v[k][i] * mean);
+            for (int i = 0; i < PACK(T); ++i) g[k][i] = before[i] + scale * (g[k][i] - v[k][i] * mean);
             store_pack<WHOLE>(dx + row * dim + c, g[k], have);
             if (!again) continue;
             const auto weight = load_pack<WHOLE>(w + c, dim - c);

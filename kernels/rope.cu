@@ -13,17 +13,18 @@
 //            element of values too, backward 1.
 // Order      elementwise; dbias: rows y, y + Y, ... of the slab in a thread, y in order, slabs as reduce.cu says. No atomics.
 // Limits     head_dim even; positions within the table: checked by the wrapper.
-// Reference  src/backend/cpu/rope.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/rope.rs.   Tried: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 typedef Floats<PACK(T)> Pack;
 
+// Which product is rounded by itself is said, not left to the compiler: it chose one way in one kernel and another way in the next.
 __device__ __forceinline__ void turn(Pack& a, Pack& b, const Pack& cosine, const Pack& sine, float sign) {
 #pragma unroll
     for (int e = 0; e < PACK(T); ++e) {
         const float s = sign * sine[e], old = a[e];
-        a[e] = old * cosine[e] - b[e] * s;
-        b[e] = b[e] * cosine[e] + old * s;
+        a[e] = fmaf(old, cosine[e], -(b[e] * s));
+        b[e] = fmaf(b[e], cosine[e], old * s);
     }
 }
 
@@ -71,7 +72,7 @@ KERNEL(256, rope_bias)(T* __restrict__ qkv, const T* __restrict__ bias, const fl
 }
 EXPORT_KERNEL(rope_bias)
 
-KERNEL(256, rope_bias_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const float* __restrict__ table,
+DENSE_KERNEL(256, 3, rope_bias_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const float* __restrict__ table,
                            const unsigned* __restrict__ position, int rows, int width, int heads, int head_dim, int more,
                            int slab) {
     DYNAMIC_SHARED(float, columns);
@@ -82,12 +83,24 @@ KERNEL(256, rope_bias_bwd)(T* __restrict__ dqkv, float* __restrict__ part, const
         const size_t first = size_t(blockIdx.y) * slab;
         const size_t end = first + slab < size_t(rows) ? first + slab : size_t(rows);
         Pack sum_a{}, sum_b{};
-#pragma unroll 2
+        constexpr bool AHEAD = decltype(whole)::value;  // else there are no registers for it
+        Coming<AHEAD, T> a_in, b_in;
+        unsigned position_in = 0;
+        const auto ask = [&](size_t r) {  // a row is on its way while the one before it turns
+            const int have = live && r < end ? half - c : 0;
+            const T* at = dqkv + r * width + size_t(head) * head_dim + c;
+            a_in.load(at, have);
+            b_in.load(at + half, have);
+            if (r < end) position_in = position[r];
+        };
+        if (AHEAD) ask(first + threadIdx.y);
         for (size_t r = first + threadIdx.y; live && r < end; r += blockDim.y) {
             T* at = dqkv + r * width + size_t(head) * head_dim + c;
-            auto a = load_pack<whole>(at, half - c), b = load_pack<whole>(at + half, half - c);
+            if (!AHEAD) ask(r);
+            auto a = a_in.get(), b = b_in.get();
+            const float* angles = table + size_t(position_in) * head_dim + c;
+            if (AHEAD) ask(r + blockDim.y);
             if (head < heads) {
-                const float* angles = table + size_t(position[r]) * head_dim + c;
                 const auto cosine = load_floats<whole>(angles, half - c), sine = load_floats<whole>(angles + half, half - c);
                 turn(a, b, cosine, sine, -1.0f);
                 store_pack<whole>(at, a, half - c);

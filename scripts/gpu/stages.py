@@ -105,7 +105,8 @@ class Stage:
 
 
 def tests_env(place):
-    env = {"FUSEDPO_REQUIRE_GPU": "only" if place.device == "cuda" else "", "CARGO_MANIFEST_DIR": str(place.bundle / "project")}
+    env = {"FUSEDPO_REQUIRE_GPU": "only" if place.device == "cuda" else "", "CARGO_MANIFEST_DIR": str(place.bundle / "project"),
+           "CARGO_BIN_EXE_fusedpo": str(place.fusedpo)}
     if place.manifest["data"]["model"] == "stories260k":
         env["FUSEDPO_TEST_DATA"] = str(place.bundle)
     return env

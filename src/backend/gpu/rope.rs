@@ -85,7 +85,8 @@ impl<D: Driver, A: GpuFloat> RopeOps for Gpu<D, A> {
         let width = shape.qkv_width();
         check::at_most(OP, "qkv_width", width, SCRATCH)?;
         let tile = tile::<A>(shape.heads + 2 * shape.kv_heads, shape.head_dim);
-        let slab = rows.div_ceil(SLABS.min(SCRATCH / width)).max(1).next_multiple_of(tile.y);
+        // Three blocks fit a multiprocessor: of an H100, this many are on their way at once.
+        let slab = rows.div_ceil((SLABS * 3 / 4).min(SCRATCH / width)).max(1).next_multiple_of(tile.y);
         let slabs = rows.div_ceil(slab);
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.floats.view_mut(0..slabs * width);

@@ -15,8 +15,8 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 
 /// A kernel as the driver knows it.
 #[derive(Clone, Copy)]
@@ -110,8 +110,8 @@ pub struct CudaDriver {
     name: String,
     /// Where a profiler may look.
     nvtx: Option<Nvtx>,
-    /// Between `begin` and `end`.
-    recording: AtomicBool,
+    /// The thread that records, between `begin` and `end`.
+    recording: Mutex<Option<ThreadId>>,
     /// What was given back in between: freeing it at once would end the recording.
     freed: Mutex<Vec<Freed>>,
 }
@@ -145,7 +145,7 @@ impl CudaDriver {
             capability,
             name,
             nvtx: Nvtx::open(),
-            recording: AtomicBool::new(false),
+            recording: Mutex::default(),
             freed: Mutex::default(),
         })
     }
@@ -163,9 +163,23 @@ impl CudaDriver {
 
     /// Refuses what cannot be part of recorded work: it would spoil the recording, or happen once instead of every time.
     fn not_while_recording(&self, what: &str) -> Result<()> {
-        match self.recording.load(Ordering::Acquire) {
+        match self.is_recording() {
             true => Err(Error::Device(format!("cannot {what} while work is being recorded"))),
             false => self.bind(),
+        }
+    }
+
+    fn is_recording(&self) -> bool {
+        lock(&self.recording).is_some()
+    }
+
+    /// Before anything that a recording takes in: what another thread enqueued on the stream would become part of it.
+    fn may_enqueue(&self) -> Result<()> {
+        match *lock(&self.recording) {
+            Some(by) if by != thread::current().id() => {
+                Err(Error::Device("another thread is recording work on this GPU".into()))
+            }
+            _ => self.bind(),
         }
     }
 
@@ -220,7 +234,7 @@ impl CudaDriver {
 impl Drop for CudaDriver {
     fn drop(&mut self) {
         // What was being recorded is dropped; what was enqueued is waited for, before anything that it uses goes.
-        if self.recording.load(Ordering::Acquire) {
+        if self.is_recording() {
             drop(self.end());
         }
         if self.bind().is_ok() {
@@ -288,7 +302,7 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn free(&self, at: u64) {
-        if self.recording.load(Ordering::Acquire) {
+        if self.is_recording() {
             lock(&self.freed).push(Freed::Device(at));
         } else if self.bind().is_ok() {
             // SAFETY: the caller's promise; the driver waits for work that uses it. A failure leaves nothing to do.
@@ -308,7 +322,7 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn free_host(&self, at: u64) {
-        if self.recording.load(Ordering::Acquire) {
+        if self.is_recording() {
             lock(&self.freed).push(Freed::Host(at));
         } else if self.bind().is_ok() {
             // SAFETY: the caller's promise. A failure leaves nothing to do.
@@ -361,7 +375,7 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
+        self.may_enqueue()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -370,7 +384,7 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
-        self.bind()?;
+        self.may_enqueue()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -407,7 +421,7 @@ impl Driver for CudaDriver {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
-        self.bind()?;
+        self.may_enqueue()?;
         let function = self.function(kernel, grid.shared)?;
         let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
@@ -422,9 +436,9 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn matmul(&self, product: &MatMul) -> Result<()> {
-        self.bind()?;
+        self.may_enqueue()?;
         // SAFETY: the caller's promise that the operands cover their shapes.
-        unsafe { self.lt.matmul(&self.stream, product, self.recording.load(Ordering::Acquire)) }
+        unsafe { self.lt.matmul(&self.stream, product, self.is_recording()) }
     }
 
     fn tune(&self, file: &Path) -> Result<()> {
@@ -433,15 +447,15 @@ impl Driver for CudaDriver {
 
     fn begin(&self) -> Result<()> {
         self.not_while_recording("start recording")?;
-        // Other threads may do as they like meanwhile.
+        // Other threads may use the GPU otherwise meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(error("start recording"))?;
-        self.recording.store(true, Ordering::Release);
+        *lock(&self.recording) = Some(thread::current().id());
         Ok(())
     }
 
     fn end(&self) -> Result<Recorded> {
-        self.recording.store(false, Ordering::Release);
+        *lock(&self.recording) = None;
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         for freed in std::mem::take(&mut *lock(&self.freed)) {
             match freed {

@@ -3,13 +3,14 @@
 use super::call::{Call, failed};
 use crate::backend::gpu::cuda::error::error;
 use crate::backend::gpu::driver::{Dtype, MatMul};
+use crate::backend::gpu::lock::lock;
 use crate::error::{Error, Result};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::{CudaStream, result as driver};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Scratch of the library; what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -46,13 +47,15 @@ impl Shape {
 pub(super) struct Library {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
+    /// A product that splits its sums is two kernels with the workspace between them: another thread's may not come in between.
+    turn: Mutex<()>,
     pub stream: Arc<CudaStream>,
     pub version: usize,
 }
 // SAFETY: the handle may be used from any thread (cuBLAS documentation, "Thread Safety"); the workspace is used in the
 // order of the stream alone.
 unsafe impl Send for Library {}
-// SAFETY: calls by one handle may overlap, by the same page; the workspace is used in the order of the stream alone.
+// SAFETY: calls by one handle may overlap, by the same page; one product at a time is enqueued with the workspace.
 unsafe impl Sync for Library {}
 
 impl Library {
@@ -67,7 +70,7 @@ impl Library {
             let _ = unsafe { result::destroy_handle(handle) };
         });
         let workspace = workspace.map_err(error(&format!("allocate {WORKSPACE} bytes of workspace")))?;
-        Ok(Library { handle, workspace, stream: stream.clone(), version })
+        Ok(Library { handle, workspace, turn: Mutex::default(), stream: stream.clone(), version })
     }
 
     /// Enqueues `p` by an algorithm that was chosen for its shape.
@@ -83,6 +86,7 @@ impl Library {
     ) -> Result<(), CublasError> {
         let (alpha, beta) = (1.0f32, if p.c.is_some() { 1.0f32 } else { 0.0 });
         let c = p.c.unwrap_or(p.d.at);
+        let _turn = lock(&self.turn);
         // SAFETY: descriptors and algorithm belong together; the operands cover their shapes, by the caller's promise;
         // the workspace has the size that the algorithm was chosen for.
         unsafe {

@@ -8,7 +8,7 @@
 //            group of heads would be the least).
 // Order      running maximum over tiles of 128 keys; values in the order of keys. No atomics.
 // Limits     head_dim <= 256, sequences <= 65535, len >= 1: checked by the wrapper. Plain: generation is not the hot path.
-// Reference  src/backend/cpu/decode.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/decode.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 KERNEL(256, kv_store)(T* __restrict__ k, T* __restrict__ v, const T* __restrict__ qkv, const unsigned* __restrict__ dst,

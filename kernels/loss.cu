@@ -11,7 +11,7 @@
 // Traffic    16 bytes a prediction: nothing beside the head.
 // Order      lane-strided sums in f64 and a butterfly; pairs in order. No atomics.
 // Limits     the pairs of a group join responses of the group: checked when the batch is loaded.
-// Reference  src/backend/cpu/loss.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/loss.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 #ifdef STORAGE_F32

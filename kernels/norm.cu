@@ -14,7 +14,7 @@
 // Order      a row's sum: within a thread by pack, butterfly in a warp, warps in order. dw: rows y, y + Y, ... of the slab
 //            in a thread, y in order, slabs as reduce.cu says. All depend on shapes alone. No atomics.
 // Limits     dim <= 8192: 512 threads with 16 elements each.
-// Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/norm.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 template <int K, bool WHOLE>

@@ -14,7 +14,7 @@
 // Limits     none that memory does not set.
 // Predicted  HBM is the limiter. Norm: 8192 parts are 7 to 8 waves of an H100, the last nearly full (1024 would be 1.3: two). AdamW in
 //            bf16: 2 blocks an SM by registers, 128 bytes a thread, 64 KB on their way, the norm's factor computed behind them.
-// Reference  src/backend/cpu/optim.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/optim.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 #ifdef STORAGE_F32

@@ -7,7 +7,7 @@
 // Traffic    forward 3, backward 3 elements per element of queries and keys.
 // Order      butterfly within a head; dw: heads g, g + groups, ... in a thread, groups in order, then reduce.cu. No atomics.
 // Limits     head_dim <= 32 packs (256 bf16, 128 f32); (rows + slab) (heads + kv_heads) < 2^32: the wrapper takes up to 2^31.
-// Reference  src/backend/cpu/norm.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/norm.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 KERNEL(256, qk_norm_fwd)(T* __restrict__ qkv, T* __restrict__ raw, float* __restrict__ rstd, const T* __restrict__ w, int rows,

@@ -5,7 +5,7 @@
 // Order      thread y adds slabs y, y + 32, ...; then y in order. No atomics.
 // Predicted  latency alone: 16 loads a thread at 512 slabs, 8 at a time.
 // Limits     slabs * stride < 2^31.
-// Reference  tests/kernels.rs, through the ops that use it.   Tried: not yet measured on a GPU.
+// Reference  tests/kernels.rs, through the ops that use it.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 #ifdef STORAGE_F32

@@ -13,7 +13,7 @@
 //            element of values too, backward 1.
 // Order      elementwise; dbias: rows y, y + Y, ... of the slab in a thread, y in order, slabs as reduce.cu says. No atomics.
 // Limits     head_dim even; positions within the table: checked by the wrapper.
-// Reference  src/backend/cpu/rope.rs.   Tried: docs/results/2026-11-26-h100.md.
+// Reference  src/backend/cpu/rope.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 typedef Floats<PACK(T)> Pack;

@@ -6,7 +6,7 @@
 // Traffic    2 dim elements a row (scatter: 1, and 1 per prediction): the least.
 // Order      scatter: predictions in order. No atomics.
 // Limits     indices within bounds: checked when the batch is loaded.
-// Reference  src/backend/cpu/rows.rs, head.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/rows.rs, head.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 KERNEL(256, gather_rows)(T* __restrict__ out, const T* __restrict__ x, const unsigned* __restrict__ row, int n, int dim) {

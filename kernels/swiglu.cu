@@ -7,7 +7,7 @@
 // Traffic    forward 3 ffn, backward 5 ffn (6 with `again`) elements a row, each once: the least.
 // Order      elementwise. Quotients by the approximate reciprocal, 2 ulp of f32; where exp(-x) is beyond 2^126 they are 0.
 // Limits     rows, ffn <= 2^31 - 1. ffn a multiple of a pack (8 bf16, 4 f32): 16-byte accesses, else element by element.
-// Reference  src/backend/cpu/swiglu.rs.   Tried: not yet measured on a GPU.
+// Reference  src/backend/cpu/swiglu.rs.   Measured: docs/results/2026-11-26-h100.md.
 #include "common.cuh"
 
 KERNEL(256, swiglu_fwd)(T* __restrict__ act, const T* __restrict__ gate_up, int rows, int ffn) {

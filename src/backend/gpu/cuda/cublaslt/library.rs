@@ -32,6 +32,13 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// The shape that stands for those of about its size: rows come in any number, and nobody can time them all. Each number is
+    /// rounded up to one of eight between two powers of two.
+    pub fn rounded(self) -> Shape {
+        let round = |n: usize| n.next_multiple_of((n.next_power_of_two() / 16).max(1));
+        Shape { m: round(self.m), k: round(self.k), ..self }
+    }
+
     /// In words, for the file of plans and for messages.
     pub fn key(&self) -> String {
         let Shape { m, n, k, transposed, ld, dtypes, accumulates, row_invariant, alignment } = self;
@@ -213,5 +220,37 @@ impl Drop for Library {
             let _ = driver::free_sync(self.workspace);
             let _ = result::destroy_handle(self.handle);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rounded_shape_stands_for_those_of_about_its_size() {
+        let shape = |m, k| Shape {
+            m,
+            n: 7,
+            k,
+            transposed: (false, true),
+            ld: [k, 7, 7],
+            dtypes: (Dtype::Bf16, Dtype::F32),
+            accumulates: false,
+            row_invariant: false,
+            alignment: 16,
+        };
+        let mut seen = std::collections::BTreeSet::new();
+        for n in 1..=5000 {
+            let to = shape(n, 2 * n).rounded();
+            assert!(
+                to.m >= n && to.m * 8 <= n * 9 && (to.k, to.n) == (shape(0, 2 * n).rounded().k, 7),
+                "{n}: {}",
+                to.m
+            );
+            assert!(to.rounded() == to, "{n}: rounded once");
+            seen.insert(to.m);
+        }
+        assert!(seen.len() < 16 + 8 * 10, "{} sizes", seen.len());
     }
 }

@@ -107,20 +107,26 @@ impl CublasLt {
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
         let mut plans = lock(&self.plans);
         let Some(plans) = plans.as_mut() else { return Ok(self.library.proposed(call, shape)?[0]) };
-        let data = plans.choose(&shape.key(), || {
-            if recording {
-                return Err(Error::Device(
-                    "cuBLASLt: a product was recorded before it was met for the first time".into(),
-                ));
-            }
-            // SAFETY: the caller's promise.
-            Ok(unsafe { tune::fastest(&self.library, p, call, &self.library.proposed(call, shape)?) }?.data)
-        })?;
-        let algorithm = sys::cublasLtMatmulAlgo_t { data };
-        self.library
-            .check(call, &algorithm)
-            .map_err(failed(&format!("use the plan in the file for {}", shape.key())))?;
-        Ok(algorithm)
+        let mut choose = |key: &str| {
+            let data = plans.choose(key, || {
+                if recording {
+                    return Err(Error::Device(
+                        "cuBLASLt: a product was recorded before it was met for the first time".into(),
+                    ));
+                }
+                // SAFETY: the caller's promise.
+                Ok(unsafe { tune::fastest(&self.library, p, call, &self.library.proposed(call, shape)?) }?.data)
+            })?;
+            Ok(sys::cublasLtMatmulAlgo_t { data })
+        };
+        let about = choose(&shape.rounded().key())?;
+        if self.library.check(call, &about).is_ok() {
+            return Ok(about);
+        }
+        // An algorithm for a shape of about this size need not take this one.
+        let exact = choose(&shape.key())?;
+        let using = format!("use the plan in the file for {}", shape.key());
+        self.library.check(call, &exact).map_err(failed(&using)).map(|()| exact)
     }
 
     /// The first of the library's choices that does not split sums and takes every number of rows, by its own account: all

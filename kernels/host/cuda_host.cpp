@@ -19,12 +19,16 @@
 #endif
 
 namespace cuda_host {
-thread_local Fiber* self = nullptr;
-thread_local Block block;
+__thread Fiber* self = nullptr;
+__thread Block block;
 const Kernel* kernels = nullptr;
 
 namespace {
 constexpr size_t kStack = 128 << 10;        // address space; pages that are never touched cost nothing
+// Stacks begin at different places of their pages: were all a power of two apart, their tops would share one line's worth of every
+// cache, and each switch would miss.
+constexpr size_t kColours = 128, kColour = 5 * 64;
+constexpr size_t kMapping = kStack + kColours * kColour;
 constexpr uint64_t kCanary = 0x5afe57acc0ffee11ull;
 constexpr size_t kGuard = 64;               // bytes of NaN behind dynamic shared memory
 constexpr size_t kStaticShared = 1 << 20;   // all SHARED() arrays of the program together
@@ -34,6 +38,7 @@ struct State {
     std::vector<Warp> warps;
     std::vector<char> dynamic, fixed;
     void* scheduler = nullptr;
+    struct { unsigned begin, lanes, left, lane, step; } round = {};  // of the warp that runs: which lanes are still to have their turn
     void (*body)(void*) = nullptr;
     void* arg = nullptr;
     const char* kernel = "";
@@ -44,13 +49,13 @@ struct State {
     ucontext_t scheduler_context;
     std::vector<ucontext_t> contexts;
 #endif
-    ~State() { for (auto& f : fibers) munmap(f->stack, kStack); }
+    ~State() { for (auto& f : fibers) munmap(f->mapping, kMapping); }
 };
-thread_local State state;
+__thread State* state = nullptr;  // from its first launch on
 size_t static_shared_used = 0;
 
 uint64_t random_bits() {  // xorshift64*
-    uint64_t& x = state.rng;
+    uint64_t& x = state->rng;
     x ^= x >> 12; x ^= x << 25; x ^= x >> 27;
     return x * 0x2545F4914F6CDD1Dull;
 }
@@ -70,12 +75,36 @@ cuda_host_switch:
     ret
 .size cuda_host_switch, .-cuda_host_switch
 )");
-static void leave() { cuda_host_switch(&self->stack_pointer, state.scheduler); }
-static void resume(Fiber& f) { self = &f; cuda_host_switch(&state.scheduler, f.stack_pointer); }
+static void go(Fiber* from, Fiber* to) {
+    void** park = from ? &from->stack_pointer : &state->scheduler;
+    if (to) self = to;
+    cuda_host_switch(park, to ? to->stack_pointer : state->scheduler);
+}
 #else
-static void leave() { swapcontext(static_cast<ucontext_t*>(self->stack_pointer), &state.scheduler_context); }
-static void resume(Fiber& f) { self = &f; swapcontext(&state.scheduler_context, static_cast<ucontext_t*>(f.stack_pointer)); }
+static void go(Fiber* from, Fiber* to) {
+    auto context = [](Fiber* f) { return f ? static_cast<ucontext_t*>(f->stack_pointer) : &state->scheduler_context; };
+    if (to) self = to;
+    swapcontext(context(from), context(to));
+}
 #endif
+
+static void land(Fiber& f, unsigned i);
+
+// The lane of the warp whose turn is next; null: all have had it, or the launch has failed.
+static Fiber* next_lane() {
+    auto& r = state->round;
+    while (r.left && !state->failed) {
+        Fiber& f = *state->fibers[r.begin + r.lane];
+        --r.left;
+        if ((r.lane += r.step) >= r.lanes) r.lane -= r.lanes;
+        if (f.wait != Wait::None) continue;
+        if (f.num_copies && random_bits() >> 61 == 0) land(f, unsigned(random_bits() >> 32) % f.num_copies);
+        return &f;
+    }
+    return nullptr;
+}
+// Straight to the next lane, or to the scheduler (null) behind the last.
+static void leave() { go(self, next_lane()); }
 
 void pause(Wait kind, Site site) {
     Fiber& f = *self;
@@ -89,14 +118,14 @@ void pause(Wait kind, Site site) {
 void fail(const char* format, ...) {
     va_list args;
     va_start(args, format);
-    std::vsnprintf(state.message, sizeof state.message, format, args);
+    std::vsnprintf(state->message, sizeof state->message, format, args);
     va_end(args);
-    state.failed = true;
+    state->failed = true;
     for (;;) leave();
 }
 
 static void entry() {
-    state.body(state.arg);
+    state->body(state->arg);
     // Nobody knows when they land, nor what shared memory then holds.
     const Fiber& f = *self;
     if (f.num_copies) fail("thread (%u,%u,%u) returns with asynchronous copies in flight (%u)", f.tid.x, f.tid.y, f.tid.z, f.num_copies);
@@ -108,7 +137,7 @@ static void entry() {
 static void prepare(Fiber& f, unsigned index) {
     const dim3& d = block.dim;
     f.tid = {index % d.x, index / d.x % d.y, index / (d.x * d.y)};
-    f.warp = &state.warps[index / kWarp];
+    f.warp = &state->warps[index / kWarp];
     f.lane = index % kWarp;
     f.phase = 0;
     f.wait = Wait::None;
@@ -119,7 +148,7 @@ static void prepare(Fiber& f, unsigned index) {
     *--sp = reinterpret_cast<void*>(&entry);
     f.stack_pointer = sp - 6;
 #else
-    ucontext_t& c = state.contexts[index];
+    ucontext_t& c = state->contexts[index];
     getcontext(&c);
     c.uc_stack = {f.stack, 0, kStack};
     c.uc_link = nullptr;
@@ -142,30 +171,24 @@ static bool divergent(const Fiber& a, const Fiber& b) {
     char one[160], two[160];
     where(a, one, sizeof one);
     where(b, two, sizeof two);
-    std::snprintf(state.message, sizeof state.message, "divergent barrier: thread (%u,%u,%u) %s, thread (%u,%u,%u) %s",
+    std::snprintf(state->message, sizeof state->message, "divergent barrier: thread (%u,%u,%u) %s, thread (%u,%u,%u) %s",
                   a.tid.x, a.tid.y, a.tid.z, one, b.tid.x, b.tid.y, b.tid.z, two);
-    state.failed = true;
+    state->failed = true;
     return true;
 }
 
 // Releases fibers begin..end, which all wait; fails where they do not wait at the same place.
 static bool release(unsigned begin, unsigned end) {
     for (unsigned i = begin + 1; i < end; ++i)
-        if (divergent(*state.fibers[begin], *state.fibers[i])) return false;
-    for (unsigned i = begin; i < end; ++i) state.fibers[i]->wait = Wait::None;
+        if (divergent(*state->fibers[begin], *state->fibers[i])) return false;
+    for (unsigned i = begin; i < end; ++i) state->fibers[i]->wait = Wait::None;
     return true;
 }
 
-static void land(Fiber& f, unsigned i);
-
 static void run_lanes(unsigned begin, unsigned lanes) {
     unsigned start = unsigned(random_bits() >> 32) % lanes, step = random_bits() >> 63 ? 1 : lanes - 1;
-    for (unsigned j = 0, l = start; j < lanes && !state.failed; ++j, l = (l + step) % lanes) {
-        Fiber& f = *state.fibers[begin + l];
-        if (f.wait != Wait::None) continue;
-        if (f.num_copies && random_bits() >> 61 == 0) land(f, unsigned(random_bits() >> 32) % f.num_copies);
-        resume(f);
-    }
+    state->round = {begin, lanes, lanes, start, step};
+    if (Fiber* first = next_lane()) go(nullptr, first);
 }
 
 // One turn of a warp: its lanes run until all wait or are done. Behind an operation of the warp it mostly goes straight on, so that
@@ -174,7 +197,7 @@ static void run_lanes(unsigned begin, unsigned lanes) {
 static bool take_turn(unsigned begin, Warp& warp) {
     for (bool on = warp.at_block + warp.done < warp.lanes; on;) {
         run_lanes(begin, warp.lanes);
-        if (state.failed) return false;
+        if (state->failed) return false;
         on = warp.at_warp && random_bits() >> 61;
         // Every lane now waits or is done. A warp whose lanes do not agree can never go on.
         if (warp.at_warp && !release(begin, begin + warp.lanes)) return false;
@@ -185,15 +208,16 @@ static bool take_turn(unsigned begin, Warp& warp) {
 
 static void run_block(unsigned threads) {
     unsigned warps = (threads + kWarp - 1) / kWarp;
-    state.warps.assign(warps, Warp{});
-    for (unsigned i = 0; i < threads; ++i) prepare(*state.fibers[i], i), ++state.fibers[i]->warp->lanes;
+    if (state->warps.size() < warps) state->warps.resize(warps);
+    for (unsigned w = 0; w < warps; ++w) state->warps[w].begin();
+    for (unsigned i = 0; i < threads; ++i) prepare(*state->fibers[i], i), ++state->fibers[i]->warp->lanes;
     std::vector<unsigned> order(warps);
     std::iota(order.begin(), order.end(), 0u);
     for (unsigned finished = 0, waiting = 0;;) {
         for (unsigned i = warps; i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
         finished = waiting = 0;
         for (unsigned w : order) {
-            Warp& warp = state.warps[w];
+            Warp& warp = state->warps[w];
             if (!take_turn(w * kWarp, warp)) return;
             finished += warp.done;
             waiting += warp.at_block;
@@ -201,36 +225,39 @@ static void run_block(unsigned threads) {
         if (finished == threads) return;
         if (finished + waiting == threads) {
             if (!release(0, threads)) return;
-            for (Warp& warp : state.warps) warp.at_block = 0;
+            for (unsigned w : order) state->warps[w].at_block = 0;
         }
     }
 }
 
 const char* run_grid(const Kernel* k, dim3 grid, dim3 dim, size_t shared, void (*body)(void*), void* arg, uint64_t seed) {
+    static thread_local State of_this_thread;
+    state = &of_this_thread;
     size_t threads = size_t(dim.x) * dim.y * dim.z, blocks = size_t(grid.x) * grid.y * grid.z;
     if (threads > k->max_threads) {
-        std::snprintf(state.message, sizeof state.message, "%zu threads a block, compiled for at most %u", threads, k->max_threads);
-        return state.message;
+        std::snprintf(state->message, sizeof state->message, "%zu threads a block, compiled for at most %u", threads, k->max_threads);
+        return state->message;
     }
-    while (state.fibers.size() < threads) {
+    while (state->fibers.size() < threads) {
         auto f = std::make_unique<Fiber>();
-        f->stack = static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (f->stack == MAP_FAILED) return "out of memory for fiber stacks";
-        state.fibers.push_back(std::move(f));
+        f->mapping = static_cast<char*>(mmap(nullptr, kMapping, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (f->mapping == MAP_FAILED) return "out of memory for fiber stacks";
+        f->stack = f->mapping + state->fibers.size() % kColours * kColour;
+        state->fibers.push_back(std::move(f));
     }
 #if !defined(__x86_64__)
-    state.contexts.resize(state.fibers.size());
+    state->contexts.resize(state->fibers.size());
 #endif
-    state.body = body;
-    state.arg = arg;
-    state.failed = false;
-    state.rng = seed * 0x9E3779B97F4A7C15ull + 0x1234567;
-    state.fixed.resize(kStaticShared);
-    state.dynamic.resize(shared + kGuard + 128);
+    state->body = body;
+    state->arg = arg;
+    state->failed = false;
+    state->rng = seed * 0x9E3779B97F4A7C15ull + 0x1234567;
+    state->fixed.resize(kStaticShared);
+    state->dynamic.resize(shared + kGuard + 128);
     block.grid = grid;
     block.dim = dim;
-    block.fixed = state.fixed.data();
-    block.dynamic = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(state.dynamic.data()) + 127) & ~uintptr_t(127));
+    block.fixed = state->fixed.data();
+    block.dynamic = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(state->dynamic.data()) + 127) & ~uintptr_t(127));
     block.dynamic_bytes = shared;
     std::vector<size_t> order(blocks);
     std::iota(order.begin(), order.end(), size_t(0));
@@ -243,17 +270,17 @@ const char* run_grid(const Kernel* k, dim3 grid, dim3 dim, size_t shared, void (
         ASAN_POISON_MEMORY_REGION(block.dynamic + shared, kGuard);
         run_block(unsigned(threads));
         ASAN_UNPOISON_MEMORY_REGION(block.dynamic + shared, kGuard);
-        for (size_t i = 0; i < kGuard && !state.failed; ++i)
+        for (size_t i = 0; i < kGuard && !state->failed; ++i)
             if (block.dynamic[shared + i] != char(0xff)) {
-                std::snprintf(state.message, sizeof state.message, "writes past its %zu bytes of dynamic shared memory", shared);
-                state.failed = true;
+                std::snprintf(state->message, sizeof state->message, "writes past its %zu bytes of dynamic shared memory", shared);
+                state->failed = true;
             }
-        for (size_t i = 0; i < threads && !state.failed; ++i)
-            if (std::memcmp(state.fibers[i]->stack, &kCanary, sizeof kCanary)) {
-                std::snprintf(state.message, sizeof state.message, "a thread needs more than %zu bytes of stack on the host", kStack);
-                state.failed = true;
+        for (size_t i = 0; i < threads && !state->failed; ++i)
+            if (std::memcmp(state->fibers[i]->stack, &kCanary, sizeof kCanary)) {
+                std::snprintf(state->message, sizeof state->message, "a thread needs more than %zu bytes of stack on the host", kStack);
+                state->failed = true;
             }
-        if (state.failed) return state.message;
+        if (state->failed) return state->message;
     }
     return nullptr;
 }

@@ -54,26 +54,29 @@ struct Warp {
     unsigned arrived = 0;
     // Two sets in turn: a lane cannot be more than one operation ahead of another, so no second barrier is needed.
     Mail mail[2][kWarp], result[2][kWarp];
+    void begin() { lanes = at_warp = at_block = done = arrived = 0; }  // mail is written before it is read
 };
 
 struct Copy { void* to; const void* from; unsigned bytes; unsigned group; };
 
-struct Fiber {
+// What each switch reads comes first, in one line of the cache.
+struct alignas(64) Fiber {
     void* stack_pointer = nullptr;
-    char* stack = nullptr;
-    dim3 tid;
+    Site site{nullptr, 0};
     Warp* warp = nullptr;
+    dim3 tid;
     unsigned lane = 0, phase = 0;
     Wait wait = Wait::None;
-    Site site{nullptr, 0};
-    Copy copies[256];                                  // cp.async in flight, oldest first
     unsigned num_copies = 0, open_group = 0;
+    char *mapping = nullptr, *stack = nullptr;         // its pages, and where in them the stack ends
+    Copy copies[256];                                  // cp.async in flight, oldest first
 };
 
 struct Block { dim3 grid, dim, idx; char* dynamic = nullptr; size_t dynamic_bytes = 0; char* fixed = nullptr; };
 
-extern thread_local Fiber* self;
-extern thread_local Block block;
+// Not thread_local, which a file that does not see the initial value reads through a function.
+extern __thread Fiber* self;
+extern __thread Block block;
 
 void pause(Wait kind, Site site);
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -89,12 +92,13 @@ inline void expect_aligned(const char* what, const void* p, unsigned bytes) {
 
 // All lanes of the warp hand in `mine` and go on once all have; the last to arrive runs `last(mail, result)`.
 // Returns the set that holds everybody's mail and results.
-template <class F> unsigned meet(const Mail& mine, Site site, F last) {
+template <class T, class F> unsigned meet(const T& mine, Site site, F last) {
+    static_assert(sizeof(T) <= sizeof(Mail), "too large for the mail");
     Fiber& f = *self;
     Warp& w = *f.warp;
     unsigned set = f.phase;
     f.phase ^= 1;
-    w.mail[set][f.lane] = mine;
+    std::memcpy(w.mail[set][f.lane].r, &mine, sizeof mine);
     if (++w.arrived == w.lanes) {
         w.arrived = 0;
         last(w.mail[set], w.result[set]);
@@ -107,9 +111,7 @@ template <class T> T exchange(unsigned mask, T v, unsigned from, Site site) {
     static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "shuffle of at most 8 bytes");
     if (mask != 0xffffffffu) fail("%s:%d: shuffle with a partial mask", site.file, site.line);
     if (self->warp->lanes != kWarp) fail("%s:%d: full-mask shuffle in a warp of %u lanes", site.file, site.line, self->warp->lanes);
-    Mail m;
-    std::memcpy(m.r, &v, sizeof v);
-    unsigned set = meet(m, site, [](Mail*, Mail*) {});
+    unsigned set = meet(v, site, [](Mail*, Mail*) {});
     T out;
     std::memcpy(&out, self->warp->mail[set][from & 31].r, sizeof out);
     return out;

@@ -20,12 +20,16 @@ pub struct DemoArgs {
     #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
     pub device: DeviceChoice,
     /// Steps of SFT; fewer also mean fewer prompts, for a rougher and quicker demo
-    #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(20..=100_000))]
+    #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(2..=100_000))]
     pub steps: u64,
+    /// Prompts that the model continues, a tenth of them held out; by --steps where it is not said, 1200 to 2500
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(10..=100_000))]
+    pub prompts: Option<u64>,
 }
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, observe: &mut dyn Observe) -> Result<()> {
-    let DemoArgs { out, seed, device, steps } = args.clone();
-    demo::run(&DemoOptions { out, seed, device, steps }, observe)
+    let DemoArgs { out, seed, device, steps, prompts } = args.clone();
+    let prompts = prompts.map(|n| n as usize);
+    demo::run(&DemoOptions { out, seed, device, steps, prompts }, observe)
 }

@@ -46,6 +46,8 @@ pub struct DemoOptions {
     pub device: DeviceChoice,
     /// Steps of SFT.
     pub steps: u64,
+    /// Prompts, those held out among them; `None`: as many as suit the steps.
+    pub prompts: Option<usize>,
 }
 
 /// Runs the command.
@@ -66,7 +68,7 @@ impl Task for Demo<'_> {
     fn run<B: Backend>(self, be: &B) -> Result<()> {
         let begun = Instant::now();
         let (o, observe) = (self.options, self.observe);
-        let (seed, sizes) = (o.seed, Sizes::new(o.steps));
+        let (seed, sizes) = (o.seed, Sizes::new(o.steps, o.prompts));
         let grammar = Grammar::reviews();
         let stages = Stages { be, dir: self.folder.path(), sizes, seed, device: o.device };
 

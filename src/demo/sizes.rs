@@ -24,15 +24,15 @@ impl Sizes {
     /// Steps of SFT in the full demo.
     pub const STEPS: u64 = 1600;
 
-    /// Sizes for `steps` steps of SFT.
-    pub(super) fn new(steps: u64) -> Self {
+    /// Sizes for `steps` steps of SFT, and so many prompts where it is said.
+    pub(super) fn new(steps: u64, prompts: Option<usize>) -> Self {
         let share = (steps as f64 / Self::STEPS as f64).min(1.0);
         Self {
             sft_steps: steps,
             sft_batch: SFT_BATCH,
             // One epoch: no text twice.
             reviews: steps as usize * SFT_BATCH,
-            prompts: (2500.0 * share).max(1200.0) as usize,
+            prompts: prompts.unwrap_or((2500.0 * share).max(1200.0) as usize),
             responses: 4,
             dpo_batch: 32,
         }

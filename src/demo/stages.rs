@@ -159,6 +159,10 @@ impl<B: Backend> Stages<'_, B> {
         // A text that the model did not end has no end to learn from.
         let ended = |i: usize| samples[i].iter().filter(|s| s.finished);
         let used: Vec<usize> = (0..prompts.len()).filter(|&i| ended(i).count() > 0).collect();
+        if used.is_empty() {
+            let why = format!("the model ended none of its texts within {MAX_NEW_TOKENS} words: use more --steps");
+            return Err(Error::Training(why));
+        }
         let rows = used.iter().map(|&i| {
             let responses: Vec<_> = ended(i).map(|s| &s.response).collect();
             let scores: Vec<_> = ended(i).map(|s| s.reward).collect();
@@ -194,7 +198,9 @@ impl<B: Backend> Stages<'_, B> {
             ("batch_size", integer(self.sizes.dpo_batch)),
         ];
         let s = self.train(Stage::Dpo, ["sft", "preferences", "dpo"], options, vec![("beta", 0.1.into())], observe)?;
-        let (first, last) = s.eval.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
+        let (first, last) = s
+            .eval
+            .ok_or_else(|| Error::Training("no prompt was held out: use more --prompts, or more --steps".into()))?;
         say!(
             "before the first step every margin is 0 and the loss {:.4} = ln 2, to the bit; after {} steps: {:.4} on held-out pairs",
             first.mean_loss(),
@@ -211,7 +217,8 @@ impl<B: Backend> Stages<'_, B> {
         let policy = Model::load(self.be, &policy?, POSITIONS)?;
         let o = KlOptions { samples: data.num_groups() as usize, max_new_tokens: MAX_NEW_TOKENS, seed: self.seed };
         let plan = KlPlan::new(&policy.config, POSITIONS, &data, &o);
-        let plan = plan.ok_or_else(|| Error::Training("no prompt was held out: use more --steps".into()))?;
+        let plan =
+            plan.ok_or_else(|| Error::Training("no prompt was held out: use more --prompts, or more --steps".into()))?;
         kl::estimate(self.be, policy, &reference?, &data, &plan, KL_TOKENS, observe)
     }
 

@@ -31,6 +31,7 @@ pub fn run(flags: &Flags) -> Result<()> {
             Ok(gpu) => {
                 let (free, all) = gpu.memory()?;
                 say!("gpu     {}, {} of {} free", gpu.description(), units::bytes(free), units::bytes(all));
+                say!("        kernels: {}", gpu.kernels());
             }
             Err(e) => say!("gpu     found, but: {}", flags.error(&e)),
         },

@@ -23,8 +23,10 @@ pub struct Pinned<D: Driver, T: Storage> {
 
 impl<D: Driver, T: Storage> Drop for Pinned<D, T> {
     fn drop(&mut self) {
-        // A copy that cannot be waited for may still run: then the memory is lost with its device.
-        if !self.lost && self.driver.wait(&self.copied).is_ok() {
+        // A copy that no event speaks of is waited for with all else. One that cannot be waited for may still run: then the memory
+        // is lost with its device.
+        let told = !self.lost && self.driver.wait(&self.copied).is_ok();
+        if told || self.driver.synchronize().is_ok() {
             // SAFETY: `at` came from this driver's `alloc_host`, and no copy uses it any more.
             unsafe { self.driver.free_host(self.at) };
         }

@@ -155,6 +155,12 @@ impl CudaDriver {
         &self.stream
     }
 
+    /// Where this GPU's kernels come from, for people.
+    pub fn kernels(&self) -> String {
+        let from = if images::has_code_for(self.capability) { "" } else { ", here compiled from PTX by the driver" };
+        format!("{BUILT}{from}")
+    }
+
     /// What decides the bits of products, and which of the library's algorithms is fastest.
     fn device(&self) -> String {
         let (major, minor) = self.capability;
@@ -297,7 +303,11 @@ impl Driver for CudaDriver {
             Error::Device(format!("{why} ({:.2} of {:.2} GiB free; {e:?})", gib(free), gib(all)))
         })?;
         // SAFETY: `size` bytes were allocated just now.
-        unsafe { result::memset_d8_async(at, 0, size, self.stream.cu_stream()) }.map_err(error("clear memory"))?;
+        if let Err(e) = unsafe { result::memset_d8_async(at, 0, size, self.stream.cu_stream()) } {
+            // SAFETY: allocated just now, and nobody has it.
+            let _ = unsafe { result::free_sync(at) };
+            return Err(error("clear memory")(e));
+        }
         Ok(at)
     }
 

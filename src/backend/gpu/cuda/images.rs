@@ -7,6 +7,12 @@ pub(super) fn has_code_for(capability: (i32, i32)) -> bool {
     TARGETS.iter().any(|target| runs_on(target, capability))
 }
 
+/// Whether one of `targets` serves such a GPU: machine code, or PTX that the driver compiles.
+pub(super) fn serves(targets: &[&str], capability: (i32, i32)) -> bool {
+    let compiled = |ptx: &str| ptx.parse::<i32>().is_ok_and(|n| (n / 10, n % 10) <= capability);
+    targets.iter().any(|t| runs_on(t, capability) || t.strip_prefix("ptx").is_some_and(compiled))
+}
+
 /// Code for 8.0 runs on 8.x, code for 9.0a on 9.0 alone (CUDA programming guide, "Binary Compatibility").
 fn runs_on(target: &str, (major, minor): (i32, i32)) -> bool {
     let (number, exactly) = target.strip_suffix('a').map_or((target, false), |n| (n, true));
@@ -35,5 +41,8 @@ mod tests {
         for (target, on, not) in runs {
             assert!(on.iter().all(|c| runs_on(target, *c)) && !not.iter().any(|c| runs_on(target, *c)), "{target}");
         }
+        let all = ["80", "90a", "ptx80"];
+        assert!([(8, 0), (9, 0), (9, 1), (12, 1)].iter().all(|c| serves(&all, *c)) && !serves(&all, (7, 5)));
+        assert!(!serves(&all[..2], (10, 0)) && !serves(&["90a"], (8, 0)) && !serves(&["ptx90"], (8, 9)));
     }
 }

@@ -19,6 +19,8 @@ const LEAST_CUBLASLT_BLACKWELL: usize = 120_800;
 pub(super) trait Machine {
     /// CUDA version of the compiler that made the kernels, as 13000 for 13.0; 0 where the binary has none.
     fn toolkit(&self) -> i32;
+    /// What the kernels were compiled for.
+    fn targets(&self) -> &[&str];
     /// Whether libcuda can be opened.
     fn has_driver(&self) -> bool;
     /// Whether cuBLASLt can be opened.
@@ -76,6 +78,14 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
             "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer: use `device` cpu"
         )));
     }
+    let targets = machine.targets();
+    if !images::serves(targets, (major, minor)) {
+        return Ok(Some(format!(
+            "{name} has compute capability {major}.{minor}; this binary has kernels for {} alone: build it again with \
+             FUSEDPO_CUDA_ARCHS={major}{minor}, or use `device` cpu",
+            targets.join(", ")
+        )));
+    }
     let (least, version) = if major >= 10 { (LEAST_CUBLASLT_BLACKWELL, "12.8") } else { (LEAST_CUBLASLT, "12.0") };
     Ok((machine.cublaslt() < least).then(|| {
         format!(
@@ -105,6 +115,9 @@ pub(super) struct ThisMachine;
 impl Machine for ThisMachine {
     fn toolkit(&self) -> i32 {
         if images::FATBINS.is_empty() { 0 } else { images::TOOLKIT }
+    }
+    fn targets(&self) -> &[&str] {
+        images::TARGETS
     }
     fn has_driver(&self) -> bool {
         libcuda_is_there()
@@ -145,6 +158,7 @@ mod tests {
     /// A machine on which everything is right.
     struct Made {
         toolkit: i32,
+        targets: &'static [&'static str],
         libraries: [bool; 2],
         driver: Result<i32, CUresult>,
         cublaslt: usize,
@@ -153,12 +167,16 @@ mod tests {
 
     fn good() -> Made {
         let gpus = vec![("NVIDIA H100 80GB HBM3", (9, 0))];
-        Made { toolkit: 13000, libraries: [true; 2], driver: Ok(13020), cublaslt: 130100, gpus }
+        let targets = &["80", "90a", "100", "120", "ptx80"];
+        Made { toolkit: 13000, targets, libraries: [true; 2], driver: Ok(13020), cublaslt: 130100, gpus }
     }
 
     impl Machine for Made {
         fn toolkit(&self) -> i32 {
             self.toolkit
+        }
+        fn targets(&self) -> &[&str] {
+            self.targets
         }
         fn has_driver(&self) -> bool {
             self.libraries[0]
@@ -184,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_good_machine_is_taken() {
-        for capability in [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)] {
+        for capability in [(8, 0), (8, 6), (9, 0), (10, 0), (11, 0), (12, 0)] {
             assert_eq!(refusal(&Made { gpus: vec![("a GPU", capability)], ..good() }, 0), None);
         }
         assert_eq!(refusal(&Made { driver: Ok(13000), ..good() }, 0), None);
@@ -229,6 +247,12 @@ mod tests {
                 Made { gpus: vec![("Tesla V100-SXM2-16GB", (7, 0))], ..good() },
                 0,
                 "Tesla V100-SXM2-16GB has compute capability 7.0; the kernels need 8.0 (Ampere) or newer: use `device` cpu",
+            ),
+            (
+                Made { targets: &["90a", "100"], gpus: vec![("NVIDIA A100", (8, 0))], ..good() },
+                0,
+                "NVIDIA A100 has compute capability 8.0; this binary has kernels for 90a, 100 alone: build it again with \
+                 FUSEDPO_CUDA_ARCHS=80, or use `device` cpu",
             ),
         ];
         for (machine, ordinal, want) in cases {

@@ -1,7 +1,10 @@
-//! Whole runs on the kernels, on the host: SFT, reference pass, DPO on a real, if small, model; the same run with everything
-//! switched on that must not change a bit; and what a run leaves behind when its device is lost.
+//! Whole runs on the kernels, on the host and on a GPU where there is one (`common/device.rs`): SFT, reference pass, DPO on a real,
+//! if small, model; the same run with everything switched on that must not change a bit; and what a run leaves behind when its
+//! device is lost.
 
 mod cli_common;
+#[path = "common/device.rs"]
+mod device;
 #[path = "common/faulty.rs"]
 mod faulty;
 #[path = "common/host.rs"]
@@ -11,6 +14,7 @@ use cli_common::Cli;
 use faulty::FaultyDriver;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
+use fusedpo::backend::gpu::cuda::CudaDriver;
 use fusedpo::backend::gpu::host::HostDriver;
 use fusedpo::backend::{Backend, Device};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
@@ -28,6 +32,10 @@ use std::path::{Path, PathBuf};
 
 fn gpu() -> Option<Gpu<HostDriver, bf16>> {
     Some(Gpu::new(host::deferred_driver(7)?).unwrap())
+}
+
+fn cuda() -> Option<Gpu<CudaDriver, bf16>> {
+    Some(Gpu::new(device::cuda_driver()?).unwrap())
 }
 
 fn stories(test: &str) -> Option<PathBuf> {
@@ -97,11 +105,16 @@ fn both_stages<B: Backend>(be: &B, cli: &Cli, model: &Path, name: &str, change: 
 #[test]
 fn sft_reference_and_dpo_agree_with_the_cpu_and_with_themselves() {
     let Some(model) = stories("sft_reference_and_dpo_agree_with_the_cpu_and_with_themselves") else { return };
-    let Some(be) = gpu() else { return };
+    agrees(gpu, &model);
+    agrees(cuda, &model);
+}
+
+fn agrees<B: Backend>(device: fn() -> Option<B>, model: &Path) {
+    let Some(be) = device() else { return };
     let cli = Cli::new();
-    data(&cli, &model);
-    both_stages(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, &model, "cpu", |_| {});
-    both_stages(&be, &cli, &model, "gpu", |_| {});
+    data(&cli, model);
+    both_stages(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, model, "cpu", |_| {});
+    both_stages(&be, &cli, model, "gpu", |_| {});
     for stage in ["sft", "dpo"] {
         let [want, got] = ["cpu", "gpu"].map(|name| rows(&cli, &format!("{name}-{stage}")));
         for key in ["loss", "eval_loss", "grad_norm", "rewards/margins", "eval_rewards/margins", "logps/chosen"] {
@@ -125,7 +138,7 @@ fn sft_reference_and_dpo_agree_with_the_cpu_and_with_themselves() {
     assert_eq!(column(&dpo, "loss")[0] as f32, std::f32::consts::LN_2, "step 0 is exact");
     assert_eq!(column(&dpo, "step"), [0.0, 1.0, 2.0, 3.0, 3.0], "rows are in order, though late");
 
-    both_stages(&gpu().unwrap(), &cli, &model, "all", |c| {
+    both_stages(&device().unwrap(), &cli, model, "all", |c| {
         c.compute.gradient_checkpointing = true;
         c.compute.cuda_graphs = GraphsChoice::On;
     });
@@ -188,7 +201,12 @@ const LOST: &str = "CUDA: cannot finish what was enqueued: the launch timed out 
 /// run ends after as many steps as on the CPU, with the same rows.
 #[test]
 fn a_run_without_a_finite_gradient_ends() {
-    let Some(gpu) = gpu() else { return };
+    ends_as_on_the_cpu(gpu);
+    ends_as_on_the_cpu(cuda);
+}
+
+fn ends_as_on_the_cpu<B: Backend>(device: fn() -> Option<B>) {
+    let Some(gpu) = device() else { return };
     let cli = Cli::new();
     cli.write_rows("rows.jsonl", &cli_common::pairs(12));
     cli.ok("pack --tokenizer m --input rows.jsonl --out d");

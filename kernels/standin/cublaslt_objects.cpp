@@ -61,6 +61,10 @@ STANDIN_API size_t cublasLtGetVersion(void) { return getenv("STANDIN_CUBLASLT") 
 STANDIN_API Status cublasLtCreate(void** h) {
     LT_ENTER;
     if (!standin::has_context()) defect("cublasLtCreate without a current context: it would take device 0's");
+    static bool watched = !atexit([] {
+        if (size_t n = state().handles.size(); n && standin::leaks_count()) defect("cublasLt: %zu handles are left at the end", n);
+    });
+    if (!watched) return CUBLAS_STATUS_ALLOC_FAILED;
     return state().handles.insert(*h = new char).second ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
 }
 STANDIN_API Status cublasLtDestroy(void* h) {

@@ -11,6 +11,7 @@ STANDIN_API CUresult cuModuleLoadData(CUmodule* m, const void* image) {
     if (int e = unsafe_in_capture("cuModuleLoadData")) return CUresult(e);
     auto module = std::make_unique<Module>();
     module->image = fatbin::read(static_cast<const char*>(image), capability());
+    if (module->image.none) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     if (!module->image.error.empty()) return CUresult(fail(CUDA_ERROR_NO_BINARY_FOR_GPU, "a module: %s", module->image.error.c_str()));
     return *m = static_cast<CUmodule>(state().modules.add(std::move(module))), CUDA_SUCCESS;
 }
@@ -50,6 +51,7 @@ STANDIN_API CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* 
     function->name = name;
     function->module = m;
     function->k = k->second;
+    function->asked = false;
     function->dynamic = kDefaultShared - int(k->second.static_shared);
     for (size_t i = 0; (function->host = fusedpo_host_kernel(i)).name && function->host.name != string(name); ++i) {}
     if (!function->host.name) return CUresult(fail(CUDA_ERROR_NOT_FOUND, "%s is in the fatbin, but not among the kernels for the host", name));
@@ -62,6 +64,7 @@ STANDIN_API CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, in
     Function* function = state().functions.find(f);
     if (!function || a != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "attribute %d of a function, or of a dead one", int(a)));
     if (v < 0 || v + int(function->k.static_shared) > most_shared()) return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "%s: %d bytes of shared memory beside %u", function->name.c_str(), v, function->k.static_shared));
+    function->asked = true;
     return function->dynamic = v, CUDA_SUCCESS;
 }
 
@@ -77,6 +80,8 @@ int check_launch(const Function& f, const unsigned* g, const unsigned* b, unsign
         return fail(CUDA_ERROR_INVALID_VALUE, "%s: %lu threads, compiled for %u", name, threads, f.k.max_threads);
     if ((f.k.registers + 7) / 8 * 8 * ((threads + 31) / 32 * 32) > 65536)
         return fail(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "%s: %u registers by %lu threads", name, f.k.registers, threads);
+    // What a kernel has unasked is 48 KiB less what is static: a number that changes with its source.
+    if (shared && !f.asked) defect("%s: %u bytes of dynamic shared memory that nobody asked for", name, shared);
     if (int64_t(shared) > f.dynamic)
         return fail(CUDA_ERROR_INVALID_VALUE, "%s: %u bytes of dynamic shared memory, allowed %d (%u are static)", name, shared, f.dynamic, f.k.static_shared);
     return 0;

@@ -30,6 +30,8 @@ STANDIN_EXPORT int enqueue(void* stream, Work work);
 STANDIN_EXPORT bool covered(uint64_t at, size_t bytes);
 // Whether a context is current on this thread.
 STANDIN_EXPORT bool has_context();
+// Whether what is left at the end could have been given back.
+STANDIN_EXPORT bool leaks_count();
 // A switch of the environment; null where it is unset or empty.
 STANDIN_EXPORT const char* setting(const char* name);
 // Counts a call. The code that it must fail with by STANDIN_FAIL (`otherwise` where that names none), else 0.

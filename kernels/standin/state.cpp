@@ -83,7 +83,7 @@ int called(const char* name, int otherwise) {
     if (!colon || strncmp(f, name, size_t(colon - f)) || name[colon - f]) return 0;
     char* end;
     if (strtoul(colon + 1, &end, 10) != n) return 0;
-    state().injected = true;
+    for (const char* part : {"Free", "Destroy", "Unload", "Release", "SetCurrent"}) state().cannot_free |= strstr(name, part) != nullptr;
     return *end == ':' ? atoi(end + 1) : otherwise;
 }
 
@@ -96,11 +96,13 @@ int enter(const char* call, bool context) {
     return 0;
 }
 
+// A device that is lost frees nothing.
+bool leaks_count() { return !(state().sticky || state().cannot_free || env("STANDIN_LEAKS")); }
+
 namespace {
-// A device that is lost frees nothing, and a call that was made to fail may have been one that frees.
 void leaks(size_t device, size_t host) {
     State& s = state();
-    if (s.sticky || s.injected || env("STANDIN_LEAKS")) return;
+    if (!leaks_count()) return;
     struct { size_t n; const char* what; } all[] = {
         {device, "pieces of device memory"}, {host, "pieces of page-locked memory"}, {s.streams.all.size(), "streams"},
         {s.events.all.size(), "events"}, {s.modules.all.size(), "modules"}, {s.graphs.all.size(), "graphs"},

@@ -34,7 +34,7 @@ struct Stream {
 };
 struct Event { bool timing; uint64_t recorded = 0, reached = 0; double at = 0; };
 struct Module { fatbin::Image image; };
-struct Function { string name; fatbin::Kernel k; HostKernel host; int dynamic; const void* module; };
+struct Function { string name; fatbin::Kernel k; HostKernel host; int dynamic; bool asked; const void* module; };
 
 // Every handle that is alive: anything else is an error, not a crash. A dead one's address is not given out again.
 template <class T> struct Handles {
@@ -67,7 +67,7 @@ struct State {
     string running_what;
     unsigned long launches = 0, copies = 0, products = 0, replays = 0, waits = 0, defects = 0, ran = 0;
     std::map<string, unsigned long> by_name, calls;
-    bool injected = false;        // a call has failed by STANDIN_FAIL
+    bool cannot_free = false;     // a call that gives something back, or that must come before one, has failed by STANDIN_FAIL
 };
 State& state();
 extern thread_local bool current;  // the one context there is

@@ -51,3 +51,18 @@ fn kernels_attention() {
 fn kernels_step() {
     column("kernels_step", &[]);
 }
+
+#[test]
+fn kernels_runtime() {
+    column("kernels_runtime", &["on_the_cpu"]);
+}
+
+#[test]
+fn kernels_run() {
+    column("kernels_run", &["device_lost", "too_small", "refused_on_the_cpu"]);
+}
+
+#[test]
+fn kernels_generate() {
+    column("kernels_generate", &[]);
+}

@@ -9,13 +9,19 @@ const ASKED: &str = "RAYON_NUM_THREADS";
 /// Errors: [`Error::Usage`] for a number that is none or too large; [`Error::Device`] where the system starts no more.
 pub fn start() -> Result<()> {
     let most = 16 * std::thread::available_parallelism().map_or(1, usize::from).max(4);
-    if let Ok(asked) = std::env::var(ASKED)
-        && asked.parse::<usize>().is_ok_and(|n| n > most)
-    {
+    let asked = std::env::var(ASKED).ok().and_then(|asked| asked.parse::<usize>().ok());
+    if let Some(asked) = asked.filter(|n| *n > most) {
         return Err(Error::usage(format!(
             "{ASKED}={asked}: at most {most} on this machine; leave it out for one a core"
         )));
     }
-    let started = rayon::ThreadPoolBuilder::new().build_global();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // This thread is one of them: what it calls begins at once, with nobody to wake first, thousands of times a second when
+    // generating. Not where there is but one: another thread's call would wait for this one's next.
+    let builder = match asked.filter(|n| *n > 0).unwrap_or(cores) {
+        0 | 1 => rayon::ThreadPoolBuilder::new(),
+        _ => rayon::ThreadPoolBuilder::new().use_current_thread(),
+    };
+    let started = builder.build_global();
     started.map_err(|e| Error::Device(format!("cannot start a thread a core: {e}; set {ASKED} to fewer")))
 }

@@ -131,8 +131,9 @@ impl<B: Backend> DecodeOps for Timed<B> {
     type Packed = B::Packed;
 
     passed_on! {
-        packed_room(name: &str, out: usize, inp: usize) -> Result<Option<B::Packed>>;
+        packed_room(name: &str, out: usize, inp: usize, drafts: bool) -> Result<Option<B::Packed>>;
         pack_weight(to: &mut B::Packed, w: Act<'_, B>) -> Result<()>;
+        is_exact(w: &B::Packed) -> bool;
     }
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {
         let LinearPacked { y, x, w, write } = op;

@@ -3,7 +3,7 @@
 use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
 use super::load::Model;
-use super::packed::{Laid, PackedLayer, PackedWeights};
+use super::packed::{Laid, PackedLayer, Packs};
 use super::params::{LayerParams, Param};
 use crate::backend::{
     AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, LinearPacked, Mark, QkNormFwd, RmsNormFwd,
@@ -20,31 +20,31 @@ pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> R
         let mut graphs = std::mem::take(&mut ws.graphs);
         let attention =
             |be: &B, _, layer: &mut LayerActs<B>, batch: &B::Batch, rows| attend(be, model, layer, batch, rows);
-        let done = graphs.run(be, key, || layers(be, model, None, ws, attention));
+        let done = graphs.run(be, key, || layers(be, model, Packs::NONE, ws, attention));
         ws.graphs = graphs;
         done?;
-        predictions(be, model, None, ws)
+        predictions(be, model, Packs::NONE, ws)
     })
 }
 
 /// [`forward`] with the attention given by the caller (generation reads and writes a cache there): it turns
-/// [`LayerActs::qkv`] of layer `l` into [`LayerActs::attn`]. `packed` are the model's own weights.
+/// [`LayerActs::qkv`] of layer `l` into [`LayerActs::attn`]. `packs` are of the model's own weights.
 pub(super) fn forward_with<B: Backend>(
     be: &B,
     model: &Model<B>,
-    packed: Option<&PackedWeights<B>>,
+    packs: Packs<'_, B>,
     ws: &mut Workspace<B>,
     attention: impl FnMut(&B, usize, &mut LayerActs<B>, &B::Batch, usize) -> Result<()>,
 ) -> Result<()> {
-    layers(be, model, packed, ws, attention)?;
-    predictions(be, model, packed, ws)
+    layers(be, model, packs, ws, attention)?;
+    predictions(be, model, packs, ws)
 }
 
 /// Embedding and layers, up to the last one's attention.
 fn layers<B: Backend>(
     be: &B,
     model: &Model<B>,
-    packed: Option<&PackedWeights<B>>,
+    packs: Packs<'_, B>,
     ws: &mut Workspace<B>,
     mut attention: impl FnMut(&B, usize, &mut LayerActs<B>, &B::Batch, usize) -> Result<()>,
 ) -> Result<()> {
@@ -59,7 +59,7 @@ fn layers<B: Backend>(
     })?;
     let last = model.table.layers.len() - 1;
     for l in 0..=last {
-        let params = Layer::of(model, packed, l);
+        let params = Layer::of(model, packs, l);
         be.marked(Mark::Layer(l), || {
             qkv(be, model, &params, &mut ws.acts, l, &ws.batch, rows)?;
             let kept = ws.acts.kept(l);
@@ -76,15 +76,10 @@ fn layers<B: Backend>(
 }
 
 /// From the last layer's attention to the final norm, of the rows that predict something: no other is read again.
-fn predictions<B: Backend>(
-    be: &B,
-    model: &Model<B>,
-    packed: Option<&PackedWeights<B>>,
-    ws: &mut Workspace<B>,
-) -> Result<()> {
+fn predictions<B: Backend>(be: &B, model: &Model<B>, packs: Packs<'_, B>, ws: &mut Workspace<B>) -> Result<()> {
     let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
     let (rows, n, l) = (ws.rows, ws.predictions, model.table.layers.len() - 1);
-    let (acts, params) = (&mut ws.acts, Layer::of(model, packed, l));
+    let (acts, params) = (&mut ws.acts, Layer::of(model, packs, l));
     let [from, mid, last] = [2 * l, 2 * l + 1, 2 * l + 2].map(|point| acts.slot(point));
     let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
     let out = be.view_mut(&mut acts.predicting, 0..n * q_width);
@@ -117,7 +112,7 @@ pub(super) fn again<B: Backend>(
     batch: &B::Batch,
     rows: usize,
 ) -> Result<()> {
-    let params = Layer::of(model, None, l);
+    let params = Layer::of(model, Packs::NONE, l);
     qkv(be, model, &params, acts, l, batch, rows)?;
     let kept = acts.kept(l);
     attend(be, model, &mut acts.layers[kept], batch, rows)?;
@@ -128,17 +123,18 @@ pub(super) fn again<B: Backend>(
 /// The weights of a layer, and the same ones packed.
 struct Layer<'a, B: Backend> {
     params: &'a LayerParams,
-    packed: Option<&'a PackedLayer<B>>,
+    packs: Packs<'a, B>,
+    l: usize,
 }
 
 impl<'a, B: Backend> Layer<'a, B> {
-    fn of(model: &'a Model<B>, packed: Option<&'a PackedWeights<B>>, l: usize) -> Self {
-        Layer { params: &model.table.layers[l], packed: packed.map(|p| &p.layers[l]) }
+    fn of(model: &'a Model<B>, packs: Packs<'a, B>, l: usize) -> Self {
+        Layer { params: &model.table.layers[l], packs, l }
     }
 
     /// A linear layer, by its packed weight where there is one.
     fn linear<'o>(&'o self, be: &B, packed: impl Fn(&PackedLayer<B>) -> &Laid<B>, op: LinearFwd<'o, B>) -> Result<()> {
-        match self.packed.and_then(|p| packed(p).as_ref()) {
+        match self.packs.find(be, |w| packed(&w.layers[self.l])) {
             Some(w) => {
                 let LinearFwd { y, x, write, .. } = op;
                 be.linear_packed(LinearPacked { y, x, w, write })

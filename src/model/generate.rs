@@ -2,14 +2,18 @@
 //!
 //! Sequences live in cache slots `0..live`; a finished one gives its slot to the last, so the batch stays dense, and
 //! waiting sequences come in when half of the slots are free. What a sequence draws depends on its own number and the seed only.
+//!
+//! Where weights were rounded to be read in half the time, they guess some tokens, and one pass of the weights themselves over
+//! all of those says which they would have drawn: the first that differs and what follows it is thrown away. A row has the
+//! same bits in any company, and a draw is a function of its logits and the seed, so the result is what it is without guesses.
 
 use super::acts::Workspace;
 use super::cache::Cache;
 use super::forward::{attend, forward_with, weight};
 use super::load::Model;
-use super::packed::PackedWeights;
-use super::room::{Buffers, GenerateOptions, Room, buffers};
-use super::sample::{sample, uniform};
+use super::packed::{PackedWeights, Packs};
+use super::room::{Buffers, GenerateOptions, Room, buffers, guesses};
+use super::sample::{pick, sample, uniform};
 use crate::backend::{AttentionDecode, Backend, Float, Logits, LogitsPacked};
 use crate::batch::{Builder, MicroBatch};
 use crate::error::{Error, Result};
@@ -76,7 +80,7 @@ pub fn generate<B: Backend>(
     generate_while(be, model, prompts, options, &mut || Ok(true))
 }
 
-/// [`generate`] as long as `goes_on`, which is asked after every token. Errors: [`Error::Training`] where it does not.
+/// [`generate`] as long as `goes_on`, which is asked after every token, or those that were guessed together. Errors: [`Error::Training`] where it does not.
 pub fn generate_while<B: Backend>(
     be: &B,
     model: &Model<B>,
@@ -150,6 +154,9 @@ fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions
     Ok(())
 }
 
+/// Tokens that are guessed before it is said that most guesses are wrong.
+const TRIED: usize = 32;
+
 /// A sequence in a slot.
 struct Live {
     /// Its number: `prompt * num_return_sequences + k`.
@@ -174,6 +181,8 @@ struct Generator<'a, B: Backend> {
     ws: Workspace<B>,
     cache: Cache<B>,
     packed: Option<PackedWeights<B>>,
+    /// How many tokens were guessed, and how many of them rightly; nothing where none are.
+    guessed: Option<[usize; 2]>,
     slots: usize,
     live: Vec<Live>,
     /// First sequence that has not come in.
@@ -188,6 +197,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         if let Some(packed) = &mut packed {
             packed.fill(be, model)?;
         }
+        let guessed = packed.as_ref().filter(|p| p.guesses(be)).map(|_| [0, 0]);
         Ok(Self {
             be,
             model,
@@ -196,11 +206,12 @@ impl<'a, B: Backend> Generator<'a, B> {
             ws,
             cache,
             packed,
+            guessed,
             slots: room.sequences,
             live: Vec::with_capacity(room.sequences),
             next: 0,
             out: vec![Generated::default(); prompts.len() * o.num_return_sequences],
-            logits: vec![B::Acc::from_f64(0.0); room.sequences * model.config.vocab_size],
+            logits: vec![B::Acc::from_f64(0.0); room.rows * model.config.vocab_size],
         })
     }
 
@@ -225,7 +236,8 @@ impl<'a, B: Backend> Generator<'a, B> {
         self.ws.load_batch(self.be, &prompt_batch(&prompts)?)?;
         let stores = self.stores(&groups, &prompts);
         let (model, cache) = (self.model, &mut self.cache);
-        forward_with(self.be, model, self.packed.as_ref(), &mut self.ws, |be, l, layer, batch, rows| {
+        let packs = Packs { weights: self.packed.as_ref(), guess: false };
+        forward_with(self.be, model, packs, &mut self.ws, |be, l, layer, batch, rows| {
             stores.iter().try_for_each(|dst| cache.store(be, model, l, layer, dst))?;
             attend(be, model, layer, batch, rows)
         })?;
@@ -235,7 +247,8 @@ impl<'a, B: Backend> Generator<'a, B> {
         }
         let first = self.live.len() - groups.iter().map(Range::len).sum::<usize>();
         let rows: Vec<usize> = groups.iter().enumerate().flat_map(|(row, g)| g.clone().map(move |_| row)).collect();
-        self.draw(first, &rows)
+        self.logits(false)?;
+        self.draw(first, &rows, &[])
     }
 
     /// Cache rows of the packed prompts' rows: one list for each copy of a prompt, as every sequence owns its slot.
@@ -254,66 +267,115 @@ impl<'a, B: Backend> Generator<'a, B> {
         stores
     }
 
-    /// One more token for every live sequence.
+    /// One more token for every live sequence, or several.
     fn step(&mut self) -> Result<()> {
-        self.ws.load_batch(self.be, &decode_batch(&self.live)?)?;
-        let (a, stride) = (self.model.config.attn_shape(), self.cache.stride);
-        let mut dst: Vec<u32> = self.live.iter().enumerate().map(|(s, x)| (s * stride + x.cached) as u32).collect();
-        dst.resize(self.ws.rows, u32::MAX);
-        let lens: Vec<u32> = self.live.iter().map(|x| x.cached as u32 + 1).collect();
-        let (model, cache, n) = (self.model, &mut self.cache, lens.len());
-        forward_with(self.be, model, self.packed.as_ref(), &mut self.ws, |be, l, layer, _, _| {
-            cache.store(be, model, l, layer, &dst)?;
-            let [k, v] = &cache.layers[l];
-            be.attention_decode(AttentionDecode {
-                out: be.view_mut(&mut layer.attn, 0..n * a.q_width()),
-                qkv: be.view(&layer.qkv, 0..n * a.qkv_width()),
-                k: be.view(k, 0..be.len(k)),
-                v: be.view(v, 0..be.len(v)),
-                lens: &lens,
-                stride,
-                shape: a,
-            })
-        })?;
+        let n = self.live.len();
+        let mut tokens = vec![self.live.iter().map(|x| x.last).collect::<Vec<_>>()];
+        for j in 0..self.worth_guessing() {
+            self.pass(&tokens[j..], j, true)?;
+            self.logits(true)?;
+            let (o, out, logits) = (self.o, &self.out, self.logits.par_chunks_exact(self.model.config.vocab_size));
+            let guess = |(x, z): (&Live, &[B::Acc])| pick(z, o.temperature, o.top_p, luck(o, out, x, j));
+            tokens.push(self.live.par_iter().zip(logits).map(guess).collect());
+        }
+        self.pass(&tokens, 0, false)?;
         self.live.iter_mut().for_each(|x| x.cached += 1);
-        self.draw(0, &(0..n).collect::<Vec<_>>())
+        self.logits(false)?;
+        self.draw(0, &(0..n).collect::<Vec<_>>(), &tokens[1..])
     }
 
-    /// Draws the next token of sequences `first..`, each from row `rows[i]` of the hidden states; those that end leave.
-    fn draw(&mut self, first: usize, rows: &[usize]) -> Result<()> {
+    /// How many tokens to guess: none beyond the last that any sequence may have, and none where most guesses are wrong.
+    fn worth_guessing(&self) -> usize {
+        let Some([guessed, right]) = self.guessed else { return 0 };
+        if guessed >= TRIED && 2 * right < guessed {
+            return 0;
+        }
+        let left = |x: &Live| self.o.max_new_tokens - self.out[x.sequence].tokens.len() - 1;
+        guesses(self.live.len()).min(self.live.iter().map(left).min().unwrap_or(0))
+    }
+
+    /// Hidden states of `tokens`, for each live sequence one that is `first` after its last, then one a further, and so on: in the
+    /// cache each sees those before it.
+    fn pass(&mut self, tokens: &[Vec<u32>], first: usize, guess: bool) -> Result<()> {
+        self.ws.load_batch(self.be, &decode_batch(&self.live, tokens, first)?)?;
+        let (a, stride, n) = (self.model.config.attn_shape(), self.cache.stride, self.live.len());
+        let places = (0..tokens.len()).flat_map(|j| self.live.iter().enumerate().map(move |(s, x)| (s, x, j)));
+        let mut dst: Vec<u32> = places.map(|(s, x, j)| (s * stride + x.cached + first + j) as u32).collect();
+        dst.resize(self.ws.rows, u32::MAX);
+        let lens = |j: usize| self.live.iter().map(move |x| (x.cached + first + j + 1) as u32).collect();
+        let lens: Vec<Vec<u32>> = (0..tokens.len()).map(lens).collect();
+        let (model, cache) = (self.model, &mut self.cache);
+        let packs = Packs { weights: self.packed.as_ref(), guess };
+        forward_with(self.be, model, packs, &mut self.ws, |be, l, layer, _, _| {
+            cache.store(be, model, l, layer, &dst)?;
+            let [k, v] = &cache.layers[l];
+            lens.iter().enumerate().try_for_each(|(j, lens)| {
+                be.attention_decode(AttentionDecode {
+                    out: be.view_mut(&mut layer.attn, j * n * a.q_width()..(j + 1) * n * a.q_width()),
+                    qkv: be.view(&layer.qkv, j * n * a.qkv_width()..(j + 1) * n * a.qkv_width()),
+                    k: be.view(k, 0..be.len(k)),
+                    v: be.view(v, 0..be.len(v)),
+                    lens,
+                    stride,
+                    shape: a,
+                })
+            })
+        })
+    }
+
+    /// Logits of the hidden states.
+    fn logits(&mut self, guess: bool) -> Result<()> {
         let (c, be, n) = (&self.model.config, self.be, self.ws.predictions);
         let logits = be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size);
         let x = be.view(&self.ws.hidden, 0..n * c.hidden_size);
-        match self.packed.as_ref().and_then(|p| p.head.as_ref()) {
+        match (Packs { weights: self.packed.as_ref(), guess }).find(be, |w| &w.head) {
             Some(w) => be.logits_packed(LogitsPacked { logits, x, w })?,
             None => {
                 let w = weight(be, self.model, &self.model.table.head);
                 be.logits(Logits { logits, x, w, dim: c.hidden_size })?;
             }
         }
-        let logits = &mut self.logits[..n * c.vocab_size];
-        be.download(logits, be.view(&self.ws.logits, 0..n * c.vocab_size))?;
-        let (o, out, logits) = (self.o, &self.out, &*logits);
-        let drawn: Vec<(u32, f64)> = (self.live[first..].par_iter().zip(rows))
-            .map(|(x, row)| {
-                let u = uniform(o.seed, x.sequence as u64, out[x.sequence].tokens.len() as u64);
-                sample(&logits[row * c.vocab_size..(row + 1) * c.vocab_size], o.temperature, o.top_p, u)
-            })
-            .collect();
-        for (x, (token, logp)) in self.live[first..].iter_mut().zip(drawn) {
+        be.download(&mut self.logits[..n * c.vocab_size], be.view(&self.ws.logits, 0..n * c.vocab_size))
+    }
+
+    /// Draws the next token of sequences `first..`, each from row `rows[i]` of the logits, and as long as `guesses` has what was
+    /// drawn, which is in the cache by then, the one after it from the row that is a row a sequence further. Those that end leave.
+    fn draw(&mut self, first: usize, rows: &[usize], guesses: &[Vec<u32>]) -> Result<()> {
+        let (o, n, vocab) = (self.o, self.live.len(), self.model.config.vocab_size);
+        let (out, logits) = (&self.out, &self.logits);
+        let draws = self.live[first..].par_iter().zip(rows).map(|(x, row)| {
+            let draw = |j: usize| {
+                let z = &logits[(row + j * n) * vocab..][..vocab];
+                sample(z, o.temperature, o.top_p, luck(o, out, x, j))
+            };
+            (0..=guesses.len()).into_par_iter().map(draw).collect()
+        });
+        let draws: Vec<Vec<(u32, f64)>> = draws.collect();
+        for (i, (x, draws)) in self.live[first..].iter_mut().zip(draws).enumerate() {
             let out = &mut self.out[x.sequence];
-            // Of numbers that are none, the token would be an accident.
-            if !logp.is_finite() {
-                let (prompt, after) = (x.sequence / o.num_return_sequences + 1, out.tokens.len());
-                return Err(Error::Training(format!(
-                    "prompt {prompt}: after {after} new tokens the model computes no finite numbers; check its config.json, \
-                     and whether the download is whole"
-                )));
+            for (j, (token, logp)) in draws.into_iter().enumerate() {
+                // Of numbers that are none, the token would be an accident.
+                if !logp.is_finite() {
+                    let (prompt, after) = (x.sequence / o.num_return_sequences + 1, out.tokens.len());
+                    return Err(Error::Training(format!(
+                        "prompt {prompt}: after {after} new tokens the model computes no finite numbers; check its config.json, \
+                         and whether the download is whole"
+                    )));
+                }
+                x.last = token;
+                out.tokens.push(token);
+                out.logps.push(logp);
+                out.finished = o.eos_token_ids.contains(&token);
+                let right = guesses.get(j).is_some_and(|g| g[i] == token);
+                if let Some([guessed, rightly]) = &mut self.guessed {
+                    *guessed += usize::from(j < guesses.len());
+                    *rightly += usize::from(right);
+                }
+                if out.finished || !right {
+                    break;
+                }
+                x.cached += 1;
             }
-            x.last = token;
-            out.tokens.push(token);
-            out.logps.push(logp);
-            out.finished = o.eos_token_ids.contains(&token);
         }
         self.retire(first)
     }
@@ -335,6 +397,11 @@ impl<'a, B: Backend> Generator<'a, B> {
     }
 }
 
+/// Where a sequence's draw falls that is `j` tokens after its next.
+fn luck(o: &GenerateOptions, out: &[Generated], x: &Live, j: usize) -> f64 {
+    uniform(o.seed, x.sequence as u64, (out[x.sequence].tokens.len() + j) as u64)
+}
+
 /// Whole prompts, one after another; the last row of each predicts.
 fn prompt_batch(prompts: &[&[u32]]) -> Result<MicroBatch> {
     let mut b = Builder::default();
@@ -346,9 +413,12 @@ fn prompt_batch(prompts: &[&[u32]]) -> Result<MicroBatch> {
     b.finish(slots)
 }
 
-/// The newest token of every sequence, a row each, in no segment: their attention goes through the cache.
-fn decode_batch(live: &[Live]) -> Result<MicroBatch> {
+/// A row of every sequence, `first` after its newest token's place, then of every one the next, in no segment: their attention
+/// goes through the cache.
+fn decode_batch(live: &[Live], tokens: &[Vec<u32>], first: usize) -> Result<MicroBatch> {
     let mut b = Builder::default();
-    live.iter().try_for_each(|x| b.cached(x.last, x.cached as u32))?;
-    b.finish(live.len())
+    for (j, tokens) in (first..).zip(tokens) {
+        live.iter().zip(tokens).try_for_each(|(x, token)| b.cached(*token, (x.cached + j) as u32))?;
+    }
+    b.finish(live.len() * tokens.len())
 }

@@ -1,4 +1,5 @@
-//! The weights of every product, laid out for products of few rows: generation reads them once a token.
+//! The weights of every product, laid out for products of few rows: generation reads them once a token, or rounded ones for
+//! guesses, and the weights themselves once for several.
 
 use super::config::ModelConfig;
 use super::load::Model;
@@ -17,6 +18,30 @@ pub(super) struct PackedLayer<B: Backend> {
     pub down: Laid<B>,
 }
 
+/// Which of the weights laid out products are to use.
+pub(super) struct Packs<'a, B: Backend> {
+    pub weights: Option<&'a PackedWeights<B>>,
+    /// Also those that were rounded: the results are guesses.
+    pub guess: bool,
+}
+
+impl<B: Backend> Clone for Packs<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<B: Backend> Copy for Packs<'_, B> {}
+
+impl<'a, B: Backend> Packs<'a, B> {
+    /// None: the weights as they lie.
+    pub const NONE: Self = Packs { weights: None, guess: false };
+
+    /// The weight that `of` names, where it is to be used.
+    pub fn find(&self, be: &B, of: impl Fn(&'a PackedWeights<B>) -> &'a Laid<B>) -> Option<&'a B::Packed> {
+        self.weights.and_then(|w| of(w).as_ref()).filter(|w| self.guess || be.is_exact(w))
+    }
+}
+
 /// The weights of a model.
 pub(super) struct PackedWeights<B: Backend> {
     pub layers: Vec<PackedLayer<B>>,
@@ -24,9 +49,9 @@ pub(super) struct PackedWeights<B: Backend> {
 }
 
 impl<B: Backend> PackedWeights<B> {
-    /// Room for the weights of `model`.
-    pub fn room(be: &B, model: &Model<B>) -> Result<Self> {
-        let room = |p: &Param, inp: usize| be.packed_room("packed weights", p.at.len() / inp, inp);
+    /// Room for the weights of `model`; `drafts`: what does not fit into half the memory as it is may be rounded.
+    pub fn room(be: &B, model: &Model<B>, drafts: bool) -> Result<Self> {
+        let room = |p: &Param, inp: usize| be.packed_room("packed weights", p.at.len() / inp, inp, drafts);
         let layer = |l: &LayerParams| {
             let [qkv, o, gate_up, down] = inputs(&model.config);
             Ok(PackedLayer {
@@ -53,6 +78,23 @@ impl<B: Backend> PackedWeights<B> {
             fill(&mut to.down, &l.down)?;
         }
         fill(&mut self.head, &model.table.head)
+    }
+}
+
+impl<B: Backend> PackedWeights<B> {
+    /// Whether the device lays weights out at all.
+    pub fn any(&self) -> bool {
+        self.all().next().is_some()
+    }
+
+    /// Whether some were rounded.
+    pub fn guesses(&self, be: &B) -> bool {
+        self.all().any(|w| !be.is_exact(w))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &B::Packed> {
+        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        layers.chain([&self.head]).flatten()
     }
 }
 

@@ -36,11 +36,24 @@ pub struct GenerateOptions {
 /// Fewest new tokens for which weights are packed: packing costs about as much as two steps without.
 const PACKED_FROM: usize = 4;
 
+/// Most tokens that are guessed before the weights themselves say which of them they would have drawn: with the token before
+/// them as many rows as the least tile has.
+const GUESSES: usize = 3;
+/// Most rows of such a pass: no more than a tile of the products has, so that they cost little beside reading the weights.
+const GUESSED_ROWS: usize = 12;
+
+/// How many tokens to guess for each of `live` sequences.
+pub(super) fn guesses(live: usize) -> usize {
+    (GUESSED_ROWS / live).saturating_sub(1).min(GUESSES)
+}
+
 /// What generating has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Sequences at a time.
     pub sequences: usize,
+    /// Predictions of a batch: of each sequence, and of those that are guessed.
+    pub rows: usize,
     /// Token slots of its batches.
     pub slots: usize,
     /// Bytes of logits on the host, beside the device's.
@@ -71,12 +84,15 @@ pub(super) fn buffers<B: Backend>(
     // Cache rows are numbered in u32, u32::MAX meaning none.
     let sequences = sequences.min((u32::MAX as usize - 1) / stride).max(1);
     let tokens = prompts.iter().map(Vec::len).sum::<usize>().min(PREFILL_TOKENS).max(longest);
-    let slots = tokens.max(sequences);
-    let capacity = Capacity { slots, predictions: sequences, responses: sequences, pairs: 0 };
-    let room = Room { sequences, slots, host_bytes: sequences * logits };
-    let ws = Workspace::new(be, model, capacity, sequences, false)?;
-    let cache = Cache::new(be, model, sequences, stride)?;
     let packs = o.pack_weights && o.max_new_tokens >= PACKED_FROM;
-    let packed = packs.then(|| PackedWeights::room(be, model)).transpose()?;
+    let packed = packs.then(|| PackedWeights::room(be, model, guesses(sequences) > 0)).transpose()?;
+    let guessing = packed.as_ref().is_some_and(PackedWeights::any);
+    // Of all numbers of sequences that may be left.
+    let rows = (1..=sequences).map(|n| n * (1 + if guessing { guesses(n) } else { 0 })).max().unwrap_or(sequences);
+    let slots = tokens.max(rows);
+    let capacity = Capacity { slots, predictions: rows, responses: rows, pairs: 0 };
+    let room = Room { sequences, rows, slots, host_bytes: rows * logits };
+    let ws = Workspace::new(be, model, capacity, rows, false)?;
+    let cache = Cache::new(be, model, sequences, stride)?;
     Ok(Buffers { room, ws, cache, packed })
 }

@@ -34,19 +34,29 @@ pub fn normal(seed: u64, stream: u64, counter: u64) -> f64 {
 /// softmax(z / temperature), limited to the fewest most likely tokens whose probabilities reach `top_p` (Holtzman et al.
 /// 2020). Ties in probability go to the lower index.
 pub fn sample<F: Float>(logits: &[F], temperature: f64, top_p: f64, u: f64) -> (u32, f64) {
+    let (token, max) = (pick(logits, temperature, top_p, u), logits[likeliest(logits)].to_f64());
+    let log_sum = logits.iter().map(|z| (z.to_f64() - max).exp()).sum::<f64>().ln();
+    (token, logits[token as usize].to_f64() - max - log_sum)
+}
+
+/// The token of [`sample`] alone.
+pub fn pick<F: Float>(logits: &[F], temperature: f64, top_p: f64, u: f64) -> u32 {
+    let best = likeliest(logits);
+    let token = match temperature == 0.0 {
+        true => best,
+        false => draw(logits, logits[best].to_f64(), temperature, top_p, u),
+    };
+    token as u32
+}
+
+fn likeliest<F: Float>(logits: &[F]) -> usize {
     let mut best = 0;
     for (i, z) in logits.iter().enumerate() {
         if z.to_f64() > logits[best].to_f64() {
             best = i;
         }
     }
-    let max = logits[best].to_f64();
-    let log_sum = logits.iter().map(|z| (z.to_f64() - max).exp()).sum::<f64>().ln();
-    let token = match temperature == 0.0 {
-        true => best,
-        false => draw(logits, max, temperature, top_p, u),
-    };
-    (token as u32, logits[token].to_f64() - max - log_sum)
+    best
 }
 
 fn draw<F: Float>(logits: &[F], max: f64, temperature: f64, top_p: f64, u: f64) -> usize {

@@ -6,7 +6,9 @@ use fusedpo::backend::{Backend, Device, Float};
 use fusedpo::loss::{LossSpec, LossType};
 
 use fusedpo::model::sample::{normal, uniform};
-use fusedpo::model::{Architecture, GenerateOptions, Keep, Model, ModelConfig, ModelDir, Rope, RopeScaling, generate};
+use fusedpo::model::{
+    Architecture, GenerateOptions, Generated, Keep, Model, ModelConfig, ModelDir, Rope, RopeScaling, generate,
+};
 use model_common::*;
 
 const SIGMOID: LossSpec = LossSpec::of(LossType::Sigmoid).beta(0.3);
@@ -327,6 +329,48 @@ fn decoding_equals_the_full_forward_pass() {
             assert!(!s.tokens[..s.tokens.len() - 1].contains(&2), "{name}: went on after the end");
             assert_eq!(s.logps.len(), full[i].len());
             s.logps.iter().zip(&full[i]).for_each(|(a, b)| assert!((a - b).abs() <= 1e-11, "{name}: {a} {b}"));
+        }
+    }
+}
+
+/// Rounded weights may guess what comes next: what is generated, and with which probability, has the same bits, whether the
+/// guesses are mostly right or, where small differences grow, mostly wrong.
+#[test]
+fn guesses_change_nothing() {
+    let be = cpu32();
+    for (seed, (name, config)) in (40..).zip(configs()) {
+        for factor in [1.0f32, 40.0] {
+            let mut m = model(&be, &config, seed);
+            let mut weights = vec![0.0; m.table.len];
+            be.download(&mut weights, be.view(&m.weights, 0..m.table.len)).unwrap();
+            weights.iter_mut().for_each(|w| *w *= factor);
+            be.upload(be.view_mut(&mut m.weights, 0..weights.len()), &weights).unwrap();
+            let prompts: Vec<Vec<u32>> = groups(seed).into_iter().map(|g| g.prompt).filter(|p| !p.is_empty()).collect();
+            for (temperature, copies, eos_token_ids) in
+                [(0.0, 1, vec![]), (0.8, 1, vec![2]), (1.5, 2, vec![2, 5]), (1.0, 5, vec![])]
+            {
+                for prompts in [&prompts[..1], &prompts] {
+                    let o = GenerateOptions {
+                        temperature,
+                        num_return_sequences: copies,
+                        eos_token_ids: eos_token_ids.clone(),
+                        ..options(21)
+                    };
+                    let plain =
+                        generate(&be, &m, prompts, &GenerateOptions { pack_weights: false, ..o.clone() }).unwrap();
+                    let bits = |all: &[Vec<Generated>]| -> Vec<_> {
+                        let one = |g: &Generated| {
+                            (g.tokens.clone(), g.finished, g.logps.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+                        };
+                        all.iter().flatten().map(one).collect()
+                    };
+                    assert_eq!(
+                        bits(&generate(&be, &m, prompts, &o).unwrap()),
+                        bits(&plain),
+                        "{name}, {temperature}, {copies}"
+                    );
+                }
+            }
         }
     }
 }

@@ -15,11 +15,12 @@ use rayon::prelude::*;
 impl<S: Real> DecodeOps for Cpu<S> {
     type Packed = Packed;
 
-    fn packed_room(&self, name: &str, out: usize, inp: usize) -> Result<Option<Packed>> {
+    fn packed_room(&self, name: &str, out: usize, inp: usize, drafts: bool) -> Result<Option<Packed>> {
         check::nonzero("packed_room", "out", out)?;
         check::nonzero("packed_room", "inp", inp)?;
-        self.record(name, S::packed_bytes(&self.gemm, out, inp));
-        if self.counting { Ok(Some(Packed::counted(out, inp))) } else { S::room(&self.gemm, out, inp).map(Some) }
+        self.record(name, S::packed_bytes(&self.gemm, out, inp, drafts));
+        let room = || S::room(&self.gemm, out, inp, drafts);
+        if self.counting { Ok(Some(Packed::counted(out, inp))) } else { room().map(Some) }
     }
 
     fn pack_weight(&self, to: &mut Packed, w: &[S]) -> Result<()> {
@@ -27,6 +28,10 @@ impl<S: Real> DecodeOps for Cpu<S> {
         check::len("pack_weight", "w", w.len(), &[("out", out), ("inp", inp)])?;
         S::fill(&self.gemm, to, Mat::by_line(w, inp));
         Ok(())
+    }
+
+    fn is_exact(&self, w: &Packed) -> bool {
+        w.is_exact()
     }
 
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {

@@ -11,13 +11,17 @@ use crate::error::{Error, Result};
 impl<D: Driver, A: GpuFloat> DecodeOps for Gpu<D, A> {
     type Packed = std::convert::Infallible;
 
-    fn packed_room(&self, _: &str, _: usize, _: usize) -> Result<Option<Self::Packed>> {
+    fn packed_room(&self, _: &str, _: usize, _: usize, _: bool) -> Result<Option<Self::Packed>> {
         // The library reads weights as they lie.
         Ok(None)
     }
 
     fn pack_weight(&self, to: &mut Self::Packed, _: View<A>) -> Result<()> {
         match *to {}
+    }
+
+    fn is_exact(&self, w: &Self::Packed) -> bool {
+        match *w {}
     }
 
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {

@@ -36,7 +36,7 @@ pub struct AttentionDecode<'a, B: Device> {
     pub shape: AttnShape,
 }
 
-/// `y {=,+=,= plus +} x w^T` as `LinearFwd`, with the same bits, of a weight that was laid out before.
+/// `y {=,+=,= plus +} x w^T` as `LinearFwd`, with the same bits where it is exact, of a weight that was laid out before.
 pub struct LinearPacked<'a, B: DecodeOps> {
     /// rows x out.
     pub y: ActMut<'a, B>,
@@ -48,7 +48,7 @@ pub struct LinearPacked<'a, B: DecodeOps> {
     pub write: Write<Act<'a, B>>,
 }
 
-/// `x w^T` as `Logits`, with the same bits, of a weight that was laid out before.
+/// `x w^T` as `Logits`, with the same bits where it is exact, of a weight that was laid out before.
 pub struct LogitsPacked<'a, B: DecodeOps> {
     /// At least n x vocab.
     pub logits: AccMut<'a, B>,
@@ -63,10 +63,12 @@ pub trait DecodeOps: Device {
     /// A weight as products of few rows read it fastest.
     type Packed: Send + Sync;
     /// Room for a weight of `out x inp`, entered in the memory table under `name` with the most that it can take; `None`
-    /// where weights are read fastest as they lie.
-    fn packed_room(&self, name: &str, out: usize, inp: usize) -> Result<Option<Self::Packed>>;
+    /// where weights are read fastest as they lie. `drafts`: one that does not fit into half the memory as it is may be rounded.
+    fn packed_room(&self, name: &str, out: usize, inp: usize, drafts: bool) -> Result<Option<Self::Packed>>;
     /// Lays out a weight in room made for its sizes.
     fn pack_weight(&self, to: &mut Self::Packed, w: Act<'_, Self>) -> Result<()>;
+    /// Whether it is the weight itself; else it was rounded: good for guesses, at half the time.
+    fn is_exact(&self, w: &Self::Packed) -> bool;
     /// See [`LinearPacked`].
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()>;
     /// See [`LogitsPacked`].

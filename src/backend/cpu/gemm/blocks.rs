@@ -165,11 +165,16 @@ unsafe fn share_a<K: Kernel>(
                 for ks in blocks {
                     let units = units::<K>(ks);
                     let (mine, rest) = ap.split_at(m.next_multiple_of(K::MR) * units);
-                    let bp = &mut bp[..cols.len().next_multiple_of(K::NR) * units];
-                    // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
-                    unsafe {
-                        pack_lines::<K>(bp, Side::B, b, cols.clone(), ks);
-                        block::<K>(out.after(ks), mine, bp, 0..m, cols.clone(), units);
+                    // A panel that few rows meet is gone through once: at once, while it is in the nearest cache.
+                    let width = if m > K::MR { cols.len() } else { K::NR };
+                    for at in cols.clone().step_by(width.max(1)) {
+                        let cols = at..(at + width).min(cols.end);
+                        let bp = &mut bp[..cols.len().next_multiple_of(K::NR) * units];
+                        // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
+                        unsafe {
+                            pack_lines::<K>(bp, Side::B, b, cols.clone(), ks);
+                            block::<K>(out.after(ks), mine, bp, 0..m, cols, units);
+                        }
                     }
                     ap = rest;
                 }

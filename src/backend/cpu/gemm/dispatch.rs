@@ -14,13 +14,14 @@ use crate::error::Result;
 pub trait HasGemm: Sized {
     /// `c[i, j] = base[i, j] + sum over k of a[i, k] b[j, k]` for `sizes` m, n, k; `c` is `m x n`, row-major.
     fn gemm(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
-    /// Most bytes that `lines x k` take when they are packed for good.
-    fn packed_bytes(g: &Gemm, lines: usize, k: usize) -> usize;
-    /// Room for `lines x k`, not 0, to be packed. Errors: [`crate::Error::Device`] where there is no memory.
-    fn room(g: &Gemm, lines: usize, k: usize) -> Result<Packed>;
+    /// Most bytes that `lines x k` take when they are packed for good; `drafts` as in [`HasGemm::room`].
+    fn packed_bytes(g: &Gemm, lines: usize, k: usize, drafts: bool) -> usize;
+    /// Room for `lines x k`, not 0, to be packed, and rounded to bf16 where the kernel reads that and `drafts` says so. Errors:
+    /// [`crate::Error::Device`] where there is no memory.
+    fn room(g: &Gemm, lines: usize, k: usize, drafts: bool) -> Result<Packed>;
     /// Packs `x`, of the sizes that the room was made for.
     fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>);
-    /// [`HasGemm::gemm`] of `m` rows with a right operand packed before: the same bits.
+    /// [`HasGemm::gemm`] of `m` rows with a right operand packed before: the same bits, where it was not rounded.
     fn gemm_packed(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: &Packed, m: usize);
 }
 
@@ -98,13 +99,13 @@ macro_rules! has_gemm {
             ) {
                 on_kernel!(g, $kernels, run, (g, c, base, a, b, sizes))
             }
-            fn packed_bytes(g: &Gemm, lines: usize, k: usize) -> usize {
+            fn packed_bytes(g: &Gemm, lines: usize, k: usize, drafts: bool) -> usize {
                 use packed::bytes;
-                on_kernel!(g, $kernels, bytes, (lines, k))
+                on_kernel!(g, $kernels, bytes, (lines, k, drafts))
             }
-            fn room(g: &Gemm, lines: usize, k: usize) -> Result<Packed> {
+            fn room(g: &Gemm, lines: usize, k: usize, drafts: bool) -> Result<Packed> {
                 use packed::room;
-                on_kernel!(g, $kernels, room, (lines, k))
+                on_kernel!(g, $kernels, room, (lines, k, drafts))
             }
             fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>) {
                 use packed::fill;

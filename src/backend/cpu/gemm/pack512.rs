@@ -232,6 +232,8 @@ unsafe fn pack<S: Source>(
                     for (w, row) in rows.iter_mut().enumerate().take(live) {
                         let at = src.wrapping_add(w * line + k);
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(32 * S::K).cast());
+                        // The next panel's, while this one's is multiplied.
+                        _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(panel * line).cast());
                         *row = S::along(at, len - k);
                     }
                     transpose(&mut rows);

@@ -2,7 +2,8 @@
 //! task. Blocks, panels and sums are those of `blocks`, and so are the bits.
 //!
 //! Where every element is a bf16 or an f16 value in an `f32`, as in most published models, or is rounded to bf16, the panels
-//! hold two elements a word, and the tile widens them: half the memory to read, the same numbers.
+//! hold two elements a word, and the tile widens them: half the memory to read, the same numbers. Others may be rounded as well,
+//! for a guess of the product (`Packed::is_exact`).
 
 use super::blocks::{Out, edge, k_blocks, lines_of, pack_all, tasks};
 use super::kernel::{Kernel, LOW};
@@ -26,6 +27,9 @@ pub struct Packed {
     lines: usize,
     k: usize,
     form: Form,
+    /// Whether it may be rounded, and whether it was.
+    drafts: bool,
+    rounded: bool,
 }
 
 /// What panels hold.
@@ -40,7 +44,12 @@ enum Form {
 impl Packed {
     /// What counts alone: it owns nothing, and nothing can be packed into it.
     pub fn counted(lines: usize, k: usize) -> Self {
-        Packed { words: Vec::new(), lines, k, form: Form::Whole }
+        Packed { words: Vec::new(), lines, k, form: Form::Whole, drafts: false, rounded: false }
+    }
+
+    /// Whether products have the bits of those with the operand itself.
+    pub fn is_exact(&self) -> bool {
+        !self.rounded
     }
 
     /// Lines, and the summed dimension.
@@ -68,20 +77,20 @@ fn blocks_of<K: Kernel>(k: usize) -> Vec<Range<usize>> {
 }
 
 /// See `HasGemm::packed_bytes`.
-pub(super) fn bytes<K: Kernel>(lines: usize, k: usize) -> usize {
+pub(super) fn bytes<K: Kernel>(lines: usize, k: usize, drafts: bool) -> usize {
     let len = packed::<K>(Side::B, lines, &blocks_of::<K>(k));
     // Rounded operands are always halves.
-    let bytes = if K::ROUNDS { 2 * len } else { len * size_of::<K::P>() };
+    let bytes = if K::ROUNDS || drafts && K::HALVES.is_some() { 2 * len } else { len * size_of::<K::P>() };
     bytes.next_multiple_of(LINE) + LINE
 }
 
 /// See `HasGemm::room`.
-pub(super) fn room<K: Kernel>(lines: usize, k: usize) -> Result<Packed> {
-    let bytes = bytes::<K>(lines, k);
+pub(super) fn room<K: Kernel>(lines: usize, k: usize, drafts: bool) -> Result<Packed> {
+    let bytes = bytes::<K>(lines, k, drafts);
     // Memory that is never written to is never taken from the system.
     let words = bytemuck::allocation::try_zeroed_vec(bytes / size_of::<u64>())
         .map_err(|()| Error::Device(format!("out of memory: packing a weight needs {bytes} bytes")))?;
-    Ok(Packed { words, lines, k, form: Form::Whole })
+    Ok(Packed { words, lines, k, form: Form::Whole, drafts, rounded: false })
 }
 
 /// See `HasGemm::fill`.
@@ -95,6 +104,7 @@ pub(super) fn fill<K: Kernel>(g: &Gemm, to: &mut Packed, x: Mat<'_, K::S>) {
         None => Form::Whole,
         Some(_) if K::ROUNDS || all(are_bf16) => Form::Bf16,
         Some(_) if all(are_f16) => Form::F16,
+        Some(_) if to.drafts => Form::Bf16,
         Some(_) => Form::Whole,
     };
     if to.form == Form::Whole {
@@ -103,10 +113,15 @@ pub(super) fn fill<K: Kernel>(g: &Gemm, to: &mut Packed, x: Mat<'_, K::S>) {
         // SAFETY: the operand was measured above; a kernel is only named for a level that was detected.
         return unsafe { pack_all::<K>(dst, Side::B, x, lines, &blocks) };
     }
-    let form = to.form;
+    // A kernel that rounds packs what is rounded.
+    to.rounded = to.form == Form::Bf16 && !K::ROUNDS && !all(are_bf16);
+    let narrow = match to.form {
+        Form::Bf16 if to.rounded => two_rounded,
+        Form::Bf16 => two_bf16,
+        _ => two_f16,
+    };
     let mut rest = to.panels_mut::<u32>(len / 2);
     pages::advise(bytemuck::cast_slice_mut(rest));
-    let narrow = if form == Form::Bf16 { two_bf16 } else { two_f16 };
     for ks in &blocks {
         let units = units::<K>(ks);
         let (part, tail) = rest.split_at_mut(lines.next_multiple_of(K::NR) * units / 2);
@@ -149,6 +164,13 @@ fn are_f16(x: &[u32]) -> bool {
 fn two_bf16(dst: &mut [u32], row: &[u32]) {
     let (low, high) = row.split_at(dst.len());
     dst.iter_mut().zip(low.iter().zip(high)).for_each(|(d, (l, h))| *d = l >> 16 | h & 0xffff_0000);
+}
+
+/// As [`two_bf16`], of any numbers, to the nearest.
+fn two_rounded(dst: &mut [u32], row: &[u32]) {
+    let (low, high) = row.split_at(dst.len());
+    let nearest = |x: u32| x.wrapping_add(0x7fff + (x >> 16 & 1));
+    dst.iter_mut().zip(low.iter().zip(high)).for_each(|(d, (l, h))| *d = nearest(*l) >> 16 | nearest(*h) & 0xffff_0000);
 }
 
 /// See `Halves::f16`: the exponent's bias goes from 127 to 15; below its least normal number f16 counts steps.
@@ -306,7 +328,7 @@ mod tests {
             (|x| f16::from_f32(x * 1e-4).to_f32(), Form::F16),
         ];
         for (n, k) in [(1, 1), (33, 7), (70, 577), (128, 1200)] {
-            for m in [1, 3, 4, 5, 12, 13, 16, 40] {
+            for m in [1, 3, 4, 5, 12, 13, 14, 15, 16, 40] {
                 let (a, base): (Vec<f32>, Vec<f32>) =
                     ((0..m * k).map(|_| next()).collect(), (0..m * n).map(|_| next()).collect());
                 for (round, form) in kinds {
@@ -317,14 +339,23 @@ mod tests {
                             let (mut want, mut got) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
                             let (x, w) = (Mat::by_line(&a, k), Mat::by_line(&b, k));
                             f32::gemm(&g, &mut want, Base::Other(&base), x, w, [m, n, k]);
-                            let mut packed = f32::room(&g, n, k).unwrap();
+                            let mut packed = f32::room(&g, n, k, false).unwrap();
                             f32::fill(&g, &mut packed, w);
                             f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &packed, m);
                             let what = format!("{m} x {n} x {k}, {level:?}, {precision:?}");
                             assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
+                            // Where it may be rounded, it says whether it was, and that is to nearest.
+                            let mut draft = f32::room(&g, n, k, true).unwrap();
+                            f32::fill(&g, &mut draft, w);
+                            if !draft.is_exact() {
+                                let near: Vec<f32> = b.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+                                f32::gemm(&g, &mut want, Base::Other(&base), x, Mat::by_line(&near, k), [m, n, k]);
+                            }
+                            f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &draft, m);
+                            assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}, rounded");
                             // A number or two may be any of these by chance.
                             if n * k > 100 && precision == GemmPrecision::Native && level.name() == "avx512" {
-                                assert!(packed.form == form, "{what}");
+                                assert!(packed.form == form && draft.is_exact() == (form != Form::Whole), "{what}");
                             }
                         }
                     }

@@ -3,7 +3,7 @@
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
-use crate::commands::{eval, generate, inspect, loss, pack, reference, score};
+use crate::commands::{eval, generate, inspect, loss, merge, pack, reference, score};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
@@ -69,6 +69,8 @@ pub enum Command {
     /// The losses: which there are, and each with its formula, source, and value and gradient at given log-probs
     #[command(subcommand)]
     Loss(loss::LossCommand),
+    /// Merge an adapter (LoRA) into the weights of its base model
+    Merge(merge::MergeArgs),
     /// Which devices, libraries and SIMD levels were found, and what to do about the rest
     Doctor,
 }

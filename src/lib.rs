@@ -13,7 +13,9 @@
 //! 3. A run: [`train::run::train`] with [`TrainOptions`](train::options::TrainOptions). It fills a new folder with `run.json`,
 //!    `config.toml`, `metrics.jsonl`, checkpoints and the trained model, or goes on with one
 //!    ([`ResumeOptions`](train::options::ResumeOptions)). [`train::reference::ensure`] is its reference pass alone.
-//! 4. What came out: [`train::eval::evaluate`], [`train::kl::estimate`], [`model::generate()`], and [`model::export()`].
+//! 4. What came out: [`train::eval::evaluate`], [`train::kl::estimate`], [`model::generate()`], and [`model::export()`]. A
+//!    directory with an adapter is [`ModelDir::with_adapter`](model::ModelDir::with_adapter), from then on a model like any
+//!    other; [`model::merge::merged`] makes it one without.
 //!
 //! Work that takes long is told to an [`Observe`](observe::Observe), which may end it in order; nobody listens with
 //! [`Silent`](observe::Silent). Errors are one type, [`Error`], and one line each: what, where, what to do. They name an
@@ -86,8 +88,8 @@
 //! - [`backend`]: the boundary of about thirty ops that every device implements. [`backend::ops`] are the contracts, a trait a
 //!   family and a struct of arguments an op; [`backend::cpu`] is the definition, in f32 and f64; [`backend::gpu`] launches the
 //!   kernels of `kernels/`, on a GPU or on the host.
-//! - [`model`]: a directory opened once, configuration, parameter table, loading and export, forward and backward written
-//!   out, generation.
+//! - [`model`]: a directory opened once, configuration, parameter table, adapters ([`model::peft`] are their files,
+//!   [`model::low_rank`] what they compute), loading and export, forward and backward written out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
 //!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, checkpoints
 //!   ([`train::checkpoint`]), records ([`train::record`]), runs.
@@ -116,6 +118,8 @@
 //! - A run that goes on from a checkpoint comes to the bytes of one that nobody disturbed, in weights and metrics: what decides a
 //!   bit is in the [`State`](train::state::State) with its [`Clock`](train::clock::Clock), or in the
 //!   [`Identity`](train::checkpoint::Identity) that the checkpoint refuses to be without. Observers hold nothing of the kind.
+//! - Which parameters train is input to the parameter table. What is frozen has no gradient, no master weights and no
+//!   moments, and nothing is computed for it; below the lowest parameter that trains the backward pass does not go.
 //! - The loss is a mean over the pairs of the whole step: gradients do not depend on how it was cut into micro-batches.
 //! - A model's directory is opened once a command ([`model::ModelDir`]): its configuration is read once, each of its files
 //!   is hashed once, and reference, policy and export come from the same bytes.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),
         Command::Loss(command) => commands::loss::run(&command),
+        Command::Merge(args) => commands::merge::run(&args),
         Command::Doctor => commands::doctor::run(to.flags()),
     };
     // With it go its bars.

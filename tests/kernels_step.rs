@@ -14,7 +14,7 @@ use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{Model, ModelConfig, ModelDir};
+use fusedpo::model::{AdapterInit, AdapterShape, Model, ModelConfig, ModelDir};
 use half::bf16;
 use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
@@ -155,6 +155,40 @@ fn frozen_parameters_leave_the_others_as_they_are() {
                 }
             }
         });
+    }
+}
+
+/// With an adapter: values and gradients against the CPU in f64, for each of PEFT's goldens; and a new adapter changes no bit.
+#[test]
+fn adapters_agree_with_the_cpu() {
+    let exact = Cpu::<f64>::new().unwrap();
+    for (seed, name) in MODELS.iter().enumerate() {
+        for kind in ["all", "some-rslora"] {
+            let base = ModelDir::open(&golden(name)).unwrap();
+            let dir = base.with_adapter(&golden("adapters").join(format!("{name}-{kind}"))).unwrap();
+            let wanted = Model::load(&exact, &dir, POSITIONS).unwrap();
+            let batches = batches(wanted.config.vocab_size);
+            let want = train(&exact, &wanted, &batches, &SPEC, 0.2);
+            on_devices!(f32, [seed as u64], |be, place| {
+                let model = Model::load(be, &dir, POSITIONS).unwrap();
+                let errors = errors(&train(be, &model, &batches, &SPEC, 0.2), &want);
+                println!("{name}, {kind}, {place}: losses, log-probs, gradients {errors:?}");
+                let bound = if let Place::Host(_) = place { 4e-6 } else { 2.0 * in_any_order(&golden(name)) };
+                assert!(errors.iter().all(|e| *e <= bound), "{name}, {kind}, {place}: {errors:?}, not {bound:e}");
+            });
+            on_devices!(bf16, [seed as u64], |be, place| {
+                let model = Model::load(be, &dir, POSITIONS).unwrap();
+                let errors = errors(&train(be, &model, &batches, &SPEC, 0.2), &want);
+                println!("{name}, {kind}, {place}, bf16: losses, log-probs, gradients {errors:?}");
+                assert!(
+                    errors[0] <= 0.04 && errors[1] <= 0.006 && errors[2] <= 0.1,
+                    "{name}, {kind}, {place}: {errors:?}"
+                );
+                let new = base.with_new_adapter(AdapterShape::new(8, 16.0).unwrap(), AdapterInit::Kaiming, 1).unwrap();
+                let [plain, new] = [&base, &new].map(|d| Model::load(be, d, POSITIONS).unwrap());
+                assert_eq!(score(be, &plain, &batches), score(be, &new, &batches), "{name}, {place}: a new adapter");
+            });
+        }
     }
 }
 

@@ -185,6 +185,11 @@ timed! {
         Rows: bias_fwd(BiasFwd { y, bias });
         Rows: bias_bwd(BiasBwd { dbias, dy });
     }
+    AdapterOps {
+        Gemm: adapter_fwd(AdapterFwd { y, low, x, a, b, parts });
+        Gemm: adapter_bwd_low(AdapterBwdLow { dlow, dy, b, parts });
+        Gemm: adapter_bwd_weight(AdapterBwdWeight { db, low, dy, x, a, parts });
+    }
     RopeOps {
         Rows: rope_fwd(RopeFwd { qkv, bias, table, batch, shape });
         Rows: rope_bwd(RopeBwd { dqkv, dbias, table, batch, shape });

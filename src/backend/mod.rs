@@ -27,6 +27,7 @@ pub trait Backend:
     + EmbedOps
     + NormOps
     + LinearOps
+    + AdapterOps
     + RopeOps
     + AttentionOps
     + DecodeOps
@@ -43,6 +44,7 @@ impl<B> Backend for B where
         + EmbedOps
         + NormOps
         + LinearOps
+        + AdapterOps
         + RopeOps
         + AttentionOps
         + DecodeOps

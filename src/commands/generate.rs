@@ -22,6 +22,9 @@ pub struct GenerateArgs {
     /// Hugging Face directory of the model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Adapter (LoRA, in PEFT's form) beside the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Text to continue; a user's message where the model has a chat template, unless it was trained on plain prompts
     #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
@@ -68,7 +71,7 @@ struct Prompt {
 /// Runs the command.
 pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let chat_template = parse_chat_template(&args.chat_template);
-    let dir = ModelDir::open(&args.model)?;
+    let dir = ModelDir::open_with(&args.model, args.adapter.as_deref())?;
     let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
     let wraps = wraps(args, &tokenizer)?;
     if !wraps && args.wrap_prompts.is_none() && tokenizer.template.is_some() {

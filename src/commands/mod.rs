@@ -11,6 +11,7 @@ pub mod generate;
 pub mod inspect;
 pub mod loss;
 pub mod loss_flags;
+pub mod merge;
 pub mod out;
 pub mod pack;
 pub mod progress;

@@ -22,6 +22,9 @@ pub struct ReferenceArgs {
     /// Hugging Face directory of the reference
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Adapter (LoRA, in PEFT's form) beside the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Folder of shards written by `fusedpo pack`
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -79,7 +82,7 @@ impl Task for Pass<'_> {
     fn run<B: Backend>(self, be: &B) -> Result<Done> {
         let Pass(a, observe) = self;
         let splits = open_splits(&a.data)?;
-        let model = ModelDir::open(&a.model)?;
+        let model = ModelDir::open_with(&a.model, a.adapter.as_deref())?;
         let mut parts = Vec::with_capacity(splits.len());
         for data in &splits {
             check_data(&model, data)?;

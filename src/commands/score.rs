@@ -23,6 +23,9 @@ pub struct ScoreArgs {
     /// Hugging Face directory of the model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Adapter (LoRA, in PEFT's form) beside the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Folder of shards written by `fusedpo pack`; all splits are scored
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -85,7 +88,7 @@ impl Task for Score<'_> {
     fn run<B: Backend>(mut self, be: &B) -> Result<Lines> {
         let mut groups = 0;
         let splits = open_splits(&self.args.data)?;
-        let model = ModelDir::open(&self.args.model)?;
+        let model = ModelDir::open_with(&self.args.model, self.args.adapter.as_deref())?;
         for data in splits {
             check_data(&model, &data)?;
             score(be, (self.args, &model), &data, groups, (&mut self.lines, self.observe))?;

@@ -8,7 +8,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT, RunDir};
 use crate::loss::{LossType, Param};
-use crate::model::SaveDtype;
+use crate::model::{AdapterInit, SaveDtype};
 use crate::note;
 use crate::observe::Observe;
 use crate::say;
@@ -74,10 +74,32 @@ pub struct TrainFlags {
     /// Pairs (sft: responses) a step, at least; a step takes whole groups [default: 8]
     #[arg(long)]
     pub batch_size: Option<usize>,
-    /// Parameters that train: all, or a regular expression that their names have a match for; the others are frozen, and
-    /// take no memory for gradients and moments [default: all]
-    #[arg(long, value_name = "all|REGEX")]
+    /// Parameters that train: all, adapters, or a regular expression that their names have a match for; the others are
+    /// frozen, and take no memory for gradients and moments [default: adapters where there is one, else all]
+    #[arg(long, value_name = "all|adapters|REGEX")]
     pub train: Option<String>,
+    /// Adapter (LoRA, in PEFT's form) beside --model to go on training; of dpo the reference is the model with it
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Train a new adapter (LoRA) of this rank, and nothing else
+    #[arg(long, value_name = "N")]
+    pub lora_r: Option<usize>,
+    /// Scale of the adapter: alpha / r [default: twice the rank]
+    #[arg(long, value_name = "X")]
+    pub lora_alpha: Option<f64>,
+    /// Dropout of the adapter's input; 0 alone is supported [default: 0]
+    #[arg(long, value_name = "P")]
+    pub lora_dropout: Option<f64>,
+    /// Linear layers that have an adapter, by PEFT's names with commas between them [default: all-linear, the seven of a block]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lora_target_modules: Vec<String>,
+    /// Scale the adapter by alpha / sqrt(r) (rank-stabilised LoRA) [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub use_rslora: Option<bool>,
+    /// What a new adapter's A is drawn from; B is zero [default: kaiming]
+    #[arg(long, value_parser = named::<AdapterInit>())]
+    pub lora_init: Option<AdapterInit>,
     /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
     #[arg(long)]
     pub token_budget: Option<usize>,

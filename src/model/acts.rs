@@ -12,6 +12,7 @@
 use super::config::ModelConfig;
 use super::graphs::Graphs;
 use super::load::Model;
+use super::low_rank::LowRank;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch, chunks};
 use crate::error::{Error, Result};
@@ -112,6 +113,8 @@ pub struct Acts<B: Backend> {
     pub narrow: B::Buf<B::Act>,
     /// Scratch `[rows, max(ffn, qkv_width)]`: SwiGLU products; gradients of them and of qkv.
     pub wide: B::Buf<B::Act>,
+    /// Scratch of adapters, where the model has one.
+    pub low_rank: Option<LowRank<B>>,
 }
 
 impl<B: Backend> Acts<B> {
@@ -228,6 +231,7 @@ impl<B: Backend> Workspace<B> {
             predicting: be.zeros("predicting rows", n * a.q_width())?,
             narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
             wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
+            low_rank: LowRank::new(be, model, rows.max(n), keep != Keep::Nothing)?,
         };
         let grads = match keep != Keep::Nothing {
             true => Some(Grads {

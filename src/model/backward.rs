@@ -11,6 +11,7 @@ use super::forward::{again, weight};
 use super::graphs::Key;
 use super::head::{gradient, scoring_only};
 use super::load::Model;
+use super::low_rank::{self, ActBuf, LowRank};
 use super::params::{LayerParams, Param, Place, Stage};
 use crate::backend::{
     AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, Mark, QkNormBwd,
@@ -48,11 +49,14 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
                 mlp(be, model, l, acts, (&mut g.resid, rows), grads)?;
                 let kept = acts.kept(l);
                 let (n, params) = (rows * model.config.attn_shape().q_width(), &model.table.layers[l]);
-                output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, rows), grads)?;
+                let scratch = &mut acts.low_rank;
+                output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, rows), scratch, grads)?;
                 if floor >= Stage::Layer(l, Place::Output) {
                     return Ok(());
                 }
                 output_input(be, model, params, be.view_mut(&mut acts.narrow, 0..n), (&g.resid, rows))?;
+                let adapter = params.adapters()[1];
+                low_rank::input(be, model, adapter, &acts.low_rank, (&mut acts.narrow, rows))?;
                 attention(be, model, l, acts, g, (&ws.batch, rows), grads)
             })
         })
@@ -86,11 +90,12 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
         return Ok(());
     }
     mlp(be, model, l, acts, (&mut ws.hidden, n), grads)?;
-    output_weight(be, model, params, &acts.predicting, (&ws.hidden, n), grads)?;
+    output_weight(be, model, params, &acts.predicting, (&ws.hidden, n), &mut acts.low_rank, grads)?;
     if floor >= Stage::Layer(l, Place::Output) {
         return Ok(());
     }
     output_input(be, model, params, be.view_mut(&mut acts.predicting, 0..n * q_width), (&ws.hidden, n))?;
+    low_rank::input(be, model, params.adapters()[1], &acts.low_rank, (&mut acts.predicting, n))?;
     be.scatter_rows(ScatterRows {
         dx: be.view_mut(&mut acts.narrow, 0..rows * q_width),
         dout: be.view(&acts.predicting, 0..n * q_width),
@@ -110,7 +115,7 @@ fn matrix<B: Backend>(
     be: &B,
     p: &Param,
     grads: &mut B::Buf<B::Acc>,
-    (dy, x, rows): (&B::Buf<B::Act>, &B::Buf<B::Act>, usize),
+    (dy, x, rows): (&ActBuf<B>, &ActBuf<B>, usize),
     (out, inp): (usize, usize),
 ) -> Result<()> {
     if let Some(dw) = gradient(be, grads, p) {
@@ -138,6 +143,7 @@ fn mlp<B: Backend>(
     let (n_hidden, n_ffn, floor) = (rows * hidden, rows * ffn, model.table.floor);
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
     let LayerActs { rstd2, gate_up, outputs, .. } = &mut acts.layers[kept];
+    let (scratch, [_, _, of_gate_up, of_down]) = (&mut acts.low_rank, params.adapters());
 
     if floor < Stage::Layer(l, Place::Down) {
         be.linear_bwd_input(LinearBwdInput {
@@ -148,23 +154,28 @@ fn mlp<B: Backend>(
             inp: ffn,
             write: Write::Set,
         })?;
+        low_rank::backward(be, model, of_down, scratch, (stream, Some(&mut acts.wide), rows))?;
         be.swiglu_bwd(SwigluBwd {
             gate_up: be.view_mut(gate_up, 0..2 * n_ffn),
             dact: be.view_mut(&mut acts.wide, 0..n_ffn),
             ffn,
-            again: params.down.trains() && outputs.is_none(),
+            again: (params.down.trains() || of_down.is_some()) && outputs.is_none(),
         })?;
-    } else if outputs.is_none() {
-        let (act, gate_up) = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn));
-        be.swiglu_fwd(SwigluFwd { act, gate_up, ffn })?;
+    } else {
+        low_rank::backward(be, model, of_down, scratch, (stream, None, rows))?;
+        if outputs.is_none() {
+            let (act, gate_up) = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn));
+            be.swiglu_fwd(SwigluFwd { act, gate_up, ffn })?;
+        }
     }
     let act = outputs.as_ref().map_or(&acts.wide, |o| &o.act);
     matrix(be, &params.down, grads, (stream, act, rows), (hidden, ffn))?;
+    low_rank::weights(be, model, of_down, scratch, (stream, act, rows), grads)?;
     if floor >= Stage::Layer(l, Place::Down) {
         return Ok(());
     }
 
-    let (again, eps) = (params.gate_up.trains() && outputs.is_none(), model.config.rms_norm_eps);
+    let again = (params.gate_up.trains() || of_gate_up.is_some()) && outputs.is_none();
     if floor < Stage::Layer(l, Place::GateUp) {
         be.linear_bwd_input(LinearBwdInput {
             dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
@@ -174,6 +185,7 @@ fn mlp<B: Backend>(
             inp: hidden,
             write: Write::Set,
         })?;
+        low_rank::backward(be, model, of_gate_up, scratch, (gate_up, Some(&mut acts.narrow), rows))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(stream, 0..n_hidden),
             dw: gradient(be, grads, &params.post_norm),
@@ -184,30 +196,38 @@ fn mlp<B: Backend>(
             write: Write::Add,
             again,
         })?;
-    } else if again {
-        be.rmsnorm_fwd(RmsNormFwd {
-            y: be.view_mut(&mut acts.narrow, 0..n_hidden),
-            rstd: be.view_mut(rstd2, 0..rows),
-            x: be.view(&acts.resid[input], 0..n_hidden),
-            w: weight(be, model, &params.post_norm),
-            eps,
-        })?;
+    } else {
+        low_rank::backward(be, model, of_gate_up, scratch, (gate_up, None, rows))?;
+        if again {
+            be.rmsnorm_fwd(RmsNormFwd {
+                y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+                rstd: be.view_mut(rstd2, 0..rows),
+                x: be.view(&acts.resid[input], 0..n_hidden),
+                w: weight(be, model, &params.post_norm),
+                eps: model.config.rms_norm_eps,
+            })?;
+        }
     }
     let normed = outputs.as_ref().map_or(&acts.narrow, |o| &o.norm2);
-    matrix(be, &params.gate_up, grads, (gate_up, normed, rows), (2 * ffn, hidden))
+    matrix(be, &params.gate_up, grads, (gate_up, normed, rows), (2 * ffn, hidden))?;
+    low_rank::weights(be, model, of_gate_up, scratch, (gate_up, normed, rows), grads)
 }
 
-/// `x_mid = x_in + o(attn) + bias`: the gradients of `o` and its bias, from the gradient of `x_mid` in `stream`.
+/// `x_mid = x_in + o(attn) + bias`: the gradients of `o`, its adapter and its bias, from the gradient of `x_mid` in `stream`.
 fn output_weight<B: Backend>(
     be: &B,
     model: &Model<B>,
     params: &LayerParams,
     attn: &B::Buf<B::Act>,
     (stream, rows): (&B::Buf<B::Act>, usize),
+    scratch: &mut Option<LowRank<B>>,
     grads: &mut B::Buf<B::Acc>,
 ) -> Result<()> {
     let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
     matrix(be, &params.o, grads, (stream, attn, rows), (out, inp))?;
+    let adapter = params.adapters()[1];
+    low_rank::backward(be, model, adapter, scratch, (stream, None, rows))?;
+    low_rank::weights(be, model, adapter, scratch, (stream, attn, rows), grads)?;
     match params.o_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
         Some(dbias) => be.bias_bwd(BiasBwd { dbias, dy: be.view(stream, 0..rows * out) }),
         None => Ok(()),
@@ -270,7 +290,8 @@ fn attention<B: Backend>(
     if let Some(dbias) = bias.filter(|_| params.qk_norm.is_some()).and_then(|p| gradient(be, grads, p)) {
         be.bias_bwd(BiasBwd { dbias, dy: be.view(&acts.wide, 0..n_qkv) })?;
     }
-    let again = params.qkv.trains() && layer.outputs.is_none();
+    let (scratch, adapter) = (&mut acts.low_rank, params.adapters()[0]);
+    let again = (params.qkv.trains() || adapter.is_some()) && layer.outputs.is_none();
     if model.table.floor < Stage::Layer(l, Place::Qkv) {
         be.linear_bwd_input(LinearBwdInput {
             dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
@@ -280,6 +301,7 @@ fn attention<B: Backend>(
             inp: hidden,
             write: Write::Set,
         })?;
+        low_rank::backward(be, model, adapter, scratch, (&acts.wide, Some(&mut acts.narrow), rows))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(&mut g.resid, 0..n_hidden),
             dw: gradient(be, grads, &params.input_norm),
@@ -290,17 +312,21 @@ fn attention<B: Backend>(
             write: Write::Add,
             again,
         })?;
-    } else if again {
-        be.rmsnorm_fwd(RmsNormFwd {
-            y: be.view_mut(&mut acts.narrow, 0..n_hidden),
-            rstd: be.view_mut(&mut layer.rstd1, 0..rows),
-            x: be.view(&acts.resid[input], 0..n_hidden),
-            w: weight(be, model, &params.input_norm),
-            eps: model.config.rms_norm_eps,
-        })?;
+    } else {
+        low_rank::backward(be, model, adapter, scratch, (&acts.wide, None, rows))?;
+        if again {
+            be.rmsnorm_fwd(RmsNormFwd {
+                y: be.view_mut(&mut acts.narrow, 0..n_hidden),
+                rstd: be.view_mut(&mut layer.rstd1, 0..rows),
+                x: be.view(&acts.resid[input], 0..n_hidden),
+                w: weight(be, model, &params.input_norm),
+                eps: model.config.rms_norm_eps,
+            })?;
+        }
     }
     let normed = layer.outputs.as_ref().map_or(&acts.narrow, |o| &o.norm1);
-    matrix(be, &params.qkv, grads, (&acts.wide, normed, rows), (a.qkv_width(), hidden))
+    matrix(be, &params.qkv, grads, (&acts.wide, normed, rows), (a.qkv_width(), hidden))?;
+    low_rank::weights(be, model, adapter, scratch, (&acts.wide, normed, rows), grads)
 }
 
 /// Backward of the q/k norm, where the model has one, in place in `dqkv`.

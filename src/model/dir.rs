@@ -1,11 +1,13 @@
 //! A Hugging Face model directory, opened once.
 
+use super::adapter::{AdapterInit, AdapterShape, AdapterWeights};
 use super::config::{CONFIG, ConfigFiles, ModelConfig, check_dir};
 use super::identity;
 use super::params::ParamTable;
+use super::peft;
 use super::source::{Source, Stored};
 use crate::data::text::{TextTokenizer, TokenizerIdentity, TokenizerOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_TEXT, MOST_TOKENIZER};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,13 @@ struct Inner {
     identity: OnceLock<[u8; 32]>,
     side_files: OnceLock<SideFiles>,
     tokenizer: OnceLock<Option<TokenizerIdentity>>,
+    adapter: Option<Adapted>,
+}
+
+/// What makes a model with an adapter of a directory.
+struct Adapted {
+    base: ModelDir,
+    weights: AdapterWeights,
 }
 
 /// Names and contents of what travels with the weights.
@@ -78,8 +87,68 @@ impl ModelDir {
         let folder = Inside::new(path)?;
         let (config, files) = ModelConfig::read(&folder)?;
         let (weights, identity, side_files, tokenizer) = Default::default();
-        let path = path.to_owned();
-        Ok(Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer })))
+        let (path, adapter) = (path.to_owned(), None);
+        Ok(Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter })))
+    }
+
+    /// [`ModelDir::open`], and with `adapter` [`ModelDir::with_adapter`].
+    pub fn open_with(path: &Path, adapter: Option<&Path>) -> Result<Self> {
+        let base = Self::open(path)?;
+        match adapter {
+            Some(adapter) => base.with_adapter(adapter),
+            None => Ok(base),
+        }
+    }
+
+    /// This model with the adapter in the folder `path`, in PEFT's form. Tokenizer, template and end tokens are the folder's
+    /// where it has them.
+    ///
+    /// Errors: [`Error::File`]: no adapter, one of another base, or what is not supported, by name.
+    pub fn with_adapter(&self, path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Err(Error::file(path, "is not a folder; give one with an adapter"));
+        }
+        let folder = Inside::new(path)?;
+        let weights = peft::read(&folder, self.config())?;
+        let mut files = self.files().clone();
+        let mut config = self.config().clone();
+        if let Some((ids, bytes)) = ModelConfig::end_tokens(&folder)? {
+            if !ids.is_empty() {
+                config.eos_token_ids = ids;
+            }
+            files.generation = Some(bytes);
+        }
+        let folder = if folder.has(TOKENIZER) { folder } else { self.0.folder.clone() };
+        Ok(self.adapted(weights, (folder, config, files)))
+    }
+
+    /// This model with a new adapter, which does not change what it computes yet.
+    pub fn with_new_adapter(&self, shape: AdapterShape, init: AdapterInit, seed: u64) -> Result<Self> {
+        let weights = peft::fresh(self.config(), shape, init, seed)?;
+        Ok(self.adapted(weights, (self.0.folder.clone(), self.config().clone(), self.files().clone())))
+    }
+
+    fn adapted(&self, weights: AdapterWeights, (folder, config, files): (Inside, ModelConfig, ConfigFiles)) -> Self {
+        let config = ModelConfig { adapter: Some(weights.shape), ..config };
+        let path = weights.path.clone().unwrap_or_else(|| self.0.path.clone());
+        let adapter = Some(Adapted { base: self.clone(), weights });
+        let (weights, identity, side_files, tokenizer) = Default::default();
+        Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter }))
+    }
+
+    /// The model without its adapter, where it has one.
+    pub fn base(&self) -> &Self {
+        self.0.adapter.as_ref().map_or(self, |a| &a.base)
+    }
+
+    /// The adapter's weights, where there is one.
+    pub(super) fn adapter(&self) -> Option<&AdapterWeights> {
+        self.0.adapter.as_ref().map(|a| &a.weights)
+    }
+
+    /// Whether this computes what `other` does, to the bit: it is the same, or has a new adapter beside it.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        self.is(other) || self.adapter().is_some_and(|a| a.path.is_none()) && self.base().is(other)
     }
 
     /// [`ModelDir::open`] of a second model, which may be this one: where `path` names the same directory, this is it.
@@ -113,9 +182,12 @@ impl ModelDir {
             return Ok(*known);
         }
         let Weights { table, source } = self.weights()?;
-        let stored = Stored::Files(source);
+        let stored = Stored::Files(source, self.adapter());
         stored.check_whole()?;
-        let hash = identity::hash(&self.0.config, table, stored)?;
+        let hash = match &self.0.adapter {
+            Some(adapter) => identity::hash_adapter(adapter.base.identity()?, &adapter.weights, table),
+            None => identity::hash(&self.0.config, table, stored)?,
+        };
         Ok(*self.0.identity.get_or_init(|| hash))
     }
 
@@ -136,7 +208,8 @@ impl ModelDir {
 
     /// Its tokenizer, as [`TextTokenizer::load`] reads it.
     pub fn load_tokenizer(&self, options: &TokenizerOptions) -> Result<TextTokenizer> {
-        TextTokenizer::load_with(&self.0.path, &self.files().config, options)
+        let folder: PathBuf = self.0.folder.path("").components().collect();
+        TextTokenizer::load_with(&folder, &self.files().config, options)
     }
 
     /// Which tokenizer that is; read once.
@@ -151,8 +224,8 @@ impl ModelDir {
     /// Reads what an export copies beside the weights: an export of this model writes what it was now, and a file that
     /// cannot be copied is known before the work, not after it.
     ///
-    /// Errors: [`Error::File`](crate::error::Error::File) for what is no regular file of this directory, or longer than any of its kind;
-    /// [`Error::Io`](crate::error::Error::Io).
+    /// Errors: [`Error::File`] for what is no regular file of this directory, or longer than any of its kind;
+    /// [`Error::Io`].
     pub fn read_side_files(&self) -> Result<()> {
         self.side_files().map(drop)
     }
@@ -171,7 +244,10 @@ impl ModelDir {
             return Ok(weights);
         }
         let table = ParamTable::new(&self.0.config)?;
-        let source = Arc::new(Source::open(&self.0.folder, &self.0.config, &table)?);
+        let source = match &self.0.adapter {
+            Some(adapter) => adapter.base.weights()?.source.clone(),
+            None => Arc::new(Source::open(&self.0.folder, &self.0.config, &table)?),
+        };
         Ok(self.0.weights.get_or_init(|| Weights { table, source }))
     }
 

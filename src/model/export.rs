@@ -5,7 +5,8 @@ use super::config::{CONFIG, GENERATION};
 use super::dir::{ModelDir, NAMED_TEMPLATES, SideFiles, side_files};
 use super::json::parse_json;
 use super::load::{Model, Origin};
-use super::params::ParamSpec;
+use super::params::{ParamSpec, is_adapter};
+use super::peft;
 use super::save_dtype::SaveDtype;
 use super::source::{INDEX, SINGLE, Source, SourceFile, decode, dtype_bytes};
 use crate::backend::{Backend, Float};
@@ -74,6 +75,10 @@ pub fn export<B: Backend>(
     let not_compared = model.origin.stored().check_whole().err().map(|e| e.to_string());
     let report = ExportReport { not_compared, ..Default::default() };
     let mut e = Exporter { be, model, master, out, save, report };
+    if model.config.adapter.is_some() {
+        e.adapter(side_files)?;
+        return Ok(e.report);
+    }
     e.refuse_other_layout()?;
     match &model.origin {
         Origin::Dir(dir, source) => {
@@ -109,6 +114,7 @@ pub fn export<B: Backend>(
 pub fn export_beside_weights<B: Backend>(be: &B, model: &Model<B>, out: &Path, save: SaveDtype) -> Result<()> {
     let mut e = Exporter { be, model, master: None, out, save, report: ExportReport::default() };
     match &model.origin {
+        _ if model.config.adapter.is_some() => e.adapter_config(None),
         Origin::Dir(dir, _) => {
             e.side_files(dir.files().generation.as_deref(), dir.side_files()?)?;
             e.config(dir)
@@ -151,6 +157,31 @@ impl<B: Backend> Exporter<'_, B> {
             true => Err(Error::file(other, "weights of another model are in the way; choose an empty directory")),
             false => Ok(()),
         }
+    }
+
+    /// The adapter alone, in PEFT's form; f32 where nothing else is asked for.
+    fn adapter(&mut self, side_files: Option<&Path>) -> Result<()> {
+        let specs = self.model.table.specs.iter().filter(|s| is_adapter(&s.name));
+        let named = |s: &'_ ParamSpec| format!("{}{}", peft::PREFIX, s.name);
+        let tensors: Vec<_> =
+            specs.map(|s| Tensor { spec: Some(s), ..Tensor::named(&named(s), s.shape.clone()) }).collect();
+        self.tensors(peft::WEIGHTS, &tensors, None, json!({"format": "pt"}))?;
+        self.adapter_config(side_files)
+    }
+
+    /// What lies beside an adapter's weights: its configuration, tokenizer and end tokens, and no model's configuration.
+    fn adapter_config(&mut self, side_files: Option<&Path>) -> Result<()> {
+        let Some(shape) = &self.model.config.adapter else { return Ok(()) };
+        let mut base = Path::new("").to_owned();
+        match (&self.model.origin, side_files) {
+            (_, Some(other)) => self.side_files_of(other)?,
+            (Origin::Dir(dir, _), None) => {
+                self.side_files(dir.files().generation.as_deref(), dir.side_files()?)?;
+                base = std::path::absolute(dir.base().path()).map_err(Error::io(dir.base().path(), "find"))?;
+            }
+            (Origin::Values(_), None) => {}
+        }
+        self.file(peft::CONFIG, peft::config_text(shape, &base).as_bytes())
     }
 
     fn source_file(&mut self, source: &Source, file: &SourceFile) -> Result<()> {
@@ -208,7 +239,7 @@ impl<B: Backend> Exporter<'_, B> {
             w.write_all(t.bytes).map_err(Error::io(path, "write"))?;
             return Ok(t.bytes.len() as u64);
         };
-        let count = spec.name == t.name;
+        let count = spec.name == t.name || is_adapter(&spec.name);
         if !spec.trains {
             return self.frozen(w, path, spec, t.dtype, count.then_some(report));
         }

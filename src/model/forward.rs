@@ -3,6 +3,7 @@
 use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
 use super::load::Model;
+use super::low_rank;
 use super::packed::{Laid, PackedLayer, Packs};
 use super::params::{LayerParams, Param};
 use crate::backend::{
@@ -89,6 +90,8 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, packs: Packs<'_, B>, ws: &m
     be.gather_rows(GatherRows { out, x: be.view(all, 0..rows * hidden), batch: &ws.batch, dim: hidden })?;
     let x = be.view(&acts.predicting, 0..n * q_width);
     output_projection(be, model, &params, be.view_mut(predicting, 0..n * hidden), x, Write::Add)?;
+    let both = (be.view_mut(predicting, 0..n * hidden), be.view(&acts.predicting, 0..n * q_width), n);
+    low_rank::forward(be, model, params.adapters()[1], &mut acts.low_rank, both)?;
     if let Some(bias) = &params.o_bias {
         be.bias_fwd(BiasFwd { y: be.view_mut(predicting, 0..n * hidden), bias: weight(be, model, bias) })?;
     }
@@ -209,6 +212,8 @@ fn qkv<B: Backend>(
             write: Write::Set,
         },
     )?;
+    let both = (be.view_mut(&mut layer.qkv, 0..n_qkv), be.view(normed, 0..n_hidden), rows);
+    low_rank::forward(be, model, params.adapters()[0], &mut acts.low_rank, both)?;
     // The norm of queries and keys is of sums with the bias; without one the rotation adds it.
     let bias = params.qkv_bias.as_ref();
     if let Some(bias) = bias.filter(|_| params.qk_norm.is_some()) {
@@ -240,11 +245,13 @@ fn attention_output<B: Backend>(
 ) -> Result<()> {
     let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
     let n_hidden = rows * hidden;
-    let attn = be.view(&acts.layers[acts.kept(l)].attn, 0..rows * q_width);
-    let [from, to] = [acts.slot(2 * l), acts.slot(2 * l + 1)];
+    let [kept, from, to] = [acts.kept(l), acts.slot(2 * l), acts.slot(2 * l + 1)];
+    let attn = be.view(&acts.layers[kept].attn, 0..rows * q_width);
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     let write = Write::Plus(be.view(before, 0..n_hidden));
     output_projection(be, model, params, be.view_mut(after, 0..n_hidden), attn, write)?;
+    let both = (be.view_mut(after, 0..n_hidden), be.view(&acts.layers[kept].attn, 0..rows * q_width), rows);
+    low_rank::forward(be, model, params.adapters()[1], &mut acts.low_rank, both)?;
     match &params.o_bias {
         Some(bias) => be.bias_fwd(BiasFwd { y: be.view_mut(after, 0..n_hidden), bias: weight(be, model, bias) }),
         None => Ok(()),
@@ -296,7 +303,9 @@ fn mlp<B: Backend>(
             inp: hidden,
             write: Write::Set,
         },
-    )
+    )?;
+    let both = (be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn), be.view(normed, 0..n_hidden), rows);
+    low_rank::forward(be, model, params.adapters()[2], &mut acts.low_rank, both)
 }
 
 /// SwiGLU and output projection of the MLP: residual point `2 l + 1` -> `2 l + 2`.
@@ -315,18 +324,19 @@ fn mlp_output<B: Backend>(
     let act = outputs.as_mut().map_or(&mut acts.wide, |o| &mut o.act);
     let gate_up = be.view(gate_up, 0..2 * n_ffn);
     be.swiglu_fwd(SwigluFwd { act: be.view_mut(act, 0..n_ffn), gate_up, ffn })?;
-    let act = be.view(act, 0..n_ffn);
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     params.linear(
         be,
         |p| &p.down,
         LinearFwd {
             y: be.view_mut(after, 0..n_hidden),
-            x: act,
+            x: be.view(act, 0..n_ffn),
             w: weight(be, model, &params.down),
             out: hidden,
             inp: ffn,
             write: Write::Plus(be.view(before, 0..n_hidden)),
         },
-    )
+    )?;
+    let both = (be.view_mut(after, 0..n_hidden), be.view(act, 0..n_ffn), rows);
+    low_rank::forward(be, model, params.adapters()[3], &mut acts.low_rank, both)
 }

@@ -1,5 +1,6 @@
 //! What a model is, in 32 bytes: part of the key of everything that was computed with it.
 
+use super::adapter::AdapterWeights;
 use super::config::ModelConfig;
 use super::params::ParamTable;
 use super::source::{Stored, dtype_bytes};
@@ -9,6 +10,19 @@ use sha2::{Digest, Sha256};
 
 /// Bytes per leaf of the hash.
 const LEAF: usize = 4 << 20;
+
+/// Identity of a model of identity `base` with an adapter. A new adapter has one too, by its values.
+pub(super) fn hash_adapter(base: [u8; 32], adapter: &AdapterWeights, table: &ParamTable) -> [u8; 32] {
+    let mut all = Sha256::new();
+    all.update(base);
+    all.update(format!("adapter {:?}\n", adapter.shape.scale()));
+    for spec in &table.specs {
+        let Some(values) = adapter.values.get(&spec.name) else { continue };
+        all.update(format!("{} {:?}\n", spec.name, spec.shape));
+        all.update(bytemuck::cast_slice::<f32, u8>(values));
+    }
+    all.finalize().into()
+}
 
 /// Identity of weights and of what their configuration makes of them: see [`super::ModelDir::identity`].
 ///

@@ -26,7 +26,7 @@ impl Origin {
     /// The weights as they are stored.
     pub fn stored(&self) -> Stored<'_> {
         match self {
-            Origin::Dir(_, source) => Stored::Files(source),
+            Origin::Dir(dir, source) => Stored::Files(source, dir.adapter()),
             Origin::Values(values) => Stored::Values(values),
         }
     }

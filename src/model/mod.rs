@@ -12,13 +12,15 @@
 //! }
 //! backward(be, &model, &mut ws, &mut grads)?;           // everything below the head
 //! ```
-//! `grads` is one arena in the layout of [`params::ParamTable`], accumulated into: the caller clears it once a step.
+//! `grads` is the trained arena of [`params::ParamTable`], accumulated into: the caller clears it once a step.
 //!
 //! From a directory to a model and back: [`ModelDir`] is what lies on the disk, [`Model`] is it on a device, [`generate()`]
 //! continues prompts with it, and [`export()`] writes it as it would be found again. [`Workspace`] holds what a pass needs;
 //! [`crate::train::engine::Engine`] is the two together, and what to use for scoring or training.
 
 pub mod acts;
+pub mod adapter;
+mod arena;
 pub mod backward;
 mod cache;
 pub mod config;
@@ -31,8 +33,11 @@ pub mod head;
 mod identity;
 mod json;
 pub mod load;
+pub mod low_rank;
+pub mod merge;
 mod packed;
 pub mod params;
+pub mod peft;
 mod room;
 pub mod rope;
 pub mod sample;
@@ -40,6 +45,7 @@ pub mod save_dtype;
 mod source;
 
 pub use acts::{Keep, Workspace};
+pub use adapter::{AdapterInit, AdapterShape};
 pub use backward::backward;
 pub use config::{Architecture, ModelConfig};
 pub use dir::ModelDir;

@@ -7,6 +7,7 @@
 //! Weights are read piece by piece, never mapped: a file does not count towards the process's memory beside the copy on the
 //! device, and a page that a truncation took away cannot kill the process.
 
+use super::adapter::AdapterWeights;
 use super::config::ModelConfig;
 use super::json::parse_json;
 use super::params::{ParamSpec, ParamTable};
@@ -34,8 +35,8 @@ const PIECE: usize = 4 << 20;
 /// Weights as they are stored, in files or in memory.
 #[derive(Clone, Copy)]
 pub(super) enum Stored<'a> {
-    /// The files of a directory.
-    Files(&'a Source),
+    /// The files of a directory, and an adapter beside them.
+    Files(&'a Source, Option<&'a AdapterWeights>),
     /// Values in the table's layout.
     Values(&'a [f32]),
 }
@@ -44,7 +45,7 @@ impl<'a> Stored<'a> {
     /// Fails where a file was cut short since it was opened: said before the work, not in the middle of it.
     pub fn check_whole(self) -> Result<()> {
         match self {
-            Stored::Files(source) => source.files.iter().try_for_each(SourceFile::check_whole),
+            Stored::Files(source, _) => source.files.iter().try_for_each(SourceFile::check_whole),
             Stored::Values(_) => Ok(()),
         }
     }
@@ -52,7 +53,8 @@ impl<'a> Stored<'a> {
     /// A tensor's dtype. Present: [`Source::open`] found every tensor of the table.
     pub fn dtype(self, spec: &ParamSpec) -> Dtype {
         match self {
-            Stored::Files(source) => source.find(&spec.name).expect("checked by Source::open").1.dtype,
+            Stored::Files(_, Some(adapter)) if adapter.values.contains_key(&spec.name) => Dtype::F32,
+            Stored::Files(source, _) => source.find(&spec.name).expect("checked by Source::open").1.dtype,
             Stored::Values(_) => Dtype::F32,
         }
     }
@@ -63,7 +65,10 @@ impl<'a> Stored<'a> {
         'a: 'b,
     {
         match self {
-            Stored::Files(source) => {
+            Stored::Files(_, Some(adapter)) if adapter.values.contains_key(&spec.name) => {
+                Ok(&bytemuck::cast_slice(&adapter.values[&spec.name])[range])
+            }
+            Stored::Files(source, _) => {
                 let (file, info) = source.find(&spec.name).expect("checked by Source::open");
                 file.read(info, range, buf)
             }
@@ -75,7 +80,7 @@ impl<'a> Stored<'a> {
     pub fn not_finite(self, spec: &ParamSpec) -> Error {
         let why = format!("tensor `{}` holds NaN or infinity; the checkpoint is damaged", spec.name);
         match self {
-            Stored::Files(source) => Error::file(&source.dir, why),
+            Stored::Files(source, _) => Error::file(&source.dir, why),
             Stored::Values(_) => Error::usage(why),
         }
     }
@@ -94,7 +99,8 @@ pub(super) struct SourceFile {
 }
 
 impl SourceFile {
-    fn open(folder: &Inside, name: &str) -> Result<Self> {
+    /// Opens it and checks its header.
+    pub fn open(folder: &Inside, name: &str) -> Result<Self> {
         let path = folder.path(name);
         if !folder.has(name) {
             return Err(folder.missing(name));

@@ -17,7 +17,7 @@ pub fn reference_line(c: &TrainOptions, model: &ModelDir, reference: Option<&Mod
         return Ok(format!("none, loss {loss} reads none"));
     };
     let sha = hex(&reference.identity()?[..8]);
-    let whose = match reference.is(model) {
+    let whose = match model.computes_as(reference) {
         true => "the starting policy".to_owned(),
         false => reference.path().display().to_string(),
     };

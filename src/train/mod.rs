@@ -1,5 +1,6 @@
 //! Training: options, reference pass, steps, evaluation. Generic over the backend; knows no device.
 
+pub mod adapter_options;
 mod announce;
 pub mod check;
 pub mod checkpoint;

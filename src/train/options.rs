@@ -9,12 +9,12 @@ use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice, LogitsChoice, Resu
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
 use super::schedule::ScheduleOptions;
-use super::trained::Trained;
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 
+pub use super::adapter_options::TrainedOptions;
 pub use super::loss_options::LossOptions;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -57,12 +57,6 @@ options! {
         ref_model_mixup_alpha: Option<f64> = None, in given_share, "greater than 0, and at most 1";
         /// Steps from one sync to the next; `None`: 512, where there are syncs.
         ref_model_sync_steps: Option<u64> = None, in given_positive, "1 or more";
-    }
-
-    /// What is trained.
-    pub struct TrainedOptions {
-        /// `all`, or a regular expression of the names of the parameters that train, the others being frozen; `None`: all.
-        train: Option<String> = None;
     }
 
     /// How the data are read, and for how long.
@@ -284,17 +278,18 @@ impl TrainOptions {
 
     /// Refuses what cannot be said of what trains.
     fn resolve_trained(&mut self) -> Result<()> {
-        if let (Trained::Matching(regex), true) =
-            (Trained::of(self.train.train.as_deref())?, self.reference.sync_ref_model)
-        {
-            return Err(Error::usage(format!(
-                "`train` {regex}: a reference that follows (`sync_ref_model`) follows all weights; leave one of them out"
-            )));
+        self.train.resolve()?;
+        if !self.reference.sync_ref_model {
+            return Ok(());
         }
-        if self.train.train.as_deref() == Some("all") {
-            self.train.train = None;
-        }
-        Ok(())
+        let what = match &self.train.train {
+            Some(regex) => format!("`train` {regex}"),
+            None if self.train.has_adapter() => "an adapter".to_owned(),
+            None => return Ok(()),
+        };
+        Err(Error::usage(format!(
+            "{what}: a reference that follows (`sync_ref_model`) follows all weights; leave one of them out"
+        )))
     }
 
     /// The loss with its hyper-parameters, once they are resolved.
@@ -316,7 +311,12 @@ impl TrainOptions {
     pub fn placed(&self) -> Self {
         let mut placed = self.clone();
         let (files, reference) = (&mut placed.files, &mut placed.reference);
-        let given = [&mut reference.ref_model, &mut reference.cache, &mut placed.compute.matmul_plans];
+        let given = [
+            &mut reference.ref_model,
+            &mut reference.cache,
+            &mut placed.compute.matmul_plans,
+            &mut placed.train.adapter,
+        ];
         for path in [&mut files.model, &mut files.data].into_iter().chain(given.into_iter().flatten()) {
             if let Ok(absolute) = std::path::absolute(&*path) {
                 *path = absolute;

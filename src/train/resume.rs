@@ -204,11 +204,13 @@ fn is_the_same(c: &TrainOptions, was: &TrainOptions, record: &Record) -> bool {
     let placed = c.placed();
     let model = |(is, was): (&Path, &Path), sha256: Option<&str>| {
         let sha = || ModelDir::open(is).and_then(|dir| dir.identity()).map(|sha| hex(&sha));
-        is == was || sha256.is_none_or(|want| sha().map_or(true, |sha| sha == want))
+        // With an adapter it is the hash of both: of the base alone nothing is known.
+        is == was || sha256.is_none_or(|want| !c.train.has_adapter() && sha().map_or(true, |sha| sha == want))
     };
     let paths = (placed.files.model.as_path(), was.files.model.as_path());
     let reference = (placed.reference_dir(), was.reference_dir());
     options
+        && placed.train.adapter == was.train.adapter
         && data()
         && model(paths, Some(&record.sha256.model))
         && model(reference, record.sha256.reference.as_deref())

@@ -2,6 +2,7 @@
 
 pub use super::summary::{Ended, Summary};
 
+use super::adapter_options::warnings;
 use super::announce::{announce, reference_line};
 use super::check::{check_data, check_loss, check_mismatched, check_model, open_splits, warn_of_positions};
 use super::checkpoint::{Due, Identity};
@@ -168,6 +169,7 @@ impl Run<'_> {
         be.reserve(&self.memory.table)?;
         let mut policy = Model::load(be, &self.dir, self.positions)?;
         self.trained.apply(&mut policy.table)?;
+        tell_trained(&policy, observe)?;
         let mut engine = Engine::new(be, policy, self.capacity, self.purpose)?;
         if c.compute.cuda_graphs == GraphsChoice::On {
             engine.use_graphs()?;
@@ -186,7 +188,7 @@ impl Run<'_> {
             self.start.own_step(),
         );
         // Policy and reference are the same weights: step 0 must show no difference at all.
-        let starts_at_reference = self.reference.as_ref().is_some_and(|r| r.is(&self.dir));
+        let starts_at_reference = self.reference.as_ref().is_some_and(|r| self.dir.computes_as(r));
         let (plan, spec) = (&self.planner, c.loss());
         let steps = Steps {
             options: c,
@@ -268,12 +270,32 @@ fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
     )))
 }
 
+/// Says how many parameters train, where not all do, and what others would make of an adapter.
+fn tell_trained<B: Backend>(policy: &Model<B>, observe: &mut dyn Observe) -> Result<()> {
+    let (some, all) = (policy.table.num_trained(), policy.table.num_parameters());
+    if some < all {
+        observe.tell(&Event::Note(&format!("{some} of {all} parameters train, the others are frozen")))?;
+    }
+    let Some(shape) = &policy.config.adapter else { return Ok(()) };
+    warnings(shape).iter().try_for_each(|why| observe.tell(&Event::Warning(why)))
+}
+
 /// The model to train, and the reference where the loss has one; both fit the data.
 fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option<ModelDir>)> {
-    let dir = ModelDir::open(&c.files.model)?;
+    let mut dir = ModelDir::open_with(&c.files.model, c.train.adapter.as_deref())?;
+    let base = dir.clone();
+    if let Some((shape, init)) = c.train.new_adapter() {
+        dir = dir.with_new_adapter(shape, init, c.data.seed)?;
+    }
     // What the export will copy: a file that cannot be copied is known before the work.
     dir.read_side_files()?;
-    let reference = c.loss().reference().then(|| dir.open_other(c.reference_dir())).transpose()?;
+    // Of a new adapter, what it is beside: it changes nothing yet. Of a loaded one, the policy as it is now.
+    let reference = match &c.reference.ref_model {
+        _ if !c.loss().reference() => None,
+        Some(other) if c.train.has_adapter() => Some(base.base().open_other(other)?),
+        Some(other) => Some(dir.open_other(other)?),
+        None => Some(base),
+    };
     for d in splits {
         check_data(&dir, d)?;
         check_loss(&c.loss(), d)?;

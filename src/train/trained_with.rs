@@ -52,6 +52,10 @@ impl TrainedWith {
         let Some(eos) = self.eos_id else { return Ok(()) };
         for name in ["config.json", "generation_config.json"] {
             let path = out.join(name);
+            // An adapter's folder has no model's configuration.
+            if name == "config.json" && !path.exists() {
+                continue;
+            }
             let mut config = object(&path)?
                 .unwrap_or_else(|| json!({"_from_model_config": true}).as_object().cloned().unwrap_or_default());
             let mut ids = match config.get("eos_token_id") {

@@ -23,6 +23,8 @@ enum Changes {
     File(&'static str),
     /// The same weights and metrics: what it changes is held by tests/resume.rs.
     Same,
+    /// Of a run that trains an adapter: another one.
+    Adapter,
     /// A refusal that names what was asked for.
     Refusal(&'static str),
 }
@@ -42,6 +44,13 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--adam-epsilon", "1e-3", Weights),
     ("--optim", "rmsprop", Weights),
     ("--train", "mlp", Weights),
+    ("--adapter", "m", Refusal("no adapter")),
+    ("--lora-r", "2", Adapter),
+    ("--lora-alpha", "3", Adapter),
+    ("--lora-dropout", "0.1", Refusal("--lora-dropout 0.1")),
+    ("--lora-target-modules", "q_proj", Adapter),
+    ("--use-rslora", "", Adapter),
+    ("--lora-init", "gaussian", Adapter),
     ("--batch-size", "5", Weights),
     ("--token-budget", "40", Words("40 token slots")),
     ("--max-steps", "3", Weights),
@@ -153,6 +162,16 @@ fn check(cli: &Cli, stage: &str, options: &[(&str, &str, Changes)]) {
             assert!(ran.code != 0 && ran.err.contains(word) && !cli.path(&out).exists(), "{what}: {ran:?}");
             continue;
         }
+        if let Adapter = changes {
+            let adapter = |args: &str, out: &str| {
+                cli.ok(&format!("{args} --out {out}"));
+                cli.bytes(&format!("{out}/adapter_model.safetensors"))
+            };
+            let more = if *option == "--lora-r" { "" } else { "--lora-r 3" };
+            let without = adapter(&format!("{base} --lora-r 3"), &format!("{out}-without"));
+            assert!(adapter(&format!("{args} {more}"), &out) != without, "{what} changes nothing");
+            continue;
+        }
         let with = run(cli, &args, &out);
         let same = with.weights == without.weights;
         match changes {
@@ -187,7 +206,7 @@ fn check(cli: &Cli, stage: &str, options: &[(&str, &str, Changes)]) {
                 assert!(same, "{what} must not change the weights");
                 assert!(!cli.names(name, ".ref-").is_empty(), "{what}: nothing in {name}");
             }
-            Refusal(_) => unreachable!("handled above"),
+            Adapter | Refusal(_) => unreachable!("handled above"),
         }
     }
 }
@@ -270,6 +289,7 @@ fn options_of_the_other_commands() {
             "eval",
             // Form of the output, place of files, memory; not numbers.
             &[
+                "--adapter",
                 "--data",
                 "--json",
                 "--cache",
@@ -293,13 +313,13 @@ fn options_of_the_other_commands() {
             ],
             "generate",
             // Wrapping needs a template: tests/cli_tokens.
-            &["--input", "--dtype", "--device", "--wrap-prompts"],
+            &["--adapter", "--input", "--dtype", "--device", "--wrap-prompts"],
         ),
         (
             score,
             &["--model other", "--per-token", "--dtype bf16"],
             "score",
-            &["--data", "--out", "--overwrite", "--token-budget", "--device", "--logits-dtype"],
+            &["--adapter", "--data", "--out", "--overwrite", "--token-budget", "--device", "--logits-dtype"],
         ),
     ];
     for (base, changed, command, elsewhere) in table {

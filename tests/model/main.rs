@@ -3,6 +3,7 @@
 #[path = "../model_common/mod.rs"]
 mod model_common;
 
+mod adapter;
 mod configs;
 mod golden;
 mod model;

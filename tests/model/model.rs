@@ -35,6 +35,7 @@ fn tiny(architecture: Architecture) -> ModelConfig {
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
         dtype: None,
+        adapter: None,
     }
 }
 
@@ -261,7 +262,8 @@ fn frozen_parameters_get_no_gradient() {
         let mut m = model(&be, &config, 17);
         let batches = [pack(&groups(18), 0)];
         let all = train(&be, &m, &batches, &SIGMOID, 0.2).grads;
-        let mut subsets: Vec<Box<dyn Fn(&str) -> bool>> = vec![
+        type Subset = Box<dyn Fn(&str) -> bool>;
+        let mut subsets: Vec<Subset> = vec![
             Box::new(|n: &str| n.contains("layers.1.mlp") || n == "model.norm.weight"),
             Box::new(|n: &str| n.contains("v_proj")),
             Box::new(|n: &str| n.contains("bias") && !n.contains("k_proj")),
@@ -270,7 +272,7 @@ fn frozen_parameters_get_no_gradient() {
         ];
         // Every tensor by itself is where the backward pass may end; and some at random.
         let names: Vec<String> = m.table.specs.iter().map(|s| s.name.clone()).collect();
-        subsets.extend(names.into_iter().map(|one| Box::new(move |n: &str| n == one) as Box<dyn Fn(&str) -> bool>));
+        subsets.extend(names.into_iter().map(|one| Box::new(move |n: &str| n == one) as Subset));
         for seed in 0..12u64 {
             subsets.push(Box::new(move |n| {
                 (n.bytes().fold(seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)) >> 33) % 4 == 0

@@ -57,6 +57,16 @@ fn wrong_lengths_are_refused() {
         |v| LinearBwdInput { dx: v(), dy: v(), w: v(), out: 3, inp: 5, write: Write::Set });
     one_too_long!("linear_bwd_weight", cpu.linear_bwd_weight, [15 => "dw", 6 => "*", 10 => "x"],
         |v| LinearBwdWeight { dw: v(), dy: v(), x: v(), out: 3, inp: 5 });
+    one_too_long!("linear_bwd_part", cpu.linear_bwd_part, [10 => "dw", 6 => "*", 10 => "x"],
+        |v| LinearBwdPart { dw: v(), dy: v(), x: v(), columns: 1..3, out: 3, inp: 5 });
+    // Two of three layers in a product of 3 outputs, of rank 4.
+    let parts = AdapterParts { columns: &[0..1, 2..3], rank: 4, out: 3, inp: 5, scale: 0.5 };
+    one_too_long!("adapter_fwd", cpu.adapter_fwd, [6 => "*", 16 => "low", 10 => "x", 40 => "a", 8 => "b"],
+        |v| AdapterFwd { y: v(), low: v(), x: v(), a: v(), b: v(), parts });
+    one_too_long!("adapter_bwd_low", cpu.adapter_bwd_low, [16 => "dlow", 6 => "*", 8 => "b"],
+        |v| AdapterBwdLow { dlow: v(), dy: v(), b: v(), parts });
+    one_too_long!("adapter_bwd_weight", cpu.adapter_bwd_weight, [8 => "db", 16 => "low", 6 => "*", 10 => "x", 40 => "a"],
+        |v| AdapterBwdWeight { db: v(), low: v(), dy: v(), x: v(), a: v(), parts });
     one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| BiasFwd { y: v(), bias: v() });
     one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| BiasBwd { dbias: v(), dy: v() });
     let (qkv, qk, heads) = (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * 6);

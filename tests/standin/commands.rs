@@ -184,6 +184,24 @@ fn losses() {
 }
 
 #[test]
+fn adapters_and_frozen_parameters() {
+    let Some(s) = Stand::with(Cli::with_data) else { return };
+    for (name, options) in [
+        ("frozen", "--train q_proj|layers.1.mlp.up|norm"),
+        ("adapter", "--lora-r 4"),
+        ("some", "--lora-r 8 --use-rslora --lora-target-modules k_proj,o_proj,up_proj --gradient-checkpointing"),
+    ] {
+        trains_alike(&s, &format!("dpo {STEPS} --dtype f32 {options}"), name, NEAR);
+        s.ok(&format!("dpo {STEPS} --dtype bf16 --device cuda --cuda-graphs on {options} --out {name}-bf16"), &[]);
+    }
+    let lines = |dev: &str| {
+        s.ok(&format!("score --model m --adapter adapter --data d --out {dev} --dtype f32 --device {dev}"), &[]);
+        Value::Array(s.cli.json_lines(dev))
+    };
+    near("score", &lines("cuda"), &lines("cpu"), NEAR);
+}
+
+#[test]
 fn eval_score_reference_and_generate() {
     let Some(s) = Stand::with(Cli::with_data) else { return };
     s.cli.ok(&format!("sft {STEPS} --device cpu --out t"));

@@ -7,6 +7,7 @@ mod host;
 #[path = "../model_common/mod.rs"]
 mod model_common;
 
+mod adapters;
 mod closed_form;
 mod engine;
 mod every_loss;

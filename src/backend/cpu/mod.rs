@@ -8,6 +8,7 @@
 //! The number of threads never decides a bit: every output element is computed by one task, in an order that depends on
 //! sizes alone. Scratch memory is kept between ops, so that from its second use on a size allocates nothing.
 
+mod adapter;
 mod attention;
 mod batch;
 mod check;

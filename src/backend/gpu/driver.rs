@@ -221,7 +221,7 @@ pub struct Matrix {
     pub ld: usize,
 }
 
-/// `d = op(a) op(b) + c`, row-major, accumulated in f32: `op(a)` is m x k, `op(b)` k x n, `c` and `d` m x n.
+/// `d = scale op(a) op(b) + c`, row-major, accumulated in f32: `op(a)` is m x k, `op(b)` k x n, `c` and `d` m x n.
 #[derive(Clone, Copy, Debug)]
 pub struct MatMul {
     /// Rows of `d`.
@@ -242,6 +242,8 @@ pub struct MatMul {
     pub c: Option<u64>,
     /// The result.
     pub d: Matrix,
+    /// What the product is multiplied with.
+    pub scale: f32,
     /// An element's bits must not depend on `m` nor on anything but its row of `op(a)` and column of `op(b)`.
     pub row_invariant: bool,
 }

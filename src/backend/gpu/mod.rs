@@ -9,6 +9,7 @@
 //! of one of two pieces of page-locked memory, so that the host is at most two ahead; statistics come back through such memory and are read while
 //! the device works on the next step; passes through the layers can be recorded and replayed as CUDA graphs.
 
+mod adapter;
 mod attention;
 mod batch;
 mod check;

@@ -87,6 +87,11 @@ pub(super) enum Add<'a> {
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {
     /// Enqueues a product. Errors: [`crate::Error::Shape`] for an operand that is smaller than its shape.
     pub(super) fn product(&self, p: Product<'_>) -> Result<()> {
+        self.scaled_product(p, 1.0)
+    }
+
+    /// [`Gpu::product`], `op(a) op(b)` being multiplied with `scale`.
+    pub(super) fn scaled_product(&self, p: Product<'_>, scale: f32) -> Result<()> {
         let [m, n, k] = p.sizes;
         if m == 0 || n == 0 {
             return Ok(());
@@ -116,6 +121,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
             b_transposed: p.b.1,
             c,
             d: p.d.matrix,
+            scale,
             row_invariant: p.row_invariant,
         };
         // SAFETY: operands are parts of live buffers of this driver, and were measured above.

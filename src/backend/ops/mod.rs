@@ -1,6 +1,7 @@
 //! The contracts: what every op computes, on what shapes, from which source. A family of ops a file, under the name that it
 //! has in `backend/cpu/`, `backend/gpu/` and `kernels/` too; an op is a method, and a struct of arguments that says what it is.
 
+pub mod adapter;
 pub mod attention;
 pub mod decode;
 pub mod device;
@@ -15,6 +16,7 @@ pub mod rope;
 pub mod rows;
 pub mod swiglu;
 
+pub use adapter::{AdapterBwdLow, AdapterBwdWeight, AdapterFwd, AdapterOps, AdapterParts};
 pub use attention::{AttentionBwd, AttentionFwd, AttentionOps};
 pub use decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
 pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Mark, Write};

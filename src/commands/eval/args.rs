@@ -14,6 +14,9 @@ pub struct EvalArgs {
     /// Hugging Face directory of the policy
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// Adapter (LoRA, in PEFT's form) beside the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Hugging Face directory of the reference [default: what MODEL/config.toml names, else the policy itself]
     #[arg(long, value_name = "DIR")]
     pub ref_model: Option<PathBuf>,

@@ -48,7 +48,9 @@ impl<T> Found<T> {
 impl Made {
     /// Reads it. Errors: one that cannot be read, unless every option that it could give was given.
     pub fn of(a: &EvalArgs, data: &Dataset) -> Result<Self> {
-        let path = a.model.join(CONFIG);
+        // What was trained says how it was made: the adapter, where there is one.
+        let folder = a.adapter.as_deref().unwrap_or(&a.model);
+        let path = folder.join(CONFIG);
         let spec = a.loss_types().map(|types| LossOptions { loss_type: types, ..Default::default() }.spec());
         let pairwise = spec.as_ref().map_or(data.num_pairs() > 0 || data.has_labels(), |spec| !spec.is_sft());
         let has = |param| spec.as_ref().is_none_or(|spec| spec.has(param));
@@ -56,7 +58,7 @@ impl Made {
         let plain = spec.as_ref().is_some_and(|spec| spec.terms().iter().all(|t| t.def().options.len() <= 2));
         let smoothing = a.loss.label_smoothing.is_some() || !has(Param::LabelSmoothing);
         let all_given = plain && a.loss.beta.is_some() && a.ref_model.is_some() && smoothing;
-        let config = if pairwise && !all_given { read(&a.model)? } else { None };
+        let config = if pairwise && !all_given { read(folder)? } else { None };
         Ok(Self { path, config })
     }
 
@@ -103,10 +105,14 @@ impl Made {
         Ok(spec)
     }
 
-    /// The reference: as asked, or what the run started from, or the policy.
+    /// The reference: as asked, or the model without its adapter, or what the run started from, or the policy.
     pub fn reference(&self, a: &EvalArgs) -> Result<PathBuf> {
         if let Some(dir) = &a.ref_model {
             return Ok(dir.clone());
+        }
+        if a.adapter.is_some() {
+            note!("reference: {} without the adapter", a.model.display());
+            return Ok(a.model.clone());
         }
         let Some(config) = &self.config else {
             note!("no --ref-model: rewards are measured against the policy itself, and are 0");

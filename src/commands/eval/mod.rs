@@ -94,7 +94,7 @@ impl Task for Eval<'_> {
                 a.data.display()
             );
         }
-        let dir = ModelDir::open(&a.model)?;
+        let dir = ModelDir::open_with(&a.model, a.adapter.as_deref())?;
         check_data(&dir, &data)?;
         let made = Made::of(a, &data)?;
         let spec = made.spec(a, &data)?;
@@ -103,7 +103,7 @@ impl Task for Eval<'_> {
         let options = PlanOptions { objective, batch_size: 64, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
-        let reference = if spec.reference() { Some(dir.open_other(&made.reference(a)?)?) } else { None };
+        let reference = if spec.reference() { Some(dir.base().open_other(&made.reference(a)?)?) } else { None };
         let mut sidecars = None;
         if let Some(reference) = &reference {
             check_model(reference, &data)?;

@@ -6,6 +6,7 @@ mod write;
 
 pub use families::{Architecture, SUPPORTED};
 
+use super::adapter::AdapterShape;
 use super::json::{Fields, parse_json};
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ pub(super) const GENERATION: &str = "generation_config.json";
 const MAX_LAYERS: usize = 4096;
 
 /// A directory's configuration as it was read, to be copied when the model is saved.
+#[derive(Clone)]
 pub(super) struct ConfigFiles {
     /// config.json.
     pub config: Vec<u8>,
@@ -91,6 +93,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// `torch_dtype` or `dtype`: what the weights were saved as, if it says.
     pub dtype: Option<String>,
+    /// The adapter beside the weights, where there is one: no part of config.json.
+    pub adapter: Option<AdapterShape>,
 }
 
 impl ModelConfig {
@@ -109,15 +113,21 @@ impl ModelConfig {
         let config = folder.read(CONFIG, MOST_JSON)?.ok_or_else(|| folder.missing(CONFIG))?;
         let mut files = ConfigFiles { config, generation: None };
         let mut config = Self::parse(&path, &parse_json(&path, &files.config)?)?;
-        if let Some(bytes) = folder.read(GENERATION, MOST_JSON)? {
-            let path = folder.path(GENERATION);
-            let ids = Fields::new(&path, &parse_json(&path, &bytes)?).ids("eos_token_id")?;
+        if let Some((ids, bytes)) = Self::end_tokens(folder)? {
             if !ids.is_empty() {
                 config.eos_token_ids = ids;
             }
             files.generation = Some(bytes);
         }
         Ok((config, files))
+    }
+
+    /// The end tokens that the folder's `generation_config.json` names, and the file; `None` where it has none.
+    pub(super) fn end_tokens(folder: &Inside) -> Result<Option<(Vec<u32>, Vec<u8>)>> {
+        let Some(bytes) = folder.read(GENERATION, MOST_JSON)? else { return Ok(None) };
+        let path = folder.path(GENERATION);
+        let ids = Fields::new(&path, &parse_json(&path, &bytes)?).ids("eos_token_id")?;
+        Ok(Some((ids, bytes)))
     }
 
     /// Checks the content of a `config.json`; `path` is for messages. Fields that it leaves out have the values that
@@ -162,6 +172,7 @@ impl ModelConfig {
             eos_token_ids: ids("eos_token_id", d.eos_token_id)?,
             bos_token_id: ids("bos_token_id", d.bos_token_id)?.first().copied(),
             dtype: f.get("dtype").or(f.get("torch_dtype")).and_then(|v| v.as_str()).map(str::to_owned),
+            adapter: None,
         };
         config.check(&f)?;
         // Last, as it needs a head's width to be sound.

@@ -20,6 +20,7 @@ const FREE: &[&str] = &[
     "model",
     "data",
     "ref_model",
+    "adapter",
     "cache",
     "matmul_plans",
     "dtype",

@@ -2,7 +2,7 @@
 //! gaps between them in the arena are zeros in every section, and stay so.
 
 use crate::error::{Error, Result};
-use crate::model::{ParamSpec, ParamTable};
+use crate::model::{ParamSpec, ParamTable, peft};
 use crate::train::state::{Part, Section};
 use serde_json::{Map, json};
 use std::ops::Range;
@@ -29,9 +29,10 @@ pub(super) struct TensorFile {
 }
 
 /// Which sections lie in which file.
-pub(super) fn files(sections: &[Section]) -> Vec<TensorFile> {
+pub(super) fn files(sections: &[Section], table: &ParamTable) -> Vec<TensorFile> {
+    let model = if table.has_adapter() { peft::WEIGHTS } else { MODEL };
     let place = |part| match part {
-        Part::Weights => MODEL,
+        Part::Weights => model,
         Part::Reference | Part::ReferenceMaster => REFERENCE,
         _ => OPTIMIZER,
     };
@@ -39,7 +40,7 @@ pub(super) fn files(sections: &[Section]) -> Vec<TensorFile> {
         let all = sections.iter().filter(|s| s.lasting && place(s.part) == name);
         TensorFile { name, sections: all.copied().collect() }
     };
-    let mut all = vec![of(MODEL), of(OPTIMIZER), of(REFERENCE)];
+    let mut all = vec![of(model), of(OPTIMIZER), of(REFERENCE)];
     all.retain(|f| !f.sections.is_empty());
     all
 }
@@ -59,8 +60,11 @@ impl TensorFile {
             };
             for spec in specs(table, s.part) {
                 let end = at + spec.at.len() * s.width;
-                let name =
-                    if s.part == Part::Weights { spec.name.clone() } else { format!("{}.{}", s.name, spec.name) };
+                let name = match s.part {
+                    Part::Weights if table.has_adapter() => format!("{}{}", peft::PREFIX, spec.name),
+                    Part::Weights => spec.name.clone(),
+                    _ => format!("{}.{}", s.name, spec.name),
+                };
                 map.insert(name, json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [at, end]}));
                 at = end;
             }
@@ -76,9 +80,10 @@ impl TensorFile {
     }
 }
 
-/// The parameters that `part` has.
+/// The parameters that `part` has: what lies beside an adapter is in its base, and stays there.
 fn specs(table: &ParamTable, part: Part) -> impl Iterator<Item = &ParamSpec> {
-    table.specs.iter().filter(move |spec| spec.trains || !part.of_trained())
+    let some = part.of_trained() || table.has_adapter();
+    table.specs.iter().filter(move |spec| spec.trains || !some)
 }
 
 /// Elements of `part`, without gaps.

@@ -41,9 +41,9 @@ impl Checkpoint {
     /// Errors: sections of another kind; files that are missing, cut short, another checkpoint's or damaged; a folder under the
     /// name of another step's.
     pub fn verify(&self, table: &ParamTable, sections: &[Section]) -> Result<()> {
-        self.check_kinds(sections)?;
+        self.check_kinds(sections, table)?;
         let nowhere = &mut |_: Part, _: usize, _: &[u8]| Ok(());
-        layout::files(sections).iter().try_for_each(|file| self.read_tensors(file, table, nowhere))?;
+        layout::files(sections, table).iter().try_for_each(|file| self.read_tensors(file, table, nowhere))?;
         self.check_name()
     }
 
@@ -51,9 +51,9 @@ impl Checkpoint {
     /// use any more.
     pub fn load<B: Backend>(&self, be: &B, state: &mut State<B>) -> Result<()> {
         let (table, sections) = (state.model.table.clone(), state.sections(be));
-        self.check_kinds(&sections)?;
+        self.check_kinds(&sections, &table)?;
         let to_state = &mut |part: Part, start: usize, bytes: &[u8]| state.write(be, part, start, bytes);
-        layout::files(&sections).iter().try_for_each(|file| self.read_tensors(file, &table, to_state))?;
+        layout::files(&sections, &table).iter().try_for_each(|file| self.read_tensors(file, &table, to_state))?;
         state.clock = self.saved.clock;
         Ok(())
     }
@@ -74,11 +74,11 @@ impl Checkpoint {
     }
 
     /// Whether what it holds is what a state of `sections` has.
-    fn check_kinds(&self, sections: &[Section]) -> Result<()> {
+    fn check_kinds(&self, sections: &[Section], table: &ParamTable) -> Result<()> {
         let said = |name: &str, dtype: &str| format!("{name} in {dtype}");
         let had: Vec<_> = self.saved.sections.iter().map(|s| said(&s.name, &s.dtype)).collect();
         let want: Vec<_> =
-            layout::files(sections).iter().flat_map(|f| &f.sections).map(|s| said(s.name, s.dtype)).collect();
+            layout::files(sections, table).iter().flat_map(|f| &f.sections).map(|s| said(s.name, s.dtype)).collect();
         if had == want {
             return Ok(());
         }

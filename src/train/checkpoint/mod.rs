@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! model.safetensors       weights as the passes read them       with config.json and the tokenizer: a model directory
+//! adapter_model.safetensors  instead, of a run that trains an adapter: with adapter_config.json, in PEFT's form
 //! optimizer.safetensors   master weights, moments                `master.NAME`, `first_moment.NAME`, `second_moment.NAME`
 //! reference.safetensors   a synced reference, where there is one  `reference.NAME`, `reference_master.NAME`
 //! trainer_state.json      clock, identity, sums of the above     [`Manifest`]

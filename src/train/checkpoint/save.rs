@@ -22,7 +22,7 @@ pub fn save<B: Backend>(
 ) -> Result<u64> {
     let fill = || {
         let mut bytes = 0;
-        for file in files(&state.sections(be)) {
+        for file in files(&state.sections(be), &state.model.table) {
             bytes += write_tensors(be, state, &file, &folder, &mut saved)?;
         }
         let dtype = if B::MASTER_WEIGHTS { SaveDtype::Bf16 } else { SaveDtype::F32 };

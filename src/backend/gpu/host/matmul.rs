@@ -45,8 +45,8 @@ pub(super) unsafe fn matmul(p: &MatMul) {
             unsafe {
                 let c = p.c.map_or(0.0, |c| get(&Matrix { at: c, ..p.d }, at));
                 match p.d.dtype {
-                    Dtype::Bf16 => *(p.d.at as *mut half::bf16).add(at) = half::bf16::from_f32(s + c),
-                    Dtype::F32 => *(p.d.at as *mut f32).add(at) = s + c,
+                    Dtype::Bf16 => *(p.d.at as *mut half::bf16).add(at) = half::bf16::from_f32(p.scale * s + c),
+                    Dtype::F32 => *(p.d.at as *mut f32).add(at) = p.scale * s + c,
                 }
             }
         }

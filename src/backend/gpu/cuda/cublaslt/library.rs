@@ -91,7 +91,7 @@ impl Library {
         call: &Call,
         algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> Result<(), CublasError> {
-        let (alpha, beta) = (1.0f32, if p.c.is_some() { 1.0f32 } else { 0.0 });
+        let (alpha, beta) = (p.scale, if p.c.is_some() { 1.0f32 } else { 0.0 });
         let c = p.c.unwrap_or(p.d.at);
         let _turn = lock(&self.turn);
         // SAFETY: descriptors and algorithm belong together; the operands cover their shapes, by the caller's promise;

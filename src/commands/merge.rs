@@ -1,0 +1,44 @@
+//! `fusedpo merge`: an adapter into the weights that it belongs to.
+
+use super::choice::named;
+use crate::backend::cpu::Cpu;
+use crate::error::Result;
+use crate::files::{self, AtomicFolder, Inside};
+use crate::model::{self, ModelDir, SaveDtype};
+use crate::say;
+use std::path::PathBuf;
+
+/// Options of `fusedpo merge`.
+#[derive(clap::Args)]
+pub struct MergeArgs {
+    /// Hugging Face directory of the base model
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The adapter (LoRA, in PEFT's form)
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// New folder for the merged model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Precision of the saved weights
+    #[arg(long, value_parser = named::<SaveDtype>(), default_value = "source")]
+    pub save_dtype: SaveDtype,
+}
+
+/// Runs the command.
+pub fn run(args: &MergeArgs) -> Result<()> {
+    let out = &args.out;
+    files::refuse_occupied(out)?;
+    let dir = ModelDir::open_with(&args.model, Some(&args.adapter))?;
+    dir.read_side_files()?;
+    let be = Cpu::<f32>::new()?;
+    let merged = model::merge::merged(&be, &dir, 1)?;
+    // Its tokenizer is the adapter's, where that has one: with the template that it was trained with.
+    let own = Inside::new(&args.adapter)?.has("tokenizer.json").then_some(args.adapter.as_path());
+    let folder = AtomicFolder::create(out, false)?;
+    let done = model::export(&be, &merged, None, own, folder.path(), args.save_dtype);
+    let report = done.map_err(|e| folder.as_named(e))?;
+    folder.commit()?;
+    say!("{}: {} of {} weights changed", out.display(), report.changed, report.weights);
+    Ok(())
+}

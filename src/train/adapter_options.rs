@@ -1,0 +1,141 @@
+//! Options of what is trained: some parameters, an adapter, or everything.
+
+use super::group::{Group, options};
+use super::trained::Trained;
+use crate::error::{Error, Result};
+use crate::model::adapter::{MODULES, targets};
+use crate::model::{AdapterInit, AdapterShape};
+use std::path::PathBuf;
+
+/// `lora_target_modules` for every linear layer of a block.
+const ALL: &str = "all-linear";
+/// vLLM's `--max-lora-rank`, where nobody says otherwise.
+const VLLM_RANK: usize = 16;
+
+options! {
+    /// What is trained.
+    pub struct TrainedOptions {
+        /// `all`, `adapters`, or a regular expression of the names of the parameters that train, the others being frozen;
+        /// `None`: the adapter where there is one, else all.
+        train: Option<String> = None;
+        /// Folder of an adapter in PEFT's form to start from.
+        adapter: Option<PathBuf> = None;
+        /// Rank of a new adapter; `None`: no new adapter.
+        lora_r: Option<usize> = None, in rank, "1 or more, and at most 65536";
+        /// Its alpha; `None`: twice the rank.
+        lora_alpha: Option<f64> = None, in given_above_0, "a finite number greater than 0";
+        /// Dropout of the adapter's input: 0 alone is supported.
+        lora_dropout: Option<f64> = None;
+        /// Modules that have one, by PEFT's names; `None`: every linear layer of a block.
+        lora_target_modules: Option<Vec<String>> = None;
+        /// Whether it is scaled by `alpha / sqrt(r)`.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        use_rslora: bool = false;
+        /// What its A is drawn from; `None`: PEFT's default.
+        lora_init: Option<AdapterInit> = None;
+    }
+}
+
+fn rank(r: &Option<usize>) -> bool {
+    r.is_none_or(|r| (1..=crate::model::adapter::MOST_RANK).contains(&r))
+}
+
+fn given_above_0(x: &Option<f64>) -> bool {
+    x.is_none_or(|x| x.is_finite() && x > 0.0)
+}
+
+impl TrainedOptions {
+    /// Whether an adapter is trained, new or loaded.
+    pub fn has_adapter(&self) -> bool {
+        self.lora_r.is_some() || self.adapter.is_some()
+    }
+
+    /// Fills in what depends on others. Errors: what has no meaning together, what is not supported.
+    pub fn resolve(&mut self) -> Result<()> {
+        self.check()?;
+        if let Some(dropout) = self.lora_dropout.filter(|d| *d != 0.0) {
+            return Err(Error::usage(format!(
+                "`lora_dropout` {dropout}: dropout in an adapter is not supported; leave it out, or give 0"
+            )));
+        }
+        let given = [
+            ("lora_alpha", self.lora_alpha.is_some()),
+            ("lora_dropout", self.lora_dropout.is_some()),
+            ("lora_target_modules", self.lora_target_modules.is_some()),
+            ("use_rslora", self.use_rslora),
+            ("lora_init", self.lora_init.is_some()),
+        ];
+        let ignored = given.into_iter().find(|(_, given)| *given && self.lora_r.is_none());
+        if let Some((name, _)) = ignored {
+            let why = match self.adapter.is_some() {
+                true => "an adapter that is loaded (`adapter`) has its own",
+                false => "only a new adapter has it; give `lora_r` too",
+            };
+            return Err(Error::usage(format!("`{name}`: {why}")));
+        }
+        if self.lora_r.is_some() && self.adapter.is_some() {
+            return Err(Error::usage(
+                "`lora_r`: an adapter that is loaded (`adapter`) has its own; leave one of them out",
+            ));
+        }
+        match (self.train.as_deref(), self.has_adapter()) {
+            (Some("adapters"), false) => {
+                return Err(Error::usage("`train` adapters: there is no adapter; give `lora_r` or `adapter`"));
+            }
+            (Some("adapters"), true) | (Some("all"), false) => self.train = None,
+            (Some(other), true) => {
+                return Err(Error::usage(format!(
+                    "`train` {other}: with an adapter the adapter alone is trained; leave it out, or merge the adapter first"
+                )));
+            }
+            _ => {}
+        }
+        Trained::of(self.train.as_deref())?;
+        if let Some(r) = self.lora_r {
+            self.lora_alpha.get_or_insert(2.0 * r as f64);
+            self.lora_dropout = None;
+            self.lora_init.get_or_insert_default();
+            let all = || MODULES.iter().map(|(name, _)| (*name).to_owned()).collect();
+            let names = self.lora_target_modules.get_or_insert_with(all);
+            if *names == [ALL] {
+                *names = all();
+            }
+            let known = targets(names.iter().map(String::as_str)).map_err(|name| {
+                let all = MODULES.map(|(name, _)| name).join(", ");
+                Error::usage(format!("`lora_target_modules` {name}: an adapter can be on {all}, or on {ALL}"))
+            })?;
+            // In one order, and once each: a run that goes on compares them.
+            *names = MODULES.iter().zip(known).filter(|(_, on)| *on).map(|((name, _), _)| (*name).to_owned()).collect();
+            if names.is_empty() {
+                return Err(Error::usage(format!("`lora_target_modules` names nothing; leave it out for {ALL}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The new adapter, where there is one, once the options are resolved.
+    pub fn new_adapter(&self) -> Option<(AdapterShape, AdapterInit)> {
+        let (r, alpha) = (self.lora_r?, self.lora_alpha?);
+        let targets = targets(self.lora_target_modules.iter().flatten().map(String::as_str)).ok()?;
+        Some((AdapterShape { r, alpha, rslora: self.use_rslora, targets }, self.lora_init.unwrap_or_default()))
+    }
+}
+
+/// What others would refuse or scale wrongly, each with the choice that works everywhere.
+pub fn warnings(shape: &AdapterShape) -> Vec<String> {
+    let mut all = Vec::new();
+    if shape.rslora {
+        let (root, alpha) = ((shape.r as f64).sqrt(), shape.alpha * (shape.r as f64).sqrt());
+        all.push(format!(
+            "llama.cpp scales an adapter by alpha / r, so this one (`options.use_rslora`) would be {root:.3} times too weak there: \
+             the same without it is `options.lora_alpha` {alpha:.6}"
+        ));
+    }
+    if shape.r > VLLM_RANK {
+        let r = shape.r;
+        all.push(format!(
+            "vLLM refuses an adapter of rank {r} unless it is started with a max_lora_rank of that much; up to {VLLM_RANK} it takes as it is"
+        ));
+    }
+    all
+}

@@ -1,0 +1,162 @@
+//! Runs that train an adapter: what they leave behind, how they go on, and what is refused.
+
+use crate::cli_common::*;
+use crate::host;
+use fusedpo::backend::Backend;
+use fusedpo::backend::cpu::{Cpu, GemmPrecision};
+use fusedpo::backend::gpu::Gpu;
+use fusedpo::model::ModelDir;
+use fusedpo::observe::{Event, Flow, Observe, Silent};
+use fusedpo::train::choices::{GraphsChoice, Resume};
+use fusedpo::train::options::{FileOptions, Stage, TrainOptions};
+use fusedpo::train::run::train;
+use fusedpo::{Error, Result};
+use half::bf16;
+use serde_json::Value;
+
+fn options(cli: &Cli, out: &str) -> TrainOptions {
+    let mut o = TrainOptions {
+        files: FileOptions { model: cli.path("m"), data: cli.path("d"), out: cli.path(out) },
+        ..Default::default()
+    };
+    o.train.lora_r = Some(4);
+    o.schedule.learning_rate = 1e-2;
+    (o.data.batch_size, o.data.max_steps, o.data.token_budget) = (3, Some(5), Some(64));
+    (o.save.save_steps, o.eval.eval_steps) = (Some(2), 3);
+    o
+}
+
+struct CrashAt(u64);
+
+impl Observe for CrashAt {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        match event {
+            Event::Step { step, .. } if *step == self.0 => Err(Error::Training("crash".into())),
+            _ => Ok(Flow::On),
+        }
+    }
+}
+
+fn rows(cli: &Cli, out: &str) -> Vec<Value> {
+    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
+    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
+        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
+    }
+    rows
+}
+
+/// In peace, and crashed after the third step and gone on with: the same adapter and metrics; a checkpoint is an adapter too.
+fn on<B: Backend>(be: &dyn Fn() -> B, cli: &Cli, name: &str, change: impl Fn(&mut TrainOptions)) {
+    for stage in [Stage::Sft, Stage::Dpo] {
+        let run = |out: &str, resume: bool, observe: &mut dyn Observe| {
+            let mut c = options(cli, out);
+            change(&mut c);
+            let mut c = c.resolve(stage).unwrap();
+            c.resume.resume = resume.then_some(Resume::Auto);
+            train(&be(), &c, observe)
+        };
+        let [peace, crash] = ["peace", "crash"].map(|what| format!("{name}-{stage}-{what}"));
+        run(&peace, false, &mut Silent).unwrap();
+        assert_eq!(run(&crash, false, &mut CrashAt(3)).unwrap_err().to_string(), "crash");
+        assert_eq!(cli.names(&crash, "checkpoint-"), ["checkpoint-2"]);
+        run(&crash, true, &mut Silent).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            assert!(cli.bytes(&format!("{peace}/{file}")) == cli.bytes(&format!("{crash}/{file}")), "{peace}: {file}");
+        }
+        assert_eq!(rows(cli, &peace), rows(cli, &crash), "{peace}");
+        if stage == Stage::Dpo {
+            let first = rows(cli, &peace).into_iter().find_map(|r| r["loss"].as_f64()).unwrap();
+            assert_eq!(first as f32, std::f32::consts::LN_2, "{name}: step 0 is exact");
+        }
+        assert!(!cli.path(&format!("{peace}/config.json")).exists());
+        assert!(!cli.path(&format!("{peace}/model.safetensors")).exists());
+        let base = ModelDir::open(&cli.path("m")).unwrap();
+        let [last, before] =
+            ["", "/checkpoint-2"].map(|at| base.with_adapter(&cli.path(&format!("{peace}{at}"))).unwrap());
+        assert_ne!(last.identity().unwrap(), before.identity().unwrap());
+    }
+}
+
+#[test]
+fn runs_of_an_adapter_go_on_to_the_bit() {
+    let cli = Cli::with_data();
+    on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "cpu", |_| {});
+    on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "less", |c| {
+        c.compute.gradient_checkpointing = true;
+        c.train.use_rslora = true;
+        c.train.lora_target_modules = Some(vec!["v_proj".into(), "q_proj".into(), "down_proj".into()]);
+    });
+    if host::host_driver(0).is_none() {
+        return;
+    }
+    let driver = || host::deferred_driver(3).unwrap();
+    on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "bf16", |_| {});
+    on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "graphs", |c| c.compute.cuda_graphs = GraphsChoice::On);
+}
+
+/// Log-probs of every response as `score` prints them.
+fn scores(cli: &Cli, args: &str) -> Vec<f64> {
+    let text = cli.ok(&format!("score --data d --out - {args}")).out;
+    text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["logp"].as_f64().unwrap()).collect()
+}
+
+#[test]
+fn every_command_takes_an_adapter() {
+    let cli = Cli::with_data();
+    let ran = cli.ok("dpo --model m --data d --out a --lora-r 4 --learning-rate 1e-2 --max-steps 4");
+    assert!(ran.err.contains("parameters train, the others are frozen"), "{ran:?}");
+    assert!(ran.err.contains("reference: the starting policy"), "{ran:?}");
+    let (plain, adapted) = (scores(&cli, "--model m"), scores(&cli, "--model m --adapter a"));
+    assert!(plain != adapted);
+    // Merged is the same model within rounding; merging leaves nothing half-done and replaces nothing.
+    cli.ok("merge --model m --adapter a --out merged");
+    let merged = scores(&cli, "--model merged");
+    assert!(merged.iter().zip(&adapted).all(|(a, b)| (a - b).abs() <= 1e-4), "{merged:?} {adapted:?}");
+    let again = cli.run("merge --model m --adapter a --out merged");
+    assert!(again.code == 2 && again.err.contains("merged"), "{again:?}");
+    let said = cli.ok("generate --model m --adapter a --prompt ab --max-new-tokens 5 --chat-template none").out;
+    assert_eq!(said, cli.ok("generate --model merged --prompt ab --max-new-tokens 5 --chat-template none").out);
+    // Its reference is the model without it, its loss what the run's configuration says.
+    let eval = cli.ok("eval --model m --adapter a --data d --json --kl-samples 0");
+    assert!(eval.err.contains("reference: m without the adapter"), "{eval:?}");
+    let reference = cli.ok("reference --model m --adapter a --data d --cache c").out;
+    assert!(reference.contains("computed, 0 found"), "{reference}");
+    // A loaded adapter: the reference is the model with it, and step 0 exact against that.
+    let ran = cli.ok("dpo --model m --adapter a --data d --out b --max-steps 3 --learning-rate 1e-2");
+    assert!(ran.err.contains("reference: the starting policy"), "{ran:?}");
+    let first = rows(&cli, "b").into_iter().find_map(|r| r["loss"].as_f64()).unwrap();
+    assert_eq!(first as f32, std::f32::consts::LN_2);
+    assert!(scores(&cli, "--model m --adapter b") != adapted);
+    cli.ok("sft --model m --adapter a --data d --out s --max-steps 2");
+    assert_eq!(cli.ok("sft --model m --adapter a --data d --out s --max-steps 2 --resume auto").out.lines().count(), 1);
+}
+
+#[test]
+fn what_has_no_meaning_is_refused_in_a_line() {
+    let cli = Cli::with_data();
+    let refused = |args: &str, want: &str| {
+        let ran = cli.run(&format!("dpo --model m --data d --out o {args}"));
+        assert!(ran.code == 2 && ran.err.contains(want) && ran.err.trim().lines().count() == 1, "{args}: {ran:?}");
+        assert!(!cli.path("o").exists(), "{args}");
+    };
+    refused("--lora-alpha 4", "--lora-alpha: only a new adapter has it; give --lora-r too");
+    refused("--use-rslora", "--use-rslora: only a new adapter has it");
+    refused("--lora-r 0", "--lora-r 0: must be 1 or more");
+    refused("--lora-r 4 --lora-alpha 0", "--lora-alpha 0: must be a finite number greater than 0");
+    refused("--lora-r 4 --lora-dropout 0.05", "--lora-dropout 0.05: dropout in an adapter is not supported");
+    refused(
+        "--lora-r 4 --lora-target-modules q_proj,lm_head",
+        "--lora-target-modules lm_head: an adapter can be on q_proj",
+    );
+    refused("--lora-r 4 --train mlp", "--train mlp: with an adapter the adapter alone is trained");
+    refused("--lora-r 4 --sync-ref-model", "an adapter: a reference that follows (--sync-ref-model)");
+    refused("--train adapters", "--train adapters: there is no adapter");
+    refused("--lora-r 4 --adapter m", "--lora-r: an adapter that is loaded (--adapter) has its own");
+    refused("--adapter m --lora-alpha 3", "--lora-alpha: an adapter that is loaded (--adapter) has its own");
+    refused("--adapter m", "m: is no adapter: it has no adapter_config.json");
+    let ran = cli.ok("sft --model m --data d --out w --lora-r 32 --use-rslora --max-steps 1 --train adapters");
+    assert!(
+        ran.err.contains("llama.cpp") && ran.err.contains("vLLM") && ran.err.contains("--lora-alpha 362.03"),
+        "{ran:?}"
+    );
+}

@@ -4,7 +4,7 @@ use crate::shards;
 
 use fusedpo::batch::MicroBatch;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
-use fusedpo::data::shard::{Dataset, Group, Split};
+use fusedpo::data::shard::{Dataset, Group, Pair, Split};
 use proptest::prelude::*;
 use shards::{Own, meta, own_group, write};
 use std::collections::BTreeMap;
@@ -104,15 +104,18 @@ fn check_sorted(mb: &MicroBatch) {
     assert_eq!(mb.predictions_by_row(), predictions);
 }
 
+/// The pairs of which both responses have a token that something predicts.
+fn usable(g: Group<'_>) -> impl Iterator<Item = Pair> {
+    let scored = move |i: usize| !g.prompt().is_empty() || g.response(i).tokens.len() > 1;
+    g.pairs().filter(move |p| scored(p.chosen) && scored(p.rejected))
+}
+
 /// Units that a plan of `data` must hold, by id: pairs or responses.
 fn expected(data: &Dataset, objective: Objective) -> Vec<u64> {
     let mut ids = Vec::new();
     for g in (0..data.num_groups()).map(|i| data.group(i)) {
-        let scored = |i: usize| !g.prompt().is_empty() || g.response(i).tokens.len() > 1;
         match objective {
-            Objective::Preference | Objective::Ranking => {
-                ids.extend(g.pairs().filter(|p| scored(p.chosen) && scored(p.rejected)).map(|p| p.id));
-            }
+            Objective::Preference | Objective::Ranking => ids.extend(usable(g).map(|p| p.id)),
             Objective::Score => ids.extend(g.responses().map(|r| r.id)),
             Objective::Sft | Objective::Judgement => unreachable!("tested elsewhere"),
         }
@@ -162,7 +165,7 @@ proptest! {
             check_epoch(&data, &planner, &o, 1);
             let slots = |g: u64| {
                 let group = data.group(g);
-                let in_pairs: std::collections::BTreeSet<usize> = group.pairs().flat_map(|p| [p.chosen, p.rejected]).collect();
+                let in_pairs: std::collections::BTreeSet<usize> = usable(group).flat_map(|p| [p.chosen, p.rejected]).collect();
                 group.prompt().len() + in_pairs.into_iter().map(|i| group.response(i).tokens.len()).sum::<usize>()
             };
             let largest = (0..planner.steps_in_epoch(1)).flat_map(|s| planner.step_groups(1, s)).map(slots).max().unwrap();

@@ -194,10 +194,11 @@ fn adapters_and_frozen_parameters() {
         trains_alike(&s, &format!("dpo {STEPS} --dtype f32 {options}"), name, NEAR);
         s.ok(&format!("dpo {STEPS} --dtype bf16 --device cuda --cuda-graphs on {options} --out {name}-bf16"), &[]);
     }
-    let lines = |dev: &str| {
-        s.ok(&format!("score --model m --adapter adapter --data d --out {dev} --dtype f32 --device {dev}"), &[]);
-        Value::Array(s.cli.json_lines(dev))
-    };
+    let score =
+        |dev: &str| format!("score --model m --adapter adapter --data d --out {dev} --dtype f32 --device {dev}");
+    s.ok(&score("cuda"), &[]);
+    s.cli.ok(&score("cpu"));
+    let lines = |dev: &str| Value::Array(s.cli.json_lines(dev));
     near("score", &lines("cuda"), &lines("cpu"), NEAR);
 }
 

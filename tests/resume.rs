@@ -22,15 +22,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Metrics without those of time and memory.
-fn rows(cli: &Cli, out: &str) -> Vec<Value> {
-    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
-    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
-    }
-    rows
-}
-
 #[track_caller]
 fn equal(cli: &Cli, one: &str, two: &str) {
     assert_eq!(rows(cli, one), rows(cli, two), "{one} {two}");

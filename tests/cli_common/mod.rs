@@ -17,6 +17,15 @@ pub fn golden(name: &str) -> PathBuf {
     PathBuf::from(root).join("tests/golden").join(name)
 }
 
+/// Metrics of a run without those of time and memory.
+pub fn rows(cli: &Cli, out: &str) -> Vec<Value> {
+    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
+    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
+        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
+    }
+    rows
+}
+
 /// What no command under way takes: one that has not ended by then is ended, and its test fails.
 const LONGEST: Duration = Duration::from_secs(120);
 

@@ -1,7 +1,7 @@
 //! The same bits however the work is enqueued, whatever is kept, and wherever a run was stopped.
 
 use crate::cli_common::*;
-use crate::commands::{STEPS, rows};
+use crate::commands::STEPS;
 use crate::stand::{Stand, Switches};
 
 #[track_caller]

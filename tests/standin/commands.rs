@@ -10,15 +10,6 @@ use serde_json::{Value, json};
 const NEAR: f64 = 2e-5;
 pub const STEPS: &str = "--model m --data d --max-steps 2 --token-budget 64 --batch-size 8 --learning-rate 1e-3";
 
-/// Metrics without those of time and memory.
-pub fn rows(cli: &Cli, out: &str) -> Vec<Value> {
-    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
-    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
-    }
-    rows
-}
-
 /// Panics unless every number of `a` is within `within` of that in `b`, relative to what is at least 1 (most are made of
 /// log-probs of some tens); all else is equal.
 #[track_caller]

@@ -2,15 +2,15 @@
 
 use crate::cli_common::*;
 use crate::host;
+use crate::synced::CrashAt;
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::model::ModelDir;
-use fusedpo::observe::{Event, Flow, Observe, Silent};
+use fusedpo::observe::{Observe, Silent};
 use fusedpo::train::choices::{GraphsChoice, Resume};
 use fusedpo::train::options::{FileOptions, Stage, TrainOptions};
 use fusedpo::train::run::train;
-use fusedpo::{Error, Result};
 use half::bf16;
 use serde_json::Value;
 
@@ -24,25 +24,6 @@ fn options(cli: &Cli, out: &str) -> TrainOptions {
     (o.data.batch_size, o.data.max_steps, o.data.token_budget) = (3, Some(5), Some(64));
     (o.save.save_steps, o.eval.eval_steps) = (Some(2), 3);
     o
-}
-
-struct CrashAt(u64);
-
-impl Observe for CrashAt {
-    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
-        match event {
-            Event::Step { step, .. } if *step == self.0 => Err(Error::Training("crash".into())),
-            _ => Ok(Flow::On),
-        }
-    }
-}
-
-fn rows(cli: &Cli, out: &str) -> Vec<Value> {
-    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
-    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
-    }
-    rows
 }
 
 /// In peace, and crashed after the third step and gone on with: the same adapter and metrics; a checkpoint is an adapter too.

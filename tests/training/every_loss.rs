@@ -53,14 +53,6 @@ fn run(cli: &Cli, out: &str, more: &str, resume: bool, observe: &mut dyn Observe
     train(&Cpu::<f32>::new()?, &options, observe).map(|_| ())
 }
 
-fn rows(cli: &Cli, out: &str) -> Vec<Value> {
-    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
-    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
-    }
-    rows
-}
-
 /// Trains twice, the second time with a crash between; gives the rows of metrics.
 fn twice(cli: &Cli, name: &str, more: &str) -> Vec<Value> {
     let [whole, broken] = [format!("{name}-whole"), format!("{name}-broken")];

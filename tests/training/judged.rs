@@ -234,14 +234,6 @@ fn options(cli: &Cli, types: &[LossType], out: &str) -> TrainOptions {
     o.resolve(Stage::Dpo).unwrap()
 }
 
-fn rows(cli: &Cli, out: &str) -> Vec<Value> {
-    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
-    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
-    }
-    rows
-}
-
 /// Two steps on the kernels, compared with those on the CPU.
 fn kernels_agree(cli: &Cli, types: &[LossType], name: &str, cpu: &[Value], keys: &[&str]) {
     let Some(driver) = host::deferred_driver(3) else { return };

@@ -57,14 +57,6 @@ fn cpu() -> Cpu<f32> {
     Cpu::with(GemmPrecision::Native).unwrap()
 }
 
-fn rows(cli: &Cli, out: &str) -> Vec<Value> {
-    let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
-    for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| ["_seconds", "_per_second", "_bytes"].iter().all(|end| !key.ends_with(end)));
-    }
-    rows
-}
-
 fn column(cli: &Cli, out: &str, key: &str) -> Vec<f64> {
     rows(cli, out).iter().filter_map(|row| row.get(key)?.as_f64()).collect()
 }
@@ -183,7 +175,7 @@ fn a_step_sees_the_sync_of_the_step_before() {
 }
 
 /// Ends a run as a crash would, when it has seen a step.
-struct CrashAt(u64);
+pub struct CrashAt(pub u64);
 
 impl Observe for CrashAt {
     fn on(&mut self, event: &Event<'_>) -> Result<Flow> {

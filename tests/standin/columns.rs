@@ -4,13 +4,16 @@ use crate::library;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The newest program of a test, beside this one.
+/// The newest program of a test, beside this one. A bench may have the same name: cargo's list of sources tells them apart.
 fn program(name: &str) -> Option<PathBuf> {
     let here = std::env::current_exe().unwrap();
     let is = |path: &Path| {
         let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
         let hash = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-')).unwrap_or_default();
-        hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit())
+        let ours = |sources: String| sources.contains(&format!("tests/{name}.rs"));
+        hash.len() == 16
+            && hash.bytes().all(|b| b.is_ascii_hexdigit())
+            && std::fs::read_to_string(path.with_extension("d")).is_ok_and(ours)
     };
     let all = std::fs::read_dir(here.parent().unwrap()).unwrap().map(|e| e.unwrap().path()).filter(|p| is(p));
     all.max_by_key(|p| p.metadata().and_then(|m| m.modified()).unwrap())

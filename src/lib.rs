@@ -81,6 +81,7 @@
 //!   what of a stranger's folder may be opened at all.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs; a loss at given numbers
 //!   ([`loss::explain()`]). Knows no device and no plan.
+//! - [`quant`]: weights in four bits, on the host, as bitsandbytes has them.
 //! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and signals are in [`commands`]. Knows
 //!   plain numbers, no device.
 //! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans.
@@ -143,6 +144,7 @@ pub mod guard;
 pub mod loss;
 pub mod model;
 pub mod observe;
+pub mod quant;
 pub mod say;
 pub mod train;
 pub mod units;

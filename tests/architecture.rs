@@ -9,7 +9,7 @@ use std::path::Path;
 /// Rooms from the ground up. A file may name its own room and lower ones; rooms on one floor do not know each other.
 const FLOORS: &[&[&str]] = &[
     &["error", "choice", "units"],
-    &["batch", "files", "loss", "guard"],
+    &["batch", "files", "loss", "guard", "quant"],
     &["observe"],
     &["data", "backend"],
     &["model"],

@@ -10,4 +10,5 @@ mod model;
 mod model_bad;
 mod model_files;
 mod naive_model;
+mod nf4;
 mod rope;

@@ -19,7 +19,7 @@ pub trait Float: Storage {
 macro_rules! storage {
     ($($t:ty = $name:literal),*) => { $(impl Storage for $t { const NAME: &'static str = $name; })* };
 }
-storage!(f32 = "f32", f64 = "f64", u32 = "u32", half::bf16 = "bf16");
+storage!(f32 = "f32", f64 = "f64", u8 = "u8", u32 = "u32", half::bf16 = "bf16");
 
 impl Float for f32 {
     #[inline(always)]

@@ -4,7 +4,8 @@
 //! the rotary embedding, attention's output and log-sum-exp, and the MLP's gates and ups. The outputs of norms and SwiGLU
 //! are kept too where there is room ([`Keep::Outputs`]); else the kernels of their gradients leave them behind, where the
 //! gradient of the output was, for the products that read them. With [`Keep::Inputs`] only each layer's input is kept: the
-//! backward pass computes the layer again from it, by the same ops. All to the same bits.
+//! backward pass computes the layer again from it, by the same ops. All to the same bits. Layers below the lowest of which
+//! anything trains are never gone through backward: whatever is kept, they take turns in one layer's memory.
 //!
 //! Above the last layer's attention only the rows that predict something are computed: they are gathered there, one for
 //! every prediction, and what follows (output projection, MLP, final norm) has `predictions` rows and not `rows`.
@@ -13,6 +14,7 @@ use super::config::ModelConfig;
 use super::graphs::Graphs;
 use super::load::Model;
 use super::low_rank::LowRank;
+use super::params::Stage;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch, chunks};
 use crate::error::{Error, Result};
@@ -102,10 +104,12 @@ pub enum Keep {
 pub struct Acts<B: Backend> {
     /// What is kept.
     pub keep: Keep,
+    /// The lowest layer that the backward pass goes through; their number where it goes through none.
+    pub bottom: usize,
     /// The residual stream, `[rows, hidden]` each, at the places that [`Acts::slot`] says. The last two points have a row for
     /// every prediction.
     pub resid: Vec<B::Buf<B::Act>>,
-    /// One, or with [`Keep::Layers`] and [`Keep::Outputs`] one a layer.
+    /// One, or with [`Keep::Layers`] and [`Keep::Outputs`] one a layer from `bottom` on, behind one for those below.
     pub layers: Vec<LayerActs<B>>,
     /// Attention's output in the last layer, `[predictions, q_width]`; becomes its own gradient in the backward pass.
     pub predicting: B::Buf<B::Act>,
@@ -120,29 +124,46 @@ pub struct Acts<B: Backend> {
 impl<B: Backend> Acts<B> {
     /// Which residual buffer holds point `i` of the stream: 0 before layer 0, 1 after its attention, 2 after its MLP, ...
     pub fn slot(&self, i: usize) -> usize {
-        match self.keep {
-            Keep::Layers | Keep::Outputs => i,
-            // They take turns.
-            Keep::Nothing => i % 2,
-            // The points within layers share the last buffer.
-            Keep::Inputs if i % 2 == 1 => self.resid.len() - 1,
-            Keep::Inputs => i / 2,
-        }
+        self.keep.slot(self.bottom, self.resid.len(), i)
     }
 
     /// Which of `layers` holds what layer `l` computed.
     pub fn kept(&self, l: usize) -> usize {
-        l % self.layers.len()
+        self.keep.kept(self.bottom, l)
     }
 }
 
 impl Keep {
+    /// See [`Acts::slot`]; of `buffers`.
+    fn slot(self, bottom: usize, buffers: usize, i: usize) -> usize {
+        let shared = bottom.min(1);
+        match self {
+            // They take turns.
+            Keep::Nothing => i % 2,
+            Keep::Layers | Keep::Outputs if i < 2 * bottom => i % 2,
+            Keep::Layers | Keep::Outputs => i - 2 * bottom + 2 * shared,
+            // The points within layers share the last buffer.
+            Keep::Inputs if i % 2 == 1 => buffers - 1,
+            Keep::Inputs if i < 2 * bottom => 0,
+            Keep::Inputs => i / 2 - bottom + shared,
+        }
+    }
+
+    /// See [`Acts::kept`].
+    fn kept(self, bottom: usize, l: usize) -> usize {
+        match self {
+            Keep::Layers | Keep::Outputs if l >= bottom => l - bottom + bottom.min(1),
+            _ => 0,
+        }
+    }
+
     /// Residual buffers, and sets of a layer's activations, of a model of so many layers.
-    fn buffers(self, layers: usize) -> [usize; 2] {
+    fn buffers(self, bottom: usize, layers: usize) -> [usize; 2] {
+        let (above, shared) = (layers - bottom, bottom.min(1));
         match self {
             Keep::Nothing => [2, 1],
-            Keep::Layers | Keep::Outputs => [2 * layers + 1, layers],
-            Keep::Inputs => [layers + 2, 1],
+            Keep::Layers | Keep::Outputs => [2 * above + 1 + 2 * shared, above + shared],
+            Keep::Inputs => [above + 2 + shared, 1],
         }
     }
 }
@@ -219,15 +240,29 @@ impl<B: Backend> Workspace<B> {
         let (c, a) = (&model.config, model.config.attn_shape());
         let (rows, n, layers) = (capacity.slots, capacity.predictions, c.num_hidden_layers);
         let head_rows = head_rows.min(n);
-        let [residuals, kept] = keep.buffers(layers);
-        // Where every point has a buffer of its own, those above the last attention are smaller.
+        let bottom = match model.table.floor {
+            _ if keep == Keep::Nothing => 0,
+            Stage::Embed => 0,
+            Stage::Layer(l, _) => l,
+            Stage::Norm | Stage::Head => layers,
+        };
+        let [residuals, kept] = keep.buffers(bottom, layers);
+        // Where a point has a buffer of its own, those above the last attention are smaller.
         let all = matches!(keep, Keep::Layers | Keep::Outputs);
-        let points = (0..residuals).map(|i| if all && i + 2 >= residuals { n } else { rows });
-        let mlps = (0..kept).map(|l| if all && l + 1 == layers { n } else { rows });
+        let own = |buffer: usize| all && (bottom == 0 || buffer >= 2);
+        let points = (0..residuals).map(|i| if own(i) && i + 2 >= residuals { n } else { rows });
+        let of_last = |set: usize| all && bottom < layers && set + 1 == kept;
+        let mlps = (0..kept).map(|set| if of_last(set) { n } else { rows });
+        // What is not gone through backward needs no more than any forward pass.
+        let keeps = |set: usize| if bottom > 0 && set == 0 { Keep::Nothing } else { keep };
         let acts = Acts {
             keep,
+            bottom,
             resid: points.map(|rows| be.zeros("residual", rows * c.hidden_size)).collect::<Result<_>>()?,
-            layers: mlps.map(|mlp| LayerActs::new(be, model, rows, mlp, keep)).collect::<Result<_>>()?,
+            layers: mlps
+                .enumerate()
+                .map(|(set, mlp)| LayerActs::new(be, model, rows, mlp, keeps(set)))
+                .collect::<Result<_>>()?,
             predicting: be.zeros("predicting rows", n * a.q_width())?,
             narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
             wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
@@ -312,4 +347,39 @@ fn placed(from: &MicroBatch, config: &ModelConfig, max_positions: usize) -> Resu
         }
     }
     Ok(placed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Keep;
+
+    /// Points that follow each other are in two buffers; what the backward pass reads is overwritten by nothing; every buffer
+    /// is used.
+    #[test]
+    fn what_is_read_backward_has_a_place_of_its_own() {
+        for keep in [Keep::Nothing, Keep::Layers, Keep::Outputs, Keep::Inputs] {
+            for (layers, bottom) in (1..7).flat_map(|n| (0..=n).map(move |b| (n, b))) {
+                let bottom = if keep == Keep::Nothing { 0 } else { bottom };
+                let [buffers, sets] = keep.buffers(bottom, layers);
+                let slots: Vec<usize> = (0..=2 * layers).map(|i| keep.slot(bottom, buffers, i)).collect();
+                let used = |n: usize, of: &[usize]| (0..n).all(|b| of.contains(&b)) && of.iter().all(|s| *s < n);
+                assert!(slots.windows(2).all(|w| w[0] != w[1]), "{keep:?} {layers} {bottom}: {slots:?}");
+                assert!(used(buffers, &slots), "{keep:?} {layers} {bottom}: {slots:?} of {buffers}");
+                let kept: Vec<usize> = (0..layers).map(|l| keep.kept(bottom, l)).collect();
+                assert!(used(sets, &kept), "{keep:?} {layers} {bottom}: {kept:?} of {sets}");
+                let read = |i: &usize| match keep {
+                    Keep::Nothing => false,
+                    Keep::Layers | Keep::Outputs => *i >= 2 * bottom,
+                    Keep::Inputs => *i >= 2 * bottom && i.is_multiple_of(2),
+                };
+                for i in (0..=2 * layers).filter(read) {
+                    assert_eq!(slots.iter().filter(|s| **s == slots[i]).count(), 1, "{keep:?} {layers} {bottom} {i}");
+                }
+                let whole = matches!(keep, Keep::Layers | Keep::Outputs);
+                for l in (bottom..layers).filter(|_| whole) {
+                    assert_eq!(kept.iter().filter(|s| **s == kept[l]).count(), 1, "{keep:?} {layers} {bottom} {l}");
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,9 @@
 use super::sample::{normal, uniform};
 use crate::choice;
 use crate::error::{Error, Result};
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// A linear layer of every block that can have an adapter: its name in PEFT's `target_modules`, and its place in a layer.
@@ -81,9 +83,39 @@ pub struct AdapterWeights {
     /// Its shape.
     pub shape: AdapterShape,
     /// By the names of the parameter table.
-    pub values: HashMap<String, Vec<f32>>,
+    pub(super) values: HashMap<String, Values>,
     /// The folder that they are from; none where they were made.
     pub path: Option<PathBuf>,
+}
+
+/// The values of a tensor. Those of a new adapter are not kept: they take as much as what is trained, and are the same
+/// whenever they are drawn.
+pub(super) enum Values {
+    /// Read.
+    Read(Vec<f32>),
+    /// As many zeros.
+    Zeros(usize),
+    /// Drawn: from `init`, for a tensor of so many elements and inputs, by seed and stream.
+    Drawn { init: AdapterInit, len: usize, inp: usize, seed: u64, stream: u64 },
+}
+
+impl AdapterWeights {
+    /// Elements `range` of the tensor of that name, or all; none where it is not the adapter's.
+    pub(super) fn get(&self, name: &str, range: Option<Range<usize>>) -> Option<Cow<'_, [f32]>> {
+        Some(match self.values.get(name)? {
+            Values::Read(values) => Cow::Borrowed(&values[range.unwrap_or(0..values.len())]),
+            Values::Zeros(len) => Cow::Owned(vec![0.0; range.map_or(*len, |r| r.len())]),
+            Values::Drawn { init, len, inp, seed, stream } => {
+                let one = |i: usize| init.draw(&self.shape, *inp, *seed, (*stream, i as u64));
+                Cow::Owned(range.unwrap_or(0..*len).map(one).collect())
+            }
+        })
+    }
+
+    /// Whether the tensor of that name is the adapter's.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
 }
 
 choice! {

@@ -3,12 +3,13 @@
 use super::adapter::{AdapterInit, AdapterShape, AdapterWeights};
 use super::config::{CONFIG, ConfigFiles, ModelConfig, check_dir};
 use super::identity;
+use super::json::parse_json;
 use super::params::ParamTable;
 use super::peft;
 use super::source::{Source, Stored};
 use crate::data::text::{TextTokenizer, TokenizerIdentity, TokenizerOptions};
 use crate::error::{Error, Result};
-use crate::files::{Inside, MOST_TEXT, MOST_TOKENIZER};
+use crate::files::{self, Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -98,6 +99,18 @@ impl ModelDir {
             Some(adapter) => base.with_adapter(adapter),
             None => Ok(base),
         }
+    }
+
+    /// The shape alone of what [`ModelDir::open_with`] opens; of a model that is not here, `path` may be a file of any name that
+    /// holds a config.json. Of the model's weights nothing is looked at.
+    pub fn shape(path: &Path, adapter: Option<&Path>) -> Result<ModelConfig> {
+        if !path.is_file() {
+            return Ok(Self::open_with(path, adapter)?.config().clone());
+        }
+        let bytes = files::read(path, MOST_JSON).map_err(|e| e.doing("read the configuration"))?;
+        let config = ModelConfig::parse(path, &parse_json(path, &bytes)?)?;
+        let adapter = adapter.map(|dir| peft::read(&Inside::new(dir)?, &config)).transpose()?;
+        Ok(ModelConfig { adapter: adapter.map(|a| a.shape), ..config })
     }
 
     /// This model with the adapter in the folder `path`, in PEFT's form. Tokenizer, template and end tokens are the folder's

@@ -17,9 +17,9 @@ pub(super) fn hash_adapter(base: [u8; 32], adapter: &AdapterWeights, table: &Par
     all.update(base);
     all.update(format!("adapter {:?}\n", adapter.shape.scale()));
     for spec in &table.specs {
-        let Some(values) = adapter.values.get(&spec.name) else { continue };
+        let Some(values) = adapter.get(&spec.name, None) else { continue };
         all.update(format!("{} {:?}\n", spec.name, spec.shape));
-        all.update(bytemuck::cast_slice::<f32, u8>(values));
+        all.update(bytemuck::cast_slice::<f32, u8>(&values));
     }
     all.finalize().into()
 }

@@ -5,6 +5,7 @@ use super::load::Model;
 use super::params::{Param, ParamTable};
 use crate::backend::{Backend, LinearBwdWeight};
 use crate::error::{Error, Result};
+use std::borrow::Cow;
 
 /// The base of `dir` with the adapter in its weights, in f32, for rows of up to `positions` tokens; it does not remember the
 /// adapter, and is exported as the base is.
@@ -16,9 +17,9 @@ pub fn merged<B: Backend<Act = f32, Acc = f32>>(be: &B, dir: &ModelDir, position
     };
     let mut model = Model::load(be, dir.base(), positions)?;
     let adapted = ParamTable::new(dir.config())?;
-    let values = |of: &Param| -> Vec<&Vec<f32>> {
+    let values = |of: &Param| -> Vec<Cow<'_, [f32]>> {
         let inside = adapted.specs.iter().filter(|s| of.at.start <= s.at.start && s.at.end <= of.at.end);
-        inside.map(|s| &adapter.values[&s.name]).collect()
+        inside.filter_map(|s| adapter.get(&s.name, None)).collect()
     };
     let upload = |values: &[f32]| -> Result<B::Buf<f32>> {
         let mut buf = be.zeros("adapter", values.len())?;
@@ -33,7 +34,7 @@ pub fn merged<B: Backend<Act = f32, Acc = f32>>(be: &B, dir: &ModelDir, position
                 // B as `rank` rows, so that the sum over rows is the product.
                 let (out, scale) = (columns.len(), p.scale as f32);
                 let b: Vec<f32> = (0..p.rank * out).map(|i| scale * b[i % out * p.rank + i / out]).collect();
-                let (a, b) = (upload(a)?, upload(&b)?);
+                let (a, b) = (upload(&a)?, upload(&b)?);
                 let at = w.at.start + columns.start * p.inp..w.at.start + columns.end * p.inp;
                 be.linear_bwd_weight(LinearBwdWeight {
                     dw: be.view_mut(&mut model.weights, at),

@@ -3,7 +3,7 @@
 //! Which layers have an adapter is read from the tensors, and must be the same in every layer; the configuration must say the
 //! rank that they have. What this program does not compute is refused by the name that PEFT has for it.
 
-use super::adapter::{AdapterInit, AdapterShape, AdapterWeights, MODULES, targets};
+use super::adapter::{AdapterInit, AdapterShape, AdapterWeights, MODULES, Values, targets};
 use super::config::ModelConfig;
 use super::json::parse_json;
 use super::params::{ParamSpec, ParamTable, is_adapter};
@@ -181,12 +181,7 @@ fn found(path: &Path, file: &SourceFile, named: Option<[bool; 7]>) -> Result<[bo
 }
 
 /// Every tensor of the adapter, checked against the table.
-fn values(
-    path: &Path,
-    file: &SourceFile,
-    table: &ParamTable,
-    shape: &AdapterShape,
-) -> Result<HashMap<String, Vec<f32>>> {
+fn values(path: &Path, file: &SourceFile, table: &ParamTable, shape: &AdapterShape) -> Result<HashMap<String, Values>> {
     let wanted: BTreeMap<&str, &ParamSpec> =
         table.specs.iter().filter(|s| is_adapter(&s.name)).map(|s| (s.name.as_str(), s)).collect();
     let names: HashSet<String> = file.meta.offset_keys().into_iter().collect();
@@ -222,7 +217,7 @@ fn values(
         if !values.iter().all(|v| v.is_finite()) {
             return Err(bad("holds NaN or infinity; the adapter is damaged".into()));
         }
-        all.insert(name.to_owned(), values);
+        all.insert(name.to_owned(), Values::Read(values));
     }
     Ok(all)
 }
@@ -234,8 +229,9 @@ pub(super) fn fresh(base: &ModelConfig, shape: AdapterShape, init: AdapterInit, 
     let mut values = HashMap::new();
     for (stream, spec) in table.specs.iter().filter(|s| is_adapter(&s.name)).enumerate() {
         let drawn = spec.name.ends_with("lora_A.weight");
-        let one = |i: u64| if drawn { init.draw(&shape, spec.shape[1], seed, (stream as u64, i)) } else { 0.0 };
-        values.insert(spec.name.clone(), (0..spec.at.len() as u64).map(one).collect());
+        let (len, inp, stream) = (spec.at.len(), spec.shape[1], stream as u64);
+        let made = if drawn { Values::Drawn { init, len, inp, seed, stream } } else { Values::Zeros(len) };
+        values.insert(spec.name.clone(), made);
     }
     Ok(AdapterWeights { shape, values, path: None })
 }

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -53,7 +54,7 @@ impl<'a> Stored<'a> {
     /// A tensor's dtype. Present: [`Source::open`] found every tensor of the table.
     pub fn dtype(self, spec: &ParamSpec) -> Dtype {
         match self {
-            Stored::Files(_, Some(adapter)) if adapter.values.contains_key(&spec.name) => Dtype::F32,
+            Stored::Files(_, Some(adapter)) if adapter.has(&spec.name) => Dtype::F32,
             Stored::Files(source, _) => source.find(&spec.name).expect("checked by Source::open").1.dtype,
             Stored::Values(_) => Dtype::F32,
         }
@@ -65,8 +66,16 @@ impl<'a> Stored<'a> {
         'a: 'b,
     {
         match self {
-            Stored::Files(_, Some(adapter)) if adapter.values.contains_key(&spec.name) => {
-                Ok(&bytemuck::cast_slice(&adapter.values[&spec.name])[range])
+            Stored::Files(_, Some(adapter)) if adapter.has(&spec.name) => {
+                let elements = range.start / size_of::<f32>()..range.end / size_of::<f32>();
+                Ok(match adapter.get(&spec.name, Some(elements)) {
+                    Some(Cow::Borrowed(values)) => bytemuck::cast_slice(values),
+                    made => {
+                        buf.clear();
+                        made.iter().for_each(|values| buf.extend_from_slice(bytemuck::cast_slice(values)));
+                        buf
+                    }
+                })
             }
             Stored::Files(source, _) => {
                 let (file, info) = source.find(&spec.name).expect("checked by Source::open");

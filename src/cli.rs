@@ -3,7 +3,7 @@
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
-use crate::commands::{eval, generate, inspect, loss, merge, pack, reference, score};
+use crate::commands::{eval, generate, inspect, loss, merge, pack, plan, reference, score};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
@@ -60,6 +60,9 @@ pub enum Command {
         #[command(flatten)]
         dpo: Box<DpoFlags>,
     },
+    /// The memory that a run would take, buffer by buffer, and the largest token budget that fits: without the weights, and for
+    /// a device that need not be here. Takes the options of the run; those that change no memory are checked alone
+    Plan(plan::PlanArgs),
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines

@@ -84,8 +84,8 @@
 //! - [`quant`]: weights in four bits, on the host, as bitsandbytes has them.
 //! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and signals are in [`commands`]. Knows
 //!   plain numbers, no device.
-//! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans.
-//!   Knows tokens, never logits.
+//! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans, lengths
+//!   of well-known data ([`data::lengths`]). Knows tokens, never logits.
 //! - [`backend`]: the boundary of about thirty ops that every device implements. [`backend::ops`] are the contracts, a trait a
 //!   family and a struct of arguments an op; [`backend::cpu`] is the definition, in f32 and f64; [`backend::gpu`] launches the
 //!   kernels of `kernels/`, on a GPU or on the host.
@@ -93,7 +93,8 @@
 //!   [`model::low_rank`] what they compute), loading and export, forward and backward written out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
 //!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, checkpoints
-//!   ([`train::checkpoint`]), records ([`train::record`]), runs.
+//!   ([`train::checkpoint`]), records ([`train::record`]), runs, and the memory of those that are not begun
+//!   ([`train::forecast`]).
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.

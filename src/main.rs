@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Sft(args) => commands::train::sft(&args, to),
         Command::Reference(args) => commands::reference::run(&args, to),
         Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, to),
+        Command::Plan(args) => commands::plan::run(&args),
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),

@@ -6,3 +6,54 @@ pub fn bytes(n: usize) -> String {
     let step = (0..units.len() - 1).take_while(|i| n as f64 >= 1024f64.powi(*i as i32 + 1)).count();
     format!("{:.*} {}", usize::from(step > 0), n as f64 / 1024f64.powi(step as i32), units[step])
 }
+
+/// Bytes that `text` says: `80GiB`, `24 GB`, `22.5GiB`, `1000000`; 1 GB are 10^9 bytes, 1 GiB are 2^30. Errors: what it is not,
+/// in words.
+pub fn parse_bytes(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, f64); 9] = [
+        ("B", 1.0),
+        ("KB", 1e3),
+        ("MB", 1e6),
+        ("GB", 1e9),
+        ("TB", 1e12),
+        ("KIB", 1024.0),
+        ("MIB", 1048576.0),
+        ("GIB", 1073741824.0),
+        ("TIB", 1099511627776.0),
+    ];
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
+    let unit = unit.to_uppercase();
+    let factor = UNITS.iter().find(|(name, _)| *name == if unit.is_empty() { "B" } else { &unit });
+    let digits = |c: char| c.is_ascii_digit() || c == '.';
+    let number = Some(number.trim()).filter(|n| n.chars().all(digits)).and_then(|n| n.parse::<f64>().ok());
+    let bytes = number.zip(factor).map(|(n, (_, factor))| n * factor);
+    match bytes.filter(|bytes| (1.0..9e15).contains(bytes)) {
+        Some(bytes) => Ok(bytes as usize),
+        None => Err("give a number of bytes above 0 with its unit, such as 80GiB or 24GB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, want) in [
+            ("80GiB", 80 << 30),
+            ("24 GB", 24_000_000_000),
+            ("22.5gib", 24_159_191_040),
+            ("1000000", 1_000_000),
+            ("512 MiB", 512 << 20),
+            (" 7B", 7),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(want), "{text}");
+        }
+        for text in
+            ["", "GiB", "80 G", "-1GB", "1e3", "0", "0.2", "nan", "inf", "80GiBs", "8 0GB", "1e99GB", "99999999TB"]
+        {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+}

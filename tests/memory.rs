@@ -224,3 +224,32 @@ fn devices_tell_their_memory() {
     let error = gpu.zeros::<f32>("huge", 1 << 28).err().unwrap().to_string();
     assert!(error.starts_with("`huge` (1073741824 bytes): out of memory"), "{error}");
 }
+
+/// A GPU that is not there is planned for as one that is.
+#[test]
+fn a_plan_on_paper_is_a_gpus() {
+    use fusedpo::backend::gpu::cuda::PaperDriver;
+    fn check<A: GpuFloat>() {
+        let Some(host) = gpu::<A>() else { return };
+        let paper = Gpu::<_, A>::new(PaperDriver::new(1 << 30)).unwrap();
+        let taken: usize = PaperDriver::beside().iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(paper.memory().unwrap(), Some(DeviceMemory { used: taken, free: (1 << 30) - taken }));
+        let optim = OptimOptions::default();
+        for name in MODELS {
+            let config = ModelConfig::load(&golden(name)).unwrap();
+            for purpose in [Purpose::Train, Purpose::TrainInFull, Purpose::Recompute] {
+                let plan = |what| (purpose, what);
+                let capacity = capacity(&batches());
+                let want = MemoryPlan::training(&host, &config, POSITIONS, capacity, plan(&optim)).unwrap();
+                let got = MemoryPlan::training(&paper, &config, POSITIONS, capacity, plan(&optim)).unwrap();
+                assert_eq!(got, want, "{name}");
+            }
+        }
+        let mut buffer = paper.zeros::<f32>("x", 4).unwrap();
+        let error = paper.upload(paper.view_mut(&mut buffer, 0..4), &[1.0; 4]).unwrap_err().to_string();
+        assert_eq!(error, "upload: this GPU is planned for, and not there");
+        assert!(paper.clear(paper.view_mut(&mut buffer, 0..4)).is_err());
+    }
+    check::<bf16>();
+    check::<f32>();
+}

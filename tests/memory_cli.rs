@@ -14,7 +14,7 @@ use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::{Budgets, MemoryPlan};
 use fusedpo::train::options::{DataOptions, FileOptions, Stage, TrainOptions};
 use fusedpo::train::run;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -87,6 +87,7 @@ fn the_plan_is_what_the_run_occupies() {
     cli.ok("pack --tokenizer large --input rows.jsonl --out d --eval-fraction 0.25 --chat-template none");
     let common = "--model large --data d --device cpu --token-budget 512 --batch-size 4 --learning-rate 1e-5";
     agrees(&cli, &format!("dpo {common} --out a"));
+    agrees(&cli, &format!("dpo {common} --out c --lora-r 16"));
     agrees(&cli, &format!("dpo {common} --out b --optim rmsprop --max-steps 2"));
 }
 
@@ -104,11 +105,11 @@ fn smollm2_stays_under_its_plan() {
     cli.write("rows.jsonl", rows.lines().take(32).map(|l| format!("{l}\n")).collect::<String>());
     let model = Path::new(&model).display();
     cli.ok(&format!("pack --tokenizer {model} --input rows.jsonl --out d --max-length 512 --chat-template none"));
-    let peak = agrees(
-        &cli,
-        &format!("dpo --model {model} --data d --out o --device cpu --token-budget 1024 --batch-size 4 --max-steps 3"),
-    );
+    let run = format!("dpo --model {model} --data d --device cpu --token-budget 1024 --batch-size 4 --max-steps 3");
+    let peak = agrees(&cli, &format!("{run} --out o"));
     assert!(peak * 1.048_576 < 3500.0, "{peak} MiB");
+    let of_adapter = agrees(&cli, &format!("{run} --out a --lora-r 16"));
+    assert!(of_adapter < 0.5 * peak, "{of_adapter} of {peak} MiB");
 }
 
 fn dpo(cli: &Cli, token_budget: usize) -> TrainOptions {
@@ -202,4 +203,180 @@ fn a_reference_that_does_not_fit() {
     let enough = Cpu::<f32>::new().unwrap().with_free(plan.needed());
     let [(_, report)] = ensure(&enough).unwrap()[..] else { panic!("one part, one answer") };
     assert_eq!(report.computed, data.num_responses());
+}
+
+/// The buffers of a plan, by name, in MiB as a run prints them.
+fn planned(plan: &Value) -> Vec<(String, String)> {
+    let parts = plan["parts"].as_array().unwrap().iter();
+    let mib = |bytes: &Value| format!("{:.1}", bytes.as_f64().unwrap() / f64::from(1 << 20));
+    parts.map(|p| (p["name"].as_str().unwrap().to_owned(), mib(&p["bytes"]))).collect()
+}
+
+fn sum(plan: &Value, of: &str) -> u64 {
+    plan[of].as_array().unwrap().iter().map(|p| p["bytes"].as_u64().unwrap()).sum()
+}
+
+/// A plan is what the run says of itself, whatever changes its memory: by its name and size every buffer that the run names,
+/// and their sum.
+#[test]
+fn a_plan_is_what_the_run_says() {
+    let cli = Cli::new();
+    write_model(&cli, "large");
+    cli.write_rows("rows.jsonl", &pairs(24));
+    cli.ok("pack --tokenizer large --input rows.jsonl --out d --eval-fraction 0.25");
+    for (stage, more) in [
+        ("dpo", ""),
+        ("dpo", "--lora-r 4"),
+        ("dpo", "--train mlp --optim rmsprop"),
+        ("dpo", "--gradient-checkpointing --batch-size 2"),
+        ("dpo", "--sync-ref-model"),
+        ("dpo", "--loss-type kto"),
+        ("dpo", "--loss-type simpo --token-budget 333"),
+        ("sft", ""),
+        ("sft", "--lora-r 2 --lora-target-modules q_proj,down_proj --dtype f32"),
+    ] {
+        let options = format!("--model large --data d --device cpu {more}");
+        let before = cli.tree();
+        let plan = cli.ok(&format!("plan --stage {stage} {options} --json")).json();
+        assert_eq!(cli.tree(), before, "{options}: a plan leaves nothing behind");
+        let out = format!("o{}", cli.tree().len());
+        let err = cli.ok(&format!("{stage} {options} --max-steps 1 --out {out}")).err;
+        let told: Vec<(String, String)> = err
+            .lines()
+            .filter_map(|l| l.strip_prefix("  ")?.trim_start().split_once(" MiB  "))
+            .map(|(mib, name)| (name.to_owned(), mib.to_owned()))
+            .collect();
+        let planned = planned(&plan);
+        assert!(told.len() > 4, "{err}");
+        for part in told.iter().filter(|(name, _)| name != "everything else") {
+            assert!(planned.contains(part), "{options}: {part:?} is not in {planned:?}");
+        }
+        let line = err.lines().find(|l| l.starts_with("memory: ")).unwrap();
+        let mib: u64 = line.split(' ').nth(1).unwrap().parse().unwrap();
+        assert!(sum(&plan, "parts").div_ceil(1 << 20).abs_diff(mib) <= 1, "{options}: {line}");
+        let needed = plan["at"]["needed"].as_u64().unwrap();
+        assert_eq!(needed, sum(&plan, "parts") + plan["margin"].as_u64().unwrap());
+        assert_eq!(plan["all"].as_u64().unwrap(), needed + sum(&plan, "beside"));
+        let slots = plan["at"]["token_budget"].to_string();
+        assert!(err.contains(&format!("{slots} token slots")), "{options}: {slots} {err}");
+    }
+}
+
+/// One line that has `want` in it, and the code.
+fn refused(what: &str, ran: &cli_common::Ran, code: i32, want: &str) {
+    let last = ran.err.lines().last().unwrap_or_default();
+    assert!(last.starts_with("fusedpo: ") && last.contains(want) && !last.contains("options."), "{what}: {ran:?}");
+    assert_eq!((ran.code, ran.err.matches("fusedpo: ").count()), (code, 1), "{what}: {ran:?}");
+}
+
+/// The largest budget that fits does, the next does not; and what would make a run fit, does.
+#[test]
+fn what_a_plan_says_fits_does() {
+    let cli = Cli::new();
+    let q = json!({
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": true,
+    });
+    cli.write("q.json", q.to_string());
+    for (device, memory, more) in
+        [("cuda", "24GB", ""), ("auto", "16GiB", "--lora-r 16"), ("cpu", "16GB", "--gradient-checkpointing")]
+    {
+        let plan = |more: &str| {
+            cli.run(&format!(
+                "plan --model q.json --lengths ultrafeedback --device {device} --device-memory {memory} --json {more}"
+            ))
+        };
+        let best = plan(more).json()["largest"].clone();
+        let slots = best["token_budget"].as_u64().unwrap();
+        let at = plan(&format!("{more} --token-budget {slots}"));
+        assert_eq!((at.code, at.json()["fits"].as_bool()), (0, Some(true)), "{at:?}");
+        assert!(at.json()["device"].as_str().unwrap().starts_with(if device == "cpu" { "CPU" } else { "CUDA, bf16" }));
+        let beyond = plan(&format!("{more} --token-budget {}", slots + 64));
+        refused("a budget that does not fit", &beyond, 1, &format!("{slots} would fit"));
+        assert_eq!(beyond.json()["fits"], false);
+    }
+    // Of layers below the lowest that trains nothing is kept.
+    let kept = |more: &str| {
+        let plan = cli.ok(&format!("plan --model q.json --lengths hh --device-memory 80GB --json {more}")).json();
+        let part = |name: &str| plan["parts"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap().clone();
+        ["gate_up", "residual"].map(|name| part(name)["buffers"].as_u64().unwrap())
+    };
+    assert_eq!(kept(""), [24, 49]);
+    assert_eq!(kept(r"--train layers\.(20|21|22|23)\."), [4 + 1, 8 + 1 + 2]);
+    assert_eq!(kept("--train lm_head|model.norm"), [1, 3]);
+    assert_eq!(kept(r"--train layers\.23 --gradient-checkpointing"), [1, 4]);
+    // 4 GB hold neither 0.5B's moments nor its gradients.
+    let small = |more: &str| {
+        cli.run(&format!("plan --model q.json --lengths hh --device cuda --device-memory 4GB --json {more}"))
+    };
+    let none = small("");
+    refused("nothing fits", &none, 1, "what would fit: --lora-r 16");
+    let plan = none.json();
+    assert!(plan["largest"].is_null() && plan["fits"] == false && !plan["would_fit"].as_array().unwrap().is_empty());
+    assert_eq!(small("--lora-r 16").code, 0);
+    let nowhere = cli.run("plan --model q.json --lengths hh --device cuda --device-memory 100MiB");
+    refused("nothing can help", &nowhere, 1, "use a smaller model");
+    assert!(nowhere.out.contains("does not fit") && nowhere.out.contains("held throughout"), "{nowhere:?}");
+}
+
+#[test]
+fn plans_of_nonsense_are_refused() {
+    let cli = Cli::with_data();
+    cli.write("bad.json", "{\"model_type\": \"mamba\"}");
+    cli.write("no.json", "{");
+    cli.write("c.toml", "data = 'd'\nmodel = 'm'\nlora_r = 2\n");
+    cli.ok("plan --config c.toml --device cpu");
+    cli.ok("plan --config c.toml --lengths hh --max-length 64 --device-memory 80GiB");
+    for (args, code, want) in [
+        ("--model m", 2, "--data or --lengths"),
+        ("--lengths hh", 2, "--model is required"),
+        ("--model m --data d --lengths hh", 2, "--data"),
+        ("--model m --data d --max-length 5", 2, "--lengths"),
+        ("--model m --lengths hhh", 2, "hhh"),
+        ("--model m --lengths hh --max-length 1", 2, "--max-length 1"),
+        ("--model m --data d --device-memory 80", 1, "out of memory"),
+        ("--model m --data d --device-memory lots", 2, "80GiB"),
+        ("--model m --data d --stage sft --beta 0.1", 2, "--beta"),
+        ("--model m --data d --beta -1", 2, "--beta"),
+        ("--model m --data d --device cpu --logits-dtype bf16", 2, "--logits-dtype"),
+        ("--model m --data d --device cpu --cuda-graphs on", 2, "graphs"),
+        ("--model m --data d --device cpu --matmul-plans p.json", 2, "--matmul-plans"),
+        ("--model m --data d --device cpu --token-budget 3", 2, "--token-budget 3"),
+        ("--model m --data d --device cpu --train nothing", 2, "--train nothing"),
+        ("--model m --data d --device cpu --adapter m", 2, "no adapter"),
+        ("--model m --data nowhere", 2, "nowhere"),
+        ("--model nowhere.json --lengths hh", 2, "nowhere.json"),
+        ("--model bad.json --lengths hh", 2, "mamba"),
+        ("--model no.json --lengths hh", 2, "no.json"),
+    ] {
+        let (before, ran) = (cli.tree(), cli.run(&format!("plan {args}")));
+        refused(args, &ran, code, want);
+        assert!(cli.tree() == before && (code == 1 || ran.out.is_empty()), "{args}: {ran:?}");
+    }
+}
+
+/// Whatever is an option of `dpo` is one of `plan`.
+#[test]
+fn a_plan_takes_the_options_of_the_run() {
+    let cli = Cli::new();
+    let named = |command: &str| -> std::collections::BTreeSet<String> {
+        let help = cli.ok(&format!("{command} --help")).out;
+        help.split_whitespace()
+            .filter(|w| w.starts_with("--"))
+            .map(|w| w.trim_matches(|c: char| !c.is_alphanumeric()).to_owned())
+            .collect()
+    };
+    let missing: Vec<String> = named("dpo").difference(&named("plan")).cloned().collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The page's table of models is what the program plans.
+#[test]
+fn the_page_is_up_to_date() {
+    let python = std::env::var("FUSEDPO_PYTHON").unwrap_or_else(|_| "python3".into());
+    let args = ["-B", "scripts/memory_table.py", "--check", "--fusedpo", env!("CARGO_BIN_EXE_fusedpo")];
+    match std::process::Command::new(python).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output() {
+        Ok(ran) => assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr)),
+        Err(e) => println!("skipped: docs/memory.md (no python3, {e}; FUSEDPO_PYTHON names one)"),
+    }
 }

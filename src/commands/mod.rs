@@ -14,6 +14,7 @@ pub mod loss_flags;
 pub mod merge;
 pub mod out;
 pub mod pack;
+pub mod plan;
 pub mod progress;
 pub mod reference;
 pub mod score;

@@ -265,6 +265,22 @@ fn again(stage: Stage, out: &Path) -> String {
     format!("fusedpo {stage} --config {} --out {} --resume auto", word(&out.join("config.toml")), word(out))
 }
 
+/// The options of a run that is planned and not begun: what it writes needs no name, nor has data of which lengths alone are
+/// known.
+pub fn options_for_plan(stage: Stage, flags: &TrainFlags, dpo: &DpoFlags, of_lengths: bool) -> Result<TrainOptions> {
+    let mut all = typed(flags)?;
+    all.extend(typed(dpo)?);
+    let mut unnamed = vec!["out"];
+    unnamed.extend(of_lengths.then_some("data"));
+    let nowhere = unnamed.into_iter().filter(|key| !all.contains_key(*key)).map(|key| (key.to_owned(), "-".into()));
+    let nowhere: Vec<(String, toml::Value)> = nowhere.collect();
+    all.extend(nowhere);
+    if flags.config.is_none() && !all.contains_key("data") {
+        return Err(Error::usage("--data or --lengths is required"));
+    }
+    resolve(stage, flags.config.as_deref(), all)
+}
+
 /// What was typed, over the keys of the file `config`, over the defaults; checked.
 pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<TrainOptions> {
     let mut all = match config {

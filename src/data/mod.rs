@@ -6,6 +6,7 @@
 //! ```
 
 pub mod input;
+pub mod lengths;
 pub mod numbers;
 pub mod pack;
 pub mod plan;

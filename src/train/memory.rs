@@ -19,7 +19,7 @@ use crate::observe::{Event, InUse, Observe};
 use crate::units;
 
 /// Token budgets that an error suggests are multiples of this.
-const BUDGET_STEP: usize = 64;
+pub(super) const BUDGET_STEP: usize = 64;
 /// What a run takes beside its buffers: thread stacks, the allocator's own, batches in flight. The share of the plan and
 /// the bytes beside it are above anything measured (docs/memory.md).
 const UNPLANNED: (usize, usize) = (50, 64 << 20);
@@ -75,6 +75,20 @@ impl MemoryPlan {
         }
         let save = SavePlan::of(&counting, &engine.state);
         Ok(Self { save: Some(save), ..Self::of(be, &counting, model, capacity) })
+    }
+
+    /// Of [`MemoryPlan::training_as`] what does not depend on the capacity: the model and its state, as they lie from the first
+    /// step to the last.
+    pub fn held<B: Backend>(be: &B, model: &ModelConfig, positions: usize, learns: Learns<'_>) -> Result<Self> {
+        let counting = be.counting();
+        let mut policy = Model::counted(&counting, model, positions)?;
+        learns.trained.apply(&mut policy.table)?;
+        let mut state = State::new(&counting, policy, true)?;
+        Optimizer::reserve(&counting, &mut state, learns.optim)?;
+        if learns.synced {
+            synced::reserve(&counting, &mut state)?;
+        }
+        Ok(Self { table: counting.memory_table(), scratch: 0, save: None })
     }
 
     /// The parameters and the sections of a state to train, as [`MemoryPlan::training_as`] has it.
@@ -220,6 +234,7 @@ pub fn fitting_generation<B: Backend>(
 }
 
 /// Capacities of a run by token budget: what all its planners need.
+#[derive(Clone)]
 pub struct Budgets<'a> {
     planners: Vec<&'a Planner<'a>>,
 }
@@ -236,9 +251,15 @@ impl<'a> Budgets<'a> {
         all.reduce(Capacity::or_larger).expect("a run has a planner")
     }
 
-    fn capacity_at(&self, slots: usize) -> Capacity {
+    /// [`Budgets::capacity`] with another token budget, at least [`Budgets::least`].
+    pub fn capacity_at(&self, slots: usize) -> Capacity {
         let all = self.planners.iter().map(|p| p.capacity_at(slots));
         all.reduce(Capacity::or_larger).expect("a run has a planner")
+    }
+
+    /// The least token budget that the data allow.
+    pub fn least(&self) -> usize {
+        self.planners.iter().map(|p| p.least_budget()).max().unwrap_or(0)
     }
 
     /// The plan that `plan` makes of the capacity, where it fits into what the device has free.
@@ -298,7 +319,7 @@ impl<'a> Budgets<'a> {
 
     /// What would fit into `free` bytes, in words.
     fn suggestion(&self, free: usize, plan: impl Fn(Capacity) -> Result<MemoryPlan>) -> Result<String> {
-        let least = self.planners.iter().map(|p| p.least_budget()).max().unwrap_or(0);
+        let least = self.least();
         let at = |slots: usize| plan(self.capacity_at(slots)).map(|p| p.needed());
         let needed = at(least)?;
         if needed > free {

@@ -8,6 +8,7 @@ pub mod choices;
 pub mod clock;
 pub mod engine;
 pub mod eval;
+pub mod forecast;
 pub mod group;
 pub mod heads;
 mod in_flight;

@@ -149,7 +149,7 @@ pub fn prune<B: Backend>(be: &B, model: &ModelDir, parts: &[Part<'_>], cache: Op
     Ok(all)
 }
 
-fn score_options(slots: usize) -> PlanOptions {
+pub(super) fn score_options(slots: usize) -> PlanOptions {
     PlanOptions { objective: Objective::Score, batch_size: 64, token_budget: Some(slots), seed: 0, shuffle: false }
 }
 

@@ -49,13 +49,8 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let splits = open_splits(&c.files.data)?;
     refuse_empty_evaluation(c, &splits)?;
     let (dir, reference) = open_models(c, &splits)?;
-    let (data, held_out) = (&splits[0], splits.get(1));
-    let options = plan_options(c);
-    let planner = Planner::new(data, &options)?;
+    let (planner, held_out) = planners(c, &splits)?;
     let slots = planner.token_budget();
-    let held_out =
-        held_out.map(|d| Planner::new(d, &PlanOptions { shuffle: false, token_budget: Some(slots), ..options }));
-    let held_out = held_out.transpose()?;
     let positions = [&planner].into_iter().chain(&held_out).map(Planner::longest_row).max().unwrap_or(0);
     for model in [Some(&dir), reference.as_ref()].into_iter().flatten() {
         [&planner].into_iter().chain(&held_out).try_for_each(|plan| check_mismatched(model, plan))?;
@@ -79,7 +74,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
         let (table, sections) = MemoryPlan::sections(be, dir.config(), learns)?;
         checkpoint.verify(&table, &sections)?;
     }
-    let trained_with = TrainedWith::of(&dir, data, observe)?;
+    let trained_with = TrainedWith::of(&dir, &splits[0], observe)?;
     let out = start.open(taken, c, &mut record, other_numerics)?;
     let run = Run {
         c,
@@ -252,14 +247,14 @@ impl Run<'_> {
 }
 
 /// How products and passes are enqueued, where that is asked for. Errors: a device that cannot.
-fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()> {
+pub(super) fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()> {
     if c.compute.cuda_graphs == GraphsChoice::On && !B::GRAPHS {
         return Err(no_graphs());
     }
     c.compute.matmul_plans.as_ref().map_or(Ok(()), |file| be.tune_products(file))
 }
 
-fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
+pub(super) fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
     let eval_steps = c.eval.eval_steps;
     if eval_steps == 0 || splits.len() > 1 {
         return Ok(());
@@ -332,8 +327,17 @@ impl Observe for Aloud<'_> {
     }
 }
 
+/// How the run cuts what it trains on, and what is held out.
+pub(super) fn planners<'a>(c: &TrainOptions, splits: &'a [Dataset]) -> Result<(Planner<'a>, Option<Planner<'a>>)> {
+    let options = plan_options(c);
+    let planner = Planner::new(&splits[0], &options)?;
+    let held_out = PlanOptions { shuffle: false, token_budget: Some(planner.token_budget()), ..options };
+    let held_out = splits.get(1).map(|data| Planner::new(data, &held_out)).transpose()?;
+    Ok((planner, held_out))
+}
+
 /// How the run reads its data.
-fn plan_options(c: &TrainOptions) -> PlanOptions {
+pub(super) fn plan_options(c: &TrainOptions) -> PlanOptions {
     let objective = means::objective(&c.loss());
     PlanOptions {
         objective,

@@ -9,7 +9,9 @@ mod error;
 mod images;
 mod machine;
 mod nvtx;
+mod paper;
 
 pub use driver::CudaDriver;
 pub use images::BUILT;
 pub use machine::unavailable;
+pub use paper::PaperDriver;

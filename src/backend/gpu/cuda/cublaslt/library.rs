@@ -13,7 +13,7 @@ use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 
 /// Scratch of the library; what NVIDIA advises for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 /// Algorithms that are asked for.
 pub(super) const CANDIDATES: usize = 8;
 

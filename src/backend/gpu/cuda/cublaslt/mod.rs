@@ -13,3 +13,5 @@ mod library;
 mod plans;
 pub(super) mod products;
 mod tune;
+
+pub(super) use library::WORKSPACE;

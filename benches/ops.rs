@@ -18,6 +18,7 @@ use fusedpo::backend::*;
 use fusedpo::batch::{Capacity, Chunk, MicroBatch};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::loss::{LossSpec, LossType, Term};
+use fusedpo::quant::{Absmax, Nf4Tensor, Precision};
 use shapes::{MIXES, Numbers, SHAPES};
 use std::time::Duration;
 
@@ -122,6 +123,20 @@ fn products(b: &mut Bench<'_>, be: &Cpu<f32>, group: &str) {
                 .expect("shapes")
         });
     }
+}
+
+/// Gates and ups made dense of four bits: what every product with them costs besides.
+fn dequantized(b: &mut Bench<'_>, be: &Cpu<f32>) {
+    let config = SHAPES[1].config();
+    let shape = [2 * config.intermediate_size, config.hidden_size];
+    let n = shape[0] * shape[1];
+    let t = Nf4Tensor::quantize(&random(n, 1), &shape, Precision::Bf16, None).expect("finite numbers");
+    let Absmax::Plain(absmax) = &t.absmax else { unreachable!("without double quantisation") };
+    let mut w = vec![0f32; n];
+    b.run("nf4", &format!("gate_up made dense, {n} weights"), Work::Bytes((4 * n + n / 2 + n / 16) as f64), || {
+        let absmax = Nf4Absmax::Plain(&absmax[..]);
+        be.dequantize_nf4(DequantizeNf4 { w: &mut w, codes: &t.codes, absmax, round: t.dtype }).expect("shapes");
+    });
 }
 
 /// A full micro-batch, and what it was planned from.
@@ -348,6 +363,7 @@ fn main() {
     println!("{}; f32 multiply-adds in registers: {flops}; copy: {:.1} GB/s", be.description(), machine.bytes / 1e9);
     let mut b = Bench { criterion: &mut criterion, machine: &machine };
     products(&mut b, &be, "gemm f32");
+    dequantized(&mut b, &be);
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
         Ok(bf16) => products(&mut b, &bf16, "gemm bf16"),
         Err(e) => println!("gemm bf16: not timed: {e}"),

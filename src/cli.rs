@@ -3,7 +3,7 @@
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
-use crate::commands::{eval, generate, inspect, loss, merge, pack, plan, reference, score};
+use crate::commands::{eval, generate, inspect, loss, merge, pack, plan, quantize, reference, score};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
@@ -74,6 +74,8 @@ pub enum Command {
     Loss(loss::LossCommand),
     /// Merge an adapter (LoRA) into the weights of its base model
     Merge(merge::MergeArgs),
+    /// Write a model in four bits (NF4), as transformers with bitsandbytes does
+    Quantize(quantize::QuantizeArgs),
     /// Which devices, libraries and SIMD levels were found, and what to do about the rest
     Doctor,
 }

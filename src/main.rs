@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(&args, to),
         Command::Loss(command) => commands::loss::run(&command),
         Command::Merge(args) => commands::merge::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
         Command::Doctor => commands::doctor::run(to.flags()),
     };
     // With it go its bars.

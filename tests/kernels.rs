@@ -25,6 +25,8 @@ mod loss;
 mod optim;
 #[path = "kernels/products.rs"]
 mod products;
+#[path = "kernels/quant.rs"]
+mod quant;
 #[path = "kernels/rows.rs"]
 mod rows;
 #[path = "kernels/simple.rs"]

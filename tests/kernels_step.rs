@@ -14,7 +14,7 @@ use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{AdapterInit, AdapterShape, Model, ModelConfig, ModelDir};
+use fusedpo::model::{AdapterInit, AdapterShape, Model, ModelConfig, ModelDir, Quantized};
 use half::bf16;
 use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
@@ -189,6 +189,32 @@ fn adapters_agree_with_the_cpu() {
                 assert_eq!(score(be, &plain, &batches), score(be, &new, &batches), "{name}, {place}: a new adapter");
             });
         }
+    }
+}
+
+/// Beside weights in four bits: values and gradients of an adapter against the CPU in f64, which has the same numbers.
+#[test]
+fn four_bits_agree_with_the_cpu() {
+    let exact = Cpu::<f64>::new().unwrap();
+    for (seed, name) in MODELS.iter().enumerate() {
+        let held = ModelDir::open(&golden(name)).unwrap().quantized(Quantized { double: seed % 2 == 0 }).unwrap();
+        let dir = held.with_adapter(&golden("adapters").join(format!("{name}-all"))).unwrap();
+        let wanted = Model::load(&exact, &dir, POSITIONS).unwrap();
+        let batches = batches(wanted.config.vocab_size);
+        let want = train(&exact, &wanted, &batches, &SPEC, 0.2);
+        on_devices!(f32, [seed as u64], |be, place| {
+            let model = Model::load(be, &dir, POSITIONS).unwrap();
+            let errors = errors(&train(be, &model, &batches, &SPEC, 0.2), &want);
+            println!("{name}, {place}: losses, log-probs, gradients {errors:?}");
+            let bound = if let Place::Host(_) = place { 4e-6 } else { 2.0 * in_any_order(&golden(name)) };
+            assert!(errors.iter().all(|e| *e <= bound), "{name}, {place}: {errors:?}, not {bound:e}");
+        });
+        on_devices!(bf16, [seed as u64], |be, place| {
+            let model = Model::load(be, &dir, POSITIONS).unwrap();
+            let errors = errors(&train(be, &model, &batches, &SPEC, 0.2), &want);
+            println!("{name}, {place}, bf16: losses, log-probs, gradients {errors:?}");
+            assert!(errors[0] <= 0.04 && errors[1] <= 0.006 && errors[2] <= 0.1, "{name}, {place}: {errors:?}");
+        });
     }
 }
 

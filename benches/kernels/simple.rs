@@ -16,6 +16,7 @@ pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
     qk_norm(bench, AttnShape { heads: 16, kv_heads: 8, head_dim: 128 }); // Qwen3-0.6B
     decode(bench, AttnShape { heads: 14, kv_heads: 2, head_dim: 64 });
     updates(bench);
+    quantized(bench);
 }
 
 fn norms<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
@@ -198,4 +199,28 @@ fn updates<B: Clock>(bench: &mut Bench<'_, B>) {
             .expect("update");
         });
     }
+}
+
+/// A weight made dense of four bits with double quantisation: gates and ups of Llama-3.2-1B.
+fn quantized<B: Clock>(bench: &mut Bench<'_, B>) {
+    let (n, act) = (2 * 8192 * 2048, size_of::<B::Act>());
+    let blocks = n / 64;
+    let set = |be: &B| {
+        let bytes = |len| be.zeros::<u8>("bench", len).expect("memory");
+        let floats = |len| be.zeros::<f32>("bench", len).expect("memory");
+        let w = be.zeros::<B::Act>("bench", n).expect("memory");
+        (w, bytes(n / 2), bytes(blocks), floats(blocks / 256), floats(256), floats(1))
+    };
+    let work = Work::bytes(n * act + n / 2 + blocks + blocks / 64);
+    bench.run("dequantize_nf4", &format!("{n}"), work, set, |be, (w, codes, nested, absmax, map, offset)| {
+        let absmax = Nf4Absmax::Nested {
+            codes: be.view(nested, 0..blocks),
+            absmax: be.view(absmax, 0..blocks / 256),
+            map: be.view(map, 0..256),
+            offset: be.view(offset, 0..1),
+        };
+        let (w, codes) = (be.view_mut(w, 0..n), be.view(codes, 0..n / 2));
+        be.dequantize_nf4(DequantizeNf4 { w, codes, absmax, round: fusedpo::quant::Precision::Bf16 })
+            .expect("dequantize_nf4");
+    });
 }

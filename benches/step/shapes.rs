@@ -92,6 +92,7 @@ impl Shape {
             eos_token_ids: vec![],
             bos_token_id: None,
             dtype: None,
+            quantized: None,
             adapter: None,
         }
     }

@@ -190,6 +190,9 @@ timed! {
         Gemm: adapter_bwd_low(AdapterBwdLow { dlow, dy, b, parts });
         Gemm: adapter_bwd_weight(AdapterBwdWeight { db, low, dy, x, a, parts });
     }
+    QuantOps {
+        Gemm: dequantize_nf4(DequantizeNf4 { w, codes, absmax, round });
+    }
     RopeOps {
         Rows: rope_fwd(RopeFwd { qkv, bias, table, batch, shape });
         Rows: rope_bwd(RopeBwd { dqkv, dbias, table, batch, shape });

@@ -56,6 +56,7 @@ pub fn write_model(dir: &Path) -> Result<()> {
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
         dtype: None,
+        quantized: None,
         adapter: None,
     };
     let be = Cpu::<f32>::new()?;

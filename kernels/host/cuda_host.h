@@ -123,6 +123,7 @@ template <> struct TypeName<float> { static constexpr const char* value = "f32";
 template <> struct TypeName<double> { static constexpr const char* value = "f64"; };
 template <> struct TypeName<int> { static constexpr const char* value = "i32"; };
 template <> struct TypeName<unsigned> { static constexpr const char* value = "u32"; };
+template <> struct TypeName<unsigned char> { static constexpr const char* value = "u8"; };
 template <> struct TypeName<long long> { static constexpr const char* value = "i64"; };
 
 template <class A> void append_type(char*& at) {

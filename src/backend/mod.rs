@@ -28,6 +28,7 @@ pub trait Backend:
     + NormOps
     + LinearOps
     + AdapterOps
+    + QuantOps
     + RopeOps
     + AttentionOps
     + DecodeOps
@@ -45,6 +46,7 @@ impl<B> Backend for B where
         + NormOps
         + LinearOps
         + AdapterOps
+        + QuantOps
         + RopeOps
         + AttentionOps
         + DecodeOps

@@ -2,6 +2,7 @@
 
 use super::choice::named;
 use super::pack::parse_chat_template;
+use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
 use crate::data::input::{self, Text};
 use crate::data::text::{TextTokenizer, TokenizerOptions, encode_prompt, user_turn};
@@ -25,6 +26,9 @@ pub struct GenerateArgs {
     /// Adapter (LoRA, in PEFT's form) beside the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// How weights are held.
+    #[command(flatten)]
+    pub quantize: QuantizeFlags,
     /// Text to continue; a user's message where the model has a chat template, unless it was trained on plain prompts
     #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
@@ -71,7 +75,7 @@ struct Prompt {
 /// Runs the command.
 pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let chat_template = parse_chat_template(&args.chat_template);
-    let dir = ModelDir::open_with(&args.model, args.adapter.as_deref())?;
+    let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
     let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
     let wraps = wraps(args, &tokenizer)?;
     if !wraps && args.wrap_prompts.is_none() && tokenizer.template.is_some() {

@@ -1,11 +1,12 @@
 //! `fusedpo merge`: an adapter into the weights that it belongs to.
 
 use super::choice::named;
+use super::quantize_flags::QuantizeFlags;
 use crate::backend::cpu::Cpu;
 use crate::error::Result;
 use crate::files::{self, AtomicFolder, Inside};
-use crate::model::{self, ModelDir, SaveDtype};
-use crate::say;
+use crate::model::{self, SaveDtype};
+use crate::{note, say};
 use std::path::PathBuf;
 
 /// Options of `fusedpo merge`.
@@ -17,6 +18,9 @@ pub struct MergeArgs {
     /// The adapter (LoRA, in PEFT's form)
     #[arg(long, value_name = "DIR")]
     pub adapter: PathBuf,
+    /// How weights are held.
+    #[command(flatten)]
+    pub quantize: QuantizeFlags,
     /// New folder for the merged model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -29,9 +33,14 @@ pub struct MergeArgs {
 pub fn run(args: &MergeArgs) -> Result<()> {
     let out = &args.out;
     files::refuse_occupied(out)?;
-    let dir = ModelDir::open_with(&args.model, Some(&args.adapter))?;
+    let dir = args.quantize.open(&args.model, Some(&args.adapter))?;
     dir.read_side_files()?;
     let be = Cpu::<f32>::new()?;
+    if dir.config().quantized.is_some() {
+        note!(
+            "merged into the dense weights that NF4 stands for, and written dense: fusedpo quantize makes four bits of them again"
+        );
+    }
     let merged = model::merge::merged(&be, &dir, 1)?;
     // Its tokenizer is the adapter's, where that has one: with the template that it was trained with.
     let own = Inside::new(&args.adapter)?.has("tokenizer.json").then_some(args.adapter.as_path());

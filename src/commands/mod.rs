@@ -16,6 +16,8 @@ pub mod out;
 pub mod pack;
 pub mod plan;
 pub mod progress;
+pub mod quantize;
+pub mod quantize_flags;
 pub mod reference;
 pub mod score;
 pub mod signal;

@@ -1,13 +1,13 @@
 //! `fusedpo reference`: log-probs of all responses under the reference model, kept beside the shards.
 
 use super::choice::named;
+use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Pruned;
 use crate::device::{self, Task};
 use crate::error::Result;
-use crate::model::ModelDir;
 use crate::observe::Observe;
 use crate::say;
 use crate::train::check::{check_data, open_splits};
@@ -25,6 +25,9 @@ pub struct ReferenceArgs {
     /// Adapter (LoRA, in PEFT's form) beside the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// How weights are held.
+    #[command(flatten)]
+    pub quantize: QuantizeFlags,
     /// Folder of shards written by `fusedpo pack`
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -82,7 +85,7 @@ impl Task for Pass<'_> {
     fn run<B: Backend>(self, be: &B) -> Result<Done> {
         let Pass(a, observe) = self;
         let splits = open_splits(&a.data)?;
-        let model = ModelDir::open_with(&a.model, a.adapter.as_deref())?;
+        let model = a.quantize.open(&a.model, a.adapter.as_deref())?;
         let mut parts = Vec::with_capacity(splits.len());
         for data in &splits {
             check_data(&model, data)?;

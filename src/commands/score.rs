@@ -2,6 +2,7 @@
 
 use super::choice::named;
 use super::out::Out;
+use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::{Dataset, Response};
@@ -26,6 +27,9 @@ pub struct ScoreArgs {
     /// Adapter (LoRA, in PEFT's form) beside the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// How weights are held.
+    #[command(flatten)]
+    pub quantize: QuantizeFlags,
     /// Folder of shards written by `fusedpo pack`; all splits are scored
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -88,7 +92,7 @@ impl Task for Score<'_> {
     fn run<B: Backend>(mut self, be: &B) -> Result<Lines> {
         let mut groups = 0;
         let splits = open_splits(&self.args.data)?;
-        let model = ModelDir::open_with(&self.args.model, self.args.adapter.as_deref())?;
+        let model = self.args.quantize.open(&self.args.model, self.args.adapter.as_deref())?;
         for data in splits {
             check_data(&model, &data)?;
             score(be, (self.args, &model), &data, groups, (&mut self.lines, self.observe))?;

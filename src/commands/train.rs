@@ -2,6 +2,7 @@
 
 use super::choice::named;
 use super::loss_flags::{LossFlags, TokenFlags};
+use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::device::{self, Task};
@@ -100,6 +101,10 @@ pub struct TrainFlags {
     /// What a new adapter's A is drawn from; B is zero [default: kaiming]
     #[arg(long, value_parser = named::<AdapterInit>())]
     pub lora_init: Option<AdapterInit>,
+    /// How weights are held.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub quantize: QuantizeFlags,
     /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
     #[arg(long)]
     pub token_budget: Option<usize>,

@@ -14,6 +14,7 @@ use super::config::ModelConfig;
 use super::graphs::Graphs;
 use super::load::Model;
 use super::low_rank::LowRank;
+use super::nf4::{self, Dense};
 use super::params::Stage;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch, chunks};
@@ -119,6 +120,8 @@ pub struct Acts<B: Backend> {
     pub wide: B::Buf<B::Act>,
     /// Scratch of adapters, where the model has one.
     pub low_rank: Option<LowRank<B>>,
+    /// Scratch for one weight at a time, where the model has some in four bits.
+    pub(super) dense: Dense<B>,
 }
 
 impl<B: Backend> Acts<B> {
@@ -267,6 +270,7 @@ impl<B: Backend> Workspace<B> {
             narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
             wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
             low_rank: LowRank::new(be, model, rows.max(n), keep != Keep::Nothing)?,
+            dense: nf4::scratch(be, &model.table)?,
         };
         let grads = match keep != Keep::Nothing {
             true => Some(Grads {

@@ -42,6 +42,8 @@ impl ParamTable {
             let some = some.into_iter().filter_map(|(place, p)| Some((place, p.as_mut()?)));
             all.extend(always.into_iter().chain(some).map(|(place, p)| (Stage::Layer(l, place), p)));
         }
+        // What is in four bits is not in it.
+        all.retain(|(_, p)| p.nf4.is_empty());
         all.sort_by_key(|(_, p)| p.at.start);
         all.into_iter()
     }

@@ -10,12 +10,14 @@ use super::acts::{Acts, Grads, Keep, LayerActs, Workspace};
 use super::forward::{again, weight};
 use super::graphs::Key;
 use super::head::{gradient, scoring_only};
+use super::linear::Linear;
 use super::load::Model;
 use super::low_rank::{self, ActBuf, LowRank};
+use super::nf4::Dense;
 use super::params::{LayerParams, Param, Place, Stage};
 use crate::backend::{
-    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, Mark, QkNormBwd,
-    RmsNormBwd, RmsNormFwd, RopeBwd, ScatterRows, SwigluBwd, SwigluFwd, Write,
+    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdPart, LinearBwdWeight, Mark, QkNormBwd, RmsNormBwd, RmsNormFwd,
+    RopeBwd, ScatterRows, SwigluBwd, SwigluFwd, Write,
 };
 use crate::error::Result;
 
@@ -54,7 +56,8 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
                 if floor >= Stage::Layer(l, Place::Output) {
                     return Ok(());
                 }
-                output_input(be, model, params, be.view_mut(&mut acts.narrow, 0..n), (&g.resid, rows))?;
+                let dx = be.view_mut(&mut acts.narrow, 0..n);
+                output_input(be, model, params, &mut acts.dense, dx, (&g.resid, rows))?;
                 let adapter = params.adapters()[1];
                 low_rank::input(be, model, adapter, &acts.low_rank, (&mut acts.narrow, rows))?;
                 attention(be, model, l, acts, g, (&ws.batch, rows), grads)
@@ -94,7 +97,8 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
     if floor >= Stage::Layer(l, Place::Output) {
         return Ok(());
     }
-    output_input(be, model, params, be.view_mut(&mut acts.predicting, 0..n * q_width), (&ws.hidden, n))?;
+    let dx = be.view_mut(&mut acts.predicting, 0..n * q_width);
+    output_input(be, model, params, &mut acts.dense, dx, (&ws.hidden, n))?;
     low_rank::input(be, model, params.adapters()[1], &acts.low_rank, (&mut acts.predicting, n))?;
     be.scatter_rows(ScatterRows {
         dx: be.view_mut(&mut acts.narrow, 0..rows * q_width),
@@ -146,14 +150,8 @@ fn mlp<B: Backend>(
     let (scratch, [_, _, of_gate_up, of_down]) = (&mut acts.low_rank, params.adapters());
 
     if floor < Stage::Layer(l, Place::Down) {
-        be.linear_bwd_input(LinearBwdInput {
-            dx: be.view_mut(&mut acts.wide, 0..n_ffn),
-            dy: be.view(stream, 0..n_hidden),
-            w: weight(be, model, &params.down),
-            out: hidden,
-            inp: ffn,
-            write: Write::Set,
-        })?;
+        let of = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(stream, 0..n_hidden));
+        Linear { model, param: &params.down, dense: &mut acts.dense }.input(be, of, (hidden, ffn))?;
         low_rank::backward(be, model, of_down, scratch, (stream, Some(&mut acts.wide), rows))?;
         be.swiglu_bwd(SwigluBwd {
             gate_up: be.view_mut(gate_up, 0..2 * n_ffn),
@@ -177,14 +175,8 @@ fn mlp<B: Backend>(
 
     let again = (params.gate_up.trains() || of_gate_up.is_some()) && outputs.is_none();
     if floor < Stage::Layer(l, Place::GateUp) {
-        be.linear_bwd_input(LinearBwdInput {
-            dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
-            dy: be.view(gate_up, 0..2 * n_ffn),
-            w: weight(be, model, &params.gate_up),
-            out: 2 * ffn,
-            inp: hidden,
-            write: Write::Set,
-        })?;
+        let of = (be.view_mut(&mut acts.narrow, 0..n_hidden), be.view(gate_up, 0..2 * n_ffn));
+        Linear { model, param: &params.gate_up, dense: &mut acts.dense }.input(be, of, (2 * ffn, hidden))?;
         low_rank::backward(be, model, of_gate_up, scratch, (gate_up, Some(&mut acts.narrow), rows))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(stream, 0..n_hidden),
@@ -238,13 +230,13 @@ fn output_weight<B: Backend>(
 fn output_input<'a, B: Backend>(
     be: &B,
     model: &'a Model<B>,
-    params: &LayerParams,
+    params: &'a LayerParams,
+    dense: &'a mut Dense<B>,
     dx: B::ViewMut<'a, B::Act>,
     (stream, rows): (&'a B::Buf<B::Act>, usize),
 ) -> Result<()> {
     let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
-    let dy = be.view(stream, 0..rows * out);
-    be.linear_bwd_input(LinearBwdInput { dx, dy, w: weight(be, model, &params.o), out, inp, write: Write::Set })
+    Linear { model, param: &params.o, dense }.input(be, (dx, be.view(stream, 0..rows * out)), (out, inp))
 }
 
 /// From the gradient of attention's output in `narrow`, and what has reached the layer's input besides in `g.resid`: the
@@ -293,14 +285,8 @@ fn attention<B: Backend>(
     let (scratch, adapter) = (&mut acts.low_rank, params.adapters()[0]);
     let again = (params.qkv.trains() || adapter.is_some()) && layer.outputs.is_none();
     if model.table.floor < Stage::Layer(l, Place::Qkv) {
-        be.linear_bwd_input(LinearBwdInput {
-            dx: be.view_mut(&mut acts.narrow, 0..n_hidden),
-            dy: be.view(&acts.wide, 0..n_qkv),
-            w: weight(be, model, &params.qkv),
-            out: a.qkv_width(),
-            inp: hidden,
-            write: Write::Set,
-        })?;
+        let of = (be.view_mut(&mut acts.narrow, 0..n_hidden), be.view(&acts.wide, 0..n_qkv));
+        Linear { model, param: &params.qkv, dense: &mut acts.dense }.input(be, of, (a.qkv_width(), hidden))?;
         low_rank::backward(be, model, adapter, scratch, (&acts.wide, Some(&mut acts.narrow), rows))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(&mut g.resid, 0..n_hidden),

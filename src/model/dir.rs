@@ -4,9 +4,12 @@ use super::adapter::{AdapterInit, AdapterShape, AdapterWeights};
 use super::config::{CONFIG, ConfigFiles, ModelConfig, check_dir};
 use super::identity;
 use super::json::parse_json;
+use super::nf4_file;
 use super::params::ParamTable;
 use super::peft;
-use super::source::{Source, Stored};
+use super::quantized::Quantized;
+use super::source::Source;
+use super::stored::Stored;
 use crate::data::text::{TextTokenizer, TokenizerIdentity, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::files::{self, Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER};
@@ -58,6 +61,8 @@ struct Inner {
     side_files: OnceLock<SideFiles>,
     tokenizer: OnceLock<Option<TokenizerIdentity>>,
     adapter: Option<Adapted>,
+    /// The directory as it is stored, of a handle that holds its weights in another way.
+    stored: Option<ModelDir>,
 }
 
 /// What makes a model with an adapter of a directory.
@@ -88,8 +93,9 @@ impl ModelDir {
         let folder = Inside::new(path)?;
         let (config, files) = ModelConfig::read(&folder)?;
         let (weights, identity, side_files, tokenizer) = Default::default();
-        let (path, adapter) = (path.to_owned(), None);
-        Ok(Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter })))
+        let (path, adapter, stored) = (path.to_owned(), None, None);
+        let inner = Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter, stored };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// [`ModelDir::open`], and with `adapter` [`ModelDir::with_adapter`].
@@ -146,7 +152,51 @@ impl ModelDir {
         let path = weights.path.clone().unwrap_or_else(|| self.0.path.clone());
         let adapter = Some(Adapted { base: self.clone(), weights });
         let (weights, identity, side_files, tokenizer) = Default::default();
-        Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter }))
+        let stored = None;
+        Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter, stored }))
+    }
+
+    /// This model with the linear weights of its blocks in four bits (NF4): what transformers and bitsandbytes make of it in
+    /// its own dtype, to the byte. An adapter comes after.
+    ///
+    /// Errors: [`Error::File`] where they are in four bits already.
+    pub fn quantized(&self, how: Quantized) -> Result<Self> {
+        if self.0.config.quantized.is_some() {
+            return Err(quantized_already(&self.0.path));
+        }
+        Ok(self.held(Some(how)))
+    }
+
+    /// [`ModelDir::quantized`] where `how` says so.
+    pub fn quantized_if(&self, how: Option<Quantized>) -> Result<Self> {
+        how.map_or_else(|| Ok(self.clone()), |how| self.quantized(how))
+    }
+
+    /// This model with dense weights: of those in four bits, the numbers that they stand for.
+    pub fn dequantized(&self) -> Self {
+        match self.0.config.quantized {
+            Some(_) => self.held(None),
+            None => self.clone(),
+        }
+    }
+
+    /// Whether its files have weights in four bits.
+    pub fn is_stored_quantized(&self) -> bool {
+        self.as_stored().0.config.quantized.is_some()
+    }
+
+    /// The directory as it is stored.
+    pub(super) fn as_stored(&self) -> &Self {
+        self.base().0.stored.as_ref().unwrap_or(self.base())
+    }
+
+    fn held(&self, quantized: Option<Quantized>) -> Self {
+        let Inner { path, folder, files, .. } = &*self.0;
+        let config = ModelConfig { quantized, ..self.0.config.clone() };
+        let (weights, identity, side_files, tokenizer) = Default::default();
+        let (path, folder, files) = (path.clone(), folder.clone(), files.clone());
+        let (adapter, stored) = (None, Some(self.as_stored().clone()));
+        Self(Arc::new(Inner { path, folder, config, files, weights, identity, side_files, tokenizer, adapter, stored }))
     }
 
     /// The model without its adapter, where it has one.
@@ -164,11 +214,17 @@ impl ModelDir {
         self.is(other) || self.adapter().is_some_and(|a| a.path.is_none()) && self.base().is(other)
     }
 
-    /// [`ModelDir::open`] of a second model, which may be this one: where `path` names the same directory, this is it.
+    /// [`ModelDir::open`] of a second model, which may be this one: where `path` names the same directory, this is it. Where
+    /// this one's weights were quantized, so are the other's.
     pub fn open_other(&self, path: &Path) -> Result<Self> {
         let same =
             |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        if same(&self.0.path, path) { Ok(self.clone()) } else { Self::open(path) }
+        if same(&self.0.path, path) {
+            return Ok(self.clone());
+        }
+        let other = Self::open(path)?;
+        let how = self.0.config.quantized.filter(|_| !self.is_stored_quantized() && !other.is_stored_quantized());
+        other.quantized_if(how)
     }
 
     /// Whether both are handles to the same directory, opened once.
@@ -197,9 +253,10 @@ impl ModelDir {
         let Weights { table, source } = self.weights()?;
         let stored = Stored::Files(source, self.adapter());
         stored.check_whole()?;
-        let hash = match &self.0.adapter {
-            Some(adapter) => identity::hash_adapter(adapter.base.identity()?, &adapter.weights, table),
-            None => identity::hash(&self.0.config, table, stored)?,
+        let hash = match (&self.0.adapter, &self.0.stored) {
+            (Some(adapter), _) => identity::hash_adapter(adapter.base.identity()?, &adapter.weights, table),
+            (None, Some(dir)) => identity::hash_held(dir.identity()?, self.0.config.quantized),
+            (None, None) => identity::hash(&self.0.config, table, stored)?,
         };
         Ok(*self.0.identity.get_or_init(|| hash))
     }
@@ -257,9 +314,15 @@ impl ModelDir {
             return Ok(weights);
         }
         let table = ParamTable::new(&self.0.config)?;
-        let source = match &self.0.adapter {
-            Some(adapter) => adapter.base.weights()?.source.clone(),
-            None => Arc::new(Source::open(&self.0.folder, &self.0.config, &table)?),
+        let source = match (&self.0.adapter, &self.0.stored) {
+            (Some(Adapted { base: under, .. }), _) | (None, Some(under)) => under.weights()?.source.clone(),
+            (None, None) => {
+                let source = Source::open(&self.0.folder, &self.0.config, &table)?;
+                if let Some(Quantized { double }) = table.quantized {
+                    table.nf4.iter().try_for_each(|p| nf4_file::check(&source, p, double))?;
+                }
+                Arc::new(source)
+            }
         };
         Ok(self.0.weights.get_or_init(|| Weights { table, source }))
     }
@@ -268,6 +331,13 @@ impl ModelDir {
     pub(super) fn files(&self) -> &ConfigFiles {
         &self.0.files
     }
+}
+
+/// The error of a model that is to be quantized, and is already.
+pub(crate) fn quantized_already(path: &Path) -> Error {
+    let why =
+        "its weights are in four bits already (`quantization_config` in config.json): leave `options.quantize` out";
+    Error::file(path, why)
 }
 
 const TOKENIZER: &str = "tokenizer.json";

@@ -8,7 +8,7 @@ use super::load::{Model, Origin};
 use super::params::{ParamSpec, is_adapter};
 use super::peft;
 use super::save_dtype::SaveDtype;
-use super::source::{INDEX, SINGLE, Source, SourceFile, decode, dtype_bytes};
+use super::source::{BESIDE_NF4, INDEX, SINGLE, Source, SourceFile, decode, dtype_bytes};
 use crate::backend::{Backend, Float};
 use crate::error::{Error, Result};
 use crate::files::{self, AtomicFile, Inside, MOST_JSON};
@@ -78,6 +78,10 @@ pub fn export<B: Backend>(
     if model.config.adapter.is_some() {
         e.adapter(side_files)?;
         return Ok(e.report);
+    }
+    if model.nf4.is_some() {
+        let why = "weights in four bits are written dense by what `ModelDir::dequantized` gives, and as they are by `export_nf4`";
+        return Err(Error::usage(why));
     }
     e.refuse_other_layout()?;
     match &model.origin {
@@ -186,8 +190,13 @@ impl<B: Backend> Exporter<'_, B> {
 
     fn source_file(&mut self, source: &Source, file: &SourceFile) -> Result<()> {
         let names = file.meta.offset_keys();
-        let tensors: Vec<_> = names.iter().map(|name| source_tensor(self.model, (source, file), name)).collect();
-        let same = tensors.iter().all(|t| t.spec.is_none() || self.save.of(t.dtype) == t.dtype);
+        let in_nf4 = |name: &str| file.meta.info(name).is_some_and(|info| info.dtype == Dtype::U8);
+        // What is beside weights in four bits is not beside dense ones.
+        let beside = |name: &&String| BESIDE_NF4.iter().filter_map(|b| name.strip_suffix(*b)).any(in_nf4);
+        let dense = names.iter().filter(|name| !beside(name));
+        let tensors: Vec<_> = dense.map(|name| source_tensor(self.model, (source, file), name)).collect();
+        let same = |t: &Tensor| t.spec.is_none() || self.save.of(t.dtype) == t.dtype && !in_nf4(&t.name);
+        let same = tensors.iter().all(same);
         let metadata = json!(file.meta.metadata());
         self.tensors(&file.name, &tensors, same.then_some(&file.header[..]), metadata)
     }
@@ -201,7 +210,7 @@ impl<B: Backend> Exporter<'_, B> {
         };
         let mut report = std::mem::take(&mut self.report);
         let mut bytes = header.len() as u64;
-        write_file(&path, |w| {
+        make_file(&path, |w| {
             w.write_all(&header).map_err(Error::io(&path, "write"))?;
             for t in tensors {
                 bytes += self.tensor(w, &path, t, &mut report)?;
@@ -339,7 +348,7 @@ impl<B: Backend> Exporter<'_, B> {
         if name.starts_with(NAMED_TEMPLATES) {
             files::make_folder(&self.out.join(NAMED_TEMPLATES))?;
         }
-        write_file(&path, |w| w.write_all(bytes).map_err(Error::io(&path, "write")))?;
+        make_file(&path, |w| w.write_all(bytes).map_err(Error::io(&path, "write")))?;
         self.report.files.push(name.to_owned());
         Ok(())
     }
@@ -347,10 +356,16 @@ impl<B: Backend> Exporter<'_, B> {
     /// The index of a sharded source, its total size brought up to date.
     fn index(&mut self, source: &Source) -> Result<()> {
         let Some(bytes) = &source.index else { return Ok(()) };
-        if self.save == SaveDtype::Source {
+        let mut index = parse_json(&source.dir.join(INDEX), bytes)?;
+        let was_nf4 = |name: &str| source.find(name).is_some_and(|(_, info)| info.dtype == Dtype::U8);
+        let before = index.get("weight_map").and_then(Value::as_object).map_or(0, Map::len);
+        if let Some(Value::Object(map)) = index.get_mut("weight_map") {
+            map.retain(|name, _| !BESIDE_NF4.iter().filter_map(|b| name.strip_suffix(*b)).any(was_nf4));
+        }
+        let after = index.get("weight_map").and_then(Value::as_object).map_or(0, Map::len);
+        if self.save == SaveDtype::Source && before == after {
             return self.file(INDEX, bytes);
         }
-        let mut index = parse_json(&source.dir.join(INDEX), bytes)?;
         let sizes = self.model.table.specs.iter().map(|s| {
             let dtype = self.model.origin.stored().dtype(s);
             s.at.len() * dtype_bytes(self.save.of(dtype))
@@ -363,11 +378,18 @@ impl<B: Backend> Exporter<'_, B> {
     /// The source's config.json, its dtype brought up to date.
     fn config(&mut self, dir: &ModelDir) -> Result<()> {
         let bytes = &dir.files().config;
-        let Some(dtype) = self.save.torch() else { return self.file(CONFIG, bytes) };
+        let dtype = self.save.torch();
+        if dtype.is_none() && !dir.is_stored_quantized() {
+            return self.file(CONFIG, bytes);
+        }
         let mut config = parse_json(&dir.path().join(CONFIG), bytes)?;
+        // Dense weights have none.
+        config.shift_remove("quantization_config");
         // The first name is transformers 5's, the second 4's.
         for name in ["dtype", "torch_dtype"] {
-            config.insert(name.to_owned(), json!(dtype));
+            if let Some(dtype) = dtype {
+                config.insert(name.to_owned(), json!(dtype));
+            }
         }
         self.file(CONFIG, pretty(&Value::Object(config)).as_bytes())
     }
@@ -400,11 +422,16 @@ fn source_tensor<'a, B: Backend>(
     let tied = name == "lm_head.weight" && model.config.tie_word_embeddings;
     let spec = model.table.spec(if tied { "model.embed_tokens.weight" } else { name });
     let bytes = source.others.get(name).map_or(&[][..], Vec::as_slice);
-    Tensor { name: name.to_owned(), shape: info.shape.clone(), spec, dtype: info.dtype, bytes }
+    // Of one in four bits, what it was made of.
+    let (shape, dtype) = match spec.filter(|_| info.dtype == Dtype::U8) {
+        Some(spec) => (spec.shape.clone(), model.origin.stored().dtype(spec)),
+        None => (info.shape.clone(), info.dtype),
+    };
+    Tensor { name: name.to_owned(), shape, spec, dtype, bytes }
 }
 
 /// As transformers writes it: two spaces, a newline at the end.
-fn pretty(value: &Value) -> String {
+pub(super) fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
@@ -445,7 +472,7 @@ fn not_representable(path: &Path, spec: &ParamSpec, dtype: Dtype) -> Error {
 }
 
 /// A file of the model, whole or not at all.
-fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+pub(super) fn make_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let mut buffered = std::io::BufWriter::with_capacity(1 << 20, AtomicFile::create(path)?);
     write(&mut buffered)?;
     buffered.into_inner().map_err(|e| Error::io(path, "write")(e.into_error()))?.commit()

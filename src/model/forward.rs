@@ -2,13 +2,14 @@
 
 use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
+use super::linear::{Laid, Linear};
 use super::load::Model;
 use super::low_rank;
-use super::packed::{Laid, PackedLayer, Packs};
+use super::nf4::Dense;
+use super::packed::{PackedLayer, Packs};
 use super::params::{LayerParams, Param};
 use crate::backend::{
-    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, LinearFwd, LinearPacked, Mark, QkNormFwd, RmsNormFwd,
-    RopeFwd, SwigluFwd, Write,
+    AttentionFwd, Backend, BiasFwd, EmbedFwd, GatherRows, Mark, QkNormFwd, RmsNormFwd, RopeFwd, SwigluFwd, Write,
 };
 use crate::error::Result;
 
@@ -89,7 +90,8 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, packs: Packs<'_, B>, ws: &m
     let out = be.view_mut(predicting, 0..n * hidden);
     be.gather_rows(GatherRows { out, x: be.view(all, 0..rows * hidden), batch: &ws.batch, dim: hidden })?;
     let x = be.view(&acts.predicting, 0..n * q_width);
-    output_projection(be, model, &params, be.view_mut(predicting, 0..n * hidden), x, Write::Add)?;
+    let y = be.view_mut(predicting, 0..n * hidden);
+    output_projection(be, model, &params, &mut acts.dense, (y, x), Write::Add)?;
     let both = (be.view_mut(predicting, 0..n * hidden), be.view(&acts.predicting, 0..n * q_width), n);
     low_rank::forward(be, model, params.adapters()[1], &mut acts.low_rank, both)?;
     if let Some(bias) = &params.o_bias {
@@ -135,15 +137,9 @@ impl<'a, B: Backend> Layer<'a, B> {
         Layer { params: &model.table.layers[l], packs, l }
     }
 
-    /// A linear layer, by its packed weight where there is one.
-    fn linear<'o>(&'o self, be: &B, packed: impl Fn(&PackedLayer<B>) -> &Laid<B>, op: LinearFwd<'o, B>) -> Result<()> {
-        match self.packs.find(be, |w| packed(&w.layers[self.l])) {
-            Some(w) => {
-                let LinearFwd { y, x, write, .. } = op;
-                be.linear_packed(LinearPacked { y, x, w, write })
-            }
-            None => be.linear_fwd(op),
-        }
+    /// The packed weight, where there is one and it is to be used.
+    fn packed(&self, be: &B, of: impl Fn(&PackedLayer<B>) -> &Laid<B>) -> Option<&'a B::Packed> {
+        self.packs.find(be, |w| of(&w.layers[self.l]))
     }
 }
 
@@ -200,17 +196,12 @@ fn qkv<B: Backend>(
         w: weight(be, model, &params.input_norm),
         eps: c.rms_norm_eps,
     })?;
-    params.linear(
+    Linear { model, param: &params.qkv, dense: &mut acts.dense }.forward(
         be,
-        |p| &p.qkv,
-        LinearFwd {
-            y: be.view_mut(&mut layer.qkv, 0..n_qkv),
-            x: be.view(normed, 0..n_hidden),
-            w: weight(be, model, &params.qkv),
-            out: a.qkv_width(),
-            inp: c.hidden_size,
-            write: Write::Set,
-        },
+        params.packed(be, |p| &p.qkv),
+        (be.view_mut(&mut layer.qkv, 0..n_qkv), be.view(normed, 0..n_hidden)),
+        (a.qkv_width(), c.hidden_size),
+        Write::Set,
     )?;
     let both = (be.view_mut(&mut layer.qkv, 0..n_qkv), be.view(normed, 0..n_hidden), rows);
     low_rank::forward(be, model, params.adapters()[0], &mut acts.low_rank, both)?;
@@ -249,7 +240,7 @@ fn attention_output<B: Backend>(
     let attn = be.view(&acts.layers[kept].attn, 0..rows * q_width);
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     let write = Write::Plus(be.view(before, 0..n_hidden));
-    output_projection(be, model, params, be.view_mut(after, 0..n_hidden), attn, write)?;
+    output_projection(be, model, params, &mut acts.dense, (be.view_mut(after, 0..n_hidden), attn), write)?;
     let both = (be.view_mut(after, 0..n_hidden), be.view(&acts.layers[kept].attn, 0..rows * q_width), rows);
     low_rank::forward(be, model, params.adapters()[1], &mut acts.low_rank, both)?;
     match &params.o_bias {
@@ -263,12 +254,12 @@ fn output_projection<'a, B: Backend>(
     be: &B,
     model: &'a Model<B>,
     params: &'a Layer<'a, B>,
-    y: B::ViewMut<'a, B::Act>,
-    x: B::View<'a, B::Act>,
+    dense: &'a mut Dense<B>,
+    of: (B::ViewMut<'a, B::Act>, B::View<'a, B::Act>),
     write: Write<B::View<'a, B::Act>>,
 ) -> Result<()> {
-    let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
-    params.linear(be, |p| &p.o, LinearFwd { y, x, w: weight(be, model, &params.o), out, inp, write })
+    let sizes = (model.config.hidden_size, model.config.attn_shape().q_width());
+    Linear { model, param: &params.o, dense }.forward(be, params.packed(be, |p| &p.o), of, sizes, write)
 }
 
 /// Norm, gates and ups of the MLP: residual point `2 l + 1` -> `gate_up` of layer `l`.
@@ -292,17 +283,12 @@ fn mlp<B: Backend>(
         w: weight(be, model, &params.post_norm),
         eps: model.config.rms_norm_eps,
     })?;
-    params.linear(
+    Linear { model, param: &params.gate_up, dense: &mut acts.dense }.forward(
         be,
-        |p| &p.gate_up,
-        LinearFwd {
-            y: be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn),
-            x: be.view(normed, 0..n_hidden),
-            w: weight(be, model, &params.gate_up),
-            out: 2 * ffn,
-            inp: hidden,
-            write: Write::Set,
-        },
+        params.packed(be, |p| &p.gate_up),
+        (be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn), be.view(normed, 0..n_hidden)),
+        (2 * ffn, hidden),
+        Write::Set,
     )?;
     let both = (be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn), be.view(normed, 0..n_hidden), rows);
     low_rank::forward(be, model, params.adapters()[2], &mut acts.low_rank, both)
@@ -325,17 +311,12 @@ fn mlp_output<B: Backend>(
     let gate_up = be.view(gate_up, 0..2 * n_ffn);
     be.swiglu_fwd(SwigluFwd { act: be.view_mut(act, 0..n_ffn), gate_up, ffn })?;
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
-    params.linear(
+    Linear { model, param: &params.down, dense: &mut acts.dense }.forward(
         be,
-        |p| &p.down,
-        LinearFwd {
-            y: be.view_mut(after, 0..n_hidden),
-            x: be.view(act, 0..n_ffn),
-            w: weight(be, model, &params.down),
-            out: hidden,
-            inp: ffn,
-            write: Write::Plus(be.view(before, 0..n_hidden)),
-        },
+        params.packed(be, |p| &p.down),
+        (be.view_mut(after, 0..n_hidden), be.view(act, 0..n_ffn)),
+        (hidden, ffn),
+        Write::Plus(be.view(before, 0..n_hidden)),
     )?;
     let both = (be.view_mut(after, 0..n_hidden), be.view(act, 0..n_ffn), rows);
     low_rank::forward(be, model, params.adapters()[3], &mut acts.low_rank, both)

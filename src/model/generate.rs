@@ -193,9 +193,9 @@ struct Generator<'a, B: Backend> {
 
 impl<'a, B: Backend> Generator<'a, B> {
     fn new(be: &'a B, model: &'a Model<B>, prompts: &'a [Vec<u32>], o: &'a GenerateOptions) -> Result<Self> {
-        let Buffers { room, ws, cache, mut packed } = buffers(be, model, prompts, o)?;
+        let Buffers { room, mut ws, cache, mut packed } = buffers(be, model, prompts, o)?;
         if let Some(packed) = &mut packed {
-            packed.fill(be, model)?;
+            packed.fill(be, model, &mut ws.acts.dense)?;
         }
         let guessed = packed.as_ref().filter(|p| p.guesses(be)).map(|_| [0, 0]);
         Ok(Self {

@@ -3,7 +3,9 @@
 use super::adapter::AdapterWeights;
 use super::config::ModelConfig;
 use super::params::ParamTable;
-use super::source::{Stored, dtype_bytes};
+use super::quantized::Quantized;
+use super::source::dtype_bytes;
+use super::stored::Stored;
 use crate::error::Result;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -24,6 +26,17 @@ pub(super) fn hash_adapter(base: [u8; 32], adapter: &AdapterWeights, table: &Par
     all.finalize().into()
 }
 
+/// Identity of a model of identity `stored` whose weights are held in another way than they are stored.
+pub(super) fn hash_held(stored: [u8; 32], how: Option<Quantized>) -> [u8; 32] {
+    let mut all = Sha256::new();
+    all.update(stored);
+    all.update(match how {
+        Some(Quantized { double }) => format!("nf4 double {double}\n"),
+        None => "dequantized\n".into(),
+    });
+    all.finalize().into()
+}
+
 /// Identity of weights and of what their configuration makes of them: see [`super::ModelDir::identity`].
 ///
 /// Errors: what reading the weights meets.
@@ -41,6 +54,13 @@ pub(super) fn hash(c: &ModelConfig, table: &ParamTable, stored: Stored) -> Resul
         };
         let leaves = (0..len.div_ceil(LEAF)).into_par_iter().map_init(Vec::new, leaf).collect::<Result<Vec<_>>>()?;
         leaves.iter().for_each(|leaf| all.update(leaf));
+    }
+    // Read whole, one after the other: in four bits they are small.
+    for p in &table.nf4 {
+        let t = stored.nf4(p, None)?;
+        all.update(format!("{} {:?} {:?}\n", p.name, t.dtype, p.shape));
+        all.update(Sha256::digest(&t.codes));
+        all.update(bytemuck::cast_slice::<f32, u8>(&t.absmax.values(0..p.blocks.len())));
     }
     Ok(all.finalize().into())
 }

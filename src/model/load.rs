@@ -3,9 +3,11 @@
 use super::config::ModelConfig;
 use super::dir::ModelDir;
 use super::identity;
+use super::nf4::Nf4Weights;
 use super::params::ParamTable;
 use super::sample::normal;
-use super::source::{Source, Stored, decode, dtype_bytes};
+use super::source::{Source, decode, dtype_bytes};
+use super::stored::Stored;
 use crate::backend::{Backend, Float};
 use crate::error::{Result, expect_len};
 use rayon::prelude::*;
@@ -43,6 +45,8 @@ pub struct Model<B: Backend> {
     pub table: ParamTable,
     /// The weights in compute precision, in the table's layout.
     pub weights: B::Buf<B::Act>,
+    /// Linear weights of blocks in four bits, where they are held so.
+    pub nf4: Option<Nf4Weights<B>>,
     /// Rotary tables of [`super::Rope::table`], each positions x head_dim.
     pub rope: B::Buf<B::Acc>,
     /// Positions of a rotary table: no row can be longer.
@@ -92,6 +96,9 @@ impl<B: Backend> Model<B> {
     fn build(be: &B, config: ModelConfig, table: ParamTable, origin: Origin, max_positions: usize) -> Result<Self> {
         let mut model = Self::reserve(be, config, table, origin, max_positions)?;
         fill(be, &mut model.weights, &model.table, model.origin.stored(), Arena::All)?;
+        if let Some(nf4) = &mut model.nf4 {
+            nf4.fill(be, &model.table, model.origin.stored())?;
+        }
         let (c, rope) = (&model.config, &mut model.rope);
         let angles: Vec<B::Acc> = c.rope.table(max_positions, c.head_dim).into_iter().map(B::Acc::from_f64).collect();
         be.upload(be.view_mut(rope, 0..angles.len()), &angles)?;
@@ -102,8 +109,9 @@ impl<B: Backend> Model<B> {
     fn reserve(be: &B, config: ModelConfig, table: ParamTable, origin: Origin, max_positions: usize) -> Result<Self> {
         config.check_positions(max_positions)?;
         let weights = be.zeros("weights", table.len)?;
+        let nf4 = Nf4Weights::reserve(be, &table)?;
         let rope = be.zeros("rope table", config.rope.tables(max_positions) * max_positions * config.head_dim)?;
-        Ok(Self { config, table, weights, rope, max_positions, origin })
+        Ok(Self { config, table, weights, nf4, rope, max_positions, origin })
     }
 
     /// A model without content on a backend that only counts ([`crate::backend::Device::counting`]).

@@ -1,13 +1,17 @@
 //! An adapter merged into its base: `W + scale B A`, what PEFT's `merge_and_unload` gives.
 
+use super::config::ModelConfig;
 use super::dir::ModelDir;
+use super::linear::weight;
 use super::load::Model;
+use super::nf4;
 use super::params::{Param, ParamTable};
 use crate::backend::{Backend, LinearBwdWeight};
 use crate::error::{Error, Result};
 use std::borrow::Cow;
 
-/// The base of `dir` with the adapter in its weights, in f32, for rows of up to `positions` tokens; it does not remember the
+/// The base of `dir` with the adapter in its weights, in f32: of those in four bits, in the numbers that they stand for, as
+/// PEFT does; for rows of up to `positions` tokens; it does not remember the
 /// adapter, and is exported as the base is.
 ///
 /// Errors: `dir` has no adapter; what loading meets.
@@ -15,8 +19,8 @@ pub fn merged<B: Backend<Act = f32, Acc = f32>>(be: &B, dir: &ModelDir, position
     let Some(adapter) = dir.adapter() else {
         return Err(Error::file(dir.path(), "has no adapter to merge"));
     };
-    let mut model = Model::load(be, dir.base(), positions)?;
-    let adapted = ParamTable::new(dir.config())?;
+    let mut model = dense(be, dir.base(), positions)?;
+    let adapted = ParamTable::new(&ModelConfig { quantized: None, ..dir.config().clone() })?;
     let values = |of: &Param| -> Vec<Cow<'_, [f32]>> {
         let inside = adapted.specs.iter().filter(|s| of.at.start <= s.at.start && s.at.end <= of.at.end);
         inside.filter_map(|s| adapter.get(&s.name, None)).collect()
@@ -44,6 +48,24 @@ pub fn merged<B: Backend<Act = f32, Acc = f32>>(be: &B, dir: &ModelDir, position
                     inp: p.inp,
                 })?;
             }
+        }
+    }
+    Ok(model)
+}
+
+/// A model with dense weights: those in four bits as the numbers that they stand for.
+fn dense<B: Backend>(be: &B, dir: &ModelDir, positions: usize) -> Result<Model<B>> {
+    let mut model = Model::load(be, &dir.dequantized(), positions)?;
+    if dir.config().quantized.is_none() {
+        return Ok(model);
+    }
+    let held = Model::load(be, dir, 1)?;
+    let mut scratch = nf4::scratch(be, &held.table)?;
+    for (to, from) in model.table.layers.iter().zip(&held.table.layers) {
+        let all = [(&to.qkv, &from.qkv), (&to.o, &from.o), (&to.gate_up, &from.gate_up), (&to.down, &from.down)];
+        for (to, from) in all {
+            let w = weight(be, &held, from, &mut scratch)?;
+            be.copy(be.view_mut(&mut model.weights, to.at.clone()), w)?;
         }
     }
     Ok(model)

@@ -2,13 +2,12 @@
 //! guesses, and the weights themselves once for several.
 
 use super::config::ModelConfig;
+use super::linear::{Laid, Linear};
 use super::load::Model;
+use super::nf4::Dense;
 use super::params::{LayerParams, Param};
 use crate::backend::Backend;
 use crate::error::Result;
-
-/// A weight; nothing where the device reads it fastest as it lies.
-pub(super) type Laid<B> = Option<<B as crate::backend::DecodeOps>::Packed>;
 
 /// The weights of one layer.
 pub(super) struct PackedLayer<B: Backend> {
@@ -65,12 +64,9 @@ impl<B: Backend> PackedWeights<B> {
         Ok(Self { layers, head: room(&model.table.head, model.config.hidden_size)? })
     }
 
-    /// Packs them.
-    pub fn fill(&mut self, be: &B, model: &Model<B>) -> Result<()> {
-        let fill = |to: &mut Laid<B>, p: &Param| match to {
-            Some(to) => be.pack_weight(to, be.view(&model.weights, p.at.clone())),
-            None => Ok(()),
-        };
+    /// Packs them; `dense` is the workspace's.
+    pub fn fill(&mut self, be: &B, model: &Model<B>, dense: &mut Dense<B>) -> Result<()> {
+        let mut fill = |to: &mut Laid<B>, param: &Param| Linear { model, param, dense: &mut *dense }.pack(be, to);
         for (to, l) in self.layers.iter_mut().zip(&model.table.layers) {
             fill(&mut to.qkv, &l.qkv)?;
             fill(&mut to.o, &l.o)?;

@@ -8,7 +8,9 @@
 
 use super::adapter::{AdapterShape, MODULES};
 use super::config::ModelConfig;
+use super::quantized::Quantized;
 use crate::error::{Error, Result};
+use crate::quant::{dynamic, nf4};
 use std::ops::Range;
 
 /// Elements to which blocks of the arena are aligned: 16-byte vector loads and 128-byte lines at every storage type.
@@ -31,11 +33,30 @@ pub struct ParamSpec {
     pub grad: Range<usize>,
 }
 
+/// A tensor of a checkpoint that is held in four bits, beside the arena: a linear weight of a block. It never trains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nf4Param {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Hugging Face's shape.
+    pub shape: Vec<usize>,
+    /// Its elements.
+    pub len: usize,
+    /// Its bytes among all codes; what is beyond half of `len` aligns the next.
+    pub codes: Range<usize>,
+    /// Its blocks of 64 among all.
+    pub blocks: Range<usize>,
+    /// Its blocks of 256 blocks among all.
+    pub nested: Range<usize>,
+}
+
 /// A range of the arena that ops use as one weight.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Param {
-    /// Its elements in the arena.
+    /// Its elements in the arena; from 0 on where it is in four bits.
     pub at: Range<usize>,
+    /// Which of [`ParamTable::nf4`] it is made of, where it is in four bits.
+    pub nf4: Range<usize>,
     /// The parts of it that train; none: it is frozen.
     pub parts: Vec<Part>,
     /// Where the trained arena has room for a gradient of all of it: where all of it trains, and of a vector of which a
@@ -131,8 +152,12 @@ impl AdapterParams {
 /// Where every parameter is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamTable {
-    /// Every tensor, in arena order.
+    /// Every tensor of the arena, in its order.
     pub specs: Vec<ParamSpec>,
+    /// Tensors in four bits.
+    pub nf4: Vec<Nf4Param>,
+    /// How these are held, where there are any.
+    pub quantized: Option<Quantized>,
     /// The layers.
     pub layers: Vec<LayerParams>,
     /// vocab x hidden.
@@ -189,7 +214,12 @@ pub enum Place {
 struct Builder {
     specs: Vec<ParamSpec>,
     end: usize,
+    nf4: Vec<Nf4Param>,
+    quantized: bool,
 }
+
+/// Bytes to which a tensor's codes are aligned: what a vector load takes.
+const CODES: usize = 16;
 
 impl Builder {
     /// Appends a packed weight made of `parts`, aligned at its start.
@@ -209,7 +239,26 @@ impl Builder {
                 grad: 0..0,
             });
         }
-        Some(Param { at: start..self.end, parts: Vec::new(), whole: None })
+        Some(Param { at: start..self.end, nf4: 0..0, parts: Vec::new(), whole: None })
+    }
+
+    /// [`Builder::push`] of a linear layer of a block, which may be held in four bits.
+    fn linear(&mut self, parts: &[(String, Vec<usize>)]) -> Option<Param> {
+        if !self.quantized {
+            return self.push(true, parts);
+        }
+        let (first, mut elements) = (self.nf4.len(), 0usize);
+        for (name, shape) in parts {
+            let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+            elements = elements.checked_add(len)?;
+            let ends = self.nf4.last().map_or([0; 3], |p| [p.codes.end, p.blocks.end, p.nested.end]);
+            let bytes = len.div_ceil(2).checked_next_multiple_of(CODES)?;
+            let counts = [bytes, nf4::blocks(len), nf4::blocks(len).div_ceil(dynamic::BLOCK)];
+            let to = |i: usize| Some(ends[i]..ends[i].checked_add(counts[i])?);
+            let (codes, blocks, nested) = (to(0)?, to(1)?, to(2)?);
+            self.nf4.push(Nf4Param { name: name.clone(), shape: shape.clone(), len, codes, blocks, nested });
+        }
+        Some(Param { at: 0..elements, nf4: first..self.nf4.len(), parts: Vec::new(), whole: None })
     }
 
     /// Appends the adapters of layer `l`, in the order of [`LayerParams::low_rank`].
@@ -250,7 +299,8 @@ impl ParamTable {
     }
 
     fn build(c: &ModelConfig) -> Option<Self> {
-        let mut b = Builder { specs: Vec::new(), end: 0 };
+        let quantized = c.quantized.is_some();
+        let mut b = Builder { specs: Vec::new(), end: 0, nf4: Vec::new(), quantized };
         let a = c.attn_shape();
         let (hidden, ffn) = (c.hidden_size, c.intermediate_size);
         let (q, kv) = (a.heads.checked_mul(a.head_dim)?, a.kv_heads.checked_mul(a.head_dim)?);
@@ -259,11 +309,11 @@ impl ParamTable {
         for l in 0..c.num_hidden_layers {
             let n = |s: &str| format!("model.layers.{l}.{s}.weight");
             let proj = |p: &str, out| (n(&format!("self_attn.{p}_proj")), vec![out, hidden]);
-            let qkv = b.push(true, &[proj("q", q), proj("k", kv), proj("v", kv)])?;
-            let o = b.push(true, &[(n("self_attn.o_proj"), vec![hidden, q])])?;
+            let qkv = b.linear(&[proj("q", q), proj("k", kv), proj("v", kv)])?;
+            let o = b.linear(&[(n("self_attn.o_proj"), vec![hidden, q])])?;
             let gate_up =
-                b.push(true, &[(n("mlp.gate_proj"), vec![ffn, hidden]), (n("mlp.up_proj"), vec![ffn, hidden])])?;
-            let down = b.push(true, &[(n("mlp.down_proj"), vec![hidden, ffn])])?;
+                b.linear(&[(n("mlp.gate_proj"), vec![ffn, hidden]), (n("mlp.up_proj"), vec![ffn, hidden])])?;
+            let down = b.linear(&[(n("mlp.down_proj"), vec![hidden, ffn])])?;
             matrices.push([qkv, o, gate_up, down]);
         }
         let head = match c.tie_word_embeddings {
@@ -318,8 +368,25 @@ impl ParamTable {
         let len = b.end.checked_next_multiple_of(ALIGN)?;
         // Byte sizes of f64 buffers must not overflow either.
         len.checked_mul(8).filter(|n| *n <= isize::MAX as usize)?;
+        // Nor those of a weight that is made dense.
+        b.nf4.iter().all(|p| p.len <= isize::MAX as usize / 24).then_some(())?;
         let (specs, runs, unused, floor) = (b.specs, Vec::new(), Vec::new(), Stage::Head);
-        let mut all = Self { specs, layers, embed, head, norm, decay_len, len, trained_len: 0, runs, unused, floor };
+        let (nf4, quantized) = (b.nf4, c.quantized);
+        let mut all = Self {
+            specs,
+            nf4,
+            quantized,
+            layers,
+            embed,
+            head,
+            norm,
+            decay_len,
+            len,
+            trained_len: 0,
+            runs,
+            unused,
+            floor,
+        };
         match c.adapter {
             Some(_) => all.set_trains(is_adapter),
             None => all.lay_out(),
@@ -329,7 +396,7 @@ impl ParamTable {
 
     /// Parameters, without the alignment gaps.
     pub fn num_parameters(&self) -> usize {
-        self.specs.iter().map(|s| s.at.len()).sum()
+        self.specs.iter().map(|s| s.at.len()).chain(self.nf4.iter().map(|p| p.len)).sum()
     }
 
     /// Whether there is an adapter beside the weights.

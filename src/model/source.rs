@@ -7,7 +7,6 @@
 //! Weights are read piece by piece, never mapped: a file does not count towards the process's memory beside the copy on the
 //! device, and a page that a truncation took away cannot kill the process.
 
-use super::adapter::AdapterWeights;
 use super::config::ModelConfig;
 use super::json::parse_json;
 use super::params::{ParamSpec, ParamTable};
@@ -18,8 +17,7 @@ use rayon::prelude::*;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value};
-use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -28,72 +26,13 @@ use std::path::{Path, PathBuf};
 pub(super) const SINGLE: &str = "model.safetensors";
 /// Name of a sharded checkpoint's index.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// What bitsandbytes puts beside a tensor in four bits.
+pub(super) const BESIDE_NF4: [&str; 5] =
+    [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", ".quant_state.bitsandbytes__nf4"];
 /// Longest header, as of the safetensors crate.
 const MOST_HEADER: u64 = 100_000_000;
 /// Bytes compared at a time.
 const PIECE: usize = 4 << 20;
-
-/// Weights as they are stored, in files or in memory.
-#[derive(Clone, Copy)]
-pub(super) enum Stored<'a> {
-    /// The files of a directory, and an adapter beside them.
-    Files(&'a Source, Option<&'a AdapterWeights>),
-    /// Values in the table's layout.
-    Values(&'a [f32]),
-}
-
-impl<'a> Stored<'a> {
-    /// Fails where a file was cut short since it was opened: said before the work, not in the middle of it.
-    pub fn check_whole(self) -> Result<()> {
-        match self {
-            Stored::Files(source, _) => source.files.iter().try_for_each(SourceFile::check_whole),
-            Stored::Values(_) => Ok(()),
-        }
-    }
-
-    /// A tensor's dtype. Present: [`Source::open`] found every tensor of the table.
-    pub fn dtype(self, spec: &ParamSpec) -> Dtype {
-        match self {
-            Stored::Files(_, Some(adapter)) if adapter.has(&spec.name) => Dtype::F32,
-            Stored::Files(source, _) => source.find(&spec.name).expect("checked by Source::open").1.dtype,
-            Stored::Values(_) => Dtype::F32,
-        }
-    }
-
-    /// Bytes `range` of a tensor, little-endian; read into `buf` where they lie in a file.
-    pub fn bytes<'b>(self, spec: &ParamSpec, range: Range<usize>, buf: &'b mut Vec<u8>) -> Result<&'b [u8]>
-    where
-        'a: 'b,
-    {
-        match self {
-            Stored::Files(_, Some(adapter)) if adapter.has(&spec.name) => {
-                let elements = range.start / size_of::<f32>()..range.end / size_of::<f32>();
-                Ok(match adapter.get(&spec.name, Some(elements)) {
-                    Some(Cow::Borrowed(values)) => bytemuck::cast_slice(values),
-                    made => {
-                        buf.clear();
-                        made.iter().for_each(|values| buf.extend_from_slice(bytemuck::cast_slice(values)));
-                        buf
-                    }
-                })
-            }
-            Stored::Files(source, _) => {
-                let (file, info) = source.find(&spec.name).expect("checked by Source::open");
-                file.read(info, range, buf)
-            }
-            Stored::Values(values) => Ok(&bytemuck::cast_slice(&values[spec.at.clone()])[range]),
-        }
-    }
-
-    /// What a tensor with NaN or infinity means.
-    pub fn not_finite(self, spec: &ParamSpec) -> Error {
-        let why = format!("tensor `{}` holds NaN or infinity; the checkpoint is damaged", spec.name);
-        match self {
-            Stored::Files(source, _) => Error::file(&source.dir, why),
-            Stored::Values(_) => Error::usage(why),
-        }
-    }
-}
 
 /// One safetensors file.
 pub(super) struct SourceFile {
@@ -144,7 +83,7 @@ impl SourceFile {
 
     /// Fails where the file is shorter than it was. (A change of time alone is no reason to lose a trained model at its
     /// export.)
-    fn check_whole(&self) -> Result<()> {
+    pub fn check_whole(&self) -> Result<()> {
         let stat = self.file.metadata().map_err(Error::io(&self.path, "read the length of"))?;
         match stat.len() >= (self.header.len() + self.meta.data_len()) as u64 {
             true => Ok(()),
@@ -175,7 +114,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Opens the files and checks that they hold exactly the tensors of `table`.
+    /// Opens the files and checks that they hold exactly the tensors of `table`; of those in four bits, that nothing else is
+    /// there: [`super::nf4_file::check`] is for what they are.
     pub fn open(folder: &Inside, config: &ModelConfig, table: &ParamTable) -> Result<Self> {
         let (names, index) = file_names(folder)?;
         let files = names.iter().map(|n| SourceFile::open(folder, n)).collect::<Result<_>>()?;
@@ -247,11 +187,16 @@ impl Source {
     /// Refuses tensors that the model does not have, except what old exporters add: `*.rotary_emb.inv_freq`, and a copy
     /// of a tied head.
     fn check_others(&mut self, config: &ModelConfig, table: &ParamTable) -> Result<()> {
-        let known: std::collections::HashSet<&str> = table.specs.iter().map(|s| s.name.as_str()).collect();
+        let known: HashSet<&str> = table.specs.iter().map(|s| s.name.as_str()).collect();
+        let nf4: HashSet<&str> = table.nf4.iter().map(|p| p.name.as_str()).collect();
+        let in_nf4 = |name: &str| {
+            let of = BESIDE_NF4.iter().find_map(|beside| name.strip_suffix(*beside)).unwrap_or(name);
+            nf4.contains(of)
+        };
         let mut others = HashMap::new();
         for file in &self.files {
             for name in file.meta.offset_keys() {
-                if known.contains(name.as_str()) {
+                if known.contains(name.as_str()) || in_nf4(&name) {
                     continue;
                 }
                 if name.ends_with(".rotary_emb.inv_freq") {

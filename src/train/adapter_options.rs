@@ -4,7 +4,7 @@ use super::group::{Group, options};
 use super::trained::Trained;
 use crate::error::{Error, Result};
 use crate::model::adapter::{MODULES, targets};
-use crate::model::{AdapterInit, AdapterShape};
+use crate::model::{AdapterInit, AdapterShape, Quantize, Quantized};
 use std::path::PathBuf;
 
 /// `lora_target_modules` for every linear layer of a block.
@@ -33,6 +33,10 @@ options! {
         use_rslora: bool = false;
         /// What its A is drawn from; `None`: PEFT's default.
         lora_init: Option<AdapterInit> = None;
+        /// What the linear weights of blocks are held in, beside an adapter; `None`: as they are stored.
+        quantize: Option<Quantize> = None;
+        /// Whether the magnitudes of its blocks are quantized too; `None`: not, where they are quantized.
+        double_quant: Option<bool> = None;
     }
 }
 
@@ -90,6 +94,7 @@ impl TrainedOptions {
             }
             _ => {}
         }
+        self.resolve_quantized()?;
         Trained::of(self.train.as_deref())?;
         if let Some(r) = self.lora_r {
             self.lora_alpha.get_or_insert(2.0 * r as f64);
@@ -111,6 +116,28 @@ impl TrainedOptions {
             }
         }
         Ok(())
+    }
+
+    /// Refuses weights in four bits that nothing trains beside.
+    fn resolve_quantized(&mut self) -> Result<()> {
+        match (self.quantize, self.double_quant) {
+            (None, Some(_)) => Err(Error::usage(
+                "`double_quant`: only weights that are quantized have it; give `quantize` too, or leave it out",
+            )),
+            (Some(quantize), _) if !self.has_adapter() => Err(Error::usage(format!(
+                "`quantize` {quantize}: weights in four bits do not train; give `lora_r` to train an adapter beside them, or leave it out"
+            ))),
+            (Some(_), double) => {
+                self.double_quant = Some(double.unwrap_or_default());
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// How weights are held in four bits, where that was asked for.
+    pub fn quantized(&self) -> Option<Quantized> {
+        Some(self.quantize?.with(self.double_quant))
     }
 
     /// The new adapter, where there is one, once the options are resolved.

@@ -9,14 +9,14 @@ use super::memory::{BUDGET_STEP, Budgets, MemoryPlan, SavePlan};
 use super::optim::OptimizerChoice;
 use super::options::TrainOptions;
 use super::reference::score_options;
-use super::run::{choose_products, planners, refuse_empty_evaluation};
+use super::run::{check_quantized, choose_products, planners, refuse_empty_evaluation};
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::data::plan::{PlanOptions, Planner};
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
-use crate::model::{AdapterShape, ModelConfig, ModelDir};
+use crate::model::{AdapterShape, ModelConfig, ModelDir, Quantize};
 use crate::units;
 use std::collections::HashSet;
 use std::path::Path;
@@ -163,11 +163,14 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
     let splits = open_splits(data)?;
     refuse_empty_evaluation(c, &splits)?;
     let base = ModelDir::shape(&c.files.model, c.train.adapter.as_deref())?;
+    check_quantized(&c.files.model, &base, c)?;
     let reference = match &c.reference.ref_model {
         _ if !c.loss().reference() || c.reference.sync_ref_model => None,
         Some(other) => Some(ModelDir::shape(other, None)?),
         None => Some(base.clone()),
     };
+    let held = |r: ModelConfig| ModelConfig { quantized: r.quantized.or(c.train.quantized()), ..r };
+    let reference = reference.map(held);
     let (planner, held_out) = planners(c, &splits)?;
     let all = || [&planner].into_iter().chain(&held_out);
     let longest_row = all().map(Planner::longest_row).max().unwrap_or(0);
@@ -231,7 +234,8 @@ impl<B: Backend> Run<'_, B> {
         let trained = Trained::of(self.c.train.train.as_deref())?;
         let learns = Learns { optim: &self.c.optim, trained: &trained, synced: self.c.reference.sync_ref_model };
         let adapter: Option<AdapterShape> = self.c.train.new_adapter().map(|(shape, _)| shape).or(self.base.adapter);
-        f(&ModelConfig { adapter, ..self.base.clone() }, learns)
+        let quantized = self.base.quantized.or(self.c.train.quantized());
+        f(&ModelConfig { adapter, quantized, ..self.base.clone() }, learns)
     }
 
     fn at(&self, slots: usize, purpose: Purpose) -> Result<MemoryPlan> {
@@ -320,6 +324,16 @@ fn changes(c: &TrainOptions) -> Vec<Change> {
     }
     if !c.train.has_adapter() && c.train.train.is_none() {
         all.push((format!("`lora_r` {RANK}"), Box::new(|c| c.train.lora_r = Some(RANK))));
+    }
+    if c.train.train.is_none() && c.train.quantize.is_none() {
+        let rank = if c.train.has_adapter() { String::new() } else { format!("`lora_r` {RANK} and ") };
+        let change = |c: &mut TrainOptions| {
+            if !c.train.has_adapter() {
+                c.train.lora_r = Some(RANK);
+            }
+            c.train.quantize = Some(Quantize::Nf4);
+        };
+        all.push((format!("{rank}`quantize` nf4"), Box::new(change)));
     }
     all
 }

@@ -31,9 +31,10 @@ use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::model::graphs::no_graphs;
-use crate::model::{self, Model, ModelDir};
+use crate::model::{self, Model, ModelConfig, ModelDir, Quantized};
 use crate::observe::jsonl::Jsonl;
 use crate::observe::{Both, Event, Flow, Observe};
+use std::path::Path;
 
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
 /// the model saved; where it pauses it, a checkpoint too. `c.resume` says whether it goes on from one.
@@ -271,13 +272,24 @@ fn tell_trained<B: Backend>(policy: &Model<B>, observe: &mut dyn Observe) -> Res
     if some < all {
         observe.tell(&Event::Note(&format!("{some} of {all} parameters train, the others are frozen")))?;
     }
+    if let Some(Quantized { double }) = policy.config.quantized {
+        let n: usize = policy.table.nf4.iter().map(|p| p.len).sum();
+        let bits = if double { "4.127" } else { "4.5" };
+        observe
+            .tell(&Event::Note(&format!("{n} of them, the linear weights of blocks, are in NF4: {bits} bits each")))?;
+    }
     let Some(shape) = &policy.config.adapter else { return Ok(()) };
     warnings(shape).iter().try_for_each(|why| observe.tell(&Event::Warning(why)))
 }
 
 /// The model to train, and the reference where the loss has one; both fit the data.
 fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option<ModelDir>)> {
-    let mut dir = ModelDir::open_with(&c.files.model, c.train.adapter.as_deref())?;
+    let mut dir = ModelDir::open(&c.files.model)?;
+    check_quantized(dir.path(), dir.config(), c)?;
+    dir = dir.quantized_if(c.train.quantized())?;
+    if let Some(adapter) = &c.train.adapter {
+        dir = dir.with_adapter(adapter)?;
+    }
     let base = dir.clone();
     if let Some((shape, init)) = c.train.new_adapter() {
         dir = dir.with_new_adapter(shape, init, c.data.seed)?;
@@ -302,6 +314,21 @@ fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option
         synced::check(&dir, reference)?;
     }
     Ok((dir, reference))
+}
+
+/// Refuses what cannot be done with the weights of `model` in four bits, `config` being of it as it is stored.
+pub(super) fn check_quantized(model: &Path, config: &ModelConfig, c: &TrainOptions) -> Result<()> {
+    let Some(_) = config.quantized else { return Ok(()) };
+    if c.train.quantized().is_some() {
+        return Err(model::dir::quantized_already(model));
+    }
+    match c.train.has_adapter() {
+        true => Ok(()),
+        false => Err(Error::file(
+            model,
+            "its weights are in four bits, which do not train: give `options.lora_r` to train an adapter beside them, or the model that is not quantized",
+        )),
+    }
 }
 
 /// Says of every split when the reference is through with it.

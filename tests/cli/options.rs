@@ -51,6 +51,8 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--lora-target-modules", "q_proj", Adapter),
     ("--use-rslora", "", Adapter),
     ("--lora-init", "gaussian", Adapter),
+    ("--quantize", "nf4", Refusal("--lora-r")),
+    ("--double-quant", "", Refusal("--quantize")),
     ("--batch-size", "5", Weights),
     ("--token-budget", "40", Words("40 token slots")),
     ("--max-steps", "3", Weights),
@@ -273,6 +275,7 @@ fn options_of_the_other_commands() {
             eval,
             &[
                 "--model m",
+                "--quantize nf4",
                 "--ref-model other",
                 "--beta 0.7",
                 "--loss-type hinge",
@@ -290,6 +293,7 @@ fn options_of_the_other_commands() {
             // Form of the output, place of files, memory; not numbers.
             &[
                 "--adapter",
+                "--double-quant",
                 "--data",
                 "--json",
                 "--cache",
@@ -313,13 +317,22 @@ fn options_of_the_other_commands() {
             ],
             "generate",
             // Wrapping needs a template: tests/cli_tokens.
-            &["--adapter", "--input", "--dtype", "--device", "--wrap-prompts"],
+            &["--adapter", "--quantize", "--double-quant", "--input", "--dtype", "--device", "--wrap-prompts"],
         ),
         (
             score,
-            &["--model other", "--per-token", "--dtype bf16"],
+            &["--model other", "--quantize nf4", "--per-token", "--dtype bf16"],
             "score",
-            &["--adapter", "--data", "--out", "--overwrite", "--token-budget", "--device", "--logits-dtype"],
+            &[
+                "--adapter",
+                "--double-quant",
+                "--data",
+                "--out",
+                "--overwrite",
+                "--token-budget",
+                "--device",
+                "--logits-dtype",
+            ],
         ),
     ];
     for (base, changed, command, elsewhere) in table {

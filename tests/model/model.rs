@@ -35,6 +35,7 @@ fn tiny(architecture: Architecture) -> ModelConfig {
         eos_token_ids: vec![2],
         bos_token_id: Some(1),
         dtype: None,
+        quantized: None,
         adapter: None,
     }
 }

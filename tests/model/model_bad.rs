@@ -92,7 +92,7 @@ const BAD: &[Bad] = &[
     (
         "quantized",
         |d| config(d, "quantization_config", json!({})),
-        "{}/config.json: `quantization_config`: quantized weights are not supported; use the f32, f16 or bf16 model",
+        "{}/config.json: `quantization_config`: `quant_method` is not given: bitsandbytes with NF4 alone is supported; use the f32, f16 or bf16 model, and `options.quantize`",
     ),
     (
         "kind of rope",

@@ -6,7 +6,7 @@ use crate::synced::CrashAt;
 use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
-use fusedpo::model::ModelDir;
+use fusedpo::model::{ModelDir, Quantize};
 use fusedpo::observe::{Observe, Silent};
 use fusedpo::train::choices::{GraphsChoice, Resume};
 use fusedpo::train::options::{FileOptions, Stage, TrainOptions};
@@ -67,12 +67,20 @@ fn runs_of_an_adapter_go_on_to_the_bit() {
         c.train.use_rslora = true;
         c.train.lora_target_modules = Some(vec!["v_proj".into(), "q_proj".into(), "down_proj".into()]);
     });
+    let nf4 = |c: &mut TrainOptions| {
+        (c.train.quantize, c.train.double_quant) = (Some(Quantize::Nf4), Some(true));
+    };
+    on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "nf4", nf4);
     if host::host_driver(0).is_none() {
         return;
     }
     let driver = || host::deferred_driver(3).unwrap();
     on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "bf16", |_| {});
     on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "graphs", |c| c.compute.cuda_graphs = GraphsChoice::On);
+    on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "nf4-bf16", |c| {
+        nf4(c);
+        c.compute.cuda_graphs = GraphsChoice::On;
+    });
 }
 
 /// Log-probs of every response as `score` prints them.

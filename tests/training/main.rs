@@ -15,6 +15,7 @@ mod judged;
 mod kl;
 mod loss_explain;
 mod optimizer;
+mod qlora;
 mod resumed;
 mod runs;
 mod state;

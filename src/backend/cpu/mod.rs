@@ -25,6 +25,7 @@ mod optim;
 #[allow(unsafe_code)] // advises the system about memory
 mod pages;
 mod par;
+mod quant;
 mod real;
 mod rope;
 mod rows;

@@ -30,6 +30,7 @@ mod norm;
 mod optim;
 mod pinned;
 mod product;
+mod quant;
 mod rope;
 mod rows;
 mod schedule;

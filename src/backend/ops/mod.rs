@@ -12,6 +12,7 @@ pub mod linear;
 pub mod loss;
 pub mod norm;
 pub mod optim;
+pub mod quant;
 pub mod rope;
 pub mod rows;
 pub mod swiglu;
@@ -27,6 +28,7 @@ pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeigh
 pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pair_weight};
 pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 pub use optim::{GradNorm, Mix, OptimOps, Rule, Update};
+pub use quant::{DequantizeNf4, Nf4Absmax, QuantOps};
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{GatherRows, RowOps, ScatterRows};
 pub use swiglu::{SwigluBwd, SwigluFwd, SwigluOps};

@@ -2,6 +2,7 @@
 
 use crate::commands::choice::named;
 use crate::commands::loss_flags::{LossFlags, TokenFlags};
+use crate::commands::quantize_flags::QuantizeFlags;
 use crate::error::{Error, Result};
 use crate::loss::LossType;
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
@@ -17,6 +18,9 @@ pub struct EvalArgs {
     /// Adapter (LoRA, in PEFT's form) beside the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// How weights are held.
+    #[command(flatten)]
+    pub quantize: QuantizeFlags,
     /// Hugging Face directory of the reference [default: what MODEL/config.toml names, else the policy itself]
     #[arg(long, value_name = "DIR")]
     pub ref_model: Option<PathBuf>,

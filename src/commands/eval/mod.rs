@@ -94,7 +94,7 @@ impl Task for Eval<'_> {
                 a.data.display()
             );
         }
-        let dir = ModelDir::open_with(&a.model, a.adapter.as_deref())?;
+        let dir = a.quantize.open(&a.model, a.adapter.as_deref())?;
         check_data(&dir, &data)?;
         let made = Made::of(a, &data)?;
         let spec = made.spec(a, &data)?;

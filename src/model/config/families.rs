@@ -161,9 +161,6 @@ pub(super) fn refuse(f: &Fields, family: Architecture) -> Result<()> {
     if family == Architecture::Llama && f.flag("mlp_bias")? {
         return Err(f.bad("`mlp_bias` true is not supported"));
     }
-    if f.get("quantization_config").is_some() {
-        return Err(f.bad("`quantization_config`: quantized weights are not supported; use the f32, f16 or bf16 model"));
-    }
     // Null is false to transformers here.
     if f.raw("is_causal").is_some_and(|v| v.as_bool() != Some(true)) {
         return Err(f.bad("`is_causal` other than true is not supported: every token would see those after it"));

@@ -1,13 +1,16 @@
 //! `config.json` of the Llama family, as transformers 4 and 5 write it. What is not implemented is refused by name.
 
 mod families;
+mod quantized;
 mod rope;
 mod write;
 
 pub use families::{Architecture, SUPPORTED};
+pub(super) use quantized::json as quantization_json;
 
 use super::adapter::AdapterShape;
 use super::json::{Fields, parse_json};
+use super::quantized::Quantized;
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_JSON};
@@ -93,6 +96,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// `torch_dtype` or `dtype`: what the weights were saved as, if it says.
     pub dtype: Option<String>,
+    /// How the linear weights of blocks are held in four bits, where they are: config.json says so where they are stored so.
+    pub quantized: Option<Quantized>,
     /// The adapter beside the weights, where there is one: no part of config.json.
     pub adapter: Option<AdapterShape>,
 }
@@ -172,6 +177,7 @@ impl ModelConfig {
             eos_token_ids: ids("eos_token_id", d.eos_token_id)?,
             bos_token_id: ids("bos_token_id", d.bos_token_id)?.first().copied(),
             dtype: f.get("dtype").or(f.get("torch_dtype")).and_then(|v| v.as_str()).map(str::to_owned),
+            quantized: quantized::of(&f)?,
             adapter: None,
         };
         config.check(&f)?;

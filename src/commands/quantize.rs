@@ -1,0 +1,40 @@
+//! `fusedpo quantize`: a model directory in four bits, for transformers with bitsandbytes and for this program.
+
+use crate::error::Result;
+use crate::files::{self, AtomicFolder};
+use crate::model::{ModelDir, Quantized, export_nf4};
+use crate::{say, units};
+use std::path::PathBuf;
+
+/// Options of `fusedpo quantize`.
+#[derive(clap::Args)]
+pub struct QuantizeArgs {
+    /// Hugging Face directory of the model
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// New folder for the model in NF4
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Quantize the magnitudes of blocks too: 4.127 bits a weight, not 4.5 (bnb_4bit_use_double_quant) [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub double_quant: Option<bool>,
+}
+
+/// Runs the command.
+pub fn run(args: &QuantizeArgs) -> Result<()> {
+    let out = &args.out;
+    files::refuse_occupied(out)?;
+    let how = Quantized { double: args.double_quant.unwrap_or_default() };
+    let dir = ModelDir::open(&args.model)?.quantized(how)?;
+    let folder = AtomicFolder::create(out, false)?;
+    let report = export_nf4(&dir, folder.path()).map_err(|e| folder.as_named(e))?;
+    folder.commit()?;
+    say!(
+        "{}: {} weights in 4 bits, {} as they were; {}",
+        out.display(),
+        report.quantized,
+        report.others,
+        units::bytes(report.bytes as usize)
+    );
+    Ok(())
+}

@@ -135,6 +135,14 @@ impl<B: Backend> DecodeOps for Timed<B> {
         pack_weight(to: &mut B::Packed, w: Act<'_, B>) -> Result<()>;
         is_exact(w: &B::Packed) -> bool;
     }
+    fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()> {
+        let LinearFwd { y, x, w, out, inp, write } = op;
+        self.time(Family::Gemm, || self.be.linear_few(LinearFwd { y, x, w, out, inp, write }))
+    }
+    fn logits_few(&self, op: Logits<'_, Self>) -> Result<()> {
+        let Logits { logits, x, w, dim } = op;
+        self.time(Family::Head, || self.be.logits_few(Logits { logits, x, w, dim }))
+    }
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {
         let LinearPacked { y, x, w, write } = op;
         self.time(Family::Gemm, || self.be.linear_packed(LinearPacked { y, x, w, write }))

@@ -15,6 +15,7 @@ pub fn run(flags: &Flags) -> Result<()> {
     let cpu = Cpu::<f32>::with(GemmPrecision::Native)?;
     say!("cpu     {}", cpu.description());
     say!("        numerics {}", cpu.fingerprint());
+    say!("        products in f32: {}", cpu.f32_path());
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
         Ok(be) => {
             say!("        --dtype bf16: {}", be.fingerprint());

@@ -2,7 +2,7 @@
 
 use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
-use super::linear::{Laid, Linear};
+use super::linear::{Laid, Linear, Product};
 use super::load::Model;
 use super::low_rank;
 use super::nf4::Dense;
@@ -137,9 +137,12 @@ impl<'a, B: Backend> Layer<'a, B> {
         Layer { params: &model.table.layers[l], packs, l }
     }
 
-    /// The packed weight, where there is one and it is to be used.
-    fn packed(&self, be: &B, of: impl Fn(&PackedLayer<B>) -> &Laid<B>) -> Option<&'a B::Packed> {
-        self.packs.find(be, |w| of(&w.layers[self.l]))
+    /// How to multiply with the weight that is packed as `of`.
+    fn product(&self, be: &B, of: impl Fn(&PackedLayer<B>) -> &Laid<B>) -> Product<'a, B> {
+        match self.packs.few {
+            true => Product::Few(self.packs.find(be, |w| of(&w.layers[self.l]))),
+            false => Product::Many,
+        }
     }
 }
 
@@ -198,7 +201,7 @@ fn qkv<B: Backend>(
     })?;
     Linear { model, param: &params.qkv, dense: &mut acts.dense }.forward(
         be,
-        params.packed(be, |p| &p.qkv),
+        params.product(be, |p| &p.qkv),
         (be.view_mut(&mut layer.qkv, 0..n_qkv), be.view(normed, 0..n_hidden)),
         (a.qkv_width(), c.hidden_size),
         Write::Set,
@@ -259,7 +262,7 @@ fn output_projection<'a, B: Backend>(
     write: Write<B::View<'a, B::Act>>,
 ) -> Result<()> {
     let sizes = (model.config.hidden_size, model.config.attn_shape().q_width());
-    Linear { model, param: &params.o, dense }.forward(be, params.packed(be, |p| &p.o), of, sizes, write)
+    Linear { model, param: &params.o, dense }.forward(be, params.product(be, |p| &p.o), of, sizes, write)
 }
 
 /// Norm, gates and ups of the MLP: residual point `2 l + 1` -> `gate_up` of layer `l`.
@@ -285,7 +288,7 @@ fn mlp<B: Backend>(
     })?;
     Linear { model, param: &params.gate_up, dense: &mut acts.dense }.forward(
         be,
-        params.packed(be, |p| &p.gate_up),
+        params.product(be, |p| &p.gate_up),
         (be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn), be.view(normed, 0..n_hidden)),
         (2 * ffn, hidden),
         Write::Set,
@@ -313,7 +316,7 @@ fn mlp_output<B: Backend>(
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     Linear { model, param: &params.down, dense: &mut acts.dense }.forward(
         be,
-        params.packed(be, |p| &p.down),
+        params.product(be, |p| &p.down),
         (be.view_mut(after, 0..n_hidden), be.view(act, 0..n_ffn)),
         (hidden, ffn),
         Write::Plus(be.view(before, 0..n_hidden)),

@@ -236,7 +236,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         self.ws.load_batch(self.be, &prompt_batch(&prompts)?)?;
         let stores = self.stores(&groups, &prompts);
         let (model, cache) = (self.model, &mut self.cache);
-        let packs = Packs { weights: self.packed.as_ref(), guess: false };
+        let packs = Packs::few(self.packed.as_ref(), false);
         forward_with(self.be, model, packs, &mut self.ws, |be, l, layer, batch, rows| {
             stores.iter().try_for_each(|dst| cache.store(be, model, l, layer, dst))?;
             attend(be, model, layer, batch, rows)
@@ -305,7 +305,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         let lens = |j: usize| self.live.iter().map(move |x| (x.cached + first + j + 1) as u32).collect();
         let lens: Vec<Vec<u32>> = (0..tokens.len()).map(lens).collect();
         let (model, cache) = (self.model, &mut self.cache);
-        let packs = Packs { weights: self.packed.as_ref(), guess };
+        let packs = Packs::few(self.packed.as_ref(), guess);
         forward_with(self.be, model, packs, &mut self.ws, |be, l, layer, _, _| {
             cache.store(be, model, l, layer, &dst)?;
             let [k, v] = &cache.layers[l];
@@ -328,11 +328,11 @@ impl<'a, B: Backend> Generator<'a, B> {
         let (c, be, n) = (&self.model.config, self.be, self.ws.predictions);
         let logits = be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size);
         let x = be.view(&self.ws.hidden, 0..n * c.hidden_size);
-        match (Packs { weights: self.packed.as_ref(), guess }).find(be, |w| &w.head) {
+        match Packs::few(self.packed.as_ref(), guess).find(be, |w| &w.head) {
             Some(w) => be.logits_packed(LogitsPacked { logits, x, w })?,
             None => {
                 let w = weight(be, self.model, &self.model.table.head);
-                be.logits(Logits { logits, x, w, dim: c.hidden_size })?;
+                be.logits_few(Logits { logits, x, w, dim: c.hidden_size })?;
             }
         }
         be.download(&mut self.logits[..n * c.vocab_size], be.view(&self.ws.logits, 0..n * c.vocab_size))

@@ -10,6 +10,14 @@ use crate::error::{Error, Result};
 /// A weight laid out for few rows; nothing where the device reads it fastest as it lies.
 pub(super) type Laid<B> = Option<<B as crate::backend::DecodeOps>::Packed>;
 
+/// How a product is computed.
+pub(super) enum Product<'a, B: Backend> {
+    /// Of many rows.
+    Many,
+    /// Of the few of generation, by the weight as it was laid out where that is to be used.
+    Few(Option<&'a B::Packed>),
+}
+
 /// A weight of a model, and scratch.
 pub(super) struct Linear<'a, B: Backend> {
     pub model: &'a Model<B>,
@@ -18,20 +26,24 @@ pub(super) struct Linear<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Linear<'a, B> {
-    /// `y {=,+=,= plus +} x w^T`, `x` having `inp` columns; by `packed` where it is there.
+    /// `y {=,+=,= plus +} x w^T`, `x` having `inp` columns.
     pub fn forward(
         self,
         be: &B,
-        packed: Option<&'a B::Packed>,
+        product: Product<'a, B>,
         (y, x): (ActMut<'a, B>, Act<'a, B>),
         (out, inp): (usize, usize),
         write: Write<Act<'a, B>>,
     ) -> Result<()> {
-        if let Some(w) = packed {
+        if let Product::Few(Some(w)) = product {
             return be.linear_packed(LinearPacked { y, x, w, write });
         }
         let w = weight(be, self.model, self.param, self.dense)?;
-        be.linear_fwd(LinearFwd { y, x, w, out, inp, write })
+        let op = LinearFwd { y, x, w, out, inp, write };
+        match product {
+            Product::Many => be.linear_fwd(op),
+            Product::Few(_) => be.linear_few(op),
+        }
     }
 
     /// `dx = dy w`.

@@ -17,8 +17,10 @@ pub(super) struct PackedLayer<B: Backend> {
     pub down: Laid<B>,
 }
 
-/// Which of the weights laid out products are to use.
+/// How products are computed, and which of the weights laid out they are to use.
 pub(super) struct Packs<'a, B: Backend> {
+    /// As products of few rows: every one of generation, so that a row has the same bits in all of them.
+    pub few: bool,
     pub weights: Option<&'a PackedWeights<B>>,
     /// Also those that were rounded: the results are guesses.
     pub guess: bool,
@@ -32,8 +34,13 @@ impl<B: Backend> Clone for Packs<'_, B> {
 impl<B: Backend> Copy for Packs<'_, B> {}
 
 impl<'a, B: Backend> Packs<'a, B> {
-    /// None: the weights as they lie.
-    pub const NONE: Self = Packs { weights: None, guess: false };
+    /// None: the weights as they lie, by products of many rows.
+    pub const NONE: Self = Packs { few: false, weights: None, guess: false };
+
+    /// Generation's.
+    pub fn few(weights: Option<&'a PackedWeights<B>>, guess: bool) -> Self {
+        Packs { few: true, weights, guess }
+    }
 
     /// The weight that `of` names, where it is to be used.
     pub fn find(&self, be: &B, of: impl Fn(&'a PackedWeights<B>) -> &'a Laid<B>) -> Option<&'a B::Packed> {

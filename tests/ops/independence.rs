@@ -18,6 +18,14 @@ fn rows_alone<S: Real>(cpu: &Cpu<S>, out: usize, inp: usize, noise: &mut Noise) 
     let plus = of::<S>(&noise.vec(rows * out));
     let mut whole_plus = nan(rows * out);
     cpu.linear_fwd(LinearFwd { y: &mut whole_plus, x: &x, w: &w, out, inp, write: Write::Plus(&plus) }).unwrap();
+    let few = |x: &[S], n: usize| {
+        let (mut y, mut logits) = (nan(n * out), nan(n * out));
+        cpu.linear_few(LinearFwd { y: &mut y, x, w: &w, out, inp, write: Write::Set }).unwrap();
+        cpu.logits_few(Logits { logits: &mut logits, x, w: &w, dim: inp }).unwrap();
+        assert_eq!(bits(&y), bits(&logits));
+        y
+    };
+    let whole_few = few(&x, rows);
     for n in [1, 2, 3, 4, 5, 7, 12, 13, 24, 31, 60] {
         for from in [0, 1, 11, 12, 37] {
             if from + n > rows {
@@ -27,6 +35,7 @@ fn rows_alone<S: Real>(cpu: &Cpu<S>, out: usize, inp: usize, noise: &mut Noise) 
             let at = from * out..(from + n) * out;
             let part = run::linear(cpu, x, &w, out, inp);
             assert_eq!(bits(&part), bits(&whole[at.clone()]), "{n} rows from {from}, {out} x {inp}");
+            assert_eq!(bits(&few(x, n)), bits(&whole_few[at.clone()]), "few, {n} rows from {from}, {out} x {inp}");
             let mut part = nan(n * out);
             cpu.linear_fwd(LinearFwd { y: &mut part, x, w: &w, out, inp, write: Write::Plus(&plus[at.clone()]) })
                 .unwrap();

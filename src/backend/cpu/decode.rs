@@ -9,6 +9,8 @@ use super::real::Real;
 use super::scalar::{Scalar, dot};
 use super::simd::simd_fn;
 use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
+use crate::backend::ops::head::Logits;
+use crate::backend::ops::linear::LinearFwd;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -32,6 +34,14 @@ impl<S: Real> DecodeOps for Cpu<S> {
 
     fn is_exact(&self, w: &Packed) -> bool {
         w.is_exact()
+    }
+
+    fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()> {
+        self.linear("linear_few", op, S::gemm_few)
+    }
+
+    fn logits_few(&self, op: Logits<'_, Self>) -> Result<()> {
+        self.product("logits_few", op, S::gemm_few)
     }
 
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {

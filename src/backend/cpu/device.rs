@@ -1,7 +1,8 @@
 //! The CPU as a device: memory is a vector, an op is done when it returns.
 
 use super::batch::CpuBatch;
-use super::gemm::blocks::{K_BLOCK, SHARED};
+use super::gemm::blocks::{SHARED, TASK};
+use super::gemm::kernel::K_BLOCK;
 use super::gemm::setup::{Gemm, GemmPrecision};
 use super::real::Real;
 use super::simd::Level;
@@ -17,7 +18,7 @@ use std::sync::Mutex;
 
 /// Raised whenever an op's arithmetic changes in the last bit, so that log-probs of an earlier version are computed again:
 /// tests/bits.rs fails where the one changes without the other.
-const NUMERICS: u32 = 5;
+const NUMERICS: u32 = 6;
 
 /// The CPU as a device; `S` is the type of everything: `f32`, or `f64` for tests.
 pub struct Cpu<S> {
@@ -62,6 +63,14 @@ impl<S: Real> Cpu<S> {
     /// The head's logits rounded to bf16, but for the target's: what a GPU does when asked, for its tests. It spares a CPU nothing.
     pub fn with_bf16_logits(self) -> Self {
         Cpu { narrow_logits: true, ..self }
+    }
+
+    /// How products of f32 are computed: for people.
+    pub fn f32_path(&self) -> &'static str {
+        match self.level().multiplies_parts() {
+            true => "AMX tiles, each number as a sum of three in bf16: more exact than multiply-adds, and faster",
+            false => "multiply-adds",
+        }
     }
 
     /// How products are computed where that is in bf16, and why so: for people.
@@ -110,6 +119,7 @@ impl<S: Real> Device for Cpu<S> {
     fn fingerprint(&self) -> String {
         let (products, level) = match (self.gemm.precision, self.level().bf16()) {
             (GemmPrecision::Bf16, Some((name, _))) => ("-bf16", name),
+            _ if S::NAME == "f32" => ("", self.level().f32()),
             _ => ("", self.level().name()),
         };
         let logits = if self.narrow_logits { "-logits-bf16" } else { "" };
@@ -152,8 +162,11 @@ impl<S: Real> Device for Cpu<S> {
         let free = self.free.or_else(system::available);
         Ok(free.map(|free| DeviceMemory { used: system::resident().unwrap_or(0), free }))
     }
+    /// One operand of a product, the smaller one, is packed for all threads; the other, and everything else, by task: a block
+    /// of packed columns that stays in L2, or the tiles of attention.
     fn scratch(&self, rows: usize, dim: usize) -> usize {
-        scratch_bound::<S>(rows, dim)
+        let (most, value) = (rows.max(dim).next_multiple_of(64), self.gemm.packed_bytes::<S>());
+        (most * K_BLOCK * value).max(SHARED) + rayon::current_num_threads() * TASK
     }
     fn attention_partial(&self, _slots: usize, _shape: &AttnShape) -> usize {
         0 // a block sees all queries of its keys
@@ -226,16 +239,6 @@ impl<S: Real> Device for Cpu<S> {
     fn rows(&self, batch: &CpuBatch) -> usize {
         batch.rows()
     }
-}
-
-/// Most that a thread's own task asks for: a block of packed columns that stays in L2, or the tiles of attention.
-const TASK_BYTES: usize = 1 << 20;
-
-/// Bytes that scratch memory comes to at most in steps of `rows` slots at a hidden size of `dim`: one operand of a product is
-/// packed for all threads, and is the smaller one; the other, and everything else, by task.
-fn scratch_bound<S>(rows: usize, dim: usize) -> usize {
-    let block = rows.max(dim).next_multiple_of(64) * K_BLOCK * size_of::<S>();
-    block.max(SHARED) + rayon::current_num_threads() * TASK_BYTES
 }
 
 fn copy<T: Storage>(op: &'static str, dst: &mut [T], src: &[T]) -> Result<()> {

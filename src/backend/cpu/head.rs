@@ -2,6 +2,7 @@
 
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
+use super::linear::Product;
 use super::real::Real;
 use super::scalar::{LANES, Scalar, sum_lanes};
 use super::simd::{Level, simd_fn};
@@ -97,6 +98,19 @@ fn add_terms<S: Scalar>(z: &mut [S], max: S, keep: bool, [e, ez, ee]: &mut [[S; 
     }
 }
 
+impl<S: Real> Cpu<S> {
+    /// Logits by `product`.
+    pub(super) fn product(&self, name: &'static str, op: Logits<'_, Self>, product: Product<S>) -> Result<()> {
+        let Logits { logits, x, w, dim } = op;
+        let n = check::rows(name, "x", x.len(), "dim", dim)?;
+        let vocab = check::rows(name, "w", w.len(), "dim", dim)?;
+        check::at_least(name, "logits", logits.len(), &[("rows", n), ("vocab", vocab)])?;
+        let (x, w) = (Mat::by_line(x, dim), Mat::by_line(w, dim));
+        product(&self.gemm, &mut logits[..n * vocab], Base::Zero, x, w, [n, vocab, dim]);
+        Ok(())
+    }
+}
+
 impl<S: Real> HeadOps for Cpu<S> {
     fn head_fwd(&self, op: HeadFwd<'_, Self>) -> Result<()> {
         const OP: &str = "head_fwd";
@@ -131,14 +145,7 @@ impl<S: Real> HeadOps for Cpu<S> {
     }
 
     fn logits(&self, op: Logits<'_, Self>) -> Result<()> {
-        const OP: &str = "logits";
-        let g = &self.gemm;
-        let Logits { logits, x, w, dim } = op;
-        let n = check::rows(OP, "x", x.len(), "dim", dim)?;
-        let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
-        check::at_least(OP, "logits", logits.len(), &[("rows", n), ("vocab", vocab)])?;
-        S::gemm(g, &mut logits[..n * vocab], Base::Zero, Mat::by_line(x, dim), Mat::by_line(w, dim), [n, vocab, dim]);
-        Ok(())
+        self.product("logits", op, S::gemm)
     }
 
     fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
+use super::gemm::setup::Gemm;
 use super::real::Real;
 use super::simd::simd_fn;
 use super::{check, par};
@@ -38,15 +39,23 @@ pub(super) fn base<'a, S>(op: &'static str, write: Write<&'a [S]>, rows: usize, 
     })
 }
 
+/// `HasGemm::gemm`, or a function like it.
+pub(super) type Product<S> = fn(&Gemm, &mut [S], Base<'_, S>, Mat<'_, S>, Mat<'_, S>, [usize; 3]);
+
+impl<S: Real> Cpu<S> {
+    /// A forward product by `product`.
+    pub(super) fn linear(&self, name: &'static str, op: LinearFwd<'_, Self>, product: Product<S>) -> Result<()> {
+        let LinearFwd { y, x, w, out, inp, write } = op;
+        let n = rows(name, ("y", y.len()), ("x", x.len()), ("w", w.len()), out, inp)?;
+        let base = base(name, write, n, out)?;
+        product(&self.gemm, y, base, Mat::by_line(x, inp), Mat::by_line(w, inp), [n, out, inp]);
+        Ok(())
+    }
+}
+
 impl<S: Real> LinearOps for Cpu<S> {
     fn linear_fwd(&self, op: LinearFwd<'_, Self>) -> Result<()> {
-        const OP: &str = "linear_fwd";
-        let g = &self.gemm;
-        let LinearFwd { y, x, w, out, inp, write } = op;
-        let n = rows(OP, ("y", y.len()), ("x", x.len()), ("w", w.len()), out, inp)?;
-        let base = base(OP, write, n, out)?;
-        S::gemm(g, y, base, Mat::by_line(x, inp), Mat::by_line(w, inp), [n, out, inp]);
-        Ok(())
+        self.linear("linear_fwd", op, S::gemm)
     }
 
     fn linear_bwd_input(&self, op: LinearBwdInput<'_, Self>) -> Result<()> {

@@ -59,7 +59,7 @@ impl Level {
         levels
     }
 
-    /// Part of the fingerprint where `f32` is multiplied, or `f64`: `avx512`, `avx2`, or the target's architecture.
+    /// Part of the fingerprint where `f64` is multiplied: `avx512`, `avx2`, or the target's architecture.
     pub fn name(self) -> &'static str {
         match self.0 {
             Isa::Portable => std::env::consts::ARCH,
@@ -68,6 +68,19 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx512Pairs | Isa::Amx => "avx512",
         }
+    }
+
+    /// Whether `f32` is multiplied as sums of three bf16 numbers, on AMX tiles.
+    pub fn multiplies_parts(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Isa::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// As [`Level::name`] where `f32` is multiplied.
+    pub fn f32(self) -> &'static str {
+        if self.multiplies_parts() { "amx" } else { self.name() }
     }
 
     /// As [`Level::name`] where bf16 is multiplied, and for people how, and why so.

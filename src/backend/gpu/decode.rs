@@ -6,6 +6,8 @@ use super::context::{Gpu, GpuFloat, columns};
 use super::driver::{Arg, Driver, Grid, View};
 use super::lock::lock;
 use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
+use crate::backend::ops::head::{HeadOps, Logits};
+use crate::backend::ops::linear::{LinearFwd, LinearOps};
 use crate::error::{Error, Result};
 
 impl<D: Driver, A: GpuFloat> DecodeOps for Gpu<D, A> {
@@ -22,6 +24,14 @@ impl<D: Driver, A: GpuFloat> DecodeOps for Gpu<D, A> {
 
     fn is_exact(&self, w: &Self::Packed) -> bool {
         match *w {}
+    }
+
+    fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()> {
+        self.linear_fwd(op)
+    }
+
+    fn logits_few(&self, op: Logits<'_, Self>) -> Result<()> {
+        self.logits(op)
     }
 
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Generation: the key/value cache, and attention of one query per sequence.
 
 use super::device::{AccMut, Act, ActMut, AttnShape, Device, Write};
+use super::head::Logits;
+use super::linear::LinearFwd;
 use crate::error::Result;
 
 /// Appends keys and values of `qkv` to a cache: row `r` goes to cache row `dst[r]` (`u32::MAX`: nowhere).
@@ -36,7 +38,8 @@ pub struct AttentionDecode<'a, B: Device> {
     pub shape: AttnShape,
 }
 
-/// `y {=,+=,= plus +} x w^T` as `LinearFwd`, with the same bits where it is exact, of a weight that was laid out before.
+/// `y {=,+=,= plus +} x w^T` as [`DecodeOps::linear_few`], with the same bits where it is exact, of a weight that was laid out
+/// before.
 pub struct LinearPacked<'a, B: DecodeOps> {
     /// rows x out.
     pub y: ActMut<'a, B>,
@@ -48,7 +51,7 @@ pub struct LinearPacked<'a, B: DecodeOps> {
     pub write: Write<Act<'a, B>>,
 }
 
-/// `x w^T` as `Logits`, with the same bits where it is exact, of a weight that was laid out before.
+/// `x w^T` as [`DecodeOps::logits_few`], with the same bits where it is exact, of a weight that was laid out before.
 pub struct LogitsPacked<'a, B: DecodeOps> {
     /// At least n x vocab.
     pub logits: AccMut<'a, B>,
@@ -69,6 +72,10 @@ pub trait DecodeOps: Device {
     fn pack_weight(&self, to: &mut Self::Packed, w: Act<'_, Self>) -> Result<()>;
     /// Whether it is the weight itself; else it was rounded: good for guesses, at half the time.
     fn is_exact(&self, w: &Self::Packed) -> bool;
+    /// `linear_fwd` for the few rows of generation: its bits may be others, but are as little a matter of the rows beside them.
+    fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()>;
+    /// `logits` in the same way.
+    fn logits_few(&self, op: Logits<'_, Self>) -> Result<()>;
     /// See [`LinearPacked`].
     fn linear_packed(&self, op: LinearPacked<'_, Self>) -> Result<()>;
     /// See [`LogitsPacked`].

@@ -1,6 +1,7 @@
 //! bf16 products on AMX tiles: 16 x 16 sums of 32 products an instruction (TDPBF16PS, Intel SDM vol. 2; denormals count
 //! as 0), many times what VDPBF16PS does. The instructions are written out, as the standard library does not offer them yet.
 
+use super::flush::ask_for;
 use super::kernel::Kernel;
 use super::pack512;
 use std::arch::asm;
@@ -8,7 +9,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 /// Lines, and units, of a tile register.
-const TILE: usize = 16;
+pub(super) const TILE: usize = 16;
 
 /// Whether the CPU has AMX with bf16 and the system lets this process use it.
 pub fn usable() -> bool {
@@ -72,6 +73,7 @@ impl Kernel for Bf16Amx {
     const NR: usize = 2 * TILE;
     const K: usize = 2;
     const DEPTH: usize = TILE;
+    const ASKS: bool = false;
 
     unsafe fn enter() {
         // SAFETY: reads 64 bytes of a valid configuration.
@@ -93,6 +95,7 @@ impl Kernel for Bf16Amx {
         base: *const f32,
         base_ld: usize,
     ) {
+        ask_for(2 * TILE, 2 * TILE, c, c_ld, base, base_ld);
         // SAFETY: loads stay in 32 rows of 32 elements of `base`, in whole panels of `a` and `b`, and stores in as many
         // rows of `c`, which the caller's contract covers; the tile registers belong to this thread.
         unsafe {

@@ -12,18 +12,17 @@ use crate::backend::cpu::scalar::Scalar;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Units of the longest block along `k`: an MR-wide panel of it is in L1 or close, and the output is passed over seldom.
-/// 384 was 3 to 8 % slower, 768 no faster for `f32`.
-pub const K_BLOCK: usize = 576;
 /// Bytes of a packed block of `b` that should stay in L2 while the rows of `a` pass by.
 const L2_BLOCK: usize = 512 * 1024;
+/// Most bytes that a task packs for itself.
+pub const TASK: usize = 1 << 20;
 /// Bytes of the operand that is packed for all threads at once: several blocks along `k` where it is small, as threads
 /// wait for each other after each packing.
 pub const SHARED: usize = 4 << 20;
 
 /// Blocks along `k`: equal, of whole units: a function of `k` and the kernel alone.
 pub(super) fn k_blocks<K: Kernel>(k: usize) -> impl Iterator<Item = Range<usize>> {
-    let (most, of) = (K_BLOCK * K::K, 2 * K::DEPTH);
+    let (most, of) = (K::BLOCK * K::K, 2 * K::DEPTH);
     let len = k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(of);
     (0..k).step_by(len.max(1)).map(move |at| at..(at + len).min(k))
 }
@@ -201,7 +200,7 @@ unsafe fn share_b<K: Kernel>(
         unsafe { pack_all::<K>(bp, Side::B, b, n, blocks) };
         let (bp, panels, longest) = (&*bp, m.div_ceil(K::MR), units::<K>(&blocks[0]));
         let in_l2 = (L2_BLOCK / (K::NR * longest * size_of::<K::P>())).max(1);
-        let tasks = tasks(panels, 16);
+        let tasks = tasks(panels, (TASK / (K::MR * longest * size_of::<K::P>())).min(16));
         (0..tasks).into_par_iter().with_max_len(1).for_each(|t| {
             let rows = lines_of(t, tasks, panels, K::MR, m);
             g.scratch.with(packed::<K>(Side::A, rows.len(), &blocks[..1]), |ap: &mut [K::P]| {
@@ -241,7 +240,9 @@ unsafe fn block<K: Kernel>(
         let i = rows.start + i * K::MR;
         for (j, b) in bp.chunks_exact(K::NR * units).enumerate() {
             // The next panel of `a` has left the caches while this block of `b` came in: a part of it at a time.
-            ask_for(next.wrapping_add(j * part), part);
+            if K::ASKS {
+                ask_for(next.wrapping_add(j * part), part);
+            }
             let j = cols.start + j * K::NR;
             let (height, width) = (K::MR.min(rows.end - i), K::NR.min(cols.end - j));
             let tile = |low: bool, c: *mut K::S, ld: usize, base: *const K::S, base_ld: usize| {

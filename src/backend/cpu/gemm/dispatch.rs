@@ -14,6 +14,8 @@ use crate::error::Result;
 pub trait HasGemm: Sized {
     /// `c[i, j] = base[i, j] + sum over k of a[i, k] b[j, k]` for `sizes` m, n, k; `c` is `m x n`, row-major.
     fn gemm(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
+    /// [`HasGemm::gemm`] for a few rows: by multiply-adds, also where parts are faster once they are packed.
+    fn gemm_few(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
     /// Most bytes that `lines x k` take when they are packed for good; `drafts` as in [`HasGemm::room`].
     fn packed_bytes(g: &Gemm, lines: usize, k: usize, drafts: bool) -> usize;
     /// Room for `lines x k`, not 0, to be packed, and rounded to bf16 where the kernel reads that and `drafts` says so. Errors:
@@ -21,7 +23,7 @@ pub trait HasGemm: Sized {
     fn room(g: &Gemm, lines: usize, k: usize, drafts: bool) -> Result<Packed>;
     /// Packs `x`, of the sizes that the room was made for.
     fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>);
-    /// [`HasGemm::gemm`] of `m` rows with a right operand packed before: the same bits, where it was not rounded.
+    /// [`HasGemm::gemm_few`] of `m` rows with a right operand packed before: the same bits, where it was not rounded.
     fn gemm_packed(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: &Packed, m: usize);
 }
 
@@ -69,7 +71,7 @@ pub trait HasTiles: Sized {
 
 /// Calls a function of the kernel that `g` multiplies with.
 macro_rules! on_kernel {
-    ($g:expr, [$portable:ident, $avx2:ident, $avx512:ident $(, $rounded:ident, $bf16:ident, $amx:ident)?], $f:ident, $args:tt) => {
+    ($g:expr, [$portable:ident, $avx2:ident, $avx512:ident $(, $rounded:ident, $bf16:ident, $amx:ident $(, $parts:ident)?)?], $f:ident, $args:tt) => {
         match $g.level.isa() {
             Isa::Portable => $f::<kernel::$portable> $args,
             #[cfg(target_arch = "x86_64")]
@@ -79,17 +81,30 @@ macro_rules! on_kernel {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Pairs if $g.precision == GemmPrecision::Bf16 => $f::<super::bf16::$bf16> $args,
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx if $g.precision == GemmPrecision::Bf16 => $f::<super::amx::$amx> $args,)?
+            Isa::Amx if $g.precision == GemmPrecision::Bf16 => $f::<super::amx::$amx> $args,
+            $(#[cfg(target_arch = "x86_64")]
+            Isa::Amx => $f::<super::parts::$parts> $args,)?)?
             #[cfg(target_arch = "x86_64")]
+            #[allow(unreachable_patterns)] // tiles that have a kernel of their own, above
             Isa::Avx512 | Isa::Avx512Pairs | Isa::Amx => $f::<kernel::$avx512> $args,
         }
     };
 }
 
 macro_rules! has_gemm {
-    ($s:ty, [$portable:ident, $avx2:ident, $avx512:ident], $kernels:tt) => {
+    ($s:ty, [$portable:ident, $avx2:ident, $avx512:ident], $kernels:tt, $large:tt) => {
         impl HasGemm for $s {
             fn gemm(
+                g: &Gemm,
+                c: &mut [Self],
+                base: Base<'_, Self>,
+                a: Mat<'_, Self>,
+                b: Mat<'_, Self>,
+                sizes: [usize; 3],
+            ) {
+                on_kernel!(g, $large, run, (g, c, base, a, b, sizes))
+            }
+            fn gemm_few(
                 g: &Gemm,
                 c: &mut [Self],
                 base: Base<'_, Self>,
@@ -164,5 +179,10 @@ macro_rules! has_gemm {
         }
     };
 }
-has_gemm!(f32, [F32Portable, F32Avx2, F32Avx512], [F32Portable, F32Avx2, F32Avx512, F32Rounded, Bf16Avx512, Bf16Amx]);
-has_gemm!(f64, [F64Portable, F64Avx2, F64Avx512], [F64Portable, F64Avx2, F64Avx512]);
+has_gemm!(
+    f32,
+    [F32Portable, F32Avx2, F32Avx512],
+    [F32Portable, F32Avx2, F32Avx512, F32Rounded, Bf16Avx512, Bf16Amx],
+    [F32Portable, F32Avx2, F32Avx512, F32Rounded, Bf16Avx512, Bf16Amx, F32Parts]
+);
+has_gemm!(f64, [F64Portable, F64Avx2, F64Avx512], [F64Portable, F64Avx2, F64Avx512], [F64Portable, F64Avx2, F64Avx512]);

@@ -15,7 +15,7 @@ const AHEAD: usize = 8;
 
 /// Asks for the lines of a tile, which need not exist.
 #[inline(always)]
-fn ask_for(rows: usize, width: usize, c: *mut f32, c_ld: usize, base: *const f32, base_ld: usize) {
+pub(super) fn ask_for(rows: usize, width: usize, c: *mut f32, c_ld: usize, base: *const f32, base_ld: usize) {
     for i in 0..rows {
         for at in (0..width).step_by(16) {
             // SAFETY: a prefetch reads nothing, whatever the address.

@@ -9,12 +9,14 @@ pub(super) mod blocks;
 pub(super) mod dispatch;
 #[cfg(target_arch = "x86_64")]
 mod flush;
-mod kernel;
+pub(super) mod kernel;
 pub(super) mod matrix;
 #[cfg(target_arch = "x86_64")]
 mod pack512;
 pub(super) mod packed;
 pub(super) mod panels;
+#[cfg(target_arch = "x86_64")]
+mod parts;
 pub(super) mod setup;
 mod tiles;
 

@@ -338,7 +338,7 @@ mod tests {
                             let Ok(g) = Gemm::new::<f32>(level, precision) else { continue };
                             let (mut want, mut got) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
                             let (x, w) = (Mat::by_line(&a, k), Mat::by_line(&b, k));
-                            f32::gemm(&g, &mut want, Base::Other(&base), x, w, [m, n, k]);
+                            f32::gemm_few(&g, &mut want, Base::Other(&base), x, w, [m, n, k]);
                             let mut packed = f32::room(&g, n, k, false).unwrap();
                             f32::fill(&g, &mut packed, w);
                             f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &packed, m);
@@ -349,7 +349,7 @@ mod tests {
                             f32::fill(&g, &mut draft, w);
                             if !draft.is_exact() {
                                 let near: Vec<f32> = b.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-                                f32::gemm(&g, &mut want, Base::Other(&base), x, Mat::by_line(&near, k), [m, n, k]);
+                                f32::gemm_few(&g, &mut want, Base::Other(&base), x, Mat::by_line(&near, k), [m, n, k]);
                             }
                             f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &draft, m);
                             assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}, rounded");

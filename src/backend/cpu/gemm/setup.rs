@@ -35,4 +35,10 @@ impl Gemm {
         }
         Ok(Gemm { level, precision, scratch: Scratch::default() })
     }
+
+    /// Bytes of a value of `S` in a packed operand, at most.
+    pub(crate) fn packed_bytes<S: Storage>(&self) -> usize {
+        let parts = S::NAME == "f32" && self.precision == GemmPrecision::Native && self.level.multiplies_parts();
+        if parts { 3 * size_of::<half::bf16>() } else { size_of::<S>() }
+    }
 }

@@ -2,7 +2,8 @@
 """Makes tests/golden/nf4/: tensors, and what bitsandbytes makes of them on a CPU: cases.safetensors; and small model
 directories that transformers wrote with them, with the log-probs that it computes: models.json.
 
-With --inputs FILE --out FILE alone: what bitsandbytes makes of every tensor in FILE (safetensors), for tests/model/nf4.rs.
+For tests/model/nf4.rs: with --inputs FILE --out FILE, what bitsandbytes makes of every tensor in FILE (safetensors); with
+--load DIR, the log-probs of the golden's rows under the model that transformers loads from DIR, as JSON on stdout.
 
 Needs torch, bitsandbytes, safetensors; for the directories transformers and accelerate.
 Run from the project's root: python scripts/make_nf4_golden.py
@@ -84,10 +85,21 @@ def logps(model, prompt, response):
     return sum(table[i - 1, ids[0, i]].item() for i in range(max(len(prompt), 1), ids.shape[1]))
 
 
-def models():
+def dense_logps(base, held):
+    """Computed in f32 all through, from the weights that four bits leave."""
     import transformers
 
     golden = json.loads((GOLDEN / "golden.json").read_text())
+    plain = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / base, dtype=torch.float32, attn_implementation="eager")
+    left = {k: back(p, p.quant_state) if p.dtype == torch.uint8 else p for k, p in held.named_parameters()}
+    plain.load_state_dict(left, strict=not plain.config.tie_word_embeddings)
+    with torch.no_grad():
+        return [logps(plain, r["prompt_ids"], x) for r in golden["rows"] for x in r["responses_ids"]]
+
+
+def models():
+    import transformers
+
     said = {}
     for base, name, double, dtype in [("qwen2", "qwen2-plain", False, "float32"), ("llama3-tied", "llama3-tied-double", True, "bfloat16")]:
         config = transformers.BitsAndBytesConfig(
@@ -97,12 +109,7 @@ def models():
             GOLDEN / base, dtype=getattr(torch, dtype), quantization_config=config, device_map="cpu", attn_implementation="eager"
         )
         model.save_pretrained(HERE / name)
-        # Computed in f32 all through, from the weights that four bits leave.
-        plain = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / base, dtype=torch.float32, attn_implementation="eager")
-        left = {k: back(p, p.quant_state) if p.dtype == torch.uint8 else p for k, p in model.named_parameters()}
-        plain.load_state_dict(left, strict=not plain.config.tie_word_embeddings)
-        with torch.no_grad():
-            said[name] = [logps(plain, r["prompt_ids"], x) for r in golden["rows"] for x in r["responses_ids"]]
+        said[name] = dense_logps(base, model)
     return said
 
 
@@ -110,7 +117,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--load", type=Path)
+    parser.add_argument("--base", help="with --load: the golden model that DIR was made of")
     args = parser.parse_args()
+    if args.load:
+        import transformers
+
+        held = transformers.AutoModelForCausalLM.from_pretrained(args.load, device_map="cpu")
+        assert any(p.dtype == torch.uint8 for p in held.parameters())
+        return print(json.dumps(dense_logps(args.base, held)))
     if args.inputs:
         given = load_file(args.inputs)
         save_file({k: v for name, t in given.items() for k, v in made(name, t).items()}, args.out)

@@ -1,7 +1,7 @@
 //! Linear weights of blocks in four bits, on a device: [`crate::quant`].
 //!
 //! They are no part of the arena of weights, and never train. For a product a weight is made dense, all of it, in scratch
-//! that all of them share ([`super::acts::Acts::dense`]): the products are those of a model that has these weights as they
+//! that all of them share (of [`super::acts::Acts`]): the products are those of a model that has these weights as they
 //! are, to the bit, whatever a row's company. That costs a pass over the weight a product, which is small beside the
 //! product of a step's rows.
 

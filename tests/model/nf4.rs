@@ -338,6 +338,34 @@ fn directories_of_transformers() {
     }
 }
 
+/// What we write, transformers loads with bitsandbytes, and it has the numbers that we compute with.
+#[test]
+fn transformers_loads_what_is_written() {
+    let Some(python) = std::env::var_os("FUSEDPO_PYTHON") else {
+        return println!("skipped: transformers_loads_what_is_written (FUSEDPO_PYTHON is not set)");
+    };
+    let probe = "import bitsandbytes, transformers, accelerate";
+    if !std::process::Command::new(&python).args(["-c", probe]).output().unwrap().status.success() {
+        return println!("skipped: transformers_loads_what_is_written (FUSEDPO_PYTHON lacks a package)");
+    }
+    let (be, batches) = (cpu32(), batches());
+    for (name, double) in [("llama", true), ("qwen3", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let held = base(name).quantized(Quantized { double }).unwrap();
+        export_nf4(&held, &folder.path().join("q")).unwrap();
+        let mut run = std::process::Command::new(&python);
+        run.arg(project("scripts/make_nf4_golden.py")).current_dir(project(""));
+        let ran = run.arg("--load").arg(folder.path().join("q")).args(["--base", name]).output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let want: Vec<f64> = serde_json::from_slice(&ran.stdout).unwrap();
+        let got = score(&be, &Model::load(&be, &held, 64).unwrap(), &batches);
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().map(|r| r.iter().sum::<f64>()).zip(want) {
+            assert!((got - want).abs() <= 2e-5 * (1.0 + want.abs()), "{name}: {got}, transformers {want}");
+        }
+    }
+}
+
 /// An adapter is merged into the numbers that four bits stand for: those of a directory, or those that were asked for.
 #[test]
 fn merged_into_what_four_bits_stand_for() {
@@ -369,6 +397,7 @@ fn copy(name: &str, to: &std::path::Path) -> std::path::PathBuf {
 }
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+type Change = Box<dyn Fn(&mut Tensors)>;
 
 #[test]
 fn what_is_wrong_with_four_bits_is_one_line() {
@@ -386,7 +415,7 @@ fn what_is_wrong_with_four_bits_is_one_line() {
         move |t: &mut Tensors| _ = t.remove(&name)
     };
     let good = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [36, 32]}"#;
-    let cases: Vec<(Box<dyn Fn(&mut Tensors)>, String)> = vec![
+    let cases: Vec<(Change, String)> = vec![
         (
             Box::new(without(".quant_state.bitsandbytes__nf4")),
             format!(

@@ -14,11 +14,13 @@ mod shapes;
 
 use criterion::{Criterion, Throughput};
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
+use fusedpo::backend::rounding::Rounding;
 use fusedpo::backend::*;
 use fusedpo::batch::{Capacity, Chunk, MicroBatch};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::loss::{LossSpec, LossType, Term};
 use fusedpo::quant::{Absmax, Nf4Tensor, Precision};
+use half::bf16;
 use shapes::{MIXES, Numbers, SHAPES};
 use std::time::Duration;
 
@@ -326,6 +328,29 @@ fn optimiser(b: &mut Bench<'_>, be: &Cpu<f32>) {
             norm: &[1.0],
             max_grad_norm: 1.0,
             rule: rmsprop,
+        })
+        .expect("shapes")
+    });
+    let (rule, rounding, blocks) = (adamw, Rounding::of(1, 5, 0), code8::blocks(n));
+    let (mut m16, mut v16, g16) = (vec![bf16::ZERO; n], vec![bf16::ZERO; n], vec![bf16::from_f32(0.5); n]);
+    b.run("optimizer", "AdamW, moments in bf16", Work::Bytes(20.0 * n as f64), || {
+        let (w, m, v, norm) = (&mut w[..], &mut m16[..], &mut v16[..], &[1.0][..]);
+        be.update_bf16(UpdateBf16 { w, m, v, g: &g[..], norm, max_grad_norm: 1.0, rule, rounding }).expect("shapes")
+    });
+    let [mut m8, mut v8] = [vec![0u8; n], vec![0u8; n]];
+    let [mut m_scale, mut v_scale] = [vec![0f32; blocks], vec![0f32; blocks]];
+    b.run("optimizer", "AdamW, moments in 8 bits, gradients in bf16", Work::Bytes(14.0 * n as f64), || {
+        be.update_8bit(Update8bit {
+            w: &mut w,
+            m: &mut m8,
+            m_scale: &mut m_scale,
+            v: &mut v8,
+            v_scale: &mut v_scale,
+            g: &g16[..],
+            norm: &[1.0],
+            max_grad_norm: 1.0,
+            rule,
+            rounding,
         })
         .expect("shapes")
     });

@@ -206,6 +206,15 @@ template <bool WHOLE> __device__ __forceinline__ Floats<PACK(T)> load_floats(con
     }
     return out;
 }
+// A pack of gradients, in f32 or, beside bf16 weights, in bf16.
+template <bool WHOLE> __device__ __forceinline__ Floats<PACK(T)> load_gradient(const float* p, int live) {
+    return load_floats<WHOLE>(p, live);
+}
+#ifdef STORAGE_BF16
+template <bool WHOLE> __device__ __forceinline__ Floats<PACK(T)> load_gradient(const bf16* p, int live) {
+    return load_pack<WHOLE>(p, live);
+}
+#endif
 template <bool WHOLE> __device__ __forceinline__ void store_floats(float* p, const Floats<PACK(T)>& f, int live) {
 #pragma unroll
     for (int h = 0; h < PACK(T); h += 4) {

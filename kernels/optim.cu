@@ -6,7 +6,7 @@
 //   rmsprop  g += decay p;  v = v beta2 + g^2 (1 - beta2);  p -= lr (g / (sqrt(v) + eps)).
 //   mix      p = p keep + from take, keep = 1 - take: a reference on its way to the policy (TR-DPO).
 // Source     Loshchilov & Hutter 2019, as torch.optim.AdamW; torch.optim.RMSprop; Gorbatovski et al. 2024 (TR-DPO).
-// Shapes     w (n) T   p = master, from, m, v, g (n) f32   norm (1), part (blocks) f64. f32 storage: master is w itself.
+// Shapes     w (n) T   p = master, from, m, v, g (n) f32, g bf16 too (_narrow)   norm (1), part (blocks) f64. f32 storage: master is w.
 // Launch     norm: grid = 8192 or fewer, block = 256, a contiguous part each; then one block. Updates: a thread per 8 (bf16) or
 //            4 (f32) parameters, block = 256. The host does not wait for the norm.
 // Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32), mix 14 or 12 bytes a parameter: the least.
@@ -20,24 +20,38 @@
 #ifdef STORAGE_F32
 __device__ __forceinline__ double block_total(double v, double* part) { return block_sum_x(v, part); }
 
-KERNEL(256, sum_squares)(double* __restrict__ part, const float* __restrict__ g, long long n, long long slab) {
+template <class S>
+__device__ __forceinline__ void sum_part(double* __restrict__ part, const S* __restrict__ g, long long n, long long slab) {
     SHARED(double, sums, 32);
+    constexpr int N = PACK(S);
     const long long first = blockIdx.x * slab, end = first + slab < n ? first + slab : n;
     double sum = 0.0;
-    const long long packs = first + (end - first) / 4 * 4;
+    const long long packs = first + (end - first) / N * N;
     if_whole(0, [&](auto whole) {
 #pragma unroll 4
-        for (long long i = first + threadIdx.x * 4; i < packs; i += 4 * blockDim.x) {
-            const auto v = load_pack<whole>(g + i, 4);
+        for (long long i = first + threadIdx.x * N; i < packs; i += N * blockDim.x) {
+            const auto v = load_pack<whole>(g + i, N);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) sum += double(v[e]) * double(v[e]);
+            for (int e = 0; e < N; ++e) sum += double(v[e]) * double(v[e]);
         }
     }, g);
-    if (packs + threadIdx.x < end) sum += double(g[packs + threadIdx.x]) * double(g[packs + threadIdx.x]);
+    if (packs + threadIdx.x < end) {
+        const double last = to_float(g[packs + threadIdx.x]);
+        sum += last * last;
+    }
     sum = block_total(sum, sums);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
+
+KERNEL(256, sum_squares)(double* __restrict__ part, const float* __restrict__ g, long long n, long long slab) {
+    sum_part(part, g, n, slab);
+}
 EXPORT_KERNEL(sum_squares)
+
+KERNEL(256, sum_squares_narrow)(double* __restrict__ part, const bf16* __restrict__ g, long long n, long long slab) {
+    sum_part(part, g, n, slab);
+}
+EXPORT_KERNEL(sum_squares_narrow)
 
 KERNEL(256, norm_of_sums)(double* __restrict__ norm, const double* __restrict__ part, int count) {
     SHARED(double, sums, 32);
@@ -63,15 +77,16 @@ template <bool WHOLE> __device__ __forceinline__ void store_weights(bf16* w, con
     store_pack<WHOLE>(w, p, live);
 }
 
-KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict__ v, const float* __restrict__ g,
-                   const double* __restrict__ norm, long long n, float lr, float decay, float beta1c, float beta2,
-                   float beta2c, float root, float eps, float max_norm) {
+template <class G>
+__device__ __forceinline__ void adam(T* w, float* master, float* __restrict__ m, float* __restrict__ v, const G* __restrict__ g,
+                                     const double* __restrict__ norm, long long n, float lr, float decay, float beta1c,
+                                     float beta2, float beta2c, float root, float eps, float max_norm) {
     constexpr int N = PACK(T);
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     if (i >= n) return;
     if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
         const int live = int(n - i < N ? n - i : N);
-        auto gradient = load_floats<whole>(g + i, live), first = load_floats<whole>(m + i, live), second = load_floats<whole>(v + i, live);
+        auto gradient = load_gradient<whole>(g + i, live), first = load_floats<whole>(m + i, live), second = load_floats<whole>(v + i, live);
         auto p = load_floats<whole>(master + i, live);
         float factor;
         if (!clip(norm, max_norm, factor)) return;  // behind the loads, which are on their way meanwhile
@@ -88,16 +103,25 @@ KERNEL(256, adamw)(T* w, float* master, float* __restrict__ m, float* __restrict
         store_weights<whole>(w + i, p, live);
     }, w, master, m, v, g);
 }
-EXPORT_KERNEL(adamw)
+#define ADAMW(name, G)                                                                                                             \
+    KERNEL(256, name)(T* w, float* master, float* __restrict__ m, float* __restrict__ v, const G* __restrict__ g,                  \
+                      const double* __restrict__ norm, long long n, float lr, float decay, float beta1c, float beta2,              \
+                      float beta2c, float root, float eps, float max_norm) {                                                       \
+        adam(w, master, m, v, g, norm, n, lr, decay, beta1c, beta2, beta2c, root, eps, max_norm);                                  \
+    }                                                                                                                              \
+    EXPORT_KERNEL(name)
+ADAMW(adamw, float)
 
-DENSE_KERNEL(256, 4, rmsprop)(T* w, float* master, float* __restrict__ v, const float* __restrict__ g, const double* __restrict__ norm,
-                     long long n, float lr, float decay, float beta2, float beta2c, float eps, float max_norm) {
+template <class G>
+__device__ __forceinline__ void rms(T* w, float* master, float* __restrict__ v, const G* __restrict__ g,
+                                    const double* __restrict__ norm, long long n, float lr, float decay, float beta2,
+                                    float beta2c, float eps, float max_norm) {
     constexpr int N = PACK(T);
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     if (i >= n) return;
     if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
         const int live = int(n - i < N ? n - i : N);
-        auto gradient = load_floats<whole>(g + i, live), second = load_floats<whole>(v + i, live), p = load_floats<whole>(master + i, live);
+        auto gradient = load_gradient<whole>(g + i, live), second = load_floats<whole>(v + i, live), p = load_floats<whole>(master + i, live);
         float factor;
         if (!clip(norm, max_norm, factor)) return;
 #pragma unroll
@@ -111,7 +135,18 @@ DENSE_KERNEL(256, 4, rmsprop)(T* w, float* master, float* __restrict__ v, const 
         store_weights<whole>(w + i, p, live);
     }, w, master, v, g);
 }
-EXPORT_KERNEL(rmsprop)
+#define RMSPROP(name, G)                                                                                                           \
+    DENSE_KERNEL(256, 4, name)(T* w, float* master, float* __restrict__ v, const G* __restrict__ g,                                \
+                               const double* __restrict__ norm, long long n, float lr, float decay, float beta2, float beta2c,     \
+                               float eps, float max_norm) {                                                                        \
+        rms(w, master, v, g, norm, n, lr, decay, beta2, beta2c, eps, max_norm);                                                    \
+    }                                                                                                                              \
+    EXPORT_KERNEL(name)
+RMSPROP(rmsprop, float)
+#ifdef STORAGE_BF16
+ADAMW(adamw_narrow, bf16)
+RMSPROP(rmsprop_narrow, bf16)
+#endif
 
 KERNEL(256, mix)(T* w, float* master, const float* __restrict__ from, long long n, float keep, float take) {
     constexpr int N = PACK(T);

@@ -29,6 +29,9 @@ ELEMENT = {
     r"rope_bias_bwd": (2, 1), r"embed_bwd": (1, 0),
     r"gather_rows|scale_rows": (2, 0), r"scatter_rows": (1, 0), r"head": (0, 1),
     r"target_logits": (2, 0), r"adamw": (1, 7), r"rmsprop": (1, 5), r"mix": (1, 3),
+    # Half an f32: gradients in bf16, in a kernel that is compiled with those of f32.
+    r"sum_squares_narrow": (0, 0.5), r"adamw_narrow": (2, 6), r"rmsprop_narrow": (2, 4), r"embed_bwd_narrow": (1, 0),
+    r"adamw_in_bf16": (6, 1), r"adamw_in_bf16_narrow": (7, 0), r"adamw_in_8bit": (2, 1), r"adamw_in_8bit_narrow": (3, 0),
     r"sum_squares": (0, 1), r"kv_store": (2, 0), r"attention_decode": (1, 0), r"attention_bwd_delta_hd\d+": (2, 0),
     r"attention_bwd_dkv_sum": (0, 1),
 }

@@ -62,7 +62,7 @@ class Case:
             *("--save-total-limit", str(rng.choice([0, 1, 2, 3]))),
             *("--eval-steps", str(rng.choice([0, 7, 20, 50]))),
             *("--lr-scheduler-type", rng.choice(["linear", "cosine", "constant"])),
-            *("--optim", rng.choice(["adamw", "adamw", "rmsprop"])),
+            *("--optim", rng.choice(["adamw", "adamw", "rmsprop"] + ["adamw_bf16", "adamw_8bit"] * (self.precision == "bf16"))),
         ]
         if rng.random() < 0.3:
             self.options.append("--gradient-checkpointing")

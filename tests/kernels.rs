@@ -31,6 +31,8 @@ mod quant;
 mod rows;
 #[path = "kernels/simple.rs"]
 mod simple;
+#[path = "kernels/small_state.rs"]
+mod small_state;
 
 use check::{assert_bf16_rule, assert_close};
 use device::{Place, SameBits};

@@ -14,7 +14,7 @@ use fusedpo::backend::gpu::GpuFloat;
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{AdapterInit, AdapterShape, Model, ModelConfig, ModelDir, Quantized};
+use fusedpo::model::{AdapterInit, AdapterShape, Gradients, Model, ModelConfig, ModelDir, Quantized};
 use half::bf16;
 use model_common::{Group, Step, norm, pack, read, score, train, workspace};
 use std::path::{Path, PathBuf};
@@ -288,17 +288,17 @@ fn run_training<B: Backend>(be: &B, dir: &Path, batch: &MicroBatch, steps: u64) 
     let mut ws = workspace(be, &model, std::slice::from_ref(batch), true);
     let mut master = B::MASTER_WEIGHTS.then(|| model.master(be).unwrap());
     let acc = |name: &str| be.zeros::<B::Acc>(name, n).unwrap();
-    let (mut grads, mut m, mut v) = (acc("gradients"), acc("m"), acc("v"));
+    let (mut grads, mut m, mut v) = (Gradients::new(be, &model.table, false).unwrap(), acc("m"), acc("v"));
     let mut norm = be.zeros::<f64>("norm", 1).unwrap();
     let mut losses = Vec::new();
     for step in 1..=steps {
-        be.clear(be.view_mut(&mut grads, 0..n)).unwrap();
+        grads.clear(be, &model.table).unwrap();
         let scale = 1.0 / batch.pairs().iter().map(|p| f64::from(p.weight)).sum::<f64>();
         model_common::run(be, &model, &mut ws, batch, &SPEC, scale, &mut grads);
         let pairs = read(be, &ws.pair_stats, batch.pairs().len() * fusedpo::backend::PAIR_STATS);
         let weighted = pairs.chunks(fusedpo::backend::PAIR_STATS).zip(batch.pairs());
         losses.push(weighted.map(|(l, p)| l[0] * f64::from(p.weight)).sum::<f64>() * scale);
-        be.grad_norm(GradNorm { norm: be.view_mut(&mut norm, 0..1), g: be.view(&grads, 0..n) }).unwrap();
+        be.grad_norm(GradNorm { norm: be.view_mut(&mut norm, 0..1), g: be.view(grads.all().unwrap(), 0..n) }).unwrap();
         let update = Rule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step };
         let shadow = master.as_mut().map(|b| be.view_mut(b, 0..n));
         let (m, v) = (be.view_mut(&mut m, 0..n), be.view_mut(&mut v, 0..n));
@@ -308,7 +308,7 @@ fn run_training<B: Backend>(be: &B, dir: &Path, batch: &MicroBatch, steps: u64) 
             master: shadow,
             m,
             v,
-            g: be.view(&grads, 0..n),
+            g: be.view(grads.all().unwrap(), 0..n),
             norm: be.view(&norm, 0..1),
             max_grad_norm: 1.0,
             rule: update,

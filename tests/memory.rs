@@ -11,7 +11,8 @@ use fusedpo::backend::gpu::{Gpu, GpuFloat};
 use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
-use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, generate};
+use fusedpo::model::{GenerateOptions, Model, ModelConfig, ModelDir, ParamTable, generate};
+use fusedpo::train::choices::GradientChoice;
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::metrics::Totals;
@@ -44,7 +45,7 @@ fn gpu<A: GpuFloat>() -> Option<Gpu<HostDriver, A>> {
 fn step<B: Backend>(be: &B, name: &str, purpose: Purpose, optim: &OptimOptions) -> Vec<f64> {
     let batches = batches();
     let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();
-    let mut engine = Engine::new(be, model, capacity(&batches), purpose).unwrap();
+    let mut engine = Engine::for_optimizer(be, model, capacity(&batches), purpose, optim).unwrap();
     let mut optimizer = Optimizer::new(be, &mut engine.state, optim).unwrap();
     let before = be.memory_table().len();
     for _ in 0..2 {
@@ -83,6 +84,35 @@ fn plan_is_what_is_allocated<B: Backend>(be: &B) {
             assert_eq!(outputs, purpose == Purpose::TrainInFull, "{name}");
         }
         assert!(trained[1..].iter().all(|t| *t == trained[1]), "{name}: what is kept changes no bit");
+        // Weights in bf16 that are their own master: of a GPU that stores them so, and of the CPU.
+        let small =
+            [(OptimizerChoice::AdamwBf16, GradientChoice::F32), (OptimizerChoice::Adamw8bit, GradientChoice::Bf16)];
+        for (optim, gradient_dtype) in small.into_iter().filter(|_| B::MASTER_WEIGHTS || !B::ASYNC) {
+            let c = OptimOptions { optim, gradient_dtype, ..Default::default() };
+            let before = be.memory_table().len();
+            let plan = MemoryPlan::training(be, &config_json, POSITIONS, capacity, (Purpose::Train, &c)).unwrap();
+            step(be, name, Purpose::Train, &c);
+            assert_eq!(be.memory_table().split_off(before), plan.table, "{name} {optim:?}");
+            assert!(!plan.table.iter().any(|(n, _)| n == "master weights"), "{name} {optim:?}");
+            let of =
+                |names: &[&str]| plan.table.iter().filter(|(n, _)| names.contains(&n.as_str())).map(|(_, b)| b).sum();
+            let (moments, gradients): (usize, usize) = (
+                of(&["optimizer first moment", "optimizer second moment"]),
+                of(&["gradients", "gradients of norms and biases"]),
+            );
+            let table = ParamTable::new(&config_json).unwrap();
+            let (n, matrices) = (table.trained_len, table.trained_matrices);
+            match optim {
+                OptimizerChoice::AdamwBf16 => {
+                    assert_eq!((moments, gradients), (4 * n, size_of::<B::Acc>() * n), "{name}");
+                }
+                _ => {
+                    let blocks: usize = table.specs.iter().map(|s| s.at.len().div_ceil(256)).sum();
+                    assert_eq!(moments, 2 * (n + 4 * blocks), "{name}");
+                    assert_eq!(gradients, 2 * matrices + size_of::<B::Acc>() * (n - matrices), "{name}");
+                }
+            }
+        }
         let before = be.memory_table().len();
         let plan = MemoryPlan::scoring(be, &config_json, POSITIONS, capacity).unwrap();
         let model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), POSITIONS).unwrap();

@@ -4,8 +4,8 @@
 
 mod model_common;
 
+use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
-use fusedpo::backend::{Backend, Device};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{self, Model, ModelConfig};
@@ -104,7 +104,7 @@ fn ops(precision: GemmPrecision, name: &str, times: usize) -> (usize, usize) {
     let products = products(state.model.table.layers.len(), chunks.len());
     let bytes = asked(&be, || {
         let (m, grads) = (&state.model, state.grads.as_mut().unwrap());
-        be.clear(grads).unwrap();
+        grads.clear(&be, &m.table).unwrap();
         model::forward(&be, m, &mut ws).unwrap();
         for chunk in &chunks {
             model::head(&be, m, &mut ws, chunk, fusedpo::backend::HeadMode::Train).unwrap();

@@ -10,7 +10,8 @@ use fusedpo::backend::Backend;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::observe::{Event, Flow, Observe, Silent};
-use fusedpo::train::choices::{GraphsChoice, Resume};
+use fusedpo::train::choices::{GradientChoice, GraphsChoice, Resume};
+use fusedpo::train::optim::OptimizerChoice;
 use fusedpo::train::options::{
     DataOptions, EvalOptions, FileOptions, ReferenceOptions, SaveOptions, Stage, TrainOptions,
 };
@@ -114,14 +115,21 @@ fn the_same_bytes_on_the_cpu() {
     on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "f32", &BOTH, |_| {});
     on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "less", &BOTH, |c| {
         c.compute.gradient_checkpointing = true;
-        c.optim.optim = fusedpo::train::optim::OptimizerChoice::Rmsprop;
+        c.optim.optim = OptimizerChoice::Rmsprop;
     });
     // Queries alone of a packed weight, one bias of three, nothing below the second layer's attention.
     let some =
         |c: &mut TrainOptions| c.train.train = Some(r"layers\.1\.self_attn\.q_proj|layers.1.mlp.(up|down)".into());
     on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "some", &BOTH, some);
     match Cpu::<f32>::with(GemmPrecision::Bf16) {
-        Ok(_) => on(&|| Cpu::<f32>::with(GemmPrecision::Bf16).unwrap(), &cli, "bf16", &BOTH, |_| {}),
+        Ok(_) => {
+            let be = || Cpu::<f32>::with(GemmPrecision::Bf16).unwrap();
+            on(&be, &cli, "bf16", &BOTH, |_| {});
+            on(&be, &cli, "bf16-states", &[Stage::Dpo], |c| c.optim.optim = OptimizerChoice::AdamwBf16);
+            on(&be, &cli, "8bit-states", &[Stage::Sft], |c| {
+                (c.optim.optim, c.optim.gradient_dtype) = (OptimizerChoice::Adamw8bit, GradientChoice::Bf16);
+            });
+        }
         Err(e) => println!("skipped: bf16 on this CPU ({e})"),
     }
 }
@@ -141,6 +149,9 @@ fn the_same_bytes_on_the_kernels() {
     let e = train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c, &mut Silent).unwrap_err().to_string();
     assert!(e.contains("holds weights in bf16, master in f32, ") && e.contains("and this run weights in f32, "), "{e}");
     on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "f32", &[Stage::Dpo], |_| {});
+    on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "8bit-states", &[Stage::Dpo], |c| {
+        (c.optim.optim, c.optim.gradient_dtype) = (OptimizerChoice::Adamw8bit, GradientChoice::Bf16);
+    });
     on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "graphs", &[Stage::Sft], |c| {
         c.compute.cuda_graphs = GraphsChoice::On
     });
@@ -208,6 +219,8 @@ fn another_run_does_not_go_on_from_here() {
         ("--batch-size 4", "--batch-size was 3, and is 4 now"),
         ("--token-budget 64", "--token-budget was 2048, and is 64 now: give 2048"),
         ("--optim rmsprop", "--optim was adamw, and is rmsprop now"),
+        ("--optim adamw_8bit --dtype bf16", "--optim was adamw, and is adamw_8bit now: give adamw"),
+        ("--gradient-dtype bf16 --dtype bf16", "--gradient-dtype was not given, and is bf16 now: leave it out"),
         ("--weight-decay 0.1", "--weight-decay was 0.0, and is 0.1 now"),
         ("--lr-scheduler-type cosine", "--lr-scheduler-type was linear, and is cosine now"),
         ("--warmup-steps 2", "its warm-up had 0 steps, now 2"),
@@ -219,10 +232,11 @@ fn another_run_does_not_go_on_from_here() {
         ("--data d2", "was made on another content of the training shards"),
     ] {
         // The last of two wins in the base's favour otherwise.
-        let name = args.split(' ').next().unwrap();
         let mut base: Vec<&str> = BASE.split(' ').collect();
-        if let Some(i) = base.iter().position(|w| *w == name) {
-            base.drain(i..i + 2);
+        for name in args.split(' ').filter(|word| word.starts_with("--")) {
+            if let Some(i) = base.iter().position(|w| *w == name) {
+                base.drain(i..i + 2);
+            }
         }
         let args = format!("dpo {} --out r --resume auto {args}", base.join(" "));
         refused(&cli, &args, &[at, want]);

@@ -1,7 +1,9 @@
 //! Ops without a batch: norms, SwiGLU, biases, products, q/k norm, the key/value cache, updates.
 
 use crate::clock::{Bench, Clock, Work, random};
+use fusedpo::backend::rounding::Rounding;
 use fusedpo::backend::*;
+use half::bf16;
 
 /// Hidden size and MLP width of SmolLM2-135M, Qwen2.5-0.5B, Llama-3.2-1B.
 const MODELS: [(usize, usize); 3] = [(576, 1536), (896, 4864), (2048, 8192)];
@@ -17,6 +19,7 @@ pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
     decode(bench, AttnShape { heads: 14, kv_heads: 2, head_dim: 64 });
     updates(bench);
     quantized(bench);
+    small_states(bench);
 }
 
 fn norms<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
@@ -222,5 +225,58 @@ fn quantized<B: Clock>(bench: &mut Bench<'_, B>) {
         let (w, codes) = (be.view_mut(w, 0..n), be.view(codes, 0..n / 2));
         be.dequantize_nf4(DequantizeNf4 { w, codes, absmax, round: fusedpo::quant::Precision::Bf16 })
             .expect("dequantize_nf4");
+    });
+}
+
+/// AdamW on weights that are their own master, gradients in bf16.
+fn small_states<B: Clock>(bench: &mut Bench<'_, B>) {
+    if !B::MASTER_WEIGHTS {
+        return; // kernels of bf16 weights alone
+    }
+    let (n, act, blocks) = (B::PARAMETERS, size_of::<B::Act>(), code8::blocks(B::PARAMETERS));
+    let rule = Rule::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
+    let (shape, rounding) = (format!("{n}"), Rounding::of(1, 5, 0));
+    let set = |be: &B| {
+        let zeros = |len| be.zeros::<u8>("bench", len).expect("device memory");
+        let scales = || be.zeros::<f32>("bench", blocks).expect("device memory");
+        let moments = (be.zeros::<bf16>("bench", n).expect("memory"), be.zeros::<bf16>("bench", n).expect("memory"));
+        let coded = ((zeros(n), scales()), (zeros(n), scales()));
+        let norm = be.zeros::<f64>("bench", 1).expect("memory");
+        (random::<B, B::Act>(be, n), moments, coded, random::<B, bf16>(be, n), norm)
+    };
+    bench.run("grad_norm_narrow", &shape, Work::bytes(2 * n), set, |be, (_, _, _, g, norm)| {
+        let (norm, matrices) = (be.view_mut(norm, 0..1), be.view(g, 0..n));
+        let none = be.zeros::<B::Acc>("bench", 0).expect("memory");
+        be.grad_norm_narrow(GradNormNarrow { norm, matrices, vectors: be.view(&none, 0..0) })
+            .expect("grad_norm_narrow");
+    });
+    bench.run("update_bf16", &shape, Work::bytes((2 * act + 8 + 2) * n), set, |be, (w, (m, v), _, g, norm)| {
+        be.update_bf16(UpdateBf16 {
+            w: be.view_mut(w, 0..n),
+            m: be.view_mut(m, 0..n),
+            v: be.view_mut(v, 0..n),
+            g: be.view(g, 0..n),
+            norm: be.view(norm, 0..1),
+            max_grad_norm: 1.0,
+            rule,
+            rounding,
+        })
+        .expect("update_bf16");
+    });
+    let work = Work::bytes((2 * act + 4 + 2) * n + 16 * blocks);
+    bench.run("update_8bit", &shape, work, set, |be, (w, _, ((m, m_scale), (v, v_scale)), g, norm)| {
+        be.update_8bit(Update8bit {
+            w: be.view_mut(w, 0..n),
+            m: be.view_mut(m, 0..n),
+            m_scale: be.view_mut(m_scale, 0..blocks),
+            v: be.view_mut(v, 0..n),
+            v_scale: be.view_mut(v_scale, 0..blocks),
+            g: be.view(g, 0..n),
+            norm: be.view(norm, 0..1),
+            max_grad_norm: 1.0,
+            rule,
+            rounding,
+        })
+        .expect("update_8bit");
     });
 }

@@ -165,9 +165,9 @@ impl<B: Backend> DecodeOps for Timed<B> {
 
 /// The ops of each trait, with the names of their arguments and the kind that they are timed as.
 macro_rules! timed {
-    ($($ops:ident { $($kind:ident: $name:ident($args:ident { $($field:ident),* });)* })*) => { $(
+    ($($ops:ident { $($kind:ident: $name:ident$([$g:ident])?($args:ident { $($field:ident),* });)* })*) => { $(
         impl<B: Backend> $ops for Timed<B> { $(
-            fn $name(&self, op: $args<'_, Self>) -> Result<()> {
+            fn $name$(<$g: Gradient>)?(&self, op: $args<'_, Self $(, $g)?>) -> Result<()> {
                 let $args { $($field),* } = op;
                 self.time(Family::$kind, || self.be.$name($args { $($field),* }))
             }
@@ -177,7 +177,7 @@ macro_rules! timed {
 timed! {
     EmbedOps {
         Rows: embed_fwd(EmbedFwd { x, table, batch, dim });
-        Rows: embed_bwd(EmbedBwd { dtable, dx, batch, dim });
+        Rows: embed_bwd[G](EmbedBwd { dtable, dx, batch, dim });
     }
     NormOps {
         Rows: rmsnorm_fwd(RmsNormFwd { y, rstd, x, w, eps });
@@ -188,8 +188,8 @@ timed! {
     LinearOps {
         Gemm: linear_fwd(LinearFwd { y, x, w, out, inp, write });
         Gemm: linear_bwd_input(LinearBwdInput { dx, dy, w, out, inp, write });
-        Gemm: linear_bwd_weight(LinearBwdWeight { dw, dy, x, out, inp });
-        Gemm: linear_bwd_part(LinearBwdPart { dw, dy, x, columns, out, inp });
+        Gemm: linear_bwd_weight[G](LinearBwdWeight { dw, dy, x, out, inp });
+        Gemm: linear_bwd_part[G](LinearBwdPart { dw, dy, x, columns, out, inp });
         Rows: bias_fwd(BiasFwd { y, bias });
         Rows: bias_bwd(BiasBwd { dbias, dy });
     }
@@ -220,14 +220,19 @@ timed! {
     HeadOps {
         Head: head_fwd(HeadFwd { logp, entropy, log_sum_p2, hit, logits, x, w, batch, chunk, mode });
         Head: logits(Logits { logits, x, w, dim });
-        Head: head_bwd(HeadBwd { dx, dw, scaled, logits, x, w, coef });
+        Head: head_bwd[G](HeadBwd { dx, dw, scaled, logits, x, w, coef });
     }
     LossOps {
         Head: loss(Loss { coef, responses, pairs, logp, entropy, hit, log_sum_p2, batch, chunk, spec, scales, given });
     }
     OptimOps {
         Optimizer: grad_norm(GradNorm { norm, g });
-        Optimizer: update(Update { w, master, m, v, g, norm, max_grad_norm, rule });
+        Optimizer: grad_norm_narrow(GradNormNarrow { norm, matrices, vectors });
+        Optimizer: update[G](Update { w, master, m, v, g, norm, max_grad_norm, rule });
         Optimizer: mix(Mix { w, master, from, from_master, alpha });
+    }
+    SmallStateOps {
+        Optimizer: update_bf16[G](UpdateBf16 { w, m, v, g, norm, max_grad_norm, rule, rounding });
+        Optimizer: update_8bit[G](Update8bit { w, m, m_scale, v, v_scale, g, norm, max_grad_norm, rule, rounding });
     }
 }

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-/// Thread-local variables by offset: a shared library of the kernels (`kernels/standin`) would else call for each.
+/// Thread-local variables by offset: a shared library of the kernels (`kernels/standin`) would else call for each. No products
+/// fused with sums behind the back of a kernel that promises bits.
 const FLAGS: &[&str] = &[
     "-std=c++17",
     "-O2",
     "-fPIC",
     "-ftls-model=initial-exec",
+    "-ffp-contract=off",
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",

@@ -14,10 +14,12 @@
 //!   beside it.
 //! - Ops enqueue; only [`Device::download`], [`Device::arrived`] and [`Device::synchronize`] wait. No op allocates.
 
+pub mod code8;
 pub mod cpu;
 #[allow(unsafe_code)] // launches kernels on addresses
 pub mod gpu;
 pub mod ops;
+pub mod rounding;
 
 pub use ops::*;
 
@@ -37,6 +39,7 @@ pub trait Backend:
     + HeadOps
     + LossOps
     + OptimOps
+    + SmallStateOps
 {
 }
 
@@ -55,5 +58,6 @@ impl<B> Backend for B where
         + HeadOps
         + LossOps
         + OptimOps
+        + SmallStateOps
 {
 }

@@ -13,7 +13,7 @@ use crate::model::{AdapterInit, SaveDtype};
 use crate::note;
 use crate::observe::Observe;
 use crate::say;
-use crate::train::choices::{DeviceChoice, DtypeChoice, GraphsChoice, LogitsChoice};
+use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
 use crate::train::group::{Group, first_line};
 use crate::train::loss_options::LossTypes;
@@ -72,6 +72,9 @@ pub struct TrainFlags {
     /// Optimiser [default: adamw]
     #[arg(long, value_parser = named::<OptimizerChoice>())]
     pub optim: Option<OptimizerChoice>,
+    /// What gradients are summed up in: bf16 takes half of the memory; norms and biases stay in f32 [default: f32]
+    #[arg(long, value_parser = named::<GradientChoice>())]
+    pub gradient_dtype: Option<GradientChoice>,
     /// Pairs (sft: responses) a step, at least; a step takes whole groups [default: 8]
     #[arg(long)]
     pub batch_size: Option<usize>,

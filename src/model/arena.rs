@@ -8,6 +8,11 @@ impl ParamTable {
         self.specs.iter().map(|s| s.grad.len()).sum()
     }
 
+    /// Blocks of all tensors that train, `of` saying how many a tensor of so many elements has.
+    pub fn trained_blocks(&self, of: impl Fn(usize) -> usize) -> usize {
+        self.specs.iter().map(|s| of(s.grad.len())).sum()
+    }
+
     /// Freezes (or frees) tensors: `trains(name)` decides. Lays the trained arena out anew.
     pub fn set_trains(&mut self, trains: impl Fn(&str) -> bool) {
         for spec in &mut self.specs {
@@ -51,7 +56,7 @@ impl ParamTable {
     /// Places what trains, in the order of the arena and aligned as there; finds what follows from that.
     pub(super) fn lay_out(&mut self) {
         let mut specs = std::mem::take(&mut self.specs);
-        let (mut end, mut unused, mut floor) = (0usize, Vec::new(), Stage::Head);
+        let (mut end, mut unused, mut floor, mut matrices) = (0usize, Vec::new(), Stage::Head, None);
         for (stage, param) in self.params_mut() {
             let inside = |s: &ParamSpec| param.at.start <= s.at.start && s.at.end <= param.at.end;
             let from = specs.partition_point(|s| s.at.start < param.at.start);
@@ -65,6 +70,9 @@ impl ParamTable {
             floor = floor.min(stage);
             end = end.next_multiple_of(ALIGN);
             let start = end;
+            if !specs[0].decay {
+                matrices.get_or_insert(start);
+            }
             let whole = specs.iter().all(|s| s.trains) || !specs[0].decay;
             for spec in specs {
                 let room = end..end + spec.at.len();
@@ -88,6 +96,7 @@ impl ParamTable {
             self.head = self.embed.clone();
         }
         self.trained_len = end.next_multiple_of(ALIGN);
+        self.trained_matrices = matrices.unwrap_or(self.trained_len);
         self.runs = runs(&specs);
         (self.specs, self.unused, self.floor) = (specs, unused, floor);
     }
@@ -133,6 +142,7 @@ mod tests {
             let [a, b] = &table.runs[..] else { panic!("{:?}", table.runs) };
             assert!(a.at == a.grad && b.at == b.grad && a.decay && !b.decay && b.at.start == table.decay_len);
             assert_eq!(table.layers[1].qkv.whole, Some(table.layers[1].qkv.at.clone()));
+            assert_eq!(table.trained_matrices, table.decay_len);
         }
     }
 
@@ -156,9 +166,12 @@ mod tests {
         );
         let trained: usize = table.runs.iter().map(|r| r.grad.len()).sum();
         assert!(table.runs.iter().all(|r| r.at.len() == r.grad.len()) && trained >= table.num_trained());
+        let bias = table.layers[1].qkv_bias.as_ref().unwrap().whole.as_ref().unwrap().start;
+        assert!(table.trained_matrices == bias && bias >= 72 + 3 * 240, "{bias}");
         assert!(table.trained_len < table.len / 2 && table.num_trained() == 72 + 6 + 3 * 240 + 12);
         table.set_trains(|_| false);
-        assert_eq!((table.trained_len, table.floor, table.runs.len()), (0, Stage::Head, 0));
+        assert_eq!((table.trained_len, table.trained_matrices, table.runs.len()), (0, 0, 0));
+        assert_eq!(table.floor, Stage::Head);
         table.set_trains(|_| true);
         assert_eq!(table, self::table(false));
     }

@@ -8,26 +8,27 @@
 
 use super::acts::{Acts, Grads, Keep, LayerActs, Workspace};
 use super::forward::{again, weight};
+use super::gradients::Gradients;
 use super::graphs::Key;
-use super::head::{gradient, scoring_only};
+use super::head::scoring_only;
 use super::linear::Linear;
 use super::load::Model;
-use super::low_rank::{self, ActBuf, LowRank};
+use super::low_rank::{self, LowRank};
 use super::nf4::Dense;
-use super::params::{LayerParams, Param, Place, Stage};
+use super::params::{LayerParams, Place, Stage};
 use crate::backend::{
-    AttentionBwd, Backend, BiasBwd, EmbedBwd, LinearBwdPart, LinearBwdWeight, Mark, QkNormBwd, RmsNormBwd, RmsNormFwd,
-    RopeBwd, ScatterRows, SwigluBwd, SwigluFwd, Write,
+    AttentionBwd, Backend, BiasBwd, Mark, QkNormBwd, RmsNormBwd, RmsNormFwd, RopeBwd, ScatterRows, SwigluBwd,
+    SwigluFwd, Write,
 };
 use crate::error::Result;
 
 /// Adds the gradient of every parameter that trains, below the head, to `grads` (the table's trained arena), from
 /// what [`super::forward()`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
-pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut Gradients<B>) -> Result<()> {
     be.marked(Mark::Stage("backward"), || all(be, model, ws, grads))
 }
 
-fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut Gradients<B>) -> Result<()> {
     let floor = model.table.floor;
     if floor > Stage::Norm {
         return Ok(());
@@ -38,7 +39,7 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
         return Ok(());
     }
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
-    let buffers = [be.address(&model.weights), be.address(&model.rope), be.address(grads)];
+    let buffers = [be.address(&model.weights), be.address(&model.rope), grads.address(be)];
     ws.graphs.run(be, Key { backward: true, rows, buffers }, || {
         be.marked(Mark::Layer(last), || attention(be, model, last, acts, g, (&ws.batch, rows), grads))?;
         let reached = |l: &usize| floor <= Stage::Layer(*l, Place::Down);
@@ -65,15 +66,12 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
         })
     })?;
     let (dim, batch) = (model.config.hidden_size, &ws.batch);
-    match gradient(be, grads, &model.table.embed) {
-        Some(dtable) => be.embed_bwd(EmbedBwd { dtable, dx: be.view(&g.resid, 0..rows * dim), batch, dim }),
-        None => Ok(()),
-    }
+    grads.embedding(be, &model.table.embed, (be.view(&g.resid, 0..rows * dim), batch, dim))
 }
 
 /// From the final norm down to the last layer's attention, of the rows that predict something; then every row has the
 /// gradient of its attention's output in `narrow`, and of the residual stream before in `g.resid`.
-fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut Gradients<B>) -> Result<()> {
     let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
     let (rows, n, l, floor) = (ws.rows, ws.predictions, model.table.layers.len() - 1, model.table.floor);
     let (norm, params) = (&model.table.norm, &model.table.layers[l]);
@@ -81,7 +79,7 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
     // The norm's own output is not needed any more: its buffer takes the gradient of its input.
     be.rmsnorm_bwd(RmsNormBwd {
         dx: be.view_mut(&mut ws.hidden, 0..n * hidden),
-        dw: gradient(be, grads, norm),
+        dw: grads.vector(be, norm),
         dy: be.view_mut(&mut g.hidden, 0..n * hidden),
         x: be.view(&acts.resid[acts.slot(2 * l + 2)], 0..n * hidden),
         w: weight(be, model, norm),
@@ -114,26 +112,6 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
     })
 }
 
-/// `dw += dy^T x` for the parts of `p` that train; `dy` is rows x `out`, `x` rows x `inp`.
-fn matrix<B: Backend>(
-    be: &B,
-    p: &Param,
-    grads: &mut B::Buf<B::Acc>,
-    (dy, x, rows): (&ActBuf<B>, &ActBuf<B>, usize),
-    (out, inp): (usize, usize),
-) -> Result<()> {
-    if let Some(dw) = gradient(be, grads, p) {
-        let (dy, x) = (be.view(dy, 0..rows * out), be.view(x, 0..rows * inp));
-        return be.linear_bwd_weight(LinearBwdWeight { dw, dy, x, out, inp });
-    }
-    for part in &p.parts {
-        let (dy, x) = (be.view(dy, 0..rows * out), be.view(x, 0..rows * inp));
-        let columns = part.of.start / inp..part.of.end / inp;
-        be.linear_bwd_part(LinearBwdPart { dw: be.view_mut(grads, part.grad.clone()), dy, x, columns, out, inp })?;
-    }
-    Ok(())
-}
-
 /// `x_out = x_mid + down(silu(gate) * up)`: gradient of `x_out` in `stream` -> gradient of `x_mid` in its place.
 fn mlp<B: Backend>(
     be: &B,
@@ -141,7 +119,7 @@ fn mlp<B: Backend>(
     l: usize,
     acts: &mut Acts<B>,
     (stream, rows): (&mut B::Buf<B::Act>, usize),
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) -> Result<()> {
     let (hidden, ffn, params) = (model.config.hidden_size, model.config.intermediate_size, &model.table.layers[l]);
     let (n_hidden, n_ffn, floor) = (rows * hidden, rows * ffn, model.table.floor);
@@ -167,7 +145,7 @@ fn mlp<B: Backend>(
         }
     }
     let act = outputs.as_ref().map_or(&acts.wide, |o| &o.act);
-    matrix(be, &params.down, grads, (stream, act, rows), (hidden, ffn))?;
+    grads.matrix(be, &params.down, (stream, act, rows), (hidden, ffn))?;
     low_rank::weights(be, model, of_down, scratch, (stream, act, rows), grads)?;
     if floor >= Stage::Layer(l, Place::Down) {
         return Ok(());
@@ -180,7 +158,7 @@ fn mlp<B: Backend>(
         low_rank::backward(be, model, of_gate_up, scratch, (gate_up, Some(&mut acts.narrow), rows))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(stream, 0..n_hidden),
-            dw: gradient(be, grads, &params.post_norm),
+            dw: grads.vector(be, &params.post_norm),
             dy: be.view_mut(&mut acts.narrow, 0..n_hidden),
             x: be.view(&acts.resid[input], 0..n_hidden),
             w: weight(be, model, &params.post_norm),
@@ -201,7 +179,7 @@ fn mlp<B: Backend>(
         }
     }
     let normed = outputs.as_ref().map_or(&acts.narrow, |o| &o.norm2);
-    matrix(be, &params.gate_up, grads, (gate_up, normed, rows), (2 * ffn, hidden))?;
+    grads.matrix(be, &params.gate_up, (gate_up, normed, rows), (2 * ffn, hidden))?;
     low_rank::weights(be, model, of_gate_up, scratch, (gate_up, normed, rows), grads)
 }
 
@@ -213,14 +191,14 @@ fn output_weight<B: Backend>(
     attn: &B::Buf<B::Act>,
     (stream, rows): (&B::Buf<B::Act>, usize),
     scratch: &mut Option<LowRank<B>>,
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) -> Result<()> {
     let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
-    matrix(be, &params.o, grads, (stream, attn, rows), (out, inp))?;
+    grads.matrix(be, &params.o, (stream, attn, rows), (out, inp))?;
     let adapter = params.adapters()[1];
     low_rank::backward(be, model, adapter, scratch, (stream, None, rows))?;
     low_rank::weights(be, model, adapter, scratch, (stream, attn, rows), grads)?;
-    match params.o_bias.as_ref().and_then(|p| gradient(be, grads, p)) {
+    match params.o_bias.as_ref().and_then(|p| grads.vector(be, p)) {
         Some(dbias) => be.bias_bwd(BiasBwd { dbias, dy: be.view(stream, 0..rows * out) }),
         None => Ok(()),
     }
@@ -248,7 +226,7 @@ fn attention<B: Backend>(
     acts: &mut Acts<B>,
     g: &mut Grads<B>,
     (batch, rows): (&B::Batch, usize),
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) -> Result<()> {
     let (hidden, a, params) = (model.config.hidden_size, model.config.attn_shape(), &model.table.layers[l]);
     let (n_hidden, n_q, n_qkv) = (rows * hidden, rows * a.q_width(), rows * a.qkv_width());
@@ -272,14 +250,14 @@ fn attention<B: Backend>(
     let bias = params.qkv_bias.as_ref();
     be.rope_bwd(RopeBwd {
         dqkv: be.view_mut(&mut acts.wide, 0..n_qkv),
-        dbias: bias.filter(|_| params.qk_norm.is_none()).and_then(|p| gradient(be, grads, p)),
+        dbias: bias.filter(|_| params.qk_norm.is_none()).and_then(|p| grads.vector(be, p)),
         table: be.view(&model.rope, 0..model.rope_len()),
         batch,
         shape: a,
     })?;
     qk_norm(be, model, params, layer, &mut acts.wide, rows, grads)?;
 
-    if let Some(dbias) = bias.filter(|_| params.qk_norm.is_some()).and_then(|p| gradient(be, grads, p)) {
+    if let Some(dbias) = bias.filter(|_| params.qk_norm.is_some()).and_then(|p| grads.vector(be, p)) {
         be.bias_bwd(BiasBwd { dbias, dy: be.view(&acts.wide, 0..n_qkv) })?;
     }
     let (scratch, adapter) = (&mut acts.low_rank, params.adapters()[0]);
@@ -290,7 +268,7 @@ fn attention<B: Backend>(
         low_rank::backward(be, model, adapter, scratch, (&acts.wide, Some(&mut acts.narrow), rows))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(&mut g.resid, 0..n_hidden),
-            dw: gradient(be, grads, &params.input_norm),
+            dw: grads.vector(be, &params.input_norm),
             dy: be.view_mut(&mut acts.narrow, 0..n_hidden),
             x: be.view(&acts.resid[input], 0..n_hidden),
             w: weight(be, model, &params.input_norm),
@@ -311,7 +289,7 @@ fn attention<B: Backend>(
         }
     }
     let normed = layer.outputs.as_ref().map_or(&acts.narrow, |o| &o.norm1);
-    matrix(be, &params.qkv, grads, (&acts.wide, normed, rows), (a.qkv_width(), hidden))?;
+    grads.matrix(be, &params.qkv, (&acts.wide, normed, rows), (a.qkv_width(), hidden))?;
     low_rank::weights(be, model, adapter, scratch, (&acts.wide, normed, rows), grads)
 }
 
@@ -323,7 +301,7 @@ fn qk_norm<B: Backend>(
     layer: &LayerActs<B>,
     dqkv: &mut B::Buf<B::Act>,
     rows: usize,
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) -> Result<()> {
     let (Some(norm), Some(kept)) = (&params.qk_norm, &layer.qk_norm) else { return Ok(()) };
     let a = model.config.attn_shape();
@@ -332,7 +310,7 @@ fn qk_norm<B: Backend>(
     let rstd = be.view(&kept.rstd, 0..rows * (a.heads + a.kv_heads));
     be.qk_norm_bwd(QkNormBwd {
         dqkv: be.view_mut(dqkv, 0..n),
-        dw: gradient(be, grads, norm),
+        dw: grads.vector(be, norm),
         raw,
         rstd,
         w: weight(be, model, norm),

@@ -2,8 +2,8 @@
 
 use super::acts::Workspace;
 use super::forward::weight;
+use super::gradients::Gradients;
 use super::load::Model;
-use super::params::Param;
 use crate::backend::{Backend, HeadBwd, HeadFwd, HeadMode, Loss, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::Chunk;
 use crate::error::{Error, Result};
@@ -63,32 +63,24 @@ pub fn head_backward<B: Backend>(
     model: &Model<B>,
     ws: &mut Workspace<B>,
     chunk: &Chunk,
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) -> Result<()> {
     let (hidden, n) = (model.config.hidden_size, chunk.predictions.clone());
     let rows = n.start * hidden..n.end * hidden;
     let g = ws.grads.as_mut().ok_or_else(scoring_only)?;
     let p = &model.table.head;
     be.marked(Mark::Stage("head backward"), || {
-        be.head_bwd(HeadBwd {
+        let op = HeadBwd {
             dx: be.view_mut(&mut g.hidden, rows.clone()),
-            dw: gradient(be, grads, p),
+            dw: None,
             scaled: be.view_mut(&mut g.scaled, 0..rows.len()),
             logits: be.view(&ws.logits, 0..n.len() * model.config.vocab_size),
             x: be.view(&ws.hidden, rows),
             w: weight(be, model, p),
             coef: be.view(&ws.coef, n),
-        })
+        };
+        grads.head(be, p, op)
     })
-}
-
-/// Where the gradient of a vector, of the embedding or of the head goes; nowhere when frozen.
-pub(super) fn gradient<'a, B: Backend>(
-    be: &B,
-    grads: &'a mut B::Buf<B::Acc>,
-    p: &Param,
-) -> Option<B::ViewMut<'a, B::Acc>> {
-    p.whole.as_ref().map(|whole| be.view_mut(grads, whole.clone()))
 }
 
 /// The error of a backward pass on a workspace that keeps nothing.

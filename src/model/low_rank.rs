@@ -4,16 +4,14 @@
 //! the gradient of what lies between A and B is computed first, with the gradient of the layer's output; it gives the input's
 //! gradient and A's. The forward pass keeps nothing for it: the product with A, of rank r, is made again.
 
+use super::gradients::{ActBuf, Gradients};
 use super::load::Model;
 use super::params::AdapterParams;
 use crate::backend::{
-    Act, ActMut, AdapterBwdLow, AdapterBwdWeight, AdapterFwd, AdapterParts, Backend, Device, LinearBwdInput,
-    LinearBwdWeight, Write,
+    Act, ActMut, AdapterBwdLow, AdapterBwdWeight, AdapterFwd, AdapterParts, Backend, LinearBwdInput, LinearBwdWeight,
+    Write,
 };
 use crate::error::Result;
-
-/// Activations, or their gradients.
-pub(super) type ActBuf<B> = <B as Device>::Buf<<B as Device>::Act>;
 
 /// Scratch of adapters: of a model that has one.
 pub struct LowRank<B: Backend> {
@@ -104,10 +102,10 @@ pub(super) fn weights<B: Backend>(
     p: Option<&AdapterParams>,
     scratch: &mut Option<LowRank<B>>,
     (dy, x, rows): (&ActBuf<B>, &ActBuf<B>, usize),
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) -> Result<()> {
     let (Some(p), Some(LowRank { low, dlow: Some(dlow) })) = (p, scratch) else { return Ok(()) };
-    let parts = parts(p);
+    let (parts, grads) = (parts(p), grads.full()?);
     if let Some(da) = &p.a.whole {
         be.linear_bwd_weight(LinearBwdWeight {
             dw: be.view_mut(grads, da.clone()),

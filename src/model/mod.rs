@@ -12,7 +12,7 @@
 //! }
 //! backward(be, &model, &mut ws, &mut grads)?;           // everything below the head
 //! ```
-//! `grads` is the trained arena of [`params::ParamTable`], accumulated into: the caller clears it once a step.
+//! `grads` are [`Gradients`] over the trained arena of [`params::ParamTable`], accumulated into: the caller clears them once a step.
 //!
 //! From a directory to a model and back: [`ModelDir`] is what lies on the disk, [`Model`] is it on a device, [`generate()`]
 //! continues prompts with it, and [`export()`] writes it as it would be found again. [`Workspace`] holds what a pass needs;
@@ -29,6 +29,7 @@ pub mod export;
 mod export_nf4;
 pub mod forward;
 pub mod generate;
+mod gradients;
 pub mod graphs;
 pub mod head;
 mod identity;
@@ -59,6 +60,7 @@ pub use export::{ExportReport, export, export_beside_weights};
 pub use export_nf4::{Nf4Report, export_nf4};
 pub use forward::forward;
 pub use generate::{Generated, MAX_NEW_TOKENS, generate, generate_while};
+pub use gradients::Gradients;
 pub use head::{head, head_backward, loss};
 pub use load::Model;
 pub use params::{ParamSpec, ParamTable};

@@ -172,6 +172,8 @@ pub struct ParamTable {
     pub len: usize,
     /// Elements of the trained arena.
     pub trained_len: usize,
+    /// Those of matrices, which come first.
+    pub trained_matrices: usize,
     /// What an update goes over, in order: every parameter that trains.
     pub runs: Vec<Run>,
     /// Elements of the trained arena that take the gradient of a frozen part of a vector: not to be looked at.
@@ -383,6 +385,7 @@ impl ParamTable {
             decay_len,
             len,
             trained_len: 0,
+            trained_matrices: 0,
             runs,
             unused,
             floor,

@@ -74,3 +74,20 @@ impl From<Resume> for PathBuf {
         }
     }
 }
+
+choice! {
+    /// What gradients are summed up in.
+    pub enum GradientChoice: default F32 {
+        /// Single precision.
+        F32 = "f32" | "float32",
+        /// bf16, rounded once a micro-batch; norms and biases in single precision.
+        Bf16 = "bf16" | "bfloat16",
+    }
+}
+
+impl GradientChoice {
+    /// Whether it says what runs did that knew no other: their checkpoints are of the same run.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}

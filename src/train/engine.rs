@@ -1,6 +1,7 @@
 //! One model on one device: micro-batches in, sums and gradients out.
 
 use super::metrics::Totals;
+use super::optim::OptimOptions;
 use super::state::State;
 use crate::backend::{Backend, Float, HeadMode, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
@@ -65,6 +66,24 @@ impl<'a, B: Backend> Engine<'a, B> {
         Self::with_head_rows(be, model, capacity, purpose, (B::LOGITS_BYTES / row).max(1))
     }
 
+    /// [`Engine::new`] with gradients as `optim` has them.
+    pub fn for_optimizer(
+        be: &'a B,
+        model: Model<B>,
+        capacity: Capacity,
+        purpose: Purpose,
+        optim: &OptimOptions,
+    ) -> Result<Self> {
+        let row = model.config.vocab_size * size_of::<B::Acc>();
+        Self::over(
+            be,
+            State::training(be, model, optim.narrow_gradients())?,
+            capacity,
+            purpose,
+            (B::LOGITS_BYTES / row).max(1),
+        )
+    }
+
     /// [`Engine::new`] with a logits buffer of `head_rows` rows.
     pub fn with_head_rows(
         be: &'a B,
@@ -73,7 +92,10 @@ impl<'a, B: Backend> Engine<'a, B> {
         purpose: Purpose,
         head_rows: usize,
     ) -> Result<Self> {
-        let state = State::new(be, model, purpose != Purpose::Score)?;
+        Self::over(be, State::new(be, model, purpose != Purpose::Score)?, capacity, purpose, head_rows)
+    }
+
+    fn over(be: &'a B, state: State<B>, capacity: Capacity, purpose: Purpose, head_rows: usize) -> Result<Self> {
         Ok(Self {
             be,
             ws: Workspace::keeping(be, &state.model, capacity, head_rows, purpose.keep())?,
@@ -90,9 +112,8 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Sets the gradients to zero.
     pub fn clear_grads(&mut self) -> Result<()> {
-        let n = self.state.model.table.trained_len;
         match &mut self.state.grads {
-            Some(g) => self.be.clear(self.be.view_mut(g, 0..n)),
+            Some(grads) => grads.clear(self.be, &self.state.model.table),
             None => Ok(()),
         }
     }

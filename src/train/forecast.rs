@@ -160,6 +160,7 @@ impl Forecast {
 /// Errors: options, a model or data that the run would refuse too; not what does not fit ([`Forecast::check`]).
 pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(String, usize)>) -> Result<Forecast> {
     choose_products(be, c)?;
+    c.optim.check_on(be)?;
     let splits = open_splits(data)?;
     refuse_empty_evaluation(c, &splits)?;
     let base = ModelDir::shape(&c.files.model, c.train.adapter.as_deref())?;
@@ -286,7 +287,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// Changes of options with which `slots` fit into `free` bytes: single ones, or else two together.
     fn instead(&self, slots: usize, free: usize) -> Result<Vec<(String, usize)>> {
-        let changes = changes(self.c);
+        let changes = changes(self.be, self.c);
         let singles = (0..changes.len()).map(|i| vec![i]);
         let both = (0..changes.len()).flat_map(|j| (0..j).map(move |i| vec![i, j]));
         for sets in [singles.collect::<Vec<_>>(), both.collect()] {
@@ -314,12 +315,15 @@ impl<B: Backend> Run<'_, B> {
 type Change = (String, Box<dyn Fn(&mut TrainOptions)>);
 
 /// What takes less memory than `c`, by its option.
-fn changes(c: &TrainOptions) -> Vec<Change> {
+fn changes<B: Backend>(be: &B, c: &TrainOptions) -> Vec<Change> {
     let mut all: Vec<Change> = Vec::new();
     if !c.compute.gradient_checkpointing {
         all.push(("`gradient_checkpointing`".into(), Box::new(|c| c.compute.gradient_checkpointing = true)));
     }
-    for other in OptimizerChoice::ALL.iter().filter(|other| **other != c.optim.optim) {
+    // Weights in bf16 alone can do without masters, and a reference that follows cannot.
+    let narrow = be.products() == "bf16" && !c.reference.sync_ref_model;
+    let others = OptimizerChoice::ALL.iter().filter(|other| **other != c.optim.optim);
+    for other in others.filter(|other| narrow || !other.is_small()) {
         all.push((format!("`optim` {other}"), Box::new(|c| c.optim.optim = *other)));
     }
     if !c.train.has_adapter() && c.train.train.is_none() {

@@ -68,7 +68,7 @@ impl MemoryPlan {
         let counting = be.counting();
         let mut policy = Model::counted(&counting, model, positions)?;
         learns.trained.apply(&mut policy.table)?;
-        let mut engine = Engine::new(&counting, policy, capacity, purpose)?;
+        let mut engine = Engine::for_optimizer(&counting, policy, capacity, purpose, learns.optim)?;
         Optimizer::reserve(&counting, &mut engine.state, learns.optim)?;
         if learns.synced {
             synced::reserve(&counting, &mut engine.state)?;
@@ -83,7 +83,7 @@ impl MemoryPlan {
         let counting = be.counting();
         let mut policy = Model::counted(&counting, model, positions)?;
         learns.trained.apply(&mut policy.table)?;
-        let mut state = State::new(&counting, policy, true)?;
+        let mut state = State::training(&counting, policy, learns.optim.narrow_gradients())?;
         Optimizer::reserve(&counting, &mut state, learns.optim)?;
         if learns.synced {
             synced::reserve(&counting, &mut state)?;
@@ -96,7 +96,7 @@ impl MemoryPlan {
         let counting = be.counting();
         let mut policy = Model::counted(&counting, model, 1)?;
         learns.trained.apply(&mut policy.table)?;
-        let mut state = State::new(&counting, policy, true)?;
+        let mut state = State::training(&counting, policy, learns.optim.narrow_gradients())?;
         Optimizer::reserve(&counting, &mut state, learns.optim)?;
         if learns.synced {
             synced::reserve(&counting, &mut state)?;

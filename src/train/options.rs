@@ -5,7 +5,7 @@
 
 pub use super::checkpoint::SaveOptions;
 
-use super::choices::{DeviceChoice, DtypeChoice, GraphsChoice, LogitsChoice, Resume};
+use super::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice, Resume};
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
 use super::schedule::ScheduleOptions;
@@ -279,12 +279,23 @@ impl TrainOptions {
     /// Refuses what cannot be said of what trains.
     fn resolve_trained(&mut self) -> Result<()> {
         self.train.resolve()?;
+        if self.optim.gradient_dtype == GradientChoice::Bf16 && self.train.has_adapter() {
+            let why = "`gradient_dtype` bf16: an adapter's gradients are small, and summed up in f32; leave it out";
+            return Err(Error::usage(why));
+        }
         if !self.reference.sync_ref_model {
             return Ok(());
         }
         let what = match &self.train.train {
             Some(regex) => format!("`train` {regex}"),
             None if self.train.has_adapter() => "an adapter".to_owned(),
+            None if self.optim.optim.is_small() => {
+                return Err(Error::usage(format!(
+                    "`optim` {}: a reference that follows (`sync_ref_model`) follows master weights, which it has none of; leave \
+                     one of them out",
+                    self.optim.optim.name()
+                )));
+            }
             None => return Ok(()),
         };
         Err(Error::usage(format!(

@@ -44,6 +44,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
         let steps = Record::read(&c.files.out).map_or(0, |r| r.steps_done);
         return Ok(Summary { steps, steps_asked: steps, ..Default::default() });
     }
+    c.optim.check_on(be)?;
     let start = Start::of(c)?;
     let taken = start.take(c)?;
     choose_products(be, c)?;
@@ -166,11 +167,11 @@ impl Run<'_> {
         let mut policy = Model::load(be, &self.dir, self.positions)?;
         self.trained.apply(&mut policy.table)?;
         tell_trained(&policy, observe)?;
-        let mut engine = Engine::new(be, policy, self.capacity, self.purpose)?;
+        let mut engine = Engine::for_optimizer(be, policy, self.capacity, self.purpose, &c.optim)?;
         if c.compute.cuda_graphs == GraphsChoice::On {
             engine.use_graphs()?;
         }
-        let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?;
+        let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?.seeded(c.data.seed);
         if let (Some(_), Some(model)) = (sync, &self.reference) {
             synced::load(be, &mut engine.state, model)?;
         }

@@ -4,9 +4,10 @@
 //! which has what trains and nothing else ([`crate::model::ParamTable`]).
 
 use super::clock::Clock;
-use crate::backend::{Backend, Storage};
+use crate::backend::{Backend, Storage, code8};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Gradients, Model};
+use half::bf16;
 use std::ops::Range;
 
 /// The tensors of a run, and its clock.
@@ -14,7 +15,7 @@ pub struct State<B: Backend> {
     /// The policy, or the reference; its weights are those that the passes read.
     pub model: Model<B>,
     /// Gradients of the weights, where they are trained.
-    pub grads: Option<B::Buf<B::Acc>>,
+    pub grads: Option<Gradients<B>>,
     /// What the updates add up in, where the weights are of a narrower type.
     pub master: Option<B::Buf<B::Acc>>,
     /// What the optimiser remembers, where there is one.
@@ -25,14 +26,39 @@ pub struct State<B: Backend> {
     pub clock: Clock,
 }
 
-/// Running means over the gradients, in single precision.
-pub struct Moments<B: Backend> {
-    /// Of the gradients; empty where the optimiser has none.
-    pub first: B::Buf<B::Acc>,
-    /// Of their squares.
-    pub second: B::Buf<B::Acc>,
-    /// Elements of both, also on a backend that only counts.
-    pub lens: [usize; 2],
+/// Running means over the gradients and over their squares.
+pub enum Moments<B: Backend> {
+    /// In single precision.
+    Full {
+        /// Of the gradients; empty where the optimiser has none.
+        first: B::Buf<B::Acc>,
+        /// Whether it has.
+        has_first: bool,
+        /// Of their squares.
+        second: B::Buf<B::Acc>,
+    },
+    /// In bf16, rounded stochastically.
+    Bf16 {
+        /// Of the gradients.
+        first: B::Buf<bf16>,
+        /// Of their squares.
+        second: B::Buf<bf16>,
+    },
+    /// In 8 bits and a scale a block.
+    Block8 {
+        /// Of the gradients, with a sign.
+        first: Coded<B>,
+        /// Of their squares.
+        second: Coded<B>,
+    },
+}
+
+/// Numbers of 8 bits in blocks that share a scale. Blocks are a tensor's own: its last one may be shorter.
+pub struct Coded<B: Backend> {
+    /// In the layout of the trained arena.
+    pub codes: B::Buf<u8>,
+    /// Tensor after tensor ([`ParamTable::trained_blocks`](crate::model::ParamTable::trained_blocks)).
+    pub scales: B::Buf<f32>,
 }
 
 /// The weights of a reference of the same shape as the policy, on the device.
@@ -48,14 +74,20 @@ pub struct Synced<B: Backend> {
 pub enum Part {
     /// Weights as the passes read them.
     Weights,
-    /// Gradients.
+    /// Gradients; of matrices alone where they are in bf16.
     Gradients,
+    /// Those of norms and biases, where they are apart.
+    VectorGradients,
     /// Master weights of what trains.
     Master,
     /// First moments.
     First,
     /// Second moments.
     Second,
+    /// Scales of the first moments' blocks.
+    FirstScale,
+    /// Scales of the second moments' blocks.
+    SecondScale,
     /// Weights of the synced reference.
     Reference,
     /// Its master weights.
@@ -82,7 +114,13 @@ pub struct Section {
 impl Part {
     /// Whether it is laid out as the trained arena is, not as the arena of all weights.
     pub fn of_trained(self) -> bool {
-        matches!(self, Part::Gradients | Part::Master | Part::First | Part::Second)
+        matches!(self, Part::Gradients | Part::VectorGradients | Part::Master | Part::First | Part::Second)
+            || self.of_blocks()
+    }
+
+    /// Whether it has an element for each block of a tensor that trains, and not for each of its own.
+    pub fn of_blocks(self) -> bool {
+        matches!(self, Part::FirstScale | Part::SecondScale)
     }
 }
 
@@ -95,24 +133,50 @@ impl Section {
 impl<B: Backend> State<B> {
     /// Of a model alone, or with gradients of zero.
     pub fn new(be: &B, model: Model<B>, trains: bool) -> Result<Self> {
-        let grads = if trains { Some(be.zeros("gradients", model.table.trained_len)?) } else { None };
+        let grads = if trains { Some(Gradients::new(be, &model.table, false)?) } else { None };
         Ok(Self { model, grads, master: None, moments: None, reference: None, clock: Clock::default() })
+    }
+
+    /// With gradients of zero, those of matrices in bf16 where `narrow` says so.
+    pub fn training(be: &B, model: Model<B>, narrow: bool) -> Result<Self> {
+        let grads = Gradients::new(be, &model.table, narrow)?;
+        Ok(Self { grads: Some(grads), ..Self::new(be, model, false)? })
     }
 
     /// Every tensor that is there, in the order of [`Part`].
     pub fn sections(&self, _: &B) -> Vec<Section> {
         let (n, trained) = (self.model.table.len, self.model.table.trained_len);
         let mut all = vec![Section::of::<B::Act>(Part::Weights, "weights", n, true)];
-        if self.grads.is_some() {
-            all.push(Section::of::<B::Acc>(Part::Gradients, "gradients", trained, false));
+        match &self.grads {
+            None => {}
+            Some(Gradients::Full(_)) => all.push(Section::of::<B::Acc>(Part::Gradients, "gradients", trained, false)),
+            Some(Gradients::Narrow { split, .. }) => {
+                let (part, name) = (Part::VectorGradients, "vector_gradients");
+                all.push(Section::of::<bf16>(Part::Gradients, "gradients", *split, false));
+                all.push(Section::of::<B::Acc>(part, name, trained - split, false));
+            }
         }
         if self.master.is_some() {
             all.push(Section::of::<B::Acc>(Part::Master, "master", trained, true));
         }
-        if let Some(moments) = &self.moments {
-            let parts = [(Part::First, "first_moment"), (Part::Second, "second_moment")];
-            for ((part, name), len) in parts.into_iter().zip(moments.lens).filter(|(_, len)| *len > 0) {
-                all.push(Section::of::<B::Acc>(part, name, len, true));
+        let [first, second] = [(Part::First, "first_moment"), (Part::Second, "second_moment")];
+        match &self.moments {
+            None => {}
+            Some(Moments::Full { has_first, .. }) => {
+                let full = |(part, name)| Section::of::<B::Acc>(part, name, trained, true);
+                all.extend(has_first.then(|| full(first)));
+                all.push(full(second));
+            }
+            Some(Moments::Bf16 { .. }) => {
+                all.extend([first, second].map(|(part, name)| Section::of::<bf16>(part, name, trained, true)));
+            }
+            Some(Moments::Block8 { .. }) => {
+                let blocks = self.model.table.trained_blocks(code8::blocks);
+                let scales = [(Part::FirstScale, "first_scale"), (Part::SecondScale, "second_scale")];
+                for ((part, name), (of_scales, named)) in [first, second].into_iter().zip(scales) {
+                    all.push(Section::of::<u8>(part, name, trained, true));
+                    all.push(Section::of::<f32>(of_scales, named, blocks, true));
+                }
             }
         }
         if let Some(reference) = &self.reference {
@@ -127,45 +191,68 @@ impl<B: Backend> State<B> {
     /// Appends the elements `range` of `part` to `to`, as little-endian bytes; waits for the device. Errors: a part that is
     /// not there, a range beyond it.
     pub fn read(&self, be: &B, part: Part, range: Range<usize>, to: &mut Vec<u8>) -> Result<()> {
-        let weights = match part {
-            Part::Weights => Some(&self.model.weights),
-            Part::Reference => Some(&self.reference.as_ref().ok_or_else(|| absent(part))?.weights),
-            _ => None,
-        };
-        if let Some(weights) = weights {
-            return read(be, weights, part, range, to);
+        let none = || absent(part);
+        let reference = || self.reference.as_ref().ok_or_else(none);
+        match part {
+            Part::Weights => read(be, &self.model.weights, part, range, to),
+            Part::Gradients | Part::VectorGradients => match (part, self.grads.as_ref().ok_or_else(none)?) {
+                (Part::Gradients, Gradients::Full(all)) => read(be, all, part, range, to),
+                (Part::Gradients, Gradients::Narrow { matrices, .. }) => read(be, matrices, part, range, to),
+                (_, Gradients::Narrow { vectors, .. }) => read(be, vectors, part, range, to),
+                (_, Gradients::Full(_)) => Err(none()),
+            },
+            Part::Master => read(be, self.master.as_ref().ok_or_else(none)?, part, range, to),
+            Part::Reference => read(be, &reference()?.weights, part, range, to),
+            Part::ReferenceMaster => read(be, reference()?.master.as_ref().ok_or_else(none)?, part, range, to),
+            Part::First | Part::Second | Part::FirstScale | Part::SecondScale => {
+                match (part, self.moments.as_ref().ok_or_else(none)?) {
+                    (Part::First, Moments::Full { first, has_first: true, .. }) => read(be, first, part, range, to),
+                    (Part::Second, Moments::Full { second, .. }) => read(be, second, part, range, to),
+                    (Part::First, Moments::Bf16 { first, .. }) => read(be, first, part, range, to),
+                    (Part::Second, Moments::Bf16 { second, .. }) => read(be, second, part, range, to),
+                    (Part::First, Moments::Block8 { first, .. }) => read(be, &first.codes, part, range, to),
+                    (Part::Second, Moments::Block8 { second, .. }) => read(be, &second.codes, part, range, to),
+                    (Part::FirstScale, Moments::Block8 { first, .. }) => read(be, &first.scales, part, range, to),
+                    (Part::SecondScale, Moments::Block8 { second, .. }) => read(be, &second.scales, part, range, to),
+                    _ => Err(none()),
+                }
+            }
         }
-        let buf = match part {
-            Part::Weights | Part::Reference => unreachable!("read above: their type is another"),
-            Part::Gradients => self.grads.as_ref(),
-            Part::Master => self.master.as_ref(),
-            Part::First => self.moments.as_ref().map(|m| &m.first),
-            Part::Second => self.moments.as_ref().map(|m| &m.second),
-            Part::ReferenceMaster => self.reference.as_ref().and_then(|r| r.master.as_ref()),
-        };
-        read(be, buf.ok_or_else(|| absent(part))?, part, range, to)
     }
 
     /// Overwrites elements of `part` from `start` on with those that `bytes` are, little-endian. Errors: a part that is not
     /// there, bytes that end beyond it or within an element.
     pub fn write(&mut self, be: &B, part: Part, start: usize, bytes: &[u8]) -> Result<()> {
-        let weights = match part {
-            Part::Weights => Some(&mut self.model.weights),
-            Part::Reference => Some(&mut self.reference.as_mut().ok_or_else(|| absent(part))?.weights),
-            _ => None,
-        };
-        if let Some(weights) = weights {
-            return write(be, weights, part, start, bytes);
+        let none = || absent(part);
+        let at = (part, start);
+        match part {
+            Part::Weights => write(be, &mut self.model.weights, at, bytes),
+            Part::Gradients | Part::VectorGradients => match (part, self.grads.as_mut().ok_or_else(none)?) {
+                (Part::Gradients, Gradients::Full(all)) => write(be, all, at, bytes),
+                (Part::Gradients, Gradients::Narrow { matrices, .. }) => write(be, matrices, at, bytes),
+                (_, Gradients::Narrow { vectors, .. }) => write(be, vectors, at, bytes),
+                (_, Gradients::Full(_)) => Err(none()),
+            },
+            Part::Master => write(be, self.master.as_mut().ok_or_else(none)?, at, bytes),
+            Part::Reference => write(be, &mut self.reference.as_mut().ok_or_else(none)?.weights, at, bytes),
+            Part::ReferenceMaster => {
+                let reference = self.reference.as_mut().ok_or_else(none)?;
+                write(be, reference.master.as_mut().ok_or_else(none)?, at, bytes)
+            }
+            Part::First | Part::Second | Part::FirstScale | Part::SecondScale => {
+                match (part, self.moments.as_mut().ok_or_else(none)?) {
+                    (Part::First, Moments::Full { first, has_first: true, .. }) => write(be, first, at, bytes),
+                    (Part::Second, Moments::Full { second, .. }) => write(be, second, at, bytes),
+                    (Part::First, Moments::Bf16 { first, .. }) => write(be, first, at, bytes),
+                    (Part::Second, Moments::Bf16 { second, .. }) => write(be, second, at, bytes),
+                    (Part::First, Moments::Block8 { first, .. }) => write(be, &mut first.codes, at, bytes),
+                    (Part::Second, Moments::Block8 { second, .. }) => write(be, &mut second.codes, at, bytes),
+                    (Part::FirstScale, Moments::Block8 { first, .. }) => write(be, &mut first.scales, at, bytes),
+                    (Part::SecondScale, Moments::Block8 { second, .. }) => write(be, &mut second.scales, at, bytes),
+                    _ => Err(none()),
+                }
+            }
         }
-        let buf = match part {
-            Part::Weights | Part::Reference => unreachable!("written above: their type is another"),
-            Part::Gradients => self.grads.as_mut(),
-            Part::Master => self.master.as_mut(),
-            Part::First => self.moments.as_mut().map(|m| &mut m.first),
-            Part::Second => self.moments.as_mut().map(|m| &mut m.second),
-            Part::ReferenceMaster => self.reference.as_mut().and_then(|r| r.master.as_mut()),
-        };
-        write(be, buf.ok_or_else(|| absent(part))?, part, start, bytes)
     }
 }
 
@@ -192,7 +279,7 @@ fn read<B: Backend, T: Storage>(
     Ok(())
 }
 
-fn write<B: Backend, T: Storage>(be: &B, to: &mut B::Buf<T>, part: Part, start: usize, bytes: &[u8]) -> Result<()> {
+fn write<B: Backend, T: Storage>(be: &B, to: &mut B::Buf<T>, (part, start): (Part, usize), bytes: &[u8]) -> Result<()> {
     if !bytes.len().is_multiple_of(size_of::<T>()) {
         return Err(Error::Training(format!("{part:?}: {} bytes end within an element", bytes.len())));
     }

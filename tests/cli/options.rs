@@ -43,6 +43,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--adam-beta2", "0.9", Weights),
     ("--adam-epsilon", "1e-3", Weights),
     ("--optim", "rmsprop", Weights),
+    ("--gradient-dtype", "bf16 --dtype bf16", Weights),
     ("--train", "mlp", Weights),
     ("--adapter", "m", Refusal("no adapter")),
     ("--lora-r", "2", Adapter),
@@ -100,7 +101,7 @@ fn of_other_losses() -> Vec<String> {
 fn cannot(cli: &Cli, option: &str) -> bool {
     let doctor = cli.ok("doctor").out;
     let cannot = match option {
-        "--dtype" => doctor.contains("--dtype bf16: not here"),
+        "--dtype" | "--gradient-dtype" => doctor.contains("--dtype bf16: not here"),
         "--device" => !doctor.contains("gpu     none"),
         _ => false,
     };
@@ -230,6 +231,65 @@ fn options_of_training() {
     // `--config` is the table's last: every key of a run's own file, out of which another run is made.
     cli.ok("dpo --config dpo--beta/config.toml --out again");
     assert!(cli.bytes("again/model.safetensors") == cli.bytes("dpo--beta/model.safetensors"));
+}
+
+/// Optimisers with small states: each gives other weights than every other, the same ones twice, and what they cannot be combined
+/// with is refused before anything is made.
+#[test]
+fn small_optimiser_states() {
+    let cli = Cli::with_data();
+    let base = "sft --model m --data d --device cpu --learning-rate 1e-3 --batch-size 3 --max-steps 3";
+    let refused = |args: &str, want: &str| {
+        let ran = cli.run(&format!("{base} {args} --out none"));
+        assert_eq!((ran.code, ran.err.trim_end()), (2, want), "{args}");
+        assert!(!cli.path("none").exists(), "{args}");
+    };
+    for (name, and) in [("adamw_bf16", ""), ("adamw_8bit", "--gradient-dtype bf16")] {
+        let want =
+            format!("fusedpo: --optim {name} keeps weights in bf16, and products are in f32 here: give --dtype bf16");
+        refused(&format!("--optim {name} --dtype f32"), &want);
+        refused(&format!("--optim {name} {and}"), &want);
+    }
+    let why =
+        "--gradient-dtype bf16 sums up what is multiplied in bf16, and products are in f32 here: give --dtype bf16";
+    refused("--gradient-dtype bf16", &format!("fusedpo: {why}"));
+    let why = "--gradient-dtype bf16: an adapter's gradients are small, and summed up in f32; leave it out";
+    refused("--gradient-dtype bf16 --dtype bf16 --lora-r 2", &format!("fusedpo: {why}"));
+    for (option, value) in [("--optim", "adamw_4bit"), ("--gradient-dtype", "f16")] {
+        let ran = cli.run(&format!("{base} {option} {value} --out none"));
+        assert!(ran.code == 2 && ran.err.contains(value) && !cli.path("none").exists(), "{ran:?}");
+    }
+    let ran = cli.run("dpo --model m --data d --optim adamw_bf16 --dtype bf16 --sync-ref-model --out none");
+    assert!(
+        ran.code == 2 && ran.err.contains("--optim adamw_bf16: a reference that follows (--sync-ref-model)"),
+        "{ran:?}"
+    );
+    if cannot(&cli, "--dtype") {
+        return;
+    }
+    let mut all = Vec::new();
+    for (i, args) in [
+        "",
+        "--optim adamw_bf16",
+        "--optim adamw_bf16 --seed 43",
+        "--optim adamw_8bit",
+        "--gradient-dtype bf16",
+        "--optim adamw_8bit --gradient-dtype bf16",
+        "--optim adamw_bf16 --gradient-dtype bf16 --train mlp",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let weights = |again: &str| run(&cli, &format!("{base} --dtype bf16 {args}"), &format!("o{i}{again}")).weights;
+        all.push(weights(""));
+        assert!(weights("-again") == all[i], "{args}: twice the same");
+        assert!(!all[..i].contains(&all[i]), "{args} changes nothing");
+    }
+    // Another name for the same; and an adapter trains with small states, too.
+    let named = run(&cli, &format!("{base} --dtype bf16 --optim adamw_torch"), "named");
+    assert!(named.weights == all[0]);
+    cli.ok(&format!("{base} --dtype bf16 --optim adamw_8bit --lora-r 2 --out adapter"));
+    assert!(cli.path("adapter/adapter_model.safetensors").exists());
 }
 
 /// Each hyper-parameter changes the runs and the evaluations of a loss that has it.

@@ -85,7 +85,7 @@ impl Case for Head {
             })
             .unwrap();
             let mut frozen = unset::<B, B::Act>(be, self.x.len());
-            be.head_bwd(HeadBwd {
+            be.head_bwd(HeadBwd::<B, B::Acc> {
                 dx: v!(be, mut frozen),
                 dw: None,
                 scaled: v!(be, mut scaled),

@@ -130,7 +130,7 @@ impl Case for ManyRows {
         let mut scratch = unset::<B, B::Act>(be, n);
         let g = buf::<B, B::Acc>(be, &self.x);
         let (dx_out, scaled) = (v!(be, mut dx), v!(be, mut scratch));
-        be.head_bwd(HeadBwd {
+        be.head_bwd(HeadBwd::<B, B::Acc> {
             dx: dx_out,
             dw: None,
             scaled,

@@ -40,12 +40,19 @@ impl Case for Rows {
         be.scatter_rows(ScatterRows { dx: v!(be, mut scattered), dout: v!(be, out), batch: &batch, dim }).unwrap();
         let scattered = fetch::<B, B::Act>(be, &scattered);
         assert!(scattered[live..].iter().all(|x| *x == 0.0), "rows that predict nothing get no gradient");
-        vec![
+        let mut outputs = vec![
             ("x", fetch::<B, B::Act>(be, &x)[..live].to_vec(), true),
             ("dtable", fetch(be, &dtable), false),
             ("gathered", fetch(be, &gathered), true),
             ("scattered", scattered[..live].to_vec(), true),
-        ]
+        ];
+        // Gradients in bf16 are of weights in bf16, and of the CPU.
+        if size_of::<B::Act>() != size_of::<f32>() {
+            let mut narrow = buf::<B, half::bf16>(be, &self.table);
+            be.embed_bwd(EmbedBwd { dtable: v!(be, mut narrow), dx: v!(be, dx), batch: &batch, dim }).unwrap();
+            outputs.push(("dtable in bf16", fetch(be, &narrow), true));
+        }
+        outputs
     }
 }
 fn rows<A: GpuFloat>() {

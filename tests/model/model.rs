@@ -7,7 +7,8 @@ use fusedpo::loss::{LossSpec, LossType};
 
 use fusedpo::model::sample::{normal, uniform};
 use fusedpo::model::{
-    Architecture, GenerateOptions, Generated, Keep, Model, ModelConfig, ModelDir, Rope, RopeScaling, generate,
+    Architecture, GenerateOptions, Generated, Gradients, Keep, Model, ModelConfig, ModelDir, Rope, RopeScaling,
+    generate,
 };
 use model_common::*;
 
@@ -235,7 +236,7 @@ fn a_step_allocates_nothing() {
         let m = model(&be, &config, 23);
         let batches = [pack(&groups(24), 1), pack(&groups(25)[..2], 0)];
         let mut ws = workspace(&be, &m, &batches, true);
-        let mut grads = be.zeros("gradients", m.table.len).unwrap();
+        let mut grads = Gradients::new(&be, &m.table, false).unwrap();
         let before = be.memory_table().len();
         for b in &batches {
             run(&be, &m, &mut ws, b, &SIGMOID, 0.2, &mut grads);

@@ -7,7 +7,7 @@ use fusedpo::backend::cpu::Cpu;
 use fusedpo::backend::{Backend, Float, HeadMode, PAIR_STATS, RESPONSE_STATS};
 use fusedpo::batch::{Builder, Capacity, MicroBatch};
 use fusedpo::loss::LossSpec;
-use fusedpo::model::{self, Keep, Model, Workspace};
+use fusedpo::model::{self, Gradients, Keep, Model, Workspace};
 use std::path::PathBuf;
 
 /// A prompt, its responses with their reference log-probs, and pairs of them.
@@ -93,7 +93,7 @@ pub fn run<B: Backend>(
     batch: &MicroBatch,
     spec: &LossSpec,
     scale: f64,
-    grads: &mut B::Buf<B::Acc>,
+    grads: &mut Gradients<B>,
 ) {
     ws.load_batch(be, batch).unwrap();
     model::forward(be, m, ws).unwrap();
@@ -132,7 +132,7 @@ fn train_in<B: Backend>(
     scale: f64,
     mut ws: Workspace<B>,
 ) -> Step {
-    let mut grads = be.zeros("gradients", m.table.trained_len).unwrap();
+    let mut grads = Gradients::new(be, &m.table, false).unwrap();
     let mut step = Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
     for b in batches {
         run(be, m, &mut ws, b, spec, scale, &mut grads);
@@ -142,7 +142,7 @@ fn train_in<B: Backend>(
         step.logps.extend(responses.chunks(RESPONSE_STATS).map(|r| r[0]));
         step.response_losses.extend(responses.chunks(RESPONSE_STATS).map(|r| r[3]));
     }
-    step.grads = read(be, &grads, m.table.trained_len);
+    step.grads = read(be, grads.all().unwrap(), m.table.trained_len);
     step
 }
 

@@ -238,7 +238,7 @@ fn head_and_loss() {
         check_gradient("dx", &x, &dx, |x| total(x, &w));
         check_gradient("dw", &w, &dw, |w| total(&x, w));
         let mut frozen = nan(n * dim);
-        cpu.head_bwd(HeadBwd {
+        cpu.head_bwd(HeadBwd::<_, f64> {
             dx: &mut frozen,
             dw: None,
             scaled: &mut [],

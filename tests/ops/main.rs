@@ -7,5 +7,6 @@ mod naive;
 mod optimiser;
 mod refusals;
 mod run;
+mod small_states;
 mod support;
 mod values;

@@ -78,7 +78,7 @@ fn step(engine: &mut Engine<'_, Cpu<f64>>, plan: &Planner<'_>, spec: &LossSpec, 
     engine.clear_grads().unwrap();
     second.iter().for_each(|mb| engine.start_given(mb, spec, scales).unwrap());
     let n = engine.state.model.table.len;
-    let grads = read(engine.be, engine.state.grads.as_ref().unwrap(), n);
+    let grads = read(engine.be, engine.state.grads.as_ref().unwrap().all().unwrap(), n);
     Step { first, second, totals, grads }
 }
 

@@ -14,6 +14,7 @@ mod every_loss;
 mod judged;
 mod kl;
 mod loss_explain;
+mod narrow;
 mod optimizer;
 mod qlora;
 mod resumed;

@@ -9,6 +9,7 @@ use fusedpo::backend::gpu::Gpu;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::{Model, ModelDir};
+use fusedpo::train::choices::GradientChoice;
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer, OptimizerChoice};
@@ -27,8 +28,8 @@ fn batch() -> MicroBatch {
 
 fn engine<'a, B: Backend>(be: &'a B, optim: &OptimOptions) -> (Engine<'a, B>, Optimizer<B>) {
     let model = Model::load(be, &ModelDir::open(&golden("llama")).unwrap(), 40).unwrap();
-    let mut engine = Engine::new(be, model, capacity(&[batch()]), Purpose::Train).unwrap();
-    let optimizer = Optimizer::new(be, &mut engine.state, optim).unwrap();
+    let mut engine = Engine::for_optimizer(be, model, capacity(&[batch()]), Purpose::Train, optim).unwrap();
+    let optimizer = Optimizer::new(be, &mut engine.state, optim).unwrap().seeded(5);
     (engine, optimizer)
 }
 
@@ -48,8 +49,8 @@ fn whole<B: Backend>(be: &B, state: &State<B>, s: &Section) -> Vec<u8> {
 }
 
 /// Two steps, everything that lasts into another state by pieces, and one more step of both.
-fn goes_on<B: Backend>(be: &B, optim: OptimizerChoice, want: &[(&str, &str)]) {
-    let options = OptimOptions { optim, weight_decay: 0.1, ..Default::default() };
+fn goes_on<B: Backend>(be: &B, optim: OptimizerChoice, gradient_dtype: GradientChoice, want: &[(&str, &str)]) {
+    let options = OptimOptions { optim, gradient_dtype, weight_decay: 0.1, ..Default::default() };
     let (mut one, mut by_one) = engine(be, &options);
     step(&mut one, &mut by_one);
     step(&mut one, &mut by_one);
@@ -81,11 +82,20 @@ fn goes_on<B: Backend>(be: &B, optim: OptimizerChoice, want: &[(&str, &str)]) {
 fn a_run_goes_on_from_sections_and_clock() {
     let cpu = Cpu::<f32>::with(GemmPrecision::Native).unwrap();
     let [w, m1, m2] = [("weights", "f32"), ("first_moment", "f32"), ("second_moment", "f32")];
-    goes_on(&cpu, OptimizerChoice::Adamw, &[w, m1, m2]);
-    goes_on(&cpu, OptimizerChoice::Rmsprop, &[w, m2]);
+    let (f32s, narrow) = (GradientChoice::F32, GradientChoice::Bf16);
+    goes_on(&cpu, OptimizerChoice::Adamw, f32s, &[w, m1, m2]);
+    goes_on(&cpu, OptimizerChoice::Rmsprop, narrow, &[w, m2]);
+    let [b1, b2] = [("first_moment", "bf16"), ("second_moment", "bf16")];
+    let coded = [("first_moment", "u8"), ("first_scale", "f32"), ("second_moment", "u8"), ("second_scale", "f32")];
+    goes_on(&cpu, OptimizerChoice::AdamwBf16, f32s, &[w, b1, b2]);
+    goes_on(&cpu, OptimizerChoice::Adamw8bit, narrow, &[&[w][..], &coded].concat());
     let Some(driver) = host::host_driver(0) else { return };
     let gpu = Gpu::<_, bf16>::new(driver).unwrap();
-    goes_on(&gpu, OptimizerChoice::Adamw, &[("weights", "bf16"), ("master", "f32"), m1, m2]);
+    let w = ("weights", "bf16");
+    goes_on(&gpu, OptimizerChoice::Adamw, f32s, &[w, ("master", "f32"), m1, m2]);
+    goes_on(&gpu, OptimizerChoice::Adamw, narrow, &[w, ("master", "f32"), m1, m2]);
+    goes_on(&gpu, OptimizerChoice::AdamwBf16, narrow, &[w, b1, b2]);
+    goes_on(&gpu, OptimizerChoice::Adamw8bit, f32s, &[&[w][..], &coded].concat());
 }
 
 #[test]
@@ -99,7 +109,8 @@ fn what_is_not_there_cannot_be_read_or_written() {
     assert_eq!((sections[0].part, sections[0].len, sections[0].width), (Part::Weights, n, 4));
     let before = whole(&be, &state, &sections[0]);
     let mut to = Vec::new();
-    for part in [Part::Gradients, Part::Master, Part::First, Part::Second] {
+    let scales = [Part::FirstScale, Part::SecondScale, Part::VectorGradients];
+    for part in [Part::Gradients, Part::Master, Part::First, Part::Second].into_iter().chain(scales) {
         assert!(state.read(&be, part, 0..1, &mut to).is_err(), "{part:?}");
         assert!(state.write(&be, part, 0, &[0; 4]).is_err(), "{part:?}");
     }

@@ -490,7 +490,7 @@ fn ld_dpo_gradients() {
         spec.ld_alpha = Some(alpha);
         engine.clear_grads().unwrap();
         engine.accumulate(&mb, &spec, 0.5, &mut Totals::default()).unwrap();
-        let grads = engine.state.grads.as_ref().unwrap();
+        let grads = engine.state.grads.as_ref().unwrap().all().unwrap();
         let by: f64 = grads.iter().zip(&way).map(|(g, d)| g * d).sum();
         let mut at = |h: f64| {
             let moved: Vec<f64> = start.iter().zip(&way).map(|(w, d)| w + h * d).collect();

@@ -4,6 +4,7 @@ use super::batch::CpuBatch;
 use super::gemm::blocks::{SHARED, TASK};
 use super::gemm::kernel::K_BLOCK;
 use super::gemm::setup::{Gemm, GemmPrecision};
+use super::narrow::PRODUCT;
 use super::real::Real;
 use super::simd::Level;
 use super::{check, pages, par, system};
@@ -166,7 +167,9 @@ impl<S: Real> Device for Cpu<S> {
     /// of packed columns that stays in L2, or the tiles of attention.
     fn scratch(&self, rows: usize, dim: usize) -> usize {
         let (most, value) = (rows.max(dim).next_multiple_of(64), self.gemm.packed_bytes::<S>());
-        (most * K_BLOCK * value).max(SHARED) + rayon::current_num_threads() * TASK
+        // Of gradients in bf16, what is added to them next.
+        let sums = PRODUCT.max(dim) * size_of::<S>();
+        (most * K_BLOCK * value).max(SHARED) + sums + rayon::current_num_threads() * TASK
     }
     fn attention_partial(&self, _slots: usize, _shape: &AttnShape) -> usize {
         0 // a block sees all queries of its keys

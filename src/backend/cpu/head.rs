@@ -3,10 +3,12 @@
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
 use super::linear::Product;
+use super::narrow::add_product;
 use super::real::Real;
 use super::scalar::{LANES, Scalar, sum_lanes};
 use super::simd::{Level, simd_fn};
 use super::{check, par};
+use crate::backend::ops::element::Gradient;
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
 use half::bf16;
@@ -148,7 +150,7 @@ impl<S: Real> HeadOps for Cpu<S> {
         self.product("logits", op, S::gemm)
     }
 
-    fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()> {
+    fn head_bwd<G: Gradient>(&self, op: HeadBwd<'_, Self, G>) -> Result<()> {
         const OP: &str = "head_bwd";
         let g = &self.gemm;
         let HeadBwd { dx, dw, scaled, logits, x, w, coef } = op;
@@ -167,7 +169,7 @@ impl<S: Real> HeadOps for Cpu<S> {
             check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
             let scaled = &mut scaled[..n * dim];
             par::rows(scaled, dim, |i, y| scaled_copy(g.level, y, &x[i * dim..][..dim], coef[i]));
-            S::gemm(g, dw, Base::Output, Mat::by_k(logits, vocab), Mat::by_k(scaled, dim), [vocab, dim, n]);
+            add_product(g, dw, (logits, vocab), Mat::by_k(scaled, dim), [vocab, dim, n]);
         }
         S::gemm(g, dx, Base::Zero, Mat::by_line(logits, vocab), Mat::by_k(w, dim), [n, dim, vocab]);
         par::rows(dx, dim, |i, dx| scale(g.level, dx, coef[i]));

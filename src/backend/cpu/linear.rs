@@ -3,10 +3,12 @@
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
 use super::gemm::setup::Gemm;
+use super::narrow::add_product;
 use super::real::Real;
 use super::simd::simd_fn;
 use super::{check, par};
 use crate::backend::ops::device::Write;
+use crate::backend::ops::element::Gradient;
 use crate::backend::ops::linear::{
     BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, LinearFwd, LinearOps,
 };
@@ -68,23 +70,23 @@ impl<S: Real> LinearOps for Cpu<S> {
         Ok(())
     }
 
-    fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()> {
+    fn linear_bwd_weight<G: Gradient>(&self, op: LinearBwdWeight<'_, Self, G>) -> Result<()> {
         let g = &self.gemm;
         let LinearBwdWeight { dw, dy, x, out, inp } = op;
         let n = rows("linear_bwd_weight", ("dy", dy.len()), ("x", x.len()), ("dw", dw.len()), out, inp)?;
-        S::gemm(g, dw, Base::Output, Mat::by_k(dy, out), Mat::by_k(x, inp), [out, inp, n]);
+        add_product(g, dw, (dy, out), Mat::by_k(x, inp), [out, inp, n]);
         Ok(())
     }
 
-    fn linear_bwd_part(&self, op: LinearBwdPart<'_, Self>) -> Result<()> {
+    fn linear_bwd_part<G: Gradient>(&self, op: LinearBwdPart<'_, Self, G>) -> Result<()> {
         const OP: &str = "linear_bwd_part";
         let LinearBwdPart { dw, dy, x, columns, out, inp } = op;
         check::columns(OP, &columns, out)?;
         let n = rows(OP, ("dy", dy.len()), ("x", x.len()), ("dw", dw.len() / columns.len() * out), out, inp)?;
         check::len(OP, "dw", dw.len(), &[("columns", columns.len()), ("inp", inp)])?;
         if n > 0 {
-            let dy = Mat::by_k(&dy[columns.start..], out);
-            S::gemm(&self.gemm, dw, Base::Output, dy, Mat::by_k(x, inp), [columns.len(), inp, n]);
+            let dy = &dy[columns.start..];
+            add_product(&self.gemm, dw, (dy, out), Mat::by_k(x, inp), [columns.len(), inp, n]);
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ pub mod gemm;
 mod head;
 mod linear;
 mod loss;
+mod narrow;
 mod norm;
 mod optim;
 #[allow(unsafe_code)] // advises the system about memory
@@ -33,6 +34,7 @@ mod scalar;
 mod scratch;
 #[allow(unsafe_code)] // calls code for instructions that were detected
 pub mod simd;
+mod small_state;
 mod swiglu;
 pub(crate) mod system;
 

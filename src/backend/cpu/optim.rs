@@ -2,10 +2,12 @@
 
 use super::check;
 use super::device::Cpu;
+use super::narrow::in_pieces;
 use super::real::Real;
 use super::scalar::{Scalar, sum_lanes};
 use super::simd::simd_fn;
-use crate::backend::ops::optim::{GradNorm, Mix, OptimOps, Rule, Update};
+use crate::backend::ops::element::Gradient;
+use crate::backend::ops::optim::{GradNorm, GradNormNarrow, Mix, OptimOps, Rule, Update};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -42,7 +44,24 @@ impl<S: Real> OptimOps for Cpu<S> {
         Ok(())
     }
 
-    fn update(&self, op: Update<'_, Self>) -> Result<()> {
+    fn grad_norm_narrow(&self, op: GradNormNarrow<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let GradNormNarrow { norm, matrices, vectors } = op;
+        check::len("grad_norm_narrow", "norm", norm.len(), &[("numbers", 1)])?;
+        let blocks = [matrices.len(), vectors.len()].map(|n| n.div_ceil(BLOCK));
+        self.gemm.scratch.with(blocks[0] + blocks[1], |sums: &mut [f64]| {
+            let (of_matrices, of_vectors) = sums.split_at_mut(blocks[0]);
+            of_matrices.par_iter_mut().zip(matrices.par_chunks(BLOCK)).for_each(|(sum, g)| {
+                *sum = 0.0;
+                in_pieces(g, |_, g: &[S]| *sum += block_sum(level, g));
+            });
+            of_vectors.par_iter_mut().zip(vectors.par_chunks(BLOCK)).for_each(|(s, g)| *s = block_sum(level, g));
+            norm[0] = sums.iter().sum::<f64>().sqrt();
+        });
+        Ok(())
+    }
+
+    fn update<G: Gradient>(&self, op: Update<'_, Self, G>) -> Result<()> {
         const OP: &str = "update";
         let level = self.level();
         let Update { w, master, m, v, g, norm, max_grad_norm, rule } = op;
@@ -53,17 +72,24 @@ impl<S: Real> OptimOps for Cpu<S> {
         check::len(OP, "g", g.len(), &[("parameters", w.len())])?;
         check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
         no_master(OP, master.is_some())?;
-        if !norm[0].is_finite() {
-            return Ok(());
-        }
-        let clip = if max_grad_norm > 0.0 { (max_grad_norm / (norm[0] + 1e-6)).min(1.0) } else { 1.0 };
+        let Some(clip) = clip(norm[0], max_grad_norm) else { return Ok(()) };
         let s = scalars::<S>(clip, rule);
         let blocks = w.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK)).zip(g.par_chunks(BLOCK));
         match rule {
             Rule::AdamW { .. } => {
-                blocks.zip(m.par_chunks_mut(BLOCK)).for_each(|(((w, v), g), m)| adamw(level, w, m, v, g, s));
+                blocks.zip(m.par_chunks_mut(BLOCK)).for_each(|(((w, v), g), m)| {
+                    in_pieces(g, |at, g| {
+                        let of = at..at + g.len();
+                        adamw(level, &mut w[of.clone()], &mut m[of.clone()], &mut v[of], g, s);
+                    });
+                });
             }
-            Rule::RmsProp { .. } => blocks.for_each(|((w, v), g)| rmsprop(level, w, v, g, s)),
+            Rule::RmsProp { .. } => blocks.for_each(|((w, v), g)| {
+                in_pieces(g, |at, g| {
+                    let of = at..at + g.len();
+                    rmsprop(level, &mut w[of.clone()], &mut v[of], g, s);
+                });
+            }),
         }
         Ok(())
     }
@@ -81,6 +107,12 @@ impl<S: Real> OptimOps for Cpu<S> {
     }
 }
 
+/// The factor for the gradient; none where nothing is to change.
+pub(super) fn clip(norm: f64, max_grad_norm: f64) -> Option<f64> {
+    let factor = if max_grad_norm > 0.0 { (max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    norm.is_finite().then_some(factor)
+}
+
 fn no_master(op: &'static str, given: bool) -> Result<()> {
     let shape = || "no master weights: `w` is the master".into();
     if given { Err(Error::Shape { op, name: "master", got: 1, want: 0, shape: shape() }) } else { Ok(()) }
@@ -88,15 +120,15 @@ fn no_master(op: &'static str, given: bool) -> Result<()> {
 
 /// The numbers of an update, rounded to the element type once, as torch does with Python floats.
 #[derive(Clone, Copy)]
-struct Scalars<S> {
-    clip: S,
-    lr: S,
-    decay: S,
-    beta1c: S,
-    beta2: S,
-    beta2c: S,
-    root: S,
-    eps: S,
+pub(super) struct Scalars<S> {
+    pub clip: S,
+    pub lr: S,
+    pub decay: S,
+    pub beta1c: S,
+    pub beta2: S,
+    pub beta2c: S,
+    pub root: S,
+    pub eps: S,
 }
 
 simd_fn! {
@@ -133,7 +165,7 @@ simd_fn! {
     }
 }
 
-fn scalars<S: Scalar>(clip: f64, rule: Rule) -> Scalars<S> {
+pub(super) fn scalars<S: Scalar>(clip: f64, rule: Rule) -> Scalars<S> {
     let s = S::from_f64;
     match rule {
         Rule::AdamW { lr, beta1, beta2, eps, weight_decay, step } => {

@@ -1,12 +1,12 @@
 //! What the CPU's ops need of an element type, and reductions with a fixed order.
 
-use crate::backend::ops::element::Float;
+use crate::backend::ops::element::Gradient;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// `f32` or `f64`.
 pub trait Scalar:
-    Float
+    Gradient
     + Copy
     + PartialOrd
     + Default

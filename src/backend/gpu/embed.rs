@@ -3,6 +3,8 @@
 use super::check;
 use super::context::{Gpu, GpuFloat, columns};
 use super::driver::{Arg, Driver, Grid};
+use super::product::narrow;
+use crate::backend::ops::element::Gradient;
 use crate::backend::ops::embed::{EmbedBwd, EmbedFwd, EmbedOps};
 use crate::error::Result;
 
@@ -22,7 +24,7 @@ impl<D: Driver, A: GpuFloat> EmbedOps for Gpu<D, A> {
         unsafe { self.launch("gather_rows", Grid::new([blocks, rows.min(65535)], threads), &args) }
     }
 
-    fn embed_bwd(&self, op: EmbedBwd<'_, Self>) -> Result<()> {
+    fn embed_bwd<G: Gradient>(&self, op: EmbedBwd<'_, Self, G>) -> Result<()> {
         const OP: &str = "embed_bwd";
         let EmbedBwd { mut dtable, dx, batch, dim } = op;
         check::len(OP, "dx", dx.len(), &[("rows", batch.slots()), ("dim", dim)])?;
@@ -31,9 +33,10 @@ impl<D: Driver, A: GpuFloat> EmbedOps for Gpu<D, A> {
         let used = batch.used;
         let (used_arg, dim_arg) = (Arg::int(OP, "used", used)?, Arg::int(OP, "dim", dim)?);
         let (blocks, threads) = columns::<A>(dim, 256);
+        let kernel = narrow::<A, G>(OP, [OP, "embed_bwd_narrow"])?;
         let args = [dtable.arg(), dx.arg(), batch.tokens().arg(), batch.rows_by_token().arg(), used_arg, dim_arg];
         // SAFETY: `dx` is rows x dim; every token of the batch is a row of `dtable`, as checked above; the rows by token are
         // live ones, as checked when the batch was loaded.
-        unsafe { self.launch(OP, Grid::new([blocks, used.min(65535)], threads), &args) }
+        unsafe { self.launch(kernel, Grid::new([blocks, used.min(65535)], threads), &args) }
     }
 }

@@ -5,6 +5,7 @@ use super::context::{Gpu, GpuFloat, SCRATCH};
 use super::driver::{Arg, Driver, Grid, View};
 use super::lock::lock;
 use super::product::{Add, Operand, Product};
+use crate::backend::ops::element::Gradient;
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
 
@@ -60,7 +61,7 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         self.project(OP, Operand::output(&mut logits, vocab), (x, w), [rows, vocab, dim])
     }
 
-    fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()> {
+    fn head_bwd<G: Gradient>(&self, op: HeadBwd<'_, Self, G>) -> Result<()> {
         const OP: &str = "head_bwd";
         let HeadBwd { mut dx, dw, mut scaled, logits, x, w, coef } = op;
         let n = coef.len();
@@ -88,7 +89,7 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
                 a: (gradient, true),
                 b: (Operand::new(scaled.as_view(), dim), false),
                 c: Add::Output,
-                d: Operand::output(&mut dw, dim),
+                d: Operand::gradient(&mut dw, dim)?,
                 row_invariant: false,
             })?;
         }

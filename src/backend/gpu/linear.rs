@@ -6,6 +6,7 @@ use super::driver::{Arg, Driver, Grid};
 use super::lock::lock;
 use super::product::{Add, Operand, Product};
 use crate::backend::ops::device::Write;
+use crate::backend::ops::element::Gradient;
 use crate::backend::ops::linear::{
     BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, LinearFwd, LinearOps,
 };
@@ -54,7 +55,7 @@ impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
         })
     }
 
-    fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()> {
+    fn linear_bwd_weight<G: Gradient>(&self, op: LinearBwdWeight<'_, Self, G>) -> Result<()> {
         const OP: &str = "linear_bwd_weight";
         let LinearBwdWeight { mut dw, dy, x, out, inp } = op;
         let rows = check::rows(OP, "dy", dy.len(), out)?;
@@ -69,12 +70,12 @@ impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
             a: (Operand::new(dy, out), true),
             b: (Operand::new(x, inp), false),
             c: Add::Output,
-            d: Operand::output(&mut dw, inp),
+            d: Operand::gradient(&mut dw, inp)?,
             row_invariant: false,
         })
     }
 
-    fn linear_bwd_part(&self, op: LinearBwdPart<'_, Self>) -> Result<()> {
+    fn linear_bwd_part<G: Gradient>(&self, op: LinearBwdPart<'_, Self, G>) -> Result<()> {
         const OP: &str = "linear_bwd_part";
         let LinearBwdPart { mut dw, dy, x, columns, out, inp } = op;
         check::columns(OP, &columns, out)?;
@@ -90,7 +91,7 @@ impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
             a: (Operand::columns(dy, out, columns.start), true),
             b: (Operand::new(x, inp), false),
             c: Add::Output,
-            d: Operand::output(&mut dw, inp),
+            d: Operand::gradient(&mut dw, inp)?,
             row_invariant: false,
         })
     }

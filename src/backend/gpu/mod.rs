@@ -34,6 +34,7 @@ mod quant;
 mod rope;
 mod rows;
 mod schedule;
+mod small_state;
 mod swiglu;
 mod tiles;
 

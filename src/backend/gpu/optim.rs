@@ -4,8 +4,13 @@ use super::check;
 use super::context::{Gpu, GpuFloat, NORM_SLABS, pack};
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::lock::lock;
-use crate::backend::ops::optim::{GradNorm, Mix, OptimOps, Rule, Update};
+use super::product::narrow;
+use crate::backend::ops::element::Gradient;
+use crate::backend::ops::optim::{GradNorm, GradNormNarrow, Mix, OptimOps, Rule, Update};
 use crate::error::Result;
+
+/// Slabs of the gradient's norm that are of vectors, where these lie apart.
+const NORM_VECTORS: usize = 256;
 
 impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
     fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()> {
@@ -27,7 +32,32 @@ impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
         unsafe { self.launch_as(Dtype::F32, "norm_of_sums", Grid::new([1, 1], 256), &args) }
     }
 
-    fn update(&self, op: Update<'_, Self>) -> Result<()> {
+    fn grad_norm_narrow(&self, op: GradNormNarrow<'_, Self>) -> Result<()> {
+        const OP: &str = "grad_norm_narrow";
+        let GradNormNarrow { mut norm, matrices, vectors } = op;
+        check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
+        let most = (NORM_SLABS - NORM_VECTORS, NORM_VECTORS);
+        let cut = |n: usize, most: usize| n.div_ceil(most).max(1).next_multiple_of(1024);
+        let slab = (cut(matrices.len(), most.0), cut(vectors.len(), most.1));
+        let slabs = (matrices.len().div_ceil(slab.0), vectors.len().div_ceil(slab.1));
+        let mut scratch = lock(&self.scratch);
+        let mut part = scratch.doubles.view_mut(0..slabs.0 + slabs.1);
+        let parts = [
+            ("sum_squares_narrow", matrices.arg(), matrices.len(), slab.0, 0..slabs.0),
+            ("sum_squares", vectors.arg(), vectors.len(), slab.1, slabs.0..slabs.0 + slabs.1),
+        ];
+        for (kernel, g, n, slab, of) in parts.into_iter().filter(|(.., of)| !of.is_empty()) {
+            let grid = Grid::new([of.len(), 1], 256);
+            let args = [part.part(of).arg(), g, Arg::I64(n as i64), Arg::I64(slab as i64)];
+            // SAFETY: this part of `part` has a number a slab of `g`.
+            unsafe { self.launch_as(Dtype::F32, kernel, grid, &args) }?;
+        }
+        let args = [norm.arg(), part.as_view().arg(), Arg::int(OP, "slabs", slabs.0 + slabs.1)?];
+        // SAFETY: `part` has a number a slab, and `norm` has one, as checked above.
+        unsafe { self.launch_as(Dtype::F32, "norm_of_sums", Grid::new([1, 1], 256), &args) }
+    }
+
+    fn update<G: Gradient>(&self, op: Update<'_, Self, G>) -> Result<()> {
         const OP: &str = "update";
         let Update { mut w, master, mut m, mut v, g, norm, max_grad_norm, rule } = op;
         let n = w.len();
@@ -65,13 +95,21 @@ impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
                 ];
                 let head = [w_arg, master, m.arg(), v.arg(), g.arg(), norm.arg(), len];
                 // SAFETY: weights, master, moments and gradient have n elements each, as checked above.
-                unsafe { self.launch("adamw", grid, &[&head[..], &scalars].concat()) }
+                unsafe {
+                    self.launch(narrow::<A, G>(OP, ["adamw", "adamw_narrow"])?, grid, &[&head[..], &scalars].concat())
+                }
             }
             Rule::RmsProp { lr, alpha, eps, weight_decay } => {
                 let scalars = [f(lr), f(weight_decay), f(alpha), f(1.0 - alpha), f(eps), max];
                 let head = [w_arg, master, v.arg(), g.arg(), norm.arg(), len];
                 // SAFETY: weights, master, second moment and gradient have n elements each, as checked above.
-                unsafe { self.launch("rmsprop", grid, &[&head[..], &scalars].concat()) }
+                unsafe {
+                    self.launch(
+                        narrow::<A, G>(OP, ["rmsprop", "rmsprop_narrow"])?,
+                        grid,
+                        &[&head[..], &scalars].concat(),
+                    )
+                }
             }
         }
     }

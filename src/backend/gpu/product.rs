@@ -3,7 +3,8 @@
 use super::check;
 use super::context::{Gpu, GpuFloat};
 use super::driver::{Driver, Dtype, MatMul, Matrix, View, ViewMut};
-use crate::error::Result;
+use crate::backend::ops::element::Gradient;
+use crate::error::{Error, Result};
 use std::marker::PhantomData;
 
 /// A matrix in a live buffer: row-major, `ld` elements from row to row.
@@ -33,6 +34,12 @@ impl<'a> Operand<'a> {
         Operand::new(view.as_view(), ld)
     }
 
+    /// As [`Operand::output`], a gradient. Errors: a type that kernels do not know.
+    pub fn gradient<G: Gradient>(view: &'a mut ViewMut<'_, G>, ld: usize) -> Result<Self> {
+        let matrix = Matrix { at: view.at, dtype: dtype::<G>()?, ld };
+        Ok(Operand { matrix, len: view.len, life: PhantomData })
+    }
+
     /// Rows of `T` that start where rows of `width` floats do, in place of these.
     pub fn in_place_of<T: GpuFloat>(floats: View<'a, f32>, width: usize) -> Self {
         let per_float = size_of::<f32>() / T::DTYPE.size();
@@ -53,6 +60,23 @@ impl<'a> Operand<'a> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// What kernels call a gradient's type.
+pub(super) fn dtype<G: Gradient>() -> Result<Dtype> {
+    match [Dtype::F32, Dtype::Bf16].into_iter().find(|d| d.name() == G::NAME) {
+        Some(dtype) => Ok(dtype),
+        None => Err(Error::usage(format!("gradients in {}: kernels know f32 and bf16", G::NAME))),
+    }
+}
+
+/// Of two kernels the one for gradients of type `G`: those of single precision, or those in bf16, which are of bf16 weights alone.
+pub(super) fn narrow<A: GpuFloat, G: Gradient>(op: &'static str, kernels: [&'static str; 2]) -> Result<&'static str> {
+    match (dtype::<G>()?, A::DTYPE) {
+        (Dtype::F32, _) => Ok(kernels[0]),
+        (Dtype::Bf16, Dtype::Bf16) => Ok(kernels[1]),
+        (Dtype::Bf16, Dtype::F32) => Err(Error::usage(format!("{op}: gradients in bf16 are of weights in bf16 alone"))),
     }
 }
 

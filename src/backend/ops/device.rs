@@ -1,6 +1,6 @@
 //! A device by itself: memory, views, batches, recorded ops. What it computes is in the files beside this one.
 
-use super::element::{Float, Storage};
+use super::element::{Float, Gradient, Storage};
 use crate::batch::{Capacity, MicroBatch};
 use crate::error::Result;
 use std::ops::Range;
@@ -91,7 +91,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Weights in compute precision, activations and their gradients.
     type Act: Float;
     /// Statistics, logits, parameter gradients, master weights, optimiser moments.
-    type Acc: Float;
+    type Acc: Gradient;
     /// Memory owned on the device.
     type Buf<T: Storage>: Send + Sync;
     /// Borrowed part of a buffer.

@@ -16,6 +16,12 @@ pub trait Float: Storage {
     fn to_f64(self) -> f64;
 }
 
+/// What gradients of matrices are summed up in: the accumulation precision, or bf16.
+pub trait Gradient: Float {}
+impl Gradient for f32 {}
+impl Gradient for f64 {}
+impl Gradient for half::bf16 {}
+
 macro_rules! storage {
     ($($t:ty = $name:literal),*) => { $(impl Storage for $t { const NAME: &'static str = $name; })* };
 }

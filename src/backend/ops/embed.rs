@@ -1,6 +1,7 @@
 //! Token embedding.
 
-use super::device::{AccMut, Act, ActMut, Device};
+use super::device::{Act, ActMut, Device};
+use super::element::Gradient;
 use crate::error::Result;
 
 /// `x[t] = table[token[t]]`.
@@ -15,10 +16,10 @@ pub struct EmbedFwd<'a, B: Device> {
     pub dim: usize,
 }
 
-/// `dtable[id] += sum of dx[t] over live rows with token id`, in row order.
-pub struct EmbedBwd<'a, B: Device> {
+/// `dtable[id] += sum of dx[t] over live rows with token id`, in row order; all of it is rounded once, to nearest.
+pub struct EmbedBwd<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// vocab x dim.
-    pub dtable: AccMut<'a, B>,
+    pub dtable: B::ViewMut<'a, G>,
     /// rows x dim.
     pub dx: Act<'a, B>,
     /// Whose tokens.
@@ -32,5 +33,5 @@ pub trait EmbedOps: Device {
     /// See [`EmbedFwd`].
     fn embed_fwd(&self, op: EmbedFwd<'_, Self>) -> Result<()>;
     /// See [`EmbedBwd`].
-    fn embed_bwd(&self, op: EmbedBwd<'_, Self>) -> Result<()>;
+    fn embed_bwd<G: Gradient>(&self, op: EmbedBwd<'_, Self, G>) -> Result<()>;
 }

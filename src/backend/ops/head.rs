@@ -1,6 +1,7 @@
 //! The head, fused with its statistics and its gradient, one chunk of predictions at a time.
 
 use super::device::{Acc, AccMut, Act, ActMut, Device};
+use super::element::Gradient;
 use crate::batch::Chunk;
 use crate::error::Result;
 
@@ -51,12 +52,12 @@ pub struct Logits<'a, B: Device> {
 }
 
 /// `dx = c . (G w)` and `dw += G^T (c . x)`: `c` is one number per row, so it commutes with both products and never meets
-/// the vocabulary.
-pub struct HeadBwd<'a, B: Device> {
+/// the vocabulary. `dw` is rounded as in [`super::LinearBwdWeight`].
+pub struct HeadBwd<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// n x dim.
     pub dx: ActMut<'a, B>,
     /// vocab x dim; `None`: the head is frozen.
-    pub dw: Option<AccMut<'a, B>>,
+    pub dw: Option<B::ViewMut<'a, G>>,
     /// Scratch, n x dim.
     pub scaled: ActMut<'a, B>,
     /// `G`, as [`HeadFwd`] left it: at least n x vocab.
@@ -76,5 +77,5 @@ pub trait HeadOps: Device {
     /// See [`Logits`].
     fn logits(&self, op: Logits<'_, Self>) -> Result<()>;
     /// See [`HeadBwd`].
-    fn head_bwd(&self, op: HeadBwd<'_, Self>) -> Result<()>;
+    fn head_bwd<G: Gradient>(&self, op: HeadBwd<'_, Self, G>) -> Result<()>;
 }

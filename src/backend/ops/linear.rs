@@ -1,6 +1,7 @@
 //! Linear layers and biases.
 
 use super::device::{AccMut, Act, ActMut, Device, Write};
+use super::element::Gradient;
 use crate::error::Result;
 use std::ops::Range;
 
@@ -36,10 +37,10 @@ pub struct LinearBwdInput<'a, B: Device> {
     pub write: Write<()>,
 }
 
-/// `dw += dy^T x`.
-pub struct LinearBwdWeight<'a, B: Device> {
+/// `dw += dy^T x`: the product, summed in accumulation precision, and the sum with `dw` are rounded once, to nearest.
+pub struct LinearBwdWeight<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// out x inp.
-    pub dw: AccMut<'a, B>,
+    pub dw: B::ViewMut<'a, G>,
     /// rows x out.
     pub dy: Act<'a, B>,
     /// rows x inp.
@@ -50,10 +51,10 @@ pub struct LinearBwdWeight<'a, B: Device> {
     pub inp: usize,
 }
 
-/// `dw += dy[:, columns]^T x`: the gradient of some outputs of a linear layer.
-pub struct LinearBwdPart<'a, B: Device> {
+/// `dw += dy[:, columns]^T x`: the gradient of some outputs of a linear layer, rounded as in [`LinearBwdWeight`].
+pub struct LinearBwdPart<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// columns x inp.
-    pub dw: AccMut<'a, B>,
+    pub dw: B::ViewMut<'a, G>,
     /// rows x out.
     pub dy: Act<'a, B>,
     /// rows x inp.
@@ -89,9 +90,9 @@ pub trait LinearOps: Device {
     /// See [`LinearBwdInput`].
     fn linear_bwd_input(&self, op: LinearBwdInput<'_, Self>) -> Result<()>;
     /// See [`LinearBwdWeight`].
-    fn linear_bwd_weight(&self, op: LinearBwdWeight<'_, Self>) -> Result<()>;
+    fn linear_bwd_weight<G: Gradient>(&self, op: LinearBwdWeight<'_, Self, G>) -> Result<()>;
     /// See [`LinearBwdPart`].
-    fn linear_bwd_part(&self, op: LinearBwdPart<'_, Self>) -> Result<()>;
+    fn linear_bwd_part<G: Gradient>(&self, op: LinearBwdPart<'_, Self, G>) -> Result<()>;
     /// See [`BiasFwd`].
     fn bias_fwd(&self, op: BiasFwd<'_, Self>) -> Result<()>;
     /// See [`BiasBwd`].

@@ -1,6 +1,7 @@
 //! Gradient norm and optimiser updates.
 
 use super::device::{Acc, AccMut, Act, ActMut, Device};
+use super::element::Gradient;
 use crate::error::Result;
 
 /// How parameters are updated: everything that a kernel needs by value.
@@ -42,9 +43,19 @@ pub struct GradNorm<'a, B: Device> {
     pub g: Acc<'a, B>,
 }
 
+/// As [`GradNorm`], of gradients in two pieces: those of matrices in bf16, and those of vectors.
+pub struct GradNormNarrow<'a, B: Device> {
+    /// 1.
+    pub norm: B::ViewMut<'a, f64>,
+    /// Of matrices.
+    pub matrices: B::View<'a, half::bf16>,
+    /// Of norms and biases.
+    pub vectors: Acc<'a, B>,
+}
+
 /// One optimiser step on a range of the arena. The gradient is first scaled by `min(1, max_grad_norm / (norm + 1e-6))`. A
 /// non-finite `norm` leaves everything as it was.
-pub struct Update<'a, B: Device> {
+pub struct Update<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// parameters.
     pub w: ActMut<'a, B>,
     /// parameters: `Some` exactly where [`Device::MASTER_WEIGHTS`]; `w` is then rounded from it.
@@ -54,7 +65,7 @@ pub struct Update<'a, B: Device> {
     /// Second moment, parameters.
     pub v: AccMut<'a, B>,
     /// parameters.
-    pub g: Acc<'a, B>,
+    pub g: B::View<'a, G>,
     /// Of the whole gradient; 1.
     pub norm: B::View<'a, f64>,
     /// What the norm is clipped to; 0: not at all.
@@ -82,8 +93,10 @@ pub struct Mix<'a, B: Device> {
 pub trait OptimOps: Device {
     /// See [`GradNorm`].
     fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()>;
+    /// See [`GradNormNarrow`].
+    fn grad_norm_narrow(&self, op: GradNormNarrow<'_, Self>) -> Result<()>;
     /// See [`Update`].
-    fn update(&self, op: Update<'_, Self>) -> Result<()>;
+    fn update<G: Gradient>(&self, op: Update<'_, Self, G>) -> Result<()>;
     /// See [`Mix`].
     fn mix(&self, op: Mix<'_, Self>) -> Result<()>;
 }

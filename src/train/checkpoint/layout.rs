@@ -1,6 +1,7 @@
 //! How a state's sections lie in the files of a checkpoint: safetensors, a tensor a parameter, by Hugging Face's names. The
 //! gaps between them in the arena are zeros in every section, and stay so.
 
+use crate::backend::code8;
 use crate::error::{Error, Result};
 use crate::model::{ParamSpec, ParamTable, peft};
 use crate::train::state::{Part, Section};
@@ -56,16 +57,22 @@ impl TensorFile {
                 "f32" => "F32",
                 "f64" => "F64",
                 "bf16" => "BF16",
+                "u8" => "U8",
                 other => return Err(Error::Training(format!("a section of {other} cannot be kept in a checkpoint"))),
             };
             for spec in specs(table, s.part) {
-                let end = at + spec.at.len() * s.width;
+                let blocks = [code8::blocks(spec.at.len())];
+                let (len, shape) = match s.part.of_blocks() {
+                    true => (blocks[0], &blocks[..]),
+                    false => (spec.at.len(), &spec.shape[..]),
+                };
+                let end = at + len * s.width;
                 let name = match s.part {
                     Part::Weights if table.has_adapter() => format!("{}{}", peft::PREFIX, spec.name),
                     Part::Weights => spec.name.clone(),
                     _ => format!("{}.{}", s.name, spec.name),
                 };
-                map.insert(name, json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [at, end]}));
+                map.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": [at, end]}));
                 at = end;
             }
         }
@@ -88,14 +95,25 @@ fn specs(table: &ParamTable, part: Part) -> impl Iterator<Item = &ParamSpec> {
 
 /// Elements of `part`, without gaps.
 pub fn elements(table: &ParamTable, part: Part) -> usize {
-    specs(table, part).map(|spec| spec.at.len()).sum()
+    match part.of_blocks() {
+        true => table.trained_blocks(code8::blocks),
+        false => specs(table, part).map(|spec| spec.at.len()).sum(),
+    }
 }
 
 /// The elements of all tensors of `part`, in order, at most [`PIECE`] at a time.
 pub(super) fn pieces(table: &ParamTable, part: Part) -> impl Iterator<Item = Range<usize>> + '_ {
-    let of = |at: &Range<usize>| {
-        let at = at.clone();
-        at.clone().step_by(PIECE).map(move |start| start..(start + PIECE).min(at.end))
+    let of = |at: Range<usize>| at.clone().step_by(PIECE).map(move |start| start..(start + PIECE).min(at.end));
+    let mut block = 0;
+    let range = move |spec: &ParamSpec| match part {
+        // They have no gaps.
+        _ if part.of_blocks() => {
+            let start = block;
+            block += code8::blocks(spec.grad.len());
+            start..block
+        }
+        _ if part.of_trained() => spec.grad.clone(),
+        _ => spec.at.clone(),
     };
-    specs(table, part).flat_map(move |spec| of(if part.of_trained() { &spec.grad } else { &spec.at }))
+    specs(table, part).map(range).flat_map(of)
 }

@@ -132,9 +132,10 @@ impl Checkpoint {
     }
 }
 
-/// Whether little-endian numbers of `width` bytes, of 2 bfloat16, are all finite.
+/// Whether little-endian numbers of `width` bytes, of 2 bfloat16, are all finite; single bytes are codes.
 fn finite(bytes: &[u8], width: usize) -> bool {
     match width {
+        1 => true,
         2 => bytes.as_chunks().0.iter().all(|x| half::bf16::from_le_bytes(*x).is_finite()),
         4 => bytes.as_chunks().0.iter().all(|x| f32::from_le_bytes(*x).is_finite()),
         _ => bytes.as_chunks().0.iter().all(|x| f64::from_le_bytes(*x).is_finite()),

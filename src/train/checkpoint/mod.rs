@@ -3,7 +3,8 @@
 //! ```text
 //! model.safetensors       weights as the passes read them       with config.json and the tokenizer: a model directory
 //! adapter_model.safetensors  instead, of a run that trains an adapter: with adapter_config.json, in PEFT's form
-//! optimizer.safetensors   master weights, moments                `master.NAME`, `first_moment.NAME`, `second_moment.NAME`
+//! optimizer.safetensors   master weights, moments                `master.NAME`, `first_moment.NAME`, `second_moment.NAME`, of 8 bits
+//!                                                                also `first_scale.NAME`, `second_scale.NAME`
 //! reference.safetensors   a synced reference, where there is one  `reference.NAME`, `reference_master.NAME`
 //! trainer_state.json      clock, identity, sums of the above     [`Manifest`]
 //! config.toml             the run's options

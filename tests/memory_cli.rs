@@ -348,6 +348,8 @@ fn plans_of_nonsense_are_refused() {
         ("--model m --data d --lengths hh", 2, "--data"),
         ("--model m --data d --max-length 5", 2, "--lengths"),
         ("--model m --lengths hhh", 2, "hhh"),
+        ("--model m --lengths hh --token-budget 999999999 --device cpu --device-memory 4GB", 1, " would fit ("),
+        ("--model m --lengths hh --token-budget 999999999 --device-memory 4GB", 1, " would fit ("),
         ("--model m --lengths hh --max-length 1", 2, "--max-length 1"),
         ("--model m --data d --device-memory 80", 1, "out of memory"),
         ("--model m --data d --device-memory lots", 2, "80GiB"),

@@ -9,7 +9,7 @@ use crate::device::{self, PaperTask};
 use crate::error::{Error, Result};
 use crate::files::ScratchFolder;
 use crate::say;
-use crate::train::forecast::{Budget, Forecast, Part, forecast};
+use crate::train::forecast::{Budget, Forecast, MOST, Part, forecast};
 use crate::train::options::{Stage, TrainOptions};
 use crate::units;
 use serde_json::{Value, json};
@@ -171,7 +171,8 @@ fn verdict(plan: &Forecast, batch_size: usize) -> Vec<String> {
     }
     if let Some(best) = &plan.largest {
         let needed = units::bytes(best.needed);
-        lines.push(format!("largest token budget that fits: {} ({needed}): {}", best.slots, holds(plan, best)));
+        let more = if best.slots >= MOST { ", and no more was looked at" } else { "" };
+        lines.push(format!("largest token budget that fits: {} ({needed}){more}: {}", best.slots, holds(plan, best)));
         if best.holds.largest_step < best.slots {
             let step = grouped(plan.at.holds.largest_step);
             lines.push(format!(

@@ -22,7 +22,9 @@ use std::collections::HashSet;
 use std::path::Path;
 
 /// Largest token budget that is looked at: more than any step holds.
-const MOST: usize = 1 << 20;
+pub const MOST: usize = 1 << 20;
+/// Token slots of a micro-batch that is laid out to see what it holds, unless steps are larger.
+const ENOUGH: usize = 1 << 16;
 /// Steps whose micro-batches are looked at.
 const STEPS: u64 = 64;
 /// Rank of the adapter that is proposed where nothing fits.
@@ -192,8 +194,12 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
         _ => Vec::new(),
     };
     let budget = |slots: usize, needed: usize| -> Result<Budget> {
-        let options = PlanOptions { token_budget: Some(slots), ..super::run::plan_options(c) };
-        Ok(Budget { slots, needed, holds: holds(&Planner::new(&splits[0], &options)?)? })
+        let options = super::run::plan_options(c);
+        let holds = |slots| holds(&Planner::new(&splits[0], &PlanOptions { token_budget: Some(slots), ..options })?);
+        // Where every step is one micro-batch, it is in any larger one too, which would be laid out for nothing.
+        let some = holds(slots.min(ENOUGH.max(least)))?;
+        let whole = slots <= ENOUGH || some.largest_step <= ENOUGH;
+        Ok(Budget { slots, needed, holds: if whole { some } else { holds(slots)? } })
     };
     let held = run.with(|config, learns| MemoryPlan::held(be, config, longest_row, learns))?;
     let table = run.with(|config, learns| MemoryPlan::sections(be, config, learns))?.0;

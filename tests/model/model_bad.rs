@@ -36,7 +36,7 @@ const BAD: &[Bad] = &[
     (
         "adapter",
         |d| std::fs::write(d.join("adapter_config.json"), "{}").unwrap(),
-        "{}: a PEFT adapter (adapter_config.json): adapters are not implemented; merge it into its base model first",
+        "{}: a PEFT adapter (adapter_config.json), not a model: give it as `options.adapter`, and its base as `options.model`",
     ),
     (
         "config no JSON",

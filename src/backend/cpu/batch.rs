@@ -56,6 +56,17 @@ impl CpuBatch {
         }
     }
 
+    /// [`CpuBatch::bytes`] of one within `capacity`, without reserving them: they grow with each of its numbers by itself.
+    pub(super) fn bytes_of(capacity: Capacity) -> usize {
+        let bytes = |slots, predictions, responses, pairs| {
+            CpuBatch::new(Capacity { slots, predictions, responses, pairs }).bytes()
+        };
+        let none = bytes(0, 0, 0, 0);
+        let Capacity { slots, predictions, responses, pairs } = capacity;
+        let ones = [bytes(1, 0, 0, 0), bytes(0, 1, 0, 0), bytes(0, 0, 1, 0), bytes(0, 0, 0, 1)];
+        none + [slots, predictions, responses, pairs].iter().zip(ones).map(|(n, one)| n * (one - none)).sum::<usize>()
+    }
+
     /// Bytes reserved.
     pub(super) fn bytes(&self) -> usize {
         fn of<T>(v: &Vec<T>) -> usize {

@@ -232,6 +232,10 @@ impl<S: Real> Device for Cpu<S> {
     }
 
     fn new_batch(&self, capacity: Capacity, _: AttnShape) -> Result<CpuBatch> {
+        if self.counting {
+            self.record("batch", CpuBatch::bytes_of(capacity));
+            return Ok(CpuBatch::new(Capacity::default()));
+        }
         let batch = CpuBatch::new(capacity);
         self.record("batch", batch.bytes());
         Ok(batch)

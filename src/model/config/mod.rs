@@ -276,7 +276,7 @@ pub(super) fn check_dir(dir: &Path) -> Result<()> {
     if dir.join("adapter_config.json").exists() {
         return Err(Error::file(
             dir,
-            "a PEFT adapter (adapter_config.json): adapters are not implemented; merge it into its base model first",
+            "a PEFT adapter (adapter_config.json), not a model: give it as `options.adapter`, and its base as `options.model`",
         ));
     }
     if dir.join(CONFIG).symlink_metadata().is_err() && dir.join("run.json").exists() {

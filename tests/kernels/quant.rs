@@ -13,12 +13,12 @@ fn put<B: Backend, T: Storage>(be: &B, data: &[T]) -> B::Buf<T> {
     buf
 }
 
-/// `t` on a device, its codes `shift` bytes from where they could be, written `shift` elements into a buffer.
-fn numbers<B: Backend>(be: &B, t: &Nf4Tensor, shift: usize) -> Vec<f64> {
-    let all = [vec![0xaa; shift], t.codes.clone()].concat();
+/// `t` on a device, its codes `before` bytes from where they could be, written `shift` elements into a buffer.
+fn numbers<B: Backend>(be: &B, t: &Nf4Tensor, (before, shift): (usize, usize)) -> Vec<f64> {
+    let all = [vec![0xaa; before], t.codes.clone()].concat();
     let codes = put(be, &all);
     let mut w = unset::<B, B::Act>(be, t.len() + 2 * shift);
-    let (to, from, round) = (shift..shift + t.len(), shift..all.len(), t.dtype);
+    let (to, from, round) = (shift..shift + t.len(), before..all.len(), t.dtype);
     match &t.absmax {
         Absmax::Plain(absmax) => {
             let n = absmax.len();
@@ -60,8 +60,8 @@ fn dequantize_nf4<A: GpuFloat>() {
             for double in [None, Some(&dynamic)] {
                 let t = Nf4Tensor::quantize(&values, &[rows, columns], round, double).unwrap();
                 let want: Vec<f64> = t.values(0..t.len()).iter().map(|x| A::from_f64((*x).into()).to_f64()).collect();
-                for shift in [0, 1, 4] {
-                    let what = format!("{rows} x {columns}, {round:?}, {}, {shift}", double.is_some());
+                for shift in [(0, 0), (1, 1), (4, 4), (1, 0), (0, 1), (2, 8)] {
+                    let what = format!("{rows} x {columns}, {round:?}, {}, {shift:?}", double.is_some());
                     on_devices!(A, [0, 1], |gpu, place| {
                         assert!(numbers(gpu, &t, shift) == want, "{what} ({place})");
                     });

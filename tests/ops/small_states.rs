@@ -263,10 +263,10 @@ fn steps_in_8_bits_are_the_formulas_to_the_code() {
         .unwrap();
         let want: Vec<[f64; 3]> =
             (0..n).map(|i| formula(before[i][0], before[i][1], before[i][2], f64::from(g[i]), &rule)).collect();
-        for b in 0..blocks {
+        for (b, (m_scale, v_scale)) in scales[0].iter().zip(&scales[1]).enumerate() {
             let of = b * BLOCK..n.min(b * BLOCK + BLOCK);
             let largest = |k: usize| want[of.clone()].iter().map(|w| w[k].abs()).fold(0.0, f64::max);
-            for (k, scale) in [(1, scales[0][b]), (2, scales[1][b])] {
+            for (k, scale) in [(1, *m_scale), (2, *v_scale)] {
                 assert!((f64::from(scale) / largest(k) - 1.0).abs() < 1e-5, "scale {k} of block {b}");
             }
         }

@@ -131,9 +131,8 @@ impl<B: Backend> DecodeOps for Timed<B> {
     type Packed = B::Packed;
 
     passed_on! {
-        packed_room(name: &str, out: usize, inp: usize, drafts: bool) -> Result<Option<B::Packed>>;
-        pack_weight(to: &mut B::Packed, w: Act<'_, B>) -> Result<()>;
-        is_exact(w: &B::Packed) -> bool;
+        packed_room(name: &str, out: usize, inp: usize, layout: Layout) -> Result<Option<B::Packed>>;
+        pack_weight(to: &mut B::Packed, w: Act<'_, B>) -> Result<bool>;
     }
     fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()> {
         let LinearFwd { y, x, w, out, inp, write } = op;

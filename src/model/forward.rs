@@ -138,9 +138,9 @@ impl<'a, B: Backend> Layer<'a, B> {
     }
 
     /// How to multiply with the weight that is packed as `of`.
-    fn product(&self, be: &B, of: impl Fn(&PackedLayer<B>) -> &Laid<B>) -> Product<'a, B> {
+    fn product(&self, of: impl Fn(&PackedLayer<B>) -> &Laid<B>) -> Product<'a, B> {
         match self.packs.few {
-            true => Product::Few(self.packs.find(be, |w| of(&w.layers[self.l]))),
+            true => Product::Few(self.packs.find(|w| of(&w.layers[self.l]))),
             false => Product::Many,
         }
     }
@@ -201,7 +201,7 @@ fn qkv<B: Backend>(
     })?;
     Linear { model, param: &params.qkv, dense: &mut acts.dense }.forward(
         be,
-        params.product(be, |p| &p.qkv),
+        params.product(|p| &p.qkv),
         (be.view_mut(&mut layer.qkv, 0..n_qkv), be.view(normed, 0..n_hidden)),
         (a.qkv_width(), c.hidden_size),
         Write::Set,
@@ -262,7 +262,7 @@ fn output_projection<'a, B: Backend>(
     write: Write<B::View<'a, B::Act>>,
 ) -> Result<()> {
     let sizes = (model.config.hidden_size, model.config.attn_shape().q_width());
-    Linear { model, param: &params.o, dense }.forward(be, params.product(be, |p| &p.o), of, sizes, write)
+    Linear { model, param: &params.o, dense }.forward(be, params.product(|p| &p.o), of, sizes, write)
 }
 
 /// Norm, gates and ups of the MLP: residual point `2 l + 1` -> `gate_up` of layer `l`.
@@ -288,7 +288,7 @@ fn mlp<B: Backend>(
     })?;
     Linear { model, param: &params.gate_up, dense: &mut acts.dense }.forward(
         be,
-        params.product(be, |p| &p.gate_up),
+        params.product(|p| &p.gate_up),
         (be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn), be.view(normed, 0..n_hidden)),
         (2 * ffn, hidden),
         Write::Set,
@@ -316,7 +316,7 @@ fn mlp_output<B: Backend>(
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     Linear { model, param: &params.down, dense: &mut acts.dense }.forward(
         be,
-        params.product(be, |p| &p.down),
+        params.product(|p| &p.down),
         (be.view_mut(after, 0..n_hidden), be.view(act, 0..n_ffn)),
         (hidden, ffn),
         Write::Plus(be.view(before, 0..n_hidden)),

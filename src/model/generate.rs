@@ -3,8 +3,8 @@
 //! Sequences live in cache slots `0..live`; a finished one gives its slot to the last, so the batch stays dense, and
 //! waiting sequences come in when half of the slots are free. What a sequence draws depends on its own number and the seed only.
 //!
-//! Where weights were rounded to be read in half the time, they guess some tokens, and one pass of the weights themselves over
-//! all of those says which they would have drawn: the first that differs and what follows it is thrown away. A row has the
+//! Drafts of the weights, read in a fraction of the time, guess some tokens, and one pass of the weights themselves over all of
+//! those says which they would have drawn: the first that differs and what follows it is thrown away. A row has the
 //! same bits in any company, and a draw is a function of its logits and the seed, so the result is what it is without guesses.
 
 use super::acts::Workspace;
@@ -181,6 +181,7 @@ struct Generator<'a, B: Backend> {
     ws: Workspace<B>,
     cache: Cache<B>,
     packed: Option<PackedWeights<B>>,
+    drafts: Option<PackedWeights<B>>,
     /// How many tokens were guessed, and how many of them rightly; nothing where none are.
     guessed: Option<[usize; 2]>,
     slots: usize,
@@ -193,11 +194,11 @@ struct Generator<'a, B: Backend> {
 
 impl<'a, B: Backend> Generator<'a, B> {
     fn new(be: &'a B, model: &'a Model<B>, prompts: &'a [Vec<u32>], o: &'a GenerateOptions) -> Result<Self> {
-        let Buffers { room, mut ws, cache, mut packed } = buffers(be, model, prompts, o)?;
-        if let Some(packed) = &mut packed {
-            packed.fill(be, model, &mut ws.acts.dense)?;
+        let Buffers { room, mut ws, cache, mut packed, mut drafts } = buffers(be, model, prompts, o)?;
+        for weights in [&mut packed, &mut drafts].into_iter().flatten() {
+            weights.fill(be, model, &mut ws.acts.dense)?;
         }
-        let guessed = packed.as_ref().filter(|p| p.guesses(be)).map(|_| [0, 0]);
+        let guessed = drafts.as_ref().map(|_| [0, 0]);
         Ok(Self {
             be,
             model,
@@ -206,6 +207,7 @@ impl<'a, B: Backend> Generator<'a, B> {
             ws,
             cache,
             packed,
+            drafts,
             guessed,
             slots: room.sequences,
             live: Vec::with_capacity(room.sequences),
@@ -236,7 +238,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         self.ws.load_batch(self.be, &prompt_batch(&prompts)?)?;
         let stores = self.stores(&groups, &prompts);
         let (model, cache) = (self.model, &mut self.cache);
-        let packs = Packs::few(self.packed.as_ref(), false);
+        let packs = Packs::few(self.packed.as_ref());
         forward_with(self.be, model, packs, &mut self.ws, |be, l, layer, batch, rows| {
             stores.iter().try_for_each(|dst| cache.store(be, model, l, layer, dst))?;
             attend(be, model, layer, batch, rows)
@@ -305,7 +307,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         let lens = |j: usize| self.live.iter().map(move |x| (x.cached + first + j + 1) as u32).collect();
         let lens: Vec<Vec<u32>> = (0..tokens.len()).map(lens).collect();
         let (model, cache) = (self.model, &mut self.cache);
-        let packs = Packs::few(self.packed.as_ref(), guess);
+        let packs = Packs::few(if guess { self.drafts.as_ref() } else { self.packed.as_ref() });
         forward_with(self.be, model, packs, &mut self.ws, |be, l, layer, _, _| {
             cache.store(be, model, l, layer, &dst)?;
             let [k, v] = &cache.layers[l];
@@ -328,7 +330,8 @@ impl<'a, B: Backend> Generator<'a, B> {
         let (c, be, n) = (&self.model.config, self.be, self.ws.predictions);
         let logits = be.view_mut(&mut self.ws.logits, 0..n * c.vocab_size);
         let x = be.view(&self.ws.hidden, 0..n * c.hidden_size);
-        match Packs::few(self.packed.as_ref(), guess).find(be, |w| &w.head) {
+        let packs = Packs::few(if guess { self.drafts.as_ref() } else { self.packed.as_ref() });
+        match packs.find(|w| &w.head) {
             Some(w) => be.logits_packed(LogitsPacked { logits, x, w })?,
             None => {
                 let w = weight(be, self.model, &self.model.table.head);

@@ -52,10 +52,13 @@ impl<'a, B: Backend> Linear<'a, B> {
         be.linear_bwd_input(LinearBwdInput { dx, dy, w, out, inp, write: Write::Set })
     }
 
-    /// Lays the weight out for few rows, where there is room for that.
+    /// Lays the weight out for few rows, where there is room for that and it has the layout.
     pub fn pack(self, be: &B, to: &mut Laid<B>) -> Result<()> {
-        let Some(to) = to else { return Ok(()) };
-        be.pack_weight(to, weight(be, self.model, self.param, self.dense)?)
+        if let Some(room) = to {
+            let fits = be.pack_weight(room, weight(be, self.model, self.param, self.dense)?)?;
+            *to = to.take().filter(|_| fits);
+        }
+        Ok(())
     }
 }
 

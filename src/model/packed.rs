@@ -1,4 +1,4 @@
-//! The weights of every product, laid out for products of few rows: generation reads them once a token, or rounded ones for
+//! The weights of every product, laid out for products of few rows: generation reads them once a token, or drafts of them for
 //! guesses, and the weights themselves once for several.
 
 use super::config::ModelConfig;
@@ -6,7 +6,7 @@ use super::linear::{Laid, Linear};
 use super::load::Model;
 use super::nf4::Dense;
 use super::params::{LayerParams, Param};
-use crate::backend::Backend;
+use crate::backend::{Backend, Layout};
 use crate::error::Result;
 
 /// The weights of one layer.
@@ -22,8 +22,6 @@ pub(super) struct Packs<'a, B: Backend> {
     /// As products of few rows: every one of generation, so that a row has the same bits in all of them.
     pub few: bool,
     pub weights: Option<&'a PackedWeights<B>>,
-    /// Also those that were rounded: the results are guesses.
-    pub guess: bool,
 }
 
 impl<B: Backend> Clone for Packs<'_, B> {
@@ -35,16 +33,16 @@ impl<B: Backend> Copy for Packs<'_, B> {}
 
 impl<'a, B: Backend> Packs<'a, B> {
     /// None: the weights as they lie, by products of many rows.
-    pub const NONE: Self = Packs { few: false, weights: None, guess: false };
+    pub const NONE: Self = Packs { few: false, weights: None };
 
     /// Generation's.
-    pub fn few(weights: Option<&'a PackedWeights<B>>, guess: bool) -> Self {
-        Packs { few: true, weights, guess }
+    pub fn few(weights: Option<&'a PackedWeights<B>>) -> Self {
+        Packs { few: true, weights }
     }
 
-    /// The weight that `of` names, where it is to be used.
-    pub fn find(&self, be: &B, of: impl Fn(&'a PackedWeights<B>) -> &'a Laid<B>) -> Option<&'a B::Packed> {
-        self.weights.and_then(|w| of(w).as_ref()).filter(|w| self.guess || be.is_exact(w))
+    /// The weight that `of` names, where it was laid out.
+    pub fn find(&self, of: impl Fn(&'a PackedWeights<B>) -> &'a Laid<B>) -> Option<&'a B::Packed> {
+        self.weights.and_then(|w| of(w).as_ref())
     }
 }
 
@@ -55,9 +53,10 @@ pub(super) struct PackedWeights<B: Backend> {
 }
 
 impl<B: Backend> PackedWeights<B> {
-    /// Room for the weights of `model`; `drafts`: what does not fit into half the memory as it is may be rounded.
-    pub fn room(be: &B, model: &Model<B>, drafts: bool) -> Result<Self> {
-        let room = |p: &Param, inp: usize| be.packed_room("packed weights", p.at.len() / inp, inp, drafts);
+    /// Room for the weights of `model`.
+    pub fn room(be: &B, model: &Model<B>, layout: Layout) -> Result<Self> {
+        let name = if layout == Layout::Draft { "drafts of weights" } else { "packed weights" };
+        let room = |p: &Param, inp: usize| be.packed_room(name, p.at.len() / inp, inp, layout);
         let layer = |l: &LayerParams| {
             let [qkv, o, gate_up, down] = inputs(&model.config);
             Ok(PackedLayer {
@@ -71,7 +70,7 @@ impl<B: Backend> PackedWeights<B> {
         Ok(Self { layers, head: room(&model.table.head, model.config.hidden_size)? })
     }
 
-    /// Packs them; `dense` is the workspace's.
+    /// Packs them, those that have the layout; `dense` is the workspace's.
     pub fn fill(&mut self, be: &B, model: &Model<B>, dense: &mut Dense<B>) -> Result<()> {
         let mut fill = |to: &mut Laid<B>, param: &Param| Linear { model, param, dense: &mut *dense }.pack(be, to);
         for (to, l) in self.layers.iter_mut().zip(&model.table.layers) {
@@ -88,11 +87,6 @@ impl<B: Backend> PackedWeights<B> {
     /// Whether the device lays weights out at all.
     pub fn any(&self) -> bool {
         self.all().next().is_some()
-    }
-
-    /// Whether some were rounded.
-    pub fn guesses(&self, be: &B) -> bool {
-        self.all().any(|w| !be.is_exact(w))
     }
 
     fn all(&self) -> impl Iterator<Item = &B::Packed> {

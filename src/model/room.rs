@@ -4,7 +4,7 @@ use super::acts::Workspace;
 use super::cache::Cache;
 use super::load::Model;
 use super::packed::PackedWeights;
-use crate::backend::Backend;
+use crate::backend::{Backend, Layout};
 use crate::batch::Capacity;
 use crate::error::Result;
 
@@ -66,6 +66,8 @@ pub(super) struct Buffers<B: Backend> {
     pub ws: Workspace<B>,
     pub cache: Cache<B>,
     pub packed: Option<PackedWeights<B>>,
+    /// Weights that guess, where that is worth while.
+    pub drafts: Option<PackedWeights<B>>,
 }
 
 /// Allocates it.
@@ -85,8 +87,12 @@ pub(super) fn buffers<B: Backend>(
     let sequences = sequences.min((u32::MAX as usize - 1) / stride).max(1);
     let tokens = prompts.iter().map(Vec::len).sum::<usize>().min(PREFILL_TOKENS).max(longest);
     let packs = o.pack_weights && o.max_new_tokens >= PACKED_FROM;
-    let packed = packs.then(|| PackedWeights::room(be, model, guesses(sequences) > 0)).transpose()?;
-    let guessing = packed.as_ref().is_some_and(PackedWeights::any);
+    let room = |layout| PackedWeights::room(be, model, layout);
+    let drafts = (packs && guesses(sequences) > 0).then(|| room(Layout::Draft)).transpose()?;
+    let drafts = drafts.filter(PackedWeights::any);
+    let guessing = drafts.is_some();
+    // Weights that are read once for several tokens are worth half their memory, not all of it.
+    let packed = packs.then(|| room(if guessing { Layout::Half } else { Layout::Whole })).transpose()?;
     // Of all numbers of sequences that may be left.
     let rows = (1..=sequences).map(|n| n * (1 + if guessing { guesses(n) } else { 0 })).max().unwrap_or(sequences);
     let slots = tokens.max(rows);
@@ -94,5 +100,5 @@ pub(super) fn buffers<B: Backend>(
     let room = Room { sequences, rows, slots, host_bytes: rows * logits };
     let ws = Workspace::new(be, model, capacity, rows, false)?;
     let cache = Cache::new(be, model, sequences, stride)?;
-    Ok(Buffers { room, ws, cache, packed })
+    Ok(Buffers { room, ws, cache, packed, drafts })
 }

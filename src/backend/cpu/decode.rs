@@ -8,7 +8,7 @@ use super::linear::base;
 use super::real::Real;
 use super::scalar::{Scalar, dot};
 use super::simd::simd_fn;
-use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
+use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, Layout, LinearPacked, LogitsPacked};
 use crate::backend::ops::head::Logits;
 use crate::backend::ops::linear::LinearFwd;
 use crate::error::{Error, Result};
@@ -17,23 +17,21 @@ use rayon::prelude::*;
 impl<S: Real> DecodeOps for Cpu<S> {
     type Packed = Packed;
 
-    fn packed_room(&self, name: &str, out: usize, inp: usize, drafts: bool) -> Result<Option<Packed>> {
+    fn packed_room(&self, name: &str, out: usize, inp: usize, layout: Layout) -> Result<Option<Packed>> {
         check::nonzero("packed_room", "out", out)?;
         check::nonzero("packed_room", "inp", inp)?;
-        self.record(name, S::packed_bytes(&self.gemm, out, inp, drafts));
-        let room = || S::room(&self.gemm, out, inp, drafts);
-        if self.counting { Ok(Some(Packed::counted(out, inp))) } else { room().map(Some) }
+        let Some(bytes) = S::packed_bytes(&self.gemm, out, inp, layout) else { return Ok(None) };
+        self.record(name, bytes);
+        if self.counting {
+            return Ok(Some(Packed::counted(out, inp, layout)));
+        }
+        S::room(&self.gemm, out, inp, layout).map(Some)
     }
 
-    fn pack_weight(&self, to: &mut Packed, w: &[S]) -> Result<()> {
+    fn pack_weight(&self, to: &mut Packed, w: &[S]) -> Result<bool> {
         let [out, inp] = to.sizes();
         check::len("pack_weight", "w", w.len(), &[("out", out), ("inp", inp)])?;
-        S::fill(&self.gemm, to, Mat::by_line(w, inp));
-        Ok(())
-    }
-
-    fn is_exact(&self, w: &Packed) -> bool {
-        w.is_exact()
+        Ok(S::fill(&self.gemm, to, Mat::by_line(w, inp)))
     }
 
     fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()> {

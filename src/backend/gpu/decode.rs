@@ -5,7 +5,7 @@ use super::check;
 use super::context::{Gpu, GpuFloat, columns};
 use super::driver::{Arg, Driver, Grid, View};
 use super::lock::lock;
-use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
+use crate::backend::ops::decode::{AttentionDecode, DecodeOps, KvStore, Layout, LinearPacked, LogitsPacked};
 use crate::backend::ops::head::{HeadOps, Logits};
 use crate::backend::ops::linear::{LinearFwd, LinearOps};
 use crate::error::{Error, Result};
@@ -13,17 +13,12 @@ use crate::error::{Error, Result};
 impl<D: Driver, A: GpuFloat> DecodeOps for Gpu<D, A> {
     type Packed = std::convert::Infallible;
 
-    fn packed_room(&self, _: &str, _: usize, _: usize, _: bool) -> Result<Option<Self::Packed>> {
-        // The library reads weights as they lie.
+    fn packed_room(&self, _: &str, _: usize, _: usize, _: Layout) -> Result<Option<Self::Packed>> {
         Ok(None)
     }
 
-    fn pack_weight(&self, to: &mut Self::Packed, _: View<A>) -> Result<()> {
+    fn pack_weight(&self, to: &mut Self::Packed, _: View<A>) -> Result<bool> {
         match *to {}
-    }
-
-    fn is_exact(&self, w: &Self::Packed) -> bool {
-        match *w {}
     }
 
     fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()> {

@@ -38,7 +38,7 @@ pub struct AttentionDecode<'a, B: Device> {
     pub shape: AttnShape,
 }
 
-/// `y {=,+=,= plus +} x w^T` as [`DecodeOps::linear_few`], with the same bits where it is exact, of a weight that was laid out
+/// `y {=,+=,= plus +} x w^T` as [`DecodeOps::linear_few`], with the same bits but for drafts, of a weight that was laid out
 /// before.
 pub struct LinearPacked<'a, B: DecodeOps> {
     /// rows x out.
@@ -51,7 +51,7 @@ pub struct LinearPacked<'a, B: DecodeOps> {
     pub write: Write<Act<'a, B>>,
 }
 
-/// `x w^T` as [`DecodeOps::logits_few`], with the same bits where it is exact, of a weight that was laid out before.
+/// `x w^T` as [`DecodeOps::logits_few`], with the same bits but for drafts, of a weight that was laid out before.
 pub struct LogitsPacked<'a, B: DecodeOps> {
     /// At least n x vocab.
     pub logits: AccMut<'a, B>,
@@ -61,17 +61,26 @@ pub struct LogitsPacked<'a, B: DecodeOps> {
     pub w: &'a B::Packed,
 }
 
+/// What a weight is laid out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Products with its bits.
+    Whole,
+    /// The same, where its elements fit into half the memory as they are: bf16 or f16 values.
+    Half,
+    /// Guesses of its products: rounded, in a quarter of the memory or so.
+    Draft,
+}
+
 /// Ops of generation. Errors: [`crate::Error::Shape`].
 pub trait DecodeOps: Device {
     /// A weight as products of few rows read it fastest.
     type Packed: Send + Sync;
     /// Room for a weight of `out x inp`, entered in the memory table under `name` with the most that it can take; `None`
-    /// where weights are read fastest as they lie. `drafts`: one that does not fit into half the memory as it is may be rounded.
-    fn packed_room(&self, name: &str, out: usize, inp: usize, drafts: bool) -> Result<Option<Self::Packed>>;
-    /// Lays out a weight in room made for its sizes.
-    fn pack_weight(&self, to: &mut Self::Packed, w: Act<'_, Self>) -> Result<()>;
-    /// Whether it is the weight itself; else it was rounded: good for guesses, at half the time.
-    fn is_exact(&self, w: &Self::Packed) -> bool;
+    /// where weights are read fastest as they lie, or there is nothing of that layout.
+    fn packed_room(&self, name: &str, out: usize, inp: usize, layout: Layout) -> Result<Option<Self::Packed>>;
+    /// Lays out a weight in room made for its sizes; whether it has that layout.
+    fn pack_weight(&self, to: &mut Self::Packed, w: Act<'_, Self>) -> Result<bool>;
     /// `linear_fwd` for the few rows of generation: its bits may be others, but are as little a matter of the rows beside them.
     fn linear_few(&self, op: LinearFwd<'_, Self>) -> Result<()>;
     /// `logits` in the same way.

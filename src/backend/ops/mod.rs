@@ -20,7 +20,7 @@ pub mod swiglu;
 
 pub use adapter::{AdapterBwdLow, AdapterBwdWeight, AdapterFwd, AdapterOps, AdapterParts};
 pub use attention::{AttentionBwd, AttentionFwd, AttentionOps};
-pub use decode::{AttentionDecode, DecodeOps, KvStore, LinearPacked, LogitsPacked};
+pub use decode::{AttentionDecode, DecodeOps, KvStore, Layout, LinearPacked, LogitsPacked};
 pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Mark, Write};
 pub use element::{Float, Gradient, Storage};
 pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};

@@ -277,7 +277,7 @@ fn ask_for<P>(p: *const P, len: usize) {
 }
 
 /// Largest tile, in elements.
-const MAX_TILE: usize = 32 * 32;
+pub(super) const MAX_TILE: usize = 32 * 32;
 
 /// A tile that hangs over the border: computed whole in a buffer that holds the base, and the part inside copied out.
 /// `tile(low, c, ld, base, base_ld)` computes it, or its first rows.

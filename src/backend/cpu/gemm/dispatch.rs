@@ -8,6 +8,7 @@ use super::panels::Side;
 use super::setup::{Gemm, GemmPrecision};
 use super::tiles::{Operand, operand, operand_len, pack, packed_len, product, tile_units, transpose};
 use crate::backend::cpu::simd::Isa;
+use crate::backend::ops::decode::Layout;
 use crate::error::Result;
 
 /// Element types that have micro-kernels.
@@ -16,14 +17,14 @@ pub trait HasGemm: Sized {
     fn gemm(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
     /// [`HasGemm::gemm`] for a few rows: by multiply-adds, also where parts are faster once they are packed.
     fn gemm_few(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
-    /// Most bytes that `lines x k` take when they are packed for good; `drafts` as in [`HasGemm::room`].
-    fn packed_bytes(g: &Gemm, lines: usize, k: usize, drafts: bool) -> usize;
-    /// Room for `lines x k`, not 0, to be packed, and rounded to bf16 where the kernel reads that and `drafts` says so. Errors:
-    /// [`crate::Error::Device`] where there is no memory.
-    fn room(g: &Gemm, lines: usize, k: usize, drafts: bool) -> Result<Packed>;
-    /// Packs `x`, of the sizes that the room was made for.
-    fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>);
-    /// [`HasGemm::gemm_few`] of `m` rows with a right operand packed before: the same bits, where it was not rounded.
+    /// Most bytes that `lines x k` take when they are packed for good; `None`: there is nothing of that layout.
+    fn packed_bytes(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Option<usize>;
+    /// Room for `lines x k`, not 0, to be packed in a layout that there is. Errors: [`crate::Error::Device`] where there is no
+    /// memory.
+    fn room(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Result<Packed>;
+    /// Packs `x`, of the sizes that the room was made for; whether it fits the layout.
+    fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>) -> bool;
+    /// [`HasGemm::gemm_few`] of `m` rows with a right operand packed before: the same bits, but for drafts.
     fn gemm_packed(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: &Packed, m: usize);
 }
 
@@ -91,8 +92,19 @@ macro_rules! on_kernel {
     };
 }
 
+/// Drafts are for multiply-adds, whatever else is multiplied by.
+macro_rules! on_layout {
+    ($g:expr, $layout:expr, $direct:tt, $kernels:tt, $f:ident, $args:tt) => {{
+        use packed::$f;
+        match $layout {
+            Layout::Draft => on_kernel!($g, $direct, $f, $args),
+            Layout::Whole | Layout::Half => on_kernel!($g, $kernels, $f, $args),
+        }
+    }};
+}
+
 macro_rules! has_gemm {
-    ($s:ty, [$portable:ident, $avx2:ident, $avx512:ident], $kernels:tt, $large:tt) => {
+    ($s:ty, $direct:tt, $kernels:tt, $large:tt) => {
         impl HasGemm for $s {
             fn gemm(
                 g: &Gemm,
@@ -114,21 +126,17 @@ macro_rules! has_gemm {
             ) {
                 on_kernel!(g, $kernels, run, (g, c, base, a, b, sizes))
             }
-            fn packed_bytes(g: &Gemm, lines: usize, k: usize, drafts: bool) -> usize {
-                use packed::bytes;
-                on_kernel!(g, $kernels, bytes, (lines, k, drafts))
+            fn packed_bytes(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Option<usize> {
+                on_layout!(g, layout, $direct, $kernels, bytes, (lines, k, layout))
             }
-            fn room(g: &Gemm, lines: usize, k: usize, drafts: bool) -> Result<Packed> {
-                use packed::room;
-                on_kernel!(g, $kernels, room, (lines, k, drafts))
+            fn room(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Result<Packed> {
+                on_layout!(g, layout, $direct, $kernels, room, (lines, k, layout))
             }
-            fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>) {
-                use packed::fill;
-                on_kernel!(g, $kernels, fill, (g, to, x))
+            fn fill(g: &Gemm, to: &mut Packed, x: Mat<'_, Self>) -> bool {
+                on_layout!(g, to.layout(), $direct, $kernels, fill, (g, to, x))
             }
             fn gemm_packed(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: &Packed, m: usize) {
-                use packed::run;
-                on_kernel!(g, $kernels, run, (g, c, base, a, b, m))
+                on_layout!(g, b.layout(), $direct, $kernels, run, (g, c, base, a, b, m))
             }
         }
         impl HasTiles for $s {
@@ -174,7 +182,7 @@ macro_rules! has_gemm {
                 on_kernel!(g, $kernels, product, (c, c_ld, a, b, sizes, add))
             }
             fn transpose(g: &Gemm, dst: &mut [Self], ld: usize, src: &[Self], src_ld: usize, rows: usize, cols: usize) {
-                on_kernel!(g, [$portable, $avx2, $avx512], transpose, (dst, ld, src, src_ld, rows, cols))
+                on_kernel!(g, $direct, transpose, (dst, ld, src, src_ld, rows, cols))
             }
         }
     };

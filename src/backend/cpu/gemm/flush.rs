@@ -152,6 +152,19 @@ tiles512!(
     {}
 );
 
+tiles512!(
+    /// AVX-512, `b` in whole numbers of eight bits, four columns a word in order.
+    avx512_int8, avx512_int8_low, u32,
+    [
+        "vpmovsxbd zmm0, [{b}]",
+        "vpmovsxbd zmm1, [{b} + 16]",
+        "prefetcht0 [{b} + 4 * {ahead}]",
+        "vcvtdq2ps zmm0, zmm0",
+        "vcvtdq2ps zmm1, zmm1"
+    ],
+    {}
+);
+
 macro_rules! tile256 {
     ($(#[$doc:meta])* $name:ident, $($row:tt)*) => {
         tile!(

@@ -16,7 +16,7 @@ pub(super) const LOW: usize = 4;
 /// 384 was 3 to 8 % slower, 768 no faster for `f32`.
 pub const K_BLOCK: usize = 576;
 
-/// A tile of `f32` whose `b` is in words of two narrow numbers; else as [`Kernel::tile`], NR / 2 words a unit.
+/// A tile of `f32` whose `b` is in words of narrow numbers, `b_step` of them a unit; else as [`Kernel::tile`].
 type HalvesTile = unsafe fn(usize, *const f32, usize, *const u32, usize, *mut f32, usize, *const f32, usize);
 
 /// See [`Kernel::HALVES`]: [`Kernel::tile`] and [`Kernel::low_tile`] for each kind of word.
@@ -26,6 +26,8 @@ pub(super) struct Halves {
     pub bf16: [HalvesTile; 2],
     /// f16: columns in order.
     pub f16: [HalvesTile; 2],
+    /// Whole numbers of eight bits, four a word: columns in order.
+    pub int8: [HalvesTile; 2],
 }
 
 /// A micro-kernel on packed operands. `a` holds columns of MR units, `b` rows of NR units; a unit is `K` values that
@@ -356,8 +358,11 @@ kernel!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"; const HALVES: Option<Halves> = Some(HALVES); const ROUNDS: bool = true;
 );
 #[cfg(target_arch = "x86_64")]
-const HALVES: Halves =
-    Halves { bf16: [flush::avx512_bf16, flush::avx512_bf16_low], f16: [flush::avx512_f16, flush::avx512_f16_low] };
+const HALVES: Halves = Halves {
+    bf16: [flush::avx512_bf16, flush::avx512_bf16_low],
+    f16: [flush::avx512_f16, flush::avx512_f16_low],
+    int8: [flush::avx512_int8, flush::avx512_int8_low],
+};
 #[cfg(target_arch = "x86_64")]
 kernel!(
     /// `f64`, AVX-512.

@@ -2,15 +2,16 @@
 //! task. Blocks, panels and sums are those of `blocks`, and so are the bits.
 //!
 //! Where every element is a bf16 or an f16 value in an `f32`, as in most published models, or is rounded to bf16, the panels
-//! hold two elements a word, and the tile widens them: half the memory to read, the same numbers. Others may be rounded as well,
-//! for a guess of the product (`Packed::is_exact`).
+//! hold two elements a word, and the tile widens them: half the memory to read, the same numbers. Drafts, for guesses of a
+//! product, hold four: whole multiples, of -127 to 127, of a 127th of what is largest in a line's block along `k`.
 
-use super::blocks::{Out, edge, k_blocks, lines_of, pack_all, tasks};
+use super::blocks::{MAX_TILE, Out, edge, k_blocks, lines_of, pack_all, tasks};
 use super::kernel::{Kernel, LOW};
 use super::matrix::{Base, Mat};
 use super::panels::{Side, pack_lines, packed, units};
 use super::setup::Gemm;
 use crate::backend::cpu::pages;
+use crate::backend::ops::decode::Layout;
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -26,10 +27,10 @@ pub struct Packed {
     /// Lines, and the summed dimension.
     lines: usize,
     k: usize,
+    layout: Layout,
     form: Form,
-    /// Whether it may be rounded, and whether it was.
-    drafts: bool,
-    rounded: bool,
+    /// What a draft's numbers are multiples of: of every block, one a line of its panels.
+    scales: Vec<f32>,
 }
 
 /// What panels hold.
@@ -39,22 +40,22 @@ enum Form {
     Whole,
     Bf16,
     F16,
+    Int8,
 }
 
 impl Packed {
     /// What counts alone: it owns nothing, and nothing can be packed into it.
-    pub fn counted(lines: usize, k: usize) -> Self {
-        Packed { words: Vec::new(), lines, k, form: Form::Whole, drafts: false, rounded: false }
-    }
-
-    /// Whether products have the bits of those with the operand itself.
-    pub fn is_exact(&self) -> bool {
-        !self.rounded
+    pub fn counted(lines: usize, k: usize, layout: Layout) -> Self {
+        Packed { words: Vec::new(), lines, k, layout, form: Form::Whole, scales: Vec::new() }
     }
 
     /// Lines, and the summed dimension.
     pub fn sizes(&self) -> [usize; 2] {
         [self.lines, self.k]
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        self.layout
     }
 
     fn panels<P: bytemuck::Pod>(&self, len: usize) -> &[P] {
@@ -77,24 +78,38 @@ fn blocks_of<K: Kernel>(k: usize) -> Vec<Range<usize>> {
 }
 
 /// See `HasGemm::packed_bytes`.
-pub(super) fn bytes<K: Kernel>(lines: usize, k: usize, drafts: bool) -> usize {
-    let len = packed::<K>(Side::B, lines, &blocks_of::<K>(k));
-    // Rounded operands are always halves.
-    let bytes = if K::ROUNDS || drafts && K::HALVES.is_some() { 2 * len } else { len * size_of::<K::P>() };
-    bytes.next_multiple_of(LINE) + LINE
+pub(super) fn bytes<K: Kernel>(lines: usize, k: usize, layout: Layout) -> Option<usize> {
+    let blocks = blocks_of::<K>(k);
+    let len = packed::<K>(Side::B, lines, &blocks);
+    let bytes = match layout {
+        Layout::Draft if K::HALVES.is_none() => return None,
+        Layout::Draft => len + 4 * scales::<K>(lines, blocks.len()),
+        // Rounded operands are always halves.
+        Layout::Whole if !K::ROUNDS => len * size_of::<K::P>(),
+        _ if K::HALVES.is_none() => len * size_of::<K::P>(),
+        _ => 2 * len,
+    };
+    Some(bytes.next_multiple_of(LINE) + LINE)
+}
+
+/// Scales of a draft.
+fn scales<K: Kernel>(lines: usize, blocks: usize) -> usize {
+    blocks * lines.next_multiple_of(K::NR)
 }
 
 /// See `HasGemm::room`.
-pub(super) fn room<K: Kernel>(lines: usize, k: usize, drafts: bool) -> Result<Packed> {
-    let bytes = bytes::<K>(lines, k, drafts);
+pub(super) fn room<K: Kernel>(lines: usize, k: usize, layout: Layout) -> Result<Packed> {
+    let bytes = bytes::<K>(lines, k, layout).expect("a layout that there is");
+    let none = || Error::Device(format!("out of memory: packing a weight needs {bytes} bytes"));
     // Memory that is never written to is never taken from the system.
-    let words = bytemuck::allocation::try_zeroed_vec(bytes / size_of::<u64>())
-        .map_err(|()| Error::Device(format!("out of memory: packing a weight needs {bytes} bytes")))?;
-    Ok(Packed { words, lines, k, form: Form::Whole, drafts, rounded: false })
+    let words = bytemuck::allocation::try_zeroed_vec(bytes / size_of::<u64>()).map_err(|()| none())?;
+    let scales = if layout == Layout::Draft { scales::<K>(lines, blocks_of::<K>(k).len()) } else { 0 };
+    let scales = bytemuck::allocation::try_zeroed_vec(scales).map_err(|()| none())?;
+    Ok(Packed { words, lines, k, layout, form: Form::Whole, scales })
 }
 
 /// See `HasGemm::fill`.
-pub(super) fn fill<K: Kernel>(g: &Gemm, to: &mut Packed, x: Mat<'_, K::S>) {
+pub(super) fn fill<K: Kernel>(g: &Gemm, to: &mut Packed, x: Mat<'_, K::S>) -> bool {
     let [lines, k] = to.sizes();
     assert!(lines > 0 && k > 0 && x.data.len() > (lines - 1) * x.line_step + (k - 1) * x.k_step, "fill: operand");
     let blocks = blocks_of::<K>(k);
@@ -102,39 +117,64 @@ pub(super) fn fill<K: Kernel>(g: &Gemm, to: &mut Packed, x: Mat<'_, K::S>) {
     let all = |are: fn(&[u32]) -> bool| x.data.par_chunks(1 << 16).all(|x| are(bytemuck::cast_slice(x)));
     to.form = match K::HALVES {
         None => Form::Whole,
+        Some(_) if to.layout == Layout::Draft => Form::Int8,
         Some(_) if K::ROUNDS || all(are_bf16) => Form::Bf16,
         Some(_) if all(are_f16) => Form::F16,
-        Some(_) if to.drafts => Form::Bf16,
+        Some(_) if to.layout == Layout::Half => return false,
         Some(_) => Form::Whole,
     };
     if to.form == Form::Whole {
         let dst = to.panels_mut::<K::P>(len);
         pages::advise(bytemuck::cast_slice_mut(dst));
         // SAFETY: the operand was measured above; a kernel is only named for a level that was detected.
-        return unsafe { pack_all::<K>(dst, Side::B, x, lines, &blocks) };
+        unsafe { pack_all::<K>(dst, Side::B, x, lines, &blocks) };
+        return true;
     }
-    // A kernel that rounds packs what is rounded.
-    to.rounded = to.form == Form::Bf16 && !K::ROUNDS && !all(are_bf16);
-    let narrow = match to.form {
-        Form::Bf16 if to.rounded => two_rounded,
-        Form::Bf16 => two_bf16,
-        _ => two_f16,
-    };
-    let mut rest = to.panels_mut::<u32>(len / 2);
+    // Elements a word.
+    let (form, per) = (to.form, if to.form == Form::Int8 { 4 } else { 2 });
+    let mut scales = std::mem::take(&mut to.scales);
+    let mut rest = to.panels_mut::<u32>(len / per);
     pages::advise(bytemuck::cast_slice_mut(rest));
-    for ks in &blocks {
+    let padded = lines.next_multiple_of(K::NR);
+    for (b, ks) in blocks.iter().enumerate() {
         let units = units::<K>(ks);
-        let (part, tail) = rest.split_at_mut(lines.next_multiple_of(K::NR) * units / 2);
+        let (part, tail) = rest.split_at_mut(padded * units / per);
         rest = tail;
-        part.par_chunks_mut(K::NR * units / 2).enumerate().for_each(|(p, dst)| {
+        let scales = if form == Form::Int8 { &mut scales[b * padded..][..padded] } else { &mut [] };
+        let scales = scales.chunks_mut(K::NR).map(Some).chain(std::iter::repeat_with(|| None)).take(padded / K::NR);
+        let scales: Vec<_> = scales.collect();
+        part.par_chunks_mut(K::NR * units / per).zip(scales).enumerate().for_each(|(p, (dst, scales))| {
             g.scratch.with(K::NR * units, |panel: &mut [K::P]| {
                 let at = p * K::NR..((p + 1) * K::NR).min(lines);
                 // SAFETY: as above.
                 unsafe { pack_lines::<K>(panel, Side::B, x, at, ks) };
-                let rows = bytemuck::cast_slice::<K::P, u32>(panel).chunks_exact(K::NR);
+                let panel = bytemuck::cast_slice::<K::P, u32>(panel);
+                if let Some(scales) = scales {
+                    return multiples(dst, scales, bytemuck::cast_slice(panel));
+                }
+                let narrow = if form == Form::Bf16 { two_bf16 } else { two_f16 };
+                let rows = panel.chunks_exact(K::NR);
                 dst.chunks_exact_mut(K::NR / 2).zip(rows).for_each(|(dst, row)| narrow(dst, row));
             });
         });
+    }
+    to.scales = scales;
+    true
+}
+
+/// Rounds a panel's rows, a column a line, to whole multiples of its scale. Of what is no finite number, a guess is worth nothing.
+fn multiples(dst: &mut [u32], scales: &mut [f32], rows: &[f32]) {
+    scales.fill(0.0);
+    for row in rows.chunks_exact(scales.len()) {
+        scales.iter_mut().zip(row).for_each(|(most, x)| *most = most.max(x.abs()));
+    }
+    let steps: Vec<f32> = scales.iter().map(|most| if *most > 0.0 { 127.0 / most } else { 0.0 }).collect();
+    scales.iter_mut().for_each(|most| *most /= 127.0);
+    let dst: &mut [i8] = bytemuck::cast_slice_mut(dst);
+    for (dst, row) in dst.chunks_exact_mut(steps.len()).zip(rows.chunks_exact(steps.len())) {
+        // Half a step up and then down is to nearest; sums of up to 127.5 are exact enough for a guess.
+        let nearest = |x: f32| (x + if x < 0.0 { -0.5 } else { 0.5 }) as i8;
+        dst.iter_mut().zip(row.iter().zip(&steps)).for_each(|(d, (x, s))| *d = nearest(x * s));
     }
 }
 
@@ -164,13 +204,6 @@ fn are_f16(x: &[u32]) -> bool {
 fn two_bf16(dst: &mut [u32], row: &[u32]) {
     let (low, high) = row.split_at(dst.len());
     dst.iter_mut().zip(low.iter().zip(high)).for_each(|(d, (l, h))| *d = l >> 16 | h & 0xffff_0000);
-}
-
-/// As [`two_bf16`], of any numbers, to the nearest.
-fn two_rounded(dst: &mut [u32], row: &[u32]) {
-    let (low, high) = row.split_at(dst.len());
-    let nearest = |x: u32| x.wrapping_add(0x7fff + (x >> 16 & 1));
-    dst.iter_mut().zip(low.iter().zip(high)).for_each(|(d, (l, h))| *d = nearest(*l) >> 16 | nearest(*h) & 0xffff_0000);
 }
 
 /// See `Halves::f16`: the exponent's bias goes from 127 to 15; below its least normal number f16 counts steps.
@@ -212,10 +245,10 @@ pub(super) fn run<K: Kernel>(g: &Gemm, c: &mut [K::S], base: Base<'_, K::S>, a: 
             // SAFETY: the columns lie in the output, disjoint between tasks; nothing else uses this thread until `leave`.
             unsafe {
                 K::enter();
-                for ks in &blocks {
+                for (i, ks) in blocks.iter().enumerate() {
                     let (units, out) = (units::<K>(ks), out.after(ks));
                     let a = &ap[at_a..][..m.next_multiple_of(K::MR) * units];
-                    stripe::<K>(out, a, b, at_b, m, cols.clone(), units);
+                    stripe::<K>(out, a, b, (i, at_b), m, cols.clone(), units);
                     at_a += a.len();
                     at_b += panels * K::NR * units;
                 }
@@ -239,13 +272,13 @@ unsafe fn pack_a<K: Kernel>(mut dst: &mut [K::P], a: Mat<'_, K::S>, m: usize, bl
     }
 }
 
-/// All rows of some columns, for a block along `k` that begins `at_b` elements into the panels: each panel of `b` meets
+/// All rows of some columns, for block `block` along `k`, which begins `at_b` elements into the panels: each panel of `b` meets
 /// every panel of `a` while it is in the caches.
 unsafe fn stripe<K: Kernel>(
     out: Out<K::S>,
     ap: &[K::P],
     b: &Packed,
-    at_b: usize,
+    (block, at_b): (usize, usize),
     m: usize,
     cols: Range<usize>,
     units: usize,
@@ -261,10 +294,23 @@ unsafe fn stripe<K: Kernel>(
                 unsafe {
                     match K::HALVES.filter(|_| b.form != Form::Whole) {
                         Some(halves) => {
-                            let tiles = if b.form == Form::Bf16 { halves.bf16 } else { halves.f16 };
+                            let (tiles, per) = match b.form {
+                                Form::Int8 => (halves.int8, 4),
+                                Form::Bf16 => (halves.bf16, 2),
+                                _ => (halves.f16, 2),
+                            };
                             let tile = tiles[usize::from(low)];
-                            let b = b.panels::<u32>((at + K::NR * units) / 2).as_ptr().add(at / 2);
-                            tile(units, a.cast(), K::MR, b, K::NR / 2, c.cast(), ld, base.cast(), base_ld);
+                            let words = b.panels::<u32>((at + K::NR * units) / per).as_ptr().add(at / per);
+                            let (a, c, base) = (a.cast(), c.cast(), base.cast());
+                            if b.form != Form::Int8 {
+                                return tile(units, a, K::MR, words, K::NR / per, c, ld, base, base_ld);
+                            }
+                            let mut own = [0f32; MAX_TILE];
+                            let none = std::ptr::null();
+                            tile(units, a, K::MR, words, K::NR / per, own.as_mut_ptr(), K::NR, none, 0);
+                            let scales = &b.scales[block * b.lines.next_multiple_of(K::NR) + j..][..K::NR];
+                            let rows = if low { LOW } else { K::MR };
+                            scaled((c, ld), (base, base_ld), &own[..rows * K::NR], scales);
                         }
                         None => {
                             let tile = if low { K::low_tile } else { K::tile };
@@ -283,6 +329,22 @@ unsafe fn stripe<K: Kernel>(
                     const { assert!(LOW <= K::MR) };
                     edge::<K>(c, base, out.ld, height, width, tile);
                 }
+            }
+        }
+    }
+}
+
+/// `c = base + sums * scales`, rows of as many elements as there are scales; a null base is 0.
+///
+/// # Safety
+/// So many rows, `ld` elements apart, exist at `c` and, where it is not null, at `base`.
+unsafe fn scaled((c, ld): (*mut f32, usize), (base, base_ld): (*const f32, usize), sums: &[f32], scales: &[f32]) {
+    for (i, sums) in sums.chunks_exact(scales.len()).enumerate() {
+        for (j, (sum, scale)) in sums.iter().zip(scales).enumerate() {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let base = if base.is_null() { 0.0 } else { *base.add(i * base_ld + j) };
+                *c.add(i * ld + j) = base + sum * scale;
             }
         }
     }
@@ -339,28 +401,76 @@ mod tests {
                             let (mut want, mut got) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
                             let (x, w) = (Mat::by_line(&a, k), Mat::by_line(&b, k));
                             f32::gemm_few(&g, &mut want, Base::Other(&base), x, w, [m, n, k]);
-                            let mut packed = f32::room(&g, n, k, false).unwrap();
-                            f32::fill(&g, &mut packed, w);
-                            f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &packed, m);
                             let what = format!("{m} x {n} x {k}, {level:?}, {precision:?}");
-                            assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}");
-                            // Where it may be rounded, it says whether it was, and that is to nearest.
-                            let mut draft = f32::room(&g, n, k, true).unwrap();
-                            f32::fill(&g, &mut draft, w);
-                            if !draft.is_exact() {
-                                let near: Vec<f32> = b.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-                                f32::gemm_few(&g, &mut want, Base::Other(&base), x, Mat::by_line(&near, k), [m, n, k]);
+                            let same = |got: &[f32]| want.iter().zip(got).all(|(a, b)| a.to_bits() == b.to_bits());
+                            let mut packed = f32::room(&g, n, k, Layout::Whole).unwrap();
+                            assert!(f32::fill(&g, &mut packed, w));
+                            f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &packed, m);
+                            assert!(same(&got), "{what}");
+                            // In half the memory, or not at all.
+                            let mut half = f32::room(&g, n, k, Layout::Half).unwrap();
+                            let fits = f32::fill(&g, &mut half, w);
+                            if fits {
+                                got.fill(f32::NAN);
+                                f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &half, m);
+                                assert!(same(&got), "{what}, half");
                             }
-                            f32::gemm_packed(&g, &mut got, Base::Other(&base), x, &draft, m);
-                            assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}, rounded");
                             // A number or two may be any of these by chance.
                             if n * k > 100 && precision == GemmPrecision::Native && level.name() == "avx512" {
-                                assert!(packed.form == form && draft.is_exact() == (form != Form::Whole), "{what}");
+                                assert!(packed.form == form && fits == (form != Form::Whole), "{what}");
                             }
                         }
                     }
                 }
             }
         }
+    }
+
+    /// Drafts are as near as eight bits allow, at every level that has them, whatever products are in, and on rows of every kind
+    /// of tile; what is no number harms its own line alone.
+    #[test]
+    fn drafts_are_near() {
+        let mut seed = 3u32;
+        let mut next = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let mut seen = 0;
+        for level in Level::available() {
+            for precision in [GemmPrecision::Native, GemmPrecision::Bf16] {
+                let Ok(g) = Gemm::new::<f32>(level, precision) else { continue };
+                if f32::packed_bytes(&g, 1, 1, Layout::Draft).is_none() {
+                    assert!(level.name() != "avx512", "{level:?}");
+                    continue;
+                }
+                seen += 1;
+                for (n, k) in [(1, 1), (33, 7), (70, 577), (128, 1201)] {
+                    let mut b: Vec<f32> = (0..n * k).map(|i| next() * (1 + i / k) as f32).collect();
+                    if n > 1 {
+                        b[k..2 * k].fill(0.0);
+                        b[(n - 1) * k] = f32::NAN;
+                        b[(n - 1) * k + 1] = f32::INFINITY;
+                    }
+                    let mut draft = f32::room(&g, n, k, Layout::Draft).unwrap();
+                    assert!(f32::fill(&g, &mut draft, Mat::by_line(&b, k)));
+                    for m in [1, 4, 5, 12, 13, 40] {
+                        let a: Vec<f32> = (0..m * k).map(|_| next()).collect();
+                        let base: Vec<f32> = (0..m * n).map(|_| next()).collect();
+                        let mut c = vec![f32::NAN; m * n];
+                        f32::gemm_packed(&g, &mut c, Base::Other(&base), Mat::by_line(&a, k), &draft, m);
+                        for (at, c) in c.iter().enumerate().filter(|(at, _)| n == 1 || at % n < n - 1) {
+                            let (a, b) = (&a[at / n * k..][..k], &b[at % n * k..][..k]);
+                            let most = b.iter().fold(0f32, |most, x| most.max(x.abs()));
+                            let want = base[at] + a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+                            // Half a step an element, and what f32 rounds.
+                            let near = a.iter().map(|a| a.abs()).sum::<f32>() * most * (0.5 / 127.0 + 1e-4) + 1e-6;
+                            assert!((c - want).abs() <= near, "{m} x {n} x {k}, {level:?}: {c} {want}");
+                        }
+                    }
+                }
+            }
+        }
+        let avx512 = Level::available().iter().any(|l| l.name() == "avx512");
+        assert_eq!(seen > 0, avx512);
     }
 }

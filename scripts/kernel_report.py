@@ -125,8 +125,15 @@ def declared_threads(root):
             while known := re.search(r"\b(" + "|".join(constants) + r")\b", count) if constants else None:
                 count = count.replace(known.group(), constants[known.group()])
             if re.fullmatch(r"[\d\s*+]+", count):
-                threads[name] = eval(count)  # digits and operators only
+                for name in names_by_macro(text, name):
+                    threads[name] = eval(count)  # digits and operators only
     return threads
+
+
+def names_by_macro(text, name):
+    """The names that a kernel gets whose own is a macro's first parameter: one a call; else its name."""
+    macros = re.findall(rf"^#define (\w+)\({re.escape(name)}\b.*\\$", text, re.M)
+    return [call for macro in macros for call in re.findall(rf"^{macro}\((\w+)", text, re.M)] or [name]
 
 
 def threads_of(name, declared):

@@ -153,14 +153,15 @@ class Shape:
             self.ffn, self.vocab, self.positions = (c[k] for k in ("intermediate_size", "vocab_size", "max_position_embeddings"))
         except KeyError as e:
             raise Refused(f"{folder / 'config.json'}: has no {e}") from None
-        self.kv_heads = c.get("num_key_value_heads") or self.heads
-        self.head_dim = c.get("head_dim") or self.hidden // self.heads
+        # What transformers takes for fields that are left out.
+        self.kv_heads = c.get("num_key_value_heads", {"mistral": 8, "qwen2": 32, "qwen3": 32}.get(self.family)) or self.heads
+        self.head_dim = c.get("head_dim", 128 if self.family == "qwen3" else None) or self.hidden // self.heads
         self.eps = c.get("rms_norm_eps", 1e-6)
         self.tied = bool(c.get("tie_word_embeddings", False))
         rope = c.get("rope_scaling") or c.get("rope_parameters") or {}
         self.theta = rope.get("rope_theta") or c.get("rope_theta") or 10000.0
         self.rope = {**rope, "kind": rope.get("rope_type", rope.get("type", "default"))}
-        window = c.get("sliding_window") if self.family == "mistral" or c.get("use_sliding_window") else None
+        window = c.get("sliding_window", 4096) if self.family == "mistral" or c.get("use_sliding_window") else None
         # Longer rows would see more there than here.
         self.context = min(self.positions, window) if window else self.positions
 

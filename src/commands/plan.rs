@@ -148,17 +148,22 @@ fn table(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Vec<String
     section(&mut lines, "beside".into(), beside);
     lines.push(row("sum", "", plan.all()).replacen("  ", "", 1).replacen(" sum", "sum", 1));
     lines.push(String::new());
-    lines.extend(verdict(plan, batch_size));
+    lines.extend(verdict(plan, batch_size, args.device_memory));
     lines
 }
 
 /// What it comes to.
-fn verdict(plan: &Forecast, batch_size: usize) -> Vec<String> {
+fn verdict(plan: &Forecast, batch_size: usize, device_memory: Option<usize>) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(free) = plan.free {
-        let device: usize = free + plan.beside.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        let device = free + plan.beside.iter().map(|(_, bytes)| bytes).sum::<usize>();
+        let device = device_memory.unwrap_or(device);
         let fits = if plan.fits() { "fits" } else { "does not fit" };
         lines.push(format!("{fits}: {} of {}", units::bytes(plan.all()), units::bytes(device)));
+    }
+    if let Some(slots) = plan.refused {
+        let fits = plan.at.slots;
+        lines.push(format!("{slots} slots, the default, do not fit: a run is to be given --token-budget {fits}"));
     }
     if plan.in_full {
         lines.push("outputs of norms and SwiGLU are kept, as there is room; without them less would do".into());
@@ -207,7 +212,7 @@ fn as_json(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Value {
         "at": budget(&plan.at), "outputs_kept": plan.in_full, "parts": parts.collect::<Vec<_>>(),
         "beside": named(&plan.beside), "margin": plan.margin, "reference_pass": plan.reference,
         "checkpoint": plan.save.map(|s| s.disk), "free": plan.free, "all": plan.all(), "fits": plan.fits(),
-        "largest": plan.largest.as_ref().map(budget),
+        "largest": plan.largest.as_ref().map(budget), "refused_token_budget": plan.refused,
         "least_needed": plan.least_needed, "would_fit": named(&plan.instead),
     })
 }

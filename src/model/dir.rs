@@ -159,8 +159,11 @@ impl ModelDir {
     /// This model with the linear weights of its blocks in four bits (NF4): what transformers and bitsandbytes make of it in
     /// its own dtype, to the byte. An adapter comes after.
     ///
-    /// Errors: [`Error::File`] where they are in four bits already.
+    /// Errors: [`Error::File`] where they are in four bits already; [`Error::Usage`] where it has an adapter.
     pub fn quantized(&self, how: Quantized) -> Result<Self> {
+        if self.adapter().is_some() {
+            return Err(Error::usage("quantize the model first: its adapter comes after"));
+        }
         if self.0.config.quantized.is_some() {
             return Err(quantized_already(&self.0.path));
         }
@@ -172,11 +175,12 @@ impl ModelDir {
         how.map_or_else(|| Ok(self.clone()), |how| self.quantized(how))
     }
 
-    /// This model with dense weights: of those in four bits, the numbers that they stand for.
+    /// This model, without its adapter, with dense weights: of those in four bits, the numbers that they stand for.
     pub fn dequantized(&self) -> Self {
-        match self.0.config.quantized {
-            Some(_) => self.held(None),
-            None => self.clone(),
+        let base = self.base();
+        match base.0.config.quantized {
+            Some(_) => base.held(None),
+            None => base.clone(),
         }
     }
 

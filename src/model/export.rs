@@ -3,7 +3,7 @@
 
 use super::config::{CONFIG, GENERATION};
 use super::dir::{ModelDir, NAMED_TEMPLATES, SideFiles, side_files};
-use super::json::parse_json;
+use super::json::{parse_json, set_total_size};
 use super::load::{Model, Origin};
 use super::params::{ParamSpec, is_adapter};
 use super::peft;
@@ -190,13 +190,13 @@ impl<B: Backend> Exporter<'_, B> {
 
     fn source_file(&mut self, source: &Source, file: &SourceFile) -> Result<()> {
         let names = file.meta.offset_keys();
-        let in_nf4 = |name: &str| file.meta.info(name).is_some_and(|info| info.dtype == Dtype::U8);
-        // What is beside weights in four bits is not beside dense ones.
+        let in_nf4 = |name: &str| source.find(name).is_some_and(|(_, info)| info.dtype == Dtype::U8);
+        // What is beside weights in four bits, perhaps in another file, is not beside dense ones.
         let beside = |name: &&String| BESIDE_NF4.iter().filter_map(|b| name.strip_suffix(*b)).any(in_nf4);
         let dense = names.iter().filter(|name| !beside(name));
         let tensors: Vec<_> = dense.map(|name| source_tensor(self.model, (source, file), name)).collect();
         let same = |t: &Tensor| t.spec.is_none() || self.save.of(t.dtype) == t.dtype && !in_nf4(&t.name);
-        let same = tensors.iter().all(same);
+        let same = tensors.len() == names.len() && tensors.iter().all(same);
         let metadata = json!(file.meta.metadata());
         self.tensors(&file.name, &tensors, same.then_some(&file.header[..]), metadata)
     }
@@ -371,7 +371,7 @@ impl<B: Backend> Exporter<'_, B> {
             s.at.len() * dtype_bytes(self.save.of(dtype))
         });
         let total: usize = sizes.sum();
-        index.entry("metadata").or_insert_with(|| json!({}))["total_size"] = json!(total);
+        set_total_size(&mut index, total);
         self.file(INDEX, pretty(&Value::Object(index)).as_bytes())
     }
 

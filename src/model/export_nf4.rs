@@ -4,7 +4,7 @@
 use super::config::{CONFIG, GENERATION, quantization_json};
 use super::dir::ModelDir;
 use super::export::{make_file, pretty};
-use super::json::parse_json;
+use super::json::{parse_json, set_total_size};
 use super::nf4_file::STATE;
 use super::params::Nf4Param;
 use super::source::{INDEX, Source, SourceFile};
@@ -56,7 +56,7 @@ pub fn export_nf4(dir: &ModelDir, out: &Path) -> Result<Nf4Report> {
     if let Some(bytes) = &weights.source.index {
         let mut index = parse_json(&weights.source.dir.join(INDEX), bytes)?;
         index.insert("weight_map".into(), Value::Object(map));
-        index.entry("metadata").or_insert_with(|| json!({}))["total_size"] = json!(total);
+        set_total_size(&mut index, total);
         write(out, INDEX, pretty(&Value::Object(index)).as_bytes())?;
     }
     let others = dir.files().generation.as_deref().map(|bytes| (GENERATION, bytes)).into_iter();
@@ -171,8 +171,8 @@ impl Writer<'_> {
     }
 }
 
-/// A tensor in files: what comes after its name, and each part. Those of four bytes come first, so that they are aligned
-/// wherever the source's tensors are.
+/// A tensor in files: what comes after its name, and each part. Those of four bytes come first. Nothing behind a
+/// state is aligned: readers copy.
 fn parts(t: &Nf4Tensor) -> Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)> {
     let floats = |x: &[f32]| bytemuck::cast_slice::<f32, u8>(x).to_vec();
     let state = state::text(t).into_bytes();

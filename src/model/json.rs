@@ -131,3 +131,11 @@ pub(super) fn parse_json(path: &Path, text: &[u8]) -> Result<Map<String, Value>>
         Err(e) => Err(Error::file(path, format!("not JSON: {e}"))),
     }
 }
+
+/// Writes `total` where the index of a sharded model has its size.
+pub(super) fn set_total_size(index: &mut Map<String, Value>, total: impl Into<Value>) {
+    if !index.get("metadata").is_some_and(Value::is_object) {
+        index.insert("metadata".into(), Value::Object(Map::new()));
+    }
+    index["metadata"]["total_size"] = total.into();
+}

@@ -368,8 +368,8 @@ impl ParamTable {
         }
         let norm = b.push(false, &[("model.norm.weight".into(), vec![hidden])])?;
         let len = b.end.checked_next_multiple_of(ALIGN)?;
-        // Byte sizes of f64 buffers must not overflow either.
-        len.checked_mul(8).filter(|n| *n <= isize::MAX as usize)?;
+        // Nor must the bytes of all that a run keeps of them.
+        len.checked_mul(64).filter(|n| *n <= isize::MAX as usize)?;
         // Nor those of a weight that is made dense.
         b.nf4.iter().all(|p| p.len <= isize::MAX as usize / 24).then_some(())?;
         let (specs, runs, unused, floor) = (b.specs, Vec::new(), Vec::new(), Stage::Head);

@@ -23,7 +23,7 @@ choice! {
         Auto = "auto",
         /// Single precision throughout.
         F32 = "f32" | "float32",
-        /// bf16 inputs, fp32 accumulation, fp32 master weights.
+        /// bf16 inputs, fp32 accumulation, fp32 master weights unless the optimizer keeps none.
         Bf16 = "bf16" | "bfloat16",
     }
 }

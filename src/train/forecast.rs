@@ -4,6 +4,7 @@
 //! Every buffer is counted by the run's own constructors ([`MemoryPlan`]), for what its own planners make of the data.
 
 use super::check::open_splits;
+use super::choices::GradientChoice;
 use super::engine::Purpose;
 use super::memory::{BUDGET_STEP, Budgets, MemoryPlan, SavePlan};
 use super::optim::OptimizerChoice;
@@ -105,6 +106,8 @@ pub struct Forecast {
     pub free: Option<usize>,
     /// The largest token budget that fits.
     pub largest: Option<Budget>,
+    /// The token budget that a run would begin with, and refuse, where none is given: [`Forecast::at`] is the largest that fits.
+    pub refused: Option<usize>,
     /// Bytes that the least token budget asks for.
     pub least_needed: usize,
     /// Where not even the least budget fits: changes of options that would make it fit, and what it asks for then.
@@ -220,6 +223,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
         save: plan.save,
         free,
         largest: largest.map(|slots| budget(slots, run.needed(slots)?)).transpose()?,
+        refused: (slots != wanted).then_some(wanted),
         least_needed,
         instead,
     })
@@ -332,18 +336,24 @@ fn changes<B: Backend>(be: &B, c: &TrainOptions) -> Vec<Change> {
     for other in others.filter(|other| narrow || !other.is_small()) {
         all.push((format!("`optim` {other}"), Box::new(|c| c.optim.optim = *other)));
     }
+    // An adapter's gradients are summed in f32.
+    let sums = if c.optim.narrow_gradients() { " without `gradient_dtype`" } else { "" };
+    let adapter = |c: &mut TrainOptions| {
+        c.optim.gradient_dtype = GradientChoice::F32;
+        c.train.lora_r = Some(RANK);
+    };
     if !c.train.has_adapter() && c.train.train.is_none() {
-        all.push((format!("`lora_r` {RANK}"), Box::new(|c| c.train.lora_r = Some(RANK))));
+        all.push((format!("`lora_r` {RANK}{sums}"), Box::new(adapter)));
     }
     if c.train.train.is_none() && c.train.quantize.is_none() {
         let rank = if c.train.has_adapter() { String::new() } else { format!("`lora_r` {RANK} and ") };
-        let change = |c: &mut TrainOptions| {
+        let change = move |c: &mut TrainOptions| {
             if !c.train.has_adapter() {
-                c.train.lora_r = Some(RANK);
+                adapter(c);
             }
             c.train.quantize = Some(Quantize::Nf4);
         };
-        all.push((format!("{rank}`quantize` nf4"), Box::new(change)));
+        all.push((format!("{rank}`quantize` nf4{sums}"), Box::new(change)));
     }
     all
 }

@@ -137,8 +137,14 @@ impl<B: Backend> State<B> {
         Ok(Self { model, grads, master: None, moments: None, reference: None, clock: Clock::default() })
     }
 
-    /// With gradients of zero, those of matrices in bf16 where `narrow` says so.
+    /// With gradients of zero, those of matrices in bf16 where `narrow` says so. Errors: [`Error::Usage`] where no matrix trains
+    /// that it could say so of; the device's.
     pub fn training(be: &B, model: Model<B>, narrow: bool) -> Result<Self> {
+        if narrow && model.table.trained_matrices == 0 {
+            return Err(Error::usage(
+                "`gradient_dtype` bf16: no matrix trains, and the rest is summed up in f32; leave it out",
+            ));
+        }
         let grads = Gradients::new(be, &model.table, narrow)?;
         Ok(Self { grads: Some(grads), ..Self::new(be, model, false)? })
     }

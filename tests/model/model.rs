@@ -2,6 +2,7 @@
 
 use crate::model_common;
 
+use fusedpo::backend::cpu::Level;
 use fusedpo::backend::{Backend, Device, Float};
 use fusedpo::loss::{LossSpec, LossType};
 
@@ -377,6 +378,9 @@ fn guesses_change_nothing() {
             }
         }
     }
+    // There were some to change something.
+    let drafts = be.memory_table().iter().any(|(name, _)| name == "drafts of weights");
+    assert_eq!(drafts, Level::available().iter().any(|l| l.name() == "avx512"));
 }
 
 /// Any of several end tokens ends a sequence, the first time that it is drawn, and no other does.

@@ -396,6 +396,39 @@ fn copy(name: &str, to: &std::path::Path) -> std::path::PathBuf {
     to.to_owned()
 }
 
+/// A directory cut into files wherever it was: a weight in one, what belongs to it in the other, as transformers may. Merged, it is
+/// what the whole one is; a size in the index that is no number of its own is no reason to end otherwise.
+#[test]
+fn cut_between_a_weight_and_what_belongs_to_it() {
+    let (be, folder) = (cpu32(), tempfile::tempdir().unwrap());
+    let whole = copy("nf4/qwen2-plain", &folder.path().join("whole"));
+    let cut = copy("nf4/qwen2-plain", &folder.path().join("cut"));
+    let bytes = std::fs::read(cut.join("model.safetensors")).unwrap();
+    let all = SafeTensors::deserialize(&bytes).unwrap();
+    let files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let second =
+        |name: &str| name.ends_with(".absmax") || name.ends_with(".quant_map") || name.ends_with("norm.weight");
+    for (i, file) in files.iter().enumerate() {
+        let some = all.tensors().into_iter().filter(|(name, _)| second(name) == (i == 1));
+        std::fs::write(cut.join(file), safetensors::serialize(some, None).unwrap()).unwrap();
+    }
+    std::fs::remove_file(cut.join("model.safetensors")).unwrap();
+    let map: serde_json::Map<String, Value> =
+        all.names().into_iter().map(|name| (name.to_owned(), json!(files[usize::from(second(name))]))).collect();
+    let index = json!({ "metadata": "none", "weight_map": map });
+    std::fs::write(cut.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let batches = batches();
+    let of = |dir: &std::path::Path| {
+        let dir = ModelDir::open(dir).unwrap();
+        let merged = merge::merged(&be, &dir.with_adapter(&project("tests/golden/adapters/qwen2-all")).unwrap(), 64);
+        let (merged, out) = (merged.unwrap(), tempfile::tempdir().unwrap());
+        export(&be, &merged, None, None, out.path(), SaveDtype::Source).unwrap();
+        let again = Model::load(&be, &ModelDir::open(out.path()).unwrap(), 64).unwrap();
+        score(&be, &again, &batches)
+    };
+    assert!(of(&cut) == of(&whole));
+}
+
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 type Change = Box<dyn Fn(&mut Tensors)>;
 

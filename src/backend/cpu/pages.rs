@@ -31,6 +31,9 @@ pub(super) fn make_ready<T: Storage>(buf: &mut [T]) {
 pub(super) fn advise(buf: &mut [u8]) {
     let first = buf.as_ptr().align_offset(PAGE);
     let len = buf.len().saturating_sub(first) / PAGE * PAGE;
+    if len == 0 {
+        return;
+    }
     // SAFETY: the range lies in memory that we own, and the advice does not change its content.
     unsafe { libc::madvise(buf.as_mut_ptr().add(first).cast(), len, libc::MADV_HUGEPAGE) };
 }

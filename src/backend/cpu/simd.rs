@@ -18,7 +18,8 @@ pub(super) enum Isa {
     /// AVX-512 with AVX512_BF16's products of bf16 pairs; its own for all else.
     #[cfg(target_arch = "x86_64")]
     Avx512Pairs,
-    /// AVX-512 with BF16, and AMX's bf16 tile products: a path of its own for these, AVX-512's for all else.
+    /// AVX-512 with BF16, and AMX's bf16 tiles: for products in bf16, and for those of f32 of many rows, as sums of parts;
+    /// AVX-512's for all else.
     #[cfg(target_arch = "x86_64")]
     Amx,
 }

@@ -87,7 +87,8 @@ pub(super) fn run<K: Kernel>(
     };
     let c = c.as_mut_ptr();
     let blocks: Vec<Range<usize>> = k_blocks::<K>(k).collect();
-    let shared = m.min(n) * units::<K>(&blocks[0]) * size_of::<K::P>();
+    let lines = if m <= n { m.next_multiple_of(K::MR) } else { n.next_multiple_of(K::NR) };
+    let shared = lines * units::<K>(&blocks[0]) * size_of::<K::P>();
     for blocks in blocks.chunks((SHARED / shared).max(1)) {
         let out = Out { c, base: first, ld: n };
         // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.

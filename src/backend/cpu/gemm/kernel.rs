@@ -1,4 +1,4 @@
-//! Micro-kernels: an MR x NR tile of `c = base + a b` in registers, one multiply-add after the other along `k`.
+//! Micro-kernels: an MR x NR tile of `c = base + a b` in registers, summed in a fixed order along `k`.
 //!
 //! Whatever the tile's place or the size of the matrix, an element sees the same operations in the same order, which
 //! is what makes a row of a product independent of the rows beside it.

@@ -5,7 +5,7 @@
 //! hold two elements a word, and the tile widens them: half the memory to read, the same numbers. Drafts, for guesses of a
 //! product, hold four: whole multiples, of -127 to 127, of a 127th of what is largest in a line's block along `k`.
 
-use super::blocks::{MAX_TILE, Out, edge, k_blocks, lines_of, pack_all, tasks};
+use super::blocks::{MAX_TILE, Out, SHARED, edge, k_blocks, lines_of, pack_all, tasks};
 use super::kernel::{Kernel, LOW};
 use super::matrix::{Base, Mat};
 use super::panels::{Side, pack_lines, packed, units};
@@ -235,27 +235,33 @@ pub(super) fn run<K: Kernel>(g: &Gemm, c: &mut [K::S], base: Base<'_, K::S>, a: 
     };
     let out = Out { c: c.as_mut_ptr(), base, ld: n };
     let (blocks, panels) = (blocks_of::<K>(k), n.div_ceil(K::NR));
-    g.scratch.with(packed::<K>(Side::A, m, &blocks), |ap: &mut [K::P]| {
-        // SAFETY: the operand was measured above; a kernel is only named for a level that was detected.
-        unsafe { pack_a::<K>(ap, a, m, &blocks) };
-        let (ap, tasks) = (&*ap, tasks(panels, usize::MAX));
-        (0..tasks).into_par_iter().with_max_len(1).for_each(|t| {
-            let cols = lines_of(t, tasks, panels, K::NR, n);
-            let (mut at_a, mut at_b) = (0, 0);
-            // SAFETY: the columns lie in the output, disjoint between tasks; nothing else uses this thread until `leave`.
-            unsafe {
-                K::enter();
-                for (i, ks) in blocks.iter().enumerate() {
-                    let (units, out) = (units::<K>(ks), out.after(ks));
-                    let a = &ap[at_a..][..m.next_multiple_of(K::MR) * units];
-                    stripe::<K>(out, a, b, (i, at_b), m, cols.clone(), units);
-                    at_a += a.len();
-                    at_b += panels * K::NR * units;
+    // Blocks of the left operand that are packed at a time.
+    let some = (SHARED / packed::<K>(Side::A, m, &blocks[..1]) / size_of::<K::P>()).max(1);
+    let mut from = 0;
+    for (part, blocks) in blocks.chunks(some).enumerate() {
+        g.scratch.with(packed::<K>(Side::A, m, blocks), |ap: &mut [K::P]| {
+            // SAFETY: the operand was measured above; a kernel is only named for a level that was detected.
+            unsafe { pack_a::<K>(ap, a, m, blocks) };
+            let (ap, tasks) = (&*ap, tasks(panels, usize::MAX));
+            (0..tasks).into_par_iter().with_max_len(1).for_each(|t| {
+                let cols = lines_of(t, tasks, panels, K::NR, n);
+                let (mut at_a, mut at_b) = (0, from);
+                // SAFETY: the columns lie in the output, disjoint between tasks; nothing else uses this thread until `leave`.
+                unsafe {
+                    K::enter();
+                    for (i, ks) in blocks.iter().enumerate() {
+                        let (units, out) = (units::<K>(ks), out.after(ks));
+                        let a = &ap[at_a..][..m.next_multiple_of(K::MR) * units];
+                        stripe::<K>(out, a, b, (part * some + i, at_b), m, cols.clone(), units);
+                        at_a += a.len();
+                        at_b += panels * K::NR * units;
+                    }
+                    K::leave();
                 }
-                K::leave();
-            }
+            });
         });
-    });
+        from += packed::<K>(Side::B, n, blocks);
+    }
 }
 
 /// Packs the left operand: where it is small, sooner done than shared out.

@@ -33,7 +33,7 @@ ELEMENT = {
     r"sum_squares_narrow": (0, 0.5), r"adamw_narrow": (2, 6), r"rmsprop_narrow": (2, 4), r"embed_bwd_narrow": (1, 0),
     r"adamw_in_bf16": (6, 1), r"adamw_in_bf16_narrow": (7, 0), r"adamw_in_8bit": (2, 1), r"adamw_in_8bit_narrow": (3, 0),
     r"sum_squares": (0, 1), r"kv_store": (2, 0), r"attention_decode": (1, 0), r"attention_bwd_delta_hd\d+": (2, 0),
-    r"attention_bwd_dkv_sum": (0, 1),
+    r"attention_bwd_dkv_sum": (0, 1), r"dequantize_nf4": (1, 0),
 }
 
 

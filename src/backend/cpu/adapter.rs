@@ -1,7 +1,7 @@
 //! Low-rank adapters of linear layers.
 //!
 //! All parts of a product share one packing of its input: their `a` are one operand. A product into some columns goes through
-//! scratch, a block of rows at a time.
+//! scratch, a block of rows at a time. All are thin, so that packing is most of them: by multiply-adds.
 
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
@@ -38,7 +38,7 @@ impl<S: Real> Cpu<S> {
     /// `low = scale x a^T`.
     fn low(&self, low: &mut [S], (x, a): (&[S], &[S]), n: usize, parts: &AdapterParts<'_>) {
         let (inp, width) = (parts.inp, parts.low());
-        S::gemm(&self.gemm, low, Base::Zero, Mat::by_line(x, inp), Mat::by_line(a, inp), [n, width, inp]);
+        S::gemm_few(&self.gemm, low, Base::Zero, Mat::by_line(x, inp), Mat::by_line(a, inp), [n, width, inp]);
         scale(low, width, parts.scale);
     }
 
@@ -78,12 +78,12 @@ impl<S: Real> AdapterOps for Cpu<S> {
             b = rest;
             let of = Mat::by_line(of, rank);
             if columns.len() == out {
-                S::gemm(g, y, Base::Output, Mat::by_line(&low[i * rank..], width), of, [n, out, rank]);
+                S::gemm_few(g, y, Base::Output, Mat::by_line(&low[i * rank..], width), of, [n, out, rank]);
                 continue;
             }
             self.by_blocks(n, columns.len(), |rows, sums| {
                 let low = Mat::by_line(&low[rows.start * width + i * rank..], width);
-                S::gemm(g, sums, Base::Zero, low, of, [rows.len(), columns.len(), rank]);
+                S::gemm_few(g, sums, Base::Zero, low, of, [rows.len(), columns.len(), rank]);
                 let sums = &*sums;
                 par::rows(&mut y[rows.start * out..rows.end * out], out, |row, y| {
                     add(level, &mut y[columns.clone()], &sums[row * columns.len()..][..columns.len()]);
@@ -109,7 +109,7 @@ impl<S: Real> AdapterOps for Cpu<S> {
             b = rest;
             self.by_blocks(n, rank, |rows, sums| {
                 let dy = Mat::by_line(&dy[rows.start * out + columns.start..], out);
-                S::gemm(g, sums, Base::Zero, dy, Mat::by_k(of, rank), [rows.len(), rank, columns.len()]);
+                S::gemm_few(g, sums, Base::Zero, dy, Mat::by_k(of, rank), [rows.len(), rank, columns.len()]);
                 let sums = &*sums;
                 par::rows(&mut dlow[rows.start * width..rows.end * width], width, |row, to| {
                     to[i * rank..][..rank].copy_from_slice(&sums[row * rank..][..rank]);
@@ -137,7 +137,7 @@ impl<S: Real> AdapterOps for Cpu<S> {
             let (of, rest) = db.split_at_mut(columns.len() * rank);
             db = rest;
             let (dy, low) = (Mat::by_k(&dy[columns.start..], out), Mat::by_k(&low[i * rank..], width));
-            S::gemm(g, of, Base::Output, dy, low, [columns.len(), rank, n]);
+            S::gemm_few(g, of, Base::Output, dy, low, [columns.len(), rank, n]);
         }
         Ok(())
     }

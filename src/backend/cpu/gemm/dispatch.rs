@@ -15,7 +15,7 @@ use crate::error::Result;
 pub trait HasGemm: Sized {
     /// `c[i, j] = base[i, j] + sum over k of a[i, k] b[j, k]` for `sizes` m, n, k; `c` is `m x n`, row-major.
     fn gemm(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
-    /// [`HasGemm::gemm`] for a few rows: by multiply-adds, also where parts are faster once they are packed.
+    /// [`HasGemm::gemm`] for a few rows, or columns, or terms: by multiply-adds, also where parts are faster once they are packed.
     fn gemm_few(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
     /// Most bytes that `lines x k` take when they are packed for good; `None`: there is nothing of that layout.
     fn packed_bytes(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Option<usize>;

@@ -451,7 +451,9 @@ mod tests {
                 }
                 seen += 1;
                 for (n, k) in [(1, 1), (33, 7), (70, 577), (128, 1201)] {
-                    let mut b: Vec<f32> = (0..n * k).map(|i| next() * (1 + i / k) as f32).collect();
+                    // Lines, and blocks of a line, of other sizes.
+                    let size = |i: usize| (1 + i / k) as f32 * if 2 * (i % k) < k { 1.0 } else { 50.0 };
+                    let mut b: Vec<f32> = (0..n * k).map(|i| next() * size(i)).collect();
                     if n > 1 {
                         b[k..2 * k].fill(0.0);
                         b[(n - 1) * k] = f32::NAN;

@@ -4,6 +4,7 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{eval, generate, inspect, loss, merge, pack, plan, quantize, reference, score};
+use crate::train::schedule::SFT_LEARNING_RATE;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains language models on preferences: SFT, then Direct Preference Optimization.
@@ -27,14 +28,20 @@ impl Cli {
         fn everywhere(command: clap::Command) -> clap::Command {
             command.mut_args(negative).mut_subcommands(everywhere)
         }
-        let mut command = everywhere(Self::command());
+        let mut command = everywhere(Self::program());
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         Self::from_arg_matches(&matches).map_err(|e| e.format(&mut command))
     }
 
+    /// All commands with their options.
+    pub fn program() -> clap::Command {
+        let rate = |arg: clap::Arg| arg.help(format!("Peak learning rate [default: {SFT_LEARNING_RATE:e}]"));
+        Self::command().mut_subcommand("sft", |sft| sft.mut_arg("learning_rate", rate))
+    }
+
     /// The options of all commands.
     pub fn flags() -> Flags {
-        Flags::of(&Self::command())
+        Flags::of(&Self::program())
     }
 }
 

@@ -7,6 +7,13 @@ pub fn bytes(n: usize) -> String {
     format!("{:.*} {}", usize::from(step > 0), n as f64 / 1024f64.powi(step as i32), units[step])
 }
 
+/// `x` with so many decimals; what they cannot show is 0, not -0.
+pub fn decimals(x: f64, n: usize) -> String {
+    let text = format!("{x:.n$}");
+    let zero = text.strip_prefix('-').filter(|digits| digits.chars().all(|c| matches!(c, '0' | '.')));
+    zero.map_or_else(|| text.clone(), str::to_owned)
+}
+
 /// Bytes that `text` says: `80GiB`, `24 GB`, `22.5GiB`, `1000000`; 1 GB are 10^9 bytes, 1 GiB are 2^30. Errors: what it is not,
 /// in words.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -36,7 +43,13 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_bytes;
+    use super::{decimals, parse_bytes};
+
+    #[test]
+    fn nothing_has_no_sign() {
+        let all = [-0.0, -4e-5, -6e-5, 0.0, -1.25, f64::NAN, f64::NEG_INFINITY].map(|x| decimals(x, 4));
+        assert_eq!(all, ["0.0000", "0.0000", "-0.0001", "0.0000", "-1.2500", "NaN", "-inf"]);
+    }
 
     #[test]
     fn sizes_have_units() {

@@ -372,6 +372,7 @@ fn answers(asked: &Asked, got: &Summary, truth: &Truth, n: u64) {
                     "loss {loss:.4}, accuracy {:.3} [{low:.3}, {high:.3}], margin {:.4}, {n} pairs",
                     want["rewards/accuracies"], want["rewards/margins"]
                 )
+                .replace("margin -0.0000,", "margin 0.0000,")
             }
         };
         assert_eq!(eval::line(got), line);

@@ -1,6 +1,7 @@
 //! `fusedpo generate`: continuations on stdout.
 
 use super::choice::named;
+use super::effect;
 use super::pack::parse_chat_template;
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
@@ -8,7 +9,7 @@ use crate::data::input::{self, Text};
 use crate::data::text::{TextTokenizer, TokenizerOptions, encode_prompt, user_turn};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, Model, ModelDir};
+use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, MAX_SEQUENCES, Model, ModelDir};
 use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::check::warn_of_positions;
@@ -42,15 +43,15 @@ pub struct GenerateArgs {
     /// 0: always the likeliest token
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
-    /// Draw from the likeliest tokens that together have this probability
+    /// Draw from the likeliest tokens that together have this probability; needs --temperature
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
-    /// Continuations of each prompt
+    /// Continuations of each prompt; more than one need --temperature
     #[arg(long, default_value_t = 1)]
     pub num_return_sequences: usize,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    /// Seed of the draws; needs --temperature [default: 42]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// `auto`: the model's own, where it has one; `none`; or a Jinja file
     #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
     pub chat_template: String,
@@ -74,6 +75,7 @@ struct Prompt {
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
+    refuse_without_effect(args)?;
     let chat_template = parse_chat_template(&args.chat_template);
     let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
     let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
@@ -86,6 +88,30 @@ pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let (prompts, all) =
         device::dispatch(args.device, (args.dtype, LogitsChoice::F32), Run { args, dir, prompts, observe })?;
     print(args, &tokenizer, &prompts, &all)
+}
+
+/// Where nothing is drawn, what says how to draw has no effect; nor has a template that no prompt goes through. Values that mean
+/// nothing anywhere are for their own messages.
+fn refuse_without_effect(a: &GenerateArgs) -> Result<()> {
+    if a.temperature == 0.0 {
+        let why = "with `temperature` 0 the likeliest token is always taken; give a `temperature`, or leave it out";
+        let drawn = [
+            ("top_p", 0.0 < a.top_p && a.top_p < 1.0),
+            ("num_return_sequences", a.num_return_sequences > 1 && a.num_return_sequences <= MAX_SEQUENCES),
+            ("seed", a.seed.is_some()),
+        ];
+        if let Some((key, _)) = drawn.into_iter().find(|(_, given)| *given) {
+            return effect::refuse(key, why);
+        }
+    }
+    let template = !["auto", "none"].contains(&a.chat_template.as_str());
+    if template && a.prompt.is_some() && a.wrap_prompts == Some(false) {
+        return effect::refuse(
+            "chat_template",
+            "without `wrap_prompts` the prompt is read as it stands; leave one of them out",
+        );
+    }
+    Ok(())
 }
 
 fn print(args: &GenerateArgs, tokenizer: &TextTokenizer, prompts: &[Prompt], all: &[Vec<Generated>]) -> Result<()> {
@@ -199,7 +225,7 @@ impl Task for Run<'_> {
             temperature: a.temperature,
             top_p: a.top_p,
             num_return_sequences: a.num_return_sequences,
-            seed: a.seed,
+            seed: a.seed.unwrap_or(42),
             eos_token_ids: config.eos_token_ids.clone(),
             cache_bytes: 2 << 30,
             pack_weights: true,

@@ -5,6 +5,7 @@ pub mod bus;
 pub mod choice;
 pub mod demo;
 pub mod doctor;
+pub mod effect;
 pub mod eval;
 pub mod flags;
 pub mod generate;

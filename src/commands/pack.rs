@@ -1,6 +1,7 @@
 //! `fusedpo pack`.
 
 use super::choice::named;
+use super::effect;
 use super::flags::Flags;
 use super::signal;
 use crate::data::input::{FieldMap, Limits};
@@ -30,9 +31,9 @@ pub struct PackArgs {
     /// Longest prompt + response in tokens; 0: no limit.
     #[arg(long, default_value_t = 1024)]
     pub max_length: usize,
-    /// What to do about longer rows.
-    #[arg(long, value_parser = named::<Truncation>(), default_value_t)]
-    pub truncation: Truncation,
+    /// What to do about longer rows [default: keep-start]
+    #[arg(long, value_parser = named::<Truncation>())]
+    pub truncation: Option<Truncation>,
     /// Which column holds a field, e.g. prompt=question,completion=answer.
     #[arg(long, value_name = "FIELD=COLUMN,...")]
     pub map: Vec<String>,
@@ -66,9 +67,9 @@ pub struct PackArgs {
     /// Share of the prompts held out for evaluation, by a hash of the prompt.
     #[arg(long, default_value_t = 0.0, value_name = "F")]
     pub eval_fraction: f64,
-    /// Seed of that hash.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of that hash [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// Replace an existing folder of shards.
     #[arg(long)]
     pub overwrite: bool,
@@ -79,11 +80,23 @@ impl PackArgs {
     pub fn resolve(&self) -> Result<PackOptions> {
         let map = FieldMap::parse(&self.map.join(",")).map_err(|why| Error::usage(format!("`map`: {why}")))?;
         let chat_template = parse_chat_template(&self.chat_template);
+        if self.truncation.is_some() && self.max_length == 0 {
+            return effect::refuse(
+                "truncation",
+                "`max_length` 0 lets rows be as long as they are; leave one of them out",
+            );
+        }
+        if self.seed.is_some() && self.eval_fraction == 0.0 {
+            return effect::refuse(
+                "seed",
+                "nothing is held out without `eval_fraction`; give that too, or leave it out",
+            );
+        }
         Ok(PackOptions {
             tokenizer_options: TokenizerOptions { eos_token: self.eos_token.clone(), chat_template },
             overwrite: self.overwrite,
             max_length: self.max_length,
-            truncation: self.truncation,
+            truncation: self.truncation.unwrap_or_default(),
             map,
             limits: Limits { row_bytes: self.max_row_bytes, expansion: self.max_expansion },
             pairs: self.pairs,
@@ -92,7 +105,7 @@ impl PackArgs {
             wrap_prompts: self.wrap_prompts,
             prompt_boundary: self.prompt_boundary,
             eval_fraction: self.eval_fraction,
-            seed: self.seed,
+            seed: self.seed.unwrap_or(0),
             ..PackOptions::new(&self.tokenizer, self.input.clone(), &self.out)
         })
     }

@@ -1,6 +1,7 @@
 //! `fusedpo sft` and `fusedpo dpo`.
 
 use super::choice::named;
+use super::effect;
 use super::loss_flags::{LossFlags, TokenFlags};
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
@@ -295,10 +296,13 @@ pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Resul
         Some(path) => read(stage, path, &typed)?,
         None => toml::Table::new(),
     };
-    all.extend(typed);
+    all.extend(typed.clone());
     match ["model", "data", "out"].iter().find(|key| !all.contains_key(**key)) {
         Some(key) => Err(Error::usage(format!("--{key} is required (as a flag or in --config)"))),
-        None => TrainOptions::from_table(stage, &all),
+        None => {
+            let options = TrainOptions::from_table(stage, &all)?;
+            effect::of_run(&typed, &options).map(|()| options)
+        }
     }
 }
 
@@ -324,8 +328,15 @@ fn leave_out(stage: Stage, path: &Path, file: &mut toml::Table, typed: &toml::Ta
         file.remove("stage");
         let of_dpo = [LossOptions::KEYS, ReferenceOptions::KEYS].concat();
         // An SFT run did not choose its loss.
-        let keys: &[&str] = if of == Stage::Sft { &["loss_type"] } else { &of_dpo };
-        remove(path, file, keys, &format!("the file is of {of}, this is {stage}"));
+        let mut keys: Vec<&str> = if of == Stage::Sft { vec!["loss_type"] } else { of_dpo };
+        // Nor did a run that has its stage's default choose its learning rate.
+        let default = TrainOptions::read(of, &toml::Table::new()).map(|o| o.schedule.learning_rate);
+        if file.get("learning_rate").and_then(toml::Value::as_float) == default.ok()
+            && !typed.contains_key("learning_rate")
+        {
+            keys.push("learning_rate");
+        }
+        remove(path, file, &keys, &format!("the file is of {of}, this is {stage}"));
     }
     let loss = |table: &toml::Table| -> Option<LossTypes> { table.get("loss_type")?.clone().try_into().ok() };
     let Some(asked) = loss(typed).filter(|l| *l != loss(file).unwrap_or(LossType::Sigmoid.into())) else { return };

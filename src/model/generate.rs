@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Most sequences a prompt: far beyond any use, and small enough to be counted with.
-const MAX_SEQUENCES: usize = 1 << 16;
+pub const MAX_SEQUENCES: usize = 1 << 16;
 /// Most new tokens; likewise.
 pub const MAX_NEW_TOKENS: usize = 1 << 20;
 

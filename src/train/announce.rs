@@ -70,6 +70,10 @@ pub fn announce<B: Backend>(
         planner.token_budget(),
         c.data.seed
     ))?;
+    if let Some(why) = idle(s) {
+        observe.tell(&Event::Warning(&why))?;
+    }
+    let mut note = |text: String| observe.tell(&Event::Note(&text));
     if planner.unscorable() > 0 {
         note(format!(
             "{} {what} are skipped: a response of one token after an empty prompt has nothing to predict it",
@@ -81,4 +85,37 @@ pub fn announce<B: Backend>(
         note(format!("{n} prompts have nothing to train this stage on and are skipped"))?;
     }
     Ok(())
+}
+
+/// Of rates that hardly move a weight, why, and what to do.
+fn idle(s: &Schedule) -> Option<String> {
+    if s.peak == 0.0 {
+        return Some("the learning rate is 0: no weight will change; give a larger `options.learning_rate`".into());
+    }
+    // The last step has the highest rate, which is not the peak yet.
+    (s.warmup >= s.total && s.total > 0).then(|| {
+        let share = 100.0 * s.at(s.total - 1) / s.peak;
+        format!(
+            "the warm-up of {} steps does not end within the run's {}: the learning rate reaches {share:.1} % of its peak; lower \
+             `options.warmup_steps` or `options.warmup_ratio`, or take more steps",
+            s.warmup, s.total
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::schedule::SchedulerType;
+
+    #[test]
+    fn a_warm_up_that_does_not_end_and_a_rate_of_0_are_said() {
+        let said = |peak, warmup, total| idle(&Schedule { kind: SchedulerType::Linear, peak, warmup, total });
+        assert!(said(0.0, 0, 9).unwrap().starts_with("the learning rate is 0:"));
+        let want =
+            "the warm-up of 500 steps does not end within the run's 10: the learning rate reaches 1.8 % of its peak;";
+        assert!(said(1.0, 500, 10).unwrap().starts_with(want));
+        assert!(said(1.0, 10, 10).is_some());
+        assert_eq!([said(1.0, 9, 10), said(1.0, 0, 1), said(1e-9, 0, 10)], [None, None, None]);
+    }
 }

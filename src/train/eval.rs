@@ -13,6 +13,7 @@ use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::loss::{LossSpec, Scope};
 use crate::observe::{Event, Flow, Observe};
+use crate::units::decimals;
 use std::path::Path;
 
 /// What an evaluation reads.
@@ -126,21 +127,19 @@ fn fill_heads(mb: &mut MicroBatch, sidecars: &Sidecars) -> Result<()> {
 
 /// The result in one line.
 pub fn line(t: &Totals) -> String {
+    let loss = decimals(t.mean_loss(), 4);
     if let Some(kl) = t.kl() {
-        let of = |what: &str, reward: Option<f64>| reward.map_or_else(String::new, |r| format!(", {what} {r:.4}"));
+        let of = |what: &str, reward: Option<f64>| {
+            reward.map_or_else(String::new, |r| format!(", {what} {}", decimals(r, 4)))
+        };
         let [desirable, undesirable] = t.judged_rewards();
         let rewards = of("reward of desirable", desirable) + &of("of undesirable", undesirable);
-        return format!("loss {:.4}{rewards}, kl {kl:.4}, {} responses", t.mean_loss(), t.responses);
+        return format!("loss {loss}{rewards}, kl {kl:.4}, {} responses", t.responses);
     }
     if t.pairs == 0 {
-        return format!("loss {:.4}, token accuracy {:.3}", t.mean_loss(), t.hits / t.chosen_tokens as f64);
+        return format!("loss {loss}, token accuracy {:.3}", t.hits / t.chosen_tokens as f64);
     }
     let [lo, hi] = wilson_95(t.accuracy(), t.pairs);
-    let margin = (t.reward_chosen - t.reward_rejected) / t.pairs as f64;
-    format!(
-        "loss {:.4}, accuracy {:.3} [{lo:.3}, {hi:.3}], margin {margin:.4}, {} pairs",
-        t.mean_loss(),
-        t.accuracy(),
-        t.pairs
-    )
+    let margin = decimals((t.reward_chosen - t.reward_rejected) / t.pairs as f64, 4);
+    format!("loss {loss}, accuracy {:.3} [{lo:.3}, {hi:.3}], margin {margin}, {} pairs", t.accuracy(), t.pairs)
 }

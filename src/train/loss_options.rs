@@ -126,6 +126,10 @@ impl LossOptions {
                 return Err(Error::usage(why));
             }
         }
+        if self.use_weighting == Some(true) && spec.is_sft() {
+            let why = format!("`use_weighting`: the {name} loss weighs no pairs; leave it out");
+            return Err(Error::usage(why));
+        }
         if self.f_alpha_divergence_coef.is_some() && spec.divergence != Divergence::AlphaDivergence {
             let why = "`f_alpha_divergence_coef`: only `f_divergence_type` alpha_divergence has it; leave it out";
             return Err(Error::usage(why));

@@ -34,4 +34,5 @@ pub mod summary;
 pub mod synced;
 pub mod trained;
 pub mod trained_with;
+mod trend;
 pub mod whole_step;

@@ -8,7 +8,7 @@ pub use super::checkpoint::SaveOptions;
 use super::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice, Resume};
 use super::group::{Group, options, take};
 use super::optim::OptimOptions;
-use super::schedule::ScheduleOptions;
+use super::schedule::{SFT_LEARNING_RATE, ScheduleOptions};
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
@@ -155,7 +155,8 @@ impl ReferenceOptions {
     }
 }
 
-/// Options of a run. Defaults are TRL 1.16's, but one epoch. Serialised as `RUN/config.toml`.
+/// Options of a run. Defaults are TRL 1.16's, but one epoch; [`Default`] has DPO's learning rate, SFT has
+/// [`SFT_LEARNING_RATE`]. Serialised as `RUN/config.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TrainOptions {
     /// The stage, so that a configuration says what it is of.
@@ -199,7 +200,7 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
-    /// The options that `table` gives, the rest being defaults; not checked yet. SFT has neither a reference nor a choice of
+    /// The options that `table` gives, the rest being defaults of `stage`; not checked yet. SFT has neither a reference nor a choice of
     /// losses.
     ///
     /// Errors: a key that `stage` does not know or whose value has the wrong type, in one line.
@@ -227,6 +228,9 @@ impl TrainOptions {
             resume: take(&mut rest)?,
             ..Self::default()
         };
+        if stage == Stage::Sft && !table.contains_key("learning_rate") {
+            o.schedule.learning_rate = SFT_LEARNING_RATE;
+        }
         if stage == Stage::Dpo {
             (o.reference, o.loss) = (take(&mut rest)?, take(&mut rest)?);
         }

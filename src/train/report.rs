@@ -2,7 +2,6 @@
 
 use super::metrics::Totals;
 use serde_json::{Map, Value, json};
-use std::fmt;
 
 /// A step's numbers, once they are there.
 pub struct Numbers<'a> {
@@ -38,19 +37,5 @@ impl Numbers<'_> {
         let units = if t.pairs > 0 { ("pairs_per_second", t.pairs) } else { ("samples_per_second", t.responses) };
         row.insert(units.0.into(), json!(units.1 as f64 / seconds));
         row
-    }
-}
-
-/// What stands beside the progress of the steps.
-impl fmt::Display for Numbers<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let t = self.totals;
-        write!(f, "loss {:.4} ", t.mean_loss())?;
-        match (t.pairs, t.kl()) {
-            (_, Some(kl)) => write!(f, "kl {kl:.3}")?,
-            (0, _) => write!(f, "token accuracy {:.3}", t.hits / t.chosen_tokens as f64)?,
-            _ => write!(f, "accuracy {:.2}", t.accuracy())?,
-        }
-        write!(f, " {:.0} tokens/s", t.tokens as f64 / self.seconds)
     }
 }

@@ -24,6 +24,7 @@ use super::steps::Steps;
 use super::synced::{self, Sync};
 use super::trained::{Learns, Trained};
 use super::trained_with::TrainedWith;
+use super::trend::Trend;
 use crate::backend::Backend;
 use crate::data::plan::{PlanOptions, Planner, ResponseSet};
 use crate::data::shard::Dataset;
@@ -198,6 +199,7 @@ impl Run<'_> {
             eval: self.held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() }),
             saver,
             evaluated: None,
+            trend: Trend::default(),
             observe: &mut Both(&mut Jsonl(out), observe),
             summary,
         };

@@ -16,10 +16,14 @@ choice! {
     }
 }
 
+/// Peak learning rate of SFT where none is given, as TRL's: what a preference run starts from, [`ScheduleOptions::default`], hardly
+/// moves a model that learns to write.
+pub const SFT_LEARNING_RATE: f64 = 2e-5;
+
 options! {
     /// Learning rates.
     pub struct ScheduleOptions {
-        /// Peak learning rate.
+        /// Peak learning rate. The default is DPO's; [`SFT_LEARNING_RATE`] is SFT's.
         learning_rate: f64 = 1e-6, in finite_from_0, "a finite number, 0 or more";
         /// Shape after warm-up.
         lr_scheduler_type: SchedulerType = SchedulerType::Linear;

@@ -16,6 +16,7 @@ use super::saver::Saver;
 use super::schedule::Schedule;
 use super::summary::{Ended, Summary};
 use super::synced::{self, Sync};
+use super::trend::Trend;
 use super::whole_step::{self, Taking};
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
@@ -54,6 +55,8 @@ pub struct Steps<'a> {
     pub saver: Saver<'a>,
     /// The step after which it was evaluated last.
     pub evaluated: Option<u64>,
+    /// How it goes.
+    pub trend: Trend,
     /// Who follows.
     pub observe: &'a mut dyn Observe,
     /// What it comes to.
@@ -141,6 +144,11 @@ impl Steps<'_> {
         if let Some(why) = self.saver.failure() {
             self.observe.tell(&Event::Warning(&why))?;
         }
+        // What goes on later has its end to come.
+        if flow != Flow::Pause {
+            let warnings = self.trend.warnings(self.schedule.peak, self.summary.eval.as_ref());
+            warnings.iter().try_for_each(|why| self.observe.tell(&Event::Warning(why)))?;
+        }
         self.summary.steps = step;
         self.summary.checkpoint = self.saver.last;
         Ok(())
@@ -225,9 +233,10 @@ impl Steps<'_> {
         let epochs = epoch as f64 + (place + 1) as f64 / self.plan.steps_in_epoch(epoch) as f64;
         let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens: clock.tokens, seconds };
         let row = numbers.row();
+        self.trend.add(&numbers);
         self.saver.stepped(step, self.observe)?;
         let flow = self.observe.on(&Event::Step { step, row: &row })?;
-        let flow = flow.and(self.observe.on(&Event::Progress { done: step, beside: format_args!("{numbers}") })?);
+        let flow = flow.and(self.observe.on(&Event::Progress { done: step, beside: format_args!("{}", self.trend) })?);
         self.summary.last = row;
         Ok(flow)
     }

@@ -11,7 +11,7 @@ const TELLING: [&str; 5] = [
     "inspect d --show 3",
     "eval --model m --data d --kl-samples 2",
     "eval --model m --data d --kl-samples 2 --json",
-    "generate --model m --prompt w5 --num-return-sequences 300 --max-new-tokens 4",
+    "generate --model m --prompt w5 --num-return-sequences 300 --temperature 1 --max-new-tokens 4",
     "doctor",
 ];
 

@@ -7,6 +7,7 @@ mod cli;
 mod cli_bad;
 mod cli_bad_files;
 mod cli_config;
+mod cli_effect;
 mod cli_eval;
 mod cli_out;
 mod cli_streams;

@@ -211,7 +211,8 @@ fn eval_score_reference_and_generate() {
     };
     s.cli.ok("score --model m --data d --out cpu --dtype f32 --device cpu --per-token");
     near("score", &lines("--per-token", "cuda"), &Value::Array(s.cli.json_lines("cpu")), NEAR);
-    let (ours, cpu) = both("generate --model t --prompt w5 --max-new-tokens 6 --num-return-sequences 2 --seed 3");
+    let (ours, cpu) =
+        both("generate --model t --prompt w5 --max-new-tokens 6 --num-return-sequences 2 --seed 3 --temperature 1e-3");
     assert_eq!(ours.out, cpu.out);
     let ran = s.ok("reference --model m --data d --cache c --dtype f32 --device cuda", &[]);
     assert!(ran.out.contains("48 computed, 0 found") || ran.err.contains("48 computed, 0 found"), "{ran:?}");

@@ -12,6 +12,7 @@ use crate::backend::ops::device::{AttnShape, Device, DeviceMemory};
 use crate::backend::ops::element::Storage;
 use crate::batch::{Capacity, MicroBatch};
 use crate::error::{Error, Result};
+use crate::units;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
@@ -144,8 +145,8 @@ impl<S: Real> Device for Cpu<S> {
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Vec<T>> {
         let owned = if self.counting { 0 } else { len };
         let mut buf = bytemuck::allocation::try_zeroed_vec(owned).map_err(|()| {
-            let gib = len as f64 * size_of::<T>() as f64 / f64::from(1u32 << 30);
-            Error::Device(format!("out of memory: {name} needs {gib:.2} GiB; use a smaller `token_budget` or model"))
+            let needed = units::bytes(len.saturating_mul(size_of::<T>()));
+            Error::Device(format!("out of memory: {name} needs {needed}; use a smaller `token_budget` or model"))
         })?;
         pages::make_ready(&mut buf);
         self.record(name, len * size_of::<T>());

@@ -42,12 +42,12 @@ pub struct EvalArgs {
     /// Prompts to sample a response to, for the KL estimate; 0: none [default: 16]
     #[arg(long)]
     pub kl_samples: Option<usize>,
-    /// Longest sampled response, in tokens; at most half of the positions that the model has room for
-    #[arg(long, default_value_t = 64)]
-    pub kl_max_new_tokens: usize,
-    /// Seed of the samples
-    #[arg(long, default_value_t = 42)]
-    pub seed: u64,
+    /// Longest sampled response, in tokens; at most half of the positions that the model has room for [default: 64]
+    #[arg(long)]
+    pub kl_max_new_tokens: Option<usize>,
+    /// Seed of the samples [default: 42]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// Folder for reference sidecars [default: beside the shards]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,

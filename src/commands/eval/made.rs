@@ -1,6 +1,7 @@
 //! What the run that made a model says of itself in `MODEL/config.toml`: what `eval` takes where nothing is asked for.
 
 use super::args::EvalArgs;
+use crate::commands::effect;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_TEXT};
@@ -72,6 +73,7 @@ impl Made {
         };
         if loss.value.0 == [LossType::Sft] {
             refuse_what_sft_ignores(a)?;
+            refuse_of_samples(a, "the sft loss has no reference to be far from")?;
             return Ok(LossSpec::of(LossType::Sft));
         }
         let of_run = self.loss_type().ok().flatten().is_some_and(|of_run| of_run == loss.value);
@@ -94,11 +96,17 @@ impl Made {
         options.loss_type = loss.value;
         (options.beta, options.label_smoothing) = (beta.value, smoothing.value);
         let spec = options.resolve()?;
+        if !spec.reference() {
+            refuse_of_reference(a, &spec.name())?;
+        }
+        if a.kl_samples == Some(0) {
+            refuse_of_samples(a, "`kl_samples` is 0")?;
+        }
         let mut said = vec![(format!("loss {}", spec.name()), loss.origin)];
         said.extend(options.beta.map(|x| (format!("beta {x}"), beta.origin)));
         said.push((format!("label smoothing {}", options.label_smoothing.unwrap_or(0.0)), smoothing.origin));
         self.say(&said);
-        if a.kl_samples != Some(0) && a.kl_max_new_tokens == 0 {
+        if a.kl_samples != Some(0) && a.kl_max_new_tokens == Some(0) {
             let why = "--kl-max-new-tokens 0: must be 1 or more; --kl-samples 0 leaves the estimate out";
             return Err(Error::usage(why));
         }
@@ -200,13 +208,36 @@ fn read(dir: &Path) -> Result<Option<toml::Table>> {
     Ok(Some(table))
 }
 
-fn refuse_what_sft_ignores(a: &EvalArgs) -> Result<()> {
-    let of_loss = a.of_loss()?.into_iter().map(|(key, _)| (format!("--{}", key.replace('_', "-")), true));
-    let others = [
+/// What is asked of a reference.
+fn of_reference(a: &EvalArgs) -> [(&'static str, bool); 3] {
+    [
         ("--ref-model", a.ref_model.is_some()),
         ("--cache", a.cache.is_some()),
         ("--kl-samples", a.kl_samples.is_some_and(|n| n > 0)),
-    ];
+    ]
+}
+
+fn refuse_of_reference(a: &EvalArgs, loss: &str) -> Result<()> {
+    match of_reference(a).iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::usage(format!("{flag}: the {loss} loss has no reference; leave it out"))),
+        None => refuse_of_samples(a, &format!("the {loss} loss has no reference to be far from")),
+    }
+}
+
+/// What is asked of samples that nobody takes.
+fn refuse_of_samples(a: &EvalArgs, why: &str) -> Result<()> {
+    let given = [("kl_max_new_tokens", a.kl_max_new_tokens.is_some()), ("seed", a.seed.is_some())];
+    match given.iter().find(|(_, given)| *given) {
+        Some((key, _)) => {
+            effect::refuse(key, &format!("it is of the samples of the KL estimate, and {why}; leave it out"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn refuse_what_sft_ignores(a: &EvalArgs) -> Result<()> {
+    let of_loss = a.of_loss()?.into_iter().map(|(key, _)| (format!("--{}", key.replace('_', "-")), true));
+    let others = of_reference(a);
     let given: Vec<(String, bool)> = of_loss.chain(others.map(|(flag, given)| (flag.to_owned(), given))).collect();
     match given.iter().find(|(_, given)| *given) {
         Some((flag, _)) => Err(Error::usage(format!(

@@ -21,6 +21,7 @@ use crate::train::means;
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::mismatched;
+use crate::units::decimals;
 pub use args::EvalArgs;
 use made::Made;
 use serde_json::{Map, Value, json};
@@ -38,13 +39,13 @@ pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
     say!("{}", eval::line(&totals));
     say!("  {:<22} {split}", "split");
     for (key, value) in metrics(&totals) {
-        say!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| format!("{x:.6}")));
+        say!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| decimals(x, 6)));
     }
     if let Some(kl) = kl {
         say!(
-            "  {:<22} {:.4} +- {:.4} nats a response ({} samples of the policy, at most {} tokens)",
+            "  {:<22} {} +- {:.4} nats a response ({} samples of the policy, at most {} tokens)",
             "kl",
-            kl.mean,
+            decimals(kl.mean, 4),
             kl.half_width_95,
             kl.samples,
             kl.max_new_tokens
@@ -150,7 +151,8 @@ struct Samples {
 impl Samples {
     fn plan(a: &EvalArgs, policy: &ModelConfig, reference: Option<&ModelDir>, data: &Dataset) -> Self {
         let longest = data.longest_row();
-        let o = KlOptions { samples: a.kl_samples.unwrap_or(16), max_new_tokens: a.kl_max_new_tokens, seed: a.seed };
+        let (samples, max_new_tokens) = (a.kl_samples.unwrap_or(16), a.kl_max_new_tokens.unwrap_or(64));
+        let o = KlOptions { samples, max_new_tokens, seed: a.seed.unwrap_or(42) };
         let (Some(reference), true) = (reference, o.samples > 0) else { return Self { positions: longest, kl: None } };
         // Room for samples, where both models have it.
         let most = policy.usable_positions().min(reference.config().usable_positions());

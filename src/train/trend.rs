@@ -1,0 +1,296 @@
+//! How a run goes: what its steps come to of late, for whoever looks on, and what its end is to be warned of. Nothing here
+//! changes a bit.
+
+use super::metrics::Totals;
+use super::report::Numbers;
+use crate::units::decimals;
+use std::collections::VecDeque;
+use std::fmt;
+
+/// How much of the mean stays from step to step: twenty steps make two thirds of it.
+const STAYS: f64 = 0.95;
+/// Most steps of the beginning that are compared with as many of the end.
+const WINDOW: usize = 50;
+/// Standard errors that a difference is, at least, where it is more than noise.
+const SURE: f64 = 3.0;
+/// A loss that rose by this share of itself, rose.
+const ROSE: f64 = 0.05;
+/// Nats a token that the log-probs of chosen responses may fall: e times less likely, each of their tokens.
+const FALL: f64 = 1.0;
+
+/// An exponential mean without the pull of a beginning at 0 (Kingma & Ba 2015, section 3).
+#[derive(Clone, Copy, Debug, Default)]
+struct Smooth {
+    sum: f64,
+    weight: f64,
+}
+
+impl Smooth {
+    /// Takes the mean `x` of `n` units. What is not a number is left out.
+    fn add(&mut self, x: f64, n: f64) {
+        if x.is_finite() && n > 0.0 {
+            self.sum = STAYS * self.sum + (1.0 - STAYS) * n * x;
+            self.weight = STAYS * self.weight + (1.0 - STAYS) * n;
+        }
+    }
+
+    fn mean(&self) -> f64 {
+        self.sum / self.weight
+    }
+}
+
+/// The first and the last values of a series, and how much it jumps from one to the next.
+#[derive(Clone, Debug, Default)]
+struct Ends {
+    first: Vec<f64>,
+    last: VecDeque<f64>,
+    jumps: f64,
+    all: u64,
+}
+
+/// What the ends of a series come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Change {
+    first: f64,
+    last: f64,
+    /// Values in each.
+    of: usize,
+    /// Standard error of the difference.
+    error: f64,
+    /// The very first, where every value of the end is more than three times as large.
+    beyond: Option<f64>,
+}
+
+impl Ends {
+    /// Takes a value; one that is no number is left out.
+    fn add(&mut self, x: f64) {
+        if !x.is_finite() {
+            return;
+        }
+        self.jumps += self.last.back().map_or(0.0, |before| (x - before).powi(2));
+        if self.first.len() < WINDOW {
+            self.first.push(x);
+        }
+        if self.last.len() == WINDOW {
+            self.last.pop_front();
+        }
+        self.last.push_back(x);
+        self.all += 1;
+    }
+
+    /// The first against the last fifth, at most [`WINDOW`] values of each; `None` for fewer than two.
+    fn change(&self) -> Option<Change> {
+        if self.all < 2 {
+            return None;
+        }
+        let n = (self.all as usize / 5).clamp(1, WINDOW);
+        let (first, last) = (&self.first[..n], self.last.range(self.last.len() - n..));
+        let start = self.first[0];
+        let beyond = last.clone().all(|x| *x > 3.0 * start.abs().max(0.01)).then_some(start);
+        // Two neighbours differ by the noise of both, whatever the way they go together.
+        let noise = self.jumps / (2.0 * (self.all - 1) as f64);
+        let mean = |sum: f64| sum / n as f64;
+        Some(Change {
+            first: mean(first.iter().sum()),
+            last: mean(last.sum()),
+            of: n,
+            error: (2.0 * noise / n as f64).sqrt(),
+            beyond,
+        })
+    }
+}
+
+/// What the steps of a run have come to.
+#[derive(Clone, Debug, Default)]
+pub struct Trend {
+    loss: Smooth,
+    accuracy: Smooth,
+    margin: Smooth,
+    hits: Smooth,
+    kl: Smooth,
+    speed: Smooth,
+    losses: Ends,
+    /// Log-probs of chosen responses, a token.
+    chosen: Ends,
+}
+
+impl Trend {
+    /// Takes a step.
+    pub fn add(&mut self, numbers: &Numbers<'_>) {
+        let t = numbers.totals;
+        let units = if t.pairs > 0 { t.pairs } else { t.responses } as f64;
+        let pairs = t.pairs as f64;
+        self.loss.add(t.mean_loss(), units);
+        self.losses.add(t.mean_loss());
+        self.accuracy.add(t.accuracy(), pairs);
+        self.margin.add((t.reward_chosen - t.reward_rejected) / pairs, pairs);
+        self.hits.add(t.hits / t.chosen_tokens as f64, t.chosen_tokens as f64);
+        self.kl.add(t.kl().unwrap_or(f64::NAN), 1.0);
+        self.speed.add(t.tokens as f64 / numbers.seconds, numbers.seconds);
+        if t.pairs > 0 {
+            self.chosen.add(t.logp_chosen / t.chosen_tokens as f64);
+        }
+    }
+
+    /// What a run that ends should be warned of; each cause once. `rate` is its learning rate, `held_out` its first and last
+    /// evaluation.
+    pub fn warnings(&self, rate: f64, held_out: Option<&(Totals, Totals)>) -> Vec<String> {
+        if let Some(why) = self.losses.change().and_then(|c| rose(&c, rate)) {
+            return vec![why];
+        }
+        let fell = self.chosen.change().and_then(|c| fell(&c, rate));
+        let forgot = held_out.and_then(|(first, last)| by_heart(first, last));
+        fell.into_iter().chain(forgot).collect()
+    }
+}
+
+/// What to say of a training loss that went the wrong way.
+fn rose(c: &Change, rate: f64) -> Option<String> {
+    let by = c.last - c.first;
+    let end = format!("{} in the last {}", short(c.last), steps(c.of));
+    let what = match c.beyond {
+        Some(start) => format!("diverged: {} in the first step, {end}", short(start)),
+        None if by > SURE * c.error && by > ROSE * c.first.abs() => {
+            format!("rose: {} in the first {}, {end}", short(c.first), steps(c.of))
+        }
+        None => return None,
+    };
+    Some(format!(
+        "the loss {what}; lower `options.learning_rate` ({rate:e}), or warm it up with `options.warmup_ratio`"
+    ))
+}
+
+/// What to say of chosen responses that the model has unlearned.
+fn fell(c: &Change, rate: f64) -> Option<String> {
+    let by = c.first - c.last;
+    (by > FALL && by > SURE * c.error).then(|| {
+        let [first, last] = [c.first, c.last].map(|x| decimals(x, 2));
+        format!(
+            "chosen responses became unlikely, too: {first} nats a token in the first {}, {last} in the last; lower \
+             `options.learning_rate` ({rate:e}), raise `options.beta`, or take a loss that keeps them likely (`options.loss_type` dpop, rpo)",
+            steps(c.of)
+        )
+    })
+}
+
+/// What to say of a held-out loss that went the wrong way where the training loss did not.
+fn by_heart(first: &Totals, last: &Totals) -> Option<String> {
+    let [was, is] = [first, last].map(Totals::mean_loss);
+    (is - was > ROSE * was.abs()).then(|| {
+        let [was, is] = [was, is].map(short);
+        format!(
+            "the held-out loss rose from {was} to {is}, the training loss did not: the model learns its rows by heart; fewer \
+             `options.num_train_epochs`, or a lower `options.learning_rate`"
+        )
+    })
+}
+
+fn steps(n: usize) -> String {
+    if n == 1 { "step".into() } else { format!("{n} steps") }
+}
+
+fn short(x: f64) -> String {
+    if x.abs() < 1e6 { decimals(x, 4) } else { format!("{x:.3e}") }
+}
+
+/// What stands beside the progress of the steps: means of late, not the last step's numbers.
+impl fmt::Display for Trend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "loss {} ", short(self.loss.mean()))?;
+        if self.accuracy.weight > 0.0 {
+            write!(f, "acc {:.2} margin {}", self.accuracy.mean(), decimals(self.margin.mean(), 3))?;
+        } else if self.kl.weight > 0.0 {
+            write!(f, "kl {:.3}", self.kl.mean())?;
+        } else {
+            write!(f, "token acc {:.3}", self.hits.mean())?;
+        }
+        write!(f, " {:.0} tokens/s", self.speed.mean())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(pairs: u64, loss: f64, correct: f64) -> Totals {
+        let n = pairs as f64;
+        Totals {
+            pairs,
+            weight: n,
+            loss: n * loss,
+            correct,
+            reward_chosen: 0.5 * n,
+            chosen_tokens: 10 * pairs,
+            tokens: 100,
+            ..Totals::default()
+        }
+    }
+
+    fn trend(steps: impl IntoIterator<Item = Totals>) -> Trend {
+        let mut trend = Trend::default();
+        for totals in steps {
+            let (step, epochs, norm, lr, tokens, seconds) = (1, 0.0, 1.0, 1.0, 1, 0.5);
+            trend.add(&Numbers { step, epochs, totals: &totals, norm, lr, tokens, seconds });
+        }
+        trend
+    }
+
+    #[test]
+    fn means_are_of_the_steps_so_far_and_no_last_batch_decides() {
+        assert_eq!(trend([step(8, 0.7, 8.0)]).to_string(), "loss 0.7000 acc 1.00 margin 0.500 200 tokens/s");
+        // By hand: 0.05 (0.95^2 8 0.6 + 0.95 8 0.5 + 1 0.1) over 0.05 (0.95^2 8 + 0.95 8 + 1).
+        let said = trend([step(8, 0.6, 6.0), step(8, 0.5, 8.0), step(1, 0.1, 0.0)]).to_string();
+        let (over, loss) = (7.22 + 7.6 + 1.0, 7.22 * 0.6 + 7.6 * 0.5 + 0.1);
+        assert!(said.starts_with(&format!("loss {:.4} acc {:.2} ", loss / over, (7.22 * 0.75 + 7.6) / over)), "{said}");
+        // A step that was skipped is no number, and takes none away.
+        assert!(trend([step(8, 0.6, 6.0), step(8, f64::NAN, 8.0)]).to_string().starts_with("loss 0.6000 "));
+        assert_eq!(trend([step(1, 123456789.0, 0.0)]).to_string(), "loss 1.235e8 acc 0.00 margin 0.500 200 tokens/s");
+    }
+
+    /// Losses around `at(i)`, each half a tenth off, up and down in an order that does not repeat.
+    fn losses(n: usize, at: impl Fn(f64) -> f64) -> Trend {
+        trend((0..n).map(|i| step(8, at(i as f64) + if i * i % 7 < 3 { 0.05 } else { -0.05 }, 4.0)))
+    }
+
+    #[test]
+    fn a_loss_that_rises_is_told_and_noise_is_not() {
+        let said = |t: &Trend| t.warnings(1e2, None).concat();
+        for n in [2, 3, 10, 40, 1000] {
+            assert_eq!(said(&losses(n, |_| 0.69)), "", "{n}");
+            assert_eq!(said(&losses(n, |i| 0.69 - 0.3 * i / n as f64)), "", "{n}");
+        }
+        let risen = said(&losses(1000, |i| 0.69 + i / 2e3));
+        assert!(risen.starts_with("the loss rose: 0.7"), "{risen}");
+        assert!(
+            risen.contains(" in the first 50 steps, 1.1") && risen.contains("lower `options.learning_rate` (1e2)"),
+            "{risen}"
+        );
+        for n in [2, 3, 10, 40] {
+            let t = losses(n, |i| 0.69 + if i > 0.0 { 1e5 * (1.5 + i.sin()) } else { 0.0 });
+            assert!(said(&t).starts_with("the loss diverged: 0.7"), "{n}: {}", said(&t));
+        }
+        // Nothing of one step, of steps that were all skipped, of none.
+        assert_eq!(said(&losses(1, |_| 5.0)) + &said(&losses(9, |_| f64::NAN)) + &said(&losses(0, |_| 0.0)), "");
+    }
+
+    #[test]
+    fn chosen_responses_that_are_unlearned_and_rows_learned_by_heart_are_told() {
+        let falls = |by: f64| {
+            let fall = |i: u32| {
+                let t = step(8, 0.69 - f64::from(i) / 200.0, 8.0);
+                Totals { logp_chosen: -80.0 * (2.0 + by * f64::from(i) / 19.0), ..t }
+            };
+            trend((0..20).map(fall))
+        };
+        assert_eq!(falls(1.0).warnings(1e-6, None), [""; 0]);
+        let told = falls(2.0).warnings(1e-6, None);
+        assert!(
+            told.len() == 1 && told[0].starts_with("chosen responses became unlikely, too: -2.16 nats a token"),
+            "{told:?}"
+        );
+        let held_out = |loss: f64| (step(8, 0.6931, 4.0), step(8, loss, 6.0));
+        assert_eq!(falls(0.0).warnings(1e-6, Some(&held_out(0.72))), [""; 0]);
+        let told = falls(0.0).warnings(1e-6, Some(&held_out(0.8)));
+        assert!(told.len() == 1 && told[0].starts_with("the held-out loss rose from 0.6931 to 0.8000,"), "{told:?}");
+    }
+}

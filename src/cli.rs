@@ -1,9 +1,11 @@
 //! The command line: which command, with which options. No work is done here.
 
+use crate::commands::choice::named;
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{eval, generate, inspect, loss, merge, pack, plan, quantize, reference, score};
+use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -11,12 +13,34 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "fusedpo", version, about, max_term_width = 100)]
 pub struct Cli {
+    /// Say nothing on stderr but warnings and errors; a run's log has the rest
+    #[arg(long, short, global = true, conflicts_with = "log_level", help_heading = EVERYWHERE, display_order = 1000)]
+    pub quiet: bool,
+    /// How much to say on stderr [default: info]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = named::<Level>(), help_heading = EVERYWHERE, display_order = 1001)]
+    pub log_level: Option<Level>,
+    /// Threads of a CPU to work with; results do not depend on it [default: one a core, or RAYON_NUM_THREADS]
+    #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = EVERYWHERE, display_order = 1002)]
+    pub threads: Option<usize>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// Heading of what every command takes.
+const EVERYWHERE: &str = "Everywhere";
+
+fn threads(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a whole number, 1 or more".to_owned())
+}
+
 impl Cli {
+    /// How much stderr gets.
+    pub fn level(&self) -> Level {
+        let asked = if self.quiet { Some(Level::Warning) } else { self.log_level };
+        asked.unwrap_or_default()
+    }
+
     /// What the user typed. `--beta -1` is a value out of range, not an option called `-1`.
     pub fn from_command_line() -> Result<Self, clap::Error> {
         fn negative(arg: clap::Arg) -> clap::Arg {

@@ -7,7 +7,8 @@ use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;
 use fusedpo::commands::terminal::Terminal;
 use fusedpo::commands::{bus, signal, threads};
-use fusedpo::{Error, commands, guard, note};
+use fusedpo::say::{self, Level};
+use fusedpo::{Error, commands, guard};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -21,8 +22,9 @@ fn main() -> ExitCode {
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
         Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
     };
-    if let Err(e) = threads::start() {
-        return fail(&e.to_string(), e.exit_code());
+    say::set_level(cli.level());
+    if let Err(e) = threads::start(cli.threads) {
+        return fail(&Cli::flags().error(&e), e.exit_code());
     }
     let mut terminal = Terminal::new(Cli::flags());
     let to = &mut terminal;
@@ -63,7 +65,10 @@ fn main() -> ExitCode {
 
 /// Says why, on one line whatever a library's own message looks like.
 fn fail(why: &str, code: u8) -> ExitCode {
-    note!("fusedpo: {}", why.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" "));
+    say::at(
+        Level::Error,
+        &format!("fusedpo: {}", why.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")),
+    );
     ExitCode::from(code)
 }
 
@@ -87,7 +92,10 @@ fn quiet_panics() {
             std::process::exit(unwritable_stdout(why).into());
         }
         let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        note!("fusedpo: internal error at {at}: {what}; please report it with the command that led here");
+        say::at(
+            Level::Error,
+            &format!("fusedpo: internal error at {at}: {what}; please report it with the command that led here"),
+        );
         std::process::exit(70);
     }));
 }
@@ -100,6 +108,6 @@ fn unwritable_stdout(why: &str) -> u8 {
         return 0;
     }
     let e = Error::io(STDOUT, "write")(source);
-    note!("fusedpo: {e}");
+    say::at(Level::Error, &format!("fusedpo: {e}"));
     e.exit_code()
 }

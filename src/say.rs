@@ -2,20 +2,103 @@
 //! template, what a model generates. A terminal would obey the control characters in it, and a reader would be deceived by
 //! text that turns its direction; so they are made visible here, whoever prints.
 //!
-//! [`note!`](crate::note) is a line on stderr, [`say!`](crate::say!) one on stdout; [`result`] is what a model wrote, which
-//! goes into a pipe as it is.
+//! [`note!`](crate::note) is a line on stderr, [`warn!`](crate::warn!) one that even a quiet program says, [`say!`](crate::say!) one on
+//! stdout; [`result`] is what a model wrote, which goes into a pipe as it is. How much stderr gets is the program's [`Level`]; the
+//! log of a run ([`log_to`]) gets all of it, with the time.
 
+use crate::choice;
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Longest line on stderr, in characters: a message that quotes a file may be as long as the file.
 const LONGEST_NOTE: usize = 4000;
+
+/// Lines that are kept for a log that may yet be opened.
+const HELD: usize = 1000;
+
+choice! {
+    /// How much is said on stderr.
+    pub enum Level: default Info {
+        /// Errors alone.
+        Error = "error",
+        /// Warnings too.
+        Warning = "warning" | "warn",
+        /// Progress and notes too.
+        Info = "info",
+    }
+}
+
+/// Of stderr; everything until it is set.
+static LEVEL: AtomicU8 = AtomicU8::new(Level::Info as u8);
+
+/// The log of a run.
+static LOG: Mutex<Log> = Mutex::new(Log::Held(Vec::new()));
+
+enum Log {
+    /// None yet; what was said so far.
+    Held(Vec<String>),
+    Open(File),
+    /// It could not be written to.
+    Lost,
+}
+
+/// Says no more on stderr than `level` from here on.
+pub fn set_level(level: Level) {
+    LEVEL.store(level as u8, Ordering::Relaxed);
+}
+
+/// Whether stderr gets what is of `level`.
+pub fn shows(level: Level) -> bool {
+    level as u8 <= LEVEL.load(Ordering::Relaxed)
+}
+
+/// Writes all that was said, and all that will be, into `file`.
+pub fn log_to(file: File) {
+    let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = std::mem::replace(&mut *log, Log::Open(file));
+    if let Log::Held(lines) = before {
+        lines.iter().for_each(|line| put(&mut log, line));
+    }
+}
+
+/// A line of the log that nobody hears otherwise.
+pub fn log(text: &str) {
+    let mut log = LOG.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    for line in shortened(&plain(text)).lines().filter(|line| !line.is_empty()) {
+        let stamped = format!("{now} {line}\n");
+        match &mut *log {
+            Log::Held(lines) if lines.len() < HELD => lines.push(stamped),
+            log => put(log, &stamped),
+        }
+    }
+}
+
+/// A full disk takes the log, not the run.
+fn put(log: &mut Log, line: &str) {
+    if let Log::Open(file) = log
+        && let Err(e) = file.write_all(line.as_bytes())
+    {
+        *log = Log::Lost;
+        let _ =
+            writeln!(std::io::stderr(), "warning: the run's log cannot be written ({e}); the run goes on without it");
+    }
+}
 
 /// A line on stderr. Unlike `eprintln!` it cannot fail: a log that is full or whose reader left never ends a run.
 #[macro_export]
 macro_rules! note {
     ($($text:tt)*) => { $crate::say::note(&format!($($text)*)) };
+}
+
+/// A warning on stderr; see [`note!`](crate::note).
+#[macro_export]
+macro_rules! warn {
+    ($($text:tt)*) => { $crate::say::at($crate::say::Level::Warning, &format!("warning: {}", format_args!($($text)*))) };
 }
 
 /// A line on stdout. Panics where it cannot be written, as `println!` does.
@@ -26,12 +109,21 @@ macro_rules! say {
 
 /// See [`note!`](crate::note).
 pub fn note(text: &str) {
-    let line = shortened(&plain(text)).into_owned() + "\n";
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    at(Level::Info, text);
+}
+
+/// A line on stderr, where so much is said, and in the log.
+pub fn at(level: Level, text: &str) {
+    log(text);
+    if shows(level) {
+        let line = shortened(&plain(text)).into_owned() + "\n";
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// See [`say!`](crate::say!).
 pub fn say(text: &str) {
+    log(text);
     println!("{}", plain(text));
 }
 

@@ -13,7 +13,7 @@ pub struct Flags(HashSet<String>);
 impl Flags {
     /// Of `program` and its commands.
     pub fn of(program: &clap::Command) -> Self {
-        let all = program.get_subcommands().flat_map(|c| c.get_arguments());
+        let all = program.get_arguments().chain(program.get_subcommands().flat_map(|c| c.get_arguments()));
         Self(all.filter_map(|arg| Some(arg.get_long()?.replace('-', "_"))).collect())
     }
 

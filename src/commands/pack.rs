@@ -11,6 +11,7 @@ use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::note;
 use crate::say;
+use crate::say::Level;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -153,7 +154,7 @@ enum Shown {
 
 impl Shown {
     fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
+        if !std::io::stderr().is_terminal() || !say::shows(Level::Info) {
             return Shown::Lines { last: Duration::ZERO };
         }
         let style = ProgressStyle::with_template("packing {bar:30} {percent:>3}%  {msg}  {eta} left");

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT};
-use crate::note;
+use crate::say::{self, Level};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::path::Path;
@@ -50,10 +50,14 @@ fn hear(signal: i32) {
         SIGHUP => "SIGHUP",
         _ => "SIGUSR1",
     };
+    // Whoever sent it waits for an answer.
+    let told = |text: String| say::at(Level::Warning, &text);
     let again = if signal == SIGINT { "Ctrl-C again" } else { "another signal" };
     match SAVES.load(Ordering::SeqCst) {
-        true => note!("\nstopping: finishing the step and saving ({name}; {again} ends at once, with what was saved)"),
-        false => note!("\nstopping ({again} ends at once)"),
+        true => told(format!(
+            "\nstopping: finishing the step and saving ({name}; {again} ends at once, with what was saved)"
+        )),
+        false => told(format!("\nstopping ({again} ends at once)")),
     }
 }
 

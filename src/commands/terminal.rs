@@ -5,8 +5,8 @@ use super::progress::Progress;
 use super::signal;
 use crate::error::Result;
 use crate::observe::{Event, Flow, InUse, Observe};
+use crate::say::{self, Level};
 use crate::units::bytes;
-use crate::{note, say};
 use std::path::Path;
 
 /// Bars on a terminal, plain lines elsewhere; pauses the work once a signal came.
@@ -29,10 +29,14 @@ impl Terminal {
 
     /// A line that stays.
     fn say(&self, line: &str) {
+        self.at(Level::Info, line);
+    }
+
+    fn at(&self, level: Level, line: &str) {
         let line = &say::one_line(line);
         match self.tasks.last() {
-            Some(task) => task.say(line),
-            None => note!("{line}"),
+            Some(task) => task.say(level, line),
+            None => say::at(level, line),
         }
     }
 
@@ -65,7 +69,7 @@ impl Observe for Terminal {
     fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
         match *event {
             Event::Note(text) => self.say(&self.flags.text(text)),
-            Event::Warning(text) => self.say(&format!("warning: {}", self.flags.text(text))),
+            Event::Warning(text) => self.at(Level::Warning, &format!("warning: {}", self.flags.text(text))),
             Event::Begin { task, total, keeps } => {
                 if keeps {
                     signal::saves();

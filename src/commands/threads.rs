@@ -1,4 +1,5 @@
-//! The threads that all work is shared among: one a core, or what `RAYON_NUM_THREADS` asks for.
+//! The threads that all work is shared among: one a core, or what `--threads` or else `RAYON_NUM_THREADS` asks for. No result depends
+//! on how many there are.
 
 use crate::error::{Error, Result};
 
@@ -7,21 +8,20 @@ const ASKED: &str = "RAYON_NUM_THREADS";
 /// Starts them. More than a few a core are a mistake: each takes memory, and what a machine cannot start was a panic.
 ///
 /// Errors: [`Error::Usage`] for a number that is none or too large; [`Error::Device`] where the system starts no more.
-pub fn start() -> Result<()> {
+pub fn start(typed: Option<usize>) -> Result<()> {
     let most = 16 * std::thread::available_parallelism().map_or(1, usize::from).max(4);
-    let asked = std::env::var(ASKED).ok().and_then(|asked| asked.parse::<usize>().ok());
+    let environment = || std::env::var(ASKED).ok().and_then(|asked| asked.parse::<usize>().ok());
+    let asked = typed.or_else(environment);
     if let Some(asked) = asked.filter(|n| *n > most) {
-        return Err(Error::usage(format!(
-            "{ASKED}={asked}: at most {most} on this machine; leave it out for one a core"
-        )));
+        let what = typed.map_or_else(|| format!("{ASKED}={asked}"), |_| format!("`threads` {asked}"));
+        return Err(Error::usage(format!("{what}: at most {most} on this machine; leave it out for one a core")));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // This thread is one of them: what it calls begins at once, with nobody to wake first, thousands of times a second when
     // generating. Not where there is but one: another thread's call would wait for this one's next.
-    let builder = match asked.filter(|n| *n > 0).unwrap_or(cores) {
-        0 | 1 => rayon::ThreadPoolBuilder::new(),
-        _ => rayon::ThreadPoolBuilder::new().use_current_thread(),
-    };
+    let threads = asked.filter(|n| *n > 0).unwrap_or(cores);
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let builder = if threads > 1 { builder.use_current_thread() } else { builder };
     let started = builder.build_global();
-    started.map_err(|e| Error::Device(format!("cannot start a thread a core: {e}; set {ASKED} to fewer")))
+    started.map_err(|e| Error::Device(format!("cannot start {threads} threads: {e}; ask for fewer with `threads`")))
 }

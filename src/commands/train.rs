@@ -12,7 +12,7 @@ use crate::files::{self, MOST_TEXT, RunDir};
 use crate::loss::{LossType, Param};
 use crate::model::{AdapterInit, SaveDtype};
 use crate::note;
-use crate::observe::Observe;
+use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
@@ -24,6 +24,7 @@ use crate::train::record::{Outcome, Record};
 use crate::train::resume;
 use crate::train::run::{self, Ended, Summary};
 use crate::train::schedule::SchedulerType;
+use crate::warn;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -207,6 +208,26 @@ pub fn dpo(flags: &TrainFlags, dpo: &DpoFlags, observe: &mut dyn Observe) -> Res
     train(Stage::Dpo, flags.config.as_deref(), all, observe)
 }
 
+/// Whoever looks on, and the log in the run's folder: begun when the run has something to keep, with all that was said before.
+struct Logged<'a> {
+    to: &'a mut dyn Observe,
+    run: &'a Path,
+    open: bool,
+}
+
+impl Observe for Logged<'_> {
+    fn on(&mut self, event: &Event<'_>) -> Result<Flow> {
+        if !self.open && matches!(event, Event::Step { .. } | Event::Evaluation { .. } | Event::Saved { .. }) {
+            self.open = true;
+            match RunDir::open_log(self.run) {
+                Ok(file) => say::log_to(file),
+                Err(e) => warn!("{e}; the run goes on without it"),
+            }
+        }
+        self.to.on(event)
+    }
+}
+
 struct Train<'a>(&'a TrainOptions, &'a mut dyn Observe);
 
 impl Task for Train<'_> {
@@ -226,10 +247,11 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
         say!("{said}");
         return Ok(());
     }
+    say::log(&format!("fusedpo {}: {}", env!("CARGO_PKG_VERSION"), options.command.join(" ")));
     let s = device::dispatch(
         options.compute.device,
         (options.compute.dtype, options.compute.logits_dtype),
-        Train(&options, observe),
+        Train(&options, &mut Logged { to: observe, run: &options.files.out, open: false }),
     )?;
     if s.ended == Ended::Paused {
         let (steps, asked) = (s.steps, s.steps_asked);

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const RECORD: &str = "run.json";
+const LOG: &str = "run.log";
 /// A run that went on many thousand times has a long one.
 const MOST_RECORD: u64 = 64 << 20;
 const CHECKPOINT: &str = "checkpoint-";
@@ -134,6 +135,16 @@ impl RunDir {
     /// The text of `path`'s `config.toml`; `None` where there is none.
     pub fn read_config(path: &Path) -> Option<String> {
         read_text(&path.join(CONFIG), MOST_TEXT).ok()
+    }
+
+    /// `path`'s `run.log`, to be added to. Errors: it is a link, or cannot be written to.
+    pub fn open_log(path: &Path) -> Result<File> {
+        let log = path.join(LOG);
+        match fs::symlink_metadata(&log) {
+            Ok(m) if m.is_file() => File::options().append(true).open(&log).map_err(Error::io(&log, "open")),
+            Ok(_) => Err(Error::file(&log, "is not a regular file")),
+            Err(_) => new_file(&log),
+        }
     }
 
     /// The folder.

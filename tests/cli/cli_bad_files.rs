@@ -175,7 +175,7 @@ fn a_full_disk() {
     // The model has 86 KB: metrics fit, weights do not. What was learned cannot be kept; no half of it lies there.
     let (_, last) = ends("dpo --model m --data d --out t/r --max-steps 2");
     assert!(last.contains("model.safetensors: cannot write"), "{last}");
-    assert_eq!(cli.names("t/r", ""), ["config.toml", "metrics.jsonl", "run.json"]);
+    assert_eq!(cli.names("t/r", ""), ["config.toml", "metrics.jsonl", "run.json", "run.log"]);
     std::fs::remove_dir_all(cli.path("t/r")).unwrap();
     cli.write_rows("rows.jsonl", &pairs(3000));
     let (before, last) = ends("pack --tokenizer m --input rows.jsonl --out t/e");

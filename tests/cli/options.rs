@@ -115,7 +115,9 @@ fn cannot(cli: &Cli, option: &str) -> bool {
 fn listed(cli: &Cli, command: &str) -> BTreeSet<String> {
     let help = cli.ok(&format!("{command} --help")).out;
     let words = help.lines().filter_map(|l| l.split_whitespace().find(|w| w.starts_with("--")));
-    words.map(str::to_owned).filter(|w| w != "--help").collect()
+    // What every command takes is held by cli_say.
+    let everywhere = ["--help", "--quiet", "--log-level", "--threads"];
+    words.map(str::to_owned).filter(|w| !everywhere.contains(&w.as_str())).collect()
 }
 
 struct Run {

@@ -9,7 +9,6 @@ use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
 use crate::error::Result;
 use crate::model::{Model, ModelConfig, ModelDir};
-use crate::note;
 use crate::observe::Observe;
 use crate::say;
 use crate::train::check::{check_data, check_loss, check_mismatched, check_model, warn_of_positions};
@@ -22,6 +21,7 @@ use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::mismatched;
 use crate::units::decimals;
+use crate::warn;
 pub use args::EvalArgs;
 use made::Made;
 use serde_json::{Map, Value, json};
@@ -90,8 +90,8 @@ impl Task for Eval<'_> {
         let split = if Dataset::has_split(&a.data, Split::Eval) { Split::Eval } else { Split::Train };
         let data = Dataset::open(&a.data, split)?;
         if split == Split::Train {
-            note!(
-                "warning: {} has no held-out split: these are the numbers of its training split; pack with --eval-fraction to hold prompts out",
+            warn!(
+                "{} has no held-out split: these are the numbers of its training split; pack with --eval-fraction to hold prompts out",
                 a.data.display()
             );
         }

@@ -118,7 +118,8 @@ fn products(b: &mut Bench<'_>, be: &Cpu<f32>, group: &str) {
             be.linear_fwd(LinearFwd { y: &mut y, x: &x, w: &w, out, inp, write: Write::Set }).expect("shapes")
         });
         b.run(group, &format!("{name} weight {out}x{inp}x{rows}"), work, || {
-            be.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &y, x: &x, out, inp }).expect("shapes")
+            be.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &y, x: &x, out, inp, write: Write::Add })
+                .expect("shapes")
         });
         b.run(group, &format!("{name} input {rows}x{inp}x{out}"), work, || {
             be.linear_bwd_input(LinearBwdInput { dx: &mut x, dy: &y, w: &w, out, inp, write: Write::Set })
@@ -248,7 +249,7 @@ fn head(b: &mut Bench<'_>, be: &Cpu<f32>, mb: &MicroBatch, capacity: Capacity) {
             coef.fill(0.25);
             be.head_bwd(HeadBwd {
                 dx: &mut dx,
-                dw: Some(&mut dw),
+                dw: Some((&mut dw, Write::Add)),
                 scaled: &mut scaled,
                 logits: &z,
                 x: &x,

@@ -195,8 +195,15 @@ impl<'a, B: Backend> Ops<'a, B> {
             write: Write::Add,
         })
         .unwrap();
-        be.linear_bwd_weight(LinearBwdWeight { dw: v!(self, mut dw), dy: v!(self, plus), x: v!(self, x), out, inp })
-            .unwrap();
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw: v!(self, mut dw),
+            dy: v!(self, plus),
+            x: v!(self, x),
+            out,
+            inp,
+            write: Write::Add,
+        })
+        .unwrap();
         be.bias_fwd(BiasFwd { y: v!(self, mut y), bias: v!(self, bias) }).unwrap();
         be.bias_bwd(BiasBwd { dbias: v!(self, mut dbias), dy: v!(self, y) }).unwrap();
         self.see("linear", &dx);
@@ -312,7 +319,7 @@ impl<'a, B: Backend> Ops<'a, B> {
         let (mut dx, mut scaled) = (self.act(n * DIM), self.act(n * DIM));
         be.head_bwd(HeadBwd {
             dx: v!(self, mut dx),
-            dw: Some(v!(self, mut dw)),
+            dw: Some((v!(self, mut dw), Write::Add)),
             scaled: v!(self, mut scaled),
             logits: v!(self, z),
             x: v!(self, x),

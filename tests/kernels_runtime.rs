@@ -16,7 +16,7 @@ use fusedpo::backend::{Backend, Device};
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 use fusedpo::model::graphs::GraphCounts;
-use fusedpo::model::{Gradients, Keep, Model, ModelDir, Workspace};
+use fusedpo::model::{Keep, Model, ModelDir, Sums, Workspace};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
@@ -344,8 +344,8 @@ fn a_skipped_step_does_not_count() {
         be.upload(be.view_mut(&mut good, 0..n), &grads).unwrap();
         let mut bad = be.zeros("gradients", n).unwrap();
         be.upload(be.view_mut(&mut bad, 0..1), &[fusedpo::backend::Float::from_f64(f64::NAN)]).unwrap();
-        let mut bad = Some(Gradients::Full(bad));
-        state.grads = Some(Gradients::Full(good));
+        let mut bad = Some(Sums::Full(bad).into());
+        state.grads = Some(Sums::Full(good).into());
         for step in 0..4 {
             opt.step(be, &mut state, 1e-2).unwrap();
             if poison && step == 1 {

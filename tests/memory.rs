@@ -186,7 +186,8 @@ fn scratch_stays_within_its_bound() {
             write: fusedpo::backend::Write::Set,
         })
         .unwrap();
-        be.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &y, x: &x, out: wide, inp: dim }).unwrap();
+        be.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &y, x: &x, out: wide, inp: dim, write: Write::Add })
+            .unwrap();
         bound = be.scratch(rows, dim).max(bound);
         assert!(be.scratch_bytes() <= bound, "{rows} {dim} {wide}: {} of {bound}", be.scratch_bytes());
     }

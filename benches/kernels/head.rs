@@ -66,7 +66,7 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, logit: usize) {
     };
     let work = Work::flop(4 * n * VOCAB * DIM, (2 * hidden + weights + logits) * act + 8 * weights);
     bench.run(&name("head_bwd"), &shape, work, set, |be, (dx, scaled, x, w, z, dw, coef)| {
-        let (dx, dw) = (be.view_mut(dx, 0..hidden), Some(be.view_mut(dw, 0..weights)));
+        let (dx, dw) = (be.view_mut(dx, 0..hidden), Some((be.view_mut(dw, 0..weights), Write::Add)));
         let (scaled, z, coef) = (be.view_mut(scaled, 0..hidden), be.view(z, 0..logits), be.view(coef, 0..n));
         be.head_bwd(HeadBwd { dx, dw, scaled, logits: z, x: be.view(x, 0..hidden), w: be.view(w, 0..weights), coef })
             .expect("head_bwd");

@@ -92,8 +92,15 @@ fn linear<B: Clock>(bench: &mut Bench<'_, B>, dim: usize, ffn: usize) {
     });
     bench.run("linear_bwd_weight", &shape, work, operands, |be, (dy, x, _, dw)| {
         let (dy, x) = (be.view(dy, 0..many), be.view(x, 0..few));
-        be.linear_bwd_weight(LinearBwdWeight { dw: be.view_mut(dw, 0..weights), dy, x, out: ffn, inp: dim })
-            .expect("linear_bwd_weight");
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw: be.view_mut(dw, 0..weights),
+            dy,
+            x,
+            out: ffn,
+            inp: dim,
+            write: Write::Add,
+        })
+        .expect("linear_bwd_weight");
     });
 }
 

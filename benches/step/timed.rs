@@ -187,7 +187,7 @@ timed! {
     LinearOps {
         Gemm: linear_fwd(LinearFwd { y, x, w, out, inp, write });
         Gemm: linear_bwd_input(LinearBwdInput { dx, dy, w, out, inp, write });
-        Gemm: linear_bwd_weight[G](LinearBwdWeight { dw, dy, x, out, inp });
+        Gemm: linear_bwd_weight[G](LinearBwdWeight { dw, dy, x, out, inp, write });
         Gemm: linear_bwd_part[G](LinearBwdPart { dw, dy, x, columns, out, inp });
         Rows: bias_fwd(BiasFwd { y, bias });
         Rows: bias_bwd(BiasBwd { dbias, dy });

@@ -30,12 +30,14 @@ pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, gra
 
 fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut Gradients<B>) -> Result<()> {
     let floor = model.table.floor;
+    grads.settle_head(be, &model.table)?;
     if floor > Stage::Norm {
         return Ok(());
     }
     predictions(be, model, ws, grads)?;
     let (rows, last) = (ws.rows, model.table.layers.len() - 1);
     if floor > Stage::Layer(last, Place::Qkv) {
+        grads.layers_are_set();
         return Ok(());
     }
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
@@ -65,6 +67,7 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
             })
         })
     })?;
+    grads.layers_are_set();
     let (dim, batch) = (model.config.hidden_size, &ws.batch);
     grads.embedding(be, &model.table.embed, (be.view(&g.resid, 0..rows * dim), batch, dim))
 }

@@ -113,6 +113,7 @@ pub(super) fn weights<B: Backend>(
             x: be.view(x, 0..rows * p.inp),
             out: parts.low(),
             inp: p.inp,
+            write: Write::Add,
         })?;
     }
     let Some(db) = &p.b.whole else { return Ok(()) };

@@ -6,7 +6,7 @@ use super::linear::weight;
 use super::load::Model;
 use super::nf4;
 use super::params::{Param, ParamTable};
-use crate::backend::{Backend, LinearBwdWeight};
+use crate::backend::{Backend, LinearBwdWeight, Write};
 use crate::error::{Error, Result};
 use std::borrow::Cow;
 
@@ -46,6 +46,7 @@ pub fn merged<B: Backend<Act = f32, Acc = f32>>(be: &B, dir: &ModelDir, position
                     x: be.view(&a, 0..p.rank * p.inp),
                     out,
                     inp: p.inp,
+                    write: Write::Add,
                 })?;
             }
         }

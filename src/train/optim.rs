@@ -11,7 +11,7 @@ use crate::backend::{
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
-use crate::model::{Gradients, ParamTable};
+use crate::model::{ParamTable, Sums};
 use std::ops::Range;
 
 /// `torch.optim.RMSprop`'s default smoothing constant, which the DPO paper's code keeps.
@@ -177,14 +177,15 @@ impl<B: Backend> Optimizer<B> {
     fn update(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
         let State { model, grads, master, moments, clock, .. } = state;
         let grads = grads.as_mut().expect("a state made to train has gradients");
+        grads.settle(be, &model.table)?;
         clock.updates += 1;
         for frozen in &model.table.unused {
             be.clear(grads.vectors(be, frozen.clone()))?;
         }
         let (n, norm) = (model.table.trained_len, be.view_mut(&mut self.norm, 0..1));
-        match grads {
-            Gradients::Full(all) => be.grad_norm(GradNorm { norm, g: be.view(all, 0..n) }),
-            Gradients::Narrow { matrices, vectors, split } => {
+        match &grads.sums {
+            Sums::Full(all) => be.grad_norm(GradNorm { norm, g: be.view(all, 0..n) }),
+            Sums::Narrow { matrices, vectors, split } => {
                 let (matrices, vectors) = (be.view(matrices, 0..*split), be.view(vectors, 0..n - *split));
                 be.grad_norm_narrow(GradNormNarrow { norm, matrices, vectors })
             }
@@ -195,12 +196,12 @@ impl<B: Backend> Optimizer<B> {
         for place in self.places(&model.table, moments) {
             let (at, rule) = (place.grad.clone(), (self.rule(lr, place.weight_decay, clock.updates), clock.updates));
             let learned = (&mut model.weights, master.as_mut(), &mut *moments);
-            match grads {
-                Gradients::Full(all) => self.one(be, learned, &place, rule, be.view(all, at)),
-                Gradients::Narrow { matrices, .. } if place.matrix => {
+            match &grads.sums {
+                Sums::Full(all) => self.one(be, learned, &place, rule, be.view(all, at)),
+                Sums::Narrow { matrices, .. } if place.matrix => {
                     self.one(be, learned, &place, rule, be.view(matrices, at))
                 }
-                Gradients::Narrow { vectors, split, .. } => {
+                Sums::Narrow { vectors, split, .. } => {
                     self.one(be, learned, &place, rule, be.view(vectors, at.start - *split..at.end - *split))
                 }
             }?;

@@ -6,7 +6,7 @@
 use super::clock::Clock;
 use crate::backend::{Backend, Storage, code8};
 use crate::error::{Error, Result};
-use crate::model::{Gradients, Model};
+use crate::model::{Gradients, Model, Sums};
 use half::bf16;
 use std::ops::Range;
 
@@ -155,8 +155,10 @@ impl<B: Backend> State<B> {
         let mut all = vec![Section::of::<B::Act>(Part::Weights, "weights", n, true)];
         match &self.grads {
             None => {}
-            Some(Gradients::Full(_)) => all.push(Section::of::<B::Acc>(Part::Gradients, "gradients", trained, false)),
-            Some(Gradients::Narrow { split, .. }) => {
+            Some(Gradients { sums: Sums::Full(_), .. }) => {
+                all.push(Section::of::<B::Acc>(Part::Gradients, "gradients", trained, false))
+            }
+            Some(Gradients { sums: Sums::Narrow { split, .. }, .. }) => {
                 let (part, name) = (Part::VectorGradients, "vector_gradients");
                 all.push(Section::of::<bf16>(Part::Gradients, "gradients", *split, false));
                 all.push(Section::of::<B::Acc>(part, name, trained - split, false));
@@ -201,11 +203,11 @@ impl<B: Backend> State<B> {
         let reference = || self.reference.as_ref().ok_or_else(none);
         match part {
             Part::Weights => read(be, &self.model.weights, part, range, to),
-            Part::Gradients | Part::VectorGradients => match (part, self.grads.as_ref().ok_or_else(none)?) {
-                (Part::Gradients, Gradients::Full(all)) => read(be, all, part, range, to),
-                (Part::Gradients, Gradients::Narrow { matrices, .. }) => read(be, matrices, part, range, to),
-                (_, Gradients::Narrow { vectors, .. }) => read(be, vectors, part, range, to),
-                (_, Gradients::Full(_)) => Err(none()),
+            Part::Gradients | Part::VectorGradients => match (part, &self.grads.as_ref().ok_or_else(none)?.sums) {
+                (Part::Gradients, Sums::Full(all)) => read(be, all, part, range, to),
+                (Part::Gradients, Sums::Narrow { matrices, .. }) => read(be, matrices, part, range, to),
+                (_, Sums::Narrow { vectors, .. }) => read(be, vectors, part, range, to),
+                (_, Sums::Full(_)) => Err(none()),
             },
             Part::Master => read(be, self.master.as_ref().ok_or_else(none)?, part, range, to),
             Part::Reference => read(be, &reference()?.weights, part, range, to),
@@ -233,11 +235,11 @@ impl<B: Backend> State<B> {
         let at = (part, start);
         match part {
             Part::Weights => write(be, &mut self.model.weights, at, bytes),
-            Part::Gradients | Part::VectorGradients => match (part, self.grads.as_mut().ok_or_else(none)?) {
-                (Part::Gradients, Gradients::Full(all)) => write(be, all, at, bytes),
-                (Part::Gradients, Gradients::Narrow { matrices, .. }) => write(be, matrices, at, bytes),
-                (_, Gradients::Narrow { vectors, .. }) => write(be, vectors, at, bytes),
-                (_, Gradients::Full(_)) => Err(none()),
+            Part::Gradients | Part::VectorGradients => match (part, &mut self.grads.as_mut().ok_or_else(none)?.sums) {
+                (Part::Gradients, Sums::Full(all)) => write(be, all, at, bytes),
+                (Part::Gradients, Sums::Narrow { matrices, .. }) => write(be, matrices, at, bytes),
+                (_, Sums::Narrow { vectors, .. }) => write(be, vectors, at, bytes),
+                (_, Sums::Full(_)) => Err(none()),
             },
             Part::Master => write(be, self.master.as_mut().ok_or_else(none)?, at, bytes),
             Part::Reference => write(be, &mut self.reference.as_mut().ok_or_else(none)?.weights, at, bytes),

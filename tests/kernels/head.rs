@@ -76,7 +76,18 @@ impl Case for Head {
             let mut scaled = unset::<B, B::Act>(be, self.x.len() + 5);
             be.head_bwd(HeadBwd {
                 dx: v!(be, mut dx),
-                dw: Some(v!(be, mut dw)),
+                dw: Some((v!(be, mut dw), Write::Add)),
+                scaled: v!(be, mut scaled),
+                logits: v!(be, logits),
+                x: v!(be, x),
+                w: v!(be, w),
+                coef: v!(be, coef),
+            })
+            .unwrap();
+            let mut dw_set = unset::<B, B::Acc>(be, self.w.len());
+            be.head_bwd(HeadBwd {
+                dx: v!(be, mut dx),
+                dw: Some((v!(be, mut dw_set), Write::Set)),
                 scaled: v!(be, mut scaled),
                 logits: v!(be, logits),
                 x: v!(be, x),
@@ -97,7 +108,11 @@ impl Case for Head {
             .unwrap();
             assert_eq!(fetch(be, &frozen), fetch(be, &dx), "a frozen head changes nothing else");
             // dw sums bf16 products: an activation's rounding, in f32.
-            outputs.extend([("dx", fetch(be, &dx), true), ("dw", fetch(be, &dw), true)]);
+            outputs.extend([
+                ("dx", fetch(be, &dx), true),
+                ("dw", fetch(be, &dw), true),
+                ("dw set", fetch(be, &dw_set), true),
+            ]);
         }
         outputs
     }
@@ -123,7 +138,7 @@ impl Case for Head {
         let g: Vec<f64> = self.gradient().into_iter().map(r).collect();
         let (dim, vocab) = (self.dim, self.vocab);
         let mut dx = vec![0.0; self.x.len()];
-        let mut dw = vec![0.125; self.w.len()];
+        let mut dw = vec![0.0; self.w.len()];
         for n in 0..self.rows() {
             let (g, c) = (&g[n * vocab..][..vocab], self.coef[n]);
             for j in 0..dim {
@@ -134,7 +149,9 @@ impl Case for Head {
             }
         }
         let empty = ("", Vec::new(), false);
-        Some(vec![empty.clone(), empty.clone(), empty.clone(), empty, ("dx", dx, true), ("dw", dw, true)])
+        let added = dw.iter().map(|d| d + 0.125).collect();
+        let products = [("dx", dx, true), ("dw", added, true), ("dw set", dw, true)];
+        Some([empty.clone(), empty.clone(), empty.clone(), empty].into_iter().chain(products).collect())
     }
 }
 

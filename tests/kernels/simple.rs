@@ -222,7 +222,19 @@ impl Case for Linear {
         })
         .unwrap();
         let mut dw = buf::<B, B::Acc>(be, &self.dw);
-        be.linear_bwd_weight(LinearBwdWeight { dw: v!(be, mut dw), dy: v!(be, kept), x: v!(be, x), out, inp }).unwrap();
+        be.linear_bwd_weight(LinearBwdWeight {
+            dw: v!(be, mut dw),
+            dy: v!(be, kept),
+            x: v!(be, x),
+            out,
+            inp,
+            write: Write::Add,
+        })
+        .unwrap();
+        let mut dw_set = unset::<B, B::Acc>(be, self.dw.len());
+        let (dy, rows) = (v!(be, kept), v!(be, x));
+        be.linear_bwd_weight(LinearBwdWeight { dw: v!(be, mut dw_set), dy, x: rows, out, inp, write: Write::Set })
+            .unwrap();
         let mut dbias = buf::<B, B::Acc>(be, &vec![0.25; out]);
         be.bias_bwd(BiasBwd { dbias: v!(be, mut dbias), dy: v!(be, kept) }).unwrap();
         let mut logits = unset::<B, B::Acc>(be, self.y.len() + 3);
@@ -235,6 +247,7 @@ impl Case for Linear {
             ("dx", fetch(be, &dx), true),
             ("dx added", fetch(be, &dx_added), true),
             ("dw", fetch(be, &dw), false),
+            ("dw set", fetch(be, &dw_set), false),
             ("dbias", fetch(be, &dbias), false),
             ("logits", fetch(be, &logits)[..self.y.len()].to_vec(), false),
         ]
@@ -242,7 +255,7 @@ impl Case for Linear {
     /// The length of the sums: their terms are about 1.
     fn product_terms(&self, output: &str) -> f64 {
         let terms = match output {
-            "dw" => self.y.len() / self.out,
+            "dw" | "dw set" => self.y.len() / self.out,
             "dx" | "dx added" => self.out,
             "dbias" => 0,
             _ => self.inp,

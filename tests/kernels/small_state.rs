@@ -234,7 +234,7 @@ impl Case for Narrow {
         let ((out, inp), n) = (self.sizes, self.dw.len());
         let (dy, x) = (buf::<B, B::Act>(be, &self.dy), buf::<B, B::Act>(be, &self.x));
         let (mut dw, mut part) = (buf::<B, bf16>(be, &self.dw), buf::<B, bf16>(be, &self.dw[inp..]));
-        let op = LinearBwdWeight { dw: v!(be, mut dw), dy: v!(be, dy), x: v!(be, x), out, inp };
+        let op = LinearBwdWeight { dw: v!(be, mut dw), dy: v!(be, dy), x: v!(be, x), out, inp, write: Write::Add };
         be.linear_bwd_weight(op).unwrap();
         let (dy, x) = (v!(be, dy), v!(be, x));
         be.linear_bwd_part(LinearBwdPart { dw: v!(be, mut part), dy, x, columns: 1..out, out, inp }).unwrap();

@@ -95,7 +95,7 @@ fn step(cpu: &Cpu<f32>, scale: f32) -> f64 {
     cpu.linear_fwd(LinearFwd { y: &mut z, x: &x, w: &w, out, inp, write: Write::Set }).unwrap();
     cpu.swiglu_fwd(SwigluFwd { act: &mut act, gate_up: &gate_up, ffn }).unwrap();
     cpu.swiglu_bwd(SwigluBwd { gate_up: &mut gate_up, dact: &mut dact, ffn, again: false }).unwrap();
-    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out, inp }).unwrap();
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out, inp, write: Write::Add }).unwrap();
     cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out, inp, write: Write::Set }).unwrap();
     cpu.rmsnorm_bwd(RmsNormBwd {
         dx: &mut dx,

@@ -14,9 +14,14 @@ fn linear() {
     cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out, inp, write: Write::Set }).unwrap();
     check_gradient("dx", &x, &dx, |x| inner(&run::linear(&cpu, x, &w, out, inp), &dy));
     let mut dw = vec![2.0; out * inp];
-    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out, inp }).unwrap();
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out, inp, write: Write::Add }).unwrap();
     let added: Vec<f64> = dw.iter().map(|d| d - 2.0).collect();
     check_gradient("dw", &w, &added, |w| inner(&run::linear(&cpu, &x, w, out, inp), &dy));
+    let mut set = nan(out * inp);
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut set, dy: &dy, x: &x, out, inp, write: Write::Set }).unwrap();
+    assert_close("dw set", &set, &added, 1e-14);
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut set, dy: &[], x: &[], out, inp, write: Write::Set }).unwrap();
+    assert_eq!(set, vec![0.0; out * inp], "no rows");
     let before = dx.clone();
     cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out, inp, write: Write::Add }).unwrap();
     assert_close("dx added", &dx, &before.iter().map(|d| 2.0 * d).collect::<Vec<_>>(), 1e-14);
@@ -226,7 +231,7 @@ fn head_and_loss() {
         let (mut dx, mut dw, mut scaled) = (nan(n * dim), vec![1.0; vocab * dim], nan(n * dim));
         cpu.head_bwd(HeadBwd {
             dx: &mut dx,
-            dw: Some(&mut dw),
+            dw: Some((&mut dw, Write::Add)),
             scaled: &mut scaled,
             logits: &h.logits,
             x: &x,

@@ -199,7 +199,8 @@ fn everything(m: &MicroBatch) -> Vec<Vec<u8>> {
     let (mut dx, mut dw, mut dtable) = (nan(rows * dim), vec![0f32; 576 * dim], vec![0f32; vocab * dim]);
     cpu.linear_bwd_input(LinearBwdInput { dx: &mut dx, dy: &dy, w: &w, out: 576, inp: dim, write: Write::Set })
         .unwrap();
-    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out: 576, inp: dim }).unwrap();
+    cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy, x: &x, out: 576, inp: dim, write: Write::Add })
+        .unwrap();
     cpu.embed_bwd(EmbedBwd { dtable: &mut dtable, dx: &x, batch: &batch, dim }).unwrap();
     let (mut y, rstd) = run::rmsnorm(&cpu, &x, &wn);
     let (mut dxn, mut dwn) = (nan(rows * dim), vec![0f32; dim]);
@@ -218,7 +219,7 @@ fn everything(m: &MicroBatch) -> Vec<Vec<u8>> {
     let (mut dxh, mut scaled) = (nan(n * dim), nan(n * dim));
     cpu.head_bwd(HeadBwd {
         dx: &mut dxh,
-        dw: Some(&mut dtable),
+        dw: Some((&mut dtable, Write::Add)),
         scaled: &mut scaled,
         logits: &head.logits,
         x: &x[..n * dim],

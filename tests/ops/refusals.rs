@@ -56,7 +56,7 @@ fn wrong_lengths_are_refused() {
     one_too_long!("linear_bwd_input", cpu.linear_bwd_input, [10 => "dx", 6 => "*", 15 => "w"],
         |v| LinearBwdInput { dx: v(), dy: v(), w: v(), out: 3, inp: 5, write: Write::Set });
     one_too_long!("linear_bwd_weight", cpu.linear_bwd_weight, [15 => "dw", 6 => "*", 10 => "x"],
-        |v| LinearBwdWeight { dw: v(), dy: v(), x: v(), out: 3, inp: 5 });
+        |v| LinearBwdWeight { dw: v(), dy: v(), x: v(), out: 3, inp: 5, write: Write::Add });
     one_too_long!("linear_bwd_part", cpu.linear_bwd_part, [10 => "dw", 6 => "*", 10 => "x"],
         |v| LinearBwdPart { dw: v(), dy: v(), x: v(), columns: 1..3, out: 3, inp: 5 });
     // Two of three layers in a product of 3 outputs, of rank 4.
@@ -89,7 +89,7 @@ fn wrong_lengths_are_refused() {
     one_too_long!("scatter_rows", cpu.scatter_rows, [rows * dim => "dx", n * dim => "dout"],
         |v| ScatterRows { dx: v(), dout: v(), batch: &batch, dim });
     one_too_long!("head_bwd", cpu.head_bwd, [n * dim => "*", 11 * dim => "dw"],
-        |v| HeadBwd { dx: v(), dw: Some(v()), scaled: &mut vec![0.0; n * dim], logits: &vec![0.0; n * 11], x: &vec![0.5; n * dim], w: &vec![0.5; 11 * dim], coef: &vec![1.0; n] });
+        |v| HeadBwd { dx: v(), dw: Some((v(), Write::Add)), scaled: &mut vec![0.0; n * dim], logits: &vec![0.0; n * 11], x: &vec![0.5; n * dim], w: &vec![0.5; 11 * dim], coef: &vec![1.0; n] });
     let head = |stats: [usize; 4], logits: usize, x: usize, w: usize| {
         let [mut a, mut b, mut c, mut d] = stats.map(|n| vec![0.0; n]);
         cpu.head_fwd(HeadFwd {

@@ -352,7 +352,8 @@ fn sums_in_bf16_are_rounded_once() {
         let mut dw: Vec<bf16> = noise.vec32(out * inp).iter().map(|d| bf16::from_f64(*d)).collect();
         let before = dw.clone();
         let (dy32, x32) = (of::<f32>(&dy), of::<f32>(&x));
-        cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy32, x: &x32, out, inp }).unwrap();
+        cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut dw, dy: &dy32, x: &x32, out, inp, write: Write::Add })
+            .unwrap();
         for o in 0..out {
             for i in 0..inp {
                 let sum: f64 = (0..rows).map(|r| dy[r * out + o] * x[r * inp + i]).sum();
@@ -362,6 +363,14 @@ fn sums_in_bf16_are_rounded_once() {
                 assert!((dw[o * inp + i].to_f64() - want).abs() <= within, "{o} {i}: {} {want}", dw[o * inp + i]);
             }
         }
+        let mut set = vec![bf16::NAN; out * inp];
+        cpu.linear_bwd_weight(LinearBwdWeight { dw: &mut set, dy: &dy32, x: &x32, out, inp, write: Write::Set })
+            .unwrap();
+        let mut added = vec![bf16::ZERO; out * inp];
+        let dw_added = &mut added[..];
+        cpu.linear_bwd_weight(LinearBwdWeight { dw: dw_added, dy: &dy32, x: &x32, out, inp, write: Write::Add })
+            .unwrap();
+        assert_eq!(set, added, "set is added to nothing");
         let columns = out / 3..out;
         let mut part: Vec<bf16> = before[columns.start * inp..].to_vec();
         let (from, dw_part) = (columns.start, &mut part[..]);

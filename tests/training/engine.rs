@@ -106,3 +106,39 @@ fn chunks_on_a_gpu_are_large() {
     let row = 151_936 * 4;
     assert!(OnHost::LOGITS_BYTES / row >= 3000 && OnHost::LOGITS_BYTES / 2 < 1 << 31);
 }
+
+/// The gradients of a step are those of its micro-batches, whatever the step before has left in the same memory.
+fn what_was_there<B: Backend<Act = f32, Acc = f32>>(be: &B) {
+    let spec = LossSpec::of(LossType::Sigmoid).beta(0.2);
+    let batches = [batch(3), batch(7), batch(0)];
+    for (name, trains) in [("llama", ""), ("qwen3", ""), ("llama", "mlp|lm_head"), ("qwen3", "q_proj|down|norm")] {
+        let model = || {
+            let mut model = Model::load(be, &ModelDir::open(&golden(name)).unwrap(), 60).unwrap();
+            let parts: Vec<&str> = trains.split('|').collect();
+            model.table.set_trains(|name| parts.iter().any(|p| name.contains(p)));
+            model
+        };
+        let engine = || Engine::new(be, model(), capacity(&batches), Purpose::Train).unwrap();
+        let gradients = |engine: &mut Engine<'_, B>, of: &[MicroBatch]| {
+            of.iter().for_each(|mb| engine.accumulate(mb, &spec, 0.5, &mut Totals::default()).unwrap());
+            let table = &engine.state.model.table;
+            engine.state.grads.as_mut().unwrap().settle(be, table).unwrap();
+            read(be, engine.state.grads.as_ref().unwrap().all().unwrap(), table.trained_len)
+        };
+        let (mut fresh, mut used) = (engine(), engine());
+        let want = gradients(&mut fresh, &batches[..2]);
+        assert!(want.iter().any(|g| *g != 0.0));
+        gradients(&mut used, &batches[2..]);
+        used.clear_grads().unwrap();
+        assert!(gradients(&mut used, &batches[..2]) == want, "{name}, {trains:?}");
+        used.clear_grads().unwrap();
+        assert!(gradients(&mut used, &[]).iter().all(|g| *g == 0.0), "{name}, {trains:?}: no micro-batch");
+    }
+}
+
+#[test]
+fn gradients_do_not_know_the_step_before() {
+    what_was_there(&model_common::cpu32());
+    let Some(driver) = host::host_driver(0) else { return };
+    what_was_there(&Gpu::<_, f32>::new(driver).unwrap());
+}

@@ -4,7 +4,7 @@ use crate::model_common;
 
 use fusedpo::backend::Device;
 use fusedpo::backend::cpu::Cpu;
-use fusedpo::model::{Gradients, Model, ModelDir};
+use fusedpo::model::{Model, ModelDir, Sums};
 use fusedpo::train::optim::{OptimOptions, Optimizer};
 use fusedpo::train::state::State;
 use model_common::files::golden;
@@ -23,7 +23,7 @@ fn a_step_without_a_finite_norm_leaves_no_trace() {
             let mut grads = be.zeros("gradients", n).unwrap();
             let g: Vec<f64> = (0..n).map(|i| if i == n / 2 { value } else { (i as f64).sin() }).collect();
             be.upload(be.view_mut(&mut grads, 0..n), &g).unwrap();
-            state.grads = Some(Gradients::Full(grads));
+            state.grads = Some(Sums::Full(grads).into());
             opt.step(&be, state, 1e-3).unwrap();
             opt.settle(&be, &mut state.clock).unwrap()
         };

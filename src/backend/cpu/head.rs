@@ -3,11 +3,12 @@
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
 use super::linear::Product;
-use super::narrow::add_product;
+use super::narrow::product;
 use super::real::Real;
 use super::scalar::{LANES, Scalar, sum_lanes};
 use super::simd::{Level, simd_fn};
 use super::{check, par};
+use crate::backend::ops::device::{Device, Write};
 use crate::backend::ops::element::Gradient;
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
@@ -157,19 +158,23 @@ impl<S: Real> HeadOps for Cpu<S> {
         let n = coef.len();
         if n == 0 {
             check::len(OP, "dx", dx.len(), &[("predictions", 0)])?;
-            return check::len(OP, "x", x.len(), &[("predictions", 0)]);
+            check::len(OP, "x", x.len(), &[("predictions", 0)])?;
+            return match dw {
+                Some((dw, Write::Set)) => self.clear(dw),
+                _ => Ok(()),
+            };
         }
         let dim = check::rows(OP, "dx", dx.len(), "predictions", n)?;
         check::len(OP, "x", x.len(), &[("predictions", n), ("dim", dim)])?;
         let vocab = check::rows(OP, "w", w.len(), "dim", dim)?;
         check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
         let logits = &logits[..n * vocab];
-        if let Some(dw) = dw {
+        if let Some((dw, write)) = dw {
             check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
             check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
             let scaled = &mut scaled[..n * dim];
             par::rows(scaled, dim, |i, y| scaled_copy(g.level, y, &x[i * dim..][..dim], coef[i]));
-            add_product(g, dw, (logits, vocab), Mat::by_k(scaled, dim), [vocab, dim, n]);
+            product(g, (dw, write), (logits, vocab), Mat::by_k(scaled, dim), [vocab, dim, n]);
         }
         S::gemm(g, dx, Base::Zero, Mat::by_line(logits, vocab), Mat::by_k(w, dim), [n, dim, vocab]);
         par::rows(dx, dim, |i, dx| scale(g.level, dx, coef[i]));

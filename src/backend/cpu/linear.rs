@@ -3,7 +3,7 @@
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
 use super::gemm::setup::Gemm;
-use super::narrow::add_product;
+use super::narrow::product;
 use super::real::Real;
 use super::simd::simd_fn;
 use super::{check, par};
@@ -72,9 +72,9 @@ impl<S: Real> LinearOps for Cpu<S> {
 
     fn linear_bwd_weight<G: Gradient>(&self, op: LinearBwdWeight<'_, Self, G>) -> Result<()> {
         let g = &self.gemm;
-        let LinearBwdWeight { dw, dy, x, out, inp } = op;
+        let LinearBwdWeight { dw, dy, x, out, inp, write } = op;
         let n = rows("linear_bwd_weight", ("dy", dy.len()), ("x", x.len()), ("dw", dw.len()), out, inp)?;
-        add_product(g, dw, (dy, out), Mat::by_k(x, inp), [out, inp, n]);
+        product(g, (dw, write), (dy, out), Mat::by_k(x, inp), [out, inp, n]);
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl<S: Real> LinearOps for Cpu<S> {
         check::len(OP, "dw", dw.len(), &[("columns", columns.len()), ("inp", inp)])?;
         if n > 0 {
             let dy = &dy[columns.start..];
-            add_product(&self.gemm, dw, (dy, out), Mat::by_k(x, inp), [columns.len(), inp, n]);
+            product(&self.gemm, (dw, Write::Add), (dy, out), Mat::by_k(x, inp), [columns.len(), inp, n]);
         }
         Ok(())
     }

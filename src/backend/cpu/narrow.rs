@@ -2,8 +2,10 @@
 
 use super::gemm::matrix::{Base, Mat};
 use super::gemm::setup::Gemm;
+use super::par;
 use super::real::Real;
 use super::scalar::Scalar;
+use crate::backend::ops::device::Write;
 use crate::backend::ops::element::Gradient;
 use crate::backend::rounding::widened;
 use half::bf16;
@@ -50,16 +52,20 @@ pub(super) fn fold<G: Gradient, S: Scalar>(dw: &mut [G], sum: &[S]) {
     dw.iter_mut().zip(sum).for_each(|(d, s)| *d = G::from_f64((wide::<G, S>(*d) + *s).to_f64()));
 }
 
-/// `dw += a b^T`, m x n: lines of `a` by lines of `b`, `a` being `k` rows of `out` elements of which the first m count.
-pub(super) fn add_product<S: Real, G: Gradient>(
+/// `dw {=,+=} a b^T`, m x n: lines of `a` by lines of `b`, `a` being `k` rows of `out` elements of which the first m count.
+pub(super) fn product<S: Real, G: Gradient>(
     gemm: &Gemm,
-    dw: &mut [G],
+    (dw, write): (&mut [G], Write<()>),
     (a, out): (&[S], usize),
     b: Mat<'_, S>,
     [m, n, k]: [usize; 3],
 ) {
     if let Some(dw) = same_mut(dw) {
-        return S::gemm(gemm, dw, Base::Output, Mat::by_k(a, out), b, [m, n, k]);
+        let base = if write.adds() { Base::Output } else { Base::Zero };
+        return S::gemm(gemm, dw, base, Mat::by_k(a, out), b, [m, n, k]);
+    }
+    if !write.adds() {
+        par::blocks(dw, |_, dw| dw.fill(G::from_f64(0.0)));
     }
     if k == 0 || n == 0 {
         return;

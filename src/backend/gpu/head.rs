@@ -5,6 +5,7 @@ use super::context::{Gpu, GpuFloat, SCRATCH};
 use super::driver::{Arg, Driver, Grid, View};
 use super::lock::lock;
 use super::product::{Add, Operand, Product};
+use crate::backend::ops::device::{Device, Write};
 use crate::backend::ops::element::Gradient;
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
@@ -67,7 +68,11 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         let n = coef.len();
         if n == 0 {
             check::len(OP, "dx", dx.len(), &[("predictions", 0)])?;
-            return check::len(OP, "x", x.len(), &[("predictions", 0)]);
+            check::len(OP, "x", x.len(), &[("predictions", 0)])?;
+            return match dw {
+                Some((dw, Write::Set)) => self.clear(dw),
+                _ => Ok(()),
+            };
         }
         let dim = check::rows(OP, "x", x.len(), n)?;
         check::len(OP, "dx", dx.len(), &[("predictions", n), ("dim", dim)])?;
@@ -78,7 +83,7 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
             true => Operand::narrow(logits, vocab),
             false => Operand::in_place_of::<A>(logits, vocab),
         };
-        if let Some(mut dw) = dw {
+        if let Some((mut dw, write)) = dw {
             check::len(OP, "dw", dw.len(), &[("vocab", vocab), ("dim", dim)])?;
             check::at_least(OP, "scaled", scaled.len(), &[("predictions", n), ("dim", dim)])?;
             let mut scaled = scaled.part(0..n * dim);
@@ -88,7 +93,7 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
                 sizes: [vocab, dim, n],
                 a: (gradient, true),
                 b: (Operand::new(scaled.as_view(), dim), false),
-                c: Add::Output,
+                c: if write.adds() { Add::Output } else { Add::Nothing },
                 d: Operand::gradient(&mut dw, dim)?,
                 row_invariant: false,
             })?;

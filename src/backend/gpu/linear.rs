@@ -5,7 +5,7 @@ use super::context::{Gpu, GpuFloat, SCRATCH, SLABS, columns};
 use super::driver::{Arg, Driver, Grid};
 use super::lock::lock;
 use super::product::{Add, Operand, Product};
-use crate::backend::ops::device::Write;
+use crate::backend::ops::device::{Device, Write};
 use crate::backend::ops::element::Gradient;
 use crate::backend::ops::linear::{
     BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, LinearFwd, LinearOps,
@@ -57,19 +57,19 @@ impl<D: Driver, A: GpuFloat> LinearOps for Gpu<D, A> {
 
     fn linear_bwd_weight<G: Gradient>(&self, op: LinearBwdWeight<'_, Self, G>) -> Result<()> {
         const OP: &str = "linear_bwd_weight";
-        let LinearBwdWeight { mut dw, dy, x, out, inp } = op;
+        let LinearBwdWeight { mut dw, dy, x, out, inp, write } = op;
         let rows = check::rows(OP, "dy", dy.len(), out)?;
         check::len(OP, "x", x.len(), &[("rows", rows), ("inp", inp)])?;
         check::len(OP, "dw", dw.len(), &[("out", out), ("inp", inp)])?;
         if rows == 0 {
-            return Ok(());
+            return if write.adds() { Ok(()) } else { self.clear(dw) };
         }
         self.product(Product {
             op: OP,
             sizes: [out, inp, rows],
             a: (Operand::new(dy, out), true),
             b: (Operand::new(x, inp), false),
-            c: Add::Output,
+            c: if write.adds() { Add::Output } else { Add::Nothing },
             d: Operand::gradient(&mut dw, inp)?,
             row_invariant: false,
         })

@@ -1,6 +1,6 @@
 //! The head, fused with its statistics and its gradient, one chunk of predictions at a time.
 
-use super::device::{Acc, AccMut, Act, ActMut, Device};
+use super::device::{Acc, AccMut, Act, ActMut, Device, Write};
 use super::element::Gradient;
 use crate::batch::Chunk;
 use crate::error::Result;
@@ -51,13 +51,13 @@ pub struct Logits<'a, B: Device> {
     pub dim: usize,
 }
 
-/// `dx = c . (G w)` and `dw += G^T (c . x)`: `c` is one number per row, so it commutes with both products and never meets
+/// `dx = c . (G w)` and `dw {=,+=} G^T (c . x)`: `c` is one number per row, so it commutes with both products and never meets
 /// the vocabulary. `dw` is rounded as in [`super::LinearBwdWeight`].
 pub struct HeadBwd<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// n x dim.
     pub dx: ActMut<'a, B>,
-    /// vocab x dim; `None`: the head is frozen.
-    pub dw: Option<B::ViewMut<'a, G>>,
+    /// vocab x dim, and what becomes of it ([`Write::Set`] or [`Write::Add`]); `None`: the head is frozen.
+    pub dw: Option<(B::ViewMut<'a, G>, Write<()>)>,
     /// Scratch, n x dim.
     pub scaled: ActMut<'a, B>,
     /// `G`, as [`HeadFwd`] left it: at least n x vocab.

@@ -37,7 +37,7 @@ pub struct LinearBwdInput<'a, B: Device> {
     pub write: Write<()>,
 }
 
-/// `dw += dy^T x`: the product, summed in accumulation precision, and the sum with `dw` are rounded once, to nearest.
+/// `dw {=,+=} dy^T x`: the product, summed in accumulation precision, and the sum with `dw` are rounded once, to nearest.
 pub struct LinearBwdWeight<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     /// out x inp.
     pub dw: B::ViewMut<'a, G>,
@@ -49,6 +49,8 @@ pub struct LinearBwdWeight<'a, B: Device, G: Gradient = <B as Device>::Acc> {
     pub out: usize,
     /// Inputs.
     pub inp: usize,
+    /// What becomes of `dw`: [`Write::Set`] or [`Write::Add`].
+    pub write: Write<()>,
 }
 
 /// `dw += dy[:, columns]^T x`: the gradient of some outputs of a linear layer, rounded as in [`LinearBwdWeight`].

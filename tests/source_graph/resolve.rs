@@ -1,7 +1,8 @@
 //! From a path in the source to the file that defines what it names.
 
 use super::tokens::File;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 
 /// Longest chain of re-exports that is followed.
 const CHAIN: usize = 16;
@@ -17,7 +18,12 @@ pub struct Names {
     globs: BTreeMap<Vec<String>, Vec<Vec<String>>>,
     /// Exported macro -> file.
     macros: BTreeMap<String, String>,
+    /// What was followed already, with how many steps left: modules that bring in all of each other are met over and over.
+    followed: RefCell<HashMap<Followed, Option<String>>>,
 }
+
+/// Module, path, steps left.
+type Followed = (Vec<String>, Vec<String>, usize);
 
 impl Names {
     /// Of all files.
@@ -50,6 +56,16 @@ impl Names {
     }
 
     fn follow(&self, module: &[String], path: &[String], left: usize) -> Option<String> {
+        let key = (module.to_vec(), path.to_vec(), left);
+        if let Some(found) = self.followed.borrow().get(&key) {
+            return found.clone();
+        }
+        let found = self.step(module, path, left);
+        self.followed.borrow_mut().insert(key, found.clone());
+        found
+    }
+
+    fn step(&self, module: &[String], path: &[String], left: usize) -> Option<String> {
         let left = left.checked_sub(1)?;
         if let [root, name] = path
             && is_root(root)

@@ -4,7 +4,7 @@ use crate::commands::choice::named;
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
-use crate::commands::{eval, generate, inspect, loss, merge, pack, plan, quantize, reference, score};
+use crate::commands::{eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, score, shell};
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -14,21 +14,18 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 #[command(name = "fusedpo", version, about, max_term_width = 100)]
 pub struct Cli {
     /// Say nothing on stderr but warnings and errors; a run's log has the rest
-    #[arg(long, short, global = true, conflicts_with = "log_level", help_heading = EVERYWHERE, display_order = 1000)]
+    #[arg(long, short, global = true, conflicts_with = "log_level")]
     pub quiet: bool,
     /// How much to say on stderr [default: info]
-    #[arg(long, global = true, value_name = "LEVEL", value_parser = named::<Level>(), help_heading = EVERYWHERE, display_order = 1001)]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = named::<Level>())]
     pub log_level: Option<Level>,
     /// Threads of a CPU to work with; results do not depend on it [default: one a core, or RAYON_NUM_THREADS]
-    #[arg(long, global = true, value_name = "N", value_parser = threads, help_heading = EVERYWHERE, display_order = 1002)]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
-
-/// Heading of what every command takes.
-const EVERYWHERE: &str = "Everywhere";
 
 fn threads(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a whole number, 1 or more".to_owned())
@@ -60,7 +57,7 @@ impl Cli {
     /// All commands with their options.
     pub fn program() -> clap::Command {
         let rate = |arg: clap::Arg| arg.help(format!("Peak learning rate [default: {SFT_LEARNING_RATE:e}]"));
-        Self::command().mut_subcommand("sft", |sft| sft.mut_arg("learning_rate", rate))
+        help::grouped(Self::command().mut_subcommand("sft", |sft| sft.mut_arg("learning_rate", rate)))
     }
 
     /// The options of all commands.
@@ -107,6 +104,10 @@ pub enum Command {
     Merge(merge::MergeArgs),
     /// Write a model in four bits (NF4), as transformers with bitsandbytes does
     Quantize(quantize::QuantizeArgs),
+    /// Print completions of commands and options for a shell
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages, one a command
+    Man(shell::ManArgs),
     /// Which devices, libraries and SIMD levels were found, and what to do about the rest
     Doctor,
 }

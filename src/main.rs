@@ -42,6 +42,8 @@ fn main() -> ExitCode {
         Command::Loss(command) => commands::loss::run(&command),
         Command::Merge(args) => commands::merge::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),
+        Command::Completions(args) => commands::shell::completions(&args, Cli::program()),
+        Command::Man(args) => commands::shell::man(&args, Cli::program()),
         Command::Doctor => commands::doctor::run(to.flags()),
     };
     // With it go its bars.

@@ -65,7 +65,7 @@ fn a_minus_begins_a_value_where_a_value_is_due() {
         ("generate --model m --prompt w5 --temperature -1", "--temperature -1: must be a finite number, at least 0"),
         (
             "dpo --model m --data d --out r --max-steps -1",
-            "invalid value '-1' for '--max-steps <MAX_STEPS>': invalid digit found in string; see --help",
+            "invalid value '-1' for '--max-steps <N>': invalid digit found in string; see --help",
         ),
     ] {
         cli.bad(args, 2, want);

@@ -4,7 +4,9 @@ use crate::commands::choice::named;
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
-use crate::commands::{eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, score, shell};
+use crate::commands::{
+    doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, score, shell,
+};
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -109,5 +111,5 @@ pub enum Command {
     /// Write manual pages, one a command
     Man(shell::ManArgs),
     /// Which devices, libraries and SIMD levels were found, and what to do about the rest
-    Doctor,
+    Doctor(doctor::DoctorArgs),
 }

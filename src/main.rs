@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => commands::quantize::run(&args),
         Command::Completions(args) => commands::shell::completions(&args, Cli::program()),
         Command::Man(args) => commands::shell::man(&args, Cli::program()),
-        Command::Doctor => commands::doctor::run(to.flags()),
+        Command::Doctor(args) => commands::doctor::run(&args, to.flags()),
     };
     // With it go its bars.
     drop(terminal);

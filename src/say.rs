@@ -137,10 +137,14 @@ pub fn result(text: &str) {
 
 /// [`result`] of a JSON value, which is JSON on a terminal too.
 pub fn json(value: &serde_json::Value) {
-    let text = value.to_string();
+    json_text(&value.to_string());
+}
+
+/// [`json`] of a value's text.
+pub fn json_text(text: &str) {
     match std::io::stdout().is_terminal() {
         true => {
-            println!("{}", visible(&text, |c, out| c.encode_utf16(&mut [0; 2]).iter().for_each(|u| put16(*u, out))))
+            println!("{}", visible(text, |c, out| c.encode_utf16(&mut [0; 2]).iter().for_each(|u| put16(*u, out))))
         }
         false => println!("{text}"),
     }

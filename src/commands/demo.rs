@@ -1,6 +1,7 @@
 //! `fusedpo demo`.
 
 use super::choice::named;
+use super::out::refuse_stdout;
 use crate::demo::{self, DemoOptions, Sizes};
 use crate::error::Result;
 use crate::observe::Observe;
@@ -29,6 +30,7 @@ pub struct DemoArgs {
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, observe: &mut dyn Observe) -> Result<()> {
+    refuse_stdout(&args.out)?;
     let DemoArgs { out, seed, device, steps, prompts } = args.clone();
     let prompts = prompts.map(|n| n as usize);
     demo::run(&DemoOptions { out, seed, device, steps, prompts }, observe)

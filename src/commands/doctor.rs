@@ -8,36 +8,115 @@ use crate::backend::gpu::driver::Driver;
 use crate::error::Result;
 use crate::say;
 use crate::units;
+use serde_json::{Value, json};
+
+/// Options of `fusedpo doctor`.
+#[derive(clap::Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object (docs/json.md has its keys)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was found, in words or as the reason why it is not.
+struct Found {
+    cpu: [String; 3],
+    /// Numerics, and how products are computed.
+    bf16: std::result::Result<[String; 2], String>,
+    memory: Option<usize>,
+    gpu: std::result::Result<Gpu, NoGpu>,
+}
+
+struct Gpu {
+    description: String,
+    free: usize,
+    all: usize,
+    kernels: String,
+}
+
+/// No GPU can be used, and whether there is one.
+struct NoGpu {
+    there: bool,
+    why: String,
+}
 
 /// Runs the command.
-pub fn run(flags: &Flags) -> Result<()> {
-    say!("fusedpo {}", env!("CARGO_PKG_VERSION"));
+pub fn run(args: &DoctorArgs, flags: &Flags) -> Result<()> {
+    let found = look(flags)?;
+    match args.json {
+        true => say::json(&as_json(&found)),
+        false => print(&found),
+    }
+    Ok(())
+}
+
+fn look(flags: &Flags) -> Result<Found> {
     let cpu = Cpu::<f32>::with(GemmPrecision::Native)?;
-    say!("cpu     {}", cpu.description());
-    say!("        numerics {}", cpu.fingerprint());
-    say!("        products in f32: {}", cpu.f32_path());
-    match Cpu::<f32>::with(GemmPrecision::Bf16) {
-        Ok(be) => {
-            say!("        --dtype bf16: {}", be.fingerprint());
-            say!("        products in bf16: {}", be.bf16_path().unwrap_or("none"));
-        }
-        Err(e) => say!("        --dtype bf16: not here: {}", flags.error(&e)),
-    }
-    if let Some(bytes) = memory_available() {
-        say!("memory  {} available", units::bytes(bytes));
-    }
-    match cuda::unavailable() {
-        Some(why) => say!("gpu     none that can be used: {}", flags.reason(&why)),
+    let bf16 = match Cpu::<f32>::with(GemmPrecision::Bf16) {
+        Ok(be) => Ok([be.fingerprint(), be.bf16_path().unwrap_or("none").to_owned()]),
+        Err(e) => Err(flags.error(&e)),
+    };
+    let gpu = match cuda::unavailable() {
+        Some(why) => Err(NoGpu { there: false, why: flags.reason(&why) }),
         None => match CudaDriver::open(0) {
             Ok(gpu) => {
                 let (free, all) = gpu.memory()?;
-                say!("gpu     {}, {} of {} free", gpu.description(), units::bytes(free), units::bytes(all));
-                say!("        kernels: {}", gpu.kernels());
+                Ok(Gpu { description: gpu.description(), free, all, kernels: gpu.kernels() })
             }
-            Err(e) => say!("gpu     found, but: {}", flags.error(&e)),
+            Err(e) => Err(NoGpu { there: true, why: flags.error(&e) }),
         },
+    };
+    let cpu = [cpu.description(), cpu.fingerprint(), cpu.f32_path().to_owned()];
+    Ok(Found { cpu, bf16, memory: memory_available(), gpu })
+}
+
+fn print(found: &Found) {
+    let [description, numerics, products] = &found.cpu;
+    say!("fusedpo {}", env!("CARGO_PKG_VERSION"));
+    say!("cpu     {description}");
+    say!("        numerics {numerics}");
+    say!("        products in f32: {products}");
+    match &found.bf16 {
+        Ok([numerics, products]) => {
+            say!("        --dtype bf16: {numerics}");
+            say!("        products in bf16: {products}");
+        }
+        Err(why) => say!("        --dtype bf16: not here: {why}"),
     }
-    Ok(())
+    if let Some(bytes) = found.memory {
+        say!("memory  {} available", units::bytes(bytes));
+    }
+    match &found.gpu {
+        Ok(gpu) => {
+            say!("gpu     {}, {} of {} free", gpu.description, units::bytes(gpu.free), units::bytes(gpu.all));
+            say!("        kernels: {}", gpu.kernels);
+        }
+        Err(NoGpu { there: false, why }) => say!("gpu     none that can be used: {why}"),
+        Err(NoGpu { there: true, why }) => say!("gpu     found, but: {why}"),
+    }
+}
+
+fn as_json(found: &Found) -> Value {
+    let [description, numerics, products] = &found.cpu;
+    let bf16 = match &found.bf16 {
+        Ok([numerics, products]) => json!({ "usable": true, "numerics": numerics, "products": products }),
+        Err(why) => json!({ "usable": false, "reason": why }),
+    };
+    let gpu = match &found.gpu {
+        Ok(Gpu { description, free, all, kernels }) => json!({
+            "usable": true, "description": description, "memory_free_bytes": free, "memory_bytes": all, "kernels": kernels,
+        }),
+        Err(NoGpu { there, why }) => json!({ "usable": false, "found": there, "reason": why }),
+    };
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "cpu": {
+            "description": description, "threads": rayon::current_num_threads(),
+            "f32": { "numerics": numerics, "products": products }, "bf16": bf16,
+        },
+        "memory_available_bytes": found.memory,
+        "gpu": gpu,
+    })
 }
 
 /// Linux's own estimate of what can be had without swapping.

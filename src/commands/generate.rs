@@ -2,8 +2,10 @@
 
 use super::choice::named;
 use super::effect;
+use super::out::Out;
 use super::pack::parse_chat_template;
 use super::quantize_flags::QuantizeFlags;
+use super::stdin::Inputs;
 use crate::backend::Backend;
 use crate::data::input::{self, Text};
 use crate::data::text::{TextTokenizer, TokenizerOptions, encode_prompt, user_turn};
@@ -15,7 +17,8 @@ use crate::say;
 use crate::train::check::warn_of_positions;
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::memory::fitting_generation;
-use std::path::PathBuf;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
 
 /// Options of `fusedpo generate`.
 #[derive(clap::Args)]
@@ -33,10 +36,16 @@ pub struct GenerateArgs {
     /// Text to continue; a user's message where the model has a chat template, unless it was trained on plain prompts
     #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// Rows with a prompt (text or messages, of any shape that `pack` takes, with `tools` and `chat_template_kwargs`); prints
-    /// one JSON object a continuation
+    /// Rows with a prompt (text or messages, of any shape that `pack` takes, with `tools` and `chat_template_kwargs`), `-`: stdin;
+    /// gives one JSON object a continuation, with the row's other columns
     #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
+    /// File to write; `-`: stdout. A device, a pipe or a link may be named too [default: -]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace FILE where it exists
+    #[arg(long)]
+    pub overwrite: bool,
     /// Most new tokens
     #[arg(long, default_value_t = 128)]
     pub max_new_tokens: usize,
@@ -71,6 +80,39 @@ pub struct GenerateArgs {
 struct Prompt {
     row: usize,
     ids: Vec<u32>,
+    /// The row's prompt, for people; and its other columns.
+    shown: Value,
+    columns: Map<String, Value>,
+}
+
+impl Prompt {
+    /// A continuation of it.
+    fn line(&self, index: usize, completion: &str, g: &Generated) -> Value {
+        let mut line = Map::new();
+        let own = [
+            ("row", json!(self.row)),
+            ("index", json!(index)),
+            ("completion", json!(completion)),
+            ("num_tokens", json!(g.tokens.len())),
+            ("logp", json!(g.logps.iter().sum::<f64>())),
+            ("finished", json!(g.finished)),
+            ("prompt", self.shown.clone()),
+        ];
+        line.extend(own.map(|(key, value)| (key.to_owned(), value)));
+        for (name, value) in &self.columns {
+            let mut free = name.clone();
+            // A name that is ours is not the row's; and what it gets is none that another column has.
+            while own_key(&free) || free != *name && self.columns.contains_key(&free) {
+                free.insert_str(0, "input_");
+            }
+            line.insert(free, value.clone());
+        }
+        Value::Object(line)
+    }
+}
+
+fn own_key(name: &str) -> bool {
+    ["row", "index", "completion", "num_tokens", "logp", "finished", "prompt"].contains(&name)
 }
 
 /// Runs the command.
@@ -84,10 +126,14 @@ pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
         let why = "the model was trained on plain prompts: text is continued as it stands (`wrap_prompts` makes it a user's turn)";
         observe.tell(&Event::Note(why))?;
     }
-    let prompts = prompts(args, &tokenizer, wraps)?;
+    let out = args.out.as_deref().filter(|path| *path != Path::new("-"));
+    let out = out.map(|path| Out::open(path, args.overwrite)).transpose()?;
+    let named: Vec<PathBuf> = args.input.iter().cloned().collect();
+    let inputs = Inputs::of(&named)?;
+    let prompts = prompts(args, inputs.paths.first(), &tokenizer, wraps).map_err(|e| inputs.named(e))?;
     let (prompts, all) =
         device::dispatch(args.device, (args.dtype, LogitsChoice::F32), Run { args, dir, prompts, observe })?;
-    print(args, &tokenizer, &prompts, &all)
+    write(args, &tokenizer, (&prompts, &all), out)
 }
 
 /// Where nothing is drawn, what says how to draw has no effect; nor has a template that no prompt goes through. Values that mean
@@ -104,6 +150,9 @@ fn refuse_without_effect(a: &GenerateArgs) -> Result<()> {
             return effect::refuse(key, why);
         }
     }
+    if a.overwrite && a.out.as_deref().is_none_or(|path| path == Path::new("-")) {
+        return effect::refuse("overwrite", "nothing is written but to stdout; give `out` FILE, or leave it out");
+    }
     let template = !["auto", "none"].contains(&a.chat_template.as_str());
     if template && a.prompt.is_some() && a.wrap_prompts == Some(false) {
         return effect::refuse(
@@ -114,21 +163,32 @@ fn refuse_without_effect(a: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn print(args: &GenerateArgs, tokenizer: &TextTokenizer, prompts: &[Prompt], all: &[Vec<Generated>]) -> Result<()> {
+/// Writes what was made, or prints it: what a model wrote goes into a pipe or a file as it is.
+fn write(
+    args: &GenerateArgs,
+    tokenizer: &TextTokenizer,
+    (prompts, all): (&[Prompt], &[Vec<Generated>]),
+    mut out: Option<Out>,
+) -> Result<()> {
+    let mut written = 0;
     for (prompt, texts) in prompts.iter().zip(all) {
         for (index, g) in texts.iter().enumerate() {
             let text = tokenizer.decode(&g.tokens, true)?;
-            match (args.input.is_some(), texts.len()) {
-                (false, 1) => say::result(&text),
-                (false, _) => say::json(&serde_json::json!({ "index": index, "completion": text })),
-                (true, _) => say::json(&serde_json::json!({
-                    "row": prompt.row, "index": index, "completion": text,
-                    "num_tokens": g.tokens.len(), "logp": g.logps.iter().sum::<f64>(), "finished": g.finished,
-                })),
+            let value = match (args.input.is_some(), texts.len()) {
+                (false, 1) => None,
+                (false, _) => Some(json!({ "index": index, "completion": text })),
+                (true, _) => Some(prompt.line(index, &text, g)),
+            };
+            let json = value.map(|value| input::unmarked(&value.to_string()).into_owned());
+            written += 1;
+            match (&mut out, json) {
+                (Some(out), json) => out.put((json.unwrap_or(text) + "\n").as_bytes())?,
+                (None, Some(json)) => say::json_text(&json),
+                (None, None) => say::result(&text),
             }
         }
     }
-    Ok(())
+    out.map_or(Ok(()), |out| out.finish(&format!("{written} continuations")))
 }
 
 /// Whether a text without a role becomes a user's turn: as asked; a template that was named is for that; else as the model
@@ -151,31 +211,40 @@ fn spoken(wraps: bool, text: String) -> Text {
     if wraps { user_turn(&text) } else { Text::Plain(text) }
 }
 
-fn prompts(args: &GenerateArgs, tokenizer: &TextTokenizer, wraps: bool) -> Result<Vec<Prompt>> {
+fn prompts(
+    args: &GenerateArgs,
+    input: Option<&PathBuf>,
+    tokenizer: &TextTokenizer,
+    wraps: bool,
+) -> Result<Vec<Prompt>> {
     if let Some(text) = &args.prompt {
         let ids = encode_prompt(tokenizer, &spoken(wraps, text.clone()), None, &Default::default())?;
-        return Ok(vec![Prompt { row: 0, ids }]);
+        return Ok(vec![Prompt { row: 0, ids, shown: Value::Null, columns: Map::new() }]);
     }
-    let path = args.input.as_deref().expect("clap asks for one of the two");
+    let path = input.expect("clap asks for one of the two");
     let (mut prompts, mut plain) = (Vec::new(), false);
     for (row, raw) in input::open(path, Default::default())?.enumerate() {
         let raw = raw?;
         let place = raw.place.clone();
-        let asked = input::parse_prompt(raw.fields()?).map_err(|why| place.error(why))?;
-        let prompt = match asked.prompt {
+        let mut columns = raw.fields()?;
+        let asked = input::parse_prompt(columns.clone()).map_err(|why| place.error(why))?;
+        let given = columns.shift_remove("prompt").filter(|prompt| !prompt.is_null());
+        let (prompt, shown) = match asked.prompt {
             input::Prompt::Ids(ids) => {
-                prompts.push(Prompt { row, ids });
+                let shown = given.map_or_else(|| tokenizer.decode(&ids, false).map(Value::from), Ok)?;
+                prompts.push(Prompt { row, ids, shown, columns });
                 continue;
             }
             input::Prompt::Text(Text::Plain(text)) => {
                 plain = true;
-                spoken(wraps, text)
+                (spoken(wraps, text.clone()), text.into())
             }
-            input::Prompt::Text(chat) => chat,
+            input::Prompt::Text(Text::Chat(turns)) => (Text::Chat(turns.clone()), turns.into()),
             input::Prompt::Implicit | input::Prompt::None => return Err(place.error("needs a `prompt`")),
         };
         let ids = encode_prompt(tokenizer, &prompt, asked.tools.as_ref(), &asked.template_kwargs);
-        prompts.push(Prompt { row, ids: ids.map_err(|e| place.error(e))? });
+        let shown = given.unwrap_or(shown);
+        prompts.push(Prompt { row, ids: ids.map_err(|e| place.error(e))?, shown, columns });
     }
     if args.wrap_prompts.is_some() && !plain {
         return Err(Error::file(

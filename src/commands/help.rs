@@ -174,7 +174,7 @@ pub const COMMANDS: &[About] = &[
             "fusedpo loss explain sigmoid --chosen -40 --rejected -52 --ref-chosen -42 --ref-rejected -51",
         ],
     ),
-    ("doctor", &[], ["fusedpo doctor", "fusedpo doctor --threads 1"]),
+    ("doctor", &[], ["fusedpo doctor", "fusedpo doctor --json"]),
     ("completions", &[], ["fusedpo completions bash", "fusedpo completions zsh"]),
     ("man", &[], ["fusedpo man man1", "fusedpo man /usr/local/share/man/man1"]),
 ];

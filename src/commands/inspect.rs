@@ -1,6 +1,6 @@
 //! `fusedpo inspect`.
 
-use crate::data::shard::{InspectOptions, inspect};
+use crate::data::shard::{InspectOptions, inspect, inspect_json};
 use crate::error::Result;
 use crate::say;
 use std::path::PathBuf;
@@ -16,11 +16,19 @@ pub struct InspectArgs {
     /// Check every checksum and every token id.
     #[arg(long)]
     pub verify: bool,
+    /// Print one JSON object (docs/json.md has its keys)
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Prints the description.
 pub fn run_inspect(args: &InspectArgs) -> Result<()> {
-    let text = inspect(&args.data, &InspectOptions { show: args.show, verify: args.verify })?;
+    let options = InspectOptions { show: args.show, verify: args.verify };
+    if args.json {
+        say::json(&inspect_json(&args.data, &options)?);
+        return Ok(());
+    }
+    let text = inspect(&args.data, &options)?;
     say!("{}", text.trim_end_matches('\n'));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `fusedpo merge`: an adapter into the weights that it belongs to.
 
 use super::choice::named;
+use super::out::refuse_stdout;
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::cpu::Cpu;
 use crate::error::Result;
@@ -32,6 +33,7 @@ pub struct MergeArgs {
 /// Runs the command.
 pub fn run(args: &MergeArgs) -> Result<()> {
     let out = &args.out;
+    refuse_stdout(out)?;
     files::refuse_occupied(out)?;
     let dir = args.quantize.open(&args.model, Some(&args.adapter))?;
     dir.read_side_files()?;

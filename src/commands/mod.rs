@@ -24,6 +24,7 @@ pub mod reference;
 pub mod score;
 pub mod shell;
 pub mod signal;
+pub mod stdin;
 pub mod terminal;
 pub mod threads;
 pub mod train;

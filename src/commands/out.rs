@@ -62,6 +62,14 @@ impl Out {
     }
 }
 
+/// Refuses `-` where a folder is written: a pipe holds none, and a folder of that name is what nobody wants.
+pub fn refuse_stdout(folder: &Path) -> Result<()> {
+    match folder == Path::new("-") {
+        true => Err(Error::usage("`out` -: a folder is written, which standard output cannot hold; name a folder")),
+        false => Ok(()),
+    }
+}
+
 /// Whether stdout is open on that very file, as `/dev/stdout` is.
 #[cfg(unix)]
 fn is_stdout(path: &Path) -> bool {

@@ -3,18 +3,22 @@
 use super::choice::named;
 use super::effect;
 use super::flags::Flags;
+use super::out;
 use super::signal;
+use super::stdin::Inputs;
 use crate::data::input::{FieldMap, Limits};
 use crate::data::numbers::grouped;
-use crate::data::pack::{AssistantTurns, OnBadRow, PackOptions, PairChoice, Progress, Truncation, pack};
+use crate::data::pack::{AssistantTurns, OnBadRow, PackOptions, PackReport, PairChoice, Progress, Truncation, pack};
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::note;
 use crate::say;
 use crate::say::Level;
+use crate::warn;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Turn JSONL, JSON, CSV or Parquet rows into preference shards: tokenised once, each prompt stored once.
@@ -23,7 +27,7 @@ pub struct PackArgs {
     /// Model directory (tokenizer.json, tokenizer_config.json, chat template) or a tokenizer file.
     #[arg(long, value_name = "MODEL")]
     pub tokenizer: PathBuf,
-    /// Input files: JSONL, a JSON array, CSV or TSV, any of them in .gz or .zst, or Parquet.
+    /// Input files: JSONL, a JSON array, CSV or TSV, any of them in .gz or .zst, or Parquet; `-`: stdin.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     pub input: Vec<PathBuf>,
     /// Folder to make.
@@ -74,11 +78,14 @@ pub struct PackArgs {
     /// Replace an existing folder of shards.
     #[arg(long)]
     pub overwrite: bool,
+    /// Print the report as one JSON object (docs/json.md has its keys)
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl PackArgs {
     /// What was typed, checked.
-    pub fn resolve(&self) -> Result<PackOptions> {
+    pub fn resolve(&self, inputs: &[PathBuf]) -> Result<PackOptions> {
         let map = FieldMap::parse(&self.map.join(",")).map_err(|why| Error::usage(format!("`map`: {why}")))?;
         let chat_template = parse_chat_template(&self.chat_template);
         if self.truncation.is_some() && self.max_length == 0 {
@@ -107,7 +114,7 @@ impl PackArgs {
             prompt_boundary: self.prompt_boundary,
             eval_fraction: self.eval_fraction,
             seed: self.seed.unwrap_or(0),
-            ..PackOptions::new(&self.tokenizer, self.input.clone(), &self.out)
+            ..PackOptions::new(&self.tokenizer, inputs.to_vec(), &self.out)
         })
     }
 }
@@ -123,7 +130,11 @@ pub fn parse_chat_template(text: &str) -> TemplateChoice {
 
 /// Packs, with a progress bar on a terminal and a line every few seconds elsewhere, and prints the report.
 pub fn run_pack(args: &PackArgs, flags: &Flags) -> Result<()> {
-    let options = args.resolve()?;
+    out::refuse_stdout(&args.out)?;
+    // Before anything is read of what is read once.
+    args.resolve(&args.input)?;
+    let inputs = Inputs::of(&args.input)?;
+    let options = args.resolve(&inputs.paths)?;
     let start = Instant::now();
     let mut tokens = 0;
     let mut shown = Shown::new();
@@ -135,7 +146,10 @@ pub fn run_pack(args: &PackArgs, flags: &Flags) -> Result<()> {
         signal::check()
     });
     shown.clear();
-    let report = report?;
+    let report = report.map_err(|e| inputs.named(e))?;
+    if args.json {
+        return print_json(&report, &options.out, (tokens, start.elapsed()), flags);
+    }
     say!("{}", flags.text(&report.to_string()).trim_end_matches('\n'));
     let seconds = start.elapsed().as_secs_f64();
     say!(
@@ -143,6 +157,23 @@ pub fn run_pack(args: &PackArgs, flags: &Flags) -> Result<()> {
         options.out.display(),
         grouped((tokens as f64 / seconds.max(1e-3)) as u64)
     );
+    Ok(())
+}
+
+/// The report's own keys, and what the command adds; warnings go to people, too.
+fn print_json(report: &PackReport, out: &Path, (tokens, took): (u64, Duration), flags: &Flags) -> Result<()> {
+    let mut all = serde_json::to_value(report).expect("a report is plain numbers and text");
+    for list in ["warnings", "notes"] {
+        for text in all[list].as_array_mut().into_iter().flatten() {
+            *text = flags.text(text.as_str().unwrap_or_default()).into();
+        }
+    }
+    let seconds = took.as_secs_f64();
+    all["out"] = json!(out.display().to_string());
+    all["elapsed_seconds"] = json!(seconds);
+    all["tokens_per_second"] = json!(tokens as f64 / seconds.max(1e-3));
+    say::json(&all);
+    report.warnings.iter().for_each(|w| warn!("{}", flags.text(w)));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! `fusedpo quantize`: a model directory in four bits, for transformers with bitsandbytes and for this program.
 
+use super::out::refuse_stdout;
 use crate::error::Result;
 use crate::files::{self, AtomicFolder};
 use crate::model::{ModelDir, Quantized, export_nf4};
@@ -23,6 +24,7 @@ pub struct QuantizeArgs {
 /// Runs the command.
 pub fn run(args: &QuantizeArgs) -> Result<()> {
     let out = &args.out;
+    refuse_stdout(out)?;
     files::refuse_occupied(out)?;
     let how = Quantized { double: args.double_quant.unwrap_or_default() };
     let dir = ModelDir::open(&args.model)?.quantized(how)?;

@@ -64,6 +64,10 @@ struct Line {
     group: u64,
     num_tokens: usize,
     logp: f64,
+    /// `train` or `eval`.
+    split: &'static str,
+    /// Of the response in its split, as messages and sidecars count.
+    id: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_logps: Option<Vec<f64>>,
 }
@@ -93,9 +97,10 @@ impl Task for Score<'_> {
         let mut groups = 0;
         let splits = open_splits(&self.args.data)?;
         let model = self.args.quantize.open(&self.args.model, self.args.adapter.as_deref())?;
-        for data in splits {
+        // Train comes first.
+        for (data, split) in splits.into_iter().zip(["train", "eval"]) {
             check_data(&model, &data)?;
-            score(be, (self.args, &model), &data, groups, (&mut self.lines, self.observe))?;
+            score(be, (self.args, &model), (&data, split), groups, (&mut self.lines, self.observe))?;
             groups += data.num_groups();
         }
         Ok(self.lines)
@@ -105,7 +110,7 @@ impl Task for Score<'_> {
 fn score<B: Backend>(
     be: &B,
     (a, dir): (&ScoreArgs, &ModelDir),
-    data: &Dataset,
+    (data, split): (&Dataset, &'static str),
     first_group: u64,
     (lines, observe): (&mut Lines, &mut dyn Observe),
 ) -> Result<()> {
@@ -147,6 +152,8 @@ fn score<B: Backend>(
                         group: first_group + g.id,
                         num_tokens: scored.len(),
                         logp,
+                        split,
+                        id: slot.id,
                         token_logps: tokens.as_ref().map(|t| t[scored].to_vec()),
                     };
                     let text = serde_json::to_string(&line).expect("plain values") + "\n";

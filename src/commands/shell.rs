@@ -1,6 +1,6 @@
 //! `fusedpo completions` and `fusedpo man`: what a shell and `man` know of the program.
 
-use super::out::STDOUT;
+use super::out::{STDOUT, refuse_stdout};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::say;
@@ -36,6 +36,7 @@ pub fn completions(args: &CompletionsArgs, mut program: Command) -> Result<()> {
 pub fn man(args: &ManArgs, mut program: Command) -> Result<()> {
     program.build();
     let out = &args.out;
+    refuse_stdout(out)?;
     if !out.is_dir() {
         files::make_folder(out)?;
     }

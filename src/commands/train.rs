@@ -3,6 +3,7 @@
 use super::choice::named;
 use super::effect;
 use super::loss_flags::{LossFlags, TokenFlags};
+use super::out;
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
 use crate::choice::Choice;
@@ -239,6 +240,7 @@ impl Task for Train<'_> {
 
 fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut dyn Observe) -> Result<()> {
     let mut options = resolve(stage, config, typed)?;
+    out::refuse_stdout(&options.files.out)?;
     options.command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     if options.resume.resume.is_none() {
         refuse_taken(&options.files.out)?;

@@ -24,6 +24,21 @@ impl ScratchFolder {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
+
+    /// A file in it with all that comes `from` something that is read once; errors name that `whose`.
+    pub fn fill(&self, name: &str, mut from: impl Read, whose: &Path) -> Result<PathBuf> {
+        let path = self.path().join(name);
+        let mut file = File::create_new(&path).map_err(Error::io(&path, "create"))?;
+        let mut piece = vec![0; 1 << 18];
+        loop {
+            match from.read(&mut piece) {
+                Ok(0) => return Ok(path),
+                Ok(n) => file.write_all(&piece[..n]).map_err(Error::io(&path, "write"))?,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(whose, "read")(e)),
+            }
+        }
+    }
 }
 
 /// A new folder among the system's temporary ones, gone when dropped. Those of dead processes go now.

@@ -120,7 +120,7 @@ fn scores(cli: &Cli) {
     for l in &lines {
         assert_eq!(
             l.as_object().unwrap().keys().collect::<Vec<_>>(),
-            ["row", "response", "group", "num_tokens", "logp", "token_logps"]
+            ["row", "response", "group", "num_tokens", "logp", "split", "id", "token_logps"]
         );
         let tokens: Vec<f64> = l["token_logps"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
         let field = if l["response"] == 0 { "chosen" } else { "rejected" };

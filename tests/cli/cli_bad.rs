@@ -18,10 +18,7 @@ fn options_that_cannot_be_honoured() {
     for (more, want) in [
         ("--learning-rate NaN", "--learning-rate NaN: must be a finite number, 0 or more"),
         ("--learning-rate inf", "--learning-rate inf: must be a finite number, 0 or more"),
-        (
-            "--learning-rate x",
-            "invalid value 'x' for '--learning-rate <X>': invalid float literal; see --help",
-        ),
+        ("--learning-rate x", "invalid value 'x' for '--learning-rate <X>': invalid float literal; see --help"),
         ("--beta 0", "--beta 0: must be a finite number greater than 0"),
         ("--label-smoothing 0.5", "--label-smoothing 0.5: must be in [0, 0.5)"),
         ("--batch-size 0", "--batch-size 0: must be 1 or more"),

@@ -10,6 +10,7 @@ mod cli_config;
 mod cli_effect;
 mod cli_eval;
 mod cli_help;
+mod cli_json;
 mod cli_out;
 mod cli_say;
 mod cli_streams;

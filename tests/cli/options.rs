@@ -379,7 +379,17 @@ fn options_of_the_other_commands() {
             ],
             "generate",
             // Wrapping needs a template: tests/cli_tokens.
-            &["--adapter", "--quantize", "--double-quant", "--input", "--dtype", "--device", "--wrap-prompts"],
+            &[
+                "--adapter",
+                "--quantize",
+                "--double-quant",
+                "--input",
+                "--out",
+                "--overwrite",
+                "--dtype",
+                "--device",
+                "--wrap-prompts",
+            ],
         ),
         (
             score,

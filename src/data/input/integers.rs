@@ -19,6 +19,23 @@ pub fn marked_integer(value: &Map<String, Value>) -> Option<&str> {
     })
 }
 
+/// `text`, the JSON text of a value with marks, with the integers themselves.
+pub fn unmarked(text: &str) -> Cow<'_, str> {
+    let begin = format!("{{{}:\"", Value::from(MARK));
+    // A quote inside a string has a backslash before it: what begins so is a mark.
+    if !text.contains(&begin) {
+        return Cow::Borrowed(text);
+    }
+    let mut pieces = text.split(&begin);
+    let mut out = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let (digits, rest) = piece.split_once("\"}").unwrap_or((piece, ""));
+        out += digits;
+        out += rest;
+    }
+    Cow::Owned(out)
+}
+
 /// `text`, a JSON text, with a mark for each integer beyond 64 bits, and without the sign of an integer `-0`.
 pub fn exact(text: &str) -> Cow<'_, str> {
     rewritten(text, |rest| {

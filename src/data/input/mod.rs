@@ -31,7 +31,7 @@ mod wild;
 
 pub use cells::Cells;
 pub use fields::FieldMap;
-pub use integers::marked_integer;
+pub use integers::{marked_integer, unmarked};
 pub use messages::same_turn;
 pub use open::open;
 pub use parse::{parse, parse_turns};

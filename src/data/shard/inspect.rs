@@ -1,7 +1,7 @@
 //! `inspect`: what a folder of shards holds, in words.
 
 use super::dataset::{Dataset, Group, Split};
-use super::format::{GROUPS, RESPONSES, hex};
+use super::format::{GROUPS, Meta, RESPONSES, hex};
 use super::mapped::Shard;
 use crate::data::numbers::{Histogram, grouped};
 use crate::data::text::{TextTokenizer, TokenizerOptions, visible};
@@ -22,11 +22,7 @@ pub struct InspectOptions {
 /// [`InspectOptions::verify`] any byte that is not as it was written.
 pub fn inspect(dir: &Path, o: &InspectOptions) -> Result<String> {
     let mut out = String::new();
-    let single = dir.is_file();
-    let splits: Vec<Split> =
-        [Split::Train, Split::Eval].into_iter().filter(|s| !single && Dataset::has_split(dir, *s)).collect();
-    let splits = if splits.is_empty() { vec![Split::Train] } else { splits };
-    let folder = if single { dir.parent().unwrap_or(Path::new(".")) } else { dir };
+    let (splits, folder, single) = splits(dir);
     for (i, split) in splits.iter().enumerate() {
         let data = Dataset::open(dir, *split)?;
         if i == 0 {
@@ -50,8 +46,17 @@ pub fn inspect(dir: &Path, o: &InspectOptions) -> Result<String> {
     Ok(out)
 }
 
+/// The splits in `dir`, the folder with their tokenizer, and whether `dir` is one shard alone.
+pub(super) fn splits(dir: &Path) -> (Vec<Split>, &Path, bool) {
+    let single = dir.is_file();
+    let splits: Vec<Split> =
+        [Split::Train, Split::Eval].into_iter().filter(|s| !single && Dataset::has_split(dir, *s)).collect();
+    let splits = if splits.is_empty() { vec![Split::Train] } else { splits };
+    (splits, if single { dir.parent().unwrap_or(Path::new(".")) } else { dir }, single)
+}
+
 /// The tokenizer that `pack` put beside the shards, if it is there; one that is not theirs is refused.
-fn tokenizer(folder: &Path, data: &Dataset) -> Result<Option<TextTokenizer>> {
+pub(super) fn tokenizer(folder: &Path, data: &Dataset) -> Result<Option<TextTokenizer>> {
     if !folder.join("tokenizer.json").is_file() {
         return Ok(None);
     }
@@ -81,18 +86,24 @@ fn header(data: &Dataset, out: &mut String) {
     line("tokenizer sha256", sha(&m.tokenizer_sha256, "none"));
     line("chat template sha256", sha(&m.template_sha256, "none used"));
     line("max_length", if m.max_length == 0 { "no limit".into() } else { grouped(m.max_length.into()) });
-    let truncation = match m.truncation {
+    line("truncation", truncation(m).into());
+    line("prompt boundary", boundary(m).into());
+}
+
+/// How rows were cut.
+pub(super) fn truncation(m: &Meta) -> &'static str {
+    match m.truncation {
         0 => "nothing is cut",
         1 => "keep-start",
         2 => "drop",
         3 => "prompt-left",
         _ => "unknown",
-    };
-    line("truncation", truncation.into());
-    line(
-        "prompt boundary",
-        ["as given", "trl", "last-turn"].get(m.boundary as usize).unwrap_or(&"unknown").to_string(),
-    );
+    }
+}
+
+/// Where prompts ended.
+pub(super) fn boundary(m: &Meta) -> &'static str {
+    ["as given", "trl", "last-turn"].get(m.boundary as usize).unwrap_or(&"unknown")
 }
 
 /// Records that are read before their memory is given back.
@@ -104,10 +115,19 @@ fn release<T>(shard: &Shard, section: usize, i: usize, chunk: &[T]) {
     shard.release(section, start..start + size_of_val(chunk));
 }
 
-fn statistics(name: &str, data: &Dataset, out: &mut String) {
-    let (mut prompts, mut responses, mut per_group) =
-        (Histogram::default(), Histogram::default(), Histogram::default());
-    let (mut scored, mut labelled) = (0u64, 0u64);
+/// What a split's records come to.
+#[derive(Default)]
+pub(super) struct Statistics {
+    pub(super) prompts: Histogram,
+    pub(super) responses: Histogram,
+    pub(super) per_group: Histogram,
+    pub(super) scored: u64,
+    pub(super) labelled: u64,
+}
+
+pub(super) fn count(data: &Dataset) -> Statistics {
+    let mut all = Statistics::default();
+    let Statistics { prompts, responses, per_group, scored, labelled } = &mut all;
     for shard in data.shards() {
         for (i, groups) in shard.groups().chunks(RECORDS_AT_ONCE).enumerate() {
             for g in groups {
@@ -119,12 +139,17 @@ fn statistics(name: &str, data: &Dataset, out: &mut String) {
         for (i, records) in shard.responses().chunks(RECORDS_AT_ONCE).enumerate() {
             for r in records {
                 responses.add(r.num_tokens as usize);
-                scored += u64::from(r.flags & super::format::HAS_SCORE != 0);
-                labelled += u64::from(r.flags & super::format::HAS_LABEL != 0);
+                *scored += u64::from(r.flags & super::format::HAS_SCORE != 0);
+                *labelled += u64::from(r.flags & super::format::HAS_LABEL != 0);
             }
             release(shard, RESPONSES, i, records);
         }
     }
+    all
+}
+
+fn statistics(name: &str, data: &Dataset, out: &mut String) {
+    let Statistics { prompts, responses, per_group, scored, labelled } = count(data);
     let _ = writeln!(out, "{name}: {} shards", data.shards().len());
     let counts = [
         ("groups (prompts)", data.num_groups()),

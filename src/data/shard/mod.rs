@@ -28,11 +28,13 @@
 mod dataset;
 pub mod format;
 mod inspect;
+mod inspect_json;
 mod mapped;
 mod verify;
 mod write;
 
 pub use dataset::{Dataset, Group, Pair, Response, Split};
 pub use inspect::{InspectOptions, inspect};
+pub use inspect_json::inspect_json;
 pub use mapped::{Shard, Tokens};
 pub use write::{NewGroup, NewPair, NewResponse, OpenGroup, ShardSummary, ShardWriter};

@@ -148,6 +148,19 @@ fn pairs_are_fast(vendor: [u8; 12]) -> bool {
     &vendor == b"AuthenticAMD"
 }
 
+/// Asks memory for what is at `p`, which need not exist.
+#[inline(always)]
+pub(super) fn ask_for<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Compiles a generic function once per [`Level`]; the level becomes the first argument. The body is inlined into
 /// each copy, so everything that it calls in a hot loop must be `#[inline(always)]`.
 macro_rules! simd_fn {

@@ -27,10 +27,11 @@ PLATFORM = "x86_64-unknown-linux-gnu"
 SOURCE = "registry+https://github.com/rust-lang/crates.io-index"
 
 # Permissive ones, the preferred first: the text of Apache-2.0 is the same for everybody, and stands in the file once.
-ALLOWED = ["Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "CC0-1.0", "Unicode-3.0"]
+ALLOWED = ["Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "CC0-1.0", "Unicode-3.0", "CDLA-Permissive-2.0"]
 # Crates that stand there in two versions, and who asks for the older.
 TWICE = {
-    "getrandom": "tokenizers' rand asks for an older one than tempfile",
+    "base64": "ureq asks for a newer one than tokenizers",
+    "getrandom": "tokenizers' rand and ring ask for older ones than tempfile",
     "hashbrown": "tokenizers' caches ask for an older one than indexmap",
     "rand_core": "tokenizers' rand beside its own generator",
 }

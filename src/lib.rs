@@ -84,6 +84,8 @@
 //! - [`quant`]: weights in four bits, on the host, as bitsandbytes has them.
 //! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and signals are in [`commands`]. Knows
 //!   plain numbers, no device.
+//! - [`hub`]: models and data sets by their names: what a repository holds, its files in the cache that `huggingface_hub` keeps
+//!   too. Which of them are wanted, [`model::wanted`] and [`data::wanted`] know.
 //! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans, lengths
 //!   of well-known data ([`data::lengths`]). Knows tokens, never logits.
 //! - [`backend`]: the boundary of about thirty ops that every device implements. [`backend::ops`] are the contracts, a trait a
@@ -143,6 +145,7 @@ pub mod device;
 pub mod error;
 pub mod files;
 pub mod guard;
+pub mod hub;
 pub mod loss;
 pub mod model;
 pub mod observe;

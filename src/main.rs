@@ -30,21 +30,21 @@ fn main() -> ExitCode {
     let to = &mut terminal;
     let result = match cli.command {
         Command::Demo(args) => commands::demo::run(&args, to),
-        Command::Pack(args) => commands::pack::run_pack(&args, to.flags()),
+        Command::Pack(args) => commands::pack::run_pack(&args, to),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
         Command::Sft(args) => commands::train::sft(&args, to),
         Command::Reference(args) => commands::reference::run(&args, to),
         Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, to),
-        Command::Plan(args) => commands::plan::run(&args),
+        Command::Plan(args) => commands::plan::run(&args, to),
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),
         Command::Loss(command) => commands::loss::run(&command),
-        Command::Merge(args) => commands::merge::run(&args),
-        Command::Quantize(args) => commands::quantize::run(&args),
         Command::Completions(args) => commands::shell::completions(&args, Cli::program()),
         Command::Man(args) => commands::shell::man(&args, Cli::program()),
         Command::Doctor(args) => commands::doctor::run(&args, to.flags()),
+        Command::Merge(args) => commands::merge::run(&args, to),
+        Command::Quantize(args) => commands::quantize::run(&args, to),
     };
     // With it go its bars.
     drop(terminal);

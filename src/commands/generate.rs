@@ -2,6 +2,7 @@
 
 use super::choice::named;
 use super::effect;
+use super::hub;
 use super::out::Out;
 use super::pack::parse_chat_template;
 use super::quantize_flags::QuantizeFlags;
@@ -21,10 +22,10 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
 /// Options of `fusedpo generate`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["prompt", "input"]))]
 pub struct GenerateArgs {
-    /// Hugging Face directory of the model
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Adapter (LoRA, in PEFT's form) beside the model
@@ -119,6 +120,10 @@ fn own_key(name: &str) -> bool {
 pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     refuse_without_effect(args)?;
     let chat_template = parse_chat_template(&args.chat_template);
+    let mut args = args.clone();
+    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    args.input.as_mut().map_or(Ok(()), |input| hub::place_input(input, observe))?;
+    let args = &args;
     let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
     let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
     let wraps = wraps(args, &tokenizer)?;

@@ -1,19 +1,21 @@
 //! `fusedpo merge`: an adapter into the weights that it belongs to.
 
 use super::choice::named;
+use super::hub;
 use super::out::refuse_stdout;
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::cpu::Cpu;
 use crate::error::Result;
 use crate::files::{self, AtomicFolder, Inside};
 use crate::model::{self, SaveDtype};
+use crate::observe::Observe;
 use crate::{note, say};
 use std::path::PathBuf;
 
 /// Options of `fusedpo merge`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct MergeArgs {
-    /// Hugging Face directory of the base model
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the base model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// The adapter (LoRA, in PEFT's form)
@@ -31,10 +33,14 @@ pub struct MergeArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &MergeArgs) -> Result<()> {
+pub fn run(args: &MergeArgs, observe: &mut dyn Observe) -> Result<()> {
     let out = &args.out;
     refuse_stdout(out)?;
     files::refuse_occupied(out)?;
+    let mut args = args.clone();
+    let mut adapter = Some(args.adapter);
+    hub::place_both(&mut args.model, &mut adapter, observe)?;
+    args.adapter = adapter.unwrap_or_default();
     let dir = args.quantize.open(&args.model, Some(&args.adapter))?;
     dir.read_side_files()?;
     let be = Cpu::<f32>::new()?;

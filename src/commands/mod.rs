@@ -10,6 +10,7 @@ pub mod eval;
 pub mod flags;
 pub mod generate;
 pub mod help;
+pub mod hub;
 pub mod inspect;
 pub mod loss;
 pub mod loss_flags;

@@ -3,14 +3,17 @@
 use super::choice::named;
 use super::effect;
 use super::flags::Flags;
+use super::hub;
 use super::out;
 use super::signal;
 use super::stdin::Inputs;
+use super::terminal::Terminal;
 use crate::data::input::{FieldMap, Limits};
 use crate::data::numbers::grouped;
 use crate::data::pack::{AssistantTurns, OnBadRow, PackOptions, PackReport, PairChoice, Progress, Truncation, pack};
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
+use crate::model::wanted::Wanted;
 use crate::note;
 use crate::say;
 use crate::say::Level;
@@ -24,10 +27,11 @@ use std::time::{Duration, Instant};
 /// Turn JSONL, JSON, CSV or Parquet rows into preference shards: tokenised once, each prompt stored once.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PackArgs {
-    /// Model directory (tokenizer.json, tokenizer_config.json, chat template) or a tokenizer file.
+    /// Model directory (tokenizer.json, tokenizer_config.json, chat template), tokenizer file, or name on the hub (org/name@revision).
     #[arg(long, value_name = "MODEL")]
     pub tokenizer: PathBuf,
-    /// Input files: JSONL, a JSON array, CSV or TSV, any of them in .gz or .zst, or Parquet; `-`: stdin.
+    /// Input files: JSONL, a JSON array, CSV or TSV, any of them in .gz or .zst, or Parquet; `-`: stdin; or data sets on the hub:
+    /// org/name, hf://datasets/org/name/CONFIG/SPLIT, hf://datasets/org/name@REVISION/PATH.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     pub input: Vec<PathBuf>,
     /// Folder to make.
@@ -129,12 +133,15 @@ pub fn parse_chat_template(text: &str) -> TemplateChoice {
 }
 
 /// Packs, with a progress bar on a terminal and a line every few seconds elsewhere, and prints the report.
-pub fn run_pack(args: &PackArgs, flags: &Flags) -> Result<()> {
+pub fn run_pack(args: &PackArgs, terminal: &mut Terminal) -> Result<()> {
     out::refuse_stdout(&args.out)?;
     // Before anything is read of what is read once.
     args.resolve(&args.input)?;
     let inputs = Inputs::of(&args.input)?;
-    let options = args.resolve(&inputs.paths)?;
+    let mut options = args.resolve(&inputs.paths)?;
+    hub::place(&mut options.tokenizer, Wanted::Tokenizer, terminal)?;
+    hub::place_inputs(&mut options.inputs, terminal)?;
+    let flags = terminal.flags();
     let start = Instant::now();
     let mut tokens = 0;
     let mut shown = Shown::new();

@@ -1,6 +1,7 @@
 //! `fusedpo plan`: the memory of a run that is not begun.
 
 use super::choice::named;
+use super::hub;
 use super::train::{DpoFlags, TrainFlags, options_for_plan};
 use crate::backend::Backend;
 use crate::choice::Choice;
@@ -8,6 +9,8 @@ use crate::data::lengths::Lengths;
 use crate::device::{self, PaperTask};
 use crate::error::{Error, Result};
 use crate::files::ScratchFolder;
+use crate::model::wanted::Wanted;
+use crate::observe::Observe;
 use crate::say;
 use crate::train::forecast::{Budget, Forecast, MOST, Part, forecast};
 use crate::train::options::{Stage, TrainOptions};
@@ -54,8 +57,9 @@ impl PaperTask for Plan<'_> {
 }
 
 /// Runs the command: prints the plan, and fails where it does not fit.
-pub fn run(args: &PlanArgs) -> Result<()> {
-    let options = options_for_plan(args.stage, &args.train, &args.dpo, args.lengths.is_some())?;
+pub fn run(args: &PlanArgs, observe: &mut dyn Observe) -> Result<()> {
+    let mut options = options_for_plan(args.stage, &args.train, &args.dpo, args.lengths.is_some())?;
+    hub::place_run(&mut options, Wanted::Config, observe)?;
     let (_folder, data) = data(args, &options)?;
     let compute = &options.compute;
     let plan = device::on_paper(

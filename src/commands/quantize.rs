@@ -1,16 +1,19 @@
 //! `fusedpo quantize`: a model directory in four bits, for transformers with bitsandbytes and for this program.
 
+use super::hub;
 use super::out::refuse_stdout;
 use crate::error::Result;
 use crate::files::{self, AtomicFolder};
+use crate::model::wanted::Wanted;
 use crate::model::{ModelDir, Quantized, export_nf4};
+use crate::observe::Observe;
 use crate::{say, units};
 use std::path::PathBuf;
 
 /// Options of `fusedpo quantize`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct QuantizeArgs {
-    /// Hugging Face directory of the model
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// New folder for the model in NF4
@@ -22,12 +25,14 @@ pub struct QuantizeArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &QuantizeArgs) -> Result<()> {
+pub fn run(args: &QuantizeArgs, observe: &mut dyn Observe) -> Result<()> {
     let out = &args.out;
     refuse_stdout(out)?;
     files::refuse_occupied(out)?;
     let how = Quantized { double: args.double_quant.unwrap_or_default() };
-    let dir = ModelDir::open(&args.model)?.quantized(how)?;
+    let mut model = args.model.clone();
+    hub::place(&mut model, Wanted::Model, observe)?;
+    let dir = ModelDir::open(&model)?.quantized(how)?;
     let folder = AtomicFolder::create(out, false)?;
     let report = export_nf4(&dir, folder.path()).map_err(|e| folder.as_named(e))?;
     folder.commit()?;

@@ -1,6 +1,7 @@
 //! `fusedpo reference`: log-probs of all responses under the reference model, kept beside the shards.
 
 use super::choice::named;
+use super::hub;
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
@@ -17,9 +18,9 @@ use crate::units;
 use std::path::PathBuf;
 
 /// Options of `fusedpo reference`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct ReferenceArgs {
-    /// Hugging Face directory of the reference
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the reference
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Adapter (LoRA, in PEFT's form) beside the model
@@ -53,6 +54,9 @@ pub struct ReferenceArgs {
 
 /// Runs the command.
 pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
+    let mut args = args.clone();
+    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    let args = &args;
     let r = match device::dispatch(args.device, (args.dtype, args.logits_dtype), Pass(args, observe))? {
         Done::Computed(r) => r,
         Done::Pruned(Pruned { removed, bytes, kept }) => {

@@ -1,6 +1,7 @@
 //! `fusedpo score`: the log-probability of every response, one JSON line each, in input order.
 
 use super::choice::named;
+use super::hub;
 use super::out::Out;
 use super::quantize_flags::QuantizeFlags;
 use crate::backend::Backend;
@@ -19,9 +20,9 @@ use serde::Serialize;
 use std::path::PathBuf;
 
 /// Options of `fusedpo score`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct ScoreArgs {
-    /// Hugging Face directory of the model
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the model
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Adapter (LoRA, in PEFT's form) beside the model
@@ -75,6 +76,9 @@ struct Line {
 /// Runs the command.
 pub fn run(args: &ScoreArgs, observe: &mut dyn Observe) -> Result<()> {
     let mut out = Out::open(&args.out, args.overwrite)?;
+    let mut args = args.clone();
+    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    let args = &args;
     let task = Score { args, lines: out.spool(&args.out)?, observe };
     let lines = device::dispatch(args.device, (args.dtype, args.logits_dtype), task)?;
     let scored = lines.len();

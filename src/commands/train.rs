@@ -2,6 +2,7 @@
 
 use super::choice::named;
 use super::effect;
+use super::hub;
 use super::loss_flags::{LossFlags, TokenFlags};
 use super::out;
 use super::quantize_flags::QuantizeFlags;
@@ -11,6 +12,7 @@ use crate::device::{self, Task};
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT, RunDir};
 use crate::loss::{LossType, Param};
+use crate::model::wanted::Wanted;
 use crate::model::{AdapterInit, SaveDtype};
 use crate::note;
 use crate::observe::{Event, Flow, Observe};
@@ -32,7 +34,7 @@ use std::path::{Path, PathBuf};
 /// Training options as typed; `None` means not given.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
 pub struct TrainFlags {
-    /// Hugging Face directory of the starting policy
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the starting policy
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Folder of shards written by `fusedpo pack`
@@ -168,7 +170,7 @@ pub struct TrainFlags {
 /// Options of `dpo` as typed.
 #[derive(Clone, Debug, Default, clap::Args, Serialize)]
 pub struct DpoFlags {
-    /// Hugging Face directory of the reference [default: the starting policy]
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the reference [default: the starting policy]
     #[arg(long, value_name = "DIR")]
     pub ref_model: Option<PathBuf>,
     /// Loss, or the losses of a sum with commas between them; `fusedpo loss list` describes them [default: sigmoid]
@@ -245,6 +247,7 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
     if options.resume.resume.is_none() {
         refuse_taken(&options.files.out)?;
     }
+    hub::place_run(&mut options, Wanted::Model, observe)?;
     if let Some(said) = resume::finished(&options) {
         say!("{said}");
         return Ok(());

@@ -13,3 +13,4 @@ pub mod plan;
 pub mod shard;
 pub mod sidecar;
 pub mod text;
+pub mod wanted;

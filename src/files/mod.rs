@@ -4,12 +4,14 @@
 //! - [`AtomicFile`], [`write()`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
+//! - [`Partial`], [`Turn`], [`link`]: what is downloaded: kept half way, by one process at a time, under a second name.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`], [`Log`], [`Sorter`], [`Parts`]: what nobody else sees, gone with the process.
 //!   What a killed process left of folders and files is taken away by the next ([`sweep_files`]).
 //!
 //! Every file and folder has the mode of an ordinary new one: `0666` or `0777`, less the umask.
 
 pub(crate) mod atomic;
+pub(crate) mod download;
 pub(crate) mod folder;
 pub(crate) mod leftover;
 pub(crate) mod links;
@@ -26,6 +28,7 @@ pub(crate) mod sorter;
 pub(crate) mod target;
 
 pub use atomic::{AtomicFile, write, write_new};
+pub use download::{Partial, Turn, link};
 pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied, remove_file};
 pub use leftover::sweep_files;
 pub use map::Map;

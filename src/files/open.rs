@@ -4,6 +4,7 @@
 //! - [`open`], [`read`], [`read_text`]: what the user named. It may be a link, to wherever.
 //! - [`Inside`]: what lies in a folder that came from elsewhere. There a link could lead to a file that is nobody's business
 //!   and would be copied into a result; so it must lead to a file of the same folder, or of the hub cache's `blobs`.
+//!   Those of a repository may be links into the cache's own, which all repositories share.
 
 use crate::error::{Error, Result};
 use std::ffi::OsStr;
@@ -50,8 +51,10 @@ impl Inside {
     /// Of the folder `dir`, which may be a link itself: the user named it.
     pub fn new(dir: &Path) -> Result<Self> {
         let real = dir.canonicalize().map_err(Error::io(dir, "open"))?;
-        let blobs = hub_repository(&real).map(|repository| repository.join("blobs"));
-        let roots = std::iter::once(real).chain(blobs).collect();
+        let repository = hub_repository(&real);
+        let blobs = repository.map(|repository| repository.join("blobs"));
+        let shared = repository.and_then(shared_blobs);
+        let roots = std::iter::once(real).chain(blobs).chain(shared).collect();
         Ok(Self { dir: dir.to_owned(), roots })
     }
 
@@ -130,6 +133,13 @@ impl Inside {
 fn hub_repository(real: &Path) -> Option<&Path> {
     let snapshots = real.ancestors().skip(1).find(|a| a.file_name() == Some(OsStr::new("snapshots")))?;
     snapshots.parent()
+}
+
+/// What several repositories of the hub's cache have in common lies in a folder of the cache; its marker says so.
+fn shared_blobs(repository: &Path) -> Option<PathBuf> {
+    let blobs = repository.parent()?.join("blobs");
+    let own = blobs.symlink_metadata().is_ok_and(|m| m.is_dir());
+    (own && blobs.join(".huggingface-shared-blobs").is_file()).then_some(blobs)
 }
 
 /// Opens `real`, which is called `path`.

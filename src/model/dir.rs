@@ -13,6 +13,7 @@ use super::stored::Stored;
 use crate::data::text::{TextTokenizer, TokenizerIdentity, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::files::{self, Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER};
+use crate::hub::Repo;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -241,6 +242,11 @@ impl ModelDir {
         &self.0.path
     }
 
+    /// [`ModelDir::path`], or the name on the hub of one that came from there.
+    pub fn name(&self) -> PathBuf {
+        Repo::of_snapshot(&self.0.path).map_or_else(|| self.0.path.clone(), |repo| repo.name())
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.0.config
@@ -348,7 +354,7 @@ const TOKENIZER: &str = "tokenizer.json";
 
 /// What travels with the weights, where the source has it. `generation_config.json` does too: it was read with the
 /// configuration.
-const SIDE_FILES: &[&str] = &[
+pub(super) const SIDE_FILES: &[&str] = &[
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -176,12 +176,12 @@ impl<B: Backend> Exporter<'_, B> {
     /// What lies beside an adapter's weights: its configuration, tokenizer and end tokens, and no model's configuration.
     fn adapter_config(&mut self, side_files: Option<&Path>) -> Result<()> {
         let Some(shape) = &self.model.config.adapter else { return Ok(()) };
-        let mut base = Path::new("").to_owned();
+        let mut base = peft::Base::default();
         match (&self.model.origin, side_files) {
             (_, Some(other)) => self.side_files_of(other)?,
             (Origin::Dir(dir, _), None) => {
                 self.side_files(dir.files().generation.as_deref(), dir.side_files()?)?;
-                base = std::path::absolute(dir.base().path()).map_err(Error::io(dir.base().path(), "find"))?;
+                base = peft::Base::of(dir.base().path())?;
             }
             (Origin::Values(_), None) => {}
         }

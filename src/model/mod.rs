@@ -50,6 +50,7 @@ pub mod sample;
 pub mod save_dtype;
 mod source;
 mod stored;
+pub mod wanted;
 
 pub use acts::{Keep, Workspace};
 pub use adapter::{AdapterInit, AdapterShape};

@@ -10,6 +10,7 @@ use super::params::{ParamSpec, ParamTable, is_adapter};
 use super::source::{SourceFile, decode};
 use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_JSON};
+use crate::hub::Repo;
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -47,14 +48,34 @@ const REFUSED: &[(&str, &str)] = &[
 /// Ways to begin that leave the base as it is.
 const PLAIN_INIT: &[&str] = &["gaussian", "eva", "orthogonal"];
 
+/// Which model an adapter is beside, as it is written down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Base {
+    /// A folder, or a name on the hub.
+    pub name: String,
+    /// The commit there.
+    pub revision: Option<String>,
+}
+
+impl Base {
+    /// The model in the folder `path`: the hub's name for it, where it came from there, as PEFT then finds it on every machine.
+    pub fn of(path: &Path) -> Result<Self> {
+        if let Some(repo) = Repo::of_snapshot(path) {
+            return Ok(Self { name: repo.id, revision: repo.revision });
+        }
+        let name = std::path::absolute(path).map_err(Error::io(path, "find"))?.to_string_lossy().into_owned();
+        Ok(Self { name, revision: None })
+    }
+}
+
 /// `adapter_config.json`, as PEFT writes it: keys sorted.
-pub fn config_text(shape: &AdapterShape, base: &Path) -> String {
+pub fn config_text(shape: &AdapterShape, base: &Base) -> String {
     let whole = shape.alpha.fract() == 0.0 && shape.alpha < 1e15;
     let alpha = if whole { json!(shape.alpha as i64) } else { json!(shape.alpha) };
     let all = json!({
         "alpha_pattern": {},
         "auto_mapping": null,
-        "base_model_name_or_path": base.to_string_lossy(),
+        "base_model_name_or_path": base.name,
         "bias": "none",
         "fan_in_fan_out": false,
         "inference_mode": true,
@@ -65,6 +86,7 @@ pub fn config_text(shape: &AdapterShape, base: &Path) -> String {
         "peft_type": "LORA",
         "r": shape.r,
         "rank_pattern": {},
+        "revision": base.revision,
         "target_modules": shape.target_names().collect::<Vec<_>>(),
         "task_type": "CAUSAL_LM",
         "use_dora": false,

@@ -283,14 +283,20 @@ fn file_names(folder: &Inside) -> Result<(Vec<String>, Option<Index>)> {
         let dir: PathBuf = folder.path("").components().collect();
         return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX}{hint}")));
     };
-    let map = match parse_json(&path, &bytes)?.shift_remove("weight_map") {
+    let (names, map) = shards_of(&path, parse_json(&path, &bytes)?)?;
+    Ok((names, Some((bytes, map))))
+}
+
+/// The files that an index names, and its `weight_map`.
+pub(super) fn shards_of(path: &Path, mut index: Map<String, Value>) -> Result<(Vec<String>, Map<String, Value>)> {
+    let map = match index.shift_remove("weight_map") {
         Some(Value::Object(map)) if !map.is_empty() => map,
-        _ => return Err(Error::file(&path, "no `weight_map`")),
+        _ => return Err(Error::file(path, "no `weight_map`")),
     };
     let mut names = Vec::new();
     for (tensor, name) in &map {
         // A name, not a path: an index must not reach outside its directory.
-        let bad = |want| Error::file(&path, format!("`weight_map` gives {name} for `{tensor}`, expected {want}"));
+        let bad = |want| Error::file(path, format!("`weight_map` gives {name} for `{tensor}`, expected {want}"));
         let Some(name) = name.as_str().filter(|n| Path::new(n).file_name().is_some_and(|f| f == *n)) else {
             return Err(bad("a file name"));
         };
@@ -302,7 +308,7 @@ fn file_names(folder: &Inside) -> Result<(Vec<String>, Option<Index>)> {
     }
     names.sort_unstable();
     names.dedup();
-    Ok((names, Some((bytes, map))))
+    Ok((names, map))
 }
 
 /// Bytes per element of a weight dtype.

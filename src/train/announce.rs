@@ -19,7 +19,7 @@ pub fn reference_line(c: &TrainOptions, model: &ModelDir, reference: Option<&Mod
     let sha = hex(&reference.identity()?[..8]);
     let whose = match model.computes_as(reference) {
         true => "the starting policy".to_owned(),
-        false => reference.path().display().to_string(),
+        false => reference.name().display().to_string(),
     };
     Ok(match Sync::of(&c.reference) {
         Some(Sync { alpha, every }) => {

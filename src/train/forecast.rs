@@ -168,11 +168,12 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
     c.optim.check_on(be)?;
     let splits = open_splits(data)?;
     refuse_empty_evaluation(c, &splits)?;
-    let base = ModelDir::shape(&c.files.model, c.train.adapter.as_deref())?;
-    check_quantized(&c.files.model, &base, c)?;
+    let model = c.folder(&c.files.model);
+    let base = ModelDir::shape(model, c.train.adapter.as_deref().map(|adapter| c.folder(adapter)))?;
+    check_quantized(model, &base, c)?;
     let reference = match &c.reference.ref_model {
         _ if !c.loss().reference() || c.reference.sync_ref_model => None,
-        Some(other) => Some(ModelDir::shape(other, None)?),
+        Some(other) => Some(ModelDir::shape(c.folder(other), None)?),
         None => Some(base.clone()),
     };
     let held = |r: ModelConfig| ModelConfig { quantized: r.quantized.or(c.train.quantized()), ..r };

@@ -12,6 +12,7 @@ use super::schedule::{SFT_LEARNING_RATE, ScheduleOptions};
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
+use crate::hub::Folders;
 use crate::loss::{LossSpec, LossType};
 
 pub use super::adapter_options::TrainedOptions;
@@ -197,6 +198,9 @@ pub struct TrainOptions {
     /// What was typed, for `run.json`; nothing where no command line asked for the run.
     #[serde(skip)]
     pub command: Vec<String>,
+    /// Where models that are named by the hub's names lie.
+    #[serde(skip)]
+    pub folders: Folders,
 }
 
 impl TrainOptions {
@@ -312,9 +316,14 @@ impl TrainOptions {
         self.loss.spec()
     }
 
-    /// The reference model's directory.
+    /// The reference model, as it is named.
     pub fn reference_dir(&self) -> &Path {
         self.reference.ref_model.as_deref().unwrap_or(&self.files.model)
+    }
+
+    /// The folder of a model that is named so.
+    pub fn folder<'a>(&'a self, named: &'a Path) -> &'a Path {
+        self.folders.path(named)
     }
 
     /// The content of `config.toml`, with paths that mean the same from every folder. Errors: a path that is not UTF-8.
@@ -322,7 +331,7 @@ impl TrainOptions {
         toml::to_string(&self.placed()).map_err(|e| Error::usage(e.to_string()))
     }
 
-    /// With absolute paths; links in them stay.
+    /// With absolute paths; links in them stay, and so do the hub's names.
     pub fn placed(&self) -> Self {
         let mut placed = self.clone();
         let (files, reference) = (&mut placed.files, &mut placed.reference);
@@ -333,6 +342,9 @@ impl TrainOptions {
             &mut placed.train.adapter,
         ];
         for path in [&mut files.model, &mut files.data].into_iter().chain(given.into_iter().flatten()) {
+            if self.folders.has(path) {
+                continue;
+            }
             if let Ok(absolute) = std::path::absolute(&*path) {
                 *path = absolute;
             }

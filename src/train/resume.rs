@@ -203,7 +203,7 @@ fn is_the_same(c: &TrainOptions, was: &TrainOptions, record: &Record) -> bool {
     // Under another name only: to read all weights takes its time.
     let placed = c.placed();
     let model = |(is, was): (&Path, &Path), sha256: Option<&str>| {
-        let sha = || ModelDir::open(is).and_then(|dir| dir.identity()).map(|sha| hex(&sha));
+        let sha = || ModelDir::open(c.folder(is)).and_then(|dir| dir.identity()).map(|sha| hex(&sha));
         // With an adapter it is the hash of both: of the base alone nothing is known.
         is == was || sha256.is_none_or(|want| !c.train.has_adapter() && sha().map_or(true, |sha| sha == want))
     };

@@ -287,11 +287,11 @@ fn tell_trained<B: Backend>(policy: &Model<B>, observe: &mut dyn Observe) -> Res
 
 /// The model to train, and the reference where the loss has one; both fit the data.
 fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option<ModelDir>)> {
-    let mut dir = ModelDir::open(&c.files.model)?;
+    let mut dir = ModelDir::open(c.folder(&c.files.model))?;
     check_quantized(dir.path(), dir.config(), c)?;
     dir = dir.quantized_if(c.train.quantized())?;
     if let Some(adapter) = &c.train.adapter {
-        dir = dir.with_adapter(adapter)?;
+        dir = dir.with_adapter(c.folder(adapter))?;
     }
     let base = dir.clone();
     if let Some((shape, init)) = c.train.new_adapter() {
@@ -302,8 +302,8 @@ fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option
     // Of a new adapter, what it is beside: it changes nothing yet. Of a loaded one, the policy as it is now.
     let reference = match &c.reference.ref_model {
         _ if !c.loss().reference() => None,
-        Some(other) if c.train.has_adapter() => Some(base.base().open_other(other)?),
-        Some(other) => Some(dir.open_other(other)?),
+        Some(other) if c.train.has_adapter() => Some(base.base().open_other(c.folder(other))?),
+        Some(other) => Some(dir.open_other(c.folder(other))?),
         None => Some(base),
     };
     for d in splits {

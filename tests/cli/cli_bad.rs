@@ -117,9 +117,13 @@ fn models_that_cannot_be_used() {
             cli.bad(&format!("{command} --model {model}"), 2, want);
         }
     };
-    each("no", &format!("no: no such directory; {WANT}"));
+    each("no", &format!("no: no such directory; {WANT}, or a name on the hub: org/name"));
     each("d", &format!("d: no config.json; {WANT}"));
-    cli.bad("generate --model no --prompt w5", 2, &format!("no: no such directory; {WANT}"));
+    cli.bad(
+        "generate --model no --prompt w5",
+        2,
+        &format!("no: no such directory; {WANT}, or a name on the hub: org/name"),
+    );
     cli.bad("generate --model d --prompt w5", 2, &format!("d: no config.json; {WANT}"));
     cli.edit_json("m/config.json", |c| c["model_type"] = json!("gpt2"));
     each("m", "m/config.json: model type `gpt2` is not supported; supported: llama, mistral, qwen2, qwen3");

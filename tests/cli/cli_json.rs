@@ -130,7 +130,11 @@ fn rows_carry_what_they_came_from() {
     let out = cli.ok("generate --model m --input in.jsonl --max-new-tokens 2 --device cpu --chat-template t.jinja").out;
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with("{\"row\":0,\"index\":0,\"completion\":"), "{out}");
-    assert!(lines[0].contains("\"prompt\":\"w7 w8\",\"id\":7,\"meta\":{\"n\":123456789012345678901234567890},\"tags\":") && !out.contains("\\u0000"), "{out}");
+    assert!(
+        lines[0].contains("\"prompt\":\"w7 w8\",\"id\":7,\"meta\":{\"n\":123456789012345678901234567890},\"tags\":")
+            && !out.contains("\\u0000"),
+        "{out}"
+    );
     let rows: Vec<Value> = lines.iter().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(
         (&rows[0]["prompt"], &rows[0]["index"], &rows[0]["tags"]),

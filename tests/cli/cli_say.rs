@@ -44,7 +44,7 @@ fn a_quiet_program_says_warnings_and_errors_alone() {
     cli.bad(
         "--quiet dpo --model none --data d --out r",
         2,
-        "none: no such directory; expected a Hugging Face model directory with config.json and model.safetensors",
+        "none: no such directory; expected a Hugging Face model directory with config.json and model.safetensors, or a name on the hub: org/name",
     );
     let ran = cli.run("dpo --model m --data d --out r --quiet --log-level info");
     assert!(ran.code == 2 && ran.err.contains("cannot be used with"), "{ran:?}");

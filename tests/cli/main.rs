@@ -15,4 +15,6 @@ mod cli_out;
 mod cli_say;
 mod cli_streams;
 mod cli_tokens;
+mod hub;
+mod hub_server;
 mod options;

@@ -150,6 +150,8 @@ impl Cli {
         c.args(args.split_whitespace()).current_dir(self.dir.path()).stdin(Stdio::null());
         // The CPU everywhere: these tests are about files and messages.
         c.env("RAYON_NUM_THREADS", "2").env_remove("RUST_BACKTRACE");
+        // Nobody outside is asked, whatever a test calls what is not there.
+        c.env("HF_HUB_OFFLINE", "1");
         c
     }
     pub fn run(&self, args: &str) -> Ran {

@@ -26,7 +26,8 @@ const BAD: &[Bad] = &[
     (
         "no directory",
         |d| std::fs::remove_dir_all(d).unwrap(),
-        "{}: no such directory; expected a Hugging Face model directory with config.json and model.safetensors",
+        "{}: no such directory; expected a Hugging Face model directory with config.json and model.safetensors, or a name on the \
+         hub: org/name",
     ),
     (
         "no config",

@@ -10,9 +10,9 @@ use crate::train::loss_options::LossTypes;
 use std::path::PathBuf;
 
 /// Options of `fusedpo eval`.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct EvalArgs {
-    /// Hugging Face directory of the policy
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the policy
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Adapter (LoRA, in PEFT's form) beside the model
@@ -21,7 +21,8 @@ pub struct EvalArgs {
     /// How weights are held.
     #[command(flatten)]
     pub quantize: QuantizeFlags,
-    /// Hugging Face directory of the reference [default: what MODEL/config.toml names, else the policy itself]
+    /// Hugging Face directory, or name on the hub (org/name@revision), of the reference [default: what MODEL/config.toml
+    /// names, else the policy itself]
     #[arg(long, value_name = "DIR")]
     pub ref_model: Option<PathBuf>,
     /// Folder of shards: its held-out split or, with a warning, its training split where nothing is held out

@@ -2,11 +2,14 @@
 
 use super::args::EvalArgs;
 use crate::commands::effect;
+use crate::commands::hub;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_TEXT};
 use crate::loss::{LossSpec, LossType, Param};
+use crate::model::wanted::Wanted;
 use crate::note;
+use crate::observe::Observe;
 use crate::train::group::{Group, take};
 use crate::train::loss_options::{LossOptions, LossTypes};
 use std::path::{Path, PathBuf};
@@ -114,7 +117,7 @@ impl Made {
     }
 
     /// The reference: as asked, or the model without its adapter, or what the run started from, or the policy.
-    pub fn reference(&self, a: &EvalArgs) -> Result<PathBuf> {
+    pub fn reference(&self, a: &EvalArgs, observe: &mut dyn Observe) -> Result<PathBuf> {
         if let Some(dir) = &a.ref_model {
             return Ok(dir.clone());
         }
@@ -131,13 +134,15 @@ impl Made {
             return Err(Error::file(path, "names no model; use --ref-model"));
         };
         let dir = named.as_str().ok_or_else(|| self.wrong(key, "the folder of a model", "ref-model"))?;
-        if !Path::new(dir).is_dir() {
+        let mut place = PathBuf::from(dir);
+        hub::place(&mut place, Wanted::Model, observe).map_err(|e| named_in(path, e))?;
+        if !place.is_dir() {
             return Err(Error::file(path, format!("names the reference {dir}, which is not there; use --ref-model")));
         }
         let followed = config.get("sync_ref_model").and_then(toml::Value::as_bool).unwrap_or_default();
         let as_it_was = if followed { ", as it was before it followed the policy" } else { "" };
         note!("reference: {dir} (from {}){as_it_was}", path.display());
-        Ok(dir.into())
+        Ok(place)
     }
 
     /// The run's loss of pairs, if it had one.
@@ -206,6 +211,16 @@ fn read(dir: &Path) -> Result<Option<toml::Table>> {
         Error::file(path, format!("line {line} is not valid TOML: mend it, or take it away"))
     })?;
     Ok(Some(table))
+}
+
+/// An error about what `path` names.
+fn named_in(path: &Path, e: Error) -> Error {
+    match e {
+        Error::File { path: at, why } => {
+            Error::file(at, format!("{why}; {} names it, give another reference", path.display()))
+        }
+        e => e,
+    }
 }
 
 /// What is asked of a reference.

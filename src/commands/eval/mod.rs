@@ -4,10 +4,12 @@ mod args;
 mod made;
 
 use crate::backend::Backend;
+use crate::commands::hub;
 use crate::data::plan::{PlanOptions, Planner};
 use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
 use crate::error::Result;
+use crate::model::wanted::Wanted;
 use crate::model::{Model, ModelConfig, ModelDir};
 use crate::observe::Observe;
 use crate::say;
@@ -28,6 +30,10 @@ use serde_json::{Map, Value, json};
 
 /// Runs the command.
 pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
+    let mut args = args.clone();
+    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    args.ref_model.as_mut().map_or(Ok(()), |other| hub::place(other, Wanted::Model, observe))?;
+    let args = &args;
     let (split, totals, kl) = device::dispatch(args.device, (args.dtype, args.logits_dtype), Eval(args, observe))?;
     let split = split.prefix().trim_end_matches('-');
     if args.json {
@@ -104,7 +110,8 @@ impl Task for Eval<'_> {
         let options = PlanOptions { objective, batch_size: 64, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
-        let reference = if spec.reference() { Some(dir.base().open_other(&made.reference(a)?)?) } else { None };
+        let reference =
+            if spec.reference() { Some(dir.base().open_other(&made.reference(a, observe)?)?) } else { None };
         let mut sidecars = None;
         if let Some(reference) = &reference {
             check_model(reference, &data)?;

@@ -270,8 +270,10 @@ impl ModelConfig {
 pub(super) fn check_dir(dir: &Path) -> Result<()> {
     const WANT: &str = "expected a Hugging Face model directory with config.json and model.safetensors";
     if !dir.is_dir() {
-        let what = if dir.exists() { "not a directory" } else { "no such directory" };
-        return Err(Error::file(dir, format!("{what}; {WANT}")));
+        if dir.exists() {
+            return Err(Error::file(dir, format!("not a directory; {WANT}")));
+        }
+        return Err(Error::file(dir, format!("no such directory; {WANT}, or a name on the hub: {}", of_hub(dir))));
     }
     if dir.join("adapter_config.json").exists() {
         return Err(Error::file(
@@ -287,6 +289,14 @@ pub(super) fn check_dir(dir: &Path) -> Result<()> {
         return Err(Error::file(dir, format!("no config.json; {WANT}")));
     }
     Ok(())
+}
+
+/// How what `dir` may mean is named on the hub.
+fn of_hub(dir: &Path) -> String {
+    match dir.parent().filter(|p| p.is_dir() && !p.as_os_str().is_empty() && dir.is_relative()) {
+        Some(owner) => format!("org/name, or hf://org/name where the folder {} is here too", owner.display()),
+        None => "org/name".to_owned(),
+    }
 }
 
 fn rms_norm_eps(f: &Fields) -> Result<f64> {

@@ -63,7 +63,7 @@ fn options(cli: &Cli, stage: Stage, out: &str) -> TrainOptions {
         },
         schedule: ScheduleOptions { learning_rate: 1e-3, ..Default::default() },
         data: DataOptions { batch_size: 3, max_steps: Some(6), token_budget: Some(64), ..Default::default() },
-        eval: EvalOptions { eval_steps: 3 },
+        eval: EvalOptions { eval_steps: 3, ..Default::default() },
         save: SaveOptions { save_steps: Some(2), ..Default::default() },
         ..Default::default()
     };

@@ -30,7 +30,16 @@ const HEADINGS: &[(&str, &[&str])] = &[
     ),
     (
         "Saving, going on, evaluating",
-        &["save_dtype", "save_steps", "save_total_limit", "resume", "allow_other_numerics", "eval_steps"],
+        &[
+            "save_dtype",
+            "save_steps",
+            "save_total_limit",
+            "resume",
+            "allow_other_numerics",
+            "eval_strategy",
+            "eval_steps",
+            "max_eval_samples",
+        ],
     ),
     ("A reference that follows", &["sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"]),
     ("Samples", &["kl_samples", "kl_max_new_tokens", "max_new_tokens", "temperature", "top_p", "num_return_sequences"]),

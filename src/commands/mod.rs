@@ -29,3 +29,5 @@ pub mod stdin;
 pub mod terminal;
 pub mod threads;
 pub mod train;
+pub mod trl;
+pub mod yaml;

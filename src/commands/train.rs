@@ -6,6 +6,7 @@ use super::hub;
 use super::loss_flags::{LossFlags, TokenFlags};
 use super::out;
 use super::quantize_flags::QuantizeFlags;
+use super::{trl, yaml};
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::device::{self, Task};
@@ -21,12 +22,16 @@ use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsCho
 use crate::train::eval;
 use crate::train::group::{Group, first_line};
 use crate::train::loss_options::LossTypes;
+use crate::train::optim::OptimOptions;
 use crate::train::optim::OptimizerChoice;
-use crate::train::options::{LossOptions, ReferenceOptions, Stage, TrainOptions};
+use crate::train::options::{
+    ComputeOptions, DataOptions, EvalOptions, EvalStrategy, FileOptions, LossOptions, ReferenceOptions, ResumeOptions,
+    SaveOptions, Stage, TrainOptions, TrainedOptions,
+};
 use crate::train::record::{Outcome, Record};
 use crate::train::resume;
 use crate::train::run::{self, Ended, Summary};
-use crate::train::schedule::SchedulerType;
+use crate::train::schedule::{ScheduleOptions, SchedulerType};
 use crate::warn;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -43,7 +48,7 @@ pub struct TrainFlags {
     /// New folder for the trained model, metrics.jsonl and config.toml
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// TOML file with any of these options as keys (`learning_rate = 1e-6`); flags win
+    /// TOML or YAML file with any of these options as keys; YAML also by TRL's names; flags win
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
@@ -150,6 +155,12 @@ pub struct TrainFlags {
     /// Where to compute [default: auto]
     #[arg(long, value_parser = named::<DeviceChoice>())]
     pub device: Option<DeviceChoice>,
+    /// Whether the held-out split is evaluated [default: steps]
+    #[arg(long, value_parser = named::<EvalStrategy>())]
+    pub eval_strategy: Option<EvalStrategy>,
+    /// Pairs (sft: responses) of the held-out split to evaluate, the first ones, rounded up to whole steps [default: all]
+    #[arg(long, value_name = "N")]
+    pub max_eval_samples: Option<u64>,
     /// Evaluate every N steps on the eval split; 0: before the first and after the last step [default: 0]
     #[arg(long, value_name = "N")]
     pub eval_steps: Option<u64>,
@@ -337,13 +348,49 @@ pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Resul
 /// by name.
 fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Table> {
     let text = files::read_text(path, MOST_TEXT).map_err(|e| e.doing("read the configuration"))?;
-    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-        let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
-        Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
-    })?;
+    let is_yaml = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml"));
+    let mut table = match is_yaml {
+        true => yaml::entries(&text)
+            .and_then(|entries| trl::translated(yaml::table(entries)))
+            .map_err(|why| Error::file(path, why))?,
+        false => text.parse().map_err(|e: toml::de::Error| {
+            let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
+            Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
+        })?,
+    };
     leave_out(stage, path, &mut table, typed);
-    TrainOptions::read(stage, &table).map_err(|why| Error::file(path, why))?;
+    TrainOptions::read(stage, &table).map_err(|why| Error::file(path, hinted(stage, why)))?;
     Ok(table)
+}
+
+/// `why` a table is not of `stage`; where it names a key that nobody knows, with the nearest that there is.
+fn hinted(stage: Stage, why: String) -> String {
+    let of_all = [
+        FileOptions::KEYS,
+        ScheduleOptions::KEYS,
+        OptimOptions::KEYS,
+        TrainedOptions::KEYS,
+        DataOptions::KEYS,
+        ComputeOptions::KEYS,
+        EvalOptions::KEYS,
+        SaveOptions::KEYS,
+        ResumeOptions::KEYS,
+    ];
+    let of_dpo = [LossOptions::KEYS, ReferenceOptions::KEYS].concat();
+    let mut known = of_all.concat();
+    let key = why.strip_prefix('`').and_then(|rest| rest.strip_suffix("` is not an option of this command"));
+    // What the other stage knows is no slip of the pen.
+    let Some(key) = key.filter(|key| !of_dpo.contains(key)) else { return why };
+    if let Some(answer) = trl::answer(key) {
+        return answer;
+    }
+    if stage == Stage::Dpo {
+        known.extend(of_dpo);
+    }
+    match trl::nearest(key, &known) {
+        Some(name) => format!("{why}; did you mean `{name}`?"),
+        None => why,
+    }
 }
 
 /// A run's own configuration serves another stage and another loss too: what is asked for wins, and what of the file has no

@@ -22,6 +22,8 @@ pub struct EvalSet<'a> {
     pub plan: Planner<'a>,
     /// The reference, where the loss has one.
     pub sidecars: Option<Sidecars>,
+    /// Steps of the plan that are looked at, the first ones.
+    pub steps: u64,
 }
 
 /// The whole of `set` under `spec`. Errors: [`Error::Training`] where `observe` ends it, as half a result is none.
@@ -31,7 +33,7 @@ pub fn evaluate<B: Backend>(
     spec: &LossSpec,
     observe: &mut dyn Observe,
 ) -> Result<Totals> {
-    let steps = set.plan.steps_in_epoch(0);
+    let steps = set.steps;
     let mut flow = observe.on(&Event::Begin { task: "evaluation", total: steps, keeps: false })?;
     let mut totals = Totals::default();
     // One micro-batch is always under way while the host prepares the next.

@@ -33,6 +33,37 @@ choice! {
     }
 }
 
+choice! {
+    /// Whether a run evaluates on the held-out split.
+    pub enum EvalStrategy: default Steps {
+        /// Never, though something is held out.
+        No = "no",
+        /// Before the first step, after the last, and every so often where that is said.
+        Steps = "steps",
+    }
+}
+
+impl EvalStrategy {
+    /// As serde asks.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl EvalOptions {
+    /// Errors: what says how to evaluate where nothing is evaluated.
+    fn resolve(&self) -> Result<()> {
+        self.check()?;
+        let of_some = [("eval_steps", self.eval_steps > 0), ("max_eval_samples", self.max_eval_samples.is_some())];
+        match of_some.iter().find(|(_, given)| *given && self.eval_strategy == EvalStrategy::No) {
+            Some((key, _)) => Err(Error::usage(format!(
+                "`{key}`: with `eval_strategy` no nothing is evaluated; leave one of them out"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 options! {
     /// What a run reads and where it writes. All three must be given.
     pub struct FileOptions {
@@ -92,8 +123,13 @@ options! {
 
     /// Evaluation during a run.
     pub struct EvalOptions {
+        /// Whether there is any.
+        #[serde(skip_serializing_if = "EvalStrategy::is_default")]
+        eval_strategy: EvalStrategy = EvalStrategy::Steps;
         /// Steps between evaluations; 0: before the first and after the last only.
         eval_steps: u64 = 0;
+        /// Pairs (SFT: responses) of the held-out split that are looked at, the first ones, rounded up to whole steps; `None`: all.
+        max_eval_samples: Option<u64> = None, in given_positive, "1 or more";
     }
 
     /// Where a run begins. Of this call alone: not in `config.toml`.
@@ -274,7 +310,7 @@ impl TrainOptions {
         self.optim.check()?;
         self.data.check()?;
         self.compute.check()?;
-        self.eval.check()?;
+        self.eval.resolve()?;
         self.save.check()?;
         if self.resume.allow_other_numerics && self.resume.resume.is_none() {
             return Err(Error::usage(

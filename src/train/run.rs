@@ -14,7 +14,7 @@ use super::means;
 use super::memory::{Budgets, MemoryPlan};
 use super::mismatched;
 use super::optim::Optimizer;
-use super::options::{Stage, TrainOptions};
+use super::options::{EvalStrategy, Stage, TrainOptions};
 use super::record::{Outcome, Record};
 use super::resume::{self, Start};
 use super::saver::Saver;
@@ -152,6 +152,10 @@ impl Run<'_> {
     ) -> Result<()> {
         let c = self.c;
         announce(be, c, &self.planner, &schedule, observe)?;
+        if let (Some(plan), Some(_)) = (&self.held_out, c.eval.max_eval_samples) {
+            let (of, all) = (looked_at(c, plan).1, plan.units());
+            observe.tell(&Event::Note(&format!("held out: the first {of} of {all} are evaluated, in whole steps")))?;
+        }
         warn_of_positions(self.dir.config(), self.positions, observe)?;
         self.memory.tell(be, observe)?;
         if let Some(line) = &record.reference {
@@ -196,7 +200,7 @@ impl Run<'_> {
             sync,
             starts_at_reference,
             schedule,
-            eval: self.held_out.map(|plan| EvalSet { plan, sidecars: sidecars.next() }),
+            eval: self.held_out.map(|plan| EvalSet { steps: looked_at(c, &plan).0, plan, sidecars: sidecars.next() }),
             saver,
             evaluated: None,
             trend: Trend::default(),
@@ -231,7 +235,7 @@ impl Run<'_> {
         let slots = self.planner.token_budget();
         let clock = self.start.checkpoint().map_or_else(Default::default, |c| c.saved().clock);
         let used = self.planner.responses((clock.epoch, clock.place), schedule.total.saturating_sub(clock.step));
-        let held_out = self.held_out.iter().map(|plan| plan.responses((0, 0), plan.steps_in_epoch(0)));
+        let held_out = self.held_out.iter().map(|plan| plan.responses((0, 0), looked_at(self.c, plan).0));
         let needed: Vec<ResponseSet> = std::iter::once(used).chain(held_out).collect();
         let parts: Vec<_> = self.splits.iter().map(|d| (d, slots)).zip(needed).collect();
         let mut aloud = Aloud { observe, all: self.splits.iter().map(Dataset::num_responses).collect() };
@@ -240,7 +244,7 @@ impl Run<'_> {
         summary.reference_seconds += done.iter().map(|(_, report)| report.seconds).sum::<f64>();
         let mut sidecars: Vec<Sidecars> = done.into_iter().map(|(sidecars, _)| sidecars).collect();
         let used = self.planner.mismatched((clock.epoch, clock.place), schedule.total.saturating_sub(clock.step));
-        let held_out = self.held_out.iter().map(|plan| (plan, plan.mismatched((0, 0), plan.steps_in_epoch(0))));
+        let held_out = self.held_out.iter().map(|plan| (plan, plan.mismatched((0, 0), looked_at(self.c, plan).0)));
         let begun = std::time::Instant::now();
         for ((plan, rows), to) in std::iter::once((&self.planner, used)).chain(held_out).zip(&mut sidecars) {
             mismatched::ensure(be, model, (plan, &rows), self.c.reference.cache.as_deref(), to, aloud.observe)?;
@@ -259,14 +263,14 @@ pub(super) fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()
 }
 
 pub(super) fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
-    let eval_steps = c.eval.eval_steps;
-    if eval_steps == 0 || splits.len() > 1 {
-        return Ok(());
-    }
-    let data = c.files.data.display();
-    Err(Error::usage(format!(
-        "`eval_steps` {eval_steps}: {data} has no held-out split; pack with `eval_fraction`, or leave it out"
-    )))
+    let (data, eval) = (c.files.data.display(), &c.eval);
+    let asked = match (eval.eval_steps, eval.max_eval_samples) {
+        _ if splits.len() > 1 => return Ok(()),
+        (0, None) => return Ok(()),
+        (0, Some(most)) => format!("`max_eval_samples` {most}"),
+        (steps, _) => format!("`eval_steps` {steps}"),
+    };
+    Err(Error::usage(format!("{asked}: {data} has no held-out split; pack with `eval_fraction`, or leave it out")))
 }
 
 /// Says how many parameters train, where not all do, and what others would make of an adapter.
@@ -362,8 +366,14 @@ pub(super) fn planners<'a>(c: &TrainOptions, splits: &'a [Dataset]) -> Result<(P
     let options = plan_options(c);
     let planner = Planner::new(&splits[0], &options)?;
     let held_out = PlanOptions { shuffle: false, token_budget: Some(planner.token_budget()), ..options };
-    let held_out = splits.get(1).map(|data| Planner::new(data, &held_out)).transpose()?;
+    let evaluated = splits.get(1).filter(|_| c.eval.eval_strategy != EvalStrategy::No);
+    let held_out = evaluated.map(|data| Planner::new(data, &held_out)).transpose()?;
     Ok((planner, held_out))
+}
+
+/// Steps of the held-out split that an evaluation takes, and their pairs (SFT: responses).
+fn looked_at(c: &TrainOptions, held_out: &Planner<'_>) -> (u64, u64) {
+    held_out.steps_of(c.eval.max_eval_samples.unwrap_or(u64::MAX))
 }
 
 /// How the run reads its data.

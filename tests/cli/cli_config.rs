@@ -92,3 +92,61 @@ fn what_was_typed_is_never_left_out() {
     #[cfg(unix)]
     cli.bad("dpo --config /dev/zero --out r", 2, "/dev/zero: is a device, not a regular file; name a file");
 }
+
+/// A configuration as TRL's users have it makes the run that our own options make.
+#[test]
+fn yaml_under_trls_names() {
+    let cli = Cli::with_data();
+    let yaml = "# trl dpo --config run.yaml\nmodel_name_or_path: m\ndata: d\noutput_dir: y\nlearning_rate: 1.0e-3\nnum_train_epochs: 1\n\
+                max_steps: -1\nbatch_size: 3\nloss_type: [sigmoid, sft]\nbeta: 0.2\nlr_scheduler_type: cosine\nwarmup_ratio: 0.25\n\
+                use_peft: true\nlora_r: 2\nlora_alpha: 4\nlora_target_modules: [q_proj, v_proj]\nprecompute_ref_log_probs: true\n\
+                eval_strategy: \"no\"\nseed: 7\nref_model: null\n";
+    cli.write("run.yaml", yaml);
+    cli.ok("dpo --config run.yaml");
+    cli.ok(
+        "dpo --model m --data d --out o --learning-rate 1e-3 --num-train-epochs 1 --batch-size 3 --loss-type sigmoid,sft --beta 0.2 \
+         --lr-scheduler-type cosine --warmup-ratio 0.25 --lora-r 2 --lora-alpha 4 --lora-target-modules q_proj,v_proj --eval-strategy no --seed 7",
+    );
+    assert!(cli.bytes("y/adapter_model.safetensors") == cli.bytes("o/adapter_model.safetensors"));
+    assert_eq!(cli.text("y/config.toml"), cli.text("o/config.toml"));
+    // What was typed wins; the other ending is the same; and the stage is the one that was typed.
+    cli.write("run.yml", yaml);
+    cli.ok("dpo --config run.yml --out z --seed 8");
+    assert!(cli.bytes("z/adapter_model.safetensors") != cli.bytes("o/adapter_model.safetensors"));
+    for (text, args, want) in [
+        (
+            "per_device_train_batch_size: 4\ngradient_accumulation_steps: 2\n",
+            "dpo",
+            "`per_device_train_batch_size`: fusedpo has `batch_size`, pairs a step over all devices and micro-batches, which `token_budget` \
+             cuts: write `batch_size: 8` in place of per_device_train_batch_size and gradient_accumulation_steps (on one device)",
+        ),
+        ("lerning_rate: 1\n", "dpo", "`lerning_rate` is not an option of this command; did you mean `learning_rate`?"),
+        ("beta: 1\n", "sft", "`beta` is not an option of this command"),
+        ("learning_rate: fast\n", "sft", "`learning_rate`: invalid type: string \"fast\", expected f64"),
+        ("a: &x 1\nb: *x\n", "sft", "line 1: an anchor (`&name`); leave it out"),
+        (
+            "dataset_name: trl-lib/x\n",
+            "dpo",
+            "`dataset_name`: fusedpo trains on shards: pack the rows (`fusedpo pack --input FILE --out DATA`) and write `data: DATA`",
+        ),
+        ("eval_strategy: epoch\n", "dpo", "`eval_strategy`: unknown variant `epoch`, expected one of `no`, `steps`"),
+    ] {
+        cli.write("bad.yaml", text);
+        cli.bad(&format!("{args} {FILES} --config bad.yaml --out r"), 2, &format!("bad.yaml: {want}"));
+    }
+    // TOML answers them too, where it has no translation.
+    for (text, want) in [
+        ("model_name_or_path = 'm'\n", "`model_name_or_path`: here it is `model`"),
+        (
+            "max_length = 512\n",
+            "`max_length`: rows are cut when they are packed: `fusedpo pack --max-length N`; leave it out",
+        ),
+        (
+            "labelsmoothing = 0.1\n",
+            "`labelsmoothing` is not an option of this command; did you mean `label_smoothing`?",
+        ),
+    ] {
+        cli.write("bad.toml", text);
+        cli.bad(&format!("dpo {FILES} --config bad.toml --out r"), 2, &format!("bad.toml: {want}"));
+    }
+}

@@ -131,3 +131,57 @@ fn a_run_that_cannot_be_meant_is_warned_of_once() {
         assert_eq!(said(&format!("{stage} --max-steps 8"), &format!("{stage}-well")).0, [""; 0]);
     }
 }
+
+/// Held-out evaluation of a run can be capped, in whole steps, and left out.
+#[test]
+fn evaluation_can_be_capped_and_left_out() {
+    let cli = Cli::with_data();
+    let base = "--model m --data d --device cpu --max-steps 2 --batch-size 3 --learning-rate 1e-3";
+    let evals = |run: &str| -> Vec<serde_json::Value> {
+        cli.json_lines(&format!("{run}/metrics.jsonl"))
+            .into_iter()
+            .filter(|row| row.get("eval_loss").is_some())
+            .collect()
+    };
+    let run = |more: &str, out: &str| cli.ok(&format!("dpo {base} {more} --out {out}"));
+    let all = run("", "all");
+    assert!(all.out.contains("margin 0.0000, 8 pairs"), "{all:?}");
+    for (most, pairs) in [(1, 3), (3, 3), (4, 6), (8, 8), (1000, 8)] {
+        let (out, more) = (format!("most-{most}"), format!("--max_eval_samples {most}"));
+        let ran = run(&more, &out);
+        assert!(ran.out.lines().filter(|l| l.ends_with(&format!(", {pairs} pairs"))).count() == 2, "{more}: {ran:?}");
+        assert!(
+            ran.err.contains(&format!("held out: the first {pairs} of 8 are evaluated, in whole steps\n")),
+            "{more}: {ran:?}"
+        );
+        assert_eq!(evals(&out) == evals("all"), pairs == 8, "{more}");
+        assert!(cli.bytes(&format!("{out}/model.safetensors")) == cli.bytes("all/model.safetensors"), "{more}");
+    }
+    let none = run("--eval-strategy no", "none");
+    assert!(!none.out.contains("held-out") && !none.err.contains("evaluation") && evals("none").is_empty(), "{none:?}");
+    assert!(cli.bytes("none/model.safetensors") == cli.bytes("all/model.safetensors"));
+    // Groups of three pairs are whole.
+    let row = |i: usize| serde_json::json!({"prompt": words(i, 4), "responses": [words(i + 9, 3), words(i + 30, 4), words(i + 50, 2)], "scores": [3, 2, 1]});
+    cli.write_rows("k.jsonl", &(0..12).map(row).collect::<Vec<_>>());
+    cli.ok("pack --tokenizer m --input k.jsonl --out k --eval-fraction 0.5");
+    let ran = cli.ok("dpo --model m --data k --device cpu --max-steps 1 --batch-size 2 --max-eval-samples 4 --out k4");
+    assert!(ran.out.lines().filter(|l| l.ends_with(", 6 pairs")).count() == 2, "{ran:?}");
+    cli.ok("pack --tokenizer m --input rows.jsonl --out bare");
+    for (args, want) in [
+        (format!("dpo {base} --out r --max-eval-samples 0"), "--max-eval-samples 0: must be 1 or more"),
+        (
+            format!("dpo {base} --out r --eval-strategy no --eval-steps 2"),
+            "--eval-steps: with --eval-strategy no nothing is evaluated; leave one of them out",
+        ),
+        (
+            format!("sft {base} --out r --eval-strategy no --max-eval-samples 2"),
+            "--max-eval-samples: with --eval-strategy no nothing is evaluated; leave one of them out",
+        ),
+        (
+            "dpo --model m --data bare --out r --max-eval-samples 2".into(),
+            "--max-eval-samples 2: bare has no held-out split; pack with --eval-fraction, or leave it out",
+        ),
+    ] {
+        cli.bad(&args, 2, want);
+    }
+}

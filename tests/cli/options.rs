@@ -68,6 +68,8 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--device", "cuda", Refusal("--device cuda")),
     ("--logits-dtype", "bf16", Refusal("--logits-dtype bf16")),
     ("--eval-steps", "2", Rows),
+    ("--eval-strategy", "no", Rows),
+    ("--max-eval-samples", "4", Words("held out: the first 6 of 8 are evaluated")),
     ("--gradient-checkpointing", "", Words("  gate_up")),
     ("--cuda-graphs", "on", Refusal("graphs")),
     ("--matmul-plans", "plans.json", Refusal("--matmul-plans")),

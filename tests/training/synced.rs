@@ -36,7 +36,7 @@ fn options(cli: &Cli, out: &str, change: impl FnOnce(&mut TrainOptions)) -> Trai
         files: FileOptions { model: cli.path("m"), data: cli.path("d"), out: cli.path(out) },
         schedule: ScheduleOptions { learning_rate: 1e-3, ..Default::default() },
         data: DataOptions { batch_size: 3, max_steps: Some(6), token_budget: Some(64), ..Default::default() },
-        eval: EvalOptions { eval_steps: 3 },
+        eval: EvalOptions { eval_steps: 3, ..Default::default() },
         save: SaveOptions { save_steps: Some(2), ..Default::default() },
         ..Default::default()
     };

@@ -135,7 +135,7 @@ impl Task for Eval<'_> {
         let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
         samples.fit(be, config, &memory, observe)?;
         be.reserve(&memory.table)?;
-        let set = EvalSet { plan, sidecars };
+        let set = EvalSet { steps: plan.steps_in_epoch(0), plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &dir, positions)?, capacity, Purpose::Score)?;
         let totals = eval::evaluate(&mut engine, &set, &spec, observe)?;
         eval::check_finite(&totals, &data, dir.path())?;

@@ -141,6 +141,26 @@ impl<'a> Planner<'a> {
         range.map(|i| self.survey.usable[e.order.as_ref().map_or(i, |o| o[i] as usize)].into()).collect()
     }
 
+    /// The first steps of the first epoch that hold `units` pairs (responses, judgements), or all of them; and how many they hold.
+    pub fn steps_of(&self, units: u64) -> (u64, u64) {
+        let steps = self.steps_in_epoch(0);
+        let epoch = self.epoch(0);
+        let count = |i: usize| {
+            let at = epoch.order.as_ref().map_or(i, |o| o[i] as usize);
+            self.survey.counts.as_ref().map_or(1, |counts| u64::from(counts[at]))
+        };
+        let (mut seen, mut at) = (0, 0);
+        for step in 0..steps {
+            if seen >= units {
+                return (step, seen);
+            }
+            let groups = self.step_groups(0, step).len();
+            seen += (at..at + groups).map(count).sum::<u64>();
+            at += groups;
+        }
+        (steps, seen)
+    }
+
     /// The micro-batches of a step (0-based); empty unless `step < steps_in_epoch(epoch)`.
     /// Reference log-probs are 0: the caller sets them ([`MicroBatch::set_ref_logps`]).
     ///

@@ -32,6 +32,7 @@ const FREE: &[&str] = &[
     "num_train_epochs",
     "warmup_steps",
     "warmup_ratio",
+    "eval_strategy",
     "eval_steps",
     "save_dtype",
     "save_steps",

@@ -1,6 +1,6 @@
 //! Models and data sets of the hub's, from a server of one's own: what is downloaded, what is kept, what is said when it fails.
 
-use crate::cli_common::{Cli, Ran, finish, golden, one_line, pairs};
+use crate::cli_common::{Cli, Ran, finish, golden, one_line, pairs, signal};
 use crate::hub_server::{Asked, COMMIT, Fault, OTHER, Server, blob, sha256};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -378,6 +378,27 @@ fn two_processes_download_once() {
     let contents: Vec<&str> = paths(&asked).into_iter().filter(|a| !a.starts_with("/api/")).collect();
     let once: std::collections::BTreeSet<_> = contents.iter().collect();
     assert_eq!(contents.len(), once.len(), "{contents:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_download_ends_where_somebody_says_so() {
+    let p = Place::with_data();
+    p.hub.fail("/content/", 1, Fault::Slow(Duration::from_millis(700)));
+    let mut command = p.command(&format!("{SCORE} org/llama"), &[]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = std::time::Instant::now();
+    while !p.hub.asked().iter().any(|a| a.elsewhere) {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal(&child, "INT");
+    let ran = finish(child);
+    let want = "stopped; what was downloaded is kept, and the same command goes on with it";
+    one_line("Ctrl-C", &ran, 130, want);
+    assert!(p.files().iter().any(|f| f.ends_with(".incomplete")), "{:?}", p.files());
+    p.ok(&format!("{SCORE} org/llama"));
+    assert!(p.files().iter().all(|f| !f.ends_with(".incomplete")), "{:?}", p.files());
 }
 
 #[test]

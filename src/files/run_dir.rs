@@ -9,13 +9,14 @@ use crate::files::paths::sync_folder;
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const RECORD: &str = "run.json";
 const LOG: &str = "run.log";
+const CARD: &str = "README.md";
 /// A run that went on many thousand times has a long one.
 const MOST_RECORD: u64 = 64 << 20;
 const CHECKPOINT: &str = "checkpoint-";
@@ -160,6 +161,30 @@ impl RunDir {
     /// Replaces `config.toml`.
     pub fn write_config(&self, config: &str) -> Result<()> {
         write(&self.path.join(CONFIG), config.as_bytes())
+    }
+
+    /// The folder's `README.md`, where it has one that is text.
+    pub fn card(&self) -> Option<String> {
+        read_text(&self.path.join(CARD), MOST_TEXT).ok()
+    }
+
+    /// Replaces `README.md`, after the picture that it shows, by its name.
+    pub fn write_card(&self, text: &str, picture: Option<(&str, &str)>) -> Result<()> {
+        if let Some((name, svg)) = picture {
+            write(&self.path.join(name), svg.as_bytes())?;
+        }
+        write(&self.path.join(CARD), text.as_bytes())
+    }
+
+    /// Calls `f` with every line of `metrics.jsonl`.
+    pub fn each_row(&self, mut f: impl FnMut(&Map<String, Value>)) -> Result<()> {
+        let path = self.path.join(METRICS);
+        let file = File::open(&path).map_err(Error::io(&path, "read"))?;
+        for line in BufReader::new(file).lines() {
+            let line = line.map_err(Error::io(&path, "read"))?;
+            serde_json::from_str(&line).iter().for_each(&mut f);
+        }
+        Ok(())
     }
 
     /// Appends a line to `metrics.jsonl`.

@@ -2,6 +2,7 @@
 
 pub mod adapter_options;
 mod announce;
+mod card;
 pub mod check;
 pub mod checkpoint;
 pub mod choices;

@@ -4,6 +4,7 @@ pub use super::summary::{Ended, Summary};
 
 use super::adapter_options::warnings;
 use super::announce::{announce, reference_line};
+use super::card::Card;
 use super::check::{check_data, check_loss, check_mismatched, check_model, open_splits, warn_of_positions};
 use super::checkpoint::{Due, Identity};
 use super::choices::GraphsChoice;
@@ -219,6 +220,15 @@ impl Run<'_> {
             let why = format!("how much training changed is not known, but the model is whole: {why}");
             observe.tell(&Event::Warning(&why))?;
         }
+        let card = Card {
+            options: c,
+            record,
+            summary,
+            splits: self.splits,
+            steps: engine.state.clock.step,
+            parameters: (model.table.num_trained(), model.table.num_parameters()),
+        };
+        card.write(out, observe)?;
         let (updated, changed) = (report.updated_share(), report.changed_share());
         observe.tell(&Event::Saved { path: out.path(), updated, changed })
     }

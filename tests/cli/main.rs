@@ -6,6 +6,7 @@ mod cli_common;
 mod cli;
 mod cli_bad;
 mod cli_bad_files;
+mod cli_card;
 mod cli_config;
 mod cli_effect;
 mod cli_eval;

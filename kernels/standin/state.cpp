@@ -83,7 +83,7 @@ int called(const char* name, int otherwise) {
     if (!colon || strncmp(f, name, size_t(colon - f)) || name[colon - f]) return 0;
     char* end;
     if (strtoul(colon + 1, &end, 10) != n) return 0;
-    for (const char* part : {"Free", "Destroy", "Unload", "Release", "SetCurrent"}) state().cannot_free |= strstr(name, part) != nullptr;
+    for (const char* part : {"Free", "Destroy", "Unload", "Release", "GetCurrent", "SetCurrent"}) state().cannot_free |= strstr(name, part) != nullptr;
     return *end == ':' ? atoi(end + 1) : otherwise;
 }
 

@@ -180,7 +180,12 @@ mod tests {
         drop(partial);
         let mut partial = Partial::open(&temp, &path).unwrap();
         let mut seen = Vec::new();
-        partial.read_back(|bytes| Ok(seen.extend_from_slice(bytes))).unwrap();
+        partial
+            .read_back(|bytes| {
+                seen.extend_from_slice(bytes);
+                Ok(())
+            })
+            .unwrap();
         assert_eq!((partial.len(), &seen[..]), (3, &b"abc"[..]));
         partial.put(b"de").unwrap();
         partial.commit().unwrap();

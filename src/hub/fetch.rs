@@ -214,7 +214,10 @@ impl<'h> Opened<'h> {
         }
         let resumed = !partial.is_empty();
         let mut sum = Sum::of(entry, size);
-        partial.read_back(|bytes| Ok(sum.add(bytes)))?;
+        partial.read_back(|bytes| {
+            sum.add(bytes);
+            Ok(())
+        })?;
         if let Err(e) = self.rest(entry, &mut partial, &mut sum, told, observe) {
             if partial.is_empty() {
                 partial.discard()?;

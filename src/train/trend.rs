@@ -288,7 +288,7 @@ mod tests {
             told.len() == 1 && told[0].starts_with("chosen responses became unlikely, too: -2.16 nats a token"),
             "{told:?}"
         );
-        let held_out = |loss: f64| (step(8, 0.6931, 4.0), step(8, loss, 6.0));
+        let held_out = |loss: f64| (step(8, std::f64::consts::LN_2, 4.0), step(8, loss, 6.0));
         assert_eq!(falls(0.0).warnings(1e-6, Some(&held_out(0.72))), [""; 0]);
         let told = falls(0.0).warnings(1e-6, Some(&held_out(0.8)));
         assert!(told.len() == 1 && told[0].starts_with("the held-out loss rose from 0.6931 to 0.8000,"), "{told:?}");

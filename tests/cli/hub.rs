@@ -186,6 +186,9 @@ fn a_path_that_exists_is_a_path() {
     p.bad(&page, &[], 2, want);
 }
 
+/// A case of the test below, in the order in which it takes it apart.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str, usize, Option<Fault>, i32, String);
+
 #[test]
 fn what_fails_says_so_in_a_line_and_leaves_nothing() {
     let p = Place::with_data();
@@ -203,7 +206,7 @@ fn what_fails_says_so_in_a_line_and_leaves_nothing() {
     let other = sha256(&model()["model.safetensors"].iter().map(|b| b ^ 1).collect::<Vec<u8>>());
     let no_token = [].as_slice();
     let bad_token = [("HF_TOKEN", "hf_bad")].as_slice();
-    let cases: Vec<(&str, &[(&str, &str)], &str, usize, Option<Fault>, i32, String)> = vec![
+    let cases: Vec<Case> = vec![
         (
             "org/none", no_token, "", 0, None, 2,
             "org/none: is no model that 127.0.0.1 knows, and no path that is here; check the name, or it is private: then set \

@@ -245,7 +245,7 @@ impl Card<'_> {
         );
         let _ = writeln!(
             text,
-            "- The run's `config.toml` has every option: `fusedpo {} --config config.toml --out RUN` on the same model and data \
+            "- The run's `config.toml` has every option: with it as its configuration, `fusedpo {}` on the same model and data \
              trains it again, to the bit on the same numerics.\n",
             self.options.stage
         );
@@ -276,10 +276,8 @@ impl Card<'_> {
     }
 }
 
-const PUSH: &str = "## To publish it\n\n\
-    Say under which licence (`license:` at the top of this file: the base model's terms go on to hold) and on which data (`datasets:`), then\n\n\
-    ```sh\nhf upload YOU/NAME . --exclude \"checkpoint-*\" \"run.json\" \"run.log\" \"config.toml\"\n```\n\n\
-    (`run.json`, `run.log` and `config.toml` name the machine and its paths.)\n";
+/// How the hub gets it: another program's command.
+const PUSH: &str = include_str!("publish.md");
 
 /// Options that say where something lies.
 const PATHS: [&str; 4] = ["ref_model", "cache", "adapter", "matmul_plans"];

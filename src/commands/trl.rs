@@ -54,7 +54,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("save_strategy", "fusedpo has `save_steps`: 0 saves only where a run is stopped; leave it out"),
     ("gradient_checkpointing_kwargs", "layers are computed again to the same bits, whatever they say; leave it out"),
     ("attn_implementation", "attention is fusedpo's own; leave it out"),
-    ("model_revision", "give the folder of the revision as `model`; leave it out"),
+    ("model_revision", "it stands behind the model's name: write `model: ORG/NAME@REVISION`"),
     ("lr_scheduler_kwargs", "schedules have no further options; leave it out"),
     (
         "torch_dtype",
@@ -69,6 +69,26 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("use_dora", "there is no DoRA; leave it out"),
     ("assistant_only_loss", "it is for packing: `fusedpo pack --assistant-turns`; leave it out"),
     ("completion_only_loss", "prompts are never learned; leave it out"),
+    ("dataset_streaming", "rows are packed once, and shards are mapped, not loaded; leave it out"),
+    ("dataset_text_field", "columns are named when rows are packed: `fusedpo pack --map text=COLUMN`; leave it out"),
+    ("max_seq_length", "rows are cut when they are packed: `fusedpo pack --max-length N`; leave it out"),
+    ("shuffle_dataset", "the order of the rows is drawn from `seed`; leave it out"),
+    ("remove_unused_columns", "columns that no shape has are not packed; leave it out"),
+    ("dataloader_num_workers", "shards are mapped; leave it out"),
+    ("pad_token", "nothing is padded; leave it out"),
+    ("precompute_ref_batch_size", "the reference takes micro-batches of `token_budget` slots; leave it out"),
+    ("reference_free", "a loss without a reference is named in `loss_type` (simpo, cpo, orpo, slic); leave it out"),
+    ("generate_during_eval", "`fusedpo eval` and `fusedpo generate` sample from a trained model; leave it out"),
+    ("eval_on_start", "what is held out is evaluated before the first step; leave it out"),
+    ("metric_for_best_model", "the last model is kept; leave it out"),
+    ("auto_find_batch_size", "memory depends on `token_budget`, and is planned before the run; leave it out"),
+    ("activation_offloading", "nothing is offloaded; `gradient_checkpointing: true` saves memory"),
+    ("torch_compile", "kernels are fusedpo's own; leave it out"),
+    ("tf32", "`dtype` says how products are computed: f32 or bf16; leave it out"),
+    ("ddp_find_unused_parameters", "a run is on one device; leave it out"),
+    ("router_aux_loss_coef", "there are no mixtures of experts; leave it out"),
+    ("neftune_noise_alpha", "there is no noise on embeddings; leave it out"),
+    ("lora_modules_to_save", "an adapter is on linear layers alone; leave it out"),
 ];
 
 /// Pairs a step are these two multiplied, over all devices.
@@ -99,6 +119,15 @@ pub fn translated(mut table: Table) -> Result<Table, String> {
     quantized(&mut table)?;
     values(&mut table)?;
     Ok(table)
+}
+
+/// What `docs/from-trl.md` has of the tables above, as the rows of its tables: what is renamed, what is always so, and the answers.
+pub fn rows() -> [Vec<Vec<String>>; 3] {
+    let code = |text: &str| format!("`{text}`");
+    let renamed = RENAMED.iter().map(|(theirs, ours)| vec![code(theirs), code(ours)]);
+    let always = ALWAYS.iter().map(|(key, is, why)| vec![code(key), code(is), (*why).to_owned()]);
+    let elsewhere = ELSEWHERE.iter().map(|(key, why)| vec![code(key), (*why).to_owned()]);
+    [renamed.collect(), always.collect(), elsewhere.collect()]
 }
 
 /// What there is here in place of `key`, where that is one of TRL's.

@@ -8,6 +8,7 @@ mod cli_bad;
 mod cli_bad_files;
 mod cli_card;
 mod cli_config;
+mod cli_docs;
 mod cli_effect;
 mod cli_eval;
 mod cli_help;

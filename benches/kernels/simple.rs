@@ -13,6 +13,7 @@ pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
         norms(bench, dim);
         swiglu(bench, ffn);
         linear(bench, dim, ffn);
+        adapter(bench, dim, ffn);
     }
     bias(bench, 1152);
     qk_norm(bench, AttnShape { heads: 16, kv_heads: 8, head_dim: 128 }); // Qwen3-0.6B
@@ -209,6 +210,48 @@ fn updates<B: Clock>(bench: &mut Bench<'_, B>) {
             .expect("update");
         });
     }
+}
+
+/// An adapter of gates and ups, rank 16: what it adds to the step's products, each by itself.
+fn adapter<B: Clock>(bench: &mut Bench<'_, B>, dim: usize, ffn: usize) {
+    let (rows, act, rank, out) = (B::ROWS, size_of::<B::Act>(), 16, 2 * ffn);
+    let columns = [0..ffn, ffn..out];
+    let parts = AdapterParts { columns: &columns, rank, out, inp: dim, scale: 2.0 };
+    let (many, few, low) = (rows * out, rows * dim, rows * parts.low());
+    let (a_len, b_len) = (parts.low() * dim, out * rank);
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        (r(many), r(low), r(few), (r(a_len), r(b_len)), be.zeros::<B::Acc>("bench", b_len).expect("memory"))
+    };
+    let shape = format!("{rows}x{out}x{dim}, rank {rank}");
+    let (down, up) = (2 * few * parts.low(), 2 * many * rank);
+    bench.run("adapter_fwd", &shape, Work::flop(down + up, (few + 2 * many) * act), set, |be, (y, l, x, (a, b), _)| {
+        be.adapter_fwd(AdapterFwd {
+            y: be.view_mut(y, 0..many),
+            low: be.view_mut(l, 0..low),
+            x: be.view(x, 0..few),
+            a: be.view(a, 0..a_len),
+            b: be.view(b, 0..b_len),
+            parts,
+        })
+        .expect("adapter_fwd");
+    });
+    bench.run("adapter_bwd_low", &shape, Work::flop(up, many * act), set, |be, (dy, dlow, _, (_, b), _)| {
+        let (dlow, dy, b) = (be.view_mut(dlow, 0..low), be.view(dy, 0..many), be.view(b, 0..b_len));
+        be.adapter_bwd_low(AdapterBwdLow { dlow, dy, b, parts }).expect("adapter_bwd_low");
+    });
+    let work = Work::flop(down + up, (few + many) * act);
+    bench.run("adapter_bwd_weight", &shape, work, set, |be, (dy, l, x, (a, _), db)| {
+        be.adapter_bwd_weight(AdapterBwdWeight {
+            db: be.view_mut(db, 0..b_len),
+            low: be.view_mut(l, 0..low),
+            dy: be.view(dy, 0..many),
+            x: be.view(x, 0..few),
+            a: be.view(a, 0..a_len),
+            parts,
+        })
+        .expect("adapter_bwd_weight");
+    });
 }
 
 /// A weight made dense of four bits with double quantisation: gates and ups of Llama-3.2-1B.

@@ -187,6 +187,15 @@ STANDIN_API CUresult cuStreamEndCapture(CUstream s, CUgraph* g) {
     if (found->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     return *g = static_cast<CUgraph>(state().graphs.add(std::make_unique<Graph>(std::move(found->graph)))), CUDA_SUCCESS;
 }
+STANDIN_API CUresult cuStreamIsCapturing(CUstream s, CUstreamCaptureStatus* status) {
+    ENTER(true);
+    Stream* found = state().streams.find(s);
+    if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "a dead stream is asked whether it records"));
+    *status = !found->capturing    ? CU_STREAM_CAPTURE_STATUS_NONE
+              : found->invalidated ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                   : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    return CUDA_SUCCESS;
+}
 STANDIN_API CUresult cuGraphInstantiateWithFlags(CUgraphExec* x, CUgraph g, unsigned long long flags) {
     ENTER(true);
     Graph* found = state().graphs.find(g);

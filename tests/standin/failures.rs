@@ -1,5 +1,6 @@
 //! A device that is lost, calls that fail, memory that runs out: the right line and exit code, and nothing left behind but what a
-//! run keeps on purpose. Positions are sampled; `FUSEDPO_STANDIN_SWEEP=all` tries every one (scripts/standin.sh sweep).
+//! run keeps on purpose. Positions are sampled; `FUSEDPO_STANDIN_SWEEP=all` tries every one (scripts/standin.sh), a number at
+//! least so many of each kind.
 
 use crate::cli_common::*;
 use crate::commands::STEPS;
@@ -20,6 +21,8 @@ fn all() -> bool {
 
 /// Of 1 to `n`: all, or `few` of them, the ends among them.
 fn positions(n: u64, few: u64) -> BTreeSet<u64> {
+    let asked = std::env::var("FUSEDPO_STANDIN_SWEEP").ok().and_then(|v| v.parse().ok());
+    let few = few.max(asked.unwrap_or(0));
     if all() || n <= few { (1..=n).collect() } else { (0..few).map(|i| 1 + i * (n - 1) / (few - 1).max(1)).collect() }
 }
 

@@ -189,6 +189,16 @@ impl CudaDriver {
         }
     }
 
+    /// Where ending a recording did not come to its end, the stream must not go on recording: nothing could be given back.
+    fn leave_recording(&self) {
+        let recording = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        if self.stream.capture_status().is_ok_and(|status| status == recording) {
+            // SAFETY: the stream is alive and records; the graph is nobody else's.
+            let _ = unsafe { result::stream::end_capture(self.stream.cu_stream()) }
+                .and_then(|graph| unsafe { result::graph::destroy(graph) });
+        }
+    }
+
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(error("use the GPU from this thread"))
     }
@@ -467,6 +477,9 @@ impl Driver for CudaDriver {
     fn end(&self) -> Result<Recorded> {
         *lock(&self.recording) = None;
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        if graph.is_err() {
+            self.leave_recording();
+        }
         for freed in std::mem::take(&mut *lock(&self.freed)) {
             match freed {
                 // SAFETY: the promise of whoever gave it back.

@@ -17,6 +17,8 @@ pub(super) type ActBuf<B> = <B as Device>::Buf<<B as Device>::Act>;
 pub struct Gradients<B: Backend> {
     /// The numbers; of what is yet to be set, those of the step before.
     pub sums: Sums<B>,
+    /// What is cleared for a step, the rest being set whole; `None`: all of it.
+    cleared: Option<Vec<Range<usize>>>,
     /// Of layers' matrices.
     unset: bool,
     /// Of the head's.
@@ -40,9 +42,9 @@ pub enum Sums<B: Backend> {
 }
 
 impl<B: Backend> From<Sums<B>> for Gradients<B> {
-    /// All of them set.
+    /// All of them set; each step clears them all.
     fn from(sums: Sums<B>) -> Self {
-        Self { sums, unset: false, head_unset: false }
+        Self { sums, cleared: None, unset: false, head_unset: false }
     }
 }
 
@@ -57,6 +59,15 @@ fn set_whole(table: &ParamTable) -> impl Iterator<Item = &Range<usize>> {
     layers.chain([&table.head]).filter_map(|p| p.whole.as_ref())
 }
 
+/// The rest of it.
+fn not_set_whole(table: &ParamTable) -> Vec<Range<usize>> {
+    let mut whole: Vec<_> = set_whole(table).collect();
+    whole.sort_unstable_by_key(|r| r.start);
+    let starts = std::iter::once(0).chain(whole.iter().map(|r| r.end));
+    let ends = whole.iter().map(|r| r.start).chain([table.trained_len]);
+    starts.zip(ends).filter(|(start, end)| start < end).map(|(start, end)| start..end).collect()
+}
+
 impl<B: Backend> Gradients<B> {
     /// Zeros for what trains in `table`.
     pub fn new(be: &B, table: &ParamTable, narrow: bool) -> Result<Self> {
@@ -69,24 +80,15 @@ impl<B: Backend> Gradients<B> {
                 split,
             },
         };
-        Ok(sums.into())
+        Ok(Self { cleared: (!B::GRAPHS).then(|| not_set_whole(table)), ..Self::from(sums) })
     }
 
     /// Makes all count as zero.
     pub fn clear(&mut self, be: &B, table: &ParamTable) -> Result<()> {
-        if B::GRAPHS {
-            return self.zero(be, 0..table.trained_len);
-        }
-        let mut whole: Vec<_> = set_whole(table).collect();
-        whole.sort_unstable_by_key(|r| r.start);
-        let mut at = 0;
-        for r in whole {
-            self.zero(be, at..r.start)?;
-            at = r.end;
-        }
-        self.zero(be, at..table.trained_len)?;
-        (self.unset, self.head_unset) = (true, true);
-        Ok(())
+        let Some(cleared) = self.cleared.take() else { return self.zero(be, 0..table.trained_len) };
+        let done = cleared.iter().try_for_each(|at| self.zero(be, at.clone()));
+        (self.cleared, self.unset, self.head_unset) = (Some(cleared), true, true);
+        done
     }
 
     /// Sets to zero what no micro-batch has set.

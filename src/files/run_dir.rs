@@ -16,7 +16,6 @@ const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const RECORD: &str = "run.json";
 const LOG: &str = "run.log";
-const CARD: &str = "README.md";
 /// A run that went on many thousand times has a long one.
 const MOST_RECORD: u64 = 64 << 20;
 const CHECKPOINT: &str = "checkpoint-";
@@ -163,17 +162,15 @@ impl RunDir {
         write(&self.path.join(CONFIG), config.as_bytes())
     }
 
-    /// The folder's `README.md`, where it has one that is text.
-    pub fn card(&self) -> Option<String> {
-        read_text(&self.path.join(CARD), MOST_TEXT).ok()
+    /// What the file of that name in the folder says; `None`: there is none. Errors: no text, or too long to be the run's own.
+    pub fn text(&self, name: &str) -> Option<Result<String>> {
+        let path = self.path.join(name);
+        path.symlink_metadata().is_ok().then(|| read_text(&path, MOST_TEXT))
     }
 
-    /// Replaces `README.md`, after the picture that it shows, by its name.
-    pub fn write_card(&self, text: &str, picture: Option<(&str, &str)>) -> Result<()> {
-        if let Some((name, svg)) = picture {
-            write(&self.path.join(name), svg.as_bytes())?;
-        }
-        write(&self.path.join(CARD), text.as_bytes())
+    /// Replaces the file of that name in the folder.
+    pub fn write_text(&self, name: &str, text: &str) -> Result<()> {
+        write(&self.path.join(name), text.as_bytes())
     }
 
     /// Calls `f` with every line of `metrics.jsonl`.

@@ -134,7 +134,6 @@ impl Run<'_> {
         let Some(checkpoint) = self.start.checkpoint() else { return Summary::default() };
         let carried = &checkpoint.saved().carried;
         Summary {
-            eval: carried.first_eval.clone().map(|first| (first.clone(), first)),
             reference_seconds: carried.reference_seconds,
             train_seconds: carried.train_seconds,
             ..Default::default()
@@ -204,6 +203,8 @@ impl Run<'_> {
             eval: self.held_out.map(|plan| EvalSet { steps: looked_at(c, &plan).0, plan, sidecars: sidecars.next() }),
             saver,
             evaluated: None,
+            before: self.start.checkpoint().and_then(|c| c.saved().carried.first_eval.clone()),
+            after: None,
             trend: Trend::default(),
             observe: &mut Both(&mut Jsonl(out), observe),
             summary,

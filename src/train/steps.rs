@@ -55,6 +55,10 @@ pub struct Steps<'a> {
     pub saver: Saver<'a>,
     /// The step after which it was evaluated last.
     pub evaluated: Option<u64>,
+    /// Held-out numbers of the model that the run started from.
+    pub before: Option<Totals>,
+    /// Those of the last evaluation of this call.
+    pub after: Option<Totals>,
     /// How it goes.
     pub trend: Trend,
     /// Who follows.
@@ -146,6 +150,7 @@ impl Steps<'_> {
         }
         // What goes on later has its end to come.
         if flow != Flow::Pause {
+            self.summary.eval = self.compared(step);
             let warnings = self.trend.warnings(self.schedule.peak, self.summary.eval.as_ref());
             warnings.iter().try_for_each(|why| self.observe.tell(&Event::Warning(why)))?;
         }
@@ -156,7 +161,7 @@ impl Steps<'_> {
 
     /// Saves a checkpoint where the clock stands.
     fn save<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
-        let first_eval = self.summary.eval.as_ref().map(|(first, _)| first.clone()).filter(Totals::is_finite);
+        let first_eval = self.before.clone().filter(Totals::is_finite);
         let (train_seconds, reference_seconds) = (self.summary.train_seconds, self.summary.reference_seconds);
         let carried = Carried { first_eval, train_seconds, reference_seconds };
         self.saver.save((engine.be, &engine.state), carried, self.observe)
@@ -297,8 +302,17 @@ impl Steps<'_> {
         let flow = flow.and(self.observe.on(&Event::Evaluation { step, row: &row })?);
         let line = format!("step {step}: held-out {}", eval::line(&totals));
         let flow = flow.and(self.observe.on(&Event::Note(&line))?);
-        let first = self.summary.eval.take().map_or_else(|| totals.clone(), |(first, _)| first);
-        self.summary.eval = Some((first, totals));
+        if step == 0 {
+            self.before = Some(totals.clone());
+        }
+        self.after = Some(totals);
         Ok(flow)
+    }
+
+    /// The held-out numbers of the model that the run started from, and of that which it has after `step` steps: where both
+    /// were measured.
+    fn compared(&self, step: u64) -> Option<(Totals, Totals)> {
+        let after = self.after.clone().filter(|_| self.evaluated == Some(step))?;
+        Some((self.before.clone().filter(|_| step > 0)?, after))
     }
 }

@@ -28,7 +28,7 @@ pub struct Summary {
     pub checkpoint: Option<u64>,
     /// Last training metrics.
     pub last: Map<String, Value>,
-    /// First and last evaluation.
+    /// Held-out numbers of the model that the run started from, and of the result: where both were measured.
     pub eval: Option<(Totals, Totals)>,
     /// Seconds of the reference pass.
     pub reference_seconds: f64,

@@ -36,26 +36,60 @@ fn a_run_leaves_a_card() {
     assert!(cells(&card, "accuracy")[1].contains('[') && card.contains("| `learning_rate` | `0.001` |"), "{card}");
     let svg = cli.text("a/training.svg");
     assert!(svg.starts_with("<svg ") && svg.matches("<circle").count() >= 9, "{svg}");
-    // Changed by hand: it stays, and the run says so.
-    cli.ok(&format!("dpo {STEPS} --out c --lr-scheduler-type constant"));
-    cli.write("c/README.md", format!("{}Mine.\n", cli.text("c/README.md")));
-    cli.ok(&format!("dpo {STEPS} --out e --lr-scheduler-type constant --save-steps 2"));
-    for (kept, dir) in [(false, "e"), (true, "e")] {
-        if kept {
-            cli.write("e/README.md", cli.text("e/README.md").replace("# e", "# Mine"));
-        }
-        let steps = if kept { 8 } else { 6 };
+}
+
+/// What somebody changed, or put there, stays; what the run wrote itself it writes again.
+#[test]
+fn a_card_that_is_somebody_elses_stays() {
+    let cli = Cli::with_data();
+    let run = |steps: usize| {
         let longer = STEPS.replace("--max-steps 4", &format!("--max-steps {steps}"));
-        let ran = cli.ok(&format!("dpo {longer} --out {dir} --lr-scheduler-type constant --resume auto"));
-        let card = cli.text("e/README.md");
-        assert_eq!(card.contains("# Mine"), kept, "{card}");
-        assert_eq!(
-            ran.err.contains("changed by somebody") || ran.out.contains("changed by somebody"),
-            kept,
-            "{}",
-            ran.err
-        );
+        let ran = cli.ok(&format!("dpo {longer} --out e --lr-scheduler-type constant --save-steps 2 --resume auto"));
+        ran.out + &ran.err
+    };
+    assert!(!run(4).contains("no model card"));
+    let first = cli.text("e/README.md");
+    assert!(!run(6).contains("no model card") && cli.text("e/README.md") != first);
+    let (card, picture) = (cli.text("e/README.md"), cli.text("e/training.svg"));
+    let mut steps = 6;
+    for (name, theirs) in [
+        ("README.md", card.replace("# e", "# Mine").into_bytes()),
+        ("README.md", b"Caf\xe9".to_vec()),
+        ("training.svg", picture.replace("step", "Schritt").into_bytes()),
+    ] {
+        cli.write("e/README.md", &card);
+        cli.write("e/training.svg", &picture);
+        cli.write(&format!("e/{name}"), &theirs);
+        steps += 2;
+        let said = run(steps);
+        assert!(said.contains(&format!("no model card: {name} was changed by somebody")), "{said}");
+        assert!(cli.bytes(&format!("e/{name}")) == theirs, "{name}");
     }
+}
+
+/// Before and after are the model that the run started from and its result, measured; nothing else is called so.
+#[test]
+fn before_and_after_are_what_they_say() {
+    let cli = Cli::with_data();
+    let run = |out: &str, steps: usize, more: &str| {
+        let longer = STEPS.replace("--max-steps 4", &format!("--max-steps {steps}"));
+        let ran = cli
+            .ok(&format!("dpo {longer} --out {out} --lr-scheduler-type constant --save-steps 2 --resume auto {more}"));
+        (ran.out + &ran.err, cli.text(&format!("{out}/README.md")))
+    };
+    let (said, card) = run("a", 4, "");
+    assert!(said.contains("held-out after") && card.contains("| accuracy"), "{said}{card}");
+    let (said, card) = run("a", 6, "--eval-strategy no");
+    assert!(!said.contains("held-out after") && !card.contains("| accuracy"), "{said}{card}");
+    let (said, card) = run("a", 8, "");
+    let before = said.lines().find(|l| l.starts_with("held-out before")).unwrap_or_else(|| panic!("{said}"));
+    assert!(before.contains("loss 0.6931") && cells(&card, "loss")[0] == "0.6931", "{said}{card}");
+    run("b", 4, "--eval-strategy no");
+    let (said, card) = run("b", 6, "");
+    assert!(
+        said.contains("held-out loss") && !said.contains("held-out before") && !card.contains("| accuracy"),
+        "{said}{card}"
+    );
 }
 
 /// An adapter's is for PEFT; supervised fine-tuning has no rewards.

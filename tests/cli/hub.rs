@@ -416,6 +416,8 @@ fn a_run_writes_down_which_commit_it_was_made_from() {
     assert_eq!(p.cli.bytes("one/model.safetensors"), p.cli.bytes("two/model.safetensors"));
     let config = p.cli.text("one/config.toml");
     assert!(config.contains(&format!("model = \"{named}\"")), "{config}");
+    let card = p.cli.text("one/README.md");
+    assert!(card.contains("base_model: org/llama\n") && card.contains(&format!("at `{COMMIT}`")), "{card}");
     let record: serde_json::Value = serde_json::from_slice(&p.cli.bytes("one/run.json")).unwrap();
     assert_eq!(record["options"]["model"], json!(named));
     p.hub.asked();

@@ -14,6 +14,7 @@ use crate::data::shard::Dataset;
 use crate::data::shard::format::hex;
 use crate::error::Result;
 use crate::files::RunDir;
+use crate::hub::{Kind, Repo};
 use crate::observe::{Event, Observe};
 use curve::{Curve, short};
 use serde::Serialize;
@@ -23,6 +24,7 @@ use std::fmt::Write;
 
 /// What stands before the hash of the text after it.
 const MARK: &str = "<!-- Written by fusedpo; it is not written again over changes. sha256 ";
+const CARD: &str = "README.md";
 const PICTURE: &str = "training.svg";
 
 /// What the card of a run says.
@@ -44,12 +46,17 @@ pub(super) struct Card<'a> {
 impl Card<'_> {
     /// Writes it into the run's folder. What it cannot write is a warning: the model is there.
     pub fn write(&self, out: &RunDir, observe: &mut dyn Observe) -> Result<()> {
-        if out.card().is_some_and(|card| !is_ours(&card)) {
-            return observe.tell(&Event::Note("README.md was changed by somebody, and stays as it is"));
+        let theirs = |name: &str| out.text(name).is_some_and(|text| !text.is_ok_and(|text| is_ours(&text)));
+        if let Some(name) = [CARD, PICTURE].into_iter().find(|name| theirs(name)) {
+            let why = format!("no model card: {name} was changed by somebody, or is theirs, and stays as it is");
+            return observe.tell(&Event::Note(&why));
         }
         let written = self.curves(out).and_then(|curves| {
             let picture = curve::svg(&curves);
-            out.write_card(&marked(&self.text(picture.is_some())), picture.as_deref().map(|svg| (PICTURE, svg)))
+            if let Some(svg) = &picture {
+                out.write_text(PICTURE, &marked(svg, "\n"))?;
+            }
+            out.write_text(CARD, &marked(&self.text(picture.is_some()), "---\n\n"))
         });
         match written {
             Ok(()) => Ok(()),
@@ -99,17 +106,17 @@ impl Card<'_> {
         self.options.train.has_adapter()
     }
 
-    /// The base model by the hub's name, where it was named so; with the commit.
-    fn base(&self) -> Option<(&str, Option<&str>)> {
+    /// The base model, where it was named by the hub's name.
+    fn base(&self) -> Option<Repo> {
         let o = self.options;
-        let name = o.folders.has(&o.files.model).then(|| o.files.model.to_str()).flatten()?;
-        Some(name.split_once('@').map_or((name, None), |(id, commit)| (id, Some(commit))))
+        let named = o.folders.has(&o.files.model).then(|| Repo::of(Kind::Model, &o.files.model));
+        named.and_then(|repo| repo.ok().flatten())
     }
 
     fn front_matter(&self) -> String {
         let library = if self.adapter() { "peft" } else { "transformers" };
         let mut text = format!("---\nlibrary_name: {library}\npipeline_tag: text-generation\n");
-        if let Some((id, _)) = self.base() {
+        if let Some(Repo { id, .. }) = self.base() {
             let relation = if self.adapter() { "adapter" } else { "finetune" };
             let _ = writeln!(text, "base_model: {id}\nbase_model_relation: {relation}");
         }
@@ -127,11 +134,13 @@ impl Card<'_> {
     }
 
     fn what(&self) -> String {
-        let base = match self.base() {
-            Some((id, Some(commit))) => format!("[{id}](https://huggingface.co/{id}) at `{commit}`"),
-            Some((id, None)) => format!("[{id}](https://huggingface.co/{id})"),
-            None => format!("a model whose weights have the sha256 `{}`", self.record.sha256.model),
-        };
+        let base = self.base().map(|Repo { id, revision, path, .. }| {
+            let folder = if path.is_empty() { String::new() } else { format!(", folder `{path}`") };
+            let at = revision.map_or_else(String::new, |commit| format!(" at `{commit}`"));
+            format!("[{id}](https://huggingface.co/{id}){folder}{at}")
+        });
+        let base =
+            base.unwrap_or_else(|| format!("a model whose weights have the sha256 `{}`", self.record.sha256.model));
         let split = &self.splits[0];
         let (on, many) = match (self.options.stage, split.num_pairs()) {
             (Stage::Dpo, pairs) if pairs > 0 => ("preference optimisation", format!("{pairs} pairs")),
@@ -156,7 +165,7 @@ impl Card<'_> {
     /// Before and after, on what was held out.
     fn results(&self) -> String {
         let Some((first, last)) = &self.summary.eval else {
-            return "Nothing was held out to say what training changed.\n\n".into();
+            return "What training changed was not measured on held-out rows.\n\n".into();
         };
         let of = if last.pairs > 0 { format!("{} pairs", last.pairs) } else { format!("{} responses", last.responses) };
         let mut text = format!("| held out: {of} | before | after |\n| --- | --- | --- |\n");
@@ -190,11 +199,15 @@ impl Card<'_> {
     }
 
     fn usage(&self) -> String {
-        let base = self.base().map_or("BASE_MODEL", |(id, _)| id);
+        let of =
+            |name: &str, value: &str| if value.is_empty() { String::new() } else { format!(", {name}=\"{value}\"") };
+        let base = self.base().map_or("\"BASE_MODEL\"".into(), |Repo { id, revision, path, .. }| {
+            format!("\"{id}\"{}{}", of("revision", &revision.unwrap_or_default()), of("subfolder", &path))
+        });
         let (imports, load) = match self.adapter() {
             true => (
                 "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer",
-                format!("model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(\"{base}\"), name)"),
+                format!("model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), name)"),
             ),
             false => (
                 "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -276,7 +289,7 @@ impl Card<'_> {
     }
 }
 
-/// How the hub gets it: another program's command.
+/// How the hub gets it.
 const PUSH: &str = include_str!("publish.md");
 
 /// Options that say where something lies.
@@ -308,9 +321,9 @@ fn sha256(text: &str) -> String {
     hex(&Sha256::digest(text))
 }
 
-/// With a line after the front matter that has the hash of all else.
-fn marked(text: &str) -> String {
-    let end = text.find("---\n\n").map_or(0, |at| at + 4);
+/// With a line that has the hash of all else, after what ends with the first line of `head`.
+fn marked(text: &str, head: &str) -> String {
+    let end = text.find(head).map_or(0, |at| text[at..].find('\n').map_or(at, |line| at + line + 1));
     format!("{}\n{MARK}{} -->\n{}", &text[..end], sha256(text), &text[end..])
 }
 

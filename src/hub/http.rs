@@ -2,7 +2,7 @@
 
 use super::name::Repo;
 use super::settings::Settings;
-use super::url::{Origin, join};
+use super::url::{Origin, join, shown};
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_JSON, MOST_TOKENIZER};
 use crate::observe::{Event, Flow, Observe};
@@ -94,7 +94,11 @@ impl Client {
     pub fn new(settings: Settings) -> Result<Self> {
         let endpoint = &settings.endpoint;
         let origin = Origin::of(endpoint).ok_or_else(|| {
-            Error::usage(format!("HF_ENDPOINT is `{endpoint}`, which is no address such as https://huggingface.co"))
+            let (endpoint, user) = (shown(endpoint), endpoint.contains('@'));
+            let why = if user { "; a user in it is not supported, a token is" } else { "" };
+            Error::usage(format!(
+                "HF_ENDPOINT is `{endpoint}`, which is no address such as https://huggingface.co{why}"
+            ))
         })?;
         // Never shown: a token that cannot be sent may be one all the same.
         if settings.token.as_ref().is_some_and(|t| !t.chars().all(|c| c.is_ascii_graphic())) {
@@ -194,7 +198,7 @@ impl Client {
         let (mut url, mut trusted) = (url.to_owned(), true);
         for _ in 0..=HOPS {
             let Some(origin) = Origin::of(&url) else {
-                return Err(Failure::Error(self.odd(&format!("sends to `{url}`, which is no address"))));
+                return Err(Failure::Error(self.odd(&format!("sends to `{}`, which is no address", shown(&url)))));
             };
             if self.origin.https && !origin.https {
                 return Err(Failure::Error(

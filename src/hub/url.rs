@@ -34,6 +34,15 @@ impl Origin {
     }
 }
 
+/// `url` as it may be shown: without a user and a password, and without what is asked, which may be a signature.
+pub(super) fn shown(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, rest) = url.split_once("://").map_or((None, url), |(scheme, rest)| (Some(scheme), rest));
+    let path = rest.find('/').unwrap_or(rest.len());
+    let host = rest[..path].rsplit('@').next().unwrap_or_default();
+    format!("{}{host}{}", scheme.map_or_else(String::new, |s| format!("{s}://")), &rest[path..])
+}
+
 /// Where `location` leads from `url`.
 pub(super) fn join(url: &str, location: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;

@@ -257,7 +257,7 @@ fn what_fails_says_so_in_a_line_and_leaves_nothing() {
             format!("{weights}: localhost has 90000 bytes of it, and 87992 are to come: not the file that the hub lists")),
         ("org/llama", no_token, "resolve/", 99, Some(Fault::To(format!("{at}/org/llama/resolve/x"))), 2,
             format!("{at}: sends from one place to another without an end")),
-        ("org/llama", no_token, "resolve/", 9, Some(Fault::To("ftp://x/y".into())), 2,
+        ("org/llama", no_token, "resolve/", 9, Some(Fault::To("ftp://u:SECRET@x/y?sig=SECRET".into())), 2,
             format!("{at}: sends to `ftp://x/y`, which is no address")),
         ("org/llama", no_token, "tree/", 1, Some(Fault::List(json!([{"type": "file", "path": "../../x", "size": 1, "oid": blob(b"")}]))), 2,
             "org/llama: the hub lists a file `../../x`, which would lie outside the repository's folder: nothing of it is taken".into()),
@@ -272,6 +272,9 @@ fn what_fails_says_so_in_a_line_and_leaves_nothing() {
                      the repository first", p.cli.path("hf/hub/models--org--llama").display())),
         ("org/llama", &[("HF_ENDPOINT", "hub")], "", 0, None, 2,
             "HF_ENDPOINT is `hub`, which is no address such as https://huggingface.co".into()),
+        ("org/llama", &[("HF_ENDPOINT", "https://user:PASSWORD@hub.example/x?sig=SECRET")], "", 0, None, 2,
+            "HF_ENDPOINT is `https://hub.example/x`, which is no address such as https://huggingface.co; a user in it is not \
+             supported, a token is".into()),
         ("org/llama", &[("HF_TOKEN", "a b")], "", 0, None, 2,
             "the token of the hub (HF_TOKEN, or its file) has characters that no token has".into()),
     ];

@@ -3,6 +3,7 @@
 #[allow(unsafe_code)] // a handler of signals
 pub mod bus;
 pub mod choice;
+pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod effect;

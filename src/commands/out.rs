@@ -1,5 +1,6 @@
 //! `--out FILE`: what a command writes for the user, there or on stdout.
 
+use super::effect;
 use crate::error::{Error, Result};
 use crate::files::{Spool, Target};
 use crate::note;
@@ -19,9 +20,16 @@ pub enum Out {
 }
 
 impl Out {
-    /// Opens it before the work, so that what cannot be written to is known. Errors: as of [`Target::open`].
+    /// Opens it before the work, so that what cannot be written to is known. Errors: as of [`Target::open`]; nothing on stdout can be
+    /// replaced.
     pub fn open(path: &Path, overwrite: bool) -> Result<Self> {
         if path == Path::new("-") || is_stdout(path) {
+            if overwrite {
+                return effect::refuse(
+                    "overwrite",
+                    "nothing is written but to stdout; give `out` FILE, or leave it out",
+                );
+            }
             return Ok(Self::Stdout(BufWriter::with_capacity(1 << 16, std::io::stdout())));
         }
         Ok(Self::File(Target::open(path, overwrite)?))

@@ -1,6 +1,6 @@
 //! `fusedpo completions` and `fusedpo man`: what a shell and `man` know of the program.
 
-use super::out::{STDOUT, refuse_stdout};
+use super::out::STDOUT;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::say;
@@ -8,7 +8,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `fusedpo completions`.
 #[derive(clap::Args)]
@@ -36,7 +36,9 @@ pub fn completions(args: &CompletionsArgs, mut program: Command) -> Result<()> {
 pub fn man(args: &ManArgs, mut program: Command) -> Result<()> {
     program.build();
     let out = &args.out;
-    refuse_stdout(out)?;
+    if out == Path::new("-") {
+        return Err(Error::usage("DIR -: pages go into a folder, which standard output cannot hold; name one"));
+    }
     if !out.is_dir() {
         files::make_folder(out)?;
     }

@@ -1,18 +1,17 @@
 //! `fusedpo sft` and `fusedpo dpo`.
 
 use super::choice::named;
+use super::config;
 use super::effect;
 use super::hub;
 use super::loss_flags::{LossFlags, TokenFlags};
 use super::out;
 use super::quantize_flags::QuantizeFlags;
-use super::{trl, yaml};
 use crate::backend::Backend;
-use crate::choice::Choice;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::files::{self, MOST_TEXT, RunDir};
-use crate::loss::{LossType, Param};
+use crate::files::RunDir;
+use crate::loss::LossType;
 use crate::model::wanted::Wanted;
 use crate::model::{AdapterInit, SaveDtype};
 use crate::note;
@@ -20,18 +19,12 @@ use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
-use crate::train::group::{Group, first_line};
-use crate::train::loss_options::LossTypes;
-use crate::train::optim::OptimOptions;
 use crate::train::optim::OptimizerChoice;
-use crate::train::options::{
-    ComputeOptions, DataOptions, EvalOptions, EvalStrategy, FileOptions, LossOptions, ReferenceOptions, ResumeOptions,
-    SaveOptions, Stage, TrainOptions, TrainedOptions,
-};
+use crate::train::options::{EvalStrategy, Stage, TrainOptions};
 use crate::train::record::{Outcome, Record};
 use crate::train::resume;
 use crate::train::run::{self, Ended, Summary};
-use crate::train::schedule::{ScheduleOptions, SchedulerType};
+use crate::train::schedule::SchedulerType;
 use crate::warn;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -121,7 +114,7 @@ pub struct TrainFlags {
     /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
     #[arg(long)]
     pub token_budget: Option<usize>,
-    /// Steps; wins over --num-train-epochs
+    /// Steps, in place of --num-train-epochs
     #[arg(long)]
     pub max_steps: Option<u64>,
     /// Passes over the data; may be a fraction [default: 1]
@@ -331,7 +324,7 @@ pub fn options_for_plan(stage: Stage, flags: &TrainFlags, dpo: &DpoFlags, of_len
 /// What was typed, over the keys of the file `config`, over the defaults; checked.
 pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<TrainOptions> {
     let mut all = match config {
-        Some(path) => read(stage, path, &typed)?,
+        Some(path) => config::read(stage, path, &typed)?,
         None => toml::Table::new(),
     };
     all.extend(typed.clone());
@@ -341,97 +334,6 @@ pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Resul
             let options = TrainOptions::from_table(stage, &all)?;
             effect::of_run(&typed, &options).map(|()| options)
         }
-    }
-}
-
-/// The options in a file, without those that what was typed has no use for. Keys that the stage does not know are refused
-/// by name.
-fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Table> {
-    let text = files::read_text(path, MOST_TEXT).map_err(|e| e.doing("read the configuration"))?;
-    let is_yaml = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("yaml") || e.eq_ignore_ascii_case("yml"));
-    let mut table = match is_yaml {
-        true => yaml::entries(&text)
-            .and_then(|entries| trl::translated(yaml::table(entries)))
-            .map_err(|why| Error::file(path, why))?,
-        false => text.parse().map_err(|e: toml::de::Error| {
-            let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
-            Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
-        })?,
-    };
-    leave_out(stage, path, &mut table, typed);
-    TrainOptions::read(stage, &table).map_err(|why| Error::file(path, hinted(stage, why)))?;
-    Ok(table)
-}
-
-/// `why` a table is not of `stage`; where it names a key that nobody knows, with the nearest that there is.
-fn hinted(stage: Stage, why: String) -> String {
-    let of_all = [
-        FileOptions::KEYS,
-        ScheduleOptions::KEYS,
-        OptimOptions::KEYS,
-        TrainedOptions::KEYS,
-        DataOptions::KEYS,
-        ComputeOptions::KEYS,
-        EvalOptions::KEYS,
-        SaveOptions::KEYS,
-        ResumeOptions::KEYS,
-    ];
-    let of_dpo = [LossOptions::KEYS, ReferenceOptions::KEYS].concat();
-    let mut known = of_all.concat();
-    let key = why.strip_prefix('`').and_then(|rest| rest.strip_suffix("` is not an option of this command"));
-    // What the other stage knows is no slip of the pen.
-    let Some(key) = key.filter(|key| !of_dpo.contains(key)) else { return why };
-    if let Some(answer) = trl::answer(key) {
-        return answer;
-    }
-    if stage == Stage::Dpo {
-        known.extend(of_dpo);
-    }
-    match trl::nearest(key, &known) {
-        Some(name) => format!("{why}; did you mean `{name}`?"),
-        None => why,
-    }
-}
-
-/// A run's own configuration serves another stage and another loss too: what is asked for wins, and what of the file has no
-/// meaning there is left out and named. In a file that contradicts itself nothing is left out.
-fn leave_out(stage: Stage, path: &Path, file: &mut toml::Table, typed: &toml::Table) {
-    let name = |table: &toml::Table, key: &str| table.get(key)?.as_str().map(str::to_owned);
-    let of = name(file, "stage").and_then(|s| Stage::named(&s)).filter(|of| *of != stage);
-    if let Some(of) = of {
-        file.remove("stage");
-        let of_dpo = [LossOptions::KEYS, ReferenceOptions::KEYS].concat();
-        // An SFT run did not choose its loss.
-        let mut keys: Vec<&str> = if of == Stage::Sft { vec!["loss_type"] } else { of_dpo };
-        // Nor did a run that has its stage's default choose its learning rate.
-        let default = TrainOptions::read(of, &toml::Table::new()).map(|o| o.schedule.learning_rate);
-        if file.get("learning_rate").and_then(toml::Value::as_float) == default.ok()
-            && !typed.contains_key("learning_rate")
-        {
-            keys.push("learning_rate");
-        }
-        remove(path, file, &keys, &format!("the file is of {of}, this is {stage}"));
-    }
-    let loss = |table: &toml::Table| -> Option<LossTypes> { table.get("loss_type")?.clone().try_into().ok() };
-    let Some(asked) = loss(typed).filter(|l| *l != loss(file).unwrap_or(LossType::Sigmoid.into())) else { return };
-    let asked = LossOptions { loss_type: asked, ..Default::default() }.spec();
-    let mut keys = vec!["loss_weights"];
-    keys.extend(Param::ALL.iter().filter(|p| !asked.has(**p)).map(|p| p.name()));
-    keys.extend(ReferenceOptions::KEYS.iter().filter(|_| !asked.reference()));
-    let asked = asked.name();
-    remove(path, file, &keys, &format!("not for the {asked} loss"));
-}
-
-/// Takes `keys` out of `file` and says which it had.
-fn remove(path: &Path, file: &mut toml::Table, keys: &[&str], why: &str) {
-    // Nothing is lost with what says that there is nothing: no smoothing, no weighting, the divergence of all losses.
-    let nothing = |value: &toml::Value| {
-        value.as_float() == Some(0.0) || value.as_bool() == Some(false) || value.as_str() == Some("reverse_kl")
-    };
-    let had = keys.iter().filter(|key| file.remove(**key).is_some_and(|value| !nothing(&value)));
-    let had: Vec<String> = had.map(|key| format!("`{key}`")).collect();
-    if !had.is_empty() {
-        note!("{}: {} left out: {why}", path.display(), had.join(", "));
     }
 }
 

@@ -7,18 +7,38 @@ use toml::{Table, Value};
 const RENAMED: &[(&str, &str)] =
     &[("model_name_or_path", "model"), ("output_dir", "out"), ("resume_from_checkpoint", "resume")];
 
-/// Keys that say nothing but what is always so here, with the value that says it.
-const ALWAYS: &[(&str, &str, &str)] = &[
-    ("precompute_ref_log_probs", "true", "the reference's log-probs are always computed before"),
-    ("disable_dropout", "true", "nothing drops out"),
-    ("fp16", "false", "there is no fp16; bf16 is `dtype`"),
-    ("load_in_8bit", "false", "there are no weights in 8 bits; 4 are `quantize`"),
-    ("padding_free", "true", "nothing is padded"),
-    ("do_train", "true", "a run trains"),
-    ("overwrite_output_dir", "false", "a run never writes over another"),
-    ("load_best_model_at_end", "false", "the last model is kept"),
-    ("group_by_length", "false", "nothing is padded"),
-    ("trust_remote_code", "false", "no code of a model is run"),
+/// Keys that say nothing but what is always so here, with the values that say it.
+const ALWAYS: &[(&str, &[&str], &str)] = &[
+    ("precompute_ref_log_probs", &["true"], "the reference's log-probs are always computed before"),
+    ("disable_dropout", &["true"], "nothing drops out"),
+    ("fp16", &["false"], "there is no fp16; bf16 is `dtype`"),
+    ("load_in_8bit", &["false"], "there are no weights in 8 bits; 4 are `quantize`"),
+    ("padding_free", &["true", "false"], "nothing is padded"),
+    ("do_train", &["true"], "a run trains"),
+    ("overwrite_output_dir", &["false"], "a run never writes over another"),
+    ("load_best_model_at_end", &["false"], "the last model is kept"),
+    ("group_by_length", &["false"], "nothing is padded"),
+    ("trust_remote_code", &["false"], "no code of a model is run"),
+    ("push_to_hub", &["false"], "nothing is sent anywhere"),
+    ("use_dora", &["false"], "there is no DoRA"),
+    ("use_liger_kernel", &["false"], "kernels are fusedpo's own"),
+    ("bf16_full_eval", &["false"], "an evaluation has the run's `dtype`"),
+    ("completion_only_loss", &["true"], "prompts are never learned"),
+    ("assistant_only_loss", &["false"], "it is for packing: `fusedpo pack --assistant-turns`"),
+    ("packing", &["false"], "prompts and responses are always packed, and `batch_size` counts them one by one"),
+    ("logging_steps", &["1"], "metrics.jsonl has every step"),
+    ("logging_first_step", &["true"], "metrics.jsonl has every step"),
+    ("report_to", &["\"none\"", "[\"none\"]", "[]"], "metrics are in metrics.jsonl, under TRL's names"),
+    ("deepspeed", &["\"\"", "false"], "a run is on one device"),
+    ("fsdp", &["\"\"", "[]", "false"], "a run is on one device"),
+    ("dataset_streaming", &["false"], "rows are packed once, and shards are mapped, not loaded"),
+    ("reference_free", &["false"], "a loss without a reference is named in `loss_type` (simpo, cpo, orpo, slic)"),
+    ("generate_during_eval", &["false"], "`fusedpo eval` and `fusedpo generate` sample from a trained model"),
+    ("eval_on_start", &["true", "false"], "what is held out is evaluated before the first step"),
+    ("auto_find_batch_size", &["false"], "memory depends on `token_budget`, and is planned before the run"),
+    ("activation_offloading", &["false"], "nothing is offloaded; `gradient_checkpointing: true` saves memory"),
+    ("torch_compile", &["false"], "kernels are fusedpo's own"),
+    ("lora_task_type", &["\"CAUSAL_LM\""], "an adapter is of a causal language model"),
 ];
 
 /// Keys without a meaning here, and what there is instead.
@@ -38,20 +58,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ),
     ("max_completion_length", "rows are cut when they are packed: `fusedpo pack --max-length N`; leave it out"),
     ("truncation_mode", "rows are cut when they are packed: `fusedpo pack --truncation`; leave it out"),
-    ("packing", "prompts and responses are always packed; leave it out"),
     ("chat_template_path", "templates are for packing: `fusedpo pack --chat-template FILE`; leave it out"),
     ("eos_token", "it is for packing: `fusedpo pack --eos-token TEXT`; leave it out"),
     ("per_device_eval_batch_size", "an evaluation takes micro-batches of `token_budget` slots; leave it out"),
-    ("logging_steps", "metrics.jsonl has every step; leave it out"),
     ("logging_strategy", "metrics.jsonl has every step; leave it out"),
-    ("logging_first_step", "metrics.jsonl has every step; leave it out"),
     ("logging_dir", "a run's log and metrics are in its folder; leave it out"),
-    ("report_to", "metrics are in metrics.jsonl, under TRL's names; leave it out"),
     ("run_name", "a run's name is its folder's; leave it out"),
-    ("push_to_hub", "nothing is sent anywhere; leave it out"),
     ("hub_model_id", "nothing is sent anywhere; leave it out"),
     ("hub_strategy", "nothing is sent anywhere; leave it out"),
-    ("save_strategy", "fusedpo has `save_steps`: 0 saves only where a run is stopped; leave it out"),
     ("gradient_checkpointing_kwargs", "layers are computed again to the same bits, whatever they say; leave it out"),
     ("attn_implementation", "attention is fusedpo's own; leave it out"),
     ("model_revision", "it stands behind the model's name: write `model: ORG/NAME@REVISION`"),
@@ -60,16 +74,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "torch_dtype",
         "fusedpo has `dtype`, the precision of products beside master weights in f32: write `dtype: bf16` or f32",
     ),
-    ("bf16_full_eval", "an evaluation has the run's `dtype`; leave it out"),
-    ("use_liger_kernel", "kernels are fusedpo's own; leave it out"),
-    ("deepspeed", "a run is on one device; leave it out"),
-    ("fsdp", "a run is on one device; leave it out"),
-    ("bnb_4bit_quant_type", "`quantize` names it: write `quantize: nf4`"),
-    ("lora_task_type", "an adapter is of a causal language model; leave it out"),
-    ("use_dora", "there is no DoRA; leave it out"),
-    ("assistant_only_loss", "it is for packing: `fusedpo pack --assistant-turns`; leave it out"),
-    ("completion_only_loss", "prompts are never learned; leave it out"),
-    ("dataset_streaming", "rows are packed once, and shards are mapped, not loaded; leave it out"),
     ("dataset_text_field", "columns are named when rows are packed: `fusedpo pack --map text=COLUMN`; leave it out"),
     ("max_seq_length", "rows are cut when they are packed: `fusedpo pack --max-length N`; leave it out"),
     ("shuffle_dataset", "the order of the rows is drawn from `seed`; leave it out"),
@@ -77,13 +81,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("dataloader_num_workers", "shards are mapped; leave it out"),
     ("pad_token", "nothing is padded; leave it out"),
     ("precompute_ref_batch_size", "the reference takes micro-batches of `token_budget` slots; leave it out"),
-    ("reference_free", "a loss without a reference is named in `loss_type` (simpo, cpo, orpo, slic); leave it out"),
-    ("generate_during_eval", "`fusedpo eval` and `fusedpo generate` sample from a trained model; leave it out"),
-    ("eval_on_start", "what is held out is evaluated before the first step; leave it out"),
     ("metric_for_best_model", "the last model is kept; leave it out"),
-    ("auto_find_batch_size", "memory depends on `token_budget`, and is planned before the run; leave it out"),
-    ("activation_offloading", "nothing is offloaded; `gradient_checkpointing: true` saves memory"),
-    ("torch_compile", "kernels are fusedpo's own; leave it out"),
     ("tf32", "`dtype` says how products are computed: f32 or bf16; leave it out"),
     ("ddp_find_unused_parameters", "a run is on one device; leave it out"),
     ("router_aux_loss_coef", "there are no mixtures of experts; leave it out"),
@@ -94,38 +92,76 @@ const ELSEWHERE: &[(&str, &str)] = &[
 /// Pairs a step are these two multiplied, over all devices.
 const BATCH: [(&str, i64); 2] = [("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1)];
 
-/// `table` by our names. Errors: a key that means something else here, in one line with what to write.
-pub fn translated(mut table: Table) -> Result<Table, String> {
-    let is_trls = RENAMED.iter().any(|(theirs, _)| table.contains_key(*theirs)) || table.contains_key("use_peft");
-    batch(&table)?;
+/// Keys that are taken from YAML alone, and what they are here.
+const TAKEN: &[(&str, &str)] = &[
+    ("use_peft", "here `lora_r` says it"),
+    ("load_in_4bit", "here it is `quantize`"),
+    ("use_bnb_nested_quant", "here it is `double_quant`"),
+    ("bnb_4bit_quant_type", "here it is `quantize`"),
+    ("bf16", "here it is `dtype`"),
+    ("save_strategy", "fusedpo has `save_steps`: 0 saves only where a run is stopped; leave it out"),
+];
+
+/// A configuration by our names.
+#[derive(Debug, Default, PartialEq)]
+pub struct Translated {
+    /// Options.
+    pub table: Table,
+    /// Defaults of TRL's that are other ones here and were taken from there, or could not be, with the key of each.
+    pub defaults: Vec<(&'static str, String)>,
+    /// About every key that means something else here: what to write.
+    pub answers: Vec<String>,
+}
+
+/// `table` by our names.
+pub fn translated(table: Table) -> Translated {
+    let mut t = Translated { table, ..Translated::default() };
+    let is_trls = RENAMED.iter().any(|(theirs, _)| t.table.contains_key(*theirs)) || t.table.contains_key("use_peft");
+    t.answers.extend(batch(&mut t.table));
     for (theirs, ours) in RENAMED {
-        if let Some(value) = table.remove(*theirs) {
-            if table.contains_key(*ours) {
-                return Err(format!("`{theirs}` and `{ours}` are the same; leave one of them out"));
+        if let Some(value) = t.table.remove(*theirs) {
+            if t.table.contains_key(*ours) {
+                t.answers.push(format!("`{theirs}` and `{ours}` are the same; leave one of them out"));
+            } else {
+                t.table.insert((*ours).into(), value);
             }
-            table.insert((*ours).into(), value);
         }
     }
     for (key, is, why) in ALWAYS {
-        match table.remove(*key) {
-            Some(value) if value.to_string() != *is => return Err(format!("`{key}` {value}: {why}; leave it out")),
-            _ => {}
+        if let Some(value) = t.table.remove(*key).map(|value| value.to_string())
+            && !is.contains(&value.as_str())
+        {
+            t.answers.push(format!("`{key}` {value}: {why}; leave it out"));
         }
     }
-    if let Some((key, why)) = ELSEWHERE.iter().find(|(key, _)| table.contains_key(*key)) {
-        return Err(format!("`{key}`: {why}"));
+    for (key, why) in ELSEWHERE {
+        if t.table.remove(*key).is_some() {
+            t.answers.push(format!("`{key}`: {why}"));
+        }
     }
-    peft(&mut table, is_trls)?;
-    quantized(&mut table)?;
-    values(&mut table)?;
-    Ok(table)
+    for more in [peft(&mut t, is_trls), quantized(&mut t.table), saved(&mut t.table), warm_up(&mut t.table)] {
+        t.answers.extend(more.err());
+    }
+    t.answers.extend(values(&mut t.table).err());
+    if is_trls && !["num_train_epochs", "max_steps"].iter().any(|key| t.table.contains_key(*key)) {
+        t.table.insert("num_train_epochs".into(), 3.0.into());
+        t.defaults.push(("num_train_epochs", "`num_train_epochs` 3, as in TRL".into()));
+    }
+    t
+}
+
+/// Whether `key` has a meaning, or an answer, where a configuration is by TRL's names.
+pub fn knows(key: &str) -> bool {
+    ALWAYS.iter().any(|(theirs, ..)| *theirs == key) || answer(key).is_some()
 }
 
 /// What `docs/from-trl.md` has of the tables above, as the rows of its tables: what is renamed, what is always so, and the answers.
 pub fn rows() -> [Vec<Vec<String>>; 3] {
     let code = |text: &str| format!("`{text}`");
     let renamed = RENAMED.iter().map(|(theirs, ours)| vec![code(theirs), code(ours)]);
-    let always = ALWAYS.iter().map(|(key, is, why)| vec![code(key), code(is), (*why).to_owned()]);
+    let always = ALWAYS.iter().map(|(key, is, why)| {
+        vec![code(key), is.iter().map(|is| code(is)).collect::<Vec<_>>().join(" or "), (*why).to_owned()]
+    });
     let elsewhere = ELSEWHERE.iter().map(|(key, why)| vec![code(key), (*why).to_owned()]);
     [renamed.collect(), always.collect(), elsewhere.collect()]
 }
@@ -133,36 +169,51 @@ pub fn rows() -> [Vec<Vec<String>>; 3] {
 /// What there is here in place of `key`, where that is one of TRL's.
 pub fn answer(key: &str) -> Option<String> {
     let renamed = RENAMED.iter().find(|(theirs, _)| *theirs == key).map(|(_, ours)| format!("here it is `{ours}`"));
-    let elsewhere = || ELSEWHERE.iter().find(|(theirs, _)| *theirs == key).map(|(_, why)| (*why).to_owned());
+    let mut elsewhere = ELSEWHERE.iter().chain(TAKEN);
+    let elsewhere = || elsewhere.find(|(theirs, _)| *theirs == key).map(|(_, why)| (*why).to_owned());
+    let always = || ALWAYS.iter().find(|(theirs, ..)| *theirs == key).map(|(_, _, why)| format!("{why}; leave it out"));
     let batch =
         || BATCH.iter().any(|(theirs, _)| *theirs == key).then(|| "here it is `batch_size`, pairs a step".to_owned());
-    let why = renamed.or_else(elsewhere).or_else(batch)?;
+    let why = renamed.or_else(elsewhere).or_else(always).or_else(batch)?;
     Some(format!("`{key}`: {why}"))
 }
 
-fn batch(table: &Table) -> Result<(), String> {
-    let Some((key, _)) = BATCH.iter().find(|(key, _)| table.contains_key(*key)) else { return Ok(()) };
-    let of = |(key, default): (&str, i64)| table.get(key).and_then(Value::as_integer).unwrap_or(default);
-    let pairs = BATCH.map(of).into_iter().fold(1, i64::saturating_mul);
-    Err(format!(
+fn batch(table: &mut Table) -> Option<String> {
+    let (key, _) = BATCH.iter().find(|(key, _)| table.contains_key(*key))?;
+    let mut of = |(key, default): (&str, i64)| table.remove(key).and_then(|n| n.as_integer()).unwrap_or(default);
+    let pairs = BATCH.map(&mut of).into_iter().fold(1, i64::saturating_mul);
+    Some(format!(
         "`{key}`: fusedpo has `batch_size`, pairs a step over all devices and micro-batches, which `token_budget` cuts: write \
          `batch_size: {pairs}` in place of {} and {} (on one device)",
         BATCH[0].0, BATCH[1].0
     ))
 }
 
-/// TRL trains an adapter where `use_peft` says so, and reads its options nowhere else.
-fn peft(table: &mut Table, is_trls: bool) -> Result<(), String> {
+/// TRL trains an adapter where `use_peft` says so, and reads its options nowhere else. What it leaves to PEFT is, for every family
+/// that is read here, on the queries and values.
+fn peft(t: &mut Translated, is_trls: bool) -> Result<(), String> {
     let of_adapter = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora"];
-    let said = table.remove("use_peft");
+    let said = t.table.remove("use_peft");
     match said.as_ref().map(Value::as_bool) {
         Some(None) => return Err("`use_peft`: is true or false".into()),
         Some(Some(true)) => {
-            table.entry("lora_r").or_insert(Value::Integer(16));
-            table.entry("lora_alpha").or_insert(Value::Integer(32));
+            let modules: Vec<Value> = vec!["q_proj".into(), "v_proj".into()];
+            for (key, value, shown) in [
+                ("lora_r", Value::Integer(16), "16"),
+                ("lora_alpha", Value::Integer(32), "32"),
+                ("lora_target_modules", modules.into(), "q_proj, v_proj"),
+            ] {
+                if !t.table.contains_key(key) {
+                    t.table.insert(key.into(), value);
+                    t.defaults.push((key, format!("`{key}` {shown}, as in TRL")));
+                }
+            }
+            if !t.table.contains_key("lora_dropout") {
+                t.defaults.push(("lora_dropout", "`lora_dropout` 0, which in TRL is 0.05".into()));
+            }
         }
         _ if is_trls => {
-            if let Some(key) = of_adapter.iter().find(|key| table.contains_key(**key)) {
+            if let Some(key) = of_adapter.iter().find(|key| t.table.contains_key(**key)) {
                 return Err(format!("`{key}`: TRL reads it where `use_peft` is true; write that, or leave it out"));
             }
         }
@@ -172,14 +223,70 @@ fn peft(table: &mut Table, is_trls: bool) -> Result<(), String> {
 }
 
 fn quantized(table: &mut Table) -> Result<(), String> {
-    for (theirs, ours, yes) in
-        [("load_in_4bit", "quantize", Value::from("nf4")), ("use_bnb_nested_quant", "double_quant", Value::from(true))]
-    {
-        match table.remove(theirs) {
-            Some(Value::Boolean(true)) => drop(table.entry(ours).or_insert(yes)),
-            None | Some(Value::Boolean(false)) => {}
+    let kind = table.remove("bnb_4bit_quant_type");
+    if let Some(kind) = kind.filter(|kind| kind.as_str() != Some("nf4")) {
+        return Err(format!("`bnb_4bit_quant_type` {kind}: four bits are nf4; leave it out"));
+    }
+    for (theirs, ours, yes, no) in [
+        ("load_in_4bit", "quantize", Value::from("nf4"), None),
+        ("use_bnb_nested_quant", "double_quant", Value::from(true), Some(Value::from(false))),
+    ] {
+        let said = match table.remove(theirs) {
+            None => continue,
+            Some(Value::Boolean(true)) => Some(yes),
+            Some(Value::Boolean(false)) => no,
             Some(other) => return Err(format!("`{theirs}` {other}: is true or false")),
+        };
+        match table.get(ours) {
+            Some(given) if Some(given) != said.as_ref() => {
+                return Err(format!("`{theirs}` and `{ours}` {given} contradict each other; leave one of them out"));
+            }
+            None if said == Some(Value::Boolean(true)) || ours == "quantize" => {
+                table.extend(said.map(|value| (ours.to_owned(), value)));
+            }
+            _ => {}
         }
+    }
+    Ok(())
+}
+
+/// When checkpoints are written.
+fn saved(table: &mut Table) -> Result<(), String> {
+    let Some(strategy) = table.remove("save_strategy") else { return Ok(()) };
+    let never = strategy.as_str() == Some("no") || strategy.as_bool() == Some(false);
+    match table.get("save_steps") {
+        None if never => drop(table.insert("save_steps".into(), 0.into())),
+        // TRL's default.
+        None if strategy.as_str() == Some("steps") => drop(table.insert("save_steps".into(), 500.into())),
+        Some(steps) if never && steps.as_integer() == Some(0) => {}
+        Some(steps) if never => {
+            return Err(format!("`save_strategy` {strategy} and `save_steps` {steps}: leave one of them out"));
+        }
+        Some(_) if strategy.as_str() == Some("steps") => {}
+        _ => {
+            let why = "fusedpo has `save_steps`: 0 saves only where a run is stopped; leave it out";
+            return Err(format!("`save_strategy` {strategy}: {why}"));
+        }
+    }
+    Ok(())
+}
+
+/// A share of the steps in the place of a number, as transformers 5 writes it.
+fn warm_up(table: &mut Table) -> Result<(), String> {
+    let Some(x) = table.get("warmup_steps").and_then(Value::as_float) else { return Ok(()) };
+    if 0.0 < x && x < 1.0 {
+        if let Some(ratio) = table.get("warmup_ratio")
+            && ratio.as_float() != Some(0.0)
+            && ratio.as_integer() != Some(0)
+        {
+            return Err(format!(
+                "`warmup_steps` {x} and `warmup_ratio` {ratio}: both are the share of the steps; leave one of them out"
+            ));
+        }
+        table.remove("warmup_steps");
+        table.insert("warmup_ratio".into(), x.into());
+    } else if x.fract() == 0.0 && (0.0..1e15).contains(&x) {
+        table.insert("warmup_steps".into(), Value::Integer(x as i64));
     }
     Ok(())
 }
@@ -190,18 +297,6 @@ fn values(table: &mut Table) -> Result<(), String> {
     if table.get("max_steps").and_then(Value::as_integer) == Some(-1) {
         table.remove("max_steps");
     }
-    match table.remove("bf16") {
-        None => {}
-        Some(Value::Boolean(yes)) if !table.contains_key("dtype") => {
-            table.insert("dtype".into(), if yes { "bf16" } else { "f32" }.into());
-        }
-        Some(other) => return Err(format!("`bf16` {other}: fusedpo has `dtype`: write `dtype: bf16` or f32")),
-    }
-    // A share of the steps, as transformers 5 writes it.
-    if let Some(share) = table.get("warmup_steps").and_then(Value::as_float).filter(|x| 0.0 < *x && *x < 1.0) {
-        table.remove("warmup_steps");
-        table.insert("warmup_ratio".into(), share.into());
-    }
     if let Some(Value::String(names)) = table.get("lora_target_modules") {
         let names: Vec<Value> = names.split(',').map(|name| name.trim().into()).collect();
         table.insert("lora_target_modules".into(), names.into());
@@ -210,10 +305,19 @@ fn values(table: &mut Table) -> Result<(), String> {
     if table.get("eval_strategy").and_then(Value::as_bool) == Some(false) {
         table.insert("eval_strategy".into(), "no".into());
     }
-    if table.get("resume").and_then(Value::as_bool) == Some(true) {
-        table.insert("resume".into(), "auto".into());
+    match table.get("resume").and_then(Value::as_bool) {
+        Some(true) => drop(table.insert("resume".into(), "auto".into())),
+        Some(false) => drop(table.remove("resume")),
+        None => {}
     }
-    Ok(())
+    match table.remove("bf16") {
+        None => Ok(()),
+        Some(Value::Boolean(yes)) if !table.contains_key("dtype") => {
+            table.insert("dtype".into(), if yes { "bf16" } else { "f32" }.into());
+            Ok(())
+        }
+        Some(other) => Err(format!("`bf16` {other}: fusedpo has `dtype`: write `dtype: bf16` or f32")),
+    }
 }
 
 /// Of `known` names the one that `key` most likely means; `None` where none is near.
@@ -236,11 +340,32 @@ mod tests {
                       bf16 = true\nload_in_4bit = true\nuse_bnb_nested_quant = true\nprecompute_ref_log_probs = true\nfp16 = false\n\
                       warmup_steps = 0.1\neval_strategy = false\nbeta = 0.2";
         let ours = "model = 'm'\nout = 'o'\nlora_r = 16\nlora_alpha = 32\nlora_target_modules = ['q_proj', 'v_proj']\ndtype = 'bf16'\n\
-                    quantize = 'nf4'\ndouble_quant = true\nwarmup_ratio = 0.1\neval_strategy = 'no'\nbeta = 0.2";
-        assert_eq!(translated(table(theirs)), Ok(table(ours)));
-        // Our own names need no translation, an adapter's neither.
-        let ours = table("model = 'm'\nlora_r = 8\nlora_target_modules = ['q_proj']\nwarmup_steps = 10\nmax_steps = 5");
-        assert_eq!(translated(ours.clone()), Ok(ours));
+                    num_train_epochs = 3.0\n                    quantize = 'nf4'\ndouble_quant = true\nwarmup_ratio = 0.1\neval_strategy = 'no'\nbeta = 0.2";
+        let of = |text: &str| translated(table(text));
+        let t = of(theirs);
+        assert_eq!((t.table, t.answers), (table(ours), vec![]));
+        let said: Vec<&str> = t.defaults.iter().map(|(_, said)| said.as_str()).collect();
+        let epochs = "`num_train_epochs` 3, as in TRL";
+        let defaults =
+            ["`lora_r` 16, as in TRL", "`lora_alpha` 32, as in TRL", "`lora_dropout` 0, which in TRL is 0.05", epochs];
+        assert_eq!(said, defaults);
+        // Our own names need no translation, an adapter's neither, and our defaults are ours.
+        let ours = table("model = 'm'\nlora_r = 8\nlora_target_modules = ['q_proj']\nwarmup_steps = 10");
+        assert_eq!(translated(ours.clone()), Translated { table: ours, ..Translated::default() });
+        let t = of("use_peft = true\nlora_r = 2\nlora_alpha = 4\nlora_dropout = 0.0\nmax_steps = 5");
+        assert_eq!(t.table["lora_target_modules"].to_string(), "[\"q_proj\", \"v_proj\"]");
+        assert_eq!(t.defaults, [("lora_target_modules", "`lora_target_modules` q_proj, v_proj, as in TRL".to_owned())]);
+        // What says what is always so.
+        let always = "push_to_hub = false\nuse_dora = false\nuse_liger_kernel = false\nbf16_full_eval = false\ncompletion_only_loss = true\n\
+                      padding_free = false\nresume = false\nwarmup_steps = 0.0\nsave_strategy = 'no'\nreport_to = 'none'\nfsdp = ''\n\
+                      bnb_4bit_quant_type = 'nf4'\nload_in_4bit = true\nquantize = 'nf4'\nuse_bnb_nested_quant = false";
+        let t = of(always);
+        assert_eq!((t.table, t.answers), (table("warmup_steps = 0\nsave_steps = 0\nquantize = 'nf4'"), vec![]));
+        assert_eq!(
+            of("warmup_steps = 12.0\nsave_strategy = 'steps'").table,
+            table("warmup_steps = 12\nsave_steps = 500")
+        );
+        assert_eq!(of("warmup_steps = 0.1\nwarmup_ratio = 0").table, table("warmup_ratio = 0.1"));
     }
 
     #[test]
@@ -274,12 +399,35 @@ mod tests {
             ("use_peft = 1", "`use_peft`: is true or false"),
             ("load_in_4bit = 'yes'", "`load_in_4bit` \"yes\": is true or false"),
             ("bf16 = true\ndtype = 'f32'", "`bf16` true: fusedpo has `dtype`"),
+            (
+                "warmup_steps = 0.1\nwarmup_ratio = 0.5",
+                "`warmup_steps` 0.1 and `warmup_ratio` 0.5: both are the share of the steps; leave one of them out",
+            ),
+            ("load_in_4bit = false\nquantize = 'nf4'", "`load_in_4bit` and `quantize` \"nf4\" contradict each other"),
+            (
+                "use_bnb_nested_quant = true\ndouble_quant = false",
+                "`use_bnb_nested_quant` and `double_quant` false contradict",
+            ),
+            (
+                "save_strategy = 'no'\nsave_steps = 5",
+                "`save_strategy` \"no\" and `save_steps` 5: leave one of them out",
+            ),
+            ("save_strategy = 'epoch'", "`save_strategy` \"epoch\": fusedpo has `save_steps`"),
+            ("push_to_hub = true", "`push_to_hub` true: nothing is sent anywhere; leave it out"),
+            (
+                "model_revision = 'main'",
+                "`model_revision`: it stands behind the model's name: write `model: ORG/NAME@REVISION`",
+            ),
+            ("bnb_4bit_quant_type = 'fp4'", "`bnb_4bit_quant_type` \"fp4\": four bits are nf4; leave it out"),
         ] {
-            let why = translated(table(theirs)).unwrap_err();
-            assert!(why.starts_with(want), "{theirs}: {why}");
+            let answers = translated(table(theirs)).answers;
+            assert!(answers.len() == 1 && answers[0].starts_with(want), "{theirs}: {answers:?}");
         }
-        let mut all: Vec<&str> =
-            ELSEWHERE.iter().map(|(key, _)| *key).chain(ALWAYS.iter().map(|(key, ..)| *key)).collect();
+        // All at once.
+        let all = "max_length = 8\nfp16 = true\nuse_peft = 1\nbf16 = 'yes'\ngradient_accumulation_steps = 2\nwarmup_steps = 0.1\nwarmup_ratio = 1";
+        assert_eq!(translated(table(all)).answers.len(), 6);
+        let (elsewhere, always) = (ELSEWHERE.iter().chain(TAKEN), ALWAYS.iter().map(|(key, ..)| *key));
+        let mut all: Vec<&str> = elsewhere.map(|(key, _)| *key).chain(always).collect();
         let n = all.len();
         all.sort_unstable();
         all.dedup();

@@ -93,6 +93,76 @@ fn what_was_typed_is_never_left_out() {
     cli.bad("dpo --config /dev/zero --out r", 2, "/dev/zero: is a device, not a regular file; name a file");
 }
 
+/// An option that was typed is obeyed: what of a file would be in its way is left out and named.
+#[test]
+fn what_was_typed_rules_out_what_is_in_its_way() {
+    let cli = Cli::with_data();
+    let said = |args: &str| {
+        let ran = cli.ok(args);
+        let mut said: Vec<String> = left_out(&ran).iter().map(|l| l.split_once(": ").unwrap().1.to_owned()).collect();
+        said.sort_unstable();
+        said
+    };
+    let table = |run: &str| cli.text(&format!("{run}/config.toml")).parse::<toml::Table>().unwrap();
+    cli.ok(&format!("dpo {FILES} --warmup-steps 1 --eval-steps 1 --max-eval-samples 2 --out a"));
+    assert_eq!(
+        said("dpo --config a/config.toml --num-train-epochs 3 --eval-strategy no --warmup-ratio 0.5 --out b"),
+        [
+            "`eval_steps`, `max_eval_samples` left out: --eval-strategy no was typed",
+            "`max_steps` left out: --num-train-epochs was typed",
+            "`warmup_steps` left out: --warmup-ratio was typed",
+        ]
+    );
+    let b = table("b");
+    assert_eq!((b.get("max_steps"), b["num_train_epochs"].as_float()), (None, Some(3.0)));
+    let steps = cli.json_lines("b/metrics.jsonl").iter().filter(|row| row.get("loss").is_some()).count();
+    assert!(steps > 2, "{steps}");
+    // And back; steps that are typed win over the file's epochs, which may stand.
+    assert_eq!(
+        said("dpo --config b/config.toml --max-steps 1 --eval-steps 1 --warmup-steps 1 --out c"),
+        ["`eval_strategy` left out: --eval-steps was typed", "`warmup_ratio` left out: --warmup-steps was typed",]
+    );
+    // What says nothing is left out without a word.
+    assert_eq!(said("dpo --config c/config.toml --warmup-ratio 0.5 --warmup-steps 0 --out e"), [""; 0]);
+    // An adapter that goes on, and a new one.
+    cli.ok(&format!("sft {FILES} --lora-r 2 --out l"));
+    assert_eq!(
+        said("dpo --config l/config.toml --learning-rate 1e-3 --adapter l --out m2"),
+        [
+            "`lora_r`, `lora_alpha`, `lora_target_modules`, `lora_init` left out: --adapter l was typed",
+            "`loss_type` left out: the file is of sft, this is dpo",
+        ]
+    );
+    assert_eq!(said("dpo --config m2/config.toml --lora-r 2 --out n"), ["`adapter` left out: --lora-r was typed"]);
+    for (text, typed, want) in [
+        (
+            "sync_ref_model = true\nref_model_sync_steps = 1\nref_model_mixup_alpha = 0.5\n",
+            "--sync-ref-model false",
+            "`ref_model_mixup_alpha`, `ref_model_sync_steps` left out: --sync-ref-model was typed",
+        ),
+        ("cache = 'k'\n", "--sync-ref-model", "`cache` left out: --sync-ref-model was typed"),
+        (
+            "f_divergence_type = 'alpha_divergence'\nf_alpha_divergence_coef = 0.5\n",
+            "--f-divergence-type js_divergence",
+            "`f_alpha_divergence_coef` left out: --f-divergence-type js_divergence was typed",
+        ),
+        (
+            "logits_dtype = 'bf16'\ncuda_graphs = 'on'\nmatmul_plans = 'p'\n",
+            "--device cpu",
+            "`logits_dtype`, `cuda_graphs`, `matmul_plans` left out: --device cpu was typed",
+        ),
+        (
+            "gradient_dtype = 'bf16'\ntrain = 'norm'\n",
+            "--lora-r 2",
+            "`train`, `gradient_dtype` left out: --lora-r was typed",
+        ),
+    ] {
+        cli.write("c.toml", text);
+        let out = format!("r{}", typed.len());
+        assert_eq!(said(&format!("dpo {FILES} --config c.toml {typed} --out {out}")), [want]);
+    }
+}
+
 /// A configuration as TRL's users have it makes the run that our own options make.
 #[test]
 fn yaml_under_trls_names() {
@@ -109,6 +179,26 @@ fn yaml_under_trls_names() {
     );
     assert!(cli.bytes("y/adapter_model.safetensors") == cli.bytes("o/adapter_model.safetensors"));
     assert_eq!(cli.text("y/config.toml"), cli.text("o/config.toml"));
+    // What it leaves out is TRL's, and said; what was typed is not.
+    let short = "model_name_or_path: m\ndata: d\noutput_dir: t\nlearning_rate: 1.0e-3\nuse_peft: true\nlora_r: 2\nuse_dora: false\n\
+                 push_to_hub: false\nsave_strategy: \"no\"\n";
+    cli.write("t.yaml", short);
+    let said = |more: &str| {
+        let ran = cli.ok(&format!("dpo --config t.yaml {more}"));
+        ran.err.lines().filter(|l| l.contains("not in the file: ")).collect::<Vec<_>>().join("\n")
+    };
+    let adapter = "`lora_target_modules` q_proj, v_proj, as in TRL; `lora_dropout` 0, which in TRL is 0.05";
+    let want =
+        format!("t.yaml: not in the file: `lora_alpha` 32, as in TRL; {adapter}; `num_train_epochs` 3, as in TRL");
+    assert_eq!(said(""), want);
+    let table: toml::Table = cli.text("t/config.toml").parse().unwrap();
+    assert_eq!((table["num_train_epochs"].as_float(), table["save_steps"].as_integer()), (Some(3.0), Some(0)));
+    assert_eq!(
+        (table["lora_alpha"].as_float(), table["lora_target_modules"].as_array().unwrap().len()),
+        (Some(32.0), 2)
+    );
+    let want = format!("t.yaml: not in the file: {adapter}");
+    assert_eq!(said("--max-steps 1 --lora-alpha 4 --out t2"), want);
     // What was typed wins; the other ending is the same; and the stage is the one that was typed.
     cli.write("run.yml", yaml);
     cli.ok("dpo --config run.yml --out z --seed 8");
@@ -121,6 +211,19 @@ fn yaml_under_trls_names() {
              cuts: write `batch_size: 8` in place of per_device_train_batch_size and gradient_accumulation_steps (on one device)",
         ),
         ("lerning_rate: 1\n", "dpo", "`lerning_rate` is not an option of this command; did you mean `learning_rate`?"),
+        ("lerning_rate:\n", "dpo", "`lerning_rate` is not an option of this command; did you mean `learning_rate`?"),
+        (
+            "warmup_steps: 0.1\nwarmup_ratio: 0.5\n",
+            "sft",
+            "`warmup_steps` 0.1 and `warmup_ratio` 0.5: both are the share of the steps; leave one of them out",
+        ),
+        (
+            "max_length: 8\nfp16: true\nlerning_rate: 1\nbata:\ndeepspeed:\n",
+            "dpo",
+            "`fp16` true: there is no fp16; bf16 is `dtype`; leave it out; `max_length`: rows are cut when they are packed: `fusedpo pack \
+             --max-length N`; leave it out; `lerning_rate` is not an option of this command; did you mean `learning_rate`?; `bata` is not \
+             an option of this command; did you mean `beta`?",
+        ),
         ("beta: 1\n", "sft", "`beta` is not an option of this command"),
         ("learning_rate: fast\n", "sft", "`learning_rate`: invalid type: string \"fast\", expected f64"),
         ("a: &x 1\nb: *x\n", "sft", "line 1: an anchor (`&name`); leave it out"),

@@ -186,7 +186,22 @@ fn a_dash_is_a_stream() {
         ("quantize --model m --out -", b"", "--out -: a folder is written"),
         ("merge --model m --adapter m --out -", b"", "--out -: a folder is written"),
         ("demo --out -", b"", "--out -: a folder is written"),
-        ("man -", b"", "--out -: a folder is written"),
+        ("man -", b"", "DIR -: pages go into a folder, which standard output cannot hold; name one"),
+        (
+            "score --model m --data d --out - --overwrite",
+            b"",
+            "--overwrite has no effect: nothing is written but to stdout",
+        ),
+        (
+            "score --model m --data d --out /dev/stdout --overwrite",
+            b"",
+            "--overwrite has no effect: nothing is written but",
+        ),
+        (
+            "generate --model m --prompt w5 --out - --overwrite",
+            b"",
+            "--overwrite has no effect: nothing is written but",
+        ),
         (
             "generate --model m --prompt w5 --overwrite",
             b"",
@@ -210,6 +225,10 @@ fn a_dash_is_a_stream() {
         let text = if out.ends_with('-') { ran.out.clone() } else { cli.text("g.jsonl") };
         assert_eq!((ran.code, text), (0, piped.out.clone()), "{ran:?}");
     }
+    // A row that forges the mark of an integer beyond 64 bits gets back what it has.
+    let forged = br#"{"prompt":"w3","x":{"\u0000integer":"1}, \"y\":{"},"n":99999999999999999999}"#;
+    let line: serde_json::Value = serde_json::from_str(fed(generate, forged).out.trim_end()).unwrap();
+    assert_eq!(line["x"]["\u{0}integer"], "1}, \"y\":{", "{line}");
     let again = fed(&format!("{generate} --out g.jsonl"), prompts);
     assert!(again.code == 2 && again.err.contains("g.jsonl: "), "{again:?}");
     assert_eq!(fed(&format!("{generate} --out g.jsonl --overwrite"), prompts).out, "2 continuations: g.jsonl\n");

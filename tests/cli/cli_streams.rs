@@ -4,6 +4,7 @@ use crate::cli_common;
 
 use cli_common::*;
 use std::fs::File;
+use std::io::Write;
 use std::process::Stdio;
 
 /// Commands that print a result and keep nothing.
@@ -73,4 +74,22 @@ fn a_minus_begins_a_value_where_a_value_is_due() {
     // A list is a prompt like any other.
     let ran = cli.command("generate --model m --max-new-tokens 2").args(["--prompt", "- w5"]).output().unwrap();
     assert!(ran.status.success(), "{ran:?}");
+}
+
+/// A pipe that brings nothing more does not keep a command from stopping.
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_the_wait_for_standard_input() {
+    let cli = Cli::with_data();
+    for args in ["pack --tokenizer m --input - --out x", "generate --model m --input -"] {
+        let mut command = cli.command(args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // More than a pipe holds: once all is written, it is being read.
+        stdin.write_all(&vec![b'\n'; 1 << 19]).unwrap();
+        signal(&child, "INT");
+        one_line(args, &finish(child), 130, "stopped; nothing was written");
+        drop(stdin);
+    }
+    assert!(!cli.path("x").exists());
 }

@@ -13,13 +13,11 @@ const FIT: usize = 18;
 
 /// The integer that `value` is a mark of: digits, with a sign where it is negative.
 pub fn marked_integer(value: &Map<String, Value>) -> Option<&str> {
-    value.get(MARK).filter(|_| value.len() == 1)?.as_str().filter(|digits| {
-        let bare = digits.strip_prefix('-').unwrap_or(digits);
-        !bare.is_empty() && bare.bytes().all(|c| c.is_ascii_digit())
-    })
+    value.get(MARK).filter(|_| value.len() == 1)?.as_str().filter(|digits| is_beyond(digits))
 }
 
-/// `text`, the JSON text of a value with marks, with the integers themselves.
+/// `text`, the JSON text of a value with marks, with the integers themselves. What looks like a mark and holds no such integer is
+/// the user's, and stays.
 pub fn unmarked(text: &str) -> Cow<'_, str> {
     let begin = format!("{{{}:\"", Value::from(MARK));
     // A quote inside a string has a backslash before it: what begins so is a mark.
@@ -29,11 +27,22 @@ pub fn unmarked(text: &str) -> Cow<'_, str> {
     let mut pieces = text.split(&begin);
     let mut out = pieces.next().unwrap_or_default().to_owned();
     for piece in pieces {
-        let (digits, rest) = piece.split_once("\"}").unwrap_or((piece, ""));
-        out += digits;
-        out += rest;
+        match piece.split_once("\"}").filter(|(digits, _)| is_beyond(digits)) {
+            Some((digits, rest)) => out.extend([digits, rest]),
+            None => out.extend([&begin, piece]),
+        }
     }
     Cow::Owned(out)
+}
+
+/// Whether `number` is an integer as JSON writes it, and no 64 bits hold it.
+fn is_beyond(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    digits.len() > FIT
+        && !digits.starts_with('0')
+        && digits.bytes().all(|c| c.is_ascii_digit())
+        && number.parse::<i64>().is_err()
+        && number.parse::<u64>().is_err()
 }
 
 /// `text`, a JSON text, with a mark for each integer beyond 64 bits, and without the sign of an integer `-0`.
@@ -54,12 +63,7 @@ fn replaced(number: &str) -> Option<String> {
     if number == "-0" {
         return Some("0".to_owned());
     }
-    let digits = number.strip_prefix('-').unwrap_or(number);
-    if digits.len() <= FIT || digits.starts_with('0') || !digits.bytes().all(|c| c.is_ascii_digit()) {
-        return None;
-    }
-    let fits = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
-    (!fits).then(|| Value::from(Map::from_iter([(MARK.to_owned(), number.into())])).to_string())
+    is_beyond(number).then(|| Value::from(Map::from_iter([(MARK.to_owned(), number.into())])).to_string())
 }
 
 /// Columns that are numbers, or lists of them, hold floats in place of marks: no template sees these.
@@ -98,5 +102,19 @@ mod tests {
         for same in [r#"{"a": 1, "b": "x\"-0"}"#, "[-0.0, 1e5]", "", "\"\\", "{\"a\": 1"] {
             assert!(matches!(exact(same), Cow::Borrowed(_)), "{same}");
         }
+    }
+
+    #[test]
+    fn a_forged_mark_stays_what_it_is() {
+        let row = r#"{"x":{"\u0000integer":"1}, \"y\":{"},"n":99999999999999999999,"z":{"\u0000integer":"007"},"s":{"\u0000integer":"5"}}"#;
+        let value: Value = value(row).unwrap();
+        let text = unmarked(&value.to_string()).into_owned();
+        let bare: Value = serde_json::from_str(&text).unwrap();
+        let given: Value = serde_json::from_str(row).unwrap();
+        for key in ["x", "z", "s"] {
+            assert_eq!(bare[key], given[key], "{text}");
+            assert_eq!(marked_integer(value[key].as_object().unwrap()), None);
+        }
+        assert!(text.contains("\"n\":99999999999999999999"), "{text}");
     }
 }

@@ -13,7 +13,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As `settings` say. Nothing is connected to yet. Errors: [`Error::Usage`] for an address, a token or certificates that
+    /// As `settings` say. Nothing is connected to yet. Errors: [`Error::Usage`](crate::error::Error::Usage) for an address, a token or certificates that
     /// cannot be used.
     pub fn new(settings: Settings) -> Result<Self> {
         let cache = Cache::new(settings.cache.clone());

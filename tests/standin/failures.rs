@@ -129,7 +129,10 @@ fn each_call_fails_once() {
             .contains(&call.as_str());
         for at in positions(*n, 1) {
             let fail = format!("{call}:{at}");
-            let last = fails(&s, &args, &[("FAIL", &fail)], harmless);
+            // cudarc does not give a context back whose attributes it could not ask for: the process ends.
+            let switches = [("FAIL", fail.as_str()), ("LEAKS", "1")];
+            let leaks = usize::from(call == "cuDeviceGetAttribute");
+            let last = fails(&s, &args, &switches[..=leaks], harmless);
             assert!(
                 last.contains("CUDA") || last.contains("cuBLASLt") || last.contains("memory") || harmless,
                 "{fail}: {last}"

@@ -241,9 +241,10 @@ impl Card<'_> {
             );
         }
         if self.options.stage == Stage::Dpo && self.options.loss().reference() {
-            let reference =
-                if self.options.reference.ref_model.is_some() { "another model" } else { "the starting policy" };
-            let _ = writeln!(text, "- Reference: {reference}.");
+            let o = &self.options.reference;
+            let reference = if o.ref_model.is_some() { "another model" } else { "the starting policy" };
+            let follows = if o.sync_ref_model { ", which follows the policy (TR-DPO)" } else { "" };
+            let _ = writeln!(text, "- Reference: {reference}{follows}.");
         }
         if self.adapter() {
             text += "- Adapter: Hu et al. 2021 (LoRA, arXiv 2106.09685).\n";

@@ -102,4 +102,7 @@ fn cards_of_adapters_and_of_sft() {
     assert!(card.contains("tags:\n- fusedpo\n- sft\n- lora\n") && !card.contains("reward"), "{card}");
     let text = cli.text("s/training.svg");
     assert!(text.contains("token accuracy") && !text.contains("margin"), "{text}");
+    cli.ok(&format!("dpo {STEPS} --out t --sync-ref-model --ref-model-sync-steps 2"));
+    let card = cli.text("t/README.md");
+    assert!(card.contains("- Reference: the starting policy, which follows the policy (TR-DPO).\n"), "{card}");
 }

@@ -14,7 +14,7 @@
 // Predicted  adamw_in_bf16: HBM. adamw_in_8bit: as many instructions as HBM leaves time for, most of them finding codes: a guess by a
 //            logarithm, corrected by one place, 10 loads of shared memory a parameter at random places.
 // Reference  src/backend/cpu/small_state.rs.
-#include "common.cuh"
+#include "random.cuh"
 
 #ifdef STORAGE_BF16
 // ---- arithmetic without fused products ------------------------------------------------------------------------------
@@ -52,18 +52,7 @@ __device__ __forceinline__ bool clip(const double* norm, double max_norm, float&
 }
 
 // ---- random bits ----------------------------------------------------------------------------------------------------
-__device__ __forceinline__ uint32_t mixed(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    return x ^ x >> 16;
-}
-constexpr uint32_t GOLDEN = 0x9e3779b9u;
-// For weight (upper half) and first moment (lower half) of the parameter at place i; `second` makes those of the second moment.
-__device__ __forceinline__ uint32_t draw(unsigned long long key, unsigned long long i) {
-    return mixed(mixed(uint32_t(i) + uint32_t(key)) ^ (uint32_t(key >> 32) + uint32_t(i >> 32) * GOLDEN));
-}
+// A draw has 16 for the weight (upper half) and 16 for the first moment (lower half); `second` makes those of the second moment.
 __device__ __forceinline__ uint32_t second(uint32_t draw) { return mixed(draw + GOLDEN) & 0xffff; }
 
 // As the float that it will be read back as, so that storing it rounds no more.

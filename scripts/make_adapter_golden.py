@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Makes tests/golden/adapters/ and tests/golden/adapters.json: adapters that PEFT wrote, and what PEFT and torch compute with
-them in float64: log-probs of the rows of golden.json, DPO's loss against the base, and the gradients of every A and B.
+them in float64: log-probs of the rows of golden.json, DPO's loss against the base, and the gradients of every A and B. Then
+tests/golden/dropout.json: the same of some of them with PEFT's dropout, whose masks are drawn as fusedpo draws them.
 
 Needs peft, torch and transformers. Run from the project's root: python scripts/make_adapter_golden.py
 """
@@ -9,6 +10,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy
 import peft
 import torch
 import transformers
@@ -20,6 +22,12 @@ ADAPTERS = {
     "some-rslora": dict(r=4, lora_alpha=7, use_rslora=True, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]),
 }
 BETA = 0.1
+# Share that is dropped, seed and step; of adapters whose dropout is looked at.
+DROPOUT = dict(p=0.3, seed=42, step=3)
+DROPPING = ["llama-all", "llama3-tied-all", "qwen2-some-rslora", "qwen3-all"]
+# Rows of golden.json that tests put into the first of two micro-batches, in which groups and responses are counted from 0.
+FIRST = 4
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def logps(model, prompt, response):
@@ -38,20 +46,80 @@ def fill(model):
             p.copy_((0.15 * torch.sin(0.61 * i + t)).float().double().reshape(p.shape))
 
 
-def one(name, kind, golden):
+def splitmix(x):
+    mask = (1 << 64) - 1
+    x = x + 0x9E3779B97F4A7C15 & mask
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+    return x ^ x >> 31
+
+
+def lowbias(x):
+    x = numpy.asarray(x, dtype=numpy.uint32)
+    x = (x ^ x >> 16) * numpy.uint32(0x7FEB352D)
+    x = (x ^ x >> 15) * numpy.uint32(0x846CA68B)
+    return x ^ x >> 16
+
+
+def rows_of(group, response, prompt, length):
+    """A number for each of `length` tokens, of which the first `prompt` are the prompt's."""
+    draws = splitmix(splitmix(DROPOUT["seed"] ^ int.from_bytes(b"dropout\0", "little")) ^ DROPOUT["step"])
+    place = splitmix(draws ^ group)
+    of = [splitmix(place), splitmix(place ^ response + 1)]
+    return [splitmix(of[at >= prompt] ^ at) for at in range(length)]
+
+
+class Fixed(torch.nn.Module):
+    """Dropout of one module of one layer, of the rows that are set."""
+
+    rows = None
+
+    def __init__(self, site):
+        super().__init__()
+        self.site = numpy.uint32(site * 0x9E3779B9 & 0xFFFFFFFF)
+
+    def forward(self, x):
+        below = round(DROPOUT["p"] * 2**32)
+        low = lowbias(numpy.array([row & 0xFFFFFFFF for row in Fixed.rows], dtype=numpy.uint32) + self.site)
+        high = lowbias(numpy.array([row >> 32 for row in Fixed.rows], dtype=numpy.uint32) ^ low)
+        columns = numpy.arange(x.shape[-1], dtype=numpy.uint32)
+        draws = lowbias(lowbias(columns[None, :] + low[:, None]) ^ high[:, None])
+        return x * torch.tensor(draws >= below, dtype=x.dtype) / (1 - DROPOUT["p"])
+
+
+def drop(model):
+    """Puts the masks in the place of PEFT's dropouts."""
+    for name, module in model.named_modules():
+        if name.endswith(".lora_dropout"):
+            layer, place = int(name.split(".layers.")[1].split(".")[0]), name.split(".")[-2]
+            assert isinstance(module["default"], torch.nn.Dropout) and module["default"].p == DROPOUT["p"]
+            module["default"] = Fixed(layer * len(MODULES) + MODULES.index(place))
+
+
+def one(name, kind, golden, dropping=False):
     torch.manual_seed(0)
     base = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float64, attn_implementation="eager")
-    config = peft.LoraConfig(task_type="CAUSAL_LM", **ADAPTERS[kind])
+    dropout = DROPOUT["p"] if dropping else 0.0
+    config = peft.LoraConfig(task_type="CAUSAL_LM", lora_dropout=dropout, **ADAPTERS[kind])
     model = peft.get_peft_model(base, config, autocast_adapter_dtype=False).eval()
     model.peft_config["default"].base_model_name_or_path = f"tests/golden/{name}"
     fill(model)
-    folder = GOLDEN / "adapters" / f"{name}-{kind}"
-    model.float().save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
-    model.double()
-    per_row, reference, values = [], [], []
-    for row in golden["rows"]:
-        per_row.append([logps(model, row["prompt_ids"], r) for r in row["responses_ids"]])
+    if dropping:
+        drop(model)
+    else:
+        folder = GOLDEN / "adapters" / f"{name}-{kind}"
+        model.float().save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        model.double()
+    per_row, reference, response = [], [], 0
+    for group, row in enumerate(golden["rows"]):
+        per_row.append([])
+        response = 0 if group == FIRST else response
+        for r in row["responses_ids"]:
+            prompt = row["prompt_ids"]
+            Fixed.rows = rows_of(group if group < FIRST else group - FIRST, response, len(prompt), len(prompt) + len(r))
+            per_row[-1].append(logps(model, prompt, r))
+            response += 1
         with model.disable_adapter(), torch.no_grad():
             reference.append([logps(model, row["prompt_ids"], r).sum() for r in row["responses_ids"]])
     losses = []
@@ -78,8 +146,13 @@ def main():
     shutil.rmtree(GOLDEN / "adapters", ignore_errors=True)
     made = {f"{m}-{k}": one(m, k, golden) for m in MODELS for k in ADAPTERS}
     assert all(math.isfinite(x) for v in made.values() for x in v["logps"] + v["losses"])
+    made_dropping = {}
+    for of in DROPPING:
+        name, kind = next((m, k) for m in MODELS for k in ADAPTERS if f"{m}-{k}" == of)
+        made_dropping[of] = one(name, kind, golden, dropping=True)
     versions = {"peft": peft.__version__, "torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
     (GOLDEN / "adapters.json").write_text(json.dumps({"versions": versions, "adapters": made}) + "\n")
+    (GOLDEN / "dropout.json").write_text(json.dumps({"versions": versions, **DROPOUT, "adapters": made_dropping}) + "\n")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,9 @@ fn adapters_agree_with_the_cpu() {
     for (seed, name) in MODELS.iter().enumerate() {
         for kind in ["all", "some-rslora"] {
             let base = ModelDir::open(&golden(name)).unwrap();
-            let dir = base.with_adapter(&golden("adapters").join(format!("{name}-{kind}"))).unwrap();
+            let folder = golden("adapters").join(format!("{name}-{kind}"));
+            let dir = base.with_adapter(&folder).unwrap();
+            let dropping = base.with_adapter_dropping(&folder, Some(0.3)).unwrap();
             let wanted = Model::load(&exact, &dir, POSITIONS).unwrap();
             let batches = batches(wanted.config.vocab_size);
             let want = train(&exact, &wanted, &batches, &SPEC, 0.2);
@@ -174,6 +176,9 @@ fn adapters_agree_with_the_cpu() {
                 let errors = errors(&train(be, &model, &batches, &SPEC, 0.2), &want);
                 println!("{name}, {kind}, {place}: losses, log-probs, gradients {errors:?}");
                 let bound = if let Place::Host(_) = place { 4e-6 } else { 2.0 * in_any_order(&golden(name)) };
+                assert!(errors.iter().all(|e| *e <= bound), "{name}, {kind}, {place}: {errors:?}, not {bound:e}");
+                let errors = under_dropout(be, &dropping, &batches);
+                println!("{name}, {kind}, {place}, dropout: losses, log-probs, gradients {errors:?}");
                 assert!(errors.iter().all(|e| *e <= bound), "{name}, {kind}, {place}: {errors:?}, not {bound:e}");
             });
             on_devices!(bf16, [seed as u64], |be, place| {
@@ -190,6 +195,15 @@ fn adapters_agree_with_the_cpu() {
             });
         }
     }
+}
+
+/// Relative errors of a step whose adapter drops some of its input, against the CPU in f64 with the same draws.
+fn under_dropout<B: Backend>(be: &B, dir: &ModelDir, batches: &[MicroBatch]) -> [f64; 3] {
+    let mut batches = batches.to_vec();
+    batches.iter_mut().for_each(|b| b.draw_from(dropout::of_step(3, 4)));
+    let exact = Cpu::<f64>::new().unwrap();
+    let want = train(&exact, &Model::load(&exact, dir, POSITIONS).unwrap(), &batches, &SPEC, 0.2);
+    errors(&train(be, &Model::load(be, dir, POSITIONS).unwrap(), &batches, &SPEC, 0.2), &want)
 }
 
 /// Beside weights in four bits: values and gradients of an adapter against the CPU in f64, which has the same numbers.

@@ -10,6 +10,7 @@ pub const HEADS: AttnShape = AttnShape { heads: 14, kv_heads: 2, head_dim: 64 };
 pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
     let groups = Groups::new(bench.be, 256, 256, 49152, HEADS);
     rows(bench, &groups, 896);
+    dropout(bench, &groups, 896);
     rope(bench, &groups);
     // A prompt and two responses: 512, 768 and 1024 tokens of a group, half to three quarters of them responses.
     for (prompt, response) in [(192, 160), (256, 256), (384, 320)] {
@@ -94,6 +95,26 @@ fn rows<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, dim: usize) {
         let dout = be.view(dout, 0..predictions);
         be.scatter_rows(ScatterRows { dx: be.view_mut(dx, 0..n), dout, batch: &groups.batch, dim })
             .expect("scatter_rows");
+    });
+}
+
+/// Dropout of an adapter's input, and of its gradient.
+fn dropout<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, dim: usize) {
+    let (n, mut micro) = (groups.micro.used() * dim, groups.micro.clone());
+    micro.draw_from(1);
+    let mut batch = bench.be.new_batch(micro.capacity(), HEADS).expect("device memory");
+    bench.be.make_room(&mut batch, micro.capacity()).expect("device memory");
+    bench.be.load_batch(&mut batch, &micro).expect("a sound batch");
+    let dropout = Dropout { batch: &batch, predicting: false, site: 7, p: 0.05 };
+    let (act, shape) = (size_of::<B::Act>(), format!("{} {dim}", groups.name));
+    let set = |be: &B| (random::<B, B::Act>(be, n), random::<B, B::Act>(be, n));
+    bench.run("dropout_fwd", &shape, Work::bytes(2 * n * act), set, |be, (y, x)| {
+        let (y, x) = (be.view_mut(y, 0..n), be.view(x, 0..n));
+        be.dropout_fwd(DropoutFwd { y, x, dim, dropout }).expect("dropout_fwd");
+    });
+    bench.run("dropout_bwd", &shape, Work::bytes(3 * n * act), set, |be, (dx, dy)| {
+        let (dx, dy) = (be.view_mut(dx, 0..n), be.view(dy, 0..n));
+        be.dropout_bwd(DropoutBwd { dx, dy, dim, dropout }).expect("dropout_bwd");
     });
 }
 

@@ -162,6 +162,27 @@ impl<B: Backend> DecodeOps for Timed<B> {
     }
 }
 
+fn passed<B: Backend>(of: Dropout<'_, Timed<B>>) -> Dropout<'_, B> {
+    let Dropout { batch, predicting, site, p } = of;
+    Dropout { batch, predicting, site, p }
+}
+
+impl<B: Backend> DropoutOps for Timed<B> {
+    passed_on! {
+        make_room(batch: &mut B::Batch, capacity: Capacity) -> Result<()>;
+    }
+    fn dropout_fwd(&self, op: DropoutFwd<'_, Self>) -> Result<()> {
+        let DropoutFwd { y, x, dim, dropout } = op;
+        let dropout = passed(dropout);
+        self.time(Family::Rows, || self.be.dropout_fwd(DropoutFwd { y, x, dim, dropout }))
+    }
+    fn dropout_bwd(&self, op: DropoutBwd<'_, Self>) -> Result<()> {
+        let DropoutBwd { dx, dy, dim, dropout } = op;
+        let dropout = passed(dropout);
+        self.time(Family::Rows, || self.be.dropout_bwd(DropoutBwd { dx, dy, dim, dropout }))
+    }
+}
+
 /// The ops of each trait, with the names of their arguments and the kind that they are timed as.
 macro_rules! timed {
     ($($ops:ident { $($kind:ident: $name:ident$([$g:ident])?($args:ident { $($field:ident),* });)* })*) => { $(

@@ -16,6 +16,7 @@
 
 pub mod code8;
 pub mod cpu;
+pub mod dropout;
 #[allow(unsafe_code)] // launches kernels on addresses
 pub mod gpu;
 pub mod ops;
@@ -30,6 +31,7 @@ pub trait Backend:
     + NormOps
     + LinearOps
     + AdapterOps
+    + DropoutOps
     + QuantOps
     + RopeOps
     + AttentionOps
@@ -49,6 +51,7 @@ impl<B> Backend for B where
         + NormOps
         + LinearOps
         + AdapterOps
+        + DropoutOps
         + QuantOps
         + RopeOps
         + AttentionOps

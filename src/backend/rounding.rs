@@ -26,18 +26,23 @@ impl Rounding {
     /// 16 random bits for each of weight, first and second moment of the parameter `at` places on.
     #[inline(always)]
     pub fn draws(self, at: usize) -> [u32; 3] {
-        let i = self.index + at as u64;
-        let first = mix((i as u32).wrapping_add(self.key as u32));
-        let both = mix(first ^ ((self.key >> 32) as u32).wrapping_add(((i >> 32) as u32).wrapping_mul(GOLDEN)));
+        let both = draw(self.key, self.index + at as u64);
         [both >> 16, both & 0xffff, mix(both.wrapping_add(GOLDEN)) & 0xffff]
     }
 }
 
-const GOLDEN: u32 = 0x9e37_79b9;
+pub(super) const GOLDEN: u32 = 0x9e37_79b9;
+
+/// Draw `i` of the stream `key`: 32 random bits. The same in `kernels/random.cuh`.
+#[inline(always)]
+pub(super) fn draw(key: u64, i: u64) -> u32 {
+    let first = mix((i as u32).wrapping_add(key as u32));
+    mix(first ^ ((key >> 32) as u32).wrapping_add(((i >> 32) as u32).wrapping_mul(GOLDEN)))
+}
 
 /// Wellons's `lowbias32`: a bijection of 32 bits whose every output bit hangs on every input bit.
 #[inline(always)]
-fn mix(mut x: u32) -> u32 {
+pub(super) fn mix(mut x: u32) -> u32 {
     x ^= x >> 16;
     x = x.wrapping_mul(0x7feb_352d);
     x ^= x >> 15;
@@ -46,7 +51,7 @@ fn mix(mut x: u32) -> u32 {
 }
 
 /// Steele, Lea & Flood 2014.
-fn splitmix(x: u64) -> u64 {
+pub(super) fn splitmix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

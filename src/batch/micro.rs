@@ -143,6 +143,7 @@ pub struct MicroBatch {
     pub(super) pairs: Vec<PairSlot>,
     pub(super) rows_by_token: Vec<u32>,
     pub(super) predictions_by_row: Vec<u32>,
+    pub(super) draws: Option<u64>,
 }
 
 impl MicroBatch {
@@ -162,6 +163,7 @@ impl MicroBatch {
             pairs: Vec::with_capacity(pairs),
             rows_by_token: Vec::with_capacity(slots),
             predictions_by_row: Vec::with_capacity(predictions),
+            draws: None,
         }
     }
 
@@ -272,6 +274,16 @@ impl MicroBatch {
         self.pairs.iter_mut()
     }
 
+    /// What the random draws of a pass over it are made from; `None`: it draws nothing, as in every pass that does not train.
+    pub fn draws(&self) -> Option<u64> {
+        self.draws
+    }
+
+    /// Says what passes over it draw from.
+    pub fn draw_from(&mut self, key: u64) {
+        self.draws = Some(key);
+    }
+
     /// Tokens that the shorter response of `pair` has: those that LD-DPO takes of both.
     pub fn shared_len(&self, pair: &PairSlot) -> usize {
         let len = |r: u32| self.responses[r as usize].predictions.len();
@@ -321,8 +333,9 @@ impl Clone for MicroBatch {
             pairs,
             rows_by_token,
             predictions_by_row,
+            draws,
         } = from;
-        (self.slots, self.used) = (*slots, *used);
+        (self.slots, self.used, self.draws) = (*slots, *used, *draws);
         self.tokens.clone_from(tokens);
         self.positions.clone_from(positions);
         self.segments.clone_from(segments);

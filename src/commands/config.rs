@@ -20,14 +20,8 @@ use toml::Value;
 /// A key and the value that alone is meant; `None`: any.
 type Meant = (&'static str, Option<&'static str>);
 
-const LORA: [Meant; 6] = [
-    ("lora_r", None),
-    ("lora_alpha", None),
-    ("lora_dropout", None),
-    ("lora_target_modules", None),
-    ("use_rslora", None),
-    ("lora_init", None),
-];
+const LORA: [Meant; 5] =
+    [("lora_r", None), ("lora_alpha", None), ("lora_target_modules", None), ("use_rslora", None), ("lora_init", None)];
 
 /// What a typed option rules out in a file: a run would refuse it beside that, or not read what was typed.
 fn overrules(key: &str, value: &Value) -> Vec<Meant> {
@@ -88,11 +82,11 @@ fn of_yaml(stage: Stage, path: &Path, text: &str, typed: &toml::Table) -> Result
     let entries = yaml::entries(text).map_err(|why| Error::file(path, why))?;
     let nulls = entries.iter().filter(|(key, value, _)| value.is_none() && !trl::knows(key));
     let nulls: Vec<String> = nulls.map(|(key, ..)| key.clone()).collect();
-    let trl::Translated { table, defaults, mut answers } = trl::translated(yaml::table(entries));
+    let trl::Translated { table, defaults, mut answers } = trl::translated(yaml::table(entries), stage);
     answers.extend(strangers(stage, table.keys().chain(&nulls)));
     refuse(path, answers)?;
     let beside = |key: &str| {
-        let new_adapter = key.starts_with("lora_") && typed.contains_key("adapter");
+        let new_adapter = LORA.iter().any(|(of, _)| *of == key) && typed.contains_key("adapter");
         typed.contains_key(key) || new_adapter || (key == "num_train_epochs" && typed.contains_key("max_steps"))
     };
     let said: Vec<String> = defaults.into_iter().filter(|(key, _)| !beside(key)).map(|(_, said)| said).collect();

@@ -94,7 +94,7 @@ pub struct TrainFlags {
     /// Scale of the adapter: alpha / r [default: twice the rank]
     #[arg(long, value_name = "X")]
     pub lora_alpha: Option<f64>,
-    /// Dropout of the adapter's input; 0 alone is supported [default: 0]
+    /// Share of the adapter's input that is dropped while it trains [default: 0; of a loaded adapter what its files say]
     #[arg(long, value_name = "P")]
     pub lora_dropout: Option<f64>,
     /// Linear layers that have an adapter, by PEFT's names with commas between them [default: all-linear, the seven of a block]

@@ -1,6 +1,7 @@
 //! Configurations as TRL's users have them: what means the same here is taken, what means something else or nothing is answered
 //! with what there is instead.
 
+use crate::train::options::Stage;
 use toml::{Table, Value};
 
 /// TRL's names for what has another one here.
@@ -10,7 +11,6 @@ const RENAMED: &[(&str, &str)] =
 /// Keys that say nothing but what is always so here, with the values that say it.
 const ALWAYS: &[(&str, &[&str], &str)] = &[
     ("precompute_ref_log_probs", &["true"], "the reference's log-probs are always computed before"),
-    ("disable_dropout", &["true"], "nothing drops out"),
     ("fp16", &["false"], "there is no fp16; bf16 is `dtype`"),
     ("load_in_8bit", &["false"], "there are no weights in 8 bits; 4 are `quantize`"),
     ("padding_free", &["true", "false"], "nothing is padded"),
@@ -95,6 +95,7 @@ const BATCH: [(&str, i64); 2] = [("per_device_train_batch_size", 8), ("gradient_
 /// Keys that are taken from YAML alone, and what they are here.
 const TAKEN: &[(&str, &str)] = &[
     ("use_peft", "here `lora_r` says it"),
+    ("disable_dropout", "here `lora_dropout` says what drops out, and nothing else does"),
     ("load_in_4bit", "here it is `quantize`"),
     ("use_bnb_nested_quant", "here it is `double_quant`"),
     ("bnb_4bit_quant_type", "here it is `quantize`"),
@@ -113,10 +114,11 @@ pub struct Translated {
     pub answers: Vec<String>,
 }
 
-/// `table` by our names.
-pub fn translated(table: Table) -> Translated {
+/// `table`, of a run of `stage`, by our names.
+pub fn translated(table: Table, stage: Stage) -> Translated {
     let mut t = Translated { table, ..Translated::default() };
     let is_trls = RENAMED.iter().any(|(theirs, _)| t.table.contains_key(*theirs)) || t.table.contains_key("use_peft");
+    let is_peft = t.table.get("use_peft").and_then(Value::as_bool) == Some(true);
     t.answers.extend(batch(&mut t.table));
     for (theirs, ours) in RENAMED {
         if let Some(value) = t.table.remove(*theirs) {
@@ -139,7 +141,13 @@ pub fn translated(table: Table) -> Translated {
             t.answers.push(format!("`{key}`: {why}"));
         }
     }
-    for more in [peft(&mut t, is_trls), quantized(&mut t.table), saved(&mut t.table), warm_up(&mut t.table)] {
+    for more in [
+        peft(&mut t, is_trls),
+        dropout(&mut t, stage, is_peft),
+        quantized(&mut t.table),
+        saved(&mut t.table),
+        warm_up(&mut t.table),
+    ] {
         t.answers.extend(more.err());
     }
     t.answers.extend(values(&mut t.table).err());
@@ -208,9 +216,6 @@ fn peft(t: &mut Translated, is_trls: bool) -> Result<(), String> {
                     t.defaults.push((key, format!("`{key}` {shown}, as in TRL")));
                 }
             }
-            if !t.table.contains_key("lora_dropout") {
-                t.defaults.push(("lora_dropout", "`lora_dropout` 0, which in TRL is 0.05".into()));
-            }
         }
         _ if is_trls => {
             if let Some(key) = of_adapter.iter().find(|key| t.table.contains_key(**key)) {
@@ -218,6 +223,40 @@ fn peft(t: &mut Translated, is_trls: bool) -> Result<(), String> {
             }
         }
         _ => {}
+    }
+    Ok(())
+}
+
+/// What drops out. In DPO and where nothing else is said, TRL turns off what `lora_dropout` says with the model's own.
+fn dropout(t: &mut Translated, stage: Stage, is_peft: bool) -> Result<(), String> {
+    let said = match t.table.remove("disable_dropout") {
+        None => None,
+        Some(Value::Boolean(yes)) => Some(yes),
+        Some(other) => return Err(format!("`disable_dropout` {other}: is true or false")),
+    };
+    let given = t.table.get("lora_dropout").cloned();
+    let nothing = |p: &Value| p.as_float() == Some(0.0) || p.as_integer() == Some(0);
+    if !is_peft {
+        return match (said, given.filter(|p| !nothing(p))) {
+            (Some(true), Some(p)) => Err(format!(
+                "`disable_dropout` true and `lora_dropout` {p} contradict each other; leave one of them out"
+            )),
+            _ => Ok(()),
+        };
+    }
+    match said.unwrap_or(stage == Stage::Dpo) {
+        true => {
+            t.table.remove("lora_dropout");
+            if said.is_none() && !given.as_ref().is_some_and(nothing) {
+                let why = "`disable_dropout` true, as in TRL, so that `lora_dropout` is 0";
+                t.defaults.push(("lora_dropout", why.into()));
+            }
+        }
+        false if given.is_none() => {
+            t.table.insert("lora_dropout".into(), 0.05.into());
+            t.defaults.push(("lora_dropout", "`lora_dropout` 0.05, as in TRL".into()));
+        }
+        false => {}
     }
     Ok(())
 }
@@ -341,20 +380,40 @@ mod tests {
                       warmup_steps = 0.1\neval_strategy = false\nbeta = 0.2";
         let ours = "model = 'm'\nout = 'o'\nlora_r = 16\nlora_alpha = 32\nlora_target_modules = ['q_proj', 'v_proj']\ndtype = 'bf16'\n\
                     num_train_epochs = 3.0\n                    quantize = 'nf4'\ndouble_quant = true\nwarmup_ratio = 0.1\neval_strategy = 'no'\nbeta = 0.2";
-        let of = |text: &str| translated(table(text));
+        let of = |text: &str| translated(table(text), Stage::Dpo);
         let t = of(theirs);
         assert_eq!((t.table, t.answers), (table(ours), vec![]));
         let said: Vec<&str> = t.defaults.iter().map(|(_, said)| said.as_str()).collect();
         let epochs = "`num_train_epochs` 3, as in TRL";
-        let defaults =
-            ["`lora_r` 16, as in TRL", "`lora_alpha` 32, as in TRL", "`lora_dropout` 0, which in TRL is 0.05", epochs];
+        let defaults = [
+            "`lora_r` 16, as in TRL",
+            "`lora_alpha` 32, as in TRL",
+            "`disable_dropout` true, as in TRL, so that `lora_dropout` is 0",
+            epochs,
+        ];
         assert_eq!(said, defaults);
         // Our own names need no translation, an adapter's neither, and our defaults are ours.
         let ours = table("model = 'm'\nlora_r = 8\nlora_target_modules = ['q_proj']\nwarmup_steps = 10");
-        assert_eq!(translated(ours.clone()), Translated { table: ours, ..Translated::default() });
+        assert_eq!(translated(ours.clone(), Stage::Dpo), Translated { table: ours, ..Translated::default() });
         let t = of("use_peft = true\nlora_r = 2\nlora_alpha = 4\nlora_dropout = 0.0\nmax_steps = 5");
         assert_eq!(t.table["lora_target_modules"].to_string(), "[\"q_proj\", \"v_proj\"]");
         assert_eq!(t.defaults, [("lora_target_modules", "`lora_target_modules` q_proj, v_proj, as in TRL".to_owned())]);
+        // What drops out: nothing in DPO unless it is said twice, and in SFT what is said, or TRL's default.
+        let full = "use_peft = true\nlora_r = 2\nlora_alpha = 4\nlora_target_modules = ['q_proj']\nmax_steps = 5\n";
+        for (stage, text, want, said) in [
+            (Stage::Dpo, "", None, 1),
+            (Stage::Dpo, "lora_dropout = 0.1", None, 1),
+            (Stage::Dpo, "disable_dropout = true\nlora_dropout = 0.1", None, 0),
+            (Stage::Dpo, "disable_dropout = false\nlora_dropout = 0.1", Some(0.1), 0),
+            (Stage::Dpo, "disable_dropout = false", Some(0.05), 1),
+            (Stage::Sft, "", Some(0.05), 1),
+            (Stage::Sft, "lora_dropout = 0.1", Some(0.1), 0),
+            (Stage::Sft, "lora_dropout = 0", Some(0.0), 0),
+        ] {
+            let t = translated(table(&format!("{full}{text}")), stage);
+            let got = t.table.get("lora_dropout").and_then(|p| p.as_float().or(p.as_integer().map(|p| p as f64)));
+            assert_eq!((got, t.defaults.len(), t.answers), (want, said, vec![]), "{stage} {text}");
+        }
         // What says what is always so.
         let always = "push_to_hub = false\nuse_dora = false\nuse_liger_kernel = false\nbf16_full_eval = false\ncompletion_only_loss = true\n\
                       padding_free = false\nresume = false\nwarmup_steps = 0.0\nsave_strategy = 'no'\nreport_to = 'none'\nfsdp = ''\n\
@@ -397,6 +456,11 @@ mod tests {
                 "`model_name_or_path` and `model` are the same; leave one of them out",
             ),
             ("use_peft = 1", "`use_peft`: is true or false"),
+            ("disable_dropout = 1", "`disable_dropout` 1: is true or false"),
+            (
+                "lora_r = 2\ndisable_dropout = true\nlora_dropout = 0.1",
+                "`disable_dropout` true and `lora_dropout` 0.1 contradict",
+            ),
             ("load_in_4bit = 'yes'", "`load_in_4bit` \"yes\": is true or false"),
             ("bf16 = true\ndtype = 'f32'", "`bf16` true: fusedpo has `dtype`"),
             (
@@ -420,12 +484,12 @@ mod tests {
             ),
             ("bnb_4bit_quant_type = 'fp4'", "`bnb_4bit_quant_type` \"fp4\": four bits are nf4; leave it out"),
         ] {
-            let answers = translated(table(theirs)).answers;
+            let answers = translated(table(theirs), Stage::Dpo).answers;
             assert!(answers.len() == 1 && answers[0].starts_with(want), "{theirs}: {answers:?}");
         }
         // All at once.
         let all = "max_length = 8\nfp16 = true\nuse_peft = 1\nbf16 = 'yes'\ngradient_accumulation_steps = 2\nwarmup_steps = 0.1\nwarmup_ratio = 1";
-        assert_eq!(translated(table(all)).answers.len(), 6);
+        assert_eq!(translated(table(all), Stage::Dpo).answers.len(), 6);
         let (elsewhere, always) = (ELSEWHERE.iter().chain(TAKEN), ALWAYS.iter().map(|(key, ..)| *key));
         let mut all: Vec<&str> = elsewhere.map(|(key, _)| *key).chain(always).collect();
         let n = all.len();

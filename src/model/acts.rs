@@ -258,6 +258,11 @@ impl<B: Backend> Workspace<B> {
         let mlps = (0..kept).map(|set| if of_last(set) { n } else { rows });
         // What is not gone through backward needs no more than any forward pass.
         let keeps = |set: usize| if bottom > 0 && set == 0 { Keep::Nothing } else { keep };
+        let low_rank = LowRank::new(be, model, rows.max(n), keep != Keep::Nothing)?;
+        let mut batch = be.new_batch(capacity, a)?;
+        if low_rank.as_ref().is_some_and(|l| l.dropped.is_some()) {
+            be.make_room(&mut batch, capacity)?;
+        }
         let acts = Acts {
             keep,
             bottom,
@@ -269,7 +274,7 @@ impl<B: Backend> Workspace<B> {
             predicting: be.zeros("predicting rows", n * a.q_width())?,
             narrow: be.zeros("scratch narrow", rows * c.hidden_size.max(a.q_width()))?,
             wide: be.zeros("scratch wide", rows * c.intermediate_size.max(a.qkv_width()))?,
-            low_rank: LowRank::new(be, model, rows.max(n), keep != Keep::Nothing)?,
+            low_rank,
             dense: nf4::scratch(be, &model.table)?,
         };
         let grads = match keep != Keep::Nothing {
@@ -283,7 +288,7 @@ impl<B: Backend> Workspace<B> {
             false => None,
         };
         Ok(Self {
-            batch: be.new_batch(capacity, a)?,
+            batch,
             chunks: Vec::new(),
             predictions: 0,
             rows: 0,
@@ -322,7 +327,15 @@ impl<B: Backend> Workspace<B> {
         self.chunks = chunks(from, self.head_rows);
         self.rows = be.rows(&self.batch);
         self.predictions = from.predictions().len();
+        if let Some(low_rank) = &mut self.acts.low_rank {
+            low_rank.load(from)?;
+        }
         Ok(())
+    }
+
+    /// Whether adapters drop some of their input in passes over the micro-batch.
+    pub(super) fn drops(&self) -> bool {
+        self.acts.low_rank.as_ref().is_some_and(LowRank::drops)
     }
 
     /// What the backend cannot know: ids and positions that the model has.

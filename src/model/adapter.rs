@@ -33,22 +33,27 @@ pub struct AdapterShape {
     pub rslora: bool,
     /// Which of [`MODULES`] have one.
     pub targets: [bool; 7],
+    /// Share of the adapter's input that is dropped while it trains, in [0, 1).
+    pub dropout: f64,
 }
 
 impl AdapterShape {
     /// Every linear layer of a block, scale `alpha / r`. Errors: [`AdapterShape::check`].
     pub fn new(r: usize, alpha: f64) -> Result<Self> {
-        let shape = Self { r, alpha, rslora: false, targets: [true; 7] };
+        let shape = Self { r, alpha, rslora: false, targets: [true; 7], dropout: 0.0 };
         shape.check()?;
         Ok(shape)
     }
 
-    /// Errors: a rank of 0 or beyond [`MOST_RANK`], an alpha that is none, no layer.
+    /// Errors: a rank of 0 or beyond [`MOST_RANK`], an alpha or a dropout that is none, no layer.
     pub fn check(&self) -> Result<()> {
         let why = match self {
             _ if self.r == 0 || self.r > MOST_RANK => format!("rank {} is not from 1 to {MOST_RANK}", self.r),
             _ if !(self.alpha.is_finite() && self.alpha > 0.0) => {
                 format!("alpha {} is not a finite number above 0", self.alpha)
+            }
+            _ if !(0.0..1.0).contains(&self.dropout) => {
+                format!("dropout {} is not a number from 0 on and below 1", self.dropout)
             }
             _ if self.targets == [false; 7] => "no module has an adapter".to_owned(),
             _ => return Ok(()),

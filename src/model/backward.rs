@@ -13,7 +13,7 @@ use super::graphs::Key;
 use super::head::scoring_only;
 use super::linear::Linear;
 use super::load::Model;
-use super::low_rank::{self, LowRank};
+use super::low_rank::{self, LowRank, Rows};
 use super::nf4::Dense;
 use super::params::{LayerParams, Place, Stage};
 use crate::backend::{
@@ -40,10 +40,12 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
         grads.layers_are_set();
         return Ok(());
     }
+    let drops = ws.drops();
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
+    let all = Rows::all(&ws.batch, rows);
     let buffers = [be.address(&model.weights), be.address(&model.rope), grads.address(be)];
-    ws.graphs.run(be, Key { backward: true, rows, buffers }, || {
-        be.marked(Mark::Layer(last), || attention(be, model, last, acts, g, (&ws.batch, rows), grads))?;
+    ws.graphs.run(be, Key { backward: true, rows, drops, buffers }, || {
+        be.marked(Mark::Layer(last), || attention(be, model, last, acts, g, all, grads))?;
         let reached = |l: &usize| floor <= Stage::Layer(*l, Place::Down);
         (0..last).rev().take_while(reached).try_for_each(|l| {
             be.marked(Mark::Layer(l), || {
@@ -51,19 +53,19 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
                 if acts.keep == Keep::Inputs {
                     again(be, model, acts, l, &ws.batch, rows)?;
                 }
-                mlp(be, model, l, acts, (&mut g.resid, rows), grads)?;
+                mlp(be, model, l, acts, (&mut g.resid, all), grads)?;
                 let kept = acts.kept(l);
                 let (n, params) = (rows * model.config.attn_shape().q_width(), &model.table.layers[l]);
                 let scratch = &mut acts.low_rank;
-                output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, rows), scratch, grads)?;
+                output_weight(be, model, params, &acts.layers[kept].attn, (&g.resid, all), scratch, grads)?;
                 if floor >= Stage::Layer(l, Place::Output) {
                     return Ok(());
                 }
                 let dx = be.view_mut(&mut acts.narrow, 0..n);
                 output_input(be, model, params, &mut acts.dense, dx, (&g.resid, rows))?;
                 let adapter = params.adapters()[1];
-                low_rank::input(be, model, adapter, &acts.low_rank, (&mut acts.narrow, rows))?;
-                attention(be, model, l, acts, g, (&ws.batch, rows), grads)
+                low_rank::input(be, model, adapter, &mut acts.low_rank, (&mut acts.narrow, all))?;
+                attention(be, model, l, acts, g, all, grads)
             })
         })
     })?;
@@ -93,14 +95,15 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grad
     if floor > Stage::Layer(l, Place::Down) {
         return Ok(());
     }
-    mlp(be, model, l, acts, (&mut ws.hidden, n), grads)?;
-    output_weight(be, model, params, &acts.predicting, (&ws.hidden, n), &mut acts.low_rank, grads)?;
+    let of = Rows::predicting(&ws.batch, n);
+    mlp(be, model, l, acts, (&mut ws.hidden, of), grads)?;
+    output_weight(be, model, params, &acts.predicting, (&ws.hidden, of), &mut acts.low_rank, grads)?;
     if floor >= Stage::Layer(l, Place::Output) {
         return Ok(());
     }
     let dx = be.view_mut(&mut acts.predicting, 0..n * q_width);
     output_input(be, model, params, &mut acts.dense, dx, (&ws.hidden, n))?;
-    low_rank::input(be, model, params.adapters()[1], &acts.low_rank, (&mut acts.predicting, n))?;
+    low_rank::input(be, model, params.adapters()[1], &mut acts.low_rank, (&mut acts.predicting, of))?;
     be.scatter_rows(ScatterRows {
         dx: be.view_mut(&mut acts.narrow, 0..rows * q_width),
         dout: be.view(&acts.predicting, 0..n * q_width),
@@ -121,9 +124,10 @@ fn mlp<B: Backend>(
     model: &Model<B>,
     l: usize,
     acts: &mut Acts<B>,
-    (stream, rows): (&mut B::Buf<B::Act>, usize),
+    (stream, of): (&mut B::Buf<B::Act>, Rows<'_, B>),
     grads: &mut Gradients<B>,
 ) -> Result<()> {
+    let rows = of.n;
     let (hidden, ffn, params) = (model.config.hidden_size, model.config.intermediate_size, &model.table.layers[l]);
     let (n_hidden, n_ffn, floor) = (rows * hidden, rows * ffn, model.table.floor);
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
@@ -131,9 +135,9 @@ fn mlp<B: Backend>(
     let (scratch, [_, _, of_gate_up, of_down]) = (&mut acts.low_rank, params.adapters());
 
     if floor < Stage::Layer(l, Place::Down) {
-        let of = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(stream, 0..n_hidden));
-        Linear { model, param: &params.down, dense: &mut acts.dense }.input(be, of, (hidden, ffn))?;
-        low_rank::backward(be, model, of_down, scratch, (stream, Some(&mut acts.wide), rows))?;
+        let both = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(stream, 0..n_hidden));
+        Linear { model, param: &params.down, dense: &mut acts.dense }.input(be, both, (hidden, ffn))?;
+        low_rank::backward(be, model, of_down, scratch, (stream, Some(&mut acts.wide), of))?;
         be.swiglu_bwd(SwigluBwd {
             gate_up: be.view_mut(gate_up, 0..2 * n_ffn),
             dact: be.view_mut(&mut acts.wide, 0..n_ffn),
@@ -141,7 +145,7 @@ fn mlp<B: Backend>(
             again: (params.down.trains() || of_down.is_some()) && outputs.is_none(),
         })?;
     } else {
-        low_rank::backward(be, model, of_down, scratch, (stream, None, rows))?;
+        low_rank::backward(be, model, of_down, scratch, (stream, None, of))?;
         if outputs.is_none() {
             let (act, gate_up) = (be.view_mut(&mut acts.wide, 0..n_ffn), be.view(gate_up, 0..2 * n_ffn));
             be.swiglu_fwd(SwigluFwd { act, gate_up, ffn })?;
@@ -149,16 +153,16 @@ fn mlp<B: Backend>(
     }
     let act = outputs.as_ref().map_or(&acts.wide, |o| &o.act);
     grads.matrix(be, &params.down, (stream, act, rows), (hidden, ffn))?;
-    low_rank::weights(be, model, of_down, scratch, (stream, act, rows), grads)?;
+    low_rank::weights(be, model, of_down, scratch, (stream, act, of), grads)?;
     if floor >= Stage::Layer(l, Place::Down) {
         return Ok(());
     }
 
     let again = (params.gate_up.trains() || of_gate_up.is_some()) && outputs.is_none();
     if floor < Stage::Layer(l, Place::GateUp) {
-        let of = (be.view_mut(&mut acts.narrow, 0..n_hidden), be.view(gate_up, 0..2 * n_ffn));
-        Linear { model, param: &params.gate_up, dense: &mut acts.dense }.input(be, of, (2 * ffn, hidden))?;
-        low_rank::backward(be, model, of_gate_up, scratch, (gate_up, Some(&mut acts.narrow), rows))?;
+        let both = (be.view_mut(&mut acts.narrow, 0..n_hidden), be.view(gate_up, 0..2 * n_ffn));
+        Linear { model, param: &params.gate_up, dense: &mut acts.dense }.input(be, both, (2 * ffn, hidden))?;
+        low_rank::backward(be, model, of_gate_up, scratch, (gate_up, Some(&mut acts.narrow), of))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(stream, 0..n_hidden),
             dw: grads.vector(be, &params.post_norm),
@@ -170,7 +174,7 @@ fn mlp<B: Backend>(
             again,
         })?;
     } else {
-        low_rank::backward(be, model, of_gate_up, scratch, (gate_up, None, rows))?;
+        low_rank::backward(be, model, of_gate_up, scratch, (gate_up, None, of))?;
         if again {
             be.rmsnorm_fwd(RmsNormFwd {
                 y: be.view_mut(&mut acts.narrow, 0..n_hidden),
@@ -183,7 +187,7 @@ fn mlp<B: Backend>(
     }
     let normed = outputs.as_ref().map_or(&acts.narrow, |o| &o.norm2);
     grads.matrix(be, &params.gate_up, (gate_up, normed, rows), (2 * ffn, hidden))?;
-    low_rank::weights(be, model, of_gate_up, scratch, (gate_up, normed, rows), grads)
+    low_rank::weights(be, model, of_gate_up, scratch, (gate_up, normed, of), grads)
 }
 
 /// `x_mid = x_in + o(attn) + bias`: the gradients of `o`, its adapter and its bias, from the gradient of `x_mid` in `stream`.
@@ -192,15 +196,16 @@ fn output_weight<B: Backend>(
     model: &Model<B>,
     params: &LayerParams,
     attn: &B::Buf<B::Act>,
-    (stream, rows): (&B::Buf<B::Act>, usize),
+    (stream, of): (&B::Buf<B::Act>, Rows<'_, B>),
     scratch: &mut Option<LowRank<B>>,
     grads: &mut Gradients<B>,
 ) -> Result<()> {
+    let rows = of.n;
     let (out, inp) = (model.config.hidden_size, model.config.attn_shape().q_width());
     grads.matrix(be, &params.o, (stream, attn, rows), (out, inp))?;
     let adapter = params.adapters()[1];
-    low_rank::backward(be, model, adapter, scratch, (stream, None, rows))?;
-    low_rank::weights(be, model, adapter, scratch, (stream, attn, rows), grads)?;
+    low_rank::backward(be, model, adapter, scratch, (stream, None, of))?;
+    low_rank::weights(be, model, adapter, scratch, (stream, attn, of), grads)?;
     match params.o_bias.as_ref().and_then(|p| grads.vector(be, p)) {
         Some(dbias) => be.bias_bwd(BiasBwd { dbias, dy: be.view(stream, 0..rows * out) }),
         None => Ok(()),
@@ -228,9 +233,10 @@ fn attention<B: Backend>(
     l: usize,
     acts: &mut Acts<B>,
     g: &mut Grads<B>,
-    (batch, rows): (&B::Batch, usize),
+    of: Rows<'_, B>,
     grads: &mut Gradients<B>,
 ) -> Result<()> {
+    let Rows { n: rows, batch, .. } = of;
     let (hidden, a, params) = (model.config.hidden_size, model.config.attn_shape(), &model.table.layers[l]);
     let (n_hidden, n_q, n_qkv) = (rows * hidden, rows * a.q_width(), rows * a.qkv_width());
     let (kept, input) = (acts.kept(l), acts.slot(2 * l));
@@ -266,9 +272,9 @@ fn attention<B: Backend>(
     let (scratch, adapter) = (&mut acts.low_rank, params.adapters()[0]);
     let again = (params.qkv.trains() || adapter.is_some()) && layer.outputs.is_none();
     if model.table.floor < Stage::Layer(l, Place::Qkv) {
-        let of = (be.view_mut(&mut acts.narrow, 0..n_hidden), be.view(&acts.wide, 0..n_qkv));
-        Linear { model, param: &params.qkv, dense: &mut acts.dense }.input(be, of, (a.qkv_width(), hidden))?;
-        low_rank::backward(be, model, adapter, scratch, (&acts.wide, Some(&mut acts.narrow), rows))?;
+        let both = (be.view_mut(&mut acts.narrow, 0..n_hidden), be.view(&acts.wide, 0..n_qkv));
+        Linear { model, param: &params.qkv, dense: &mut acts.dense }.input(be, both, (a.qkv_width(), hidden))?;
+        low_rank::backward(be, model, adapter, scratch, (&acts.wide, Some(&mut acts.narrow), of))?;
         be.rmsnorm_bwd(RmsNormBwd {
             dx: be.view_mut(&mut g.resid, 0..n_hidden),
             dw: grads.vector(be, &params.input_norm),
@@ -280,7 +286,7 @@ fn attention<B: Backend>(
             again,
         })?;
     } else {
-        low_rank::backward(be, model, adapter, scratch, (&acts.wide, None, rows))?;
+        low_rank::backward(be, model, adapter, scratch, (&acts.wide, None, of))?;
         if again {
             be.rmsnorm_fwd(RmsNormFwd {
                 y: be.view_mut(&mut acts.narrow, 0..n_hidden),
@@ -293,7 +299,7 @@ fn attention<B: Backend>(
     }
     let normed = layer.outputs.as_ref().map_or(&acts.narrow, |o| &o.norm1);
     grads.matrix(be, &params.qkv, (&acts.wide, normed, rows), (a.qkv_width(), hidden))?;
-    low_rank::weights(be, model, adapter, scratch, (&acts.wide, normed, rows), grads)
+    low_rank::weights(be, model, adapter, scratch, (&acts.wide, normed, of), grads)
 }
 
 /// Backward of the q/k norm, where the model has one, in place in `dqkv`.

@@ -125,11 +125,18 @@ impl ModelDir {
     ///
     /// Errors: [`Error::File`]: no adapter, one of another base, or what is not supported, by name.
     pub fn with_adapter(&self, path: &Path) -> Result<Self> {
+        self.with_adapter_dropping(path, None)
+    }
+
+    /// [`ModelDir::with_adapter`], which drops `dropout` of its input in training; `None`: what its files say.
+    pub fn with_adapter_dropping(&self, path: &Path, dropout: Option<f64>) -> Result<Self> {
         if !path.is_dir() {
             return Err(Error::file(path, "is not a folder; give one with an adapter"));
         }
         let folder = Inside::new(path)?;
-        let weights = peft::read(&folder, self.config())?;
+        let mut weights = peft::read(&folder, self.config())?;
+        weights.shape.dropout = dropout.unwrap_or(weights.shape.dropout);
+        weights.shape.check()?;
         let mut files = self.files().clone();
         let mut config = self.config().clone();
         if let Some((ids, bytes)) = ModelConfig::end_tokens(&folder)? {

@@ -4,7 +4,7 @@ use super::acts::{Acts, LayerActs, Workspace};
 use super::graphs::Key;
 use super::linear::{Laid, Linear, Product};
 use super::load::Model;
-use super::low_rank;
+use super::low_rank::{self, Rows};
 use super::nf4::Dense;
 use super::packed::{PackedLayer, Packs};
 use super::params::{LayerParams, Param};
@@ -18,7 +18,7 @@ use crate::error::Result;
 pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> Result<()> {
     be.marked(Mark::Stage("forward"), || {
         let buffers = [be.address(&model.weights), be.address(&model.rope), 0];
-        let key = Key { backward: false, rows: ws.rows, buffers };
+        let key = Key { backward: false, rows: ws.rows, drops: ws.drops(), buffers };
         let mut graphs = std::mem::take(&mut ws.graphs);
         let attention =
             |be: &B, _, layer: &mut LayerActs<B>, batch: &B::Batch, rows| attend(be, model, layer, batch, rows);
@@ -69,6 +69,7 @@ fn layers<B: Backend>(
             if l == last {
                 return Ok(());
             }
+            let rows = Rows::all(&ws.batch, rows);
             attention_output(be, model, &params, &mut ws.acts, l, rows)?;
             mlp(be, model, &params, &mut ws.acts, l, rows)?;
             mlp_output(be, model, &params, &mut ws.acts, l, rows)
@@ -92,13 +93,14 @@ fn predictions<B: Backend>(be: &B, model: &Model<B>, packs: Packs<'_, B>, ws: &m
     let x = be.view(&acts.predicting, 0..n * q_width);
     let y = be.view_mut(predicting, 0..n * hidden);
     output_projection(be, model, &params, &mut acts.dense, (y, x), Write::Add)?;
-    let both = (be.view_mut(predicting, 0..n * hidden), be.view(&acts.predicting, 0..n * q_width), n);
+    let of = Rows::predicting(&ws.batch, n);
+    let both = (&mut *predicting, &acts.predicting, of);
     low_rank::forward(be, model, params.adapters()[1], &mut acts.low_rank, both)?;
     if let Some(bias) = &params.o_bias {
         be.bias_fwd(BiasFwd { y: be.view_mut(predicting, 0..n * hidden), bias: weight(be, model, bias) })?;
     }
-    mlp(be, model, &params, acts, l, n)?;
-    mlp_output(be, model, &params, acts, l, n)?;
+    mlp(be, model, &params, acts, l, of)?;
+    mlp_output(be, model, &params, acts, l, of)?;
     be.rmsnorm_fwd(RmsNormFwd {
         y: be.view_mut(&mut ws.hidden, 0..n * hidden),
         rstd: be.view_mut(&mut ws.rstd, 0..n),
@@ -121,6 +123,7 @@ pub(super) fn again<B: Backend>(
     qkv(be, model, &params, acts, l, batch, rows)?;
     let kept = acts.kept(l);
     attend(be, model, &mut acts.layers[kept], batch, rows)?;
+    let rows = Rows::all(batch, rows);
     attention_output(be, model, &params, acts, l, rows)?;
     mlp(be, model, &params, acts, l, rows)
 }
@@ -206,7 +209,7 @@ fn qkv<B: Backend>(
         (a.qkv_width(), c.hidden_size),
         Write::Set,
     )?;
-    let both = (be.view_mut(&mut layer.qkv, 0..n_qkv), be.view(normed, 0..n_hidden), rows);
+    let both = (&mut layer.qkv, &*normed, Rows::all(batch, rows));
     low_rank::forward(be, model, params.adapters()[0], &mut acts.low_rank, both)?;
     // The norm of queries and keys is of sums with the bias; without one the rotation adds it.
     let bias = params.qkv_bias.as_ref();
@@ -235,8 +238,9 @@ fn attention_output<B: Backend>(
     params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
-    rows: usize,
+    of: Rows<'_, B>,
 ) -> Result<()> {
+    let rows = of.n;
     let (hidden, q_width) = (model.config.hidden_size, model.config.attn_shape().q_width());
     let n_hidden = rows * hidden;
     let [kept, from, to] = [acts.kept(l), acts.slot(2 * l), acts.slot(2 * l + 1)];
@@ -244,7 +248,7 @@ fn attention_output<B: Backend>(
     let [before, after] = acts.resid.get_disjoint_mut([from, to]).expect("neighbours are two buffers");
     let write = Write::Plus(be.view(before, 0..n_hidden));
     output_projection(be, model, params, &mut acts.dense, (be.view_mut(after, 0..n_hidden), attn), write)?;
-    let both = (be.view_mut(after, 0..n_hidden), be.view(&acts.layers[kept].attn, 0..rows * q_width), rows);
+    let both = (&mut *after, &acts.layers[kept].attn, of);
     low_rank::forward(be, model, params.adapters()[1], &mut acts.low_rank, both)?;
     match &params.o_bias {
         Some(bias) => be.bias_fwd(BiasFwd { y: be.view_mut(after, 0..n_hidden), bias: weight(be, model, bias) }),
@@ -272,8 +276,9 @@ fn mlp<B: Backend>(
     params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
-    rows: usize,
+    of: Rows<'_, B>,
 ) -> Result<()> {
+    let rows = of.n;
     let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
     let n_hidden = rows * hidden;
     let (kept, input) = (acts.kept(l), acts.slot(2 * l + 1));
@@ -293,7 +298,7 @@ fn mlp<B: Backend>(
         (2 * ffn, hidden),
         Write::Set,
     )?;
-    let both = (be.view_mut(&mut layer.gate_up, 0..2 * rows * ffn), be.view(normed, 0..n_hidden), rows);
+    let both = (&mut layer.gate_up, &*normed, of);
     low_rank::forward(be, model, params.adapters()[2], &mut acts.low_rank, both)
 }
 
@@ -304,8 +309,9 @@ fn mlp_output<B: Backend>(
     params: &Layer<'_, B>,
     acts: &mut Acts<B>,
     l: usize,
-    rows: usize,
+    of: Rows<'_, B>,
 ) -> Result<()> {
+    let rows = of.n;
     let (hidden, ffn) = (model.config.hidden_size, model.config.intermediate_size);
     let (n_hidden, n_ffn) = (rows * hidden, rows * ffn);
     let (kept, from, to) = (acts.kept(l), acts.slot(2 * l + 1), acts.slot(2 * l + 2));
@@ -321,6 +327,6 @@ fn mlp_output<B: Backend>(
         (hidden, ffn),
         Write::Plus(be.view(before, 0..n_hidden)),
     )?;
-    let both = (be.view_mut(after, 0..n_hidden), be.view(act, 0..n_ffn), rows);
+    let both = (&mut *after, &*act, of);
     low_rank::forward(be, model, params.adapters()[3], &mut acts.low_rank, both)
 }

@@ -22,6 +22,8 @@ pub(super) struct Key {
     pub backward: bool,
     /// Rows that ops compute.
     pub rows: usize,
+    /// Whether adapters drop some of their input.
+    pub drops: bool,
     /// Where the weights, the rotary table and the gradients are.
     pub buffers: [usize; 3],
 }

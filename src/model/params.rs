@@ -140,6 +140,10 @@ pub struct AdapterParams {
     pub inp: usize,
     /// What the low-rank product is multiplied with.
     pub scale: f64,
+    /// Of each part, which of the model's dropouts is before it: a number of the layer and the module.
+    pub sites: Vec<u32>,
+    /// Share that each drops while it trains.
+    pub dropout: f64,
 }
 
 impl AdapterParams {
@@ -276,18 +280,21 @@ impl Builder {
         let mut all = [None, None, None, None];
         for (to, (modules, inp)) in all.iter_mut().zip(products) {
             let (mut columns, mut a, mut b, mut out) = (Vec::new(), Vec::new(), Vec::new(), 0usize);
+            let mut sites = Vec::new();
             for m in modules {
                 if shape.targets[m] {
                     let name = |part| format!("model.layers.{l}.{}.{part}.weight", MODULES[m].1);
                     a.push((name("lora_A"), vec![rank, inp]));
                     b.push((name("lora_B"), vec![outs[m], rank]));
                     columns.push(out..out.checked_add(outs[m])?);
+                    sites.push((l * MODULES.len() + m) as u32);
                 }
                 out = out.checked_add(outs[m])?;
             }
             if !columns.is_empty() {
                 let (a, b) = (self.push(true, &a)?, self.push(true, &b)?);
-                *to = Some(AdapterParams { a, b, columns, rank, out, inp, scale });
+                let dropout = shape.dropout;
+                *to = Some(AdapterParams { a, b, columns, rank, out, inp, scale, sites, dropout });
             }
         }
         Some(all)

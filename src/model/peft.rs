@@ -81,7 +81,7 @@ pub fn config_text(shape: &AdapterShape, base: &Base) -> String {
         "inference_mode": true,
         "init_lora_weights": true,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": shape.dropout,
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": shape.r,
@@ -157,6 +157,11 @@ fn shape(path: &Path, c: &Map<String, Value>) -> Result<(AdapterShape, Option<[b
     let alpha =
         c.get("lora_alpha").and_then(Value::as_f64).ok_or_else(|| bad("`lora_alpha` must be a number".into()))?;
     let rslora = c.get("use_rslora").and_then(Value::as_bool).unwrap_or_default();
+    let dropout = match c.get("lora_dropout") {
+        None | Some(Value::Null) => Some(0.0),
+        Some(given) => given.as_f64().filter(|p| (0.0..1.0).contains(p)),
+    };
+    let dropout = dropout.ok_or_else(|| bad("`lora_dropout` must be a number from 0 on and below 1".into()))?;
     let named = match c.get("target_modules") {
         Some(Value::Array(names)) if !names.is_empty() => {
             let names = names.iter().map(|n| n.as_str().unwrap_or_default());
@@ -171,7 +176,7 @@ fn shape(path: &Path, c: &Map<String, Value>) -> Result<(AdapterShape, Option<[b
         }
         _ => None,
     };
-    let shape = AdapterShape { r: r as usize, alpha, rslora, targets: named.unwrap_or([true; 7]) };
+    let shape = AdapterShape { r: r as usize, alpha, rslora, targets: named.unwrap_or([true; 7]), dropout };
     shape.check().map_err(|e| bad(e.to_string()))?;
     Ok((shape, named))
 }

@@ -24,8 +24,9 @@ options! {
         lora_r: Option<usize> = None, in rank, "1 or more, and at most 65536";
         /// Its alpha; `None`: twice the rank.
         lora_alpha: Option<f64> = None, in given_above_0, "a finite number greater than 0";
-        /// Dropout of the adapter's input: 0 alone is supported.
-        lora_dropout: Option<f64> = None;
+        /// Share of the adapter's input that is dropped while it trains; `None`: none of a new one's, of a loaded one's what its
+        /// files say.
+        lora_dropout: Option<f64> = None, in given_below_1, "from 0 on, and below 1";
         /// Modules that have one, by PEFT's names; `None`: every linear layer of a block.
         lora_target_modules: Option<Vec<String>> = None;
         /// Whether it is scaled by `alpha / sqrt(r)`.
@@ -48,6 +49,10 @@ fn given_above_0(x: &Option<f64>) -> bool {
     x.is_none_or(|x| x.is_finite() && x > 0.0)
 }
 
+fn given_below_1(x: &Option<f64>) -> bool {
+    x.is_none_or(|x| (0.0..1.0).contains(&x))
+}
+
 impl TrainedOptions {
     /// Whether an adapter is trained, new or loaded.
     pub fn has_adapter(&self) -> bool {
@@ -57,14 +62,8 @@ impl TrainedOptions {
     /// Fills in what depends on others. Errors: what has no meaning together, what is not supported.
     pub fn resolve(&mut self) -> Result<()> {
         self.check()?;
-        if let Some(dropout) = self.lora_dropout.filter(|d| *d != 0.0) {
-            return Err(Error::usage(format!(
-                "`lora_dropout` {dropout}: dropout in an adapter is not supported; leave it out, or give 0"
-            )));
-        }
         let given = [
             ("lora_alpha", self.lora_alpha.is_some()),
-            ("lora_dropout", self.lora_dropout.is_some()),
             ("lora_target_modules", self.lora_target_modules.is_some()),
             ("use_rslora", self.use_rslora),
             ("lora_init", self.lora_init.is_some()),
@@ -76,6 +75,9 @@ impl TrainedOptions {
                 false => "only a new adapter has it; give `lora_r` too",
             };
             return Err(Error::usage(format!("`{name}`: {why}")));
+        }
+        if self.lora_dropout.is_some() && !self.has_adapter() {
+            return Err(Error::usage("`lora_dropout`: only an adapter has it; give `lora_r` or `adapter` too"));
         }
         if self.lora_r.is_some() && self.adapter.is_some() {
             return Err(Error::usage(
@@ -98,7 +100,7 @@ impl TrainedOptions {
         Trained::of(self.train.as_deref())?;
         if let Some(r) = self.lora_r {
             self.lora_alpha.get_or_insert(2.0 * r as f64);
-            self.lora_dropout = None;
+            self.lora_dropout = self.lora_dropout.filter(|p| *p != 0.0);
             self.lora_init.get_or_insert_default();
             let all = || MODULES.iter().map(|(name, _)| (*name).to_owned()).collect();
             let names = self.lora_target_modules.get_or_insert_with(all);
@@ -144,7 +146,9 @@ impl TrainedOptions {
     pub fn new_adapter(&self) -> Option<(AdapterShape, AdapterInit)> {
         let (r, alpha) = (self.lora_r?, self.lora_alpha?);
         let targets = targets(self.lora_target_modules.iter().flatten().map(String::as_str)).ok()?;
-        Some((AdapterShape { r, alpha, rslora: self.use_rslora, targets }, self.lora_init.unwrap_or_default()))
+        let dropout = self.lora_dropout.unwrap_or_default();
+        let shape = AdapterShape { r, alpha, rslora: self.use_rslora, targets, dropout };
+        Some((shape, self.lora_init.unwrap_or_default()))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::metrics::Totals;
 use super::optim::OptimOptions;
 use super::state::State;
+use crate::backend::dropout;
 use crate::backend::{Backend, Float, HeadMode, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
@@ -126,6 +127,19 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// How often passes were recorded and replayed.
     pub fn graph_counts(&self) -> GraphCounts {
         self.ws.graphs.counts()
+    }
+
+    /// Makes passes over `batches` those of training, of step `step` of a run of `seed`: adapters with dropout drop some of their
+    /// input. The same step drops the same, however it is cut into micro-batches.
+    pub fn drop_from(&self, batches: &mut [MicroBatch], seed: u64, step: u64) {
+        if self.drops() {
+            batches.iter_mut().for_each(|mb| mb.draw_from(dropout::of_step(seed, step)));
+        }
+    }
+
+    /// Whether training drops anything.
+    pub fn drops(&self) -> bool {
+        self.state.model.config.adapter.is_some_and(|a| a.dropout > 0.0)
     }
 
     /// Adds `d(scale * sum of losses)/d(parameters)` of one micro-batch to the gradients, and its numbers to `totals`.

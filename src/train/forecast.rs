@@ -245,7 +245,9 @@ impl<B: Backend> Run<'_, B> {
     fn with<T>(&self, f: impl FnOnce(&ModelConfig, Learns<'_>) -> Result<T>) -> Result<T> {
         let trained = Trained::of(self.c.train.train.as_deref())?;
         let learns = Learns { optim: &self.c.optim, trained: &trained, synced: self.c.reference.sync_ref_model };
-        let adapter: Option<AdapterShape> = self.c.train.new_adapter().map(|(shape, _)| shape).or(self.base.adapter);
+        let train = &self.c.train;
+        let adapter: Option<AdapterShape> = train.new_adapter().map(|(shape, _)| shape).or(self.base.adapter);
+        let adapter = adapter.map(|a| AdapterShape { dropout: train.lora_dropout.unwrap_or(a.dropout), ..a });
         let quantized = self.base.quantized.or(self.c.train.quantized());
         f(&ModelConfig { adapter, quantized, ..self.base.clone() }, learns)
     }

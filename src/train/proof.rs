@@ -1,13 +1,16 @@
 //! The step-0 proof, and the sample of what it does not reach.
 
 use super::engine::Engine;
+use super::means;
 use super::metrics::Totals;
 use super::mismatched::reference_of;
+use super::whole_step::{self, Taking};
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
+use crate::batch::MicroBatch;
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
-use crate::loss::LossSpec;
+use crate::loss::{LossSpec, Scope};
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// Computes the responses of one micro-batch of a step again, where their log-probs were found in files: a file's checksums
@@ -68,6 +71,25 @@ pub fn prove_step_0(totals: &Totals) -> Result<()> {
         totals.off_reference,
         if totals.pairs > 0 { totals.pairs } else { totals.responses }
     )))
+}
+
+/// [`prove_step_0`] of a policy that training takes away from the reference, by dropout: of an evaluation of the first step.
+pub fn prove_evaluated<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    mut batches: Vec<MicroBatch>,
+    spec: &LossSpec,
+    seed: u64,
+) -> Result<()> {
+    let mut totals = Totals::proving();
+    if spec.scope() == Scope::Step {
+        let scales = means::scales(&batches, spec);
+        let how = Taking { spec, scales, seed: [seed, 1], trains: false, proves: true };
+        let mut running = engine.state.clock.running;
+        totals = whole_step::first(engine, &mut batches, how, &mut running)?;
+    } else {
+        batches.iter().try_for_each(|mb| engine.evaluate(mb, spec, &mut totals))?;
+    }
+    prove_step_0(&totals)
 }
 
 #[cfg(test)]

@@ -297,6 +297,13 @@ fn tell_trained<B: Backend>(policy: &Model<B>, observe: &mut dyn Observe) -> Res
             .tell(&Event::Note(&format!("{n} of them, the linear weights of blocks, are in NF4: {bits} bits each")))?;
     }
     let Some(shape) = &policy.config.adapter else { return Ok(()) };
+    if shape.dropout > 0.0 {
+        let line = format!(
+            "the adapter drops {} of its input in the passes that train it, and nothing in others",
+            shape.dropout
+        );
+        observe.tell(&Event::Note(&line))?;
+    }
     warnings(shape).iter().try_for_each(|why| observe.tell(&Event::Warning(why)))
 }
 
@@ -306,7 +313,7 @@ fn open_models(c: &TrainOptions, splits: &[Dataset]) -> Result<(ModelDir, Option
     check_quantized(dir.path(), dir.config(), c)?;
     dir = dir.quantized_if(c.train.quantized())?;
     if let Some(adapter) = &c.train.adapter {
-        dir = dir.with_adapter(c.folder(adapter))?;
+        dir = dir.with_adapter_dropping(c.folder(adapter), c.train.lora_dropout)?;
     }
     let base = dir.clone();
     if let Some((shape, init)) = c.train.new_adapter() {

@@ -10,7 +10,7 @@ use super::means;
 use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::TrainOptions;
-use super::proof::{prove_step_0, spot_check};
+use super::proof::{prove_evaluated, prove_step_0, spot_check};
 use super::report::Numbers;
 use super::saver::Saver;
 use super::schedule::Schedule;
@@ -82,6 +82,11 @@ impl Steps<'_> {
         flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
         if let (Some(sidecars), true) = (&self.sidecars, self.starts_at_reference && engine.state.clock.step == 0) {
             spot_check(engine, (self.plan, &self.spec), sidecars)?;
+            if self.drops_away(engine) {
+                let mut batches = self.plan.first(0, 0)?;
+                eval::fill_reference(&mut batches, sidecars, &self.spec)?;
+                prove_evaluated(engine, batches, &self.spec, self.options.data.seed)?;
+            }
         }
         // When the last step was known to be done.
         let mut done = Instant::now();
@@ -96,7 +101,7 @@ impl Steps<'_> {
             }
             let mut this = this?;
             let step = this.step;
-            if step == 1 && self.starts_at_reference {
+            if step == 1 && self.starts_at_reference && !self.drops_away(engine) {
                 this.collect(engine, &self.spec)?;
                 prove_step_0(&this.totals)?;
             }
@@ -173,6 +178,11 @@ impl Steps<'_> {
         step == 0 || step == self.schedule.total || every > 0 && step.is_multiple_of(every)
     }
 
+    /// Whether training takes the policy away from what it computes otherwise. With a new adapter's B of zeros nothing does.
+    fn drops_away<B: Backend>(&self, engine: &Engine<'_, B>) -> bool {
+        engine.drops() && self.options.train.adapter.is_some()
+    }
+
     /// Enqueues the passes of the next step.
     fn start<B: Backend>(&self, engine: &mut Engine<'_, B>) -> Result<InFlight<B>> {
         let begun = Instant::now();
@@ -182,19 +192,22 @@ impl Steps<'_> {
         if let Some(sidecars) = &self.sidecars {
             eval::fill_reference(&mut batches, sidecars, &self.spec)?;
         }
+        let seed = self.options.data.seed;
+        engine.drop_from(&mut batches, seed, step);
         let scales = means::scales(&batches, &self.spec);
-        let proves = step == 1 && self.starts_at_reference;
+        let proves = step == 1 && self.starts_at_reference && !self.drops_away(engine);
         let mut totals = if proves { Totals::proving() } else { Totals::default() };
         let mut late = VecDeque::with_capacity(batches.len());
         if self.spec.scope() == Scope::Step {
             if self.sync.is_some() {
                 synced::fill(engine, &mut batches, &self.spec)?;
             }
-            let how = Taking { spec: &self.spec, scales, seed: [self.options.data.seed, step], trains: true, proves };
+            let how = Taking { spec: &self.spec, scales, seed: [seed, step], trains: true, proves };
             let mut running = engine.state.clock.running;
             totals = whole_step::first(engine, &mut batches, how, &mut running)?;
             engine.state.clock.running = running;
             batches = whole_step::second(batches, || self.plan.step(epoch, place))?;
+            engine.drop_from(&mut batches, seed, step);
             engine.clear_grads()?;
             batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))?;
         } else {

@@ -187,7 +187,7 @@ fn yaml_under_trls_names() {
         let ran = cli.ok(&format!("dpo --config t.yaml {more}"));
         ran.err.lines().filter(|l| l.contains("not in the file: ")).collect::<Vec<_>>().join("\n")
     };
-    let adapter = "`lora_target_modules` q_proj, v_proj, as in TRL; `lora_dropout` 0, which in TRL is 0.05";
+    let adapter = "`lora_target_modules` q_proj, v_proj, as in TRL; `disable_dropout` true, as in TRL, so that `lora_dropout` is 0";
     let want =
         format!("t.yaml: not in the file: `lora_alpha` 32, as in TRL; {adapter}; `num_train_epochs` 3, as in TRL");
     assert_eq!(said(""), want);

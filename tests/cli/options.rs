@@ -48,7 +48,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--adapter", "m", Refusal("no adapter")),
     ("--lora-r", "2", Adapter),
     ("--lora-alpha", "3", Adapter),
-    ("--lora-dropout", "0.1", Refusal("--lora-dropout 0.1")),
+    ("--lora-dropout", "0.1", Refusal("--lora-dropout: only an adapter has it")),
     ("--lora-target-modules", "q_proj", Adapter),
     ("--use-rslora", "", Adapter),
     ("--lora-init", "gaussian", Adapter),

@@ -72,6 +72,54 @@ fn rows<A: GpuFloat>() {
 }
 both!(rows);
 
+/// Dropout of all rows and of those that predict.
+struct Drops {
+    micro: MicroBatch,
+    dim: usize,
+    p: f64,
+    x: Vec<f64>,
+    dx: Vec<f64>,
+}
+impl Case for Drops {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let (m, dim) = (&self.micro, self.dim);
+        let mut batch = be.new_batch(capacity(m), ANY_HEADS).unwrap();
+        be.make_room(&mut batch, capacity(m)).unwrap();
+        be.load_batch(&mut batch, m).unwrap();
+        let mut outputs = Vec::new();
+        for (predicting, names) in [(false, ["y", "dx"]), (true, ["y predicting", "dx predicting"])] {
+            let (rows, live) = match predicting {
+                true => (m.predictions().len(), m.predictions().len()),
+                false => (be.rows(&batch), m.used()),
+            };
+            let x = buf::<B, B::Act>(be, &self.x[..rows * dim]);
+            let mut y = unset::<B, B::Act>(be, rows * dim);
+            let mut dx = buf::<B, B::Act>(be, &self.dx[..rows * dim]);
+            let dropout = Dropout { batch: &batch, predicting, site: 17, p: self.p };
+            be.dropout_fwd(DropoutFwd { y: v!(be, mut y), x: v!(be, x), dim, dropout }).unwrap();
+            be.dropout_bwd(DropoutBwd { dx: v!(be, mut dx), dy: v!(be, x), dim, dropout }).unwrap();
+            let (y, dx) = (fetch::<B, B::Act>(be, &y), fetch::<B, B::Act>(be, &dx));
+            // What is dropped forward adds nothing backward, to the bit.
+            let still = |i: &usize| dx[*i] == B::Act::from_f64(self.dx[*i]).to_f64();
+            assert!((0..live * dim).filter(|i| y[*i] == 0.0).all(|i| still(&i)));
+            outputs.push((names[0], y[..live * dim].to_vec(), true));
+            outputs.push((names[1], dx[..live * dim].to_vec(), true));
+        }
+        outputs
+    }
+}
+fn drops<A: GpuFloat>() {
+    for (dim, p) in [(1, 0.5), (13, 0.05), (64, 0.0), (72, 0.9), (2056, 0.3)] {
+        let mut noise = Noise(dim as u64 + 5);
+        let mut micro = mixed(&mut noise, VOCAB);
+        micro.draw_from(99 + dim as u64);
+        let n = micro.slots().max(micro.predictions().len()) * dim;
+        let case = Drops { dim, p, x: noise.vec::<A>(n, 1.0), dx: noise.vec::<A>(n, 1.0), micro };
+        compare::<A>(&format!("dropout {p} of {dim}"), &case);
+    }
+}
+both!(drops);
+
 /// More rows than a grid has, and tokens whose rows begin behind those that a grid has.
 #[test]
 fn many_rows() {

@@ -55,21 +55,35 @@ fn close(what: &str, got: f64, want: f64, tol: f64) {
     assert!((got - want).abs() <= tol * (1.0 + want.abs()), "{what}: {got}, PEFT {want}");
 }
 
-fn against_peft<B: Backend>(be: &B, tol: f64) {
-    let golden = json_file("adapters.json");
+/// With `dropping` the passes that train drop what PEFT's have dropped.
+fn against_peft<B: Backend>(be: &B, tol: f64, dropping: bool) {
+    let golden = json_file(if dropping { "dropout.json" } else { "adapters.json" });
     for (name, kind) in MODELS.iter().flat_map(|n| KINDS.map(|k| (*n, k))) {
         let want = &golden["adapters"][format!("{name}-{kind}")];
-        let dir = base(name).with_adapter(&adapter(name, kind)).unwrap();
+        if want.is_null() && dropping {
+            continue;
+        }
+        let dropout = golden["p"].as_f64();
+        let dir = base(name).with_adapter_dropping(&adapter(name, kind), dropout).unwrap();
         let m = Model::load(be, &dir, 64).unwrap();
         assert!(m.table.specs.iter().all(|s| s.trains == s.name.contains(".lora_")), "{name}");
-        let batches = batches(want);
+        let mut batches = batches(want);
         let mut scores: Vec<f64> = Vec::new();
         scores.extend(score(be, &m, &batches).iter().map(|r| r.iter().sum::<f64>()));
         let all = floats(&want["logps"]);
         assert_eq!(scores.len(), all.len());
-        scores.iter().zip(all).for_each(|(a, b)| close(&format!("{name} {kind}"), *a, b, tol));
+        let differ = scores.iter().zip(&all).filter(|(a, b)| (*a - *b).abs() > 1e-3).count();
+        match dropping {
+            true => assert!(differ > all.len() / 2, "{name}: what does not train drops nothing"),
+            false => scores.iter().zip(&all).for_each(|(a, b)| close(&format!("{name} {kind}"), *a, *b, tol)),
+        }
+        if dropping {
+            let [seed, step] = ["seed", "step"].map(|key| golden[key].as_u64().unwrap());
+            batches.iter_mut().for_each(|b| b.draw_from(dropout::of_step(seed, step)));
+        }
         for keep in [Keep::Layers, Keep::Outputs, Keep::Inputs] {
             let got = train_keeping(be, &m, &batches, &SIGMOID, 1.0 / 8.0, keep);
+            got.logps.iter().zip(&all).for_each(|(a, b)| close(&format!("{name} {kind}"), *a, *b, tol));
             got.pair_losses.iter().zip(floats(&want["losses"])).for_each(|(a, b)| close(name, *a, b, tol));
             let tensors = want["gradients"].as_object().unwrap();
             assert_eq!(tensors.len(), m.table.specs.iter().filter(|s| s.trains).count());
@@ -86,8 +100,64 @@ fn against_peft<B: Backend>(be: &B, tol: f64) {
 #[test]
 fn values_and_gradients_are_pefts() {
     // Norms and rotary tables of transformers are f32 in an f64 model too.
-    against_peft(&cpu64(), 1e-5);
-    against_peft(&cpu32(), 1e-4);
+    against_peft(&cpu64(), 1e-5, false);
+    against_peft(&cpu32(), 1e-4, false);
+}
+
+/// With PEFT's own dropout in the place of ours: masks that the script drew as they are drawn here.
+#[test]
+fn values_and_gradients_under_dropout_are_pefts() {
+    against_peft(&cpu64(), 1e-5, true);
+    against_peft(&cpu32(), 1e-4, true);
+}
+
+/// What a row drops is its own: the same packed otherwise, and whatever is kept; and a share of 0 is no dropout.
+#[test]
+fn what_is_dropped_does_not_depend_on_how_it_is_computed() {
+    let be = cpu32();
+    let dir = |p| base("qwen3").with_adapter_dropping(&adapter("qwen3", "all"), Some(p)).unwrap();
+    let [m, plain] = [0.4, 0.0].map(|p| Model::load(&be, &dir(p), 64).unwrap());
+    let mut batches = batches(&json_file("adapters.json")["adapters"]["qwen3-all"]);
+    let step = |m: &Model<_>, batches: &[MicroBatch], keep| train_keeping(&be, m, batches, &SIGMOID, 0.2, keep);
+    let [quiet, without] = [&m, &plain].map(|m| step(m, &batches, Keep::Layers));
+    batches.iter_mut().for_each(|b| b.draw_from(dropout::of_step(1, 1)));
+    let [dropped, zero] = [&m, &plain].map(|m| step(m, &batches, Keep::Layers));
+    assert!(quiet.logps == without.logps && quiet.grads == without.grads, "no draws, no dropout");
+    assert!(zero.logps == without.logps && zero.grads == without.grads, "a share of 0");
+    assert!(dropped.logps != without.logps);
+    for keep in [Keep::Outputs, Keep::Inputs] {
+        let got = step(&m, &batches, keep);
+        assert!(got.logps == dropped.logps && got.grads == dropped.grads, "{keep:?}");
+    }
+    // Together in one micro-batch, and each group in its own.
+    let row = |tokens: &[u32]| Group {
+        prompt: tokens.to_vec(),
+        responses: vec![vec![3, 4, 5], vec![6]],
+        ..Default::default()
+    };
+    let groups = [row(&[7, 8]), row(&[]), row(&[9])];
+    let at = |groups: &[Group], ids: std::ops::Range<u64>| {
+        let mut b = fusedpo::batch::Builder::default();
+        for (id, g) in ids.zip(groups) {
+            b.group(id, g.prompt.iter().copied()).unwrap();
+            (0..).zip(&g.responses).for_each(|(i, r)| b.response(2 * id + i, r.iter().copied()).unwrap());
+            b.pair(0, 1, 1.0, id).unwrap();
+        }
+        let mut b = b.finish(32).unwrap();
+        b.draw_from(dropout::of_step(1, 2));
+        b
+    };
+    let together = step(&m, &[at(&groups, 0..3)], Keep::Layers).logps;
+    let apart: Vec<MicroBatch> = (0..3).map(|i| at(&groups[i..=i], i as u64..i as u64 + 1)).collect();
+    assert_eq!(step(&m, &apart, Keep::Layers).logps, together);
+    let again: Vec<MicroBatch> = (0..3).map(|i| at(&groups[i..=i], i as u64 + 1..i as u64 + 2)).collect();
+    let again = step(&m, &again, Keep::Layers).logps;
+    // All but the token that nothing predicts.
+    assert_eq!(again.iter().zip(&together).filter(|(a, b)| a == b).count(), 1, "other ids, other draws");
+    // A workspace that keeps nothing has no room to drop in.
+    let mut ws = workspace(&be, &m, &apart, false);
+    let e = ws.load_batch(&be, &apart[0]).unwrap_err().to_string();
+    assert!(e.contains("adapters drop nothing"), "{e}");
 }
 
 /// An adapter on every subset of modules that a packed product can have, and some others: its gradients are slopes.
@@ -112,12 +182,15 @@ fn gradients_match_finite_differences_for_any_targets() {
             alpha: 3.0,
             rslora: bits % 2 == 0,
             targets: std::array::from_fn(|i| bits >> i & 1 == 1),
+            // Of some: what is dropped stays the same where the weights move.
+            dropout: if bits.count_ones() > 1 || bits == 8 { 0.4 } else { 0.0 },
         };
         let config = ModelConfig { adapter: Some(shape), ..base(name).config().clone() };
         let n = fusedpo::model::ParamTable::new(&config).unwrap().len;
         let values = (0..n as u64).map(|i| 0.2 * normal(7, 1, i) as f32).collect();
         let mut m = Model::from_f32(&be, config, values, 64).unwrap();
-        let batches = batches(&json_file("adapters.json")["adapters"][format!("{name}-all")]);
+        let mut batches = batches(&json_file("adapters.json")["adapters"][format!("{name}-all")]);
+        batches.iter_mut().for_each(|b| b.draw_from(dropout::of_step(5, 1)));
         let (w, grads) = (read(&be, &m.weights, n), train(&be, &m, &batches, &SIGMOID, 0.2).grads);
         let specs: Vec<_> = m.table.specs.iter().filter(|s| s.trains).cloned().collect();
         assert_eq!(specs.len() as u32, 2 * 2 * bits.count_ones());
@@ -200,7 +273,13 @@ fn peft_reads_what_is_written() {
     let be = cpu32();
     for (name, rslora) in [("llama", false), ("qwen2", true)] {
         let tmp = tempfile::TempDir::new().unwrap();
-        let shape = AdapterShape { r: 5, alpha: 7.5, rslora, targets: [true, false, true, true, false, true, true] };
+        let shape = AdapterShape {
+            r: 5,
+            alpha: 7.5,
+            rslora,
+            targets: [true, false, true, true, false, true, true],
+            dropout: 0.0,
+        };
         let config = ModelConfig { adapter: Some(shape), ..base(name).config().clone() };
         // B is not zero, or nothing would be seen.
         let dir = base(name).with_new_adapter(shape, AdapterInit::Gaussian, 3).unwrap();

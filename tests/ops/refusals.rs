@@ -67,6 +67,31 @@ fn wrong_lengths_are_refused() {
         |v| AdapterBwdLow { dlow: v(), dy: v(), b: v(), parts });
     one_too_long!("adapter_bwd_weight", cpu.adapter_bwd_weight, [8 => "db", 16 => "low", 6 => "*", 10 => "x", 40 => "a"],
         |v| AdapterBwdWeight { db: v(), low: v(), dy: v(), x: v(), a: v(), parts });
+    let capacity = m.capacity();
+    let mut drawing = m.clone();
+    drawing.draw_from(1);
+    let mut drawn = cpu.new_batch(capacity, s).unwrap();
+    let quiet = |batch: &_| {
+        let dropout = Dropout { batch, predicting: false, site: 3, p: 0.5 };
+        let (mut y, x) = (vec![0.0; 5 * m.used()], vec![0.0; 5 * m.used()]);
+        let e = cpu.dropout_fwd(DropoutFwd { y: &mut y, x: &x, dim: 5, dropout }).unwrap_err().to_string();
+        assert!(e.contains("loaded without draws"), "{e}");
+    };
+    cpu.load_batch(&mut drawn, &drawing).unwrap();
+    quiet(&drawn);
+    cpu.make_room(&mut drawn, capacity).unwrap();
+    cpu.load_batch(&mut drawn, &m).unwrap();
+    quiet(&drawn);
+    cpu.load_batch(&mut drawn, &drawing).unwrap();
+    let dropout = Dropout { batch: &drawn, predicting: false, site: 3, p: 0.5 };
+    let many = 5 * rows;
+    one_too_long!("dropout_fwd", cpu.dropout_fwd, [many => "y", many => "x"],
+        |v| DropoutFwd { y: v(), x: v(), dim: 5, dropout });
+    one_too_long!("dropout_bwd", cpu.dropout_bwd, [many => "dx", many => "dy"],
+        |v| DropoutBwd { dx: v(), dy: v(), dim: 5, dropout });
+    let dropout = Dropout { p: 1.0, ..dropout };
+    let whole = cpu.dropout_fwd(DropoutFwd { y: &mut vec![0.0; many], x: &vec![0.0; many], dim: 5, dropout });
+    assert!(whole.unwrap_err().to_string().contains("not a share"));
     one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| BiasFwd { y: v(), bias: v() });
     one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| BiasBwd { dbias: v(), dy: v() });
     let (qkv, qk, heads) = (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * 6);

@@ -180,6 +180,7 @@ fn adapters_and_frozen_parameters() {
     for (name, options) in [
         ("frozen", "--train q_proj|layers.1.mlp.up|norm"),
         ("adapter", "--lora-r 4"),
+        ("dropout", "--lora-r 4 --lora-dropout 0.3"),
         ("nf4", "--lora-r 4 --quantize nf4 --double-quant"),
         ("some", "--lora-r 8 --use-rslora --lora-target-modules k_proj,o_proj,up_proj --gradient-checkpointing"),
     ] {

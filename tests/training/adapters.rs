@@ -71,12 +71,32 @@ fn runs_of_an_adapter_go_on_to_the_bit() {
         (c.train.quantize, c.train.double_quant) = (Some(Quantize::Nf4), Some(true));
     };
     on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "nf4", nf4);
+    let dropout = |c: &mut TrainOptions| c.train.lora_dropout = Some(0.3);
+    on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "dropout", dropout);
+    // Cut into other micro-batches and computed again in the backward pass: the same within rounding.
+    on(&|| Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &cli, "dropout-again", |c| {
+        dropout(c);
+        (c.data.token_budget, c.compute.gradient_checkpointing) = (Some(192), true);
+    });
+    let [one, other] = ["dropout", "dropout-again"].map(|name| rows(&cli, &format!("{name}-dpo-peace")));
+    assert_eq!(one.len(), other.len());
+    for (one, other) in one.iter().zip(&other) {
+        let [a, b] = [one, other].map(|r| r["loss"].as_f64().unwrap_or_default());
+        assert!((a - b).abs() <= 1e-5, "{one} {other}");
+    }
+    assert_ne!(rows(&cli, "cpu-dpo-peace"), one);
     if host::host_driver(0).is_none() {
         return;
     }
     let driver = || host::deferred_driver(3).unwrap();
     on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "bf16", |_| {});
     on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "graphs", |c| c.compute.cuda_graphs = GraphsChoice::On);
+    on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "dropout-graphs", |c| {
+        dropout(c);
+        c.compute.cuda_graphs = GraphsChoice::On;
+    });
+    on(&|| Gpu::<_, f32>::new(driver()).unwrap(), &cli, "dropout-eager", dropout);
+    assert_eq!(rows(&cli, "dropout-graphs-dpo-peace"), rows(&cli, "dropout-eager-dpo-peace"));
     on(&|| Gpu::<_, bf16>::new(driver()).unwrap(), &cli, "nf4-bf16", |c| {
         nf4(c);
         c.compute.cuda_graphs = GraphsChoice::On;
@@ -116,6 +136,43 @@ fn every_command_takes_an_adapter() {
     let first = rows(&cli, "b").into_iter().find_map(|r| r["loss"].as_f64()).unwrap();
     assert_eq!(first as f32, std::f32::consts::LN_2);
     assert!(scores(&cli, "--model m --adapter b") != adapted);
+    // Under dropout it is not while it trains: the first step is evaluated too, which drops nothing.
+    let ran =
+        cli.ok("dpo --model m --adapter a --data d --out drops --max-steps 3 --learning-rate 1e-2 --lora-dropout 0.5");
+    assert!(ran.err.contains("the adapter drops 0.5 of its input in the passes that train it"), "{ran:?}");
+    let first = rows(&cli, "drops").into_iter().find_map(|r| r["loss"].as_f64()).unwrap();
+    assert!((first - std::f64::consts::LN_2).abs() > 1e-6 && (first - std::f64::consts::LN_2).abs() < 0.5, "{first}");
+    // What it drops is in its files, is taken from there, and changes nothing that does not train.
+    let config: Value = serde_json::from_slice(&cli.bytes("drops/adapter_config.json")).unwrap();
+    assert_eq!(config["lora_dropout"], 0.5);
+    let ran = cli.ok("dpo --model m --adapter drops --data d --out drops2 --max-steps 1");
+    assert!(ran.err.contains("the adapter drops 0.5"), "{ran:?}");
+    let ran = cli.ok("dpo --model m --adapter drops --data d --out calm --max-steps 1 --lora-dropout 0");
+    assert!(!ran.err.contains("the adapter drops"), "{ran:?}");
+    // Every step drops anew: the same pairs and weights twice.
+    let losses = |out: &str, p: &str| -> Vec<f64> {
+        let all = "dpo --model m --adapter a --data d --batch-size 1000 --max-steps 2 --learning-rate 1e-30";
+        cli.ok(&format!("{all} --lora-dropout {p} --out {out}"));
+        rows(&cli, out).iter().filter_map(|r| r["loss"].as_f64()).collect()
+    };
+    let [calm, dropping] = [losses("twice", "0"), losses("twice-drops", "0.5")];
+    assert!((calm[0] - calm[1]).abs() < 1e-6 && (dropping[0] - dropping[1]).abs() > 1e-4, "{calm:?} {dropping:?}");
+    // A run goes on with what its adapter's files said.
+    cli.ok(
+        "dpo --model m --adapter drops --data d --out more --max-steps 2 --save-steps 1 --lr-scheduler-type constant",
+    );
+    let before = scores(&cli, "--model m --adapter drops");
+    let changed = String::from_utf8(cli.bytes("drops/adapter_config.json")).unwrap().replace("0.5", "0.9");
+    cli.write("drops/adapter_config.json", &changed);
+    assert_eq!(scores(&cli, "--model m --adapter drops"), before);
+    let ran = cli.run(
+        "dpo --model m --adapter drops --data d --out more --max-steps 3 --resume auto --lr-scheduler-type constant",
+    );
+    assert!(ran.code != 0 && ran.err.contains("--lora-dropout was 0.5, and is 0.9 now: give 0.5"), "{ran:?}");
+    cli.ok("dpo --model m --adapter drops --data d --out more --max-steps 3 --resume auto --lr-scheduler-type constant --lora-dropout 0.5");
+    cli.write("drops/adapter_config.json", &changed.replace("0.9", "1.0"));
+    let ran = cli.run("score --model m --adapter drops --data d --out -");
+    assert!(ran.code == 2 && ran.err.contains("`lora_dropout` must be a number from 0 on and below 1"), "{ran:?}");
     cli.ok("sft --model m --adapter a --data d --out s --max-steps 2");
     assert_eq!(cli.ok("sft --model m --adapter a --data d --out s --max-steps 2 --resume auto").out.lines().count(), 1);
 }
@@ -132,7 +189,10 @@ fn what_has_no_meaning_is_refused_in_a_line() {
     refused("--use-rslora", "--use-rslora: only a new adapter has it");
     refused("--lora-r 0", "--lora-r 0: must be 1 or more");
     refused("--lora-r 4 --lora-alpha 0", "--lora-alpha 0: must be a finite number greater than 0");
-    refused("--lora-r 4 --lora-dropout 0.05", "--lora-dropout 0.05: dropout in an adapter is not supported");
+    for bad in ["1", "1.5", "-0.1", "nan"] {
+        refused(&format!("--lora-r 4 --lora-dropout={bad}"), "must be from 0 on, and below 1");
+    }
+    refused("--lora-dropout 0.1", "--lora-dropout: only an adapter has it; give --lora-r or --adapter too");
     refused(
         "--lora-r 4 --lora-target-modules q_proj,lm_head",
         "--lora-target-modules lm_head: an adapter can be on q_proj",

@@ -1,5 +1,6 @@
 //! A micro-batch as the CPU's ops read it, with the tables that attention and the scatter need.
 
+use crate::backend::dropout;
 use crate::batch::{Capacity, Chunk, MicroBatch, Segment};
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -37,6 +38,8 @@ pub struct CpuBatch {
     pub(super) tokens_end: usize,
     pub(super) positions_end: usize,
     pub(super) targets_end: usize,
+    /// What dropout draws from, of rows and of predictions; empty where the batch was loaded without draws, none without room.
+    draws: Option<[Vec<u64>; 2]>,
 }
 
 impl CpuBatch {
@@ -53,7 +56,18 @@ impl CpuBatch {
             tokens_end: 0,
             positions_end: 0,
             targets_end: 0,
+            draws: None,
         }
+    }
+
+    /// Gives it room for what dropout draws from.
+    pub(super) fn make_room(&mut self, of: [usize; 2]) {
+        self.draws = Some(of.map(Vec::with_capacity));
+    }
+
+    /// What dropout draws from, of rows or predictions; none without room.
+    pub(super) fn draws(&self, predicting: bool) -> Option<&[u64]> {
+        self.draws.as_ref().map(|all| &all[usize::from(predicting)][..])
     }
 
     /// [`CpuBatch::bytes`] of one within `capacity`, without reserving them: they grow with each of its numbers by itself.
@@ -98,6 +112,10 @@ impl CpuBatch {
         cut(&mut self.key_blocks, from, KEY_BLOCK);
         find_continuations(&mut self.continuations, from.segments());
         self.index_predictions(from);
+        if let (Some([rows, predictions]), Some(draws)) = (&mut self.draws, from.draws()) {
+            rows.extend(dropout::rows(from, draws));
+            predictions.extend(from.predictions().iter().map(|p| rows[p.row as usize]));
+        }
         let end = |v: &[u32]| v.iter().max().map_or(0, |m| *m as usize + 1);
         self.tokens_end = end(&from.tokens()[..from.used()]);
         self.positions_end = end(&from.positions()[..from.used()]);
@@ -110,6 +128,7 @@ impl CpuBatch {
         self.query_blocks.clear();
         self.key_blocks.clear();
         (self.tokens_end, self.positions_end, self.targets_end) = (0, 0, 0);
+        self.draws.iter_mut().flatten().for_each(Vec::clear);
     }
 
     fn index_predictions(&mut self, from: &MicroBatch) {

@@ -14,6 +14,7 @@ mod batch;
 mod check;
 mod decode;
 mod device;
+mod dropout;
 mod embed;
 #[allow(unsafe_code)] // micro-kernels: pointers and instructions
 pub mod gemm;

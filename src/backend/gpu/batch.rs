@@ -9,6 +9,7 @@ use super::driver::{Driver, View};
 use super::memory::Buf;
 use super::pinned::Pinned;
 use super::tiles::Tables;
+use crate::backend::dropout;
 use crate::backend::ops::device::AttnShape;
 use crate::batch::{Capacity, Chunk, GroupSpan, MicroBatch, ResponseSlot};
 use crate::error::{Error, Result};
@@ -75,6 +76,14 @@ impl Layout {
     }
 }
 
+/// What dropout draws from: two words a slot, then two a prediction. A copy of its own, as few runs drop anything.
+struct Draws<D: Driver> {
+    memory: Buf<D, u32>,
+    staging: [Pinned<D, u32>; 2],
+    /// Whether the batch was loaded with any.
+    loaded: bool,
+}
+
 /// A [`MicroBatch`] on the device. Made by `new_batch`, filled by `load_batch`, which allocates nothing.
 pub struct GpuBatch<D: Driver> {
     capacity: Capacity,
@@ -97,6 +106,7 @@ pub struct GpuBatch<D: Driver> {
     turn: usize,
     /// What attention needs.
     pub(super) attention: Tables,
+    draws: Option<Draws<D>>,
 }
 
 impl<D: Driver> GpuBatch<D> {
@@ -121,7 +131,16 @@ impl<D: Driver> GpuBatch<D> {
             tokens_end: 0,
             positions_end: 0,
             targets_end: 0,
+            draws: None,
         })
+    }
+
+    /// Gives it room for what dropout draws from.
+    pub(super) fn make_room<A: GpuFloat>(&mut self, gpu: &Gpu<D, A>) -> Result<()> {
+        let len = 2 * (self.capacity.slots + self.capacity.predictions);
+        let staging = [gpu.pinned(len)?, gpu.pinned(len)?];
+        self.draws = Some(Draws { memory: gpu.alloc("dropout draws", len)?, staging, loaded: false });
+        Ok(())
     }
 
     /// Replaces the content; on an error, which is a batch beyond the capacity or a lost device, there is none. Waits only for the copy of the load before the last.
@@ -132,6 +151,14 @@ impl<D: Driver> GpuBatch<D> {
         from.within(&self.capacity)?;
         let slots = computed_rows(from.used(), from.slots(), self.capacity.slots);
         self.attention.load(from, slots);
+        if let Some(all) = &mut self.draws {
+            all.loaded = from.draws().is_some();
+            if let Some(draws) = from.draws() {
+                let staging = &mut all.staging[self.turn];
+                stage_draws(staging.open()?, self.capacity.slots, from, draws);
+                staging.upload(all.memory.all_mut())?;
+            }
+        }
         let staging = &mut self.staging[self.turn];
         self.turn = 1 - self.turn;
         let words = staging.open()?;
@@ -209,6 +236,13 @@ impl<D: Driver> GpuBatch<D> {
     /// Weight, the reference's logp of the shared tokens of both responses, and their given coefficients, of each pair.
     pub(super) fn of_pairs(&self) -> View<'_, f64> {
         self.doubles(self.layout.of_pairs, 5 * self.pairs)
+    }
+
+    /// What dropout draws from, two words of each row or prediction; none without room, or loaded without draws.
+    pub(super) fn draws(&self, predicting: bool) -> Option<View<'_, u32>> {
+        let all = self.draws.as_ref().filter(|all| all.loaded)?;
+        let (start, n) = if predicting { (self.capacity.slots, self.predictions) } else { (0, self.slots) };
+        Some(all.memory.view(2 * start..2 * (start + n)))
     }
 
     /// Checks that a chunk's predictions lie in the batch: all that the head looks at.
@@ -297,6 +331,18 @@ fn stage(l: &Layout, words: &mut [u32], from: &MicroBatch) {
         at as u32
     });
     fill(l.starts, &mut starts);
+}
+
+/// Writes what dropout draws from, of a batch with room for so many slots: to where the row is, and again where it predicts. Rows
+/// behind the live ones draw from whatever is there: nobody reads them.
+fn stage_draws(words: &mut [u32], slots: usize, from: &MicroBatch, draws: u64) {
+    let (rows, predictions) = words.split_at_mut(2 * slots);
+    for (to, row) in rows.chunks_exact_mut(2).zip(dropout::rows(from, draws)) {
+        to.copy_from_slice(&[row as u32, (row >> 32) as u32]);
+    }
+    for (to, p) in predictions.chunks_exact_mut(2).zip(from.predictions()) {
+        to.copy_from_slice(&rows[2 * p.row as usize..][..2]);
+    }
 }
 
 #[cfg(test)]

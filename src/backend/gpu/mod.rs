@@ -18,6 +18,7 @@ pub mod cuda;
 mod decode;
 mod device;
 pub mod driver;
+mod dropout;
 mod embed;
 mod graph;
 mod head;

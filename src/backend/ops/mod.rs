@@ -5,6 +5,7 @@ pub mod adapter;
 pub mod attention;
 pub mod decode;
 pub mod device;
+pub mod dropout;
 pub mod element;
 pub mod embed;
 pub mod head;
@@ -22,6 +23,7 @@ pub use adapter::{AdapterBwdLow, AdapterBwdWeight, AdapterFwd, AdapterOps, Adapt
 pub use attention::{AttentionBwd, AttentionFwd, AttentionOps};
 pub use decode::{AttentionDecode, DecodeOps, KvStore, Layout, LinearPacked, LogitsPacked};
 pub use device::{Acc, AccMut, Act, ActMut, AttnShape, Device, DeviceMemory, Mark, Write};
+pub use dropout::{Dropout, DropoutBwd, DropoutFwd, DropoutOps};
 pub use element::{Float, Gradient, Storage};
 pub use embed::{EmbedBwd, EmbedFwd, EmbedOps};
 pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};

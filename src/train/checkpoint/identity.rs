@@ -118,6 +118,12 @@ impl Identity {
         token_budget: usize,
         schedule: &Schedule,
     ) -> Result<Self> {
+        let mut options = deciding(c)?;
+        // Of a loaded adapter its files say it, where nobody else does.
+        options.remove("lora_dropout");
+        if let Some(adapter) = model.config().adapter.filter(|a| a.dropout > 0.0) {
+            options.insert("lora_dropout".into(), adapter.dropout.into());
+        }
         Ok(Self {
             train_sha256: data_sha256(&splits[0]),
             eval_sha256: splits.get(1).map(data_sha256),
@@ -128,7 +134,7 @@ impl Identity {
             plans: c.compute.matmul_plans.as_deref().map(Plans::of).transpose()?,
             token_budget: token_budget as u64,
             warmup: schedule.warmup,
-            options: deciding(c)?,
+            options,
         })
     }
 

@@ -97,13 +97,23 @@ def dense_logps(base, held):
         return [logps(plain, r["prompt_ids"], x) for r in golden["rows"] for x in r["responses_ids"]]
 
 
+# Base, folder, double quantisation, dtype, and what stays as it is: by the end of a name, by its beginning, by a regular expression.
+MODELS = [
+    ("qwen2", "qwen2-plain", False, "float32", None),
+    ("llama3-tied", "llama3-tied-double", True, "bfloat16", None),
+    ("qwen2", "qwen2-skip", False, "float32", ["lm_head", "k_proj", "model.layers.1.mlp", r"model.layers.\d+.self_attn.o_proj"]),
+    ("llama3-tied", "llama3-tied-skip", True, "bfloat16", ["lm_head", "0.self_attn.q_proj", "up_proj", "model.layers.1.mlp.gate"]),
+]
+
+
 def models():
     import transformers
 
     said = {}
-    for base, name, double, dtype in [("qwen2", "qwen2-plain", False, "float32"), ("llama3-tied", "llama3-tied-double", True, "bfloat16")]:
+    for base, name, double, dtype, skip in MODELS:
         config = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype="float32"
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype="float32",
+            llm_int8_skip_modules=skip,
         )
         model = transformers.AutoModelForCausalLM.from_pretrained(
             GOLDEN / base, dtype=getattr(torch, dtype), quantization_config=config, device_map="cpu", attn_implementation="eager"

@@ -93,6 +93,7 @@ impl Shape {
             bos_token_id: None,
             dtype: None,
             quantized: None,
+            skipped: Default::default(),
             adapter: None,
         }
     }

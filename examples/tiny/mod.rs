@@ -57,6 +57,7 @@ pub fn write_model(dir: &Path) -> Result<()> {
         bos_token_id: Some(1),
         dtype: None,
         quantized: None,
+        skipped: Default::default(),
         adapter: None,
     };
     let be = Cpu::<f32>::new()?;

@@ -57,6 +57,12 @@ impl ParamTable {
     pub(super) fn lay_out(&mut self) {
         let mut specs = std::mem::take(&mut self.specs);
         let (mut end, mut unused, mut floor, mut matrices) = (0usize, Vec::new(), Stage::Head, None);
+        // What is part of a weight that is in four bits else does not train.
+        let beside = self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]).flat_map(|p| &p.dense);
+        for (_, at) in beside {
+            let i = specs.partition_point(|s| s.at.start < at.start);
+            (specs[i].trains, specs[i].grad) = (false, 0..0);
+        }
         for (stage, param) in self.params_mut() {
             let inside = |s: &ParamSpec| param.at.start <= s.at.start && s.at.end <= param.at.end;
             let from = specs.partition_point(|s| s.at.start < param.at.start);

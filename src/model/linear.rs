@@ -75,11 +75,12 @@ pub(super) fn weight<'a, B: Backend>(
     let (Some(all), Some(dense)) = (&model.nf4, dense) else {
         return Err(Error::usage("the workspace was made for a model without weights in four bits"));
     };
-    let mut start = 0;
     for i in p.nf4.clone() {
         let tensor = &model.table.nf4[i];
-        all.dequantize(be, (i, tensor), be.view_mut(dense, start..start + tensor.len))?;
-        start += tensor.len;
+        all.dequantize(be, (i, tensor), be.view_mut(dense, tensor.start..tensor.start + tensor.len))?;
+    }
+    for (start, at) in &p.dense {
+        be.copy(be.view_mut(dense, *start..start + at.len()), be.view(&model.weights, at.clone()))?;
     }
     Ok(be.view(dense, p.at.clone()))
 }

@@ -65,7 +65,7 @@ pub use gradients::{Gradients, Sums};
 pub use head::{head, head_backward, loss};
 pub use load::Model;
 pub use params::{ParamSpec, ParamTable};
-pub use quantized::{Quantize, Quantized};
+pub use quantized::{Quantize, Quantized, Skipped};
 pub use room::{GenerateOptions, Room};
 pub use rope::{Rope, RopeScaling};
 pub use save_dtype::SaveDtype;

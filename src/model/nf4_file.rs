@@ -82,7 +82,7 @@ pub(super) fn check(source: &Source, p: &Nf4Param, double: bool) -> Result<()> {
     };
     if info.dtype != Dtype::U8 {
         let why = format!(
-            "has dtype {:?} and is not in NF4: models with some linear layers left as they are (`llm_int8_skip_modules`) are not supported",
+            "has dtype {:?} and is not in NF4, and config.json does not say that it stays as it is (`llm_int8_skip_modules`): save the model again, or use the one that is not quantized",
             info.dtype
         );
         return Err(bad(source, name, why));
@@ -164,7 +164,8 @@ pub(super) fn numbers(source: &Source, of: (&str, usize), range: Range<usize>) -
 fn elements(source: &Source, (name, len): (&str, usize), range: Range<usize>) -> Result<Nf4Tensor> {
     let state = state_of(source, name)?;
     let none = || 0..0;
-    let p = Nf4Param { name: name.into(), shape: vec![len], len, codes: none(), blocks: none(), nested: none() };
+    let p =
+        Nf4Param { name: name.into(), shape: vec![len], len, start: 0, codes: none(), blocks: none(), nested: none() };
     part(source, &p, state, range)?.map_err(|why| bad(source, name, why))
 }
 

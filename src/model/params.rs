@@ -8,7 +8,7 @@
 
 use super::adapter::{AdapterShape, MODULES};
 use super::config::ModelConfig;
-use super::quantized::Quantized;
+use super::quantized::{Quantized, Skipped};
 use crate::error::{Error, Result};
 use crate::quant::{dynamic, nf4};
 use std::ops::Range;
@@ -42,6 +42,8 @@ pub struct Nf4Param {
     pub shape: Vec<usize>,
     /// Its elements.
     pub len: usize,
+    /// Where they begin in the weight that it is a part of.
+    pub start: usize,
     /// Its bytes among all codes; what is beyond half of `len` aligns the next.
     pub codes: Range<usize>,
     /// Its blocks of 64 among all.
@@ -57,6 +59,8 @@ pub struct Param {
     pub at: Range<usize>,
     /// Which of [`ParamTable::nf4`] it is made of, where it is in four bits.
     pub nf4: Range<usize>,
+    /// What of it is not, beside that: where each part begins in it, and its elements in the arena.
+    pub dense: Vec<(usize, Range<usize>)>,
     /// The parts of it that train; none: it is frozen.
     pub parts: Vec<Part>,
     /// Where the trained arena has room for a gradient of all of it: where all of it trains, and of a vector of which a
@@ -221,7 +225,8 @@ struct Builder {
     specs: Vec<ParamSpec>,
     end: usize,
     nf4: Vec<Nf4Param>,
-    quantized: bool,
+    /// Where weights are held in four bits: those that are not.
+    quantized: Option<Skipped>,
 }
 
 /// Bytes to which a tensor's codes are aligned: what a vector load takes.
@@ -245,26 +250,33 @@ impl Builder {
                 grad: 0..0,
             });
         }
-        Some(Param { at: start..self.end, nf4: 0..0, parts: Vec::new(), whole: None })
+        Some(Param { at: start..self.end, nf4: 0..0, dense: Vec::new(), parts: Vec::new(), whole: None })
     }
 
     /// [`Builder::push`] of a linear layer of a block, which may be held in four bits.
     fn linear(&mut self, parts: &[(String, Vec<usize>)]) -> Option<Param> {
-        if !self.quantized {
+        let Some(skipped) = &self.quantized else { return self.push(true, parts) };
+        let stays: Vec<bool> = parts.iter().map(|(name, _)| skipped.has(name)).collect();
+        if !stays.contains(&false) {
             return self.push(true, parts);
         }
-        let (first, mut elements) = (self.nf4.len(), 0usize);
-        for (name, shape) in parts {
+        let (first, mut elements, mut dense) = (self.nf4.len(), 0usize, Vec::new());
+        for ((name, shape), stays) in parts.iter().zip(stays) {
             let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+            let start = elements;
             elements = elements.checked_add(len)?;
+            if stays {
+                dense.push((start, self.push(true, &[(name.clone(), shape.clone())])?.at));
+                continue;
+            }
             let ends = self.nf4.last().map_or([0; 3], |p| [p.codes.end, p.blocks.end, p.nested.end]);
             let bytes = len.div_ceil(2).checked_next_multiple_of(CODES)?;
             let counts = [bytes, nf4::blocks(len), nf4::blocks(len).div_ceil(dynamic::BLOCK)];
             let to = |i: usize| Some(ends[i]..ends[i].checked_add(counts[i])?);
             let (codes, blocks, nested) = (to(0)?, to(1)?, to(2)?);
-            self.nf4.push(Nf4Param { name: name.clone(), shape: shape.clone(), len, codes, blocks, nested });
+            self.nf4.push(Nf4Param { name: name.clone(), shape: shape.clone(), len, start, codes, blocks, nested });
         }
-        Some(Param { at: 0..elements, nf4: first..self.nf4.len(), parts: Vec::new(), whole: None })
+        Some(Param { at: 0..elements, nf4: first..self.nf4.len(), dense, parts: Vec::new(), whole: None })
     }
 
     /// Appends the adapters of layer `l`, in the order of [`LayerParams::low_rank`].
@@ -308,7 +320,7 @@ impl ParamTable {
     }
 
     fn build(c: &ModelConfig) -> Option<Self> {
-        let quantized = c.quantized.is_some();
+        let quantized = c.quantized.map(|_| c.skipped.clone());
         let mut b = Builder { specs: Vec::new(), end: 0, nf4: Vec::new(), quantized };
         let a = c.attn_shape();
         let (hidden, ffn) = (c.hidden_size, c.intermediate_size);

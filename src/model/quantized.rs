@@ -2,6 +2,7 @@
 //! says.
 
 use crate::choice;
+use regex::Regex;
 
 choice! {
     /// What linear weights of blocks are held in.
@@ -25,4 +26,89 @@ impl Quantize {
 pub struct Quantized {
     /// Whether the magnitudes of blocks are quantised too: 4.127 bits a weight, and not 4.5.
     pub double: bool,
+}
+
+/// Modules that stay as they are where others are held in four bits: `llm_int8_skip_modules` of bitsandbytes, by transformers' rule
+/// (`should_convert_module`).
+#[derive(Clone, Debug, Default)]
+pub struct Skipped(Vec<Key>);
+
+#[derive(Clone, Debug)]
+struct Key {
+    text: String,
+    /// All of a name.
+    whole: Regex,
+    /// What stands before [`CUT`].
+    beginning: Regex,
+}
+
+/// Put in the place of what comes after a component, so that a key that asks for a name's end does not find one there.
+const CUT: char = '\0';
+
+impl PartialEq for Skipped {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.iter().map(|key| &key.text).eq(other.0.iter().map(|key| &key.text))
+    }
+}
+
+impl Skipped {
+    /// Those that `keys` name. Errors: the first that is no regular expression, and why.
+    pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let regex = |key: &str, end: &str| {
+            Regex::new(&format!(r"\A(?:{key}){end}")).map_err(|e| {
+                let why = e.to_string();
+                format!("{key}: {}", why.lines().last().unwrap_or_default().trim_start_matches("error: "))
+            })
+        };
+        let one =
+            |key: &str| Ok(Key { text: key.to_owned(), whole: regex(key, r"\z")?, beginning: regex(key, r"\x00")? });
+        keys.into_iter().map(one).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether the module of the weight `name` stays as it is: where its name ends with a key, or begins with what a key matches, up
+    /// to a whole component.
+    pub fn has(&self, name: &str) -> bool {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let dots = module.match_indices('.').flat_map(|(at, _)| [at, at + 1]);
+        let beginnings: Vec<String> = dots.map(|end| format!("{}{CUT}", &module[..end])).collect();
+        self.0.iter().any(|key| {
+            module.ends_with(key.text.as_str())
+                || key.whole.is_match(module)
+                || beginnings.iter().any(|text| key.beginning.is_match(text))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Skipped;
+
+    /// As transformers 5.23's `should_convert_module`, whose own examples these are, and others that it was asked.
+    #[test]
+    fn modules_are_skipped_as_transformers_does() {
+        for (key, name, skipped) in [
+            ("layer.1", "layer.1.attn", true),
+            ("layer.1", "layer.11.attn", false),
+            ("layer.*", "layer.11.attn", true),
+            ("mlp.gate", "mlp.gate_proj", false),
+            ("fc1", "model.decoder.layers.23.fc1", true),
+            ("c1", "model.decoder.layers.23.fc1", true),
+            ("lm_head", "model.layers.0.mlp.up_proj", false),
+            ("model.layers.1.mlp", "model.layers.1.mlp.up_proj", true),
+            ("model.layers.1.mlp", "model.layers.10.mlp.up_proj", false),
+            (r"model.layers.\d+.self_attn.o_proj", "model.layers.17.self_attn.o_proj", true),
+            ("a|model.layers.0", "model.layers.0.mlp.up_proj", true),
+            ("layers.0", "model.layers.0.mlp.up_proj", false),
+            ("model.", "model.layers.0.mlp.up_proj", true),
+            ("model.layers.$", "model.layers.0.mlp.up_proj", false),
+            ("model.+up_proj$", "model.layers.0.mlp.up_proj", true),
+            ("mod", "model.layers.0.mlp.up_proj", false),
+            ("", "model.layers.0.mlp.up_proj", true),
+        ] {
+            let all = Skipped::new([key]).unwrap();
+            assert_eq!(all.has(&format!("{name}.weight")), skipped, "{key} {name}");
+        }
+        assert!(!Skipped::default().has("model.layers.0.mlp.up_proj.weight"));
+        assert!(Skipped::new(["(?=x)y"]).is_err() && Skipped::new(["("]).is_err());
+    }
 }

@@ -169,6 +169,14 @@ impl Source {
                 format!("tensor `{}` is missing from the safetensors files", spec.name),
             ));
         };
+        if info.dtype == Dtype::U8 && self.find(&format!("{}{}", spec.name, BESIDE_NF4[4])).is_some() {
+            let module = spec.name.trim_end_matches(".weight");
+            let why = match module {
+                "lm_head" => "linear layers of blocks alone can be: quantize the model with `lm_head` among `llm_int8_skip_modules`".to_owned(),
+                _ => format!("config.json says that it stays as it is (`llm_int8_skip_modules`): take what names {module} out there"),
+            };
+            return Err(Error::file(&file.path, format!("tensor `{}` is in NF4, and {why}", spec.name)));
+        }
         if info.shape != spec.shape {
             return Err(Error::file(
                 &file.path,

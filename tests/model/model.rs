@@ -38,6 +38,7 @@ fn tiny(architecture: Architecture) -> ModelConfig {
         bos_token_id: Some(1),
         dtype: None,
         quantized: None,
+        skipped: Default::default(),
         adapter: None,
     }
 }

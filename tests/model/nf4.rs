@@ -396,6 +396,83 @@ fn copy(name: &str, to: &std::path::Path) -> std::path::PathBuf {
     to.to_owned()
 }
 
+/// Directories of transformers in which some linear layers stay as they are, by every way to name them: parts of a product, whole
+/// products, of some layers or all. What transformers computes with them; an adapter beside them, merged and not; as they were packed for
+/// generation; and what is said of files that are not what config.json says.
+#[test]
+fn some_modules_stay_as_they_are() {
+    let (be, batches) = (cpu32(), batches());
+    let said = json_file("nf4/models.json");
+    for (from, name, most) in [("qwen2", "qwen2-skip", 2e-5), ("llama3-tied", "llama3-tied-skip", 2e-2)] {
+        let dir = base(&format!("nf4/{name}"));
+        let m = Model::load(&be, &dir, 64).unwrap();
+        let held: Vec<&str> = m.table.nf4.iter().map(|p| p.name.as_str()).collect();
+        let dense = m.table.specs.iter().filter(|s| s.name.ends_with("proj.weight")).count();
+        assert!(held.len() + dense == 14 && held.len() > 4 && dense > 2, "{name}: {held:?}");
+        let logps = |m: &Model<_>| -> Vec<f64> { score(&be, m, &batches).iter().map(|r| r.iter().sum()).collect() };
+        let want = said[name].as_array().unwrap().iter().map(|x| x.as_f64().unwrap());
+        for (got, want) in logps(&m).iter().zip(want) {
+            assert!((got - want).abs() <= most * (1.0 + want.abs()), "{name}: {got} {want}");
+        }
+        // As the numbers that they stand for, to the bit; and what stays as it is is the base's own.
+        let numbers = Model::load(&be, &dir.dequantized(), 64).unwrap();
+        assert!(logps(&numbers) == logps(&m), "{name}");
+        let values = |m: &Model<_>, name: &str| {
+            let spec = m.table.spec(name).unwrap();
+            read(&be, &m.weights, m.table.len)[spec.at.clone()].to_vec()
+        };
+        let original = Model::load(&be, &base(from), 64).unwrap();
+        for spec in m.table.specs.iter().filter(|s| s.name.ends_with("proj.weight")) {
+            let (got, want) = (values(&m, &spec.name), values(&original, &spec.name));
+            let same = |(a, b): (&f64, &f64)| a == b || name.starts_with("llama3") && (a - b).abs() <= b.abs() / 256.0;
+            assert!(got.iter().zip(&want).all(same), "{name}: {}", spec.name);
+        }
+        let adapter = project(&format!("tests/golden/adapters/{from}-all"));
+        let [with, numbers] = [&dir, &dir.dequantized()].map(|d| d.with_adapter(&adapter).unwrap());
+        let [with_model, numbers] = [&with, &numbers].map(|d| Model::load(&be, d, 64).unwrap());
+        let spec = LossSpec::of(LossType::Sigmoid).beta(0.1);
+        let steps = [&with_model, &numbers].map(|m| train_keeping(&be, m, &batches, &spec, 0.1, Keep::Inputs));
+        assert!(steps[0].logps == steps[1].logps && steps[0].grads == steps[1].grads, "{name}");
+        let merged = merge::merged(&be, &with, 64).unwrap();
+        let unmerged = logps(&with_model);
+        assert!(logps(&merged).iter().zip(&unmerged).all(|(a, b)| (a - b).abs() <= 1e-3 * (1.0 + b.abs())), "{name}");
+        let prompts = [vec![3, 4, 5], vec![7]];
+        let options = GenerateOptions {
+            max_new_tokens: 4,
+            temperature: 0.0,
+            top_p: 1.0,
+            num_return_sequences: 1,
+            seed: 1,
+            eos_token_ids: Vec::new(),
+            cache_bytes: 1 << 20,
+            pack_weights: true,
+        };
+        let texts = [true, false].map(|pack_weights| {
+            generate(&be, &m, &prompts, &GenerateOptions { pack_weights, ..options.clone() }).unwrap()
+        });
+        assert_eq!(texts[0], texts[1]);
+    }
+    // config.json says something else than the files.
+    let folder = tempfile::tempdir().unwrap();
+    for (i, (skip, want)) in [
+        (json!(["lm_head", "q_proj"]), "tensor `model.layers.0.self_attn.q_proj.weight` is in NF4, and config.json says that it stays as it is (`llm_int8_skip_modules`): take what names model.layers.0.self_attn.q_proj out there"),
+        (json!(["lm_head"]), "tensor `model.layers.0.self_attn.k_proj.weight` has dtype F32 and is not in NF4, and config.json does not say"),
+        (json!("lm_head"), "`llm_int8_skip_modules` is \"lm_head\", expected names of modules"),
+        (json!(["lm_head", 3]), "expected names of modules"),
+        (json!(["("]), "`llm_int8_skip_modules` has (: unclosed group"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let to = copy("nf4/qwen2-skip", &folder.path().join(i.to_string()));
+        let mut config: Value = serde_json::from_slice(&std::fs::read(to.join("config.json")).unwrap()).unwrap();
+        config["quantization_config"]["llm_int8_skip_modules"] = skip;
+        std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+        let e = ModelDir::open(&to).and_then(|dir| Model::load(&be, &dir, 64)).err().unwrap().to_string();
+        assert!(e.contains(want) && e.lines().count() == 1, "{e}");
+    }
+}
+
 /// A directory cut into files wherever it was: a weight in one, what belongs to it in the other, as transformers may. Merged, it is
 /// what the whole one is; a size in the index that is no number of its own is no reason to end otherwise.
 #[test]
@@ -464,7 +541,7 @@ fn what_is_wrong_with_four_bits_is_one_line() {
         (
             Box::new(set("", Dtype::BF16, &[36, 32], 2304)),
             format!(
-                "`{q}` has dtype BF16 and is not in NF4: models with some linear layers left as they are (`llm_int8_skip_modules`) are not supported"
+                "`{q}` has dtype BF16 and is not in NF4, and config.json does not say that it stays as it is (`llm_int8_skip_modules`): save the model again, or use the one that is not quantized"
             ),
         ),
         (

@@ -10,7 +10,7 @@ pub(super) use quantized::json as quantization_json;
 
 use super::adapter::AdapterShape;
 use super::json::{Fields, parse_json};
-use super::quantized::Quantized;
+use super::quantized::{Quantized, Skipped};
 use super::rope::{Rope, RopeScaling};
 use crate::error::{Error, Result};
 use crate::files::{Inside, MOST_JSON};
@@ -98,6 +98,8 @@ pub struct ModelConfig {
     pub dtype: Option<String>,
     /// How the linear weights of blocks are held in four bits, where they are: config.json says so where they are stored so.
     pub quantized: Option<Quantized>,
+    /// Which of them are not: as config.json says.
+    pub skipped: Skipped,
     /// The adapter beside the weights, where there is one: no part of config.json.
     pub adapter: Option<AdapterShape>,
 }
@@ -157,6 +159,7 @@ impl ModelConfig {
             // A vocabulary too small for the family's own ids has none of them.
             false => Ok(default.into_iter().filter(|id| (*id as usize) < vocab_size).collect()),
         };
+        let (quantized, skipped) = quantized::of(&f)?;
         let config = ModelConfig {
             architecture,
             hidden_size,
@@ -177,7 +180,8 @@ impl ModelConfig {
             eos_token_ids: ids("eos_token_id", d.eos_token_id)?,
             bos_token_id: ids("bos_token_id", d.bos_token_id)?.first().copied(),
             dtype: f.get("dtype").or(f.get("torch_dtype")).and_then(|v| v.as_str()).map(str::to_owned),
-            quantized: quantized::of(&f)?,
+            quantized,
+            skipped,
             adapter: None,
         };
         config.check(&f)?;

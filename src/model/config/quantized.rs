@@ -2,13 +2,13 @@
 
 use crate::error::Result;
 use crate::model::json::{Fields, short};
-use crate::model::quantized::Quantized;
+use crate::model::quantized::{Quantized, Skipped};
 use serde_json::Value;
 
 /// How the weights are stored. Fields that are left out have transformers' defaults.
-pub(super) fn of(f: &Fields) -> Result<Option<Quantized>> {
+pub(super) fn of(f: &Fields) -> Result<(Option<Quantized>, Skipped)> {
     const NAME: &str = "quantization_config";
-    let Some(map) = f.object(NAME)? else { return Ok(None) };
+    let Some(map) = f.object(NAME)? else { return Ok((None, Skipped::default())) };
     let q = f.inside(NAME, map);
     let either = |name: &str, private: &str| Ok(q.flag(name)? || q.flag(private)?);
     let four = either("load_in_4bit", "_load_in_4bit")?;
@@ -38,7 +38,17 @@ pub(super) fn of(f: &Fields) -> Result<Option<Quantized>> {
     };
     only("bnb_4bit_quant_type", "fp4", "nf4")?;
     only("bnb_4bit_quant_storage", "uint8", "uint8")?;
-    Ok(Some(Quantized { double: q.flag("bnb_4bit_use_double_quant")? }))
+    let skip = "llm_int8_skip_modules";
+    let not_names =
+        || q.bad(format!("`{skip}` is {}, expected names of modules", short(q.get(skip).unwrap_or(&Value::Null))));
+    let keys: Option<Vec<&str>> = match q.get(skip) {
+        // The head alone, which is never in four bits here.
+        None => Some(Vec::new()),
+        Some(names) => names.as_array().and_then(|names| names.iter().map(Value::as_str).collect()),
+    };
+    let skipped = Skipped::new(keys.ok_or_else(not_names)?);
+    let skipped = skipped.map_err(|why| q.bad(format!("`{skip}` has {why}")))?;
+    Ok((Some(Quantized { double: q.flag("bnb_4bit_use_double_quant")? }), skipped))
 }
 
 /// What transformers writes of them.

@@ -1,6 +1,7 @@
 // Modules, functions and launches. Kernels run through kernels/host, by name; what a launch is allowed is read from the cubin.
 #include "state.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -59,9 +60,24 @@ STANDIN_API CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* 
         defect("%s: nvcc's parameters differ from the host compiler's (%s; %zu of them)", name, function->host.signature, k->second.params.size());
     return *f = static_cast<CUfunction>(state().functions.add(std::move(function))), CUDA_SUCCESS;
 }
+STANDIN_API CUresult cuFuncGetAttribute(int* v, CUfunction_attribute a, CUfunction f) {
+    ENTER(true);
+    Function* function = state().functions.find(f);
+    if (!function) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "an attribute of a dead function"));
+    switch (a) {
+        case CU_FUNC_ATTRIBUTE_NUM_REGS: *v = int(function->k.registers); break;
+        case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *v = int(function->k.static_shared); break;
+        default: return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "attribute %d of a function, of which the stand-in knows nothing", int(a)));
+    }
+    return CUDA_SUCCESS;
+}
 STANDIN_API CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, int v) {
     ENTER(true);
     Function* function = state().functions.find(f);
+    if (function && a == CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT) {
+        if (v < -1 || v > 100) return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "%s: a carve-out of %d per cent", function->name.c_str(), v));
+        return function->carve_out = v, CUDA_SUCCESS;
+    }
     if (!function || a != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "attribute %d of a function, or of a dead one", int(a)));
     if (v < 0 || v + int(function->k.static_shared) > most_shared()) return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "%s: %d bytes of shared memory beside %u", function->name.c_str(), v, function->k.static_shared));
     function->asked = true;
@@ -70,6 +86,17 @@ STANDIN_API CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute a, in
 
 namespace {
 struct Launch { std::vector<uint64_t> values; unsigned grid[3], block[3]; size_t shared; const void* kernel; uint64_t seed; };
+
+// Blocks of plenty of shared memory: as many as registers allow must fit into what was asked for, where a multiprocessor has that much.
+void check_carve_out(const Function& f, uint64_t threads, unsigned shared) {
+    if (shared < 16u << 10) return;
+    uint64_t warps = (threads + 31) / 32, blocks = std::min(65536 / ((f.k.registers + 7) / 8 * 8 * 32 * warps), 64 / warps);
+    uint64_t block = shared + f.k.static_shared + 1024, all = uint64_t(most_shared()) + 1024;
+    uint64_t wanted = std::min(blocks, all / block) * block;
+    if (f.carve_out < 0) defect("%s: %u bytes of shared memory a block, and no carve-out preferred", f.name.c_str(), shared);
+    else if (uint64_t(f.carve_out) * all < 100 * wanted)
+        defect("%s: a carve-out of %d per cent is less than the %lu bytes of its blocks", f.name.c_str(), f.carve_out, wanted);
+}
 
 int check_launch(const Function& f, const unsigned* g, const unsigned* b, unsigned shared) {
     const char* name = f.name.c_str();
@@ -82,6 +109,7 @@ int check_launch(const Function& f, const unsigned* g, const unsigned* b, unsign
         return fail(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "%s: %u registers by %lu threads", name, f.k.registers, threads);
     // What a kernel has unasked is 48 KiB less what is static: a number that changes with its source.
     if (shared && !f.asked) defect("%s: %u bytes of dynamic shared memory that nobody asked for", name, shared);
+    check_carve_out(f, threads, shared);
     if (int64_t(shared) > f.dynamic)
         return fail(CUDA_ERROR_INVALID_VALUE, "%s: %u bytes of dynamic shared memory, allowed %d (%u are static)", name, shared, f.dynamic, f.k.static_shared);
     return 0;

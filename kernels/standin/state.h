@@ -34,7 +34,7 @@ struct Stream {
 };
 struct Event { bool timing; uint64_t recorded = 0, reached = 0; double at = 0; };
 struct Module { fatbin::Image image; };
-struct Function { string name; fatbin::Kernel k; HostKernel host; int dynamic; bool asked; const void* module; };
+struct Function { string name; fatbin::Kernel k; HostKernel host; int dynamic; bool asked; const void* module; int carve_out = -1; };
 
 // Every handle that is alive: anything else is an error, not a crash. A dead one's address is not given out again.
 template <class T> struct Handles {

@@ -1,5 +1,6 @@
 //! [`Driver`] for a real GPU.
 
+use super::carve_out::{Block, PLENTY};
 use super::cublaslt::products::CublasLt;
 use super::error::error;
 use super::images::{self, BUILT};
@@ -215,8 +216,9 @@ impl CudaDriver {
         Ok(None)
     }
 
-    /// The function of a kernel, allowed `shared` bytes of dynamic shared memory.
-    fn function(&self, kernel: Kernel, shared: usize) -> Result<sys::CUfunction> {
+    /// The function of a kernel, allowed the dynamic shared memory of `grid`.
+    fn function(&self, kernel: Kernel, grid: &Grid) -> Result<sys::CUfunction> {
+        let shared = grid.shared;
         let mut all = lock(&self.functions);
         let mut f = match all.get(&kernel) {
             Some(f) => *f,
@@ -235,15 +237,37 @@ impl CudaDriver {
             }
         };
         if shared > f.shared {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a live function; the value was checked against the device's limit.
-            unsafe { result::function::set_function_attribute(f.handle, attribute, shared as i32) }.map_err(|e| {
-                Error::Launch { kernel: kernel.op, why: format!("{shared} bytes of shared memory: {e:?}") }
+            let threads = grid.threads.iter().product();
+            // SAFETY: a live function; the bytes were checked against the device's limit.
+            unsafe { self.give_shared(f.handle, threads, shared) }.map_err(|e| Error::Launch {
+                kernel: kernel.op,
+                why: error(&format!("give a block {shared} bytes of shared memory"))(e).to_string(),
             })?;
             f.shared = shared;
         }
         all.insert(kernel, f);
         Ok(f.handle)
+    }
+
+    /// Allows a kernel that much dynamic shared memory. Where it is plenty, also asks for as much on a multiprocessor as the blocks
+    /// need that its registers allow; the rest is L1.
+    ///
+    /// # Safety
+    ///
+    /// The function is alive; a block may have that much.
+    unsafe fn give_shared(&self, f: sys::CUfunction, threads: usize, shared: usize) -> Result<(), DriverError> {
+        use CUfunction_attribute::*;
+        // SAFETY: the caller's promise.
+        let set = |attribute, value| unsafe { result::function::set_function_attribute(f, attribute, value) };
+        // SAFETY: the caller's promise.
+        let get = |attribute| unsafe { result::function::get_function_attribute(f, attribute) };
+        set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)?;
+        if shared >= PLENTY {
+            let fixed = get(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? as usize;
+            let block = Block { registers: get(CU_FUNC_ATTRIBUTE_NUM_REGS)? as usize, threads, shared: shared + fixed };
+            set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, block.carve_out(self.max_shared))?;
+        }
+        Ok(())
     }
 }
 
@@ -442,7 +466,7 @@ impl Driver for CudaDriver {
             return Ok(());
         }
         self.may_enqueue()?;
-        let function = self.function(kernel, grid.shared)?;
+        let function = self.function(kernel, &grid)?;
         let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
         let ([bx, by, bz], [tx, ty, tz]) = (grid.blocks.map(|n| n as u32), grid.threads.map(|n| n as u32));

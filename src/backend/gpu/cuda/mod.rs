@@ -3,6 +3,7 @@
 //! One context, one stream, no event tracking: everything is ordered by being enqueued. Nothing waits but what
 //! [`Driver`](super::driver::Driver) says. Errors of earlier work surface there, or at any later call.
 
+mod carve_out;
 mod cublaslt;
 mod driver;
 mod error;

@@ -93,7 +93,28 @@ __device__ __forceinline__ void store16(void* p, uint4 v) {
     *reinterpret_cast<uint4*>(p) = v;
 }
 
-// Stores of what is not read again soon: the first lines of L2 to go.
+__device__ __forceinline__ uint2 load8(const void* p) {
+#ifndef __CUDACC__
+    cuda_host::expect_aligned("8-byte load", p, 8);
+#endif
+    return *reinterpret_cast<const uint2*>(p);
+}
+
+// Loads and stores of what is not read again soon: the first lines of L2 to go.
+__device__ __forceinline__ uint4 load16_streaming(const void* p) {
+#ifdef __CUDACC__
+    return __ldcs(reinterpret_cast<const uint4*>(p));
+#else
+    return load16(p);
+#endif
+}
+__device__ __forceinline__ uint2 load8_streaming(const void* p) {
+#ifdef __CUDACC__
+    return __ldcs(reinterpret_cast<const uint2*>(p));
+#else
+    return load8(p);
+#endif
+}
 __device__ __forceinline__ void store16_streaming(void* p, uint4 v) {
 #ifdef __CUDACC__
     __stcs(reinterpret_cast<uint4*>(p), v);

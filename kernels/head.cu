@@ -8,19 +8,21 @@
 // Shapes     logits (rows, vocab) f32 (head_narrow: bf16); G starts where its row of logits does, so its leading dimension is 2 vocab
 //            where it is narrower than they are.   exact (rows) f32   x (rows, dim)   w (vocab, dim).
 //            logp, entropy, log_sum_p2, hit (rows) f32   target (rows).
-// Launch     grid = rows, block = 1024, 640 bytes of shared memory. Groups of 4 x 4096 logits: a thread has four loads of 16 bytes
-//            on their way in both passes, 64 KB a block.
-// Traffic    reads z twice, writes G once: 10 bytes a logit for bf16 (head_narrow: 6), 4 (2) where only scored. The first pass goes
-//            from the row's end to its start and the second back, so that what was read last is read again first, from L2. G is
-//            stored as what may leave L2 first: z must stay.
+// Launch     grid = rows, block = 1024, 640 bytes of shared memory, and as dynamic one the logits of the lowest `keep` groups. Groups of
+//            4 x 4096 logits: a thread has four loads of 16 bytes on their way in both passes, 64 KB a block.
+// Traffic    least: z read and G written once, 6 bytes a logit for bf16 (head_narrow: 4), 4 (2) where only scored. z is needed twice:
+//            what a thread read of the lowest groups it keeps in shared memory (where rows are whole packs), three groups of f32 on
+//            an H100; the first pass goes from the row's end to its start and the second back, so that of the rest what was read
+//            last is read again first, from L2. G is stored, and z read for the last time, as what may leave L2 first.
 // In place   ascending groups; a group of bf16 ends at half of where its logits end: group i lies over logits of group i / 2. A
 //            barrier after the loads of group b says that all threads have read groups <= b, which frees 0 .. 2 b + 1: barriers
-//            at groups 0, 2, 6, 14, ... are enough. f32 replaces what the same thread has read: none.
+//            at groups 0, 2, 6, 14, ... are enough, and with k groups kept, all read by the end of the first pass, at 2 k, 4 k + 2, ...
+//            f32 replaces what the same thread has read: none.
 // Order      a thread's groups descending, inside one ascending; butterfly in a warp, butterfly over warps. No atomics.
 // Limits     target < vocab: checked by the wrapper. vocab < 2^31 - 2^14. NaN in z gives NaN.
 // Reference  src/backend/cpu/head.rs.   Measured: docs/results/2026-11-26-h100.md.
-// Predicted  the limiter is HBM; one block an SM (1024 threads, at most 64 registers), so the reduction between the passes and the change
-//            of blocks leave the SM idle: about 1 us each of 60 us a row at 152k logits, of 20 us at 49k.
+// Predicted  the limiter is HBM, at 6 bytes a logit up to 49k logits, 7.5 to 8 (8.8 to 9.2 without what is kept) at 152k. One block an SM
+//            (1024 threads, at most 64 registers): docs/kernels.md says why not two of 512.
 #include "common.cuh"
 
 constexpr int THREADS = 1024;
@@ -61,43 +63,73 @@ __device__ __forceinline__ Running shuffled(const Running& r, int lanes) {
                    __shfl_xor_sync(FULL, r.sum_sq, lanes), __shfl_xor_sync(FULL, r.index, lanes)};
 }
 
-// Four logits, of which the first `live` exist; the one at `at` is not as it is stored where they are narrow.
-template <bool WHOLE> __device__ __forceinline__ Floats<4> load_logits(const float* z, int live, int, float) {
-    return load_pack<WHOLE>(z, live);
+// Four logits as they lie in memory.
+template <class Z> struct Four { typedef uint4 Raw; };
+template <> struct Four<bf16> { typedef uint2 Raw; };
+// Where STREAMING they are not read again from there.
+template <bool STREAMING> __device__ __forceinline__ uint4 load_four(const float* z) { return STREAMING ? load16_streaming(z) : load16(z); }
+template <bool STREAMING> __device__ __forceinline__ uint2 load_four(const bf16* z) { return STREAMING ? load8_streaming(z) : load8(z); }
+__device__ __forceinline__ void unpack_four(uint4 raw, Floats<4>& v) { unpack(raw, v); }
+__device__ __forceinline__ void unpack_four(uint2 raw, Floats<4>& v) {
+    v[0] = __uint_as_float(raw.x << 16), v[1] = __uint_as_float(raw.x & 0xffff0000u);
+    v[2] = __uint_as_float(raw.y << 16), v[3] = __uint_as_float(raw.y & 0xffff0000u);
 }
-template <bool WHOLE> __device__ __forceinline__ Floats<4> load_logits(const bf16* z, int live, int at, float exact) {
+// The one at `at` is not as it is stored where they are narrow.
+__device__ __forceinline__ void set_exact(Floats<4>&, int, float, const float*) {}
+__device__ __forceinline__ void set_exact(Floats<4>& v, int at, float exact, const bf16*) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (i == at) v[i] = exact;
+}
+
+// A thread's own logits of the lowest groups, from the first pass for the second: four by four, as they lie in the row.
+template <class Z> struct Kept {
+    typename Four<Z>::Raw* packs;
+    int groups;
+    __device__ __forceinline__ typename Four<Z>::Raw& at(int group, int t) const {
+        return packs[(group * TILES + t) * THREADS + int(threadIdx.x)];
+    }
+};
+
+// The first `live` of four logits; as they lie in memory in `raw`, where they are whole.
+template <bool WHOLE, bool STREAMING, class Z>
+__device__ __forceinline__ Floats<4> load_logits(const Z* z, int live, int at, float exact, typename Four<Z>::Raw& raw) {
     Floats<4> v;
+    raw = typename Four<Z>::Raw{};
     if constexpr (WHOLE) {
-        uint2 two{0, 0};
-        if (live > 0) two = *reinterpret_cast<const uint2*>(z);
-        v[0] = __uint_as_float(two.x << 16), v[1] = __uint_as_float(two.x & 0xffff0000u);
-        v[2] = __uint_as_float(two.y << 16), v[3] = __uint_as_float(two.y & 0xffff0000u);
+        if (live > 0) raw = load_four<STREAMING>(z);
+        unpack_four(raw, v);
     } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) v[i] = i < live ? to_float(z[i]) : 0.0f;
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        if (i == at) v[i] = exact;
+    set_exact(v, at, exact, z);
     return v;
 }
 
-// The group of logits that starts at `first`; groups come in descending order. Until the END every pack exists.
-template <bool WHOLE, bool END, class Z>
-__device__ __forceinline__ void scan_group(Running& r, const Z* z, int first, int vocab, int aim, float exact) {
-    const int c0 = first + int(threadIdx.x) * 4;
+// Groups of logits come in descending order. Until the END every pack exists.
+template <bool WHOLE, bool END, bool KEEP, class Z>
+__device__ __forceinline__ void scan_group(Running& r, const Z* z, int group, int vocab, int aim, float exact, const Kept<Z>& kept) {
+    const int c0 = group * GROUP + int(threadIdx.x) * 4;
     if (END && c0 >= vocab) return;
     Floats<4> v[TILES];
+    typename Four<Z>::Raw raw[TILES];
     float max = -INFINITY;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
         const int live = END ? vocab - (c0 + t * TILE) : 4;
-        v[t] = load_logits<WHOLE>(z + (c0 + t * TILE), live, aim - (c0 + t * TILE), exact);
+        const int at = c0 + t * TILE;
+        v[t] = load_logits<WHOLE, KEEP>(z + at, live, aim - at, exact, raw[t]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if (i >= live) v[t][i] = -INFINITY;
             max = fmaxf(max, v[t][i]);
         }
+    }
+    if (KEEP) {  // behind the loads, which are all on their way
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+            if (!END || c0 + t * TILE < vocab) kept.at(group, t) = raw[t];
     }
     if (max >= r.max && max > -INFINITY) {  // rare once the row's large logits have been seen
         rebase(r, max);
@@ -120,11 +152,16 @@ __device__ __forceinline__ void scan_group(Running& r, const Z* z, int first, in
 }
 
 // A thread's share of the row.
-template <bool WHOLE, class Z> __device__ __forceinline__ Running scan(const Z* z, int vocab, int aim, float exact) {
+template <bool WHOLE, class Z>
+__device__ __forceinline__ Running scan(const Z* z, int vocab, int aim, float exact, const Kept<Z>& kept) {
     Running r{-INFINITY, 0.0f, 0.0f, 0.0f, 0x7fffffff};
-    const int groups = (vocab + GROUP - 1) / GROUP, full = WHOLE ? vocab / GROUP : 0;
-    for (int g = groups - 1; g >= full; --g) scan_group<WHOLE, true>(r, z, g * GROUP, vocab, aim, exact);
-    for (int g = full - 1; g >= 0; --g) scan_group<WHOLE, false>(r, z, g * GROUP, vocab, aim, exact);
+    const int full = WHOLE ? vocab / GROUP : 0;
+    int g = (vocab + GROUP - 1) / GROUP - 1;
+    for (; g >= full; --g)
+        if (WHOLE && g < kept.groups) scan_group<WHOLE, true, WHOLE>(r, z, g, vocab, aim, exact, kept);
+        else scan_group<WHOLE, true, false>(r, z, g, vocab, aim, exact, kept);
+    for (; WHOLE && g >= kept.groups; --g) scan_group<WHOLE, false, false>(r, z, g, vocab, aim, exact, kept);
+    for (; WHOLE && g >= 0; --g) scan_group<WHOLE, false, WHOLE>(r, z, g, vocab, aim, exact, kept);
     return r;
 }
 
@@ -160,15 +197,29 @@ template <bool WHOLE> __device__ __forceinline__ void store_gradient(bf16* to, c
 
 // Second pass: logits become the gradient.
 template <bool WHOLE, class Z>
-__device__ __forceinline__ void replace(Z* z, int vocab, int aim, float exact, float max, float shift) {
+__device__ __forceinline__ void replace(Z* z, int vocab, int aim, float exact, float max, float shift, const Kept<Z>& kept) {
     T* gradient = reinterpret_cast<T*>(z);
-    int freed = 0;  // groups of G that lie over logits which all threads have read
+    int freed = WHOLE ? 2 * kept.groups : 0;  // groups of G that lie over logits which all threads have read
     for (int group = 0, first = 0; first < vocab; ++group, first += GROUP) {
         const int c0 = first + int(threadIdx.x) * 4;
         Floats<4> g[TILES];
+        if (WHOLE && group < kept.groups) {
 #pragma unroll
-        for (int t = 0; t < TILES; ++t)
-            g[t] = load_logits<WHOLE>(z + (c0 + t * TILE), vocab - (c0 + t * TILE), aim - (c0 + t * TILE), exact);
+            for (int t = 0; t < TILES; ++t) {
+                const int at = c0 + t * TILE;
+                typename Four<Z>::Raw raw{};
+                if (at < vocab) raw = kept.at(group, t);
+                unpack_four(raw, g[t]);
+                set_exact(g[t], aim - at, exact, z);
+            }
+        } else {
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+                const int at = c0 + t * TILE;
+                typename Four<Z>::Raw raw;
+                g[t] = load_logits<WHOLE, true>(z + at, vocab - at, aim - at, exact, raw);
+            }
+        }
 #pragma unroll
         for (int t = 0; t < TILES; ++t)
 #pragma unroll
@@ -186,8 +237,8 @@ __device__ __forceinline__ void replace(Z* z, int vocab, int aim, float exact, f
 // Statistics of a row whose target has the logit `exact`, and where `train` its gradient in place.
 template <class Z>
 __device__ __forceinline__ void row(float* logp, float* entropy, float* log_sum_p2, float* hit, Z* z, float exact, int aim,
-                                    int vocab, int train, bool whole, Running* warps) {
-    const Running r = combine_block(whole ? scan<true>(z, vocab, aim, exact) : scan<false>(z, vocab, aim, exact), warps);
+                                    int vocab, int train, bool whole, Running* warps, const Kept<Z>& kept) {
+    const Running r = combine_block(whole ? scan<true>(z, vocab, aim, exact, kept) : scan<false>(z, vocab, aim, exact, kept), warps);
     const float log_sum = logf(r.sum);
     if (threadIdx.x == 0) {
         logp[blockIdx.x] = exact - r.max - log_sum;
@@ -197,28 +248,32 @@ __device__ __forceinline__ void row(float* logp, float* entropy, float* log_sum_
     }
     if (!train) return;
     const float shift = log_sum * LOG2E;
-    if (whole) replace<true>(z, vocab, aim, exact, r.max, shift);
-    else replace<false>(z, vocab, aim, exact, r.max, shift);
+    if (whole) replace<true>(z, vocab, aim, exact, r.max, shift, kept);
+    else replace<false>(z, vocab, aim, exact, r.max, shift, kept);
 }
 
 KERNEL(1024, head)(float* __restrict__ logp, float* __restrict__ entropy, float* __restrict__ log_sum_p2, float* __restrict__ hit,
-                   float* logits, const unsigned* __restrict__ target, int vocab, int train) {
+                   float* logits, const unsigned* __restrict__ target, int vocab, int train, int keep) {
     SHARED(Running, warps, THREADS / 32);
+    DYNAMIC_SHARED(uint4, packs);
     float* z = logits + size_t(blockIdx.x) * vocab;
     const int aim = int(target[blockIdx.x]);
     const float at_target = z[aim];  // before anything is overwritten
-    row(logp, entropy, log_sum_p2, hit, z, at_target, aim, vocab, train, vocab % 4 == 0 && aligned16(logits), warps);
+    const bool whole = vocab % 4 == 0 && aligned16(logits);
+    row(logp, entropy, log_sum_p2, hit, z, at_target, aim, vocab, train, whole, warps, Kept<float>{packs, keep});
 }
 EXPORT_KERNEL(head)
 
 #ifdef STORAGE_BF16
 KERNEL(1024, head_narrow)(float* __restrict__ logp, float* __restrict__ entropy, float* __restrict__ log_sum_p2,
                           float* __restrict__ hit, bf16* logits, const float* __restrict__ exact,
-                          const unsigned* __restrict__ target, int vocab, int train) {
+                          const unsigned* __restrict__ target, int vocab, int train, int keep) {
     SHARED(Running, warps, THREADS / 32);
+    DYNAMIC_SHARED(uint2, packs);
     bf16* z = logits + size_t(blockIdx.x) * vocab;
     const bool whole = vocab % 4 == 0 && aligned16(logits);
-    row(logp, entropy, log_sum_p2, hit, z, exact[blockIdx.x], int(target[blockIdx.x]), vocab, train, whole, warps);
+    const Kept<bf16> kept{packs, keep};
+    row(logp, entropy, log_sum_p2, hit, z, exact[blockIdx.x], int(target[blockIdx.x]), vocab, train, whole, warps, kept);
 }
 EXPORT_KERNEL(head_narrow)
 

@@ -3,36 +3,45 @@
 use crate::batched::{Groups, HEADS};
 use crate::clock::{Bench, Clock, Work, random};
 use fusedpo::backend::*;
+use fusedpo::batch::Chunk;
 use fusedpo::loss::{LossSpec, LossType, Term};
 
-/// Hidden size of Qwen2.5-0.5B; a vocabulary that leaves the CPU some time.
+/// Hidden size of Qwen2.5-0.5B; a vocabulary that leaves the CPU some time, and its own for a GPU.
 const DIM: usize = 896;
 const VOCAB: usize = 32768;
+const VOCAB_QWEN: usize = 151_936;
+
+/// Vocabularies, each with the most predictions: a chunk's logits.
+fn sizes<B: Clock>() -> impl Iterator<Item = (usize, usize)> {
+    let of = |vocab| (vocab, B::LOGITS_BYTES / 4 / vocab);
+    [(VOCAB, usize::MAX)].into_iter().chain(B::ASYNC.then(|| of(VOCAB_QWEN)))
+}
 
 pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
     let groups = Groups::new(bench.be, 256, 256, VOCAB, HEADS);
-    head(bench, &groups, 4);
+    sizes::<B>().for_each(|size| head(bench, &groups, size, 4));
     loss(bench, &groups);
 }
 
 /// The head on a backend whose logits are bf16.
 pub fn narrow<B: Clock>(bench: &mut Bench<'_, B>) {
     let groups = Groups::new(bench.be, 256, 256, VOCAB, HEADS);
-    head(bench, &groups, 2);
+    sizes::<B>().for_each(|size| head(bench, &groups, size, 2));
 }
 
 /// `logit`: bytes of a logit.
-fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, logit: usize) {
+fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, (vocab, most): (usize, usize), logit: usize) {
     let name = |op: &str| if logit == 4 { op.to_owned() } else { format!("{op}, logits in bf16") };
-    let (act, n, chunk) = (size_of::<B::Act>(), groups.chunk.predictions.len(), &groups.chunk);
-    let (hidden, weights, logits) = (n * DIM, VOCAB * DIM, n * VOCAB);
+    let (act, n) = (size_of::<B::Act>(), groups.chunk.predictions.len().min(most));
+    let chunk = &Chunk { predictions: 0..n, ..groups.chunk.clone() };
+    let (hidden, weights, logits) = (n * DIM, vocab * DIM, n * vocab);
     let set = |be: &B| {
         let r = |n| random::<B, B::Act>(be, n);
         let zeros = |n| be.zeros::<B::Acc>("bench", n).expect("device memory");
         (r(hidden), r(weights), random::<B, B::Acc>(be, logits), [(); 4].map(|()| zeros(n)))
     };
-    let shape = format!("{n}x{VOCAB}x{DIM}");
-    let work = Work::flop(2 * n * VOCAB * DIM, (hidden + weights) * act + logit * logits);
+    let shape = format!("{n}x{vocab}x{DIM}");
+    let work = Work::flop(2 * n * vocab * DIM, (hidden + weights) * act + logit * logits);
     let product = bench.run("logits", &shape, work, set, |be, (x, w, z, _)| {
         let (x, w) = (be.view(x, 0..hidden), be.view(w, 0..weights));
         be.logits(Logits { logits: be.view_mut(z, 0..logits), x, w, dim: DIM }).expect("logits");
@@ -64,7 +73,7 @@ fn head<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, logit: usize) {
         let acc = |n| random::<B, B::Acc>(be, n);
         (r(hidden), r(hidden), r(hidden), r(weights), acc(logits), acc(weights), acc(n))
     };
-    let work = Work::flop(4 * n * VOCAB * DIM, (2 * hidden + weights + logits) * act + 8 * weights);
+    let work = Work::flop(4 * n * vocab * DIM, (2 * hidden + weights + logits) * act + 8 * weights);
     bench.run(&name("head_bwd"), &shape, work, set, |be, (dx, scaled, x, w, z, dw, coef)| {
         let (dx, dw) = (be.view_mut(dx, 0..hidden), Some((be.view_mut(dw, 0..weights), Write::Add)));
         let (scaled, z, coef) = (be.view_mut(scaled, 0..hidden), be.view(z, 0..logits), be.view(coef, 0..n));

@@ -292,3 +292,29 @@ fn gradient_in_place<A: GpuFloat>() {
     }
 }
 both!(gradient_in_place);
+
+/// What a block keeps between its passes changes no bit: none, a group, two and three of f32, up to six of bf16; of rows that are
+/// kept whole, in part, and of odd width, which are not.
+fn kept_logits<A: GpuFloat>() {
+    for (vocab, dim, scale) in [(1000, 8, 6.0), (16_404, 2, 9.0), (49_152, 1, 3.0), (50_003, 1, 3.0), (114_696, 1, 2.0)]
+    {
+        let case = case::<A>(vocab, dim, scale, HeadMode::Train);
+        let run = |narrow: bool, shared: usize| {
+            let driver = crate::host::host_driver(5)?.with_max_shared(shared << 10);
+            let gpu = Gpu::<_, A>::new(driver).unwrap();
+            let gpu = if narrow { gpu.with_bf16_logits().unwrap() } else { gpu };
+            let (stats, logits) = case.forward(&gpu);
+            let mut raw = vec![0.0f32; (case.rows() + 1) * vocab];
+            gpu.get(&mut raw, logits.all()).unwrap();
+            let bits: Vec<u32> = raw.iter().map(|x| x.to_bits()).collect();
+            Some((stats.map(|s| s.iter().map(|x| x.to_bits()).collect::<Vec<_>>()), bits))
+        };
+        for narrow in [false, true].into_iter().filter(|narrow| !narrow || A::DTYPE == Dtype::Bf16) {
+            let Some(none) = run(narrow, 0) else { return };
+            for shared in [48, 65, 99, 163, 227] {
+                assert!(run(narrow, shared) == Some(none.clone()), "{vocab}, narrow {narrow}, {shared} KiB");
+            }
+        }
+    }
+}
+both!(kept_logits);

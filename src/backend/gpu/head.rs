@@ -10,6 +10,14 @@ use crate::backend::ops::element::Gradient;
 use crate::backend::ops::head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 use crate::error::Result;
 
+/// Logits of a group of the kernel: what its threads read at once.
+const GROUP: usize = 4 * 4 * 1024;
+/// Bytes of logits that a block keeps on the multiprocessor between its two passes, at most. The rest of that memory is the L1
+/// that loads come through.
+const KEPT: usize = 192 << 10;
+/// Bytes of shared memory that the kernel has besides: 640.
+const STATIC: usize = 1024;
+
 impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
     fn head_fwd(&self, op: HeadFwd<'_, Self>) -> Result<()> {
         const OP: &str = "head_fwd";
@@ -28,10 +36,14 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         check::at_least(OP, "logits", logits.len(), &[("predictions", n), ("vocab", vocab)])?;
         let mut logits = logits.part(0..n * vocab);
         let targets = batch.targets(chunk.predictions.clone());
-        let train = Arg::I32(i32::from(mode == HeadMode::Train));
-        let sizes = [Arg::int(OP, "vocab", vocab)?, train];
+        let train = mode == HeadMode::Train;
+        let (keep, shared) = match train {
+            true => kept(vocab, if self.narrow_logits { 2 } else { 4 }, self.driver.max_shared()),
+            false => (0, 0),
+        };
+        let sizes = [Arg::int(OP, "vocab", vocab)?, Arg::I32(train.into()), Arg::int(OP, "keep", keep)?];
         let stats = [logp.arg(), entropy.arg(), log_sum_p2.arg(), hit.arg()];
-        let grid = Grid::new([n, 1], 1024);
+        let grid = Grid { shared, ..Grid::new([n, 1], 1024) };
         if !self.narrow_logits {
             self.logits(Logits { logits: logits.reborrow(), x, w, dim })?;
             let args: Vec<Arg> = stats.into_iter().chain([logits.arg(), targets.arg()]).chain(sizes).collect();
@@ -109,6 +121,14 @@ impl<D: Driver, A: GpuFloat> HeadOps for Gpu<D, A> {
         })?;
         self.scale_rows(dx, None, coef)
     }
+}
+
+/// The groups of a row that a block keeps, and the bytes of their logits.
+fn kept(vocab: usize, logit: usize, max_shared: usize) -> (usize, usize) {
+    let (bytes, room) = (GROUP * logit, max_shared.saturating_sub(STATIC).min(KEPT));
+    // The kernel keeps whole packs of four.
+    let groups = if vocab.is_multiple_of(4) { vocab.div_ceil(GROUP).min(room / bytes) } else { 0 };
+    (groups, (groups * GROUP).min(vocab) * logit)
 }
 
 impl<D: Driver, A: GpuFloat> Gpu<D, A> {

@@ -46,6 +46,8 @@ pub struct HostDriver {
     launches: AtomicU64,
     /// Bytes that allocations may come to.
     memory: usize,
+    /// Bytes of shared memory that a block may have.
+    max_shared: usize,
     /// Address handed out -> bytes.
     allocations: Mutex<BTreeMap<u64, usize>>,
     queue: Mutex<Queue>,
@@ -61,6 +63,7 @@ impl HostDriver {
             fence: FENCE_BYTES,
             launches: AtomicU64::new(0),
             memory: isize::MAX as usize / 2,
+            max_shared: 99 * 1024, // compute capability 8.6, the least of the supported
             allocations: Mutex::default(),
             queue: Mutex::default(),
         }
@@ -80,6 +83,11 @@ impl HostDriver {
     /// As if the device had `bytes` of memory.
     pub fn with_memory(self, bytes: usize) -> HostDriver {
         HostDriver { memory: bytes, ..self }
+    }
+
+    /// As if a block might have `bytes` of shared memory.
+    pub fn with_max_shared(self, bytes: usize) -> HostDriver {
+        HostDriver { max_shared: bytes, ..self }
     }
 
     /// Allocations that are alive.
@@ -241,7 +249,7 @@ impl Driver for HostDriver {
     }
 
     fn max_shared(&self) -> usize {
-        99 * 1024 // compute capability 8.6, the least of the supported
+        self.max_shared
     }
 
     fn memory(&self) -> Result<(usize, usize)> {

@@ -5,7 +5,7 @@
 // Traffic    forward 2, backward 1 elements per element, each once.
 // Order      rows in order within a slab, slabs as reduce.cu says. No atomics.
 // Limits     rows, dim <= 2^31 - 1.
-// Reference  src/backend/cpu/linear.rs.   Measured: docs/results/2026-11-26-h100.md (forward belongs in the GEMM's epilogue).
+// Reference  src/backend/cpu/linear.rs.   Measured: docs/results/2026-11-26-h100.md (why forward is no epilogue of the product: docs/kernels.md).
 #include "common.cuh"
 
 KERNEL(256, bias_fwd)(T* __restrict__ y, const T* __restrict__ bias, int rows, int dim) {

@@ -14,19 +14,7 @@
 // Order      elementwise; dbias: rows y, y + Y, ... of the slab in a thread, y in order, slabs as reduce.cu says. No atomics.
 // Limits     head_dim even; positions within the table: checked by the wrapper.
 // Reference  src/backend/cpu/rope.rs.   Measured: docs/results/2026-11-26-h100.md.
-#include "common.cuh"
-
-typedef Floats<PACK(T)> Pack;
-
-// Which product is rounded by itself is said, not left to the compiler: it chose one way in one kernel and another way in the next.
-__device__ __forceinline__ void turn(Pack& a, Pack& b, const Pack& cosine, const Pack& sine, float sign) {
-#pragma unroll
-    for (int e = 0; e < PACK(T); ++e) {
-        const float s = sign * sine[e], old = a[e];
-        a[e] = fmaf(old, cosine[e], -(b[e] * s));
-        b[e] = fmaf(b[e], cosine[e], old * s);
-    }
-}
+#include "rope.cuh"
 
 KERNEL(256, rope)(T* __restrict__ qkv, const float* __restrict__ table, const unsigned* __restrict__ position, int rows,
                   int width, int heads, int head_dim, float sign) {

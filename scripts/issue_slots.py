@@ -25,8 +25,8 @@ WARPS = 4
 # Kernel (as a regular expression) -> arrays of the storage type and of f32 that a counted loop moves for one element.
 ELEMENT = {
     r"swiglu_fwd": (3, 0), r"swiglu_bwd": (6, 0), r"rmsnorm_fwd_\d": (3, 0), r"rmsnorm_bwd_\d": (4, 0),
-    r"qk_norm_fwd": (4, 0), r"qk_norm_bwd": (4, 0), r"bias_fwd": (2, 0), r"bias_bwd": (1, 0), r"rope": (2, 1), r"rope_bias": (2, 1),
-    r"rope_bias_bwd": (2, 1), r"embed_bwd": (1, 0),
+    r"qk_norm_fwd": (4, 1), r"qk_norm_bwd": (4, 1), r"bias_fwd": (2, 0), r"bias_bwd": (1, 0), r"rope": (2, 1), r"rope_bias": (2, 1),
+    r"rope_bias_bwd": (2, 1), r"embed_bwd": (1, 0), r"dropout_fwd": (2, 0), r"dropout_bwd": (3, 0),
     r"gather_rows|scale_rows": (2, 0), r"scatter_rows": (1, 0), r"head": (0, 1),
     r"target_logits": (2, 0), r"adamw": (1, 7), r"rmsprop": (1, 5), r"mix": (1, 3),
     # Half an f32: gradients in bf16, in a kernel that is compiled with those of f32.

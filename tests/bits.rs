@@ -18,22 +18,22 @@ use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 
-const FAMILIES: [&str; 11] =
-    ["embed", "norm", "linear", "rope", "attention", "decode", "swiglu", "rows", "head", "loss", "optim"];
+const FAMILIES: [&str; 12] =
+    ["embed", "norm", "linear", "rope", "attention", "decode", "swiglu", "rows", "head", "loss", "optim", "qk_norm"];
 
 /// Sums over the outputs of each family, by fingerprint; on x86-64 alone, as other compilers contract the kernels' sums. With
 /// FMA: the C library's `exp` and `log` have two versions.
 #[rustfmt::skip]
-const PINNED: &[(&str, [u32; 11])] = &[
-    ("cpu-f32-x86_64-v6", [0xb12d821e, 0x495abc76, 0x2074b1d8, 0x45f8fa4f, 0x52b5e640, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xb594d3e9, 0xdee4befc, 0x48d6b63f]),
-    ("cpu-f32-avx2-v6", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f]),
-    ("cpu-f32-avx512-v6", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f]),
-    ("cpu-f32-amx-v6", [0xb12d821e, 0x495abc76, 0x019f9b07, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xc3331f8c, 0x56cfbfbf, 0x48d6b63f]),
-    ("cpu-f32-bf16-avx512-v6", [0xb12d821e, 0x495abc76, 0xda44ecac, 0x45f8fa4f, 0x882b25f5, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x72c6737b, 0x58733e2e, 0x48d6b63f]),
-    ("cpu-f32-bf16-avx512fma-v6", [0xb12d821e, 0x495abc76, 0xb34ea70b, 0x45f8fa4f, 0xf6c7108b, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x086cfe65, 0x23f477d4, 0x48d6b63f]),
-    ("cpu-f32-bf16-amx-v6", [0xb12d821e, 0x495abc76, 0x16aef836, 0x45f8fa4f, 0x30d389d7, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xaeacf2b2, 0x2e459059, 0x48d6b63f]),
-    ("gpu-kernels on the host-f32-v3", [0xb12d821e, 0xd67ef0a8, 0xe94d2342, 0xc8b9c574, 0xa16e5c56, 0xd814216c, 0x314d6dcc, 0xa22676f7, 0x29d37612, 0x39e897eb, 0xf168fe0d]),
-    ("gpu-kernels on the host-bf16-v3", [0x7d795a71, 0x07b5a645, 0x4d032c99, 0x073510d2, 0x8c7e2620, 0xa702cd72, 0xffe5948f, 0x78cce949, 0x6ce629ea, 0xea4e9568, 0x77abe888]),
+const PINNED: &[(&str, [u32; 12])] = &[
+    ("cpu-f32-x86_64-v6", [0xb12d821e, 0x495abc76, 0x2074b1d8, 0x45f8fa4f, 0x52b5e640, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xb594d3e9, 0xdee4befc, 0x48d6b63f, 0xf9a9781b]),
+    ("cpu-f32-avx2-v6", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f, 0xf9a9781b]),
+    ("cpu-f32-avx512-v6", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f, 0xf9a9781b]),
+    ("cpu-f32-amx-v6", [0xb12d821e, 0x495abc76, 0x019f9b07, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xc3331f8c, 0x56cfbfbf, 0x48d6b63f, 0xf9a9781b]),
+    ("cpu-f32-bf16-avx512-v6", [0xb12d821e, 0x495abc76, 0xda44ecac, 0x45f8fa4f, 0x882b25f5, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x72c6737b, 0x58733e2e, 0x48d6b63f, 0xf9a9781b]),
+    ("cpu-f32-bf16-avx512fma-v6", [0xb12d821e, 0x495abc76, 0xb34ea70b, 0x45f8fa4f, 0xf6c7108b, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x086cfe65, 0x23f477d4, 0x48d6b63f, 0xf9a9781b]),
+    ("cpu-f32-bf16-amx-v6", [0xb12d821e, 0x495abc76, 0x16aef836, 0x45f8fa4f, 0x30d389d7, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xaeacf2b2, 0x2e459059, 0x48d6b63f, 0xf9a9781b]),
+    ("gpu-kernels on the host-f32-v4", [0xb12d821e, 0x0b185bf4, 0xe94d2342, 0xc8b9c574, 0xa16e5c56, 0xd814216c, 0x314d6dcc, 0xa22676f7, 0x29d37612, 0x39e897eb, 0xf168fe0d, 0x35b9533c]),
+    ("gpu-kernels on the host-bf16-v4", [0x7d795a71, 0xb2a36b48, 0x4d032c99, 0x073510d2, 0x8c7e2620, 0xa702cd72, 0xffe5948f, 0x78cce949, 0x6ce629ea, 0xea4e9568, 0x77abe888, 0x7a238c21]),
 ];
 
 /// Runs ops and sums up their outputs.
@@ -42,7 +42,7 @@ struct Ops<'a, B: Backend> {
     micro: MicroBatch,
     batch: B::Batch,
     noise: u64,
-    sums: [Hasher; 11],
+    sums: [Hasher; 12],
 }
 
 const SHAPE: AttnShape = AttnShape { heads: 4, kv_heads: 2, head_dim: 64 };
@@ -144,35 +144,58 @@ impl<'a, B: Backend> Ops<'a, B> {
         })
         .unwrap();
         assert!(self.get(&dy) == self.get(&y), "the norm's output again");
-        let heads = SHAPE.heads + SHAPE.kv_heads;
+        // The norm of queries and keys with a rotation by nothing, as the pins were made; see `qk_norm`.
+        let n = 128 * SHAPE.head_dim;
+        let mut table = be.zeros("table", n).unwrap();
+        let cosine = |i: usize| B::Acc::from_f64(f64::from(u8::from(i % SHAPE.head_dim < SHAPE.head_dim / 2)));
+        be.upload(v!(self, mut table), &(0..n).map(cosine).collect::<Vec<_>>()).unwrap();
+        let (acts, accs) = self.normed("norm", &table);
+        for buf in [&y, &dx].into_iter().chain(&acts) {
+            self.see("norm", buf);
+        }
+        for buf in [&rstd, &dw].into_iter().chain(&accs) {
+            self.see("norm", buf);
+        }
+    }
+
+    /// Norm and rotation of queries and keys, forward and backward: their gradient and what they were, statistics and dw.
+    fn normed(&mut self, family: &str, table: &B::Buf<B::Acc>) -> ([B::Buf<B::Act>; 2], [B::Buf<B::Acc>; 2]) {
+        let (rows, be, heads) = (self.rows(), self.be, SHAPE.heads + SHAPE.kv_heads);
         let (mut qkv, mut raw) = (self.act(rows * SHAPE.qkv_width()), self.act(rows * heads * SHAPE.head_dim));
-        let (mut stats, w, mut dw2) =
+        let (mut stats, w, mut dw) =
             (self.acc(rows * heads), self.act(2 * SHAPE.head_dim), self.acc(2 * SHAPE.head_dim));
         be.qk_norm_fwd(QkNormFwd {
             qkv: v!(self, mut qkv),
             raw: v!(self, mut raw),
             rstd: v!(self, mut stats),
             w: v!(self, w),
+            table: v!(self, *table),
+            batch: &self.batch,
             shape: SHAPE,
             eps: 1e-6,
         })
         .unwrap();
-        self.see("norm", &qkv);
+        self.see(family, &qkv);
         be.qk_norm_bwd(QkNormBwd {
             dqkv: v!(self, mut qkv),
-            dw: Some(v!(self, mut dw2)),
+            dw: Some(v!(self, mut dw)),
             raw: v!(self, raw),
             rstd: v!(self, stats),
             w: v!(self, w),
+            table: v!(self, *table),
+            batch: &self.batch,
             shape: SHAPE,
         })
         .unwrap();
-        for buf in [&y, &dx, &qkv, &raw] {
-            self.see("norm", buf);
-        }
-        for buf in [&rstd, &dw, &stats, &dw2] {
-            self.see("norm", buf);
-        }
+        ([qkv, raw], [stats, dw])
+    }
+
+    /// Angles are numbers like any other.
+    fn qk_norm(&mut self) {
+        let table = self.acc(128 * SHAPE.head_dim);
+        let (acts, accs) = self.normed("qk_norm", &table);
+        acts.iter().for_each(|buf| self.see("qk_norm", buf));
+        accs.iter().for_each(|buf| self.see("qk_norm", buf));
     }
 
     fn linear(&mut self) {
@@ -419,6 +442,7 @@ fn check<B: Backend>(be: &B) {
     ops.gather_and_scatter();
     ops.head_and_loss();
     ops.optim();
+    ops.qk_norm();
     let got = ops.sums.map(Hasher::finalize);
     let fingerprint = be.fingerprint();
     let line = format!("(\"{fingerprint}\", {got:#010x?}),").replace("\n    ", " ").replace(",\n]", "]");

@@ -1,4 +1,4 @@
-//! Ops that follow a micro-batch: embedding, RoPE, gather and scatter, attention over a shared prefix.
+//! Ops that follow a micro-batch: embedding, RoPE by itself and behind the q/k norm, gather and scatter, attention over a shared prefix.
 
 use crate::clock::{Bench, Clock, Work, random};
 use fusedpo::backend::*;
@@ -16,8 +16,10 @@ pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
     for (prompt, response) in [(192, 160), (256, 256), (384, 320)] {
         attention(bench, &Groups::new(bench.be, prompt, response, 1000, HEADS), HEADS);
     }
-    let wide = AttnShape { heads: 16, kv_heads: 8, head_dim: 128 };
-    attention(bench, &Groups::new(bench.be, 256, 256, 1000, wide), wide);
+    let wide = AttnShape { heads: 16, kv_heads: 8, head_dim: 128 }; // Qwen3-0.6B
+    let groups = Groups::new(bench.be, 256, 256, 1000, wide);
+    qk_norm(bench, &groups, wide);
+    attention(bench, &groups, wide);
 }
 
 /// Equal groups of a prompt and two responses, as many as fill [`Clock::ROWS`].
@@ -147,6 +149,32 @@ fn rope<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>) {
         let (dqkv, table) = (be.view_mut(dqkv, 0..wide), be.view(table, 0..positions * s.head_dim));
         let dbias = Some(be.view_mut(dbias, 0..s.qkv_width()));
         be.rope_bwd(RopeBwd { dqkv, dbias, table, batch: &groups.batch, shape: s }).expect("rope_bwd");
+    });
+}
+
+/// Least traffic: queries and keys read, kept and written; backward the kept ones and the gradient read, that written.
+fn qk_norm<B: Clock>(bench: &mut Bench<'_, B>, groups: &Groups<B>, s: AttnShape) {
+    let (act, rows, hd, batch) = (size_of::<B::Act>(), groups.micro.used(), s.head_dim, &groups.batch);
+    let (wide, kept, stats) =
+        (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * (s.heads + s.kv_heads));
+    let turns = (groups.prompt + groups.response) * hd;
+    let shape = format!("{} {}/{}x{hd}", groups.name, s.heads, s.kv_heads);
+    let set = |be: &B| {
+        let r = |n| random::<B, B::Act>(be, n);
+        let acc = |n| random::<B, B::Acc>(be, n);
+        (r(wide), r(kept), acc(stats), r(2 * hd), acc(2 * hd), acc(turns))
+    };
+    let work = Work::bytes(3 * kept * act + 4 * stats + 4 * turns);
+    bench.run("qk_norm_fwd", &shape, work, set, |be, (qkv, raw, rstd, w, _, table)| {
+        let (qkv, raw, rstd) = (be.view_mut(qkv, 0..wide), be.view_mut(raw, 0..kept), be.view_mut(rstd, 0..stats));
+        let (w, table) = (be.view(w, 0..2 * hd), be.view(table, 0..turns));
+        be.qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w, table, batch, shape: s, eps: 1e-6 }).expect("qk_norm_fwd");
+    });
+    bench.run("qk_norm_bwd", &shape, work, set, |be, (dqkv, raw, rstd, w, dw, table)| {
+        let (dqkv, dw) = (be.view_mut(dqkv, 0..wide), Some(be.view_mut(dw, 0..2 * hd)));
+        let (raw, rstd) = (be.view(raw, 0..kept), be.view(rstd, 0..stats));
+        let (w, table) = (be.view(w, 0..2 * hd), be.view(table, 0..turns));
+        be.qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, table, batch, shape: s }).expect("qk_norm_bwd");
     });
 }
 

@@ -1,4 +1,4 @@
-//! Ops without a batch: norms, SwiGLU, biases, products, q/k norm, the key/value cache, updates.
+//! Ops without a batch: norms, SwiGLU, biases, products, the key/value cache, updates.
 
 use crate::clock::{Bench, Clock, Work, random};
 use fusedpo::backend::rounding::Rounding;
@@ -16,7 +16,6 @@ pub fn benches<B: Clock>(bench: &mut Bench<'_, B>) {
         adapter(bench, dim, ffn);
     }
     bias(bench, 1152);
-    qk_norm(bench, AttnShape { heads: 16, kv_heads: 8, head_dim: 128 }); // Qwen3-0.6B
     decode(bench, AttnShape { heads: 14, kv_heads: 2, head_dim: 64 });
     updates(bench);
     quantized(bench);
@@ -116,30 +115,6 @@ fn bias<B: Clock>(bench: &mut Bench<'_, B>, dim: usize) {
     });
     bench.run("bias_bwd", &shape, Work::bytes(n * act + 8 * dim), set, |be, (dy, _, dbias)| {
         be.bias_bwd(BiasBwd { dbias: be.view_mut(dbias, 0..dim), dy: be.view(dy, 0..n) }).expect("bias_bwd");
-    });
-}
-
-/// Least traffic: queries and keys read, kept and written; backward the kept ones and the gradient read, that written.
-fn qk_norm<B: Clock>(bench: &mut Bench<'_, B>, s: AttnShape) {
-    let (rows, act, hd) = (B::ROWS, size_of::<B::Act>(), s.head_dim);
-    let (wide, kept, stats) =
-        (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * (s.heads + s.kv_heads));
-    let shape = format!("{rows}x{}/{}x{hd}", s.heads, s.kv_heads);
-    let set = |be: &B| {
-        let r = |n| random::<B, B::Act>(be, n);
-        let acc = |n| random::<B, B::Acc>(be, n);
-        (r(wide), r(kept), acc(stats), r(2 * hd), acc(2 * hd))
-    };
-    let work = Work::bytes(3 * kept * act + 4 * stats);
-    bench.run("qk_norm_fwd", &shape, work, set, |be, (qkv, raw, rstd, w, _)| {
-        let (qkv, raw, rstd) = (be.view_mut(qkv, 0..wide), be.view_mut(raw, 0..kept), be.view_mut(rstd, 0..stats));
-        be.qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w: be.view(w, 0..2 * hd), shape: s, eps: 1e-6 })
-            .expect("qk_norm_fwd");
-    });
-    bench.run("qk_norm_bwd", &shape, work, set, |be, (dqkv, raw, rstd, w, dw)| {
-        let (dqkv, dw) = (be.view_mut(dqkv, 0..wide), Some(be.view_mut(dw, 0..2 * hd)));
-        let (raw, rstd, w) = (be.view(raw, 0..kept), be.view(rstd, 0..stats), be.view(w, 0..2 * hd));
-        be.qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, shape: s }).expect("qk_norm_bwd");
     });
 }
 

@@ -9,7 +9,7 @@ use crate::shapes::Shape;
 pub struct Moved {
     /// Norms, and the residual sums that products add.
     pub norms: f64,
-    /// Rotation of queries and keys, with the bias before it.
+    /// Rotation of queries and keys, with the bias or the norm before it.
     pub rotation: f64,
     /// SwiGLU.
     pub swiglu: f64,
@@ -39,7 +39,8 @@ impl Moved {
         // Forward: read x, write y. Backward: dy, x and the residual's gradient in, that out; y out where it was not kept.
         let norm = (6.0 + again) * hidden;
         let sum = 2.0 * hidden;
-        let turned = 4.0 * qk + if c.qkv_bias { 3.0 * v } else { 0.0 };
+        // With a norm, what was before it is kept, and read again backward.
+        let turned = if c.qk_norm { 6.0 } else { 4.0 } * qk + if c.qkv_bias { 3.0 * v } else { 0.0 };
         // Logits in f32; their gradient in the storage type in their place. The second read for statistics comes from L2 at best.
         let logit = 4.0 + 8.0 + 3.0 * act;
         let weights = shape.parameters();

@@ -59,12 +59,12 @@ impl Flops {
 /// Launches of one micro-batch with one chunk of the head: ops and what each is made of (src/backend/gpu), products too.
 fn launches(shape: &Shape) -> usize {
     let c = shape.config();
-    let bias = usize::from(c.qkv_bias);
-    // norm, qkv, rotation with bias, attention, o, norm, gates and ups, SwiGLU, down.
+    let sums = usize::from(c.qkv_bias) + usize::from(c.qk_norm);
+    // norm, qkv, rotation with bias or norm, attention, o, norm, gates and ups, SwiGLU, down.
     let forward = 9;
     // down (2), SwiGLU's gradient, gates and ups (2), norm's gradient (2), o (2), attention's gradient (4), rotation, qkv (2),
-    // norm's gradient (2); a bias's sum.
-    let backward = 18 + bias;
+    // norm's gradient (2); the sum of the gradient of a bias or of the norm of queries and keys.
+    let backward = 18 + sums;
     // Embedding (2), gather (2), scatter (2), final norm (3); head: product and statistics, scaling, two products, scaling; loss.
     c.num_hidden_layers * (forward + backward) + 9 + 6 + 1
 }

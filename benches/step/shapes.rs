@@ -16,7 +16,7 @@ pub struct Shape {
     tied: bool,
 }
 
-pub const SHAPES: [Shape; 6] = [
+pub const SHAPES: [Shape; 7] = [
     Shape {
         name: "26m",
         of: "a small Llama",
@@ -36,6 +36,13 @@ pub const SHAPES: [Shape; 6] = [
         of: "Qwen2.5-0.5B",
         architecture: Architecture::Qwen2,
         sizes: [896, 4864, 24, 14, 2, 64, 151936],
+        tied: true,
+    },
+    Shape {
+        name: "0.6b",
+        of: "Qwen3-0.6B",
+        architecture: Architecture::Qwen3,
+        sizes: [1024, 3072, 28, 16, 8, 128, 151936],
         tied: true,
     },
     Shape {
@@ -86,7 +93,7 @@ impl Shape {
             tie_word_embeddings: self.tied,
             qkv_bias: self.architecture == Architecture::Qwen2,
             o_bias: false,
-            qk_norm: false,
+            qk_norm: self.architecture == Architecture::Qwen3,
             max_position_embeddings: 4096,
             sliding_window: None,
             eos_token_ids: vec![],

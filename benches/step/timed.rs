@@ -202,8 +202,8 @@ timed! {
     NormOps {
         Rows: rmsnorm_fwd(RmsNormFwd { y, rstd, x, w, eps });
         Rows: rmsnorm_bwd(RmsNormBwd { dx, dw, dy, x, w, rstd, write, again });
-        Rows: qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w, shape, eps });
-        Rows: qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, shape });
+        Rows: qk_norm_fwd(QkNormFwd { qkv, raw, rstd, w, table, batch, shape, eps });
+        Rows: qk_norm_bwd(QkNormBwd { dqkv, dw, raw, rstd, w, table, batch, shape });
     }
     LinearOps {
         Gemm: linear_fwd(LinearFwd { y, x, w, out, inp, write });

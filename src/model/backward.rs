@@ -256,19 +256,7 @@ fn attention<B: Backend>(
         batch,
         shape: a,
     })?;
-    let bias = params.qkv_bias.as_ref();
-    be.rope_bwd(RopeBwd {
-        dqkv: be.view_mut(&mut acts.wide, 0..n_qkv),
-        dbias: bias.filter(|_| params.qk_norm.is_none()).and_then(|p| grads.vector(be, p)),
-        table: be.view(&model.rope, 0..model.rope_len()),
-        batch,
-        shape: a,
-    })?;
-    qk_norm(be, model, params, layer, &mut acts.wide, rows, grads)?;
-
-    if let Some(dbias) = bias.filter(|_| params.qk_norm.is_some()).and_then(|p| grads.vector(be, p)) {
-        be.bias_bwd(BiasBwd { dbias, dy: be.view(&acts.wide, 0..n_qkv) })?;
-    }
+    rotation(be, model, params, layer, &mut acts.wide, (batch, rows), grads)?;
     let (scratch, adapter) = (&mut acts.low_rank, params.adapters()[0]);
     let again = (params.qkv.trains() || adapter.is_some()) && layer.outputs.is_none();
     if model.table.floor < Stage::Layer(l, Place::Qkv) {
@@ -302,19 +290,23 @@ fn attention<B: Backend>(
     low_rank::weights(be, model, adapter, scratch, (&acts.wide, normed, of), grads)
 }
 
-/// Backward of the q/k norm, where the model has one, in place in `dqkv`.
-fn qk_norm<B: Backend>(
+/// Backward of the rotation, of the q/k norm where the model has one, and of the bias before them, in place in `dqkv`.
+fn rotation<B: Backend>(
     be: &B,
     model: &Model<B>,
     params: &LayerParams,
     layer: &LayerActs<B>,
     dqkv: &mut B::Buf<B::Act>,
-    rows: usize,
+    (batch, rows): (&B::Batch, usize),
     grads: &mut Gradients<B>,
 ) -> Result<()> {
-    let (Some(norm), Some(kept)) = (&params.qk_norm, &layer.qk_norm) else { return Ok(()) };
-    let a = model.config.attn_shape();
+    let (a, bias) = (model.config.attn_shape(), params.qkv_bias.as_ref());
     let n = rows * a.qkv_width();
+    let table = be.view(&model.rope, 0..model.rope_len());
+    let (Some(norm), Some(kept)) = (&params.qk_norm, &layer.qk_norm) else {
+        let dbias = bias.and_then(|p| grads.vector(be, p));
+        return be.rope_bwd(RopeBwd { dqkv: be.view_mut(dqkv, 0..n), dbias, table, batch, shape: a });
+    };
     let raw = be.view(&kept.raw, 0..rows * (a.q_width() + a.kv_width()));
     let rstd = be.view(&kept.rstd, 0..rows * (a.heads + a.kv_heads));
     be.qk_norm_bwd(QkNormBwd {
@@ -323,6 +315,12 @@ fn qk_norm<B: Backend>(
         raw,
         rstd,
         w: weight(be, model, norm),
+        table,
+        batch,
         shape: a,
-    })
+    })?;
+    match bias.and_then(|p| grads.vector(be, p)) {
+        Some(dbias) => be.bias_bwd(BiasBwd { dbias, dy: be.view(dqkv, 0..n) }),
+        None => Ok(()),
+    }
 }

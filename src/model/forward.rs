@@ -211,24 +211,30 @@ fn qkv<B: Backend>(
     )?;
     let both = (&mut layer.qkv, &*normed, Rows::all(batch, rows));
     low_rank::forward(be, model, params.adapters()[0], &mut acts.low_rank, both)?;
-    // The norm of queries and keys is of sums with the bias; without one the rotation adds it.
     let bias = params.qkv_bias.as_ref();
-    if let Some(bias) = bias.filter(|_| params.qk_norm.is_some()) {
+    let (Some(norm), Some(kept)) = (&params.qk_norm, &mut layer.qk_norm) else {
+        return be.rope_fwd(RopeFwd {
+            qkv: be.view_mut(&mut layer.qkv, 0..n_qkv),
+            bias: bias.map(|bias| weight(be, model, bias)),
+            table: be.view(&model.rope, 0..model.rope_len()),
+            batch,
+            shape: a,
+        });
+    };
+    // The norm of queries and keys is of sums with the bias.
+    if let Some(bias) = bias {
         be.bias_fwd(BiasFwd { y: be.view_mut(&mut layer.qkv, 0..n_qkv), bias: weight(be, model, bias) })?;
     }
-    if let (Some(norm), Some(kept)) = (&params.qk_norm, &mut layer.qk_norm) {
-        be.qk_norm_fwd(QkNormFwd {
-            qkv: be.view_mut(&mut layer.qkv, 0..n_qkv),
-            raw: be.view_mut(&mut kept.raw, 0..rows * (a.q_width() + a.kv_width())),
-            rstd: be.view_mut(&mut kept.rstd, 0..rows * (a.heads + a.kv_heads)),
-            w: weight(be, model, norm),
-            shape: a,
-            eps: c.rms_norm_eps,
-        })?;
-    }
-    let table = be.view(&model.rope, 0..model.rope_len());
-    let bias = bias.filter(|_| params.qk_norm.is_none()).map(|bias| weight(be, model, bias));
-    be.rope_fwd(RopeFwd { qkv: be.view_mut(&mut layer.qkv, 0..n_qkv), bias, table, batch, shape: a })
+    be.qk_norm_fwd(QkNormFwd {
+        qkv: be.view_mut(&mut layer.qkv, 0..n_qkv),
+        raw: be.view_mut(&mut kept.raw, 0..rows * (a.q_width() + a.kv_width())),
+        rstd: be.view_mut(&mut kept.rstd, 0..rows * (a.heads + a.kv_heads)),
+        w: weight(be, model, norm),
+        table: be.view(&model.rope, 0..model.rope_len()),
+        batch,
+        shape: a,
+        eps: c.rms_norm_eps,
+    })
 }
 
 /// Output projection of the attention: residual point `2 l` -> `2 l + 1`.

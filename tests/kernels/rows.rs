@@ -1,4 +1,4 @@
-//! Ops that follow a micro-batch: embedding, RoPE, gather and scatter.
+//! Ops that follow a micro-batch: embedding, RoPE by itself and behind the q/k norm, gather and scatter.
 
 use crate::batches::{ANY_HEADS, capacity, micro_batch};
 use crate::{Case, MANY_ROWS, Noise, Outputs, both, buf, compare, compare_under, fetch, unset, v};
@@ -176,20 +176,121 @@ impl Case for Rope {
         ]
     }
 }
+/// Cosines and sines of positions, as f32 has them.
+fn rope_table(positions: usize, head_dim: usize) -> Vec<f64> {
+    let half = head_dim / 2;
+    let angle = |i: usize| (i / head_dim) as f64 * 0.7_f64.powi((i % half) as i32);
+    let table = (0..positions * head_dim).map(|i| if i % head_dim < half { angle(i).cos() } else { angle(i).sin() });
+    table.map(|x| f64::from(x as f32)).collect()
+}
+
 fn rope<A: GpuFloat>() {
     for (heads, kv_heads, head_dim) in [(1, 1, 2), (3, 1, 6), (4, 2, 64), (9, 3, 40), (5, 1, 128), (70, 2, 64)] {
         let shape = AttnShape { heads, kv_heads, head_dim };
         let mut noise = Noise(head_dim as u64);
         let micro = mixed(&mut noise, VOCAB);
-        let positions = 20;
-        let angle = |i: usize| (i / head_dim) as f64 * 0.7_f64.powi((i % (head_dim / 2)) as i32);
-        let half = head_dim / 2;
-        let table =
-            (0..positions * head_dim).map(|i| if i % head_dim < half { angle(i).cos() } else { angle(i).sin() });
-        let table = table.map(|x| f64::from(x as f32)).collect();
+        let table = rope_table(20, head_dim);
         let bias = noise.vec::<A>(shape.qkv_width(), 1.0);
         let case = Rope { shape, table, qkv: noise.vec::<A>(micro.slots() * shape.qkv_width(), 1.0), bias, micro };
         compare::<A>(&format!("rope {heads}/{kv_heads} x {head_dim}"), &case);
     }
 }
 both!(rope);
+
+struct QkNorm {
+    micro: MicroBatch,
+    shape: AttnShape,
+    table: Vec<f64>,
+    qkv: Vec<f64>,
+    w: Vec<f64>,
+    dqkv: Vec<f64>,
+}
+impl Case for QkNorm {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let (s, batch) = (self.shape, &mut be.new_batch(capacity(&self.micro), self.shape).unwrap());
+        be.load_batch(batch, &self.micro).unwrap();
+        let batch = &*batch;
+        let (rows, live) = (be.rows(batch), self.micro.used());
+        let (width, kept, heads) = (s.qkv_width(), s.q_width() + s.kv_width(), s.heads + s.kv_heads);
+        let (w, turns) = (buf::<B, B::Act>(be, &self.w), buf::<B, B::Acc>(be, &self.table));
+        let mut qkv = buf::<B, B::Act>(be, &self.qkv[..rows * width]);
+        let mut raw = unset::<B, B::Act>(be, rows * kept);
+        let mut rstd = unset::<B, B::Acc>(be, rows * heads);
+        be.qk_norm_fwd(QkNormFwd {
+            qkv: v!(be, mut qkv),
+            raw: v!(be, mut raw),
+            rstd: v!(be, mut rstd),
+            w: v!(be, w),
+            table: v!(be, turns),
+            batch,
+            shape: s,
+            eps: 1e-6,
+        })
+        .unwrap();
+        // Rows beyond the live ones have no gradient.
+        let given: Vec<f64> = (0..rows * width).map(|i| if i < live * width { self.dqkv[i] } else { 0.0 }).collect();
+        let backward = |dw: Option<&mut B::Buf<B::Acc>>| {
+            let mut dqkv = buf::<B, B::Act>(be, &given);
+            be.qk_norm_bwd(QkNormBwd {
+                dqkv: v!(be, mut dqkv),
+                dw: dw.map(|dw| v!(be, mut *dw)),
+                raw: v!(be, raw),
+                rstd: v!(be, rstd),
+                w: v!(be, w),
+                table: v!(be, turns),
+                batch,
+                shape: s,
+            })
+            .unwrap();
+            fetch::<B, B::Act>(be, &dqkv)[..live * width].to_vec()
+        };
+        let mut dw = buf::<B, B::Acc>(be, &vec![0.5; 2 * s.head_dim]);
+        let (dqkv, frozen) = (backward(Some(&mut dw)), backward(None));
+        assert_eq!(frozen, dqkv, "a frozen weight changes nothing else");
+        vec![
+            ("qkv", fetch::<B, B::Act>(be, &qkv)[..live * width].to_vec(), true),
+            ("raw", fetch::<B, B::Act>(be, &raw)[..live * kept].to_vec(), true),
+            ("rstd", fetch::<B, B::Acc>(be, &rstd)[..live * heads].to_vec(), false),
+            ("dqkv", dqkv, true),
+            ("dw", fetch(be, &dw), false),
+        ]
+    }
+}
+fn qk_norm<A: GpuFloat>() {
+    // Odd widths and whole ones, groups of lanes that are not full; the last but one: more heads than a block has groups of
+    // lanes, so that its groups take several in turn. Prompts of all rows but one: the last row is a response's.
+    for (rows, heads, kv_heads, head_dim) in [
+        (1, 1, 1, 2),
+        (3, 1, 1, 6),
+        (7, 6, 2, 64),
+        (3, 3, 1, 96),
+        (5, 2, 1, 40),
+        (520, 2, 1, 16),
+        (2, 4, 4, 128),
+        (3, 18, 18, 128),
+        (2, 2, 1, 256),
+    ] {
+        let shape = AttnShape { heads, kv_heads, head_dim };
+        let mut noise = Noise(rows as u64 * 1000 + head_dim as u64);
+        let groups = [(rows as u32 - 1, &[1][..])];
+        let micro = micro_batch(rows, &groups, VOCAB as u32, || noise.uniform());
+        compare::<A>(&format!("qk_norm {rows} x {heads}/{kv_heads} x {head_dim}"), &qk_case::<A>(micro, shape, noise));
+    }
+    let (mut noise, shape) = (Noise(77), AttnShape { heads: 4, kv_heads: 2, head_dim: 64 });
+    let micro = mixed(&mut noise, VOCAB);
+    compare::<A>("qk_norm of groups, and rows behind them", &qk_case::<A>(micro, shape, noise));
+}
+both!(qk_norm);
+
+fn qk_case<A: GpuFloat>(micro: MicroBatch, shape: AttnShape, mut noise: Noise) -> QkNorm {
+    let n = micro.slots() * shape.qkv_width();
+    let positions = micro.positions().iter().max().map_or(1, |p| *p as usize + 1);
+    QkNorm {
+        table: rope_table(positions, shape.head_dim),
+        qkv: noise.vec::<A>(n, 2.0),
+        w: noise.vec::<A>(2 * shape.head_dim, 1.0),
+        dqkv: noise.vec::<A>(n, 1.0),
+        micro,
+        shape,
+    }
+}

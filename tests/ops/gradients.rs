@@ -102,29 +102,33 @@ fn rmsnorm() {
 
 #[test]
 fn qk_norm() {
-    let (cpu, mut noise, rows) = (cpu64(), Noise(5), 5);
+    let (cpu, mut noise) = (cpu64(), Noise(5));
     for shape in SHAPES {
-        let (width, heads) = (shape.q_width() + shape.kv_width(), shape.heads + shape.kv_heads);
+        let m = micro(FEW, 3, 11, &mut noise);
+        let (batch, table, rows) = (&loaded(&cpu, &m), &run::rope_table(9, shape.head_dim), m.used());
+        let (shape, width, heads) = (*shape, shape.q_width() + shape.kv_width(), shape.heads + shape.kv_heads);
         let qkv = noise.vec(rows * shape.qkv_width());
         let w = noise.vec(2 * shape.head_dim);
         let d = noise.vec(qkv.len());
         let forward = |qkv: &[f64], w: &[f64]| {
             let (mut y, mut raw, mut rstd) = (qkv.to_vec(), nan(rows * width), nan(rows * heads));
-            cpu.qk_norm_fwd(QkNormFwd { qkv: &mut y, raw: &mut raw, rstd: &mut rstd, w, shape: *shape, eps: 1e-6 })
-                .unwrap();
+            let (qkv, kept, stats) = (&mut y, &mut raw, &mut rstd);
+            cpu.qk_norm_fwd(QkNormFwd { qkv, raw: kept, rstd: stats, w, table, batch, shape, eps: 1e-6 }).unwrap();
             (y, raw, rstd)
         };
         let (_, raw, rstd) = forward(&qkv, &w);
-        let (mut dqkv, mut dw) = (d.clone(), vec![1.0; w.len()]);
-        cpu.qk_norm_bwd(QkNormBwd { dqkv: &mut dqkv, dw: Some(&mut dw), raw: &raw, rstd: &rstd, w: &w, shape: *shape })
-            .unwrap();
+        let backward = |dw: Option<&mut [f64]>| {
+            let mut dqkv = d.clone();
+            let (raw, rstd) = (&raw, &rstd);
+            cpu.qk_norm_bwd(QkNormBwd { dqkv: &mut dqkv, dw, raw, rstd, w: &w, table, batch, shape }).unwrap();
+            dqkv
+        };
+        let mut dw = vec![1.0; w.len()];
+        let dqkv = backward(Some(&mut dw));
         dw.iter_mut().for_each(|d| *d -= 1.0);
         check_gradient("dqkv", &qkv, &dqkv, |x| inner(&forward(x, &w).0, &d));
         check_gradient("dw", &w, &dw, |w| inner(&forward(&qkv, w).0, &d));
-        let mut frozen = d.clone();
-        cpu.qk_norm_bwd(QkNormBwd { dqkv: &mut frozen, dw: None, raw: &raw, rstd: &rstd, w: &w, shape: *shape })
-            .unwrap();
-        assert_eq!(frozen, dqkv);
+        assert_eq!(backward(None), dqkv);
     }
 }
 

@@ -95,11 +95,12 @@ fn wrong_lengths_are_refused() {
     one_too_long!("bias_fwd", cpu.bias_fwd, [10 => "y", 5 => "*"], |v| BiasFwd { y: v(), bias: v() });
     one_too_long!("bias_bwd", cpu.bias_bwd, [5 => "*", 10 => "dy"], |v| BiasBwd { dbias: v(), dy: v() });
     let (qkv, qk, heads) = (rows * s.qkv_width(), rows * (s.q_width() + s.kv_width()), rows * 6);
+    let turns = [0.5; 9 * 6];
     one_too_long!("qk_norm_fwd", cpu.qk_norm_fwd, [qkv => "qkv", qk => "raw", heads => "rstd", 12 => "w"],
-        |v| QkNormFwd { qkv: v(), raw: v(), rstd: v(), w: v(), shape: s, eps: 1e-6 });
+        |v| QkNormFwd { qkv: v(), raw: v(), rstd: v(), w: v(), table: &turns, batch: &batch, shape: s, eps: 1e-6 });
     one_too_long!("qk_norm_bwd", cpu.qk_norm_bwd,
         [qkv => "qkv", 12 => "dw", qk => "raw", heads => "rstd", 12 => "w"],
-        |v| QkNormBwd { dqkv: v(), dw: Some(v()), raw: v(), rstd: v(), w: v(), shape: s });
+        |v| QkNormBwd { dqkv: v(), dw: Some(v()), raw: v(), rstd: v(), w: v(), table: &turns, batch: &batch, shape: s });
     let out = rows * s.q_width();
     one_too_long!("attention_fwd", cpu.attention_fwd, [out => "out", rows * 4 => "lse", qkv => "qkv"],
         |v| AttentionFwd { out: v(), lse: v(), qkv: v(), batch: &batch, shape: s });
@@ -180,6 +181,13 @@ fn indices_beyond_a_table_are_refused() {
     let mut qkv = vec![0.0; m.used() * s.qkv_width()];
     let r = cpu.rope_fwd(RopeFwd { qkv: &mut qkv, bias: None, table: &[0.0; 5 * 4], batch: &batch, shape: s });
     assert_eq!(shape_error(r), ("rope_fwd", "table"));
+    let (raw, rstd, w, short) = (&mut vec![0.0; m.used() * 12], &mut vec![0.0; m.used() * 3], &[0.0; 8], &[0.0; 5 * 4]);
+    let r =
+        cpu.qk_norm_fwd(QkNormFwd { qkv: &mut qkv, raw, rstd, w, table: short, batch: &batch, shape: s, eps: 1e-6 });
+    assert_eq!(shape_error(r), ("qk_norm_fwd", "table"));
+    let dqkv = &mut qkv[..];
+    let r = cpu.qk_norm_bwd(QkNormBwd { dqkv, dw: None, raw, rstd, w, table: short, batch: &batch, shape: s });
+    assert_eq!(shape_error(r), ("qk_norm_bwd", "table"));
     let (dqkv, dbias) = (&mut qkv[..], Some(&mut [0.0; 15][..]));
     let r = cpu.rope_bwd(RopeBwd { dqkv, dbias, table: &[0.0; 99 * 4], batch: &batch, shape: s });
     assert_eq!(shape_error(r), ("rope_bwd", "bias"));

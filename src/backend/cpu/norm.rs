@@ -1,7 +1,9 @@
-//! RMSNorm, and Qwen3's norm of query and key heads.
+//! RMSNorm, and Qwen3's norm of query and key heads with the rotation behind it.
 
+use super::batch::CpuBatch;
 use super::device::Cpu;
 use super::real::Real;
+use super::rope::{angles, check_lens, rotate};
 use super::scalar::{LANES, Scalar, dot, sum_lanes};
 use super::simd::{Level, simd_fn};
 use super::{check, par};
@@ -134,8 +136,8 @@ impl<S: Real> NormOps for Cpu<S> {
 
     fn qk_norm_fwd(&self, op: QkNormFwd<'_, Self>) -> Result<()> {
         let level = self.level();
-        let QkNormFwd { qkv, raw, rstd, w, shape, eps } = op;
-        check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
+        let QkNormFwd { qkv, raw, rstd, w, table, batch, shape, eps } = op;
+        check_qk("qk_norm_fwd", qkv.len(), raw.len(), rstd.len(), w.len(), table.len(), batch, &shape)?;
         let ((width, heads), (wq, wk)) = (qk(&shape), w.split_at(shape.head_dim));
         par::rows2((qkv, shape.qkv_width()), (raw, width), |_, row, raw| raw.copy_from_slice(&row[..width]));
         let raw = &*raw;
@@ -145,6 +147,8 @@ impl<S: Real> NormOps for Cpu<S> {
                 *r = rstd_of(level, &raw[t * width..][at.clone()], eps);
                 apply_in_place(level, &mut row[at], if h < shape.heads { wq } else { wk }, *r);
             }
+            let (cos, sin) = angles(table, batch, t, shape.head_dim);
+            rotate(level, &mut row[..width], cos, sin, S::ONE);
         });
         Ok(())
     }
@@ -152,10 +156,14 @@ impl<S: Real> NormOps for Cpu<S> {
     fn qk_norm_bwd(&self, op: QkNormBwd<'_, Self>) -> Result<()> {
         const OP: &str = "qk_norm_bwd";
         let level = self.level();
-        let QkNormBwd { dqkv, dw, raw, rstd, w, shape } = op;
-        check_qk(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), &shape)?;
+        let QkNormBwd { dqkv, dw, raw, rstd, w, table, batch, shape } = op;
+        check_qk(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), table.len(), batch, &shape)?;
         let (d, (width, heads), (wq, wk)) = (shape.head_dim, qk(&shape), w.split_at(shape.head_dim));
         check::len(OP, "dw", dw.as_ref().map_or(2 * d, |dw| dw.len()), &[("2", 2), ("head_dim", d)])?;
+        par::rows(dqkv, shape.qkv_width(), |t, row| {
+            let (cos, sin) = angles(table, batch, t, d);
+            rotate(level, &mut row[..width], cos, sin, -S::ONE);
+        });
         let parts = dw.into_iter().flat_map(|dw| dw.chunks_mut(d)); // of the queries, of the keys
         for (dw, range) in parts.zip([0..shape.heads, shape.heads..heads]) {
             let dqkv = &*dqkv;
@@ -187,10 +195,19 @@ fn qk(shape: &AttnShape) -> (usize, usize) {
     (shape.q_width() + shape.kv_width(), shape.heads + shape.kv_heads)
 }
 
-fn check_qk(op: &'static str, qkv: usize, raw: usize, rstd: usize, w: usize, shape: &AttnShape) -> Result<()> {
-    check::attn(op, shape)?;
-    let n = check::rows(op, "qkv", qkv, "qkv_width", shape.qkv_width())?;
-    let (width, heads) = qk(shape);
+#[allow(clippy::too_many_arguments)]
+fn check_qk(
+    op: &'static str,
+    qkv: usize,
+    raw: usize,
+    rstd: usize,
+    w: usize,
+    table: usize,
+    batch: &CpuBatch,
+    shape: &AttnShape,
+) -> Result<()> {
+    check_lens(op, qkv, None, table, batch, shape)?;
+    let (n, (width, heads)) = (batch.rows(), qk(shape));
     check::len(op, "raw", raw, &[("rows", n), ("q_width + kv_width", width)])?;
     check::len(op, "rstd", rstd, &[("rows", n), ("heads + kv_heads", heads)])?;
     check::len(op, "w", w, &[("2", 2), ("head_dim", shape.head_dim)])

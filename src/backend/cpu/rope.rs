@@ -12,7 +12,7 @@ use crate::error::Result;
 
 simd_fn! {
     /// Rotates every head of a row by the angles of one position.
-    fn rotate<S>(heads: &mut [S], cos: &[S], sin: &[S], sign: S) {
+    pub(super) fn rotate<S>(heads: &mut [S], cos: &[S], sin: &[S], sign: S) {
         let half = cos.len();
         for head in heads.chunks_exact_mut(2 * half) {
             let (a, b) = head.split_at_mut(half);
@@ -24,7 +24,8 @@ simd_fn! {
     }
 }
 
-fn check_lens(
+/// Compares the lengths of an op that rotates with its shape.
+pub(super) fn check_lens(
     op: &'static str,
     qkv: usize,
     bias: Option<usize>,
@@ -39,6 +40,11 @@ fn check_lens(
     check::at_least(op, "table", table, &[("positions", batch.positions_end), ("head_dim", shape.head_dim)])
 }
 
+/// Cosines and sines of row `t`.
+pub(super) fn angles<'a, S>(table: &'a [S], batch: &CpuBatch, t: usize, head_dim: usize) -> (&'a [S], &'a [S]) {
+    table[batch.micro.positions()[t] as usize * head_dim..][..head_dim].split_at(head_dim / 2)
+}
+
 impl<S: Real> RopeOps for Cpu<S> {
     fn rope_fwd(&self, op: RopeFwd<'_, Self>) -> Result<()> {
         let level = self.level();
@@ -49,7 +55,7 @@ impl<S: Real> RopeOps for Cpu<S> {
             if let Some(bias) = bias {
                 add(level, row, bias);
             }
-            let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
+            let (cos, sin) = angles(table, batch, t, d);
             rotate(level, &mut row[..turns], cos, sin, S::ONE);
         });
         Ok(())
@@ -61,7 +67,7 @@ impl<S: Real> RopeOps for Cpu<S> {
         check_lens("rope_bwd", dqkv.len(), dbias.as_ref().map(|d| d.len()), table.len(), batch, &shape)?;
         let (d, width, turns) = (shape.head_dim, shape.qkv_width(), shape.q_width() + shape.kv_width());
         par::rows(dqkv, width, |t, row| {
-            let (cos, sin) = table[batch.micro.positions()[t] as usize * d..][..d].split_at(d / 2);
+            let (cos, sin) = angles(table, batch, t, d);
             rotate(level, &mut row[..turns], cos, sin, -S::ONE);
         });
         if let Some(dbias) = dbias {

@@ -1,10 +1,12 @@
-//! RMSNorm and Qwen3's q/k norm. Kernels: `kernels/norm.cu`, `kernels/qk_norm.cu`, `kernels/reduce.cu`; reference:
-//! `backend/cpu/norm.rs`.
+//! RMSNorm, and Qwen3's q/k norm with the rotation behind it. Kernels: `kernels/norm.cu`, `kernels/qk_norm.cu`, `kernels/reduce.cu`;
+//! reference: `backend/cpu/norm.rs`.
 
+use super::batch::GpuBatch;
 use super::check;
 use super::context::{Gpu, GpuFloat, SLABS, pack};
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::lock::lock;
+use super::rope;
 use crate::backend::ops::device::AttnShape;
 use crate::backend::ops::norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 use crate::error::Result;
@@ -76,14 +78,15 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
 
     fn qk_norm_fwd(&self, op: QkNormFwd<'_, Self>) -> Result<()> {
         const OP: &str = "qk_norm_fwd";
-        let QkNormFwd { mut qkv, mut raw, mut rstd, w, shape, eps } = op;
-        let (rows, width, sizes) = qk_sizes::<A>(OP, qkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
+        let QkNormFwd { mut qkv, mut raw, mut rstd, w, table, batch, shape, eps } = op;
+        let lens = [qkv.len(), raw.len(), rstd.len(), w.len(), table.len()];
+        let (rows, width, sizes) = qk_sizes::<D, A>(OP, lens, batch, shape)?;
         check::at_most(OP, "rows * heads", (rows + SLABS) * (shape.heads + shape.kv_heads), i32::MAX as usize)?;
-        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), w.arg()];
+        let mut args = vec![qkv.arg(), raw.arg(), rstd.arg(), w.arg(), table.arg(), batch.positions().arg()];
         args.extend(sizes);
         args.push(Arg::F32(eps as f32));
         let heads_a_block = 256 / width;
-        // SAFETY: `qk_sizes` has compared every argument's length with the shape.
+        // SAFETY: `qk_sizes` has compared every argument's length with the shape; every position of the batch is a row of `table`.
         unsafe {
             self.launch(OP, Grid::new([(rows * (shape.heads + shape.kv_heads)).div_ceil(heads_a_block), 1], 256), &args)
         }
@@ -91,8 +94,9 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
 
     fn qk_norm_bwd(&self, op: QkNormBwd<'_, Self>) -> Result<()> {
         const OP: &str = "qk_norm_bwd";
-        let QkNormBwd { mut dqkv, dw, raw, rstd, w, shape } = op;
-        let (rows, _, sizes) = qk_sizes::<A>(OP, dqkv.len(), raw.len(), rstd.len(), w.len(), shape)?;
+        let QkNormBwd { mut dqkv, dw, raw, rstd, w, table, batch, shape } = op;
+        let lens = [dqkv.len(), raw.len(), rstd.len(), w.len(), table.len()];
+        let (rows, _, sizes) = qk_sizes::<D, A>(OP, lens, batch, shape)?;
         let dim = shape.head_dim;
         let slab = rows.div_ceil(SLABS).max(1);
         check::at_most(OP, "rows * heads", (rows + slab) * (shape.heads + shape.kv_heads), i32::MAX as usize)?;
@@ -100,10 +104,11 @@ impl<D: Driver, A: GpuFloat> NormOps for Gpu<D, A> {
         let slabs = rows.div_ceil(slab);
         let mut scratch = lock(&self.scratch);
         let mut part = scratch.floats.view_mut(0..slabs * 2 * dim);
-        let mut args = vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), w.arg()];
+        let mut args =
+            vec![dqkv.arg(), part.arg(), raw.arg(), rstd.arg(), w.arg(), table.arg(), batch.positions().arg()];
         args.extend(sizes);
         args.push(Arg::int(OP, "slab", slab)?);
-        // SAFETY: `qk_sizes` has compared every argument's length with the shape; `part` is slabs x 2 head_dim.
+        // SAFETY: as in `qk_norm_fwd`; `part` is slabs x 2 head_dim.
         unsafe { self.launch(OP, Grid::new([slabs, 1], 256), &args) }?;
         match dw {
             Some(dw) if slabs > 0 => self.reduce_slabs(dw, part.as_view(), slabs, 2 * dim),
@@ -134,21 +139,19 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
 }
 
 /// Rows, lanes a head, and the arguments rows, heads, kv_heads, head_dim, lanes.
-fn qk_sizes<A: GpuFloat>(
+fn qk_sizes<D: Driver, A: GpuFloat>(
     op: &'static str,
-    qkv: usize,
-    raw: usize,
-    rstd: usize,
-    w: usize,
+    [qkv, raw, rstd, w, table]: [usize; 5],
+    batch: &GpuBatch<D>,
     shape: AttnShape,
 ) -> Result<(usize, usize, [Arg; 5])> {
-    check::attn(op, &shape)?;
-    check::at_most(op, "head_dim", shape.head_dim, 32 * pack::<A>())?;
-    let rows = check::rows(op, "qkv", qkv, shape.qkv_width())?;
+    rope::sizes(op, qkv, None, table, batch, &shape)?;
+    check::at_most(op, "head_dim", shape.head_dim, 64 * pack::<A>())?;
+    let rows = batch.slots();
     check::len(op, "raw", raw, &[("rows", rows), ("q_width + kv_width", shape.q_width() + shape.kv_width())])?;
     check::len(op, "rstd", rstd, &[("rows", rows), ("heads + kv_heads", shape.heads + shape.kv_heads)])?;
     check::len(op, "w", w, &[("2", 2), ("head_dim", shape.head_dim)])?;
-    let width = shape.head_dim.div_ceil(pack::<A>()).next_power_of_two();
+    let width = (shape.head_dim / 2).div_ceil(pack::<A>()).next_power_of_two();
     let int = |name, v| Arg::int(op, name, v);
     let sizes = [
         int("rows", rows)?,

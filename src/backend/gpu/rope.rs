@@ -27,7 +27,7 @@ fn tile<A: GpuFloat>(heads: usize, head_dim: usize) -> Tile {
 }
 
 /// Compares every argument's length with the shape; rows, width, rotated heads and head_dim.
-fn sizes<D: Driver>(
+pub(super) fn sizes<D: Driver>(
     op: &'static str,
     qkv: usize,
     bias: Option<usize>,

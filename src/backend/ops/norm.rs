@@ -1,4 +1,4 @@
-//! RMSNorm (Zhang & Sennrich 2019), and Qwen3's norm of query and key heads.
+//! RMSNorm (Zhang & Sennrich 2019), and Qwen3's norm of query and key heads with the rotation behind it.
 
 use super::device::{Acc, AccMut, Act, ActMut, AttnShape, Device, Write};
 use crate::error::Result;
@@ -39,8 +39,8 @@ pub struct RmsNormBwd<'a, B: Device> {
     pub again: bool,
 }
 
-/// RMSNorm of every query head by the first head_dim numbers of `w`, of every key head by the others, in place in `qkv`.
-/// Source: Hugging Face's Qwen3.
+/// RMSNorm of every query head by the first head_dim numbers of `w`, of every key head by the others, then the rotation of
+/// [`super::rope::RopeFwd`], in place in `qkv`: one pass where the rotation alone would take another. Source: Hugging Face's Qwen3.
 pub struct QkNormFwd<'a, B: Device> {
     /// rows x qkv_width.
     pub qkv: ActMut<'a, B>,
@@ -50,13 +50,17 @@ pub struct QkNormFwd<'a, B: Device> {
     pub rstd: AccMut<'a, B>,
     /// 2 x head_dim.
     pub w: Act<'a, B>,
+    /// positions x head_dim, as [`super::rope::RopeFwd::table`].
+    pub table: Acc<'a, B>,
+    /// Whose positions.
+    pub batch: &'a B::Batch,
     /// Heads and their width.
     pub shape: AttnShape,
     /// Added to the mean of squares.
     pub eps: f64,
 }
 
-/// Turns `dqkv` (gradient of the normed) into the gradient of the raw, in place; `dw` +=.
+/// Turns `dqkv` (gradient of the rotated) into the gradient of the raw, in place; `dw` +=.
 pub struct QkNormBwd<'a, B: Device> {
     /// rows x qkv_width.
     pub dqkv: ActMut<'a, B>,
@@ -68,11 +72,15 @@ pub struct QkNormBwd<'a, B: Device> {
     pub rstd: Acc<'a, B>,
     /// 2 x head_dim.
     pub w: Act<'a, B>,
+    /// positions x head_dim, as [`super::rope::RopeFwd::table`].
+    pub table: Acc<'a, B>,
+    /// Whose positions.
+    pub batch: &'a B::Batch,
     /// Heads and their width.
     pub shape: AttnShape,
 }
 
-/// Ops of the norms. Errors: [`crate::Error::Shape`].
+/// Ops of the norms. Errors: [`crate::Error::Shape`], a position beyond the table among them.
 pub trait NormOps: Device {
     /// See [`RmsNormFwd`].
     fn rmsnorm_fwd(&self, op: RmsNormFwd<'_, Self>) -> Result<()>;

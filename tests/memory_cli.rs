@@ -236,6 +236,7 @@ fn a_plan_is_what_the_run_says() {
     for (stage, more) in [
         ("dpo", ""),
         ("dpo", "--lora-r 4"),
+        ("dpo", "--lora-r 4 --lora-dropout 0.1 --token-budget 333"),
         ("dpo", "--train mlp --optim rmsprop"),
         ("dpo", "--lora-r 4 --quantize nf4 --double-quant"),
         ("dpo", "--gradient-checkpointing --batch-size 2"),

@@ -170,7 +170,7 @@ fn every_command_takes_an_adapter() {
     );
     assert!(ran.code != 0 && ran.err.contains("--lora-dropout was 0.5, and is 0.9 now: give 0.5"), "{ran:?}");
     cli.ok("dpo --model m --adapter drops --data d --out more --max-steps 3 --resume auto --lr-scheduler-type constant --lora-dropout 0.5");
-    cli.write("drops/adapter_config.json", &changed.replace("0.9", "1.0"));
+    cli.write("drops/adapter_config.json", changed.replace("0.9", "1.0"));
     let ran = cli.run("score --model m --adapter drops --data d --out -");
     assert!(ran.code == 2 && ran.err.contains("`lora_dropout` must be a number from 0 on and below 1"), "{ran:?}");
     cli.ok("sft --model m --adapter a --data d --out s --max-steps 2");

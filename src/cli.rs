@@ -5,7 +5,7 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{
-    doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, score, shell,
+    doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, score, shell,
 };
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
@@ -93,6 +93,8 @@ pub enum Command {
     /// The memory that a run would take, buffer by buffer, and the largest token budget that fits: without the weights, and for
     /// a device that need not be here. Takes the options of the run; those that change no memory are checked alone
     Plan(plan::PlanArgs),
+    /// Take a step of a run again, op by op, and name what was not finite first
+    Replay(replay::ReplayArgs),
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines

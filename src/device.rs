@@ -18,10 +18,33 @@ pub trait Task {
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out>;
 }
 
+/// Work that takes its backend for its own.
+pub trait OwningTask {
+    /// What it gives.
+    type Out;
+    /// Does it on `be`.
+    fn run<B: Backend>(self, be: B) -> Result<Self::Out>;
+}
+
+/// Work that is lent its backend.
+struct Lent<T>(T);
+
+impl<T: Task> OwningTask for Lent<T> {
+    type Out = T::Out;
+    fn run<B: Backend>(self, be: B) -> Result<T::Out> {
+        self.0.run(&be)
+    }
+}
+
 /// Runs `task` where the user asked for it. `auto` takes a GPU where one can be used.
 ///
 /// Errors: logits in bf16 where nothing is gained by them.
-pub fn dispatch<T: Task>(
+pub fn dispatch<T: Task>(device: DeviceChoice, precision: (DtypeChoice, LogitsChoice), task: T) -> Result<T::Out> {
+    dispatch_owning(device, precision, Lent(task))
+}
+
+/// [`dispatch`] of work that takes its backend for its own.
+pub fn dispatch_owning<T: OwningTask>(
     device: DeviceChoice,
     (dtype, logits): (DtypeChoice, LogitsChoice),
     task: T,
@@ -33,10 +56,10 @@ pub fn dispatch<T: Task>(
     };
     match (on_gpu, dtype) {
         (false, _) if logits == LogitsChoice::Bf16 => Err(bf16_logits_on_a_cpu()),
-        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(&gpu::<bf16>(logits)?),
-        (true, DtypeChoice::F32) => task.run(&gpu::<f32>(logits)?),
-        (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(&Cpu::<f32>::with(GemmPrecision::Native)?),
-        (false, DtypeChoice::Bf16) => task.run(&Cpu::<f32>::with(GemmPrecision::Bf16)?),
+        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(gpu::<bf16>(logits)?),
+        (true, DtypeChoice::F32) => task.run(gpu::<f32>(logits)?),
+        (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(Cpu::<f32>::with(GemmPrecision::Native)?),
+        (false, DtypeChoice::Bf16) => task.run(Cpu::<f32>::with(GemmPrecision::Bf16)?),
     }
 }
 

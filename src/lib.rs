@@ -90,14 +90,14 @@
 //!   of well-known data ([`data::lengths`]). Knows tokens, never logits.
 //! - [`backend`]: the boundary of about thirty ops that every device implements. [`backend::ops`] are the contracts, a trait a
 //!   family and a struct of arguments an op; [`backend::cpu`] is the definition, in f32 and f64; [`backend::gpu`] launches the
-//!   kernels of `kernels/`, on a GPU or on the host.
+//!   kernels of `kernels/`, on a GPU or on the host; [`backend::watched`] looks at what the ops of another leave.
 //! - [`model`]: a directory opened once, configuration, parameter table, weights in four bits ([`model::nf4`]), adapters
 //!   ([`model::peft`] are their files, [`model::low_rank`] what they compute), loading and export, forward and backward written
 //!   out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
 //!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, checkpoints
-//!   ([`train::checkpoint`]), records ([`train::record`]), runs, and the memory of those that are not begun
-//!   ([`train::forecast`]).
+//!   ([`train::checkpoint`]), records ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory of
+//!   those that are not begun ([`train::forecast`]).
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.

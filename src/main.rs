@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Reference(args) => commands::reference::run(&args, to),
         Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, to),
         Command::Plan(args) => commands::plan::run(&args, to),
+        Command::Replay(args) => commands::replay::run(&args, to),
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),

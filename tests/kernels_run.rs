@@ -24,6 +24,7 @@ use fusedpo::train::choices::GraphsChoice;
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::options::{DataOptions, FileOptions, LossOptions, Stage, TrainOptions};
+use fusedpo::train::replay::replay;
 use fusedpo::train::run::train;
 use fusedpo::train::schedule::{ScheduleOptions, SchedulerType};
 use half::bf16;
@@ -215,6 +216,7 @@ fn ends_as_on_the_cpu<B: Backend>(device: fn() -> Option<B>) {
         let mut c = config(&cli, Stage::Sft, &model, out);
         (c.schedule.learning_rate, c.data.max_steps) = (1e30, Some(20));
         c.schedule.lr_scheduler_type = SchedulerType::Constant;
+        (c.save.save_steps, c.save.save_total_limit) = (Some(1), 0);
         (train(&c).unwrap(), column(&rows(&cli, out), "step"))
     };
     let cpu = Cpu::<f32>::with(GemmPrecision::Native).unwrap();
@@ -225,6 +227,22 @@ fn ends_as_on_the_cpu<B: Backend>(device: fn() -> Option<B>) {
     assert_eq!(want.1, [1.0, 2.0, 3.0]);
     assert_eq!(got.1, want.1);
     assert!(!cli.path("gpu/model.safetensors").exists());
+    // Its steps taken again on a device of its kind, from its checkpoints with their master weights: the run's own numbers.
+    let again = |step| {
+        let mut c = config(&cli, Stage::Sft, &model, "gpu");
+        (c.schedule.learning_rate, c.data.max_steps) = (1e30, Some(20));
+        c.schedule.lr_scheduler_type = SchedulerType::Constant;
+        replay(device().unwrap(), &c, step, &mut Silent).unwrap()
+    };
+    for (step, from) in [(1, 0), (2, 1), (4, 3)] {
+        let r = again(step);
+        assert_eq!((r.from.step, r.agreement.difference.as_deref(), r.agreement.compared), (from, None, 1), "{step}");
+        assert_eq!(r.first().is_some(), step > 1, "{step}: {}", r.verdict());
+        assert_eq!((r.updated, r.agreement.batch.is_some()), (step == 1, step > 1), "{step}");
+        let stages: std::collections::BTreeSet<&str> = r.ops.iter().map(|op| op.stage).collect();
+        assert_eq!(stages.len(), 6, "{stages:?}");
+        assert!(r.state.iter().any(|(part, _)| *part == "master"));
+    }
 }
 
 /// A GPU that is a little too small is refused before the first step, with what would do: and that does.

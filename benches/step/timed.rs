@@ -109,6 +109,10 @@ impl<B: Backend> Device for Timed<B> {
         len[T: Storage](buf: &B::Buf<T>) -> usize;
         view['a, T: Storage](buf: &'a B::Buf<T>, range: Range<usize>) -> B::View<'a, T>;
         view_mut['a, T: Storage](buf: &'a mut B::Buf<T>, range: Range<usize>) -> B::ViewMut<'a, T>;
+        lend['s, T: Storage](view: &'s mut B::ViewMut<'_, T>) -> B::ViewMut<'s, T>;
+        read_only['s, T: Storage](view: &'s B::ViewMut<'_, T>) -> B::View<'s, T>;
+        part['s, 'l: 's, T: Storage](view: B::View<'l, T>, range: Range<usize>) -> B::View<'s, T>;
+        view_len[T: Storage](view: B::View<'_, T>) -> usize;
         upload[T: Storage](dst: B::ViewMut<'_, T>, src: &[T]) -> Result<()>;
         download[T: Storage](dst: &mut [T], src: B::View<'_, T>) -> Result<()>;
         copy[T: Storage](dst: B::ViewMut<'_, T>, src: B::View<'_, T>) -> Result<()>;

@@ -21,6 +21,7 @@ pub mod dropout;
 pub mod gpu;
 pub mod ops;
 pub mod rounding;
+pub mod watched;
 
 pub use ops::*;
 

@@ -123,6 +123,7 @@ pub const COMMANDS: &[About] = &[
             "fusedpo plan --model smollm2 --lengths tldr --device-memory 80GiB --gradient-checkpointing",
         ],
     ),
+    ("replay", &[], ["fusedpo replay run-dpo 120", "fusedpo replay run-dpo 120 --json"]),
     (
         "eval",
         &[

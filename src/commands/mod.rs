@@ -23,6 +23,7 @@ pub mod progress;
 pub mod quantize;
 pub mod quantize_flags;
 pub mod reference;
+pub mod replay;
 pub mod score;
 pub mod shell;
 pub mod signal;

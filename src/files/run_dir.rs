@@ -19,6 +19,8 @@ const LOG: &str = "run.log";
 /// A run that went on many thousand times has a long one.
 const MOST_RECORD: u64 = 64 << 20;
 const CHECKPOINT: &str = "checkpoint-";
+const NON_FINITE: &str = "non-finite";
+const BATCH: (&str, &str) = ("step-", ".safetensors");
 
 /// A folder that a run fills: `run.json`, `config.toml`, `metrics.jsonl`, checkpoints, and in the end the model. One process
 /// at a time has it: `metrics.jsonl` is locked as long as it lives, and is therefore never replaced, only added to and cut.
@@ -174,8 +176,13 @@ impl RunDir {
     }
 
     /// Calls `f` with every line of `metrics.jsonl`.
-    pub fn each_row(&self, mut f: impl FnMut(&Map<String, Value>)) -> Result<()> {
-        let path = self.path.join(METRICS);
+    pub fn each_row(&self, f: impl FnMut(&Map<String, Value>)) -> Result<()> {
+        Self::each_row_of(&self.path, f)
+    }
+
+    /// Calls `f` with every line of `path`'s `metrics.jsonl`.
+    pub fn each_row_of(path: &Path, mut f: impl FnMut(&Map<String, Value>)) -> Result<()> {
+        let path = path.join(METRICS);
         let file = File::open(&path).map_err(Error::io(&path, "read"))?;
         for line in BufReader::new(file).lines() {
             let line = line.map_err(Error::io(&path, "read"))?;
@@ -266,6 +273,48 @@ impl RunDir {
         fs::rename(&checkpoint.path, &away).map_err(Error::io(&checkpoint.path, "remove"))?;
         sync_folder(&self.path)?;
         fs::remove_dir_all(&away).map_err(Error::io(&checkpoint.path, "remove"))
+    }
+
+    /// The batches of steps without finite numbers that the run in `path` kept: their steps, in order, and their files.
+    pub fn kept_batches(path: &Path) -> Vec<(u64, PathBuf)> {
+        let Ok(entries) = fs::read_dir(path.join(NON_FINITE)) else { return Vec::new() };
+        let step = |name: &str| name.strip_prefix(BATCH.0)?.strip_suffix(BATCH.1)?.parse::<u64>().ok();
+        let mut all: Vec<_> = entries
+            .flatten()
+            .filter_map(|e| Some((step(e.file_name().to_str()?)?, e.path())))
+            .filter(|(step, path)| *path == Self::batch_of(path.parent().unwrap_or(path), *step))
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn batch_of(folder: &Path, step: u64) -> PathBuf {
+        folder.join(format!("{}{step}{}", BATCH.0, BATCH.1))
+    }
+
+    /// Keeps the batch of `step`; gives its file. The folder of the run stays from then on.
+    pub fn keep_batch(&self, step: u64, bytes: &[u8]) -> Result<PathBuf> {
+        let folder = self.path.join(NON_FINITE);
+        match fs::create_dir(&folder) {
+            // Not through a link.
+            Err(_) if fs::symlink_metadata(&folder).is_ok_and(|m| m.is_dir()) => {}
+            made => made.map_err(Error::io(&folder, "create"))?,
+        }
+        let path = Self::batch_of(&folder, step);
+        write(&path, bytes)?;
+        self.begun.set(true);
+        self.made.borrow_mut().keep();
+        Ok(path)
+    }
+
+    /// Takes away the batches of steps after `step`.
+    pub fn forget_batches(&self, step: u64) -> Result<()> {
+        for (_, path) in Self::kept_batches(&self.path).into_iter().filter(|(of, _)| *of > step) {
+            fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+        }
+        // Only where nothing is left in it.
+        let _ = fs::remove_dir(self.path.join(NON_FINITE));
+        Ok(())
     }
 
     /// Takes away what a process that was killed had begun to write. Nobody else writes here: the folder is taken.

@@ -80,6 +80,11 @@ impl<B: Backend> Nf4Weights<B> {
         Ok(())
     }
 
+    /// Where their codes are.
+    pub fn address(&self, be: &B) -> usize {
+        be.address(&self.codes)
+    }
+
     /// Makes tensor `i` dense.
     pub(super) fn dequantize<'a>(
         &'a self,

@@ -9,8 +9,8 @@ use super::engine::Purpose;
 use super::memory::{BUDGET_STEP, Budgets, MemoryPlan, SavePlan};
 use super::optim::OptimizerChoice;
 use super::options::TrainOptions;
+use super::ready::{check_quantized, choose_products, planners, refuse_empty_evaluation};
 use super::reference::score_options;
-use super::run::{check_quantized, choose_products, planners, refuse_empty_evaluation};
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::choice::Choice;
@@ -198,7 +198,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
         _ => Vec::new(),
     };
     let budget = |slots: usize, needed: usize| -> Result<Budget> {
-        let options = super::run::plan_options(c);
+        let options = super::ready::plan_options(c);
         let holds = |slots| holds(&Planner::new(&splits[0], &PlanOptions { token_budget: Some(slots), ..options })?);
         // Where every step is one micro-batch, it is in any larger one too, which would be laid out for nothing.
         let some = holds(slots.min(ENOUGH.max(least)))?;
@@ -211,7 +211,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
         device: format!("{}, {}", be.description().split(", ").next().unwrap_or_default(), be.products()),
         architecture: base.architecture.model_type(),
         parameters: [table.num_parameters(), table.num_trained()],
-        pairs: super::run::plan_options(c).objective.is_of_pairs(),
+        pairs: super::ready::plan_options(c).objective.is_of_pairs(),
         units: planner.units(),
         least,
         longest_row,

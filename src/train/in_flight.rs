@@ -23,6 +23,8 @@ pub struct InFlight<B: Backend> {
     pub begun: Instant,
     /// Micro-batches whose numbers were not read yet, in order.
     pub late: VecDeque<(MicroBatch, Late<B>)>,
+    /// Micro-batches whose numbers were read, in order.
+    pub read: Vec<MicroBatch>,
     /// What was read.
     pub totals: Totals,
 }
@@ -32,6 +34,7 @@ impl<B: Backend> InFlight<B> {
     pub fn collect(&mut self, engine: &mut Engine<'_, B>, spec: &LossSpec) -> Result<()> {
         while let Some((mb, late)) = self.late.pop_front() {
             engine.collect(late, &mb, spec, &mut self.totals)?;
+            self.read.push(mb);
         }
         Ok(())
     }

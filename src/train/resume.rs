@@ -137,6 +137,7 @@ impl Start {
             Self::New => return Ok(()),
             Self::Again => {
                 note(format!("{}: no checkpoint to go on from; the run begins again", c.files.out.display()))?;
+                out.forget_batches(0)?;
                 return out.cut_metrics(0);
             }
             Self::From(checkpoint) | Self::Elsewhere(checkpoint) => {
@@ -153,6 +154,7 @@ impl Start {
                 note(format!("{} removed: the run goes on from before it", newer.path.display()))?;
             }
         }
+        out.forget_batches(checkpoint.saved().global_step)?;
         out.cut_metrics(checkpoint.saved().metrics_bytes)
     }
 

@@ -1,13 +1,17 @@
 //! What a run leaves in its folder while it goes on: checkpoints when they are due, and a record that is kept true.
 
 use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection};
+use super::kept_batch::{MOST_FILES, StepBatch};
 use super::record::Record;
 use super::state::State;
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
+use crate::batch::MicroBatch;
+use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files::{MetricsMark, RunDir};
 use crate::observe::{Event, Observe};
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -159,6 +163,41 @@ impl<'a> Saver<'a> {
         let bytes =
             checkpoint::save(be, state, self.out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
         Ok((path, bytes))
+    }
+
+    /// Keeps the batch of a step without finite numbers, one of the first of the run; what to say of it. Where it cannot be written,
+    /// that is told, and the run goes on.
+    pub fn keep_batch(&mut self, of: StepBatch, batches: &[MicroBatch], observe: &mut dyn Observe) -> Result<String> {
+        let (step, identity) = (of.step, &self.identity);
+        let said = format!("{} names the op", self.replays(step));
+        let kept = RunDir::kept_batches(self.out.path());
+        if kept.len() >= MOST_FILES && kept.iter().all(|(of, _)| *of != step) {
+            return Ok(format!("; {} batches of such steps are kept already, and this one is not: {said}", kept.len()));
+        }
+        let options = serde_json::to_vec(&identity.options).expect("plain values");
+        let of = StepBatch {
+            numerics: identity.numerics.clone(),
+            sha256_data: identity.train_sha256.clone(),
+            sha256_model: identity.model_sha256.clone(),
+            sha256_options: hex(&Sha256::digest(&options)),
+            ..of
+        };
+        let Some(bytes) = of.named(batches).to_bytes(batches)? else {
+            return Ok(format!("; its batch is too large to be kept: {said}"));
+        };
+        match self.out.keep_batch(step, &bytes) {
+            Ok(path) => Ok(format!("; its batch is in {}: {said}", path.display())),
+            Err(e) => {
+                observe
+                    .tell(&Event::Warning(&format!("the batch of step {step} is not kept: {e}; the run goes on")))?;
+                Ok(format!("; {said}"))
+            }
+        }
+    }
+
+    /// The command that computes `step` again.
+    pub fn replays(&self, step: u64) -> String {
+        format!("`fusedpo replay {} {step}`", self.out.path().display())
     }
 
     /// Takes away the oldest checkpoints beyond the limit.

@@ -6,28 +6,21 @@ use super::clock::Clock;
 use super::engine::Engine;
 use super::eval::{self, EvalSet};
 use super::in_flight::InFlight;
-use super::means;
+use super::kept_batch::StepBatch;
 use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::TrainOptions;
 use super::proof::{prove_evaluated, prove_step_0, spot_check};
 use super::report::Numbers;
 use super::saver::Saver;
-use super::schedule::Schedule;
+use super::stepper::Stepper;
 use super::summary::{Ended, Summary};
-use super::synced::{self, Sync};
 use super::trend::Trend;
-use super::whole_step::{self, Taking};
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
 use crate::choice::Choice;
-use crate::data::plan::Planner;
-use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
-use crate::loss::{LossSpec, Scope};
 use crate::observe::{Event, Flow, Later, Observe};
 use serde_json::{Map, json};
-use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Steps in a row that may be skipped for non-finite values.
@@ -37,18 +30,8 @@ const MAX_SKIPPED: u64 = 3;
 pub struct Steps<'a> {
     /// Options of the run.
     pub options: &'a TrainOptions,
-    /// The loss.
-    pub spec: LossSpec,
-    /// The data.
-    pub plan: &'a Planner<'a>,
-    /// The reference, where the loss has one.
-    pub sidecars: Option<Sidecars>,
-    /// How the state's reference follows the policy, where it does.
-    pub sync: Option<Sync>,
-    /// Whether policy and reference are the same weights.
-    pub starts_at_reference: bool,
-    /// Learning rates.
-    pub schedule: Schedule,
+    /// How each is taken.
+    pub stepper: Stepper<'a>,
     /// What is held out.
     pub eval: Option<EvalSet<'a>>,
     /// What the run can go on from.
@@ -72,7 +55,7 @@ impl Steps<'_> {
     ///
     /// At a step a checkpoint comes before an evaluation: whoever goes on from it evaluates again, with the same numbers.
     pub fn run<B: Backend>(mut self, engine: &mut Engine<'_, B>, opt: &mut Optimizer<B>) -> Result<()> {
-        let (stage, total) = (self.options.stage.name(), self.schedule.total);
+        let (stage, total) = (self.options.stage.name(), self.stepper.schedule.total);
         let options = self.options.to_toml()?;
         let mut flow = self.observe.on(&Event::RunBegins { stage, steps: total, options: &options })?;
         self.saver.begin();
@@ -80,19 +63,22 @@ impl Steps<'_> {
             flow = flow.and(self.evaluate(engine)?);
         }
         flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
-        if let (Some(sidecars), true) = (&self.sidecars, self.starts_at_reference && engine.state.clock.step == 0) {
-            spot_check(engine, (self.plan, &self.spec), sidecars)?;
-            if self.drops_away(engine) {
-                let mut batches = self.plan.first(0, 0)?;
-                eval::fill_reference(&mut batches, sidecars, &self.spec)?;
-                prove_evaluated(engine, batches, &self.spec, self.options.data.seed)?;
+        if let (Some(sidecars), true) =
+            (&self.stepper.sidecars, self.stepper.starts_at_reference && engine.state.clock.step == 0)
+        {
+            let (plan, spec) = (self.stepper.plan, &self.stepper.spec);
+            spot_check(engine, (plan, spec), sidecars)?;
+            if self.stepper.drops_away(engine) {
+                let mut batches = plan.first(0, 0)?;
+                eval::fill_reference(&mut batches, sidecars, spec)?;
+                prove_evaluated(engine, batches, spec, self.options.data.seed)?;
             }
         }
         // When the last step was known to be done.
         let mut done = Instant::now();
         let mut before = None;
         while engine.state.clock.step < total && flow == Flow::On {
-            let this = self.start(engine);
+            let this = self.stepper.start(engine);
             // Its numbers have long been there: the device is at work on the passes that were started just now. They are
             // written even where that failed.
             if let Some(before) = before.take() {
@@ -101,14 +87,11 @@ impl Steps<'_> {
             }
             let mut this = this?;
             let step = this.step;
-            if step == 1 && self.starts_at_reference && !self.drops_away(engine) {
-                this.collect(engine, &self.spec)?;
+            if self.stepper.proves(engine, step) {
+                this.collect(engine, &self.stepper.spec)?;
                 prove_step_0(&this.totals)?;
             }
-            opt.step(engine.be, &mut engine.state, this.lr)?;
-            if let Some(sync) = self.sync.filter(|sync| sync.is_due(step)) {
-                sync.take(engine.be, &mut engine.state)?;
-            }
+            self.stepper.update(engine, opt, &this)?;
             flow = flow.and(self.observe.on(&Event::Tick)?);
             let (saves, evaluates) = (self.saver.is_due(step), self.evaluates_at(step));
             if saves || evaluates || flow != Flow::On || !B::ASYNC {
@@ -133,7 +116,7 @@ impl Steps<'_> {
 
     /// What is left to do where the steps end.
     fn end<B: Backend>(&mut self, engine: &mut Engine<'_, B>, mut flow: Flow) -> Result<()> {
-        let (step, total) = (engine.state.clock.step, self.schedule.total);
+        let (step, total) = (engine.state.clock.step, self.stepper.schedule.total);
         if flow == Flow::Stop && self.evaluated != Some(step) {
             flow = flow.and(self.evaluate(engine)?);
         }
@@ -156,7 +139,7 @@ impl Steps<'_> {
         // What goes on later has its end to come.
         if flow != Flow::Pause {
             self.summary.eval = self.compared(step);
-            let warnings = self.trend.warnings(self.schedule.peak, self.summary.eval.as_ref());
+            let warnings = self.trend.warnings(self.stepper.schedule.peak, self.summary.eval.as_ref());
             warnings.iter().try_for_each(|why| self.observe.tell(&Event::Warning(why)))?;
         }
         self.summary.steps = step;
@@ -175,58 +158,7 @@ impl Steps<'_> {
     /// Before the first step, after the last, and every so often.
     fn evaluates_at(&self, step: u64) -> bool {
         let every = self.options.eval.eval_steps;
-        step == 0 || step == self.schedule.total || every > 0 && step.is_multiple_of(every)
-    }
-
-    /// Whether training takes the policy away from what it computes otherwise. With a new adapter's B of zeros nothing does.
-    fn drops_away<B: Backend>(&self, engine: &Engine<'_, B>) -> bool {
-        engine.drops() && self.options.train.adapter.is_some()
-    }
-
-    /// Enqueues the passes of the next step.
-    fn start<B: Backend>(&self, engine: &mut Engine<'_, B>) -> Result<InFlight<B>> {
-        let begun = Instant::now();
-        let (epoch, place) = engine.state.clock.advance(|epoch| self.plan.steps_in_epoch(epoch));
-        let step = engine.state.clock.step;
-        let mut batches = self.plan.first(epoch, place)?;
-        if let Some(sidecars) = &self.sidecars {
-            eval::fill_reference(&mut batches, sidecars, &self.spec)?;
-        }
-        let seed = self.options.data.seed;
-        engine.drop_from(&mut batches, seed, step);
-        let scales = means::scales(&batches, &self.spec);
-        let proves = step == 1 && self.starts_at_reference && !self.drops_away(engine);
-        let mut totals = if proves { Totals::proving() } else { Totals::default() };
-        let mut late = VecDeque::with_capacity(batches.len());
-        if self.spec.scope() == Scope::Step {
-            if self.sync.is_some() {
-                synced::fill(engine, &mut batches, &self.spec)?;
-            }
-            let how = Taking { spec: &self.spec, scales, seed: [seed, step], trains: true, proves };
-            let mut running = engine.state.clock.running;
-            totals = whole_step::first(engine, &mut batches, how, &mut running)?;
-            engine.state.clock.running = running;
-            batches = whole_step::second(batches, || self.plan.step(epoch, place))?;
-            engine.drop_from(&mut batches, seed, step);
-            engine.clear_grads()?;
-            batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))?;
-        } else {
-            engine.clear_grads()?;
-            let pass = |engine: &mut Engine<'_, B>, mb: MicroBatch| {
-                let numbers = engine.start(&mb, &self.spec, scales)?;
-                late.push_back((mb, numbers));
-                Ok(())
-            };
-            match self.sync {
-                Some(_) => synced::each(engine, batches, &self.spec, pass)?,
-                None => {
-                    let mut pass = pass;
-                    batches.into_iter().try_for_each(|mb| pass(engine, mb))?;
-                }
-            }
-        }
-        let lr = self.schedule.at(step - 1);
-        Ok(InFlight { step, epoch, place, lr, begun, late, totals })
+        step == 0 || step == self.stepper.schedule.total || every > 0 && step.is_multiple_of(every)
     }
 
     /// Reads and reports a step's numbers: on a device that works by itself, while it is at the next.
@@ -237,7 +169,7 @@ impl Steps<'_> {
         mut this: InFlight<B>,
         done: &mut Instant,
     ) -> Result<Flow> {
-        this.collect(engine, &self.spec)?;
+        this.collect(engine, &self.stepper.spec)?;
         let clock = &mut engine.state.clock;
         let norm = opt.settle(engine.be, clock)?;
         // Where steps overlap, one begins to take time when the one before is done.
@@ -248,7 +180,7 @@ impl Steps<'_> {
         self.summary.steps = this.step;
         clock.tokens += this.totals.tokens_with_prompts;
         let InFlight { step, epoch, place, lr, totals, .. } = this;
-        let epochs = epoch as f64 + (place + 1) as f64 / self.plan.steps_in_epoch(epoch) as f64;
+        let epochs = epoch as f64 + (place + 1) as f64 / self.stepper.plan.steps_in_epoch(epoch) as f64;
         let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens: clock.tokens, seconds };
         let row = numbers.row();
         self.trend.add(&numbers);
@@ -276,21 +208,40 @@ impl Steps<'_> {
         ids.dedup();
         ids.truncate(8);
         let loss = totals.mean_loss();
-        let line = format!("step {step} skipped: gradient norm {norm}, loss {loss}, {what} {ids:?}");
+        let kept = self.keep_batch(this, (loss, norm))?;
+        let line = format!("step {step} skipped: gradient norm {norm}, loss {loss}, {what} {ids:?}{kept}");
         self.observe.tell(&Event::Note(&line))?;
         clock.skipped += 1;
         let skipped = clock.skipped;
-        if skipped < MAX_SKIPPED && !(step == self.schedule.total && skipped == step) {
+        if skipped < MAX_SKIPPED && !(step == self.stepper.schedule.total && skipped == step) {
             return Ok(());
         }
         Err(Error::Training(format!(
-            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower `learning_rate`, or look at {what} {ids:?}; no model was saved"
+            "no finite gradient in {skipped} steps in a row, the last was step {step}: lower `learning_rate`, or look at {what} {ids:?}; {} names the op; no model was saved",
+            self.saver.replays(step)
         )))
+    }
+
+    /// Keeps the batch of a step without finite numbers; what to say of it.
+    fn keep_batch<B: Backend>(&mut self, this: &InFlight<B>, (loss, norm): (f64, f64)) -> Result<String> {
+        let o = self.options;
+        let of = StepBatch {
+            stage: o.stage.name().into(),
+            step: this.step,
+            epoch: this.epoch,
+            place: this.place,
+            seed: o.data.seed,
+            learning_rate: this.lr,
+            loss: loss.to_string(),
+            grad_norm: norm.to_string(),
+            ..StepBatch::default()
+        };
+        self.saver.keep_batch(of, &this.read, self.observe)
     }
 
     /// Ids of the pairs of a step, or where it has none of its responses.
     fn ids(&self, epoch: u64, place: u64) -> Result<Vec<u64>> {
-        let batches = self.plan.step(epoch, place)?;
+        let batches = self.stepper.plan.step(epoch, place)?;
         let pairs: Vec<u64> = batches.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect();
         let responses = || batches.iter().flat_map(|mb| mb.responses()).map(|r| r.id).collect();
         Ok(if pairs.is_empty() { responses() } else { pairs })
@@ -302,7 +253,7 @@ impl Steps<'_> {
         let Some(set) = &self.eval else { return Ok(Flow::On) };
         let step = engine.state.clock.step;
         let mut later = Later::new(self.observe);
-        let totals = match eval::evaluate(engine, set, &self.spec, &mut later) {
+        let totals = match eval::evaluate(engine, set, &self.stepper.spec, &mut later) {
             Err(Error::Stopped(_)) => return Ok(Flow::Pause),
             totals => totals?,
         };

@@ -130,6 +130,18 @@ fn skipped_steps_end_a_run_in_a_row_alone() {
     assert_eq!(ran.code, 0, "{ran:?}");
     let skipped = ran.err.lines().filter(|l| l.contains(" skipped: gradient norm ")).count() as u64;
     assert_eq!((steps, skipped), (16, 11), "{ran:?}");
+    // The first eight of such steps leave their batches, and the others say that they do not.
+    assert_eq!(cli.names("r/non-finite", "step-").len(), 8);
+    let not = ran.err.matches("; 8 batches of such steps are kept already, and this one is not: `fusedpo replay r ");
+    assert_eq!(not.count(), 3, "{ran:?}");
+    let found = cli.ok("replay r 14 --json").json();
+    let first = &found["first"];
+    assert_eq!(
+        (&first["stage"], &first["op"], &found["difference"]),
+        (&serde_json::json!("loss"), &serde_json::json!("loss"), &serde_json::Value::Null),
+        "{}",
+        found["verdict"]
+    );
     let ran = run("s", &|step| (4..7).contains(&step));
     let last = ran.err.lines().last().unwrap();
     let want = "fusedpo: no finite gradient in 3 steps in a row, the last was step 7: ";

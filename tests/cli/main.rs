@@ -20,3 +20,4 @@ mod cli_tokens;
 mod hub;
 mod hub_server;
 mod options;
+mod replay;

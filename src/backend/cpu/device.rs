@@ -188,6 +188,18 @@ impl<S: Real> Device for Cpu<S> {
     fn view_mut<'a, T: Storage>(&self, buf: &'a mut Vec<T>, range: Range<usize>) -> &'a mut [T] {
         &mut buf[range]
     }
+    fn lend<'s, T: Storage>(&self, view: &'s mut &mut [T]) -> &'s mut [T] {
+        view
+    }
+    fn read_only<'s, T: Storage>(&self, view: &'s &mut [T]) -> &'s [T] {
+        view
+    }
+    fn part<'s, 'l: 's, T: Storage>(&self, view: &'l [T], range: Range<usize>) -> &'s [T] {
+        &view[range]
+    }
+    fn view_len<T: Storage>(&self, view: &[T]) -> usize {
+        view.len()
+    }
     fn upload<T: Storage>(&self, dst: &mut [T], src: &[T]) -> Result<()> {
         copy("upload", dst, src)
     }

@@ -84,6 +84,18 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     fn view_mut<'a, T: Storage>(&self, buf: &'a mut Buf<D, T>, range: Range<usize>) -> ViewMut<'a, T> {
         buf.view_mut(range)
     }
+    fn lend<'s, T: Storage>(&self, view: &'s mut ViewMut<'_, T>) -> ViewMut<'s, T> {
+        view.reborrow()
+    }
+    fn read_only<'s, T: Storage>(&self, view: &'s ViewMut<'_, T>) -> View<'s, T> {
+        view.as_view()
+    }
+    fn part<'s, 'l: 's, T: Storage>(&self, view: View<'l, T>, range: Range<usize>) -> View<'s, T> {
+        view.part(range)
+    }
+    fn view_len<T: Storage>(&self, view: View<'_, T>) -> usize {
+        view.len
+    }
     fn upload<T: Storage>(&self, dst: ViewMut<T>, src: &[T]) -> Result<()> {
         self.put(dst, src)
     }

@@ -151,6 +151,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn view<'a, T: Storage>(&self, buf: &'a Self::Buf<T>, range: Range<usize>) -> Self::View<'a, T>;
     /// Elements `range` of `buf`, to write.
     fn view_mut<'a, T: Storage>(&self, buf: &'a mut Self::Buf<T>, range: Range<usize>) -> Self::ViewMut<'a, T>;
+    /// `view` for a shorter time, after which it is there again.
+    fn lend<'s, T: Storage>(&self, view: &'s mut Self::ViewMut<'_, T>) -> Self::ViewMut<'s, T>;
+    /// What can be written to, to read.
+    fn read_only<'s, T: Storage>(&self, view: &'s Self::ViewMut<'_, T>) -> Self::View<'s, T>;
+    /// Elements `range` of `view`, to stand beside views that live shorter. Panics when out of range.
+    fn part<'s, 'l: 's, T: Storage>(&self, view: Self::View<'l, T>, range: Range<usize>) -> Self::View<'s, T>;
+    /// Elements of a view.
+    fn view_len<T: Storage>(&self, view: Self::View<'_, T>) -> usize;
     /// Host to device.
     fn upload<T: Storage>(&self, dst: Self::ViewMut<'_, T>, src: &[T]) -> Result<()>;
     /// Device to host; waits.

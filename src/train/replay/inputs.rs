@@ -1,0 +1,70 @@
+//! What a step begins with, looked through before it.
+
+use super::naming::index;
+use super::report::Bad;
+use crate::backend::watched::Numbers;
+use crate::backend::{Backend, code8};
+use crate::batch::MicroBatch;
+use crate::error::Result;
+use crate::train::checkpoint::PIECE;
+use crate::train::state::{Part, Section, State};
+use std::ops::Range;
+
+/// The numbers of each of the state's lasting sections, but for codes of 8 bits; and every tensor in them that is not finite.
+pub(super) fn of_state<B: Backend>(be: &B, state: &State<B>) -> Result<(Vec<(&'static str, Numbers)>, Vec<Bad>)> {
+    let (mut all, mut bad) = (Vec::new(), Vec::new());
+    for section in state.sections(be).iter().filter(|s| s.lasting && s.dtype != "u8") {
+        let (mut block, mut whole) = (0, Numbers::default());
+        for spec in &state.model.table.specs {
+            let at = match section.part {
+                part if part.of_blocks() => {
+                    let start = block;
+                    block += code8::blocks(spec.grad.len());
+                    start..block
+                }
+                part if part.of_trained() => spec.grad.clone(),
+                _ => spec.at.clone(),
+            };
+            let numbers = numbers(be, state, section, at)?;
+            whole.join(&numbers);
+            if let Some((i, _)) = numbers.first {
+                let index = if section.part.of_blocks() { vec![i] } else { index(&spec.shape, i) };
+                bad.push(Bad { part: section.name.into(), of: spec.name.clone(), numbers, index });
+            }
+        }
+        all.push((section.name, whole));
+    }
+    Ok((all, bad))
+}
+
+/// Whether the weights that the passes read are finite.
+pub(super) fn weights_are_finite<B: Backend>(be: &B, state: &State<B>) -> Result<bool> {
+    let sections = state.sections(be);
+    let weights = sections.iter().find(|s| s.part == Part::Weights);
+    weights.map_or(Ok(true), |s| Ok(numbers(be, state, s, 0..s.len)?.non_finite == 0))
+}
+
+fn numbers<B: Backend>(be: &B, state: &State<B>, section: &Section, at: Range<usize>) -> Result<Numbers> {
+    let (mut numbers, mut bytes) = (Numbers::default(), Vec::new());
+    for start in at.clone().step_by(PIECE) {
+        bytes.clear();
+        state.read(be, section.part, start..at.end.min(start + PIECE), &mut bytes)?;
+        match section.width {
+            2 => bytes.as_chunks().0.iter().for_each(|x| numbers.add(half::bf16::from_le_bytes(*x).to_f64())),
+            4 => bytes.as_chunks().0.iter().for_each(|x| numbers.add(f32::from_le_bytes(*x).into())),
+            _ => bytes.as_chunks().0.iter().for_each(|x| numbers.add(f64::from_le_bytes(*x))),
+        }
+    }
+    Ok(numbers)
+}
+
+/// Reference log-probs of the step's responses that are not finite.
+pub(super) fn of_reference(batches: &[MicroBatch]) -> Vec<Bad> {
+    let slots = batches.iter().flat_map(MicroBatch::responses);
+    let bad = slots.filter(|slot| !slot.ref_logp.is_finite()).map(|slot| {
+        let mut numbers = Numbers::default();
+        numbers.add(slot.ref_logp);
+        Bad { part: "reference_logp".into(), of: format!("response {}", slot.id), numbers, index: Vec::new() }
+    });
+    bad.collect()
+}

@@ -6,11 +6,12 @@ use super::adapter_options::warnings;
 use super::announce::{announce, reference_line};
 use super::card::Card;
 use super::check::{open_splits, warn_of_positions};
-use super::checkpoint::{Due, Identity};
+use super::checkpoint::{Checkpoint, Due, Identity};
 use super::choices::GraphsChoice;
 use super::engine::Engine;
 use super::eval::EvalSet;
 use super::memory::MemoryPlan;
+use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::{Stage, TrainOptions};
 use super::pass::Pass;
@@ -27,6 +28,7 @@ use super::trained::Trained;
 use super::trained_with::TrainedWith;
 use super::trend::Trend;
 use crate::backend::Backend;
+use crate::data::plan::Planner;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
 use crate::files::RunDir;
@@ -166,6 +168,7 @@ impl Run<'_> {
         let starts_at_reference = ready.reference.as_ref().is_some_and(|r| ready.dir.computes_as(r));
         let (plan, sidecars_of_steps) = (&ready.planner, sidecars.next());
         let sidecars_of_held_out = sidecars.next();
+        let before = first_eval(c, self.start.checkpoint(), ready.held_out.as_ref(), observe)?;
         let held_out = ready.held_out.map(|plan| (looked_at(c, &plan).0, plan));
         let steps = Steps {
             options: c,
@@ -182,7 +185,7 @@ impl Run<'_> {
             eval: held_out.map(|(steps, plan)| EvalSet { steps, plan, sidecars: sidecars_of_held_out }),
             saver,
             evaluated: None,
-            before: self.start.checkpoint().and_then(|c| c.saved().carried.first_eval.clone()),
+            before,
             after: None,
             trend: Trend::default(),
             observe: &mut Both(&mut Jsonl(out), observe),
@@ -212,6 +215,26 @@ impl Run<'_> {
         let (updated, changed) = (report.updated_share(), report.changed_share());
         observe.tell(&Event::Saved { path: out.path(), updated, changed })
     }
+}
+
+/// The evaluation before the first step, where it was of what is evaluated now: others are not to be compared with it.
+fn first_eval(
+    c: &TrainOptions,
+    from: Option<&Checkpoint>,
+    held_out: Option<&Planner<'_>>,
+    observe: &mut dyn Observe,
+) -> Result<Option<Totals>> {
+    let Some(saved) = from.map(Checkpoint::saved) else { return Ok(None) };
+    let (first, most) = (saved.carried.first_eval.clone(), saved.identity.max_eval_samples());
+    let (Some(first), Some(plan)) = (&first, held_out) else { return Ok(first) };
+    let (was, is) = (plan.steps_of(most.unwrap_or(u64::MAX)).1, looked_at(c, plan).1);
+    if was == is {
+        return Ok(Some(first.clone()));
+    }
+    let line = format!(
+        "the evaluation before the first step was of {was} samples, and is not compared with those of {is} now"
+    );
+    observe.tell(&Event::Note(&line)).map(|()| None)
 }
 
 /// Says how many parameters train, where not all do, and what others would make of an adapter.

@@ -44,6 +44,30 @@ fn the_loss_is_that_of_the_run() {
 }
 
 /// A value is said to be the run's where it is the run's, and only there.
+/// A run that goes on may look at other samples; what it looked at before its first step is then no "before" of them.
+#[test]
+fn other_samples_are_not_compared() {
+    let cli = Cli::with_data();
+    let run =
+        "sft --model m --data d --out r --device cpu --learning-rate 1e-3 --batch-size 4 --max-steps 4 --save-steps 2";
+    cli.ok(&format!("{run} --max-eval-samples 4"));
+    let weights = cli.bytes("r/model.safetensors");
+    let from = |samples: &str| cli.ok(&format!("{run} --resume r/checkpoint-2 {samples}"));
+    let same = from("--max-eval-samples 4");
+    assert!(same.out.contains("held-out before: ") && same.out.contains("held-out after: "), "{same:?}");
+    for (samples, now) in [("--max-eval-samples 1", "4"), ("--max-eval-samples 5", "8"), ("", "8")] {
+        let other = from(samples);
+        let said = format!(
+            "the evaluation before the first step was of 4 samples, and is not compared with those of {now} now"
+        );
+        // Rounded up to whole steps, 1 sample is the 4 of before.
+        assert_eq!(other.err.contains(&said), now != "4", "{samples}: {other:?}");
+        assert_eq!(other.out.contains("held-out before: "), now == "4", "{samples}: {other:?}");
+        assert!(cli.bytes("r/model.safetensors") == weights, "{samples}");
+        assert_eq!(cli.text("r/README.md").contains("before"), now == "4", "{samples}");
+    }
+}
+
 #[test]
 fn the_origin_of_each_value_is_told() {
     let cli = Cli::with_data();

@@ -34,10 +34,13 @@ const FREE: &[&str] = &[
     "warmup_ratio",
     "eval_strategy",
     "eval_steps",
+    "max_eval_samples",
     "save_dtype",
     "save_steps",
     "save_total_limit",
 ];
+
+const MAX_EVAL_SAMPLES: &str = "max_eval_samples";
 
 /// Longest file of tuned products: a line a shape.
 const MOST_PLANS: u64 = 64 << 20;
@@ -64,7 +67,7 @@ pub struct Identity {
     pub token_budget: u64,
     /// Steps of warm-up.
     pub warmup: u64,
-    /// Every option that decides a bit.
+    /// Every option that decides a bit; and beside these, not compared, `max_eval_samples`: what an evaluation was of.
     pub options: Map<String, Value>,
 }
 
@@ -124,6 +127,7 @@ impl Identity {
         if let Some(adapter) = model.config().adapter.filter(|a| a.dropout > 0.0) {
             options.insert("lora_dropout".into(), adapter.dropout.into());
         }
+        options.extend(c.eval.max_eval_samples.map(|most| (MAX_EVAL_SAMPLES.to_owned(), most.into())));
         Ok(Self {
             train_sha256: data_sha256(&splits[0]),
             eval_sha256: splits.get(1).map(data_sha256),
@@ -136,6 +140,11 @@ impl Identity {
             warmup: schedule.warmup,
             options,
         })
+    }
+
+    /// Samples of the held-out split that evaluations looked at, at most; `None`: all.
+    pub fn max_eval_samples(&self) -> Option<u64> {
+        self.options.get(MAX_EVAL_SAMPLES).and_then(Value::as_u64)
     }
 
     /// Why a run that is `now` cannot go on from here, `options` being its options and `schedule` its rates; the numerics
@@ -175,7 +184,7 @@ impl Identity {
 
     fn other_option(&self, now: &Self) -> Option<String> {
         let keys = self.options.keys().chain(now.options.keys().filter(|k| !self.options.contains_key(*k)));
-        for key in keys {
+        for key in keys.filter(|key| !FREE.contains(&key.as_str())) {
             let (was, is) = (self.options.get(key), now.options.get(key));
             if was != is {
                 let said = |v: Option<&Value>| v.map_or("not given".to_owned(), |v| v.to_string().replace('"', ""));

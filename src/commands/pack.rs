@@ -10,7 +10,9 @@ use super::stdin::Inputs;
 use super::terminal::Terminal;
 use crate::data::input::{FieldMap, Limits};
 use crate::data::numbers::grouped;
-use crate::data::pack::{AssistantTurns, OnBadRow, PackOptions, PackReport, PairChoice, Progress, Truncation, pack};
+use crate::data::pack::{
+    Asked, AssistantTurns, OnBadRow, PackOptions, PackReport, PairChoice, Progress, Truncation, pack,
+};
 use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::model::wanted::Wanted;
@@ -52,9 +54,9 @@ pub struct PackArgs {
     /// Most times its own bytes that a compressed file's rows may take: more is a decompression bomb.
     #[arg(long, default_value_t = Limits::default().expansion, value_name = "TIMES")]
     pub max_expansion: u64,
-    /// Pairs of scored responses.
-    #[arg(long, value_parser = named::<PairChoice>(), default_value_t)]
-    pub pairs: PairChoice,
+    /// Pairs of scored responses [default: all]
+    #[arg(long, value_parser = named::<PairChoice>())]
+    pub pairs: Option<PairChoice>,
     /// What to do about a row that cannot be used; a file of nothing else is refused all the same.
     #[arg(long, value_parser = named::<OnBadRow>(), default_value_t)]
     pub on_bad_row: OnBadRow,
@@ -67,9 +69,9 @@ pub struct PackArgs {
     /// Make plain prompts and their responses a user's and an assistant's turn, for the chat template.
     #[arg(long)]
     pub wrap_prompts: bool,
-    /// Where the prompt of a plain dialogue without a prompt column ends.
-    #[arg(long, value_parser = named::<PromptBoundary>(), default_value_t)]
-    pub prompt_boundary: PromptBoundary,
+    /// Where the prompt of a plain dialogue without a prompt column ends [default: trl]
+    #[arg(long, value_parser = named::<PromptBoundary>())]
+    pub prompt_boundary: Option<PromptBoundary>,
     /// EOS text, in place of the tokenizer configuration's.
     #[arg(long, value_name = "TEXT")]
     pub eos_token: Option<String>,
@@ -111,11 +113,12 @@ impl PackArgs {
             truncation: self.truncation.unwrap_or_default(),
             map,
             limits: Limits { row_bytes: self.max_row_bytes, expansion: self.max_expansion },
-            pairs: self.pairs,
+            pairs: self.pairs.unwrap_or_default(),
+            asked: Asked { pairs: self.pairs.is_some(), prompt_boundary: self.prompt_boundary.is_some() },
             on_bad_row: self.on_bad_row,
             assistant_turns: self.assistant_turns,
             wrap_prompts: self.wrap_prompts,
-            prompt_boundary: self.prompt_boundary,
+            prompt_boundary: self.prompt_boundary.unwrap_or_default(),
             eval_fraction: self.eval_fraction,
             seed: self.seed.unwrap_or(0),
             ..PackOptions::new(&self.tokenizer, inputs.to_vec(), &self.out)

@@ -3,11 +3,15 @@
 use crate::cli_common;
 
 use cli_common::*;
+use serde_json::json;
 
 /// Every option that another takes its effect from: typed it is an error, and nothing is written.
 #[test]
 fn what_has_no_effect_is_refused_by_name() {
     let cli = Cli::with_data();
+    let scored = json!({"prompt": "w5", "responses": [" w6", " w7 w8"], "scores": [1.0, 2.0]});
+    cli.write_rows("scored.jsonl", &[scored]);
+    cli.write_rows("implicit.jsonl", &[json!({"chosen": "w5 w6", "rejected": "w5 w7"})]);
     cli.write("template.jinja", "{{ messages[0].content }}");
     let greedy = "with --temperature 0 the likeliest token is always taken; give a --temperature, or leave it out";
     let samples = "it is of the samples of the KL estimate, and";
@@ -59,9 +63,27 @@ fn what_has_no_effect_is_refused_by_name() {
             "pack --tokenizer m --input rows.jsonl --out e --seed 3",
             "--seed has no effect: nothing is held out without --eval-fraction; give that too, or leave it out".to_owned(),
         ),
+        (
+            "pack --tokenizer m --input rows.jsonl --out e --pairs all",
+            "rows.jsonl: --pairs has no effect: no row has responses with scores; leave it out".to_owned(),
+        ),
+        (
+            "pack --tokenizer m --input rows.jsonl --out e --prompt-boundary trl",
+            "rows.jsonl: --prompt-boundary has no effect: no row is a pair of plain texts without a prompt; leave it out".to_owned(),
+        ),
+        (
+            "pack --tokenizer m --input scored.jsonl --out e --pairs all --prompt-boundary last-turn",
+            "scored.jsonl: --prompt-boundary has no effect: no row is a pair of plain texts without a prompt; leave it out".to_owned(),
+        ),
     ] {
         cli.bad(args, 2, &why);
     }
+    // One row that has a use for them is enough.
+    cli.write(
+        "mixed.jsonl",
+        format!("{}{}{}", cli.text("rows.jsonl"), cli.text("scored.jsonl"), cli.text("implicit.jsonl")),
+    );
+    cli.ok("pack --tokenizer m --input mixed.jsonl --out e --pairs best-worst --prompt-boundary trl");
     // What a run writes may say more than it had a use for, and is another run's configuration all the same.
     cli.ok("dpo --model m --data d --out r --optim rmsprop --max-steps 1");
     assert!(cli.text("r/config.toml").contains("adam_beta1 = "));

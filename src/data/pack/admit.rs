@@ -18,6 +18,10 @@ pub(super) struct Admission<'a> {
     pub groups: Groups,
     pub report: PackReport,
     pub used_template: bool,
+    /// Whether any row has responses with scores.
+    scored: bool,
+    /// Whether any row's prompt was found by the rule for prompts that are not given.
+    split: bool,
     /// Rows of plain text with a prompt.
     pub plain_rows: u64,
     pub tokens: u64,
@@ -47,6 +51,8 @@ impl<'a> Admission<'a> {
             groups,
             report,
             used_template,
+            scored: false,
+            split: false,
             plain_rows: 0,
             tokens,
             prompts,
@@ -73,6 +79,7 @@ impl<'a> Admission<'a> {
         let rows = match rows {
             Ok(rows) => rows,
             Err(Unpacked::NoLastTurn) => {
+                self.split = true;
                 self.drop_row(DropReason::NoLastTurn, &place);
                 return Ok(());
             }
@@ -82,6 +89,8 @@ impl<'a> Admission<'a> {
         *self.report.shapes.entry(first.shape.to_string()).or_default() += 1;
         let chat = rows.iter().any(|row| row.chat);
         self.used_template |= chat;
+        self.scored |= rows.iter().any(|row| matches!(row.pairs, Pairs::FromScores { .. }));
+        self.split |= rows.iter().any(|row| row.split);
         self.plain_rows += u64::from(rows.iter().any(|row| row.plain));
         self.several = rows.len() > 1;
         let mut kept = false;
@@ -143,6 +152,16 @@ impl<'a> Admission<'a> {
         {
             let why = "`options.assistant_turns` all has no effect: no row is a conversation; leave it out";
             return Err(Error::file(&self.o.inputs[0], why));
+        }
+        let unused = [
+            (self.o.asked.pairs && !self.scored, "`options.pairs` has no effect: no row has responses with scores"),
+            (
+                self.o.asked.prompt_boundary && !self.split,
+                "`options.prompt_boundary` has no effect: no row is a pair of plain texts without a prompt",
+            ),
+        ];
+        if let Some((_, why)) = unused.iter().find(|(unused, _)| *unused && self.report.rows_kept > 0) {
+            return Err(Error::file(&self.o.inputs[0], format!("{why}; leave it out")));
         }
         if self.o.wrap_prompts && !self.wrapped && self.report.rows_kept > 0 {
             let why = "`options.wrap_prompts` has no effect: no row has a prompt of plain text; leave it out";

@@ -22,6 +22,6 @@ mod stream;
 mod write;
 
 pub use groups::IN_MEMORY;
-pub use options::{AssistantTurns, OnBadRow, PackOptions, PairChoice, Truncation};
+pub use options::{Asked, AssistantTurns, OnBadRow, PackOptions, PairChoice, Truncation};
 pub use report::{DropReason, Dropped, PackReport, SplitCounts};
 pub use run::{OnProgress, Progress, pack};

@@ -62,6 +62,15 @@ choice! {
     }
 }
 
+/// Options that somebody asked for by name, be it for their default: where no row has a use for one, that is an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// [`PackOptions::pairs`].
+    pub pairs: bool,
+    /// [`PackOptions::prompt_boundary`].
+    pub prompt_boundary: bool,
+}
+
 /// Everything that decides what `pack` writes.
 #[derive(Clone, Debug)]
 pub struct PackOptions {
@@ -93,6 +102,8 @@ pub struct PackOptions {
     pub wrap_prompts: bool,
     /// Rule for prompts that are not given.
     pub prompt_boundary: PromptBoundary,
+    /// Which of these were asked for.
+    pub asked: Asked,
     /// Share of prompts held out, in [0, 1).
     pub eval_fraction: f64,
     /// Seed of the split.
@@ -122,6 +133,7 @@ impl PackOptions {
             assistant_turns: AssistantTurns::default(),
             wrap_prompts: false,
             prompt_boundary: PromptBoundary::default(),
+            asked: Asked::default(),
             eval_fraction: 0.0,
             seed: 0,
             shard_bytes: 1 << 30,

@@ -65,6 +65,8 @@ pub struct TokenRow {
     pub chat: bool,
     /// Whether it is plain text with a prompt.
     pub plain: bool,
+    /// Whether the prompt was split off plain texts by a [`PromptBoundary`].
+    pub split: bool,
     /// Whether the prompt says anything: rows with an empty prompt share nothing and stay apart.
     pub has_prompt: bool,
     /// Identity of the prompt as it was given, for the split into train and eval.
@@ -103,6 +105,7 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
         shape,
         chat: false,
         plain: false,
+        split: false,
         has_prompt: true,
         prompt_key: [0; 16],
         prompt_tokens_cut: 0,
@@ -144,7 +147,9 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
         }
         Prompt::Implicit => {
             implicit = true;
-            extract_prompt(&mut texts, boundary)?
+            let prompt = extract_prompt(&mut texts, boundary)?;
+            out.split = matches!(prompt, Text::Plain(_));
+            prompt
         }
         Prompt::None | Prompt::Ids(_) => Text::Plain(String::new()),
     };

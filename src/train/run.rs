@@ -53,7 +53,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = ready::learns(c, &trained);
     let ready = Ready::new(be, c, &splits, learns)?;
-    let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule.clone());
+    let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
     let (slots, total) = (ready.planner.token_budget(), schedule.total);
     let mut identity = Identity::of(c, &splits, (dir, reference), be.fingerprint(), slots, &schedule)?;
     let mut record = Record::new(be, c, &identity, &splits, total)?;

@@ -10,8 +10,11 @@ use crate::train::checkpoint::PIECE;
 use crate::train::state::{Part, Section, State};
 use std::ops::Range;
 
+/// Sections by name with their numbers, and what in them is not finite.
+type Found = (Vec<(&'static str, Numbers)>, Vec<Bad>);
+
 /// The numbers of each of the state's lasting sections, but for codes of 8 bits; and every tensor in them that is not finite.
-pub(super) fn of_state<B: Backend>(be: &B, state: &State<B>) -> Result<(Vec<(&'static str, Numbers)>, Vec<Bad>)> {
+pub(super) fn of_state<B: Backend>(be: &B, state: &State<B>) -> Result<Found> {
     let (mut all, mut bad) = (Vec::new(), Vec::new());
     for section in state.sections(be).iter().filter(|s| s.lasting && s.dtype != "u8") {
         let (mut block, mut whole) = (0, Numbers::default());

@@ -80,7 +80,7 @@ pub(super) fn nearest<B: Backend>(
     let others = record.resumptions.iter().filter_map(|r| Some((r.from_step, PathBuf::from(r.checkpoint.as_ref()?))));
     let mut all: Vec<(u64, PathBuf)> = own.chain(others).filter(|(at, path)| *at < step && path.is_dir()).collect();
     // Of one step its own first.
-    all.sort_by(|a, b| (b.0, b.1.starts_with(run)).cmp(&(a.0, a.1.starts_with(run))));
+    all.sort_by_key(|(at, path)| std::cmp::Reverse((*at, path.starts_with(run))));
     let (table, sections): (ParamTable, Vec<Section>) = MemoryPlan::sections(be, model, learns)?;
     for (_, path) in all {
         let checked = Checkpoint::open(&path).and_then(|c| c.verify(&table, &sections).map(|()| c));

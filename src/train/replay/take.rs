@@ -77,7 +77,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
         sidecars,
         sync,
         starts_at_reference: ready.reference.as_ref().is_some_and(|r| ready.dir.computes_as(r)),
-        schedule: ready.schedule.clone(),
+        schedule: ready.schedule,
         seed: c.data.seed,
         adapter_given: c.train.adapter.is_some(),
     };

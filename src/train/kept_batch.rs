@@ -67,7 +67,7 @@ impl StepBatch {
         Self { format, version: VERSION, program, micro_batches: batches.len(), sha256: sum(batches), ..self }
     }
 
-    /// The content of the file. `None`: it would be longer than [`MOST_BYTES`].
+    /// The content of the file. `None`: it would be longer than 64 MiB.
     pub fn to_bytes(&self, batches: &[MicroBatch]) -> Result<Option<Vec<u8>>> {
         let all: Vec<Tensor> = tensors(batches).collect();
         if all.iter().map(|t| t.bytes.len()).sum::<usize>() > MOST_BYTES {

@@ -9,4 +9,5 @@ mod refusals;
 mod run;
 mod small_states;
 mod support;
+mod thin;
 mod values;

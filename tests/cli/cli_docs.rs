@@ -6,16 +6,15 @@ use crate::cli_common;
 use cli_common::*;
 use fusedpo::cli::Cli as Program;
 use fusedpo::commands::trl;
-use proc_macro2::{TokenStream, TokenTree};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     golden("../..")
 }
 
-fn page(name: &str) -> String {
+pub fn page(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
@@ -135,6 +134,11 @@ fn every_command_in_the_docs_is_one() {
         }
     }
     assert!(seen > 60, "{seen}");
+    // Python stands where a test runs it.
+    for (name, text) in pages() {
+        let python = blocks(&text, "python").len() + blocks(&text, "py").len();
+        assert_eq!(python, usize::from(name == "docs/getting-started.md"), "{name}: no test runs its Python");
+    }
     let all = every_option();
     for name in ["docs/getting-started.md", "docs/from-trl.md", "docs/troubleshooting.md"] {
         for span in spans(&page(name)).iter().filter(|s| s.starts_with("--")) {
@@ -185,6 +189,33 @@ fn shell(cli: &Cli, script: &str) -> (String, String) {
     (out, err)
 }
 
+/// The page's Python and that of the run's card, where the packages are at hand.
+#[cfg(unix)]
+fn python_loads_it(cli: &Cli, text: &str) {
+    let (page, card) = (blocks(text, "python").concat(), blocks(&cli.text("run-dpo/README.md"), "python").concat());
+    assert!(page.contains("from_pretrained(\"run-dpo\")") && card.contains("generate("), "{page}{card}");
+    let Some(python) = std::env::var_os("FUSEDPO_PYTHON") else {
+        return println!("skipped: Python of the docs (FUSEDPO_PYTHON is not set)");
+    };
+    let has = Command::new(&python).args(["-c", "import torch, transformers"]).output();
+    if !has.is_ok_and(|o| o.status.success()) {
+        return println!("skipped: Python of the docs (torch or transformers is missing)");
+    }
+    let script = format!("{page}print(type(model).__name__, len(tokenizer))\nimport os\nos.chdir(\"run-dpo\")\n{card}");
+    let ran = Command::new(&python)
+        .args(["-c", &script])
+        .current_dir(cli.dir.path())
+        .envs([("HF_HUB_OFFLINE", "1"), ("CUDA_VISIBLE_DEVICES", ""), ("OMP_NUM_THREADS", "1")])
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{script}\n{out}\n{err}");
+    // The model of the first, and what that of the second wrote behind its prompt.
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines.len() >= 2 && lines[0].starts_with("LlamaForCausalLM "), "{out}");
+    assert!(lines[1..].concat().len() > "Onceuponatime".len(), "{out}");
+}
+
 /// From top to bottom, in a folder where the page's model lies under its name on the hub; then README's run on the page's rows.
 #[cfg(unix)]
 #[test]
@@ -218,6 +249,7 @@ fn getting_started_is_what_happens() {
     let shown = blocks(&text, "text").into_iter().find(|b| b.starts_with("rows\n")).unwrap();
     let printed = &out[out.find("rows\n").unwrap()..];
     assert_eq!(names(&shown), names(printed)[..shown.lines().count()]);
+    python_loads_it(&cli, &text);
     for line in ["held-out before: loss 0.6931, accuracy 0.500 [", "held-out after:  loss "] {
         assert!(text.contains(line) && out.contains(line), "{line}: {out}");
     }
@@ -251,40 +283,9 @@ fn a_configuration_of_trls_runs() {
 
 /// Pieces between placeholders of every text in the sources, as a user sees them.
 fn texts() -> Vec<String> {
-    fn literals(tokens: TokenStream, all: &mut Vec<String>) {
-        for token in tokens {
-            match token {
-                TokenTree::Group(g) => literals(g.stream(), all),
-                TokenTree::Literal(l) => {
-                    let text = l.to_string();
-                    if let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
-                        // A line that goes on without its margin.
-                        let lines: Vec<&str> = inner.split("\\\n").collect();
-                        let joined = lines.iter().enumerate().map(|(i, l)| if i == 0 { l } else { l.trim_start() });
-                        all.push(joined.collect::<String>().replace("\\\"", "\"").replace("\\\\", "\\"));
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    fn walk(dir: &Path, all: &mut Vec<String>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, all);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                // What tests expect is not what is printed.
-                let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-                literals(text.parse().unwrap_or_else(|e| panic!("{}: {e}", path.display())), all);
-            }
-        }
-    }
-    let mut all = Vec::new();
-    walk(&root().join("src"), &mut all);
+    let all = crate::messages::literals();
     let flags = Program::flags();
-    let seen = all.iter().flat_map(|t| [flags.reason(t), flags.text(t)]);
+    let seen = all.iter().flat_map(|l| [flags.reason(&l.text), flags.text(&l.text)]);
     let mut pieces: Vec<String> = seen
         .flat_map(|text| {
             let parts: Vec<String> = text

@@ -19,5 +19,6 @@ mod cli_streams;
 mod cli_tokens;
 mod hub;
 mod hub_server;
+mod messages;
 mod options;
 mod replay;

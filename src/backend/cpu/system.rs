@@ -3,11 +3,22 @@
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// Bytes that this process could still get: what the system calls available, or less where a control group limits it.
+/// Bytes that this process could still get: what the system calls available, or less where a control group or `ulimit -v`
+/// limits it.
 pub(crate) fn available() -> Option<usize> {
     let system = kib(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
-    let own = read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Some(group_room(Path::new("/sys/fs/cgroup"), &own).map_or(system, |room| system.min(room)))
+    let read = |name: &str| read_to_string(Path::new("/proc/self").join(name)).unwrap_or_default();
+    let group = group_room(Path::new("/sys/fs/cgroup"), &read("cgroup"));
+    let addresses = address_room(&read("limits"), &read("status"));
+    Some([group, addresses].into_iter().flatten().fold(system, usize::min))
+}
+
+/// Bytes of addresses that are left to a process below its limit, by its /proc/self/limits and /proc/self/status.
+fn address_room(limits: &str, status: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|l| l.strip_prefix("Max address space "))?;
+    // "unlimited" is no number: no limit.
+    let limit: usize = line.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(kib(status, "VmSize:")?))
 }
 
 /// Bytes of memory that this process occupies now.
@@ -59,6 +70,26 @@ fn room(group: &Path, [limit, used, cache]: &[&str; 3]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_of_addresses_leaves_what_is_not_taken() {
+        let limits = |soft: &str| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units     \n\
+                 Max resident set          4096                 unlimited            bytes     \n\
+                 Max address space         {soft:<20} unlimited            bytes     \n"
+            )
+        };
+        let status = "VmPeak:\t   90 kB\nVmSize:\t   60 kB\n";
+        assert_eq!(address_room(&limits("102400"), status), Some(40 << 10));
+        assert_eq!(address_room(&limits("1024"), status), Some(0));
+        assert_eq!(address_room(&limits("unlimited"), status), None);
+        assert_eq!(address_room("", status), None);
+        let own = |name: &str| read_to_string(Path::new("/proc/self").join(name)).unwrap();
+        if cfg!(target_os = "linux") {
+            assert!(own("limits").contains("\nMax address space ") && kib(&own("status"), "VmSize:").is_some());
+        }
+    }
 
     #[test]
     fn listings_are_read_in_kib() {

@@ -143,6 +143,20 @@ impl Tensor<'_> {
     }
 }
 
+/// What pieces of tensors are converted in, kept from one tensor to the next: fresh memory for each takes longer than its
+/// conversion.
+#[derive(Default)]
+struct Room {
+    /// Values of either type.
+    words: Vec<u64>,
+    /// Of the source: values, and bytes as they were read.
+    before: Vec<f32>,
+    source: Vec<u8>,
+    /// As they are saved: now, and before.
+    bytes: Vec<u8>,
+    bytes_before: Vec<u8>,
+}
+
 struct Exporter<'a, B: Backend> {
     be: &'a B,
     model: &'a Model<B>,
@@ -209,11 +223,11 @@ impl<B: Backend> Exporter<'_, B> {
             None => self.header(tensors, metadata),
         };
         let mut report = std::mem::take(&mut self.report);
-        let mut bytes = header.len() as u64;
+        let (mut bytes, mut room) = (header.len() as u64, Room::default());
         make_file(&path, |w| {
             w.write_all(&header).map_err(Error::io(&path, "write"))?;
             for t in tensors {
-                bytes += self.tensor(w, &path, t, &mut report)?;
+                bytes += self.tensor(w, &path, t, (&mut report, &mut room))?;
             }
             Ok(())
         })?;
@@ -243,18 +257,25 @@ impl<B: Backend> Exporter<'_, B> {
     }
 
     /// Writes one tensor's data; returns its bytes.
-    fn tensor(&self, w: &mut dyn Write, path: &Path, t: &Tensor, report: &mut ExportReport) -> Result<u64> {
+    fn tensor(
+        &self,
+        w: &mut dyn Write,
+        path: &Path,
+        t: &Tensor,
+        (report, room): (&mut ExportReport, &mut Room),
+    ) -> Result<u64> {
         let Some(spec) = t.spec else {
             w.write_all(t.bytes).map_err(Error::io(path, "write"))?;
             return Ok(t.bytes.len() as u64);
         };
         let count = spec.name == t.name || is_adapter(&spec.name);
+        let to = (count.then_some(report), room);
         if !spec.trains {
-            return self.frozen(w, path, spec, t.dtype, count.then_some(report));
+            return self.frozen(w, path, spec, t.dtype, to);
         }
         match self.master {
-            Some(master) => self.weights(w, path, (spec, &spec.grad), t.dtype, master, count.then_some(report)),
-            None => self.weights(w, path, (spec, &spec.at), t.dtype, &self.model.weights, count.then_some(report)),
+            Some(master) => self.weights(w, path, (spec, &spec.grad), t.dtype, master, to),
+            None => self.weights(w, path, (spec, &spec.at), t.dtype, &self.model.weights, to),
         }
     }
 
@@ -265,39 +286,39 @@ impl<B: Backend> Exporter<'_, B> {
         (spec, place): (&ParamSpec, &Range<usize>),
         source_dtype: Dtype,
         from: &B::Buf<T>,
-        mut report: Option<&mut ExportReport>,
+        (mut report, room): (Option<&mut ExportReport>, &mut Room),
     ) -> Result<u64> {
         let dtype = self.save.of(source_dtype);
         let origin = self.model.origin.stored();
         let stored = origin.dtype(spec);
-        let (mut values, mut before, mut source) = (Vec::<T>::new(), Vec::<f32>::new(), Vec::new());
-        let (mut bytes, mut bytes_before) = (Vec::new(), Vec::new());
+        let Room { words, before, source, bytes, bytes_before } = room;
         for start in spec.at.clone().step_by(PIECE) {
             let end = spec.at.end.min(start + PIECE);
-            values.resize(end - start, T::from_f64(0.0));
+            words.resize((end - start).div_ceil(size_of::<u64>() / size_of::<T>()), 0);
+            let values = &mut bytemuck::cast_slice_mut::<u64, T>(words)[..end - start];
             let place = place.start + start - spec.at.start..place.start + end - spec.at.start;
-            self.be.download(&mut values, self.be.view(from, place))?;
-            if !encode(dtype, &values, &mut bytes) {
+            self.be.download(values, self.be.view(from, place))?;
+            if !encode(dtype, values, bytes) {
                 return Err(not_representable(path, spec, dtype));
             }
-            w.write_all(&bytes).map_err(Error::io(path, "write"))?;
+            w.write_all(bytes).map_err(Error::io(path, "write"))?;
             let Some(report) = report.as_deref_mut() else { continue };
             report.weights += values.len() as u64;
             let at = (start - spec.at.start) * dtype_bytes(stored)..(end - spec.at.start) * dtype_bytes(stored);
             // What was trained is worth more than the comparison: a source that is gone by now ends that alone.
-            match report.not_compared.is_none().then(|| origin.bytes(spec, at, &mut source)) {
-                Some(Ok(bytes)) => decode(stored, bytes, &mut before),
+            match report.not_compared.is_none().then(|| origin.bytes(spec, at, source)) {
+                Some(Ok(bytes)) => decode(stored, bytes, before),
                 Some(Err(e)) => report.not_compared = Some(e.to_string()),
                 None => {}
             }
             if report.not_compared.is_some() {
                 continue;
             }
-            encode(dtype, &before, &mut bytes_before);
+            encode(dtype, before, bytes_before);
             let width = dtype_bytes(dtype);
             let differ = bytes.par_chunks(width).zip(bytes_before.par_chunks(width)).with_min_len(4096);
             report.changed += differ.filter(|(a, b)| a != b).count() as u64;
-            let differ = values.par_iter().zip(&before).with_min_len(4096);
+            let differ = values.par_iter().zip(&before[..]).with_min_len(4096);
             report.updated += differ.filter(|(a, b)| a.to_f64() != f64::from(**b)).count() as u64;
         }
         Ok((spec.at.len() * dtype_bytes(dtype)) as u64)
@@ -310,19 +331,18 @@ impl<B: Backend> Exporter<'_, B> {
         path: &Path,
         spec: &ParamSpec,
         source_dtype: Dtype,
-        report: Option<&mut ExportReport>,
+        (report, room): (Option<&mut ExportReport>, &mut Room),
     ) -> Result<u64> {
         let (dtype, origin) = (self.save.of(source_dtype), self.model.origin.stored());
-        let (stored, mut source, mut values, mut bytes) =
-            (origin.dtype(spec), Vec::new(), Vec::<f32>::new(), Vec::new());
+        let (stored, Room { source, before, bytes, .. }) = (origin.dtype(spec), room);
         for start in (0..spec.at.len()).step_by(PIECE) {
             let end = spec.at.len().min(start + PIECE);
             let at = start * dtype_bytes(stored)..end * dtype_bytes(stored);
-            decode(stored, origin.bytes(spec, at, &mut source)?, &mut values);
-            if !encode(dtype, &values, &mut bytes) {
+            decode(stored, origin.bytes(spec, at, source)?, before);
+            if !encode(dtype, before, bytes) {
                 return Err(not_representable(path, spec, dtype));
             }
-            w.write_all(&bytes).map_err(Error::io(path, "write"))?;
+            w.write_all(bytes).map_err(Error::io(path, "write"))?;
         }
         if let Some(report) = report {
             report.weights += spec.at.len() as u64;

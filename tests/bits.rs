@@ -18,22 +18,35 @@ use fusedpo::backend::*;
 use fusedpo::batch::MicroBatch;
 use fusedpo::loss::{LossSpec, LossType};
 
-const FAMILIES: [&str; 12] =
-    ["embed", "norm", "linear", "rope", "attention", "decode", "swiglu", "rows", "head", "loss", "optim", "qk_norm"];
+const FAMILIES: [&str; 13] = [
+    "embed",
+    "norm",
+    "linear",
+    "rope",
+    "attention",
+    "decode",
+    "swiglu",
+    "rows",
+    "head",
+    "loss",
+    "optim",
+    "qk_norm",
+    "adapter",
+];
 
 /// Sums over the outputs of each family, by fingerprint; on x86-64 alone, as other compilers contract the kernels' sums. With
 /// FMA: the C library's `exp` and `log` have two versions.
 #[rustfmt::skip]
-const PINNED: &[(&str, [u32; 12])] = &[
-    ("cpu-f32-x86_64-v6", [0xb12d821e, 0x495abc76, 0x2074b1d8, 0x45f8fa4f, 0x52b5e640, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xb594d3e9, 0xdee4befc, 0x48d6b63f, 0xf9a9781b]),
-    ("cpu-f32-avx2-v6", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f, 0xf9a9781b]),
-    ("cpu-f32-avx512-v6", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f, 0xf9a9781b]),
-    ("cpu-f32-amx-v6", [0xb12d821e, 0x495abc76, 0x019f9b07, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xc3331f8c, 0x56cfbfbf, 0x48d6b63f, 0xf9a9781b]),
-    ("cpu-f32-bf16-avx512-v6", [0xb12d821e, 0x495abc76, 0xda44ecac, 0x45f8fa4f, 0x882b25f5, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x72c6737b, 0x58733e2e, 0x48d6b63f, 0xf9a9781b]),
-    ("cpu-f32-bf16-avx512fma-v6", [0xb12d821e, 0x495abc76, 0xb34ea70b, 0x45f8fa4f, 0xf6c7108b, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x086cfe65, 0x23f477d4, 0x48d6b63f, 0xf9a9781b]),
-    ("cpu-f32-bf16-amx-v6", [0xb12d821e, 0x495abc76, 0x16aef836, 0x45f8fa4f, 0x30d389d7, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xaeacf2b2, 0x2e459059, 0x48d6b63f, 0xf9a9781b]),
-    ("gpu-kernels on the host-f32-v4", [0xb12d821e, 0x0b185bf4, 0xe94d2342, 0xc8b9c574, 0xa16e5c56, 0xd814216c, 0x314d6dcc, 0xa22676f7, 0x29d37612, 0x39e897eb, 0xf168fe0d, 0x35b9533c]),
-    ("gpu-kernels on the host-bf16-v4", [0x7d795a71, 0xb2a36b48, 0x4d032c99, 0x073510d2, 0x8c7e2620, 0xa702cd72, 0xffe5948f, 0x78cce949, 0x6ce629ea, 0xea4e9568, 0x77abe888, 0x7a238c21]),
+const PINNED: &[(&str, [u32; 13])] = &[
+    ("cpu-f32-x86_64-v7", [0xb12d821e, 0x495abc76, 0x2074b1d8, 0x45f8fa4f, 0x52b5e640, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xb594d3e9, 0xdee4befc, 0x48d6b63f, 0xf9a9781b, 0xfa691a0f]),
+    ("cpu-f32-avx2-v7", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f, 0xf9a9781b, 0xf0e8986e]),
+    ("cpu-f32-avx512-v7", [0xb12d821e, 0x495abc76, 0xc1b3353f, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x5cd233b7, 0x22f77e01, 0x48d6b63f, 0xf9a9781b, 0xf0e8986e]),
+    ("cpu-f32-amx-v7", [0xb12d821e, 0x495abc76, 0x019f9b07, 0x45f8fa4f, 0xa6c12bee, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xc3331f8c, 0x56cfbfbf, 0x48d6b63f, 0xf9a9781b, 0xf0e8986e]),
+    ("cpu-f32-bf16-avx512-v7", [0xb12d821e, 0x495abc76, 0xda44ecac, 0x45f8fa4f, 0x882b25f5, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x72c6737b, 0x58733e2e, 0x48d6b63f, 0xf9a9781b, 0x626632c8]),
+    ("cpu-f32-bf16-avx512fma-v7", [0xb12d821e, 0x495abc76, 0xb34ea70b, 0x45f8fa4f, 0xf6c7108b, 0xc42c262a, 0x436a8974, 0xa22676f7, 0x086cfe65, 0x23f477d4, 0x48d6b63f, 0xf9a9781b, 0x9fa5a70f]),
+    ("cpu-f32-bf16-amx-v7", [0xb12d821e, 0x495abc76, 0x16aef836, 0x45f8fa4f, 0x30d389d7, 0xc42c262a, 0x436a8974, 0xa22676f7, 0xaeacf2b2, 0x2e459059, 0x48d6b63f, 0xf9a9781b, 0xe97a9ae6]),
+    ("gpu-kernels on the host-f32-v4", [0xb12d821e, 0x0b185bf4, 0xe94d2342, 0xc8b9c574, 0xa16e5c56, 0xd814216c, 0x314d6dcc, 0xa22676f7, 0x29d37612, 0x39e897eb, 0xf168fe0d, 0x35b9533c, 0x6dbdd930]),
+    ("gpu-kernels on the host-bf16-v4", [0x7d795a71, 0xb2a36b48, 0x4d032c99, 0x073510d2, 0x8c7e2620, 0xa702cd72, 0xffe5948f, 0x78cce949, 0x6ce629ea, 0xea4e9568, 0x77abe888, 0x7a238c21, 0xc8b6a9a5]),
 ];
 
 /// Runs ops and sums up their outputs.
@@ -42,7 +55,7 @@ struct Ops<'a, B: Backend> {
     micro: MicroBatch,
     batch: B::Batch,
     noise: u64,
-    sums: [Hasher; 12],
+    sums: [Hasher; 13],
 }
 
 const SHAPE: AttnShape = AttnShape { heads: 4, kv_heads: 2, head_dim: 64 };
@@ -50,6 +63,9 @@ const VOCAB: usize = 300;
 /// More than a block along the summed index, and a multiple of nothing but 8.
 const DIM: usize = 616;
 const FFN: usize = 136;
+
+/// Outputs of the norm of queries and keys.
+type Normed<B> = ([<B as Device>::Buf<<B as Device>::Act>; 2], [<B as Device>::Buf<<B as Device>::Acc>; 2]);
 
 macro_rules! v {
     ($o:ident, $buf:expr) => {
@@ -159,7 +175,7 @@ impl<'a, B: Backend> Ops<'a, B> {
     }
 
     /// Norm and rotation of queries and keys, forward and backward: their gradient and what they were, statistics and dw.
-    fn normed(&mut self, family: &str, table: &B::Buf<B::Acc>) -> ([B::Buf<B::Act>; 2], [B::Buf<B::Acc>; 2]) {
+    fn normed(&mut self, family: &str, table: &B::Buf<B::Acc>) -> Normed<B> {
         let (rows, be, heads) = (self.rows(), self.be, SHAPE.heads + SHAPE.kv_heads);
         let (mut qkv, mut raw) = (self.act(rows * SHAPE.qkv_width()), self.act(rows * heads * SHAPE.head_dim));
         let (mut stats, w, mut dw) =
@@ -421,6 +437,61 @@ impl<'a, B: Backend> Ops<'a, B> {
     }
 }
 
+impl<B: Backend> Ops<'_, B> {
+    /// Two modules of a product, of which the second has the last columns, and the gradients through their first half.
+    fn adapter(&mut self) {
+        let (rows, be, columns) = (self.rows(), self.be, [0..96, 100..FFN]);
+        let parts = AdapterParts { columns: &columns, rank: 12, out: FFN, inp: DIM, scale: 1.25 };
+        let (low, covered) = (parts.low(), parts.covered() * parts.rank);
+        let (x, a, b) = (self.act(rows * DIM), self.act(low * DIM), self.act(covered));
+        let (mut y, mut between, mut dlow) = (self.act(rows * FFN), self.act(rows * low), self.act(rows * low));
+        let (mut dx, mut da, mut db) = (self.act(rows * DIM), self.acc(low * DIM), self.acc(covered));
+        let fwd = AdapterFwd {
+            y: v!(self, mut y),
+            low: v!(self, mut between),
+            x: v!(self, x),
+            a: v!(self, a),
+            b: v!(self, b),
+            parts,
+        };
+        be.adapter_fwd(fwd).unwrap();
+        be.adapter_bwd_low(AdapterBwdLow { dlow: v!(self, mut dlow), dy: v!(self, y), b: v!(self, b), parts }).unwrap();
+        let bwd = AdapterBwdWeight {
+            db: v!(self, mut db),
+            low: v!(self, mut between),
+            dy: v!(self, y),
+            x: v!(self, x),
+            a: v!(self, a),
+            parts,
+        };
+        be.adapter_bwd_weight(bwd).unwrap();
+        let bwd = LinearBwdInput {
+            dx: v!(self, mut dx),
+            dy: v!(self, dlow),
+            w: v!(self, a),
+            out: low,
+            inp: DIM,
+            write: Write::Add,
+        };
+        be.linear_bwd_input(bwd).unwrap();
+        let bwd = LinearBwdWeight {
+            dw: v!(self, mut da),
+            dy: v!(self, dlow),
+            x: v!(self, x),
+            out: low,
+            inp: DIM,
+            write: Write::Add,
+        };
+        be.linear_bwd_weight(bwd).unwrap();
+        for buf in [&y, &dlow, &dx] {
+            self.see("adapter", buf);
+        }
+        for buf in [&da, &db] {
+            self.see("adapter", buf);
+        }
+    }
+}
+
 /// SplitMix64 (Steele et al. 2014), in `[0, 1)`.
 fn uniform(state: &mut u64) -> f64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -443,6 +514,7 @@ fn check<B: Backend>(be: &B) {
     ops.head_and_loss();
     ops.optim();
     ops.qk_norm();
+    ops.adapter();
     let got = ops.sums.map(Hasher::finalize);
     let fingerprint = be.fingerprint();
     let line = format!("(\"{fingerprint}\", {got:#010x?}),").replace("\n    ", " ").replace(",\n]", "]");

@@ -1,19 +1,13 @@
 //! Low-rank adapters of linear layers.
 //!
-//! All parts of a product share one packing of its input: their `a` are one operand. A product into some columns goes through
-//! scratch, a block of rows at a time. All are thin, so that packing is most of them: by multiply-adds.
+//! All parts of a product share one reading of its input: their `a` are one operand. All products are thin.
 
 use super::device::Cpu;
-use super::gemm::matrix::{Base, Mat};
-use super::linear::add;
+use super::gemm::matrix::Mat;
 use super::real::Real;
 use super::{check, par};
 use crate::backend::ops::adapter::{AdapterBwdLow, AdapterBwdWeight, AdapterFwd, AdapterOps, AdapterParts};
 use crate::error::Result;
-use std::ops::Range;
-
-/// Elements of scratch that a product into some columns takes at a time, or a row.
-const BLOCK: usize = 1 << 16;
 
 /// Rows, once the sizes are known to be right.
 fn rows(
@@ -38,19 +32,15 @@ impl<S: Real> Cpu<S> {
     /// `low = scale x a^T`.
     fn low(&self, low: &mut [S], (x, a): (&[S], &[S]), n: usize, parts: &AdapterParts<'_>) {
         let (inp, width) = (parts.inp, parts.low());
-        S::gemm_few(&self.gemm, low, Base::Zero, Mat::by_line(x, inp), Mat::by_line(a, inp), [n, width, inp]);
+        S::gemm_thin(&self.gemm, (low, width, false), Mat::by_line(x, inp), Mat::by_line(a, inp), [n, width, inp]);
         scale(low, width, parts.scale);
     }
+}
 
-    /// Hands `with` every block of rows: which, and scratch of `width` a row.
-    fn by_blocks(&self, n: usize, width: usize, mut with: impl FnMut(Range<usize>, &mut [S])) {
-        let rows = (BLOCK / width).max(1).min(n);
-        self.gemm.scratch.with(rows * width, |scratch: &mut [S]| {
-            for start in (0..n).step_by(rows.max(1)) {
-                let rows = start..(start + rows).min(n);
-                with(rows.clone(), &mut scratch[..rows.len() * width]);
-            }
-        });
+/// `to[j, i] = from[i, j]` for `rows x columns` of `from`.
+fn turn<S: Real>(to: &mut [S], from: &[S], rows: usize, columns: usize) {
+    for (i, from) in from.chunks_exact(columns).enumerate() {
+        from.iter().enumerate().for_each(|(j, x)| to[j * rows + i] = *x);
     }
 }
 
@@ -62,7 +52,7 @@ fn scale<S: Real>(x: &mut [S], width: usize, scale: f64) {
 impl<S: Real> AdapterOps for Cpu<S> {
     fn adapter_fwd(&self, op: AdapterFwd<'_, Self>) -> Result<()> {
         const OP: &str = "adapter_fwd";
-        let (level, g) = (self.level(), &self.gemm);
+        let g = &self.gemm;
         let AdapterFwd { y, low, x, a, b, parts } = op;
         let (out, inp, rank, width) = (parts.out, parts.inp, parts.rank, parts.low());
         let weights = [("a", a.len(), width * inp), ("b", b.len(), parts.covered() * rank)];
@@ -77,18 +67,8 @@ impl<S: Real> AdapterOps for Cpu<S> {
             let (of, rest) = b.split_at(columns.len() * rank);
             b = rest;
             let of = Mat::by_line(of, rank);
-            if columns.len() == out {
-                S::gemm_few(g, y, Base::Output, Mat::by_line(&low[i * rank..], width), of, [n, out, rank]);
-                continue;
-            }
-            self.by_blocks(n, columns.len(), |rows, sums| {
-                let low = Mat::by_line(&low[rows.start * width + i * rank..], width);
-                S::gemm_few(g, sums, Base::Zero, low, of, [rows.len(), columns.len(), rank]);
-                let sums = &*sums;
-                par::rows(&mut y[rows.start * out..rows.end * out], out, |row, y| {
-                    add(level, &mut y[columns.clone()], &sums[row * columns.len()..][..columns.len()]);
-                });
-            });
+            let (y, low) = (&mut y[columns.start..], Mat::by_line(&low[i * rank..], width));
+            S::gemm_thin(g, (y, out, true), low, of, [n, columns.len(), rank]);
         }
         Ok(())
     }
@@ -107,14 +87,8 @@ impl<S: Real> AdapterOps for Cpu<S> {
         for (i, columns) in parts.columns.iter().enumerate() {
             let (of, rest) = b.split_at(columns.len() * rank);
             b = rest;
-            self.by_blocks(n, rank, |rows, sums| {
-                let dy = Mat::by_line(&dy[rows.start * out + columns.start..], out);
-                S::gemm_few(g, sums, Base::Zero, dy, Mat::by_k(of, rank), [rows.len(), rank, columns.len()]);
-                let sums = &*sums;
-                par::rows(&mut dlow[rows.start * width..rows.end * width], width, |row, to| {
-                    to[i * rank..][..rank].copy_from_slice(&sums[row * rank..][..rank]);
-                });
-            });
+            let dy = Mat::by_line(&dy[columns.start..], out);
+            S::gemm_thin(g, (&mut dlow[i * rank..], width, false), dy, Mat::by_k(of, rank), [n, rank, columns.len()]);
         }
         scale(dlow, width, parts.scale);
         Ok(())
@@ -137,7 +111,12 @@ impl<S: Real> AdapterOps for Cpu<S> {
             let (of, rest) = db.split_at_mut(columns.len() * rank);
             db = rest;
             let (dy, low) = (Mat::by_k(&dy[columns.start..], out), Mat::by_k(&low[i * rank..], width));
-            S::gemm_few(g, of, Base::Output, dy, low, [columns.len(), rank, n]);
+            // Turned round, so that lines of `dy` are read as they lie.
+            g.scratch.with(of.len(), |turned: &mut [S]| {
+                turn(turned, of, columns.len(), rank);
+                S::gemm_thin(g, (turned, columns.len(), true), low, dy, [rank, columns.len(), n]);
+                turn(of, turned, rank, columns.len());
+            });
         }
         Ok(())
     }

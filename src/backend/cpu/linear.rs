@@ -3,6 +3,7 @@
 use super::device::Cpu;
 use super::gemm::matrix::{Base, Mat};
 use super::gemm::setup::Gemm;
+use super::gemm::thin::THIN;
 use super::narrow::product;
 use super::real::Real;
 use super::simd::simd_fn;
@@ -65,8 +66,12 @@ impl<S: Real> LinearOps for Cpu<S> {
         let g = &self.gemm;
         let LinearBwdInput { dx, dy, w, out, inp, write } = op;
         let n = rows(OP, ("dy", dy.len()), ("dx", dx.len()), ("w", w.len()), out, inp)?;
-        let base = if write.adds() { Base::Output } else { Base::Zero };
-        S::gemm(g, dx, base, Mat::by_line(dy, out), Mat::by_k(w, inp), [n, inp, out]);
+        let (dy, w) = (Mat::by_line(dy, out), Mat::by_k(w, inp));
+        if n > 0 && out <= THIN {
+            S::gemm_thin(g, (dx, inp, write.adds()), dy, w, [n, inp, out]);
+            return Ok(());
+        }
+        S::gemm(g, dx, if write.adds() { Base::Output } else { Base::Zero }, dy, w, [n, inp, out]);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use super::gemm::matrix::{Base, Mat};
 use super::gemm::setup::Gemm;
+use super::gemm::thin::THIN;
 use super::par;
 use super::real::Real;
 use super::scalar::Scalar;
@@ -61,6 +62,9 @@ pub(super) fn product<S: Real, G: Gradient>(
     [m, n, k]: [usize; 3],
 ) {
     if let Some(dw) = same_mut(dw) {
+        if m <= THIN && m > 0 && n > 0 && k > 0 {
+            return S::gemm_thin(gemm, (dw, n, write.adds()), Mat::by_k(a, out), b, [m, n, k]);
+        }
         let base = if write.adds() { Base::Output } else { Base::Zero };
         return S::gemm(gemm, dw, base, Mat::by_k(a, out), b, [m, n, k]);
     }

@@ -64,7 +64,6 @@ pub(super) fn run<K: Kernel>(
     [m, n, k]: [usize; 3],
 ) {
     assert_eq!(c.len(), m * n, "gemm: output");
-    let reach = |x: &Mat<'_, K::S>, lines: usize| (lines - 1) * x.line_step + (k - 1) * x.k_step + 1;
     if let Base::Other(p) = base {
         assert_eq!(p.len(), c.len(), "gemm: base");
     }
@@ -79,19 +78,32 @@ pub(super) fn run<K: Kernel>(
         }
         return;
     }
-    assert!(a.data.len() >= reach(&a, m) && b.data.len() >= reach(&b, n), "gemm: operands");
+    assert!(a.data.len() >= a.reach(m, k) && b.data.len() >= b.reach(n, k), "gemm: operands");
     let first = match base {
         Base::Zero => std::ptr::null(),
         Base::Output => c.as_ptr(),
         Base::Other(p) => p.as_ptr(),
     };
-    let c = c.as_mut_ptr();
+    // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.
+    unsafe { run_in::<K>(g, Out { c: c.as_mut_ptr(), base: first, ld: n }, a, b, [m, n, k]) }
+}
+
+/// The product into an output, all along `k`.
+///
+/// # Safety
+/// The operands and the output have the given sizes, none of them 0, and the CPU has the kernel's instructions.
+pub(super) unsafe fn run_in<K: Kernel>(
+    g: &Gemm,
+    out: Out<K::S>,
+    a: Mat<'_, K::S>,
+    b: Mat<'_, K::S>,
+    [m, n, k]: [usize; 3],
+) {
     let blocks: Vec<Range<usize>> = k_blocks::<K>(k).collect();
     let lines = if m <= n { m.next_multiple_of(K::MR) } else { n.next_multiple_of(K::NR) };
     let shared = lines * units::<K>(&blocks[0]) * size_of::<K::P>();
     for blocks in blocks.chunks((SHARED / shared).max(1)) {
-        let out = Out { c, base: first, ld: n };
-        // SAFETY: operands and output were measured above; a kernel is only named for a level that was detected.
+        // SAFETY: the caller's contract.
         unsafe {
             if m <= n {
                 share_a::<K>(g, out, a, b, m, n, blocks);
@@ -173,7 +185,7 @@ unsafe fn share_a<K: Kernel>(
                         // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
                         unsafe {
                             pack_lines::<K>(bp, Side::B, b, cols.clone(), ks);
-                            block::<K>(out.after(ks), mine, bp, 0..m, cols, units);
+                            block::<K>(out.after(ks), mine, bp, &parts::<K>(bp, units), 0..m, cols, units);
                         }
                     }
                     ap = rest;
@@ -198,7 +210,10 @@ unsafe fn share_b<K: Kernel>(
 ) {
     g.scratch.with(packed::<K>(Side::B, n, blocks), |bp: &mut [K::P]| {
         // SAFETY: the caller's contract.
-        unsafe { pack_all::<K>(bp, Side::B, b, n, blocks) };
+        let parts = unsafe {
+            pack_all::<K>(bp, Side::B, b, n, blocks);
+            all_parts::<K>(bp, n, blocks)
+        };
         let (bp, panels, longest) = (&*bp, m.div_ceil(K::MR), units::<K>(&blocks[0]));
         let in_l2 = (L2_BLOCK / (K::NR * longest * size_of::<K::P>())).max(1);
         let tasks = tasks(panels, (TASK / (K::MR * longest * size_of::<K::P>())).min(16));
@@ -206,7 +221,7 @@ unsafe fn share_b<K: Kernel>(
             let rows = lines_of(t, tasks, panels, K::MR, m);
             g.scratch.with(packed::<K>(Side::A, rows.len(), &blocks[..1]), |ap: &mut [K::P]| {
                 let mut bp = bp;
-                for ks in blocks {
+                for (ks, parts) in blocks.iter().zip(&parts) {
                     let units = units::<K>(ks);
                     let (mine, rest) = bp.split_at(n.next_multiple_of(K::NR) * units);
                     let ap = &mut ap[..rows.len().next_multiple_of(K::MR) * units];
@@ -214,8 +229,9 @@ unsafe fn share_b<K: Kernel>(
                     unsafe { pack_lines::<K>(ap, Side::A, a, rows.clone(), ks) };
                     for (t, bp) in mine.chunks(in_l2 * K::NR * units).enumerate() {
                         let cols = t * in_l2 * K::NR..((t + 1) * in_l2 * K::NR).min(n);
+                        let parts = &parts[(t * in_l2).min(parts.len())..];
                         // SAFETY: the columns lie in `b`, the rows in the output, disjoint between tasks.
-                        unsafe { block::<K>(out.after(ks), ap, bp, rows.clone(), cols, units) }
+                        unsafe { block::<K>(out.after(ks), ap, bp, parts, rows.clone(), cols, units) }
                     }
                     bp = rest;
                 }
@@ -224,11 +240,39 @@ unsafe fn share_b<K: Kernel>(
     });
 }
 
+/// `Kernel::parts` of panels of `b`; empty: all that there can be.
+///
+/// # Safety
+/// The CPU has the kernel's instructions.
+unsafe fn parts<K: Kernel>(bp: &[K::P], units: usize) -> Vec<u8> {
+    // SAFETY: the caller's contract.
+    let parts = |b| unsafe { K::parts(b) };
+    if K::PARTS > 1 { bp.chunks_exact(K::NR * units).map(parts).collect() } else { Vec::new() }
+}
+
+/// [`parts`] of `n` lines, block by block, on all threads.
+///
+/// # Safety
+/// As there.
+unsafe fn all_parts<K: Kernel>(bp: &[K::P], n: usize, blocks: &[Range<usize>]) -> Vec<Vec<u8>> {
+    let mut rest = bp;
+    let mut of = |ks| {
+        let (mine, tail) = rest.split_at(n.next_multiple_of(K::NR) * units::<K>(ks));
+        rest = tail;
+        (mine, units::<K>(ks))
+    };
+    let blocks: Vec<_> = blocks.iter().map(&mut of).collect();
+    // SAFETY: the caller's contract.
+    let parts = |(bp, units): (&[K::P], usize)| unsafe { parts::<K>(bp, units) };
+    if K::PARTS > 1 { blocks.into_par_iter().map(parts).collect() } else { vec![Vec::new(); blocks.len()] }
+}
+
 /// Rows x columns of the output from packed panels of both.
 unsafe fn block<K: Kernel>(
     out: Out<K::S>,
     ap: &[K::P],
     bp: &[K::P],
+    parts: &[u8],
     rows: Range<usize>,
     cols: Range<usize>,
     units: usize,
@@ -244,12 +288,19 @@ unsafe fn block<K: Kernel>(
             if K::ASKS {
                 ask_for(next.wrapping_add(j * part), part);
             }
+            let parts = parts.get(j).map_or(K::PARTS, |parts| *parts);
             let j = cols.start + j * K::NR;
             let (height, width) = (K::MR.min(rows.end - i), K::NR.min(cols.end - j));
             let tile = |low: bool, c: *mut K::S, ld: usize, base: *const K::S, base_ld: usize| {
-                let tile = if low { K::low_tile } else { K::tile };
-                // SAFETY: panels are whole; the rest is the caller's contract.
-                unsafe { tile(units, a.as_ptr(), K::MR, b.as_ptr(), K::NR, c, ld, base, base_ld) }
+                let (a, b) = (a.as_ptr(), b.as_ptr());
+                // SAFETY: panels are whole, and `b` has these parts; the rest is the caller's contract.
+                unsafe {
+                    match () {
+                        () if parts < K::PARTS => K::tile_of(parts, units, a, K::MR, b, K::NR, c, ld, base, base_ld),
+                        () if low => K::low_tile(units, a, K::MR, b, K::NR, c, ld, base, base_ld),
+                        () => K::tile(units, a, K::MR, b, K::NR, c, ld, base, base_ld),
+                    }
+                }
             };
             // SAFETY: the tile is inside the output, or goes through `edge`.
             unsafe {

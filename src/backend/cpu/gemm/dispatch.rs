@@ -15,8 +15,11 @@ use crate::error::Result;
 pub trait HasGemm: Sized {
     /// `c[i, j] = base[i, j] + sum over k of a[i, k] b[j, k]` for `sizes` m, n, k; `c` is `m x n`, row-major.
     fn gemm(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
-    /// [`HasGemm::gemm`] for a few rows, or columns, or terms: by multiply-adds, also where parts are faster once they are packed.
+    /// [`HasGemm::gemm`] for a few rows: by multiply-adds, also where parts are faster once they are packed.
     fn gemm_few(g: &Gemm, c: &mut [Self], base: Base<'_, Self>, a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
+    /// A thin product, into rows of `c` that are `ld` apart, set or added to: few columns, or rows, or terms, beside a matrix
+    /// that is gone through once. By multiply-adds; the same bits as [`HasGemm::gemm_few`]. No size is 0.
+    fn gemm_thin(g: &Gemm, c: (&mut [Self], usize, bool), a: Mat<'_, Self>, b: Mat<'_, Self>, sizes: [usize; 3]);
     /// Most bytes that `lines x k` take when they are packed for good; `None`: there is nothing of that layout.
     fn packed_bytes(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Option<usize>;
     /// Room for `lines x k`, not 0, to be packed in a layout that there is. Errors: [`crate::Error::Device`] where there is no
@@ -125,6 +128,16 @@ macro_rules! has_gemm {
                 sizes: [usize; 3],
             ) {
                 on_kernel!(g, $kernels, run, (g, c, base, a, b, sizes))
+            }
+            fn gemm_thin(
+                g: &Gemm,
+                c: (&mut [Self], usize, bool),
+                a: Mat<'_, Self>,
+                b: Mat<'_, Self>,
+                sizes: [usize; 3],
+            ) {
+                use super::thin::run;
+                on_kernel!(g, $kernels, run, (g, c, a, b, sizes))
             }
             fn packed_bytes(g: &Gemm, lines: usize, k: usize, layout: Layout) -> Option<usize> {
                 on_layout!(g, layout, $direct, $kernels, bytes, (lines, k, layout))

@@ -9,9 +9,12 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// MXCSR's "flush to zero" and "denormals are zeros".
-const FLUSH: u32 = 0x8040;
-/// Units that rows of `b` are asked for ahead.
+pub(super) const FLUSH: u32 = 0x8040;
+/// Units that rows of `b` are asked for ahead, and where they lie far apart in memory.
 const AHEAD: usize = 8;
+const FAR_AHEAD: usize = 32;
+/// Elements from a row of `b` to the next, and rows, from which on that is worth it.
+const FAR: [usize; 2] = [128, 256];
 
 /// Asks for the lines of a tile, which need not exist.
 #[inline(always)]
@@ -45,6 +48,7 @@ macro_rules! tile {
         ) {
             const ROWS: usize = [$($i),*].len();
             ask_for(ROWS, 2 * $n, c, c_ld, base, base_ld);
+            let far = b_step >= FAR[0] && units >= FAR[1];
             let mut acc = [[$set(0.0); 2]; ROWS];
             // The control register as it was, and as the block has it.
             let mut control = [0u32; 2];
@@ -79,7 +83,7 @@ macro_rules! tile {
                     b = inout(reg) b => _,
                     a_step = in(reg) 4 * a_step,
                     b_step = in(reg) 4 * b_step,
-                    ahead = in(reg) 4 * AHEAD * b_step,
+                    ahead = in(reg) 4 * b_step * if far { FAR_AHEAD } else { AHEAD },
                     $(inout($lo) acc[$i][0], inout($hi) acc[$i][1],)*
                     $($more)*
                     options(nostack)

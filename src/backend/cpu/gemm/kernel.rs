@@ -4,7 +4,7 @@
 //! is what makes a row of a product independent of the rows beside it.
 
 #[cfg(target_arch = "x86_64")]
-use super::{flush, pack512};
+use super::{flush, pack512, rows};
 use crate::backend::cpu::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -30,6 +30,17 @@ pub(super) struct Halves {
     pub int8: [HalvesTile; 2],
 }
 
+/// A tile by panels of `b`, whose `a` is read in lines: elements from one to the next in place of units; else as [`Kernel::tile`].
+pub(super) type RowsTile<S> = unsafe fn(usize, *const S, usize, *const S, usize, *mut S, usize, *const S, usize);
+
+/// Tiles of a kernel that read `a` in lines, as they lie.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<S> {
+    /// Of NR columns, and of half as many.
+    pub whole: RowsTile<S>,
+    pub half: RowsTile<S>,
+}
+
 /// A micro-kernel on packed operands. `a` holds columns of MR units, `b` rows of NR units; a unit is `K` values that
 /// are adjacent along `k`.
 pub(super) trait Kernel: Send + Sync + 'static {
@@ -52,8 +63,12 @@ pub(super) trait Kernel: Send + Sync + 'static {
     /// Whether a unit is a value as it lies in memory, so that operands need no packing.
     const DIRECT: bool = false;
 
+    /// Numbers of which a value is the sum, packed one by one.
+    const PARTS: u8 = 1;
     /// Whether packing rounds to bf16, with units of one value.
     const ROUNDS: bool = false;
+    /// Tiles that read `a` as it lies, where there are any.
+    const ROWS: Option<Rows<Self::S>> = None;
     /// Tiles that read `b` in half the memory, where there are any.
     const HALVES: Option<Halves> = None;
 
@@ -104,6 +119,35 @@ pub(super) trait Kernel: Send + Sync + 'static {
         base: *const Self::S,
         base_ld: usize,
     );
+
+    /// Parts, from the first, that numbers of a panel of `b` have.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions.
+    unsafe fn parts(_b: &[Self::P]) -> u8 {
+        Self::PARTS
+    }
+
+    /// [`Kernel::tile`] for a panel of `b` of so many [`Kernel::parts`]: the same bits, but for the sign of a zero, if its numbers are finite.
+    ///
+    /// # Safety
+    /// As [`Kernel::tile`], and the other parts of `b` are 0.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn tile_of(
+        _parts: u8,
+        units: usize,
+        a: *const Self::P,
+        a_step: usize,
+        b: *const Self::P,
+        b_step: usize,
+        c: *mut Self::S,
+        c_ld: usize,
+        base: *const Self::S,
+        base_ld: usize,
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { Self::tile(units, a, a_step, b, b_step, c, c_ld, base, base_ld) }
+    }
 
     /// Packs `width` lines (at most MR for `a`, NR for `b`, given as `panel`) of `len` values each:
     /// `dst[u * panel + w]` is unit `u` of line `w`, and zero beyond `width` or `len`.
@@ -349,6 +393,7 @@ kernel!(
     /// `f32`, AVX-512.
     F32Avx512, __m512, f32, 12 x 2, [flush::avx512, flush::avx512_low], pack512::pack_f32, direct: true,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"; const HALVES: Option<Halves> = Some(HALVES);
+    const ROWS: Option<Rows<f32>> = Some(Rows { whole: rows::by_32, half: rows::by_16 });
 );
 #[cfg(target_arch = "x86_64")]
 kernel!(

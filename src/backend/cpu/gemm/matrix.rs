@@ -17,6 +17,10 @@ impl<'a, S> Mat<'a, S> {
     pub fn by_k(data: &'a [S], lines: usize) -> Self {
         Mat { data, line_step: 1, k_step: lines }
     }
+    /// Elements that lines, not none, of `k`, not none, reach over.
+    pub(super) fn reach(&self, lines: usize, k: usize) -> usize {
+        (lines - 1) * self.line_step + (k - 1) * self.k_step + 1
+    }
 }
 
 /// What the product is added to.

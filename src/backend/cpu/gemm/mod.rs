@@ -17,7 +17,10 @@ pub(super) mod packed;
 pub(super) mod panels;
 #[cfg(target_arch = "x86_64")]
 mod parts;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 pub(super) mod setup;
+pub(super) mod thin;
 mod tiles;
 
 pub use dispatch::{HasGemm, HasTiles};

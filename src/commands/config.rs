@@ -82,7 +82,7 @@ fn of_yaml(stage: Stage, path: &Path, text: &str, typed: &toml::Table) -> Result
     let entries = yaml::entries(text).map_err(|why| Error::file(path, why))?;
     let nulls = entries.iter().filter(|(key, value, _)| value.is_none() && !trl::knows(key));
     let nulls: Vec<String> = nulls.map(|(key, ..)| key.clone()).collect();
-    let trl::Translated { table, defaults, mut answers } = trl::translated(yaml::table(entries), stage);
+    let trl::Translated { table, defaults, mut answers } = trl::translated(yaml::table(entries), stage, typed);
     answers.extend(strangers(stage, table.keys().chain(&nulls)));
     refuse(path, answers)?;
     let beside = |key: &str| {

@@ -114,11 +114,13 @@ pub struct Translated {
     pub answers: Vec<String>,
 }
 
-/// `table`, of a run of `stage`, by our names.
-pub fn translated(table: Table, stage: Stage) -> Translated {
+/// `table`, of a run of `stage`, by our names, where `typed` is beside it.
+pub fn translated(table: Table, stage: Stage, typed: &Table) -> Translated {
     let mut t = Translated { table, ..Translated::default() };
     let is_trls = RENAMED.iter().any(|(theirs, _)| t.table.contains_key(*theirs)) || t.table.contains_key("use_peft");
     let is_peft = t.table.get("use_peft").and_then(Value::as_bool) == Some(true);
+    // A rank that is typed puts a new adapter in the place of the file's.
+    let is_loaded = typed.contains_key("adapter") || (t.table.contains_key("adapter") && !typed.contains_key("lora_r"));
     t.answers.extend(batch(&mut t.table));
     for (theirs, ours) in RENAMED {
         if let Some(value) = t.table.remove(*theirs) {
@@ -142,8 +144,8 @@ pub fn translated(table: Table, stage: Stage) -> Translated {
         }
     }
     for more in [
-        peft(&mut t, is_trls),
-        dropout(&mut t, stage, is_peft),
+        peft(&mut t, is_trls, is_loaded),
+        dropout(&mut t, stage, is_peft, is_loaded),
         quantized(&mut t.table),
         saved(&mut t.table),
         warm_up(&mut t.table),
@@ -198,12 +200,13 @@ fn batch(table: &mut Table) -> Option<String> {
 }
 
 /// TRL trains an adapter where `use_peft` says so, and reads its options nowhere else. What it leaves to PEFT is, for every family
-/// that is read here, on the queries and values.
-fn peft(t: &mut Translated, is_trls: bool) -> Result<(), String> {
+/// that is read here, on the queries and values. An adapter that is loaded has its own.
+fn peft(t: &mut Translated, is_trls: bool, is_loaded: bool) -> Result<(), String> {
     let of_adapter = ["lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora"];
     let said = t.table.remove("use_peft");
     match said.as_ref().map(Value::as_bool) {
         Some(None) => return Err("`use_peft`: is true or false".into()),
+        Some(Some(true)) if is_loaded => {}
         Some(Some(true)) => {
             let modules: Vec<Value> = vec!["q_proj".into(), "v_proj".into()];
             for (key, value, shown) in [
@@ -227,8 +230,9 @@ fn peft(t: &mut Translated, is_trls: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// What drops out. In DPO and where nothing else is said, TRL turns off what `lora_dropout` says with the model's own.
-fn dropout(t: &mut Translated, stage: Stage, is_peft: bool) -> Result<(), String> {
+/// What drops out. In DPO and where nothing else is said, TRL turns off what `lora_dropout` says with the model's own; of an adapter
+/// that is loaded, what its files say too.
+fn dropout(t: &mut Translated, stage: Stage, is_peft: bool, is_loaded: bool) -> Result<(), String> {
     let said = match t.table.remove("disable_dropout") {
         None => None,
         Some(Value::Boolean(yes)) => Some(yes),
@@ -236,23 +240,23 @@ fn dropout(t: &mut Translated, stage: Stage, is_peft: bool) -> Result<(), String
     };
     let given = t.table.get("lora_dropout").cloned();
     let nothing = |p: &Value| p.as_float() == Some(0.0) || p.as_integer() == Some(0);
-    if !is_peft {
-        return match (said, given.filter(|p| !nothing(p))) {
-            (Some(true), Some(p)) => Err(format!(
-                "`disable_dropout` true and `lora_dropout` {p} contradict each other; leave one of them out"
-            )),
-            _ => Ok(()),
-        };
-    }
-    match said.unwrap_or(stage == Stage::Dpo) {
+    match said.unwrap_or(is_peft && stage == Stage::Dpo) {
         true => {
-            t.table.remove("lora_dropout");
+            if let Some(p) = given.as_ref().filter(|p| !is_peft && !nothing(p)) {
+                return Err(format!(
+                    "`disable_dropout` true and `lora_dropout` {p} contradict each other; leave one of them out"
+                ));
+            }
+            match is_loaded {
+                true => drop(t.table.insert("lora_dropout".into(), 0.0.into())),
+                false => drop(t.table.remove("lora_dropout")),
+            }
             if said.is_none() && !given.as_ref().is_some_and(nothing) {
                 let why = "`disable_dropout` true, as in TRL, so that `lora_dropout` is 0";
                 t.defaults.push(("lora_dropout", why.into()));
             }
         }
-        false if given.is_none() => {
+        false if is_peft && !is_loaded && given.is_none() => {
             t.table.insert("lora_dropout".into(), 0.05.into());
             t.defaults.push(("lora_dropout", "`lora_dropout` 0.05, as in TRL".into()));
         }
@@ -380,7 +384,7 @@ mod tests {
                       warmup_steps = 0.1\neval_strategy = false\nbeta = 0.2";
         let ours = "model = 'm'\nout = 'o'\nlora_r = 16\nlora_alpha = 32\nlora_target_modules = ['q_proj', 'v_proj']\ndtype = 'bf16'\n\
                     num_train_epochs = 3.0\n                    quantize = 'nf4'\ndouble_quant = true\nwarmup_ratio = 0.1\neval_strategy = 'no'\nbeta = 0.2";
-        let of = |text: &str| translated(table(text), Stage::Dpo);
+        let of = |text: &str| translated(table(text), Stage::Dpo, &Table::new());
         let t = of(theirs);
         assert_eq!((t.table, t.answers), (table(ours), vec![]));
         let said: Vec<&str> = t.defaults.iter().map(|(_, said)| said.as_str()).collect();
@@ -394,7 +398,10 @@ mod tests {
         assert_eq!(said, defaults);
         // Our own names need no translation, an adapter's neither, and our defaults are ours.
         let ours = table("model = 'm'\nlora_r = 8\nlora_target_modules = ['q_proj']\nwarmup_steps = 10");
-        assert_eq!(translated(ours.clone(), Stage::Dpo), Translated { table: ours, ..Translated::default() });
+        assert_eq!(
+            translated(ours.clone(), Stage::Dpo, &Table::new()),
+            Translated { table: ours, ..Translated::default() }
+        );
         let t = of("use_peft = true\nlora_r = 2\nlora_alpha = 4\nlora_dropout = 0.0\nmax_steps = 5");
         assert_eq!(t.table["lora_target_modules"].to_string(), "[\"q_proj\", \"v_proj\"]");
         assert_eq!(t.defaults, [("lora_target_modules", "`lora_target_modules` q_proj, v_proj, as in TRL".to_owned())]);
@@ -410,10 +417,33 @@ mod tests {
             (Stage::Sft, "lora_dropout = 0.1", Some(0.1), 0),
             (Stage::Sft, "lora_dropout = 0", Some(0.0), 0),
         ] {
-            let t = translated(table(&format!("{full}{text}")), stage);
+            let t = translated(table(&format!("{full}{text}")), stage, &Table::new());
             let got = t.table.get("lora_dropout").and_then(|p| p.as_float().or(p.as_integer().map(|p| p as f64)));
             assert_eq!((got, t.defaults.len(), t.answers), (want, said, vec![]), "{stage} {text}");
         }
+        // A loaded adapter has what its files say, unless it is said what drops; one of a rank that is typed is new.
+        let [adapter, rank] = ["adapter = 'a'", "lora_r = 2"];
+        for (stage, text, typed, want, said) in [
+            (Stage::Sft, "use_peft = true", adapter, "", 0),
+            (Stage::Sft, "use_peft = true\nadapter = 'a'", "", "adapter = 'a'", 0),
+            (Stage::Sft, "use_peft = true\nlora_dropout = 0.1", adapter, "lora_dropout = 0.1", 0),
+            (Stage::Sft, "use_peft = true\ndisable_dropout = true", adapter, "lora_dropout = 0.0", 0),
+            (Stage::Dpo, "use_peft = true", adapter, "lora_dropout = 0.0", 1),
+            (Stage::Dpo, "use_peft = true\nlora_dropout = 0.1", adapter, "lora_dropout = 0.0", 1),
+            (Stage::Dpo, "use_peft = true\ndisable_dropout = false", adapter, "", 0),
+            (Stage::Dpo, "disable_dropout = true", adapter, "lora_dropout = 0.0", 0),
+            (Stage::Dpo, "disable_dropout = true\nadapter = 'a'", "", "adapter = 'a'\nlora_dropout = 0.0", 0),
+            (Stage::Dpo, "disable_dropout = true\nadapter = 'a'", rank, "adapter = 'a'", 0),
+            (Stage::Dpo, "disable_dropout = true", "", "", 0),
+            (Stage::Dpo, "disable_dropout = true\nlora_dropout = 0", "", "", 0),
+            (Stage::Dpo, "use_peft = false", adapter, "", 0),
+        ] {
+            let t = translated(table(&format!("max_steps = 5\n{text}")), stage, &table(typed));
+            let want = table(&format!("max_steps = 5\n{want}"));
+            assert_eq!((t.table, t.defaults.len(), t.answers), (want, said, vec![]), "{stage} {text} {typed}");
+        }
+        let t = translated(table("use_peft = true\nadapter = 'a'\nmax_steps = 1"), Stage::Sft, &table(rank));
+        assert!(["lora_alpha", "lora_target_modules", "lora_dropout"].iter().all(|key| t.table.contains_key(*key)));
         // What says what is always so.
         let always = "push_to_hub = false\nuse_dora = false\nuse_liger_kernel = false\nbf16_full_eval = false\ncompletion_only_loss = true\n\
                       padding_free = false\nresume = false\nwarmup_steps = 0.0\nsave_strategy = 'no'\nreport_to = 'none'\nfsdp = ''\n\
@@ -484,12 +514,12 @@ mod tests {
             ),
             ("bnb_4bit_quant_type = 'fp4'", "`bnb_4bit_quant_type` \"fp4\": four bits are nf4; leave it out"),
         ] {
-            let answers = translated(table(theirs), Stage::Dpo).answers;
+            let answers = translated(table(theirs), Stage::Dpo, &Table::new()).answers;
             assert!(answers.len() == 1 && answers[0].starts_with(want), "{theirs}: {answers:?}");
         }
         // All at once.
         let all = "max_length = 8\nfp16 = true\nuse_peft = 1\nbf16 = 'yes'\ngradient_accumulation_steps = 2\nwarmup_steps = 0.1\nwarmup_ratio = 1";
-        assert_eq!(translated(table(all), Stage::Dpo).answers.len(), 6);
+        assert_eq!(translated(table(all), Stage::Dpo, &Table::new()).answers.len(), 6);
         let (elsewhere, always) = (ELSEWHERE.iter().chain(TAKEN), ALWAYS.iter().map(|(key, ..)| *key));
         let mut all: Vec<&str> = elsewhere.map(|(key, _)| *key).chain(always).collect();
         let n = all.len();

@@ -253,3 +253,43 @@ fn yaml_under_trls_names() {
         cli.bad(&format!("dpo {FILES} --config bad.toml --out r"), 2, &format!("bad.toml: {want}"));
     }
 }
+
+/// A loaded adapter has what its files say, beside TRL's names too: its shape, and what it drops unless the file turns that off.
+#[test]
+fn yaml_with_a_loaded_adapter() {
+    let cli = Cli::with_data();
+    cli.ok(&format!("dpo {FILES} --lora-r 2 --lora-dropout 0.1 --out a"));
+    let run = |args: &str, yaml: &str, out: &str| {
+        cli.write("z.yaml", format!("model_name_or_path: m\ndata: d\nmax_steps: 3\nlearning_rate: 1.0e-3\n{yaml}"));
+        let (stage, more) = args.split_once(' ').unwrap_or((args, ""));
+        let ran = cli.ok(&format!("{stage} --config z.yaml {more} --out {out}"));
+        (cli.bytes(&format!("{out}/adapter_model.safetensors")), ran.err)
+    };
+    let calm = run("dpo --adapter a --lora-dropout 0", "", "calm").0;
+    for (i, (args, yaml)) in [
+        ("dpo --adapter a", "disable_dropout: true\n"),
+        ("dpo --adapter a", "use_peft: true\n"),
+        ("dpo", "use_peft: true\nadapter: a\n"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (weights, said) = run(args, yaml, &format!("calm{i}"));
+        assert!(weights == calm && !said.contains("the adapter drops"), "{args} {yaml}: {said}");
+        assert!(!said.contains("left out") && !said.contains("`lora_r`"), "{args} {yaml}: {said}");
+    }
+    for (i, (args, yaml, drops)) in [
+        ("dpo --adapter a", "", 0.1),
+        ("dpo --adapter a --lora-dropout 0.3", "disable_dropout: true\n", 0.3),
+        ("dpo --adapter a", "use_peft: true\ndisable_dropout: false\n", 0.1),
+        ("sft --adapter a", "use_peft: true\n", 0.1),
+        ("sft", "use_peft: true\nadapter: a\nlora_dropout: 0.2\n", 0.2),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (weights, said) = run(args, yaml, &format!("drops{i}"));
+        assert!(said.contains(&format!("the adapter drops {drops} of its input")), "{args} {yaml}: {said}");
+        assert!(weights != calm, "{args} {yaml}");
+    }
+}

@@ -93,11 +93,11 @@ fn draw(step: &StepPairs<'_>, margins: &[f64], [mean, deviation]: [f64; 2]) -> V
     let key = |i: usize| {
         let off = (margins[i] - mean).abs();
         let weight = if off == 0.0 { 0.0 } else { -0.5 * (off / deviation).powi(2) };
-        weight - (-uniform(step.seed, i as u64).ln()).ln()
+        weight - (-uniform(step.seed, step.ids[i]).ln()).ln()
     };
     let keys: Vec<f64> = (0..n).map(key).collect();
     let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|a, b| keys[*b].total_cmp(&keys[*a]).then(a.cmp(b)));
+    order.sort_by(|a, b| keys[*b].total_cmp(&keys[*a]).then(step.ids[*a].cmp(&step.ids[*b])));
     let mut kept = vec![false; n];
     order.into_iter().take(keep).for_each(|i| kept[i] = true);
     kept

@@ -219,7 +219,7 @@ fn alone(spec: &LossSpec, term: &Term, pair: &Pair, kl: f64) -> PairLoss {
             PairLoss { loss: f(params, &ratios, &mut d), d_chosen: d[0], d_rejected: d[1] }
         }
         Rule::Step(f) => {
-            let step = StepPairs { params, pairs: &[*pair], weights: &[1.0], seed: [0, 0], trains: false };
+            let step = StepPairs { params, pairs: &[*pair], weights: &[1.0], ids: &[0], seed: [0, 0], trains: false };
             f(&step, &mut Running::default())[0]
         }
         Rule::Judged(f) => {

@@ -13,6 +13,8 @@ pub struct StepPairs<'a> {
     pub pairs: &'a [Pair],
     /// Weight of each in the mean.
     pub weights: &'a [f64],
+    /// Which pair of the data each is: what is drawn for it does not depend on its place among the others.
+    pub ids: &'a [u64],
     /// What a draw is made from, so that it is the same whenever the step is taken: the run's seed, and the step.
     pub seed: [u64; 2],
     /// Whether the step trains: else nothing is remembered, and nothing drawn.

@@ -135,11 +135,12 @@ fn pairs_of_the_step(
     how: Taking<'_>,
     running: &mut Running,
 ) -> f64 {
-    let (mut pairs, mut weights) = (Vec::new(), Vec::new());
+    let (mut pairs, mut weights, mut ids) = (Vec::new(), Vec::new(), Vec::new());
     for (mb, (responses, stats)) in batches.iter().zip(&*numbers) {
         for (of, stats) in mb.pairs().iter().zip(stats.chunks_exact(PAIR_STATS)) {
             pairs.push(seen(mb, how.spec, of, [responses, stats], true));
             weights.push(f64::from(of.weight));
+            ids.push(of.id);
         }
     }
     batches.iter_mut().flat_map(MicroBatch::pairs_mut).for_each(|slot| slot.given = [0.0; 2]);
@@ -147,10 +148,11 @@ fn pairs_of_the_step(
     let mut at_reference = 0.0;
     for term in how.spec.terms() {
         let Rule::Step(f) = term.def().rule else { continue };
-        let step = |pairs, trains| StepPairs { params: &term.params, pairs, weights: &weights, seed: how.seed, trains };
+        let (weights, ids, seed) = (&weights[..], &ids[..], how.seed);
+        let step = |pairs, trains| StepPairs { params: &term.params, pairs, weights, ids, seed, trains };
         if how.proves {
             let expected = f(&step(&agree, false), &mut { *running });
-            at_reference += term.weight * expected.iter().zip(&weights).map(|(got, w)| w * got.loss).sum::<f64>();
+            at_reference += term.weight * expected.iter().zip(weights).map(|(got, w)| w * got.loss).sum::<f64>();
         }
         let got = f(&step(&pairs, how.trains), running);
         add(batches, numbers, &got, term.weight, term.scale(&how.scales));

@@ -96,7 +96,8 @@ fn as_trl_has_them() {
 }
 
 fn evaluated(t: &Term, pairs: &[Pair], weights: &[f64], running: &mut Running) -> Vec<PairLoss> {
-    step_rule(t)(&StepPairs { params: &t.params, pairs, weights, seed: [7, 3], trains: false }, running)
+    let ids: Vec<u64> = (0..pairs.len() as u64).collect();
+    step_rule(t)(&StepPairs { params: &t.params, pairs, weights, ids: &ids, seed: [7, 3], trains: false }, running)
 }
 
 /// A number in [0, 1) a call.
@@ -201,7 +202,29 @@ fn ties_are_the_first_pairs() {
 }
 
 fn trained(t: &Term, pairs: &[Pair], weights: &[f64], step: u64, running: &mut Running) -> Vec<PairLoss> {
-    step_rule(t)(&StepPairs { params: &t.params, pairs, weights, seed: [42, step], trains: true }, running)
+    let ids: Vec<u64> = (0..pairs.len() as u64).collect();
+    step_rule(t)(&StepPairs { params: &t.params, pairs, weights, ids: &ids, seed: [42, step], trains: true }, running)
+}
+
+/// However a step is cut into micro-batches, and its pairs so put in another order, the same ones are kept.
+#[test]
+fn what_is_drawn_is_drawn_for_a_pair() {
+    let t = term(LossType::BetaDpo, &[(Param::BetaDpoKeep, 0.5)]);
+    let (pairs, weights) = random_pairs(16, 5, 3.0);
+    let loss = |order: &[usize]| {
+        let (pairs, weights): (Vec<_>, Vec<_>) = order.iter().map(|i| (pairs[*i], weights[*i])).unzip();
+        let ids: Vec<u64> = order.iter().map(|i| 100 + 7 * *i as u64).collect();
+        let step =
+            StepPairs { params: &t.params, pairs: &pairs, weights: &weights, ids: &ids, seed: [42, 1], trains: true };
+        let mut got: Vec<_> = order.iter().zip(step_rule(&t)(&step, &mut Running::default())).collect();
+        got.sort_by_key(|(i, _)| **i);
+        got.into_iter().map(|(_, got)| got.loss).collect::<Vec<_>>()
+    };
+    let forward: Vec<usize> = (0..16).collect();
+    let turned: Vec<usize> = (0..16).map(|i| (5 * i + 3) % 16).collect();
+    let [one, other] = [&forward, &turned].map(|order| loss(order));
+    one.iter().zip(&other).for_each(|(a, b)| close(*a, *b, 1e-12, "another order"));
+    assert_eq!(one.iter().filter(|l| **l == 0.0).count(), 8, "half are kept: {one:?}");
 }
 
 #[test]

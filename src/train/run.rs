@@ -226,7 +226,8 @@ fn first_eval(
 ) -> Result<Option<Totals>> {
     let Some(saved) = from.map(Checkpoint::saved) else { return Ok(None) };
     let (first, most) = (saved.carried.first_eval.clone(), saved.identity.max_eval_samples());
-    let (Some(first), Some(plan)) = (&first, held_out) else { return Ok(first) };
+    // What this call does not evaluate is carried on only where what it says of it, nothing, is what was said then.
+    let (Some(first), Some(plan)) = (&first, held_out) else { return Ok(first.filter(|_| most.is_none())) };
     let (was, is) = (plan.steps_of(most.unwrap_or(u64::MAX)).1, looked_at(c, plan).1);
     if was == is {
         return Ok(Some(first.clone()));

@@ -13,12 +13,14 @@ pub(crate) fn available() -> Option<usize> {
     Some([group, addresses].into_iter().flatten().fold(system, usize::min))
 }
 
-/// Bytes of addresses that are left to a process below its limit, by its /proc/self/limits and /proc/self/status.
+/// Bytes of addresses that are left to a process below its limit, by its /proc/self/limits and /proc/self/status. What the
+/// allocator has reserved for its threads (64 MiB each, part of VmSize) is room as long as nobody writes there.
 fn address_room(limits: &str, status: &str) -> Option<usize> {
     let line = limits.lines().find_map(|l| l.strip_prefix("Max address space "))?;
     // "unlimited" is no number: no limit.
     let limit: usize = line.split_whitespace().next()?.parse().ok()?;
-    Some(limit.saturating_sub(kib(status, "VmSize:")?))
+    let taken = ["VmData:", "VmStk:", "VmExe:", "VmLib:"].map(|name| kib(status, name));
+    Some(limit.saturating_sub(taken.into_iter().sum::<Option<usize>>()?))
 }
 
 /// Bytes of memory that this process occupies now.
@@ -80,14 +82,14 @@ mod tests {
                  Max address space         {soft:<20} unlimited            bytes     \n"
             )
         };
-        let status = "VmPeak:\t   90 kB\nVmSize:\t   60 kB\n";
+        let status = "VmSize:\t  500 kB\nVmData:\t   40 kB\nVmStk:\t   4 kB\nVmExe:\t   10 kB\nVmLib:\t   6 kB\n";
         assert_eq!(address_room(&limits("102400"), status), Some(40 << 10));
         assert_eq!(address_room(&limits("1024"), status), Some(0));
         assert_eq!(address_room(&limits("unlimited"), status), None);
         assert_eq!(address_room("", status), None);
         let own = |name: &str| read_to_string(Path::new("/proc/self").join(name)).unwrap();
         if cfg!(target_os = "linux") {
-            assert!(own("limits").contains("\nMax address space ") && kib(&own("status"), "VmSize:").is_some());
+            assert!(own("limits").contains("\nMax address space ") && kib(&own("status"), "VmData:").is_some());
         }
     }
 

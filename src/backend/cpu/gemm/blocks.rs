@@ -172,7 +172,7 @@ unsafe fn share_a<K: Kernel>(
         let tasks = tasks(panels, L2_BLOCK / (K::NR * longest * size_of::<K::P>()));
         (0..tasks).into_par_iter().with_max_len(1).for_each(|t| {
             let cols = lines_of(t, tasks, panels, K::NR, n);
-            g.scratch.with(packed::<K>(Side::B, cols.len(), &blocks[..1]), |bp: &mut [K::P]| {
+            let of_task = |bp: &mut [K::P], to: &mut [u8]| {
                 let mut ap = ap;
                 for ks in blocks {
                     let units = units::<K>(ks);
@@ -185,12 +185,16 @@ unsafe fn share_a<K: Kernel>(
                         // SAFETY: the columns lie in `b` and, disjoint between tasks, in the output.
                         unsafe {
                             pack_lines::<K>(bp, Side::B, b, cols.clone(), ks);
-                            block::<K>(out.after(ks), mine, bp, &parts::<K>(bp, units), 0..m, cols, units);
+                            parts::<K>(to, bp, units);
+                            block::<K>(out.after(ks), mine, bp, to, 0..m, cols, units);
                         }
                     }
                     ap = rest;
                 }
-            });
+            };
+            let len = packed::<K>(Side::B, cols.len(), &blocks[..1]);
+            let flags = flags::<K>(cols.len().div_ceil(K::NR));
+            with_flags::<K>(g, len, flags, of_task);
         });
     });
 }
@@ -208,12 +212,14 @@ unsafe fn share_b<K: Kernel>(
     n: usize,
     blocks: &[Range<usize>],
 ) {
-    g.scratch.with(packed::<K>(Side::B, n, blocks), |bp: &mut [K::P]| {
+    let flags = flags::<K>(n.div_ceil(K::NR));
+    with_flags::<K>(g, packed::<K>(Side::B, n, blocks), flags * blocks.len(), |bp: &mut [K::P], parts: &mut [u8]| {
         // SAFETY: the caller's contract.
-        let parts = unsafe {
+        unsafe {
             pack_all::<K>(bp, Side::B, b, n, blocks);
-            all_parts::<K>(bp, n, blocks)
-        };
+            all_parts::<K>(parts, bp, n, blocks);
+        }
+        let parts = &*parts;
         let (bp, panels, longest) = (&*bp, m.div_ceil(K::MR), units::<K>(&blocks[0]));
         let in_l2 = (L2_BLOCK / (K::NR * longest * size_of::<K::P>())).max(1);
         let tasks = tasks(panels, (TASK / (K::MR * longest * size_of::<K::P>())).min(16));
@@ -221,7 +227,8 @@ unsafe fn share_b<K: Kernel>(
             let rows = lines_of(t, tasks, panels, K::MR, m);
             g.scratch.with(packed::<K>(Side::A, rows.len(), &blocks[..1]), |ap: &mut [K::P]| {
                 let mut bp = bp;
-                for (ks, parts) in blocks.iter().zip(&parts) {
+                for (i, ks) in blocks.iter().enumerate() {
+                    let parts = &parts[i * flags..(i + 1) * flags];
                     let units = units::<K>(ks);
                     let (mine, rest) = bp.split_at(n.next_multiple_of(K::NR) * units);
                     let ap = &mut ap[..rows.len().next_multiple_of(K::MR) * units];
@@ -240,31 +247,46 @@ unsafe fn share_b<K: Kernel>(
     });
 }
 
-/// `Kernel::parts` of panels of `b`; empty: all that there can be.
+/// Flags for `panels`, where a kernel has any.
+fn flags<K: Kernel>(panels: usize) -> usize {
+    if K::PARTS > 1 { panels } else { 0 }
+}
+
+/// Scratch of `len` units, and of so many flags behind them.
+fn with_flags<K: Kernel>(g: &Gemm, len: usize, flags: usize, f: impl FnOnce(&mut [K::P], &mut [u8])) {
+    // Scratch is cut in lines, of which 16 units of any size fill some.
+    let room = flags.div_ceil(size_of::<K::P>()).next_multiple_of(16);
+    g.scratch.with(len + room, |all: &mut [K::P]| {
+        let (panels, rest) = all.split_at_mut(len);
+        f(panels, &mut bytemuck::cast_slice_mut(rest)[..flags]);
+    });
+}
+
+/// `Kernel::parts` of panels of `b`, as many as `to` has room for.
 ///
 /// # Safety
 /// The CPU has the kernel's instructions.
-unsafe fn parts<K: Kernel>(bp: &[K::P], units: usize) -> Vec<u8> {
-    // SAFETY: the caller's contract.
-    let parts = |b| unsafe { K::parts(b) };
-    if K::PARTS > 1 { bp.chunks_exact(K::NR * units).map(parts).collect() } else { Vec::new() }
+unsafe fn parts<K: Kernel>(to: &mut [u8], bp: &[K::P], units: usize) {
+    for (to, b) in to.iter_mut().zip(bp.chunks_exact(K::NR * units)) {
+        // SAFETY: the caller's contract.
+        *to = unsafe { K::parts(b) };
+    }
 }
 
 /// [`parts`] of `n` lines, block by block, on all threads.
 ///
 /// # Safety
 /// As there.
-unsafe fn all_parts<K: Kernel>(bp: &[K::P], n: usize, blocks: &[Range<usize>]) -> Vec<Vec<u8>> {
-    let mut rest = bp;
-    let mut of = |ks| {
-        let (mine, tail) = rest.split_at(n.next_multiple_of(K::NR) * units::<K>(ks));
-        rest = tail;
-        (mine, units::<K>(ks))
-    };
-    let blocks: Vec<_> = blocks.iter().map(&mut of).collect();
-    // SAFETY: the caller's contract.
-    let parts = |(bp, units): (&[K::P], usize)| unsafe { parts::<K>(bp, units) };
-    if K::PARTS > 1 { blocks.into_par_iter().map(parts).collect() } else { vec![Vec::new(); blocks.len()] }
+unsafe fn all_parts<K: Kernel>(mut to: &mut [u8], mut bp: &[K::P], n: usize, blocks: &[Range<usize>]) {
+    let panels = flags::<K>(n.div_ceil(K::NR));
+    for units in blocks.iter().map(units::<K>) {
+        let (of_block, tail) = to.split_at_mut(panels);
+        let (mine, rest) = bp.split_at(n.next_multiple_of(K::NR) * units);
+        (to, bp) = (tail, rest);
+        let each = of_block.par_chunks_mut(4).zip(mine.par_chunks(4 * K::NR * units));
+        // SAFETY: the caller's contract.
+        each.for_each(|(to, bp)| unsafe { parts::<K>(to, bp, units) });
+    }
 }
 
 /// Rows x columns of the output from packed panels of both.

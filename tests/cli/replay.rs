@@ -355,6 +355,26 @@ fn batches_are_kept_and_are_few() {
     assert!(content(&cli, "r/non-finite") == before);
 }
 
+/// A checkpoint of another run, where one of this run's was, is passed over: of the same model and step, it has other weights.
+#[test]
+fn a_checkpoint_of_another_run_is_passed_over() {
+    let cli = Cli::with_data();
+    let sft = |out: &str, more: &str| {
+        cli.ok(&format!("sft --model m --data d --out {out} --device cpu --max-steps 4 --save-steps 2 {more}"));
+    };
+    sft("r", "--learning-rate 1e-3");
+    sft("x", "--learning-rate 1e-2 --seed 7");
+    let own = cli.ok("replay r 4 --json").json();
+    assert_eq!(own["from_step"], 2);
+    std::fs::remove_dir_all(cli.path("r/checkpoint-2")).unwrap();
+    std::fs::rename(cli.path("x/checkpoint-2"), cli.path("r/checkpoint-2")).unwrap();
+    let ran = cli.ok("replay r 4 --json");
+    let found = ran.json();
+    assert_eq!((&found["from_step"], &found["difference"]), (&json!(0), &Value::Null));
+    assert_eq!(found["ops"], own["ops"]);
+    assert!(ran.err.contains("checkpoint-2 is of a run with other options; replay begins before it"), "{ran:?}");
+}
+
 #[test]
 fn what_cannot_be_replayed_is_refused() {
     let cli = Cli::with_data();
@@ -373,14 +393,22 @@ fn what_cannot_be_replayed_is_refused() {
     // Other rows.
     cli.write_rows("other.jsonl", &pairs(20));
     cli.ok("pack --tokenizer m --input other.jsonl --out d --eval-fraction 0.25 --overwrite");
-    let ran = cli.run("replay r 1");
-    assert!(ran.code == 2 && ran.err.contains("is not the data of the run in r ("), "{ran:?}");
+    for step in [1, 99] {
+        let ran = cli.run(&format!("replay r {step}"));
+        assert!(ran.code == 2 && ran.err.contains("is not the data of the run in r ("), "{ran:?}");
+    }
     // Numbers that are not the run's are told.
     cli.ok("sft --model m --data d --out s --device cpu --max-steps 2 --learning-rate 1e-3");
     let rows = cli.text("s/metrics.jsonl").replacen("\"loss\":", "\"loss\":1", 1);
     cli.write("s/metrics.jsonl", rows);
     let ran = cli.ok("replay s 2");
     assert!(ran.err.contains("warning: step 1 had loss "), "{ran:?}");
+    // A damaged batch of the step ends it before any step is taken.
+    std::fs::create_dir_all(cli.path("s/non-finite")).unwrap();
+    cli.write("s/non-finite/step-2.safetensors", b"x".to_vec());
+    let ran = cli.run("replay s 2");
+    assert!(ran.code == 2 && ran.err.contains("is no batch of a step") && !ran.err.contains("replaying"), "{ran:?}");
+    std::fs::remove_dir_all(cli.path("s/non-finite")).unwrap();
     std::fs::remove_file(cli.path("s/run.json")).unwrap();
     cli.bad_leaving(
         "replay s 2",

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::model::{ModelConfig, ParamTable};
 use crate::observe::{Event, Observe};
-use crate::train::checkpoint::{Checkpoint, Identity};
+use crate::train::checkpoint::{Checkpoint, Identity, Saved};
 use crate::train::memory::MemoryPlan;
 use crate::train::options::{Stage, TrainOptions};
 use crate::train::record::Record;
@@ -68,10 +68,10 @@ pub(super) fn check_same(record: &Record, now: &Identity, c: &TrainOptions, obse
     Ok(())
 }
 
-/// The last checkpoint before `step` that can be read; `None`: the run's beginning.
+/// The last checkpoint before `step` that can be read and that the run `goes_on` from; `None`: the run's beginning.
 pub(super) fn nearest<B: Backend>(
     be: &B,
-    (record, run): (&Record, &Path),
+    (record, run, goes_on): (&Record, &Path, &dyn Fn(&Saved) -> bool),
     step: u64,
     (model, learns): (&ModelConfig, Learns<'_>),
     observe: &mut dyn Observe,
@@ -85,7 +85,12 @@ pub(super) fn nearest<B: Backend>(
     for (_, path) in all {
         let checked = Checkpoint::open(&path).and_then(|c| c.verify(&table, &sections).map(|()| c));
         match checked {
-            Ok(c) if c.saved().global_step < step && c.saved().identity.model_sha256 == record.sha256.model => {
+            Ok(c) if c.saved().global_step < step => {
+                if !goes_on(c.saved()) {
+                    let line = format!("{} is of a run with other options; replay begins before it", path.display());
+                    observe.tell(&Event::Note(&line))?;
+                    continue;
+                }
                 let from = From { step: c.saved().global_step, checkpoint: Some(path) };
                 return Ok((Some(c), from));
             }

@@ -13,7 +13,7 @@ use crate::files::RunDir;
 use crate::model::{Model, Sums};
 use crate::observe::{Event, Flow, Observe};
 use crate::train::check::open_splits;
-use crate::train::checkpoint::Identity;
+use crate::train::checkpoint::{Identity, Saved};
 use crate::train::engine::Engine;
 use crate::train::in_flight::InFlight;
 use crate::train::kept_batch::{self, StepBatch};
@@ -28,7 +28,7 @@ use crate::train::synced::{self, Sync};
 use crate::train::trained::Trained;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Takes step `step` of the run in `c.files.out` again, whose options are `c`, and looks at what every op leaves.
 ///
@@ -43,15 +43,17 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = learns(c, &trained);
     let ready = Ready::new(be.inner(), c, &splits, learns)?;
-    let total = ready.schedule.total;
-    if step == 0 || step > total {
-        return Err(Error::usage(format!("step {step}: {} has steps 1 to {total}", run.display())));
-    }
     let slots = ready.planner.token_budget();
     let models = (&ready.dir, ready.reference.as_ref());
     let identity = Identity::of(c, &splits, models, be.fingerprint(), slots, &ready.schedule)?;
     check_same(&record, &identity, c, observe)?;
-    let (checkpoint, from) = nearest(&be, (&record, run), step, (ready.dir.config(), learns), observe)?;
+    let total = ready.schedule.total;
+    if step == 0 || step > total {
+        return Err(Error::usage(format!("step {step}: {} has steps 1 to {total}", run.display())));
+    }
+    let written = Written::of(run, step)?;
+    let goes_on = |of: &Saved| of.identity.difference(&identity, c, &ready.schedule, of.max_steps).is_none();
+    let (checkpoint, from) = nearest(&be, (&record, run, &goes_on), step, (ready.dir.config(), learns), observe)?;
     let clock = checkpoint.as_ref().map_or_else(Default::default, |c| c.saved().clock);
     tell_start(&from, step, observe)?;
     let sync = Sync::of(&c.reference);
@@ -81,7 +83,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
         seed: c.data.seed,
         adapter_given: c.train.adapter.is_some(),
     };
-    let mut again = Again { be: &be, stepper: &stepper, written: Written::of(run, step)?, inputs_since: None };
+    let mut again = Again { be: &be, stepper: &stepper, written, inputs_since: None };
     again.go_to(step, &mut engine, &mut optimizer, observe)?;
     let (state, mut inputs) = inputs::of_state(&be, &engine.state)?;
     know(&be, &engine.state);
@@ -100,7 +102,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
         step,
         steps: total,
         from,
-        agreement: again.written.agreement(run, (&this.read, step), numbers(&this.totals, norm))?,
+        agreement: again.written.agreement((&this.read, step), numbers(&this.totals, norm)),
         loss: this.totals.mean_loss(),
         grad_norm: norm,
         updated: norm.is_finite(),
@@ -147,10 +149,12 @@ struct Written {
     rows: HashMap<u64, [Value; 2]>,
     compared: u64,
     difference: Option<String>,
+    /// The step's batch, where the run kept it.
+    kept: Option<(PathBuf, StepBatch)>,
 }
 
 impl Written {
-    /// Of the steps up to `step`.
+    /// Of the steps up to `step`. Errors: a batch that was kept is damaged.
     fn of(run: &Path, step: u64) -> Result<Self> {
         let mut rows = HashMap::new();
         RunDir::each_row_of(run, |row| {
@@ -159,7 +163,9 @@ impl Written {
                 rows.insert(at, [loss.clone(), norm.clone()]);
             }
         })?;
-        Ok(Self { rows, compared: 0, difference: None })
+        let kept = RunDir::kept_batches(run).into_iter().find(|(of, _)| *of == step);
+        let kept = kept.map(|(_, path)| StepBatch::read(&path).map(|of| (path, of))).transpose()?;
+        Ok(Self { rows, compared: 0, difference: None, kept })
     }
 
     fn compare(&mut self, step: u64, is: [Value; 2]) {
@@ -173,12 +179,10 @@ impl Written {
     }
 
     /// [`Written::compare`] of the step itself; its batch too, where the run kept it.
-    fn agreement(mut self, run: &Path, this: (&[MicroBatch], u64), is: [Value; 2]) -> Result<Agreement> {
+    fn agreement(mut self, this: (&[MicroBatch], u64), is: [Value; 2]) -> Agreement {
         let (batches, step) = this;
         self.compare(step, is.clone());
-        let kept = RunDir::kept_batches(run).into_iter().find(|(of, _)| *of == step).map(|(_, path)| path);
-        if let Some(path) = &kept {
-            let of = StepBatch::read(path)?;
+        if let Some((path, of)) = &self.kept {
             // A run that ended with this step has no row of it.
             let same = |was: &str, is: &Value| was.parse::<f64>().is_ok_and(|was| serde_json::json!(was) == *is);
             if !self.rows.contains_key(&step) {
@@ -194,7 +198,8 @@ impl Written {
                 self.difference.get_or_insert_with(|| format!("{} {why}", path.display()));
             }
         }
-        Ok(Agreement { compared: self.compared, difference: self.difference, batch: kept })
+        let batch = self.kept.map(|(path, _)| path);
+        Agreement { compared: self.compared, difference: self.difference, batch }
     }
 }
 

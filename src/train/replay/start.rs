@@ -71,7 +71,8 @@ pub(super) fn check_same(record: &Record, now: &Identity, c: &TrainOptions, obse
 /// The last checkpoint before `step` that can be read and that the run `goes_on` from; `None`: the run's beginning.
 pub(super) fn nearest<B: Backend>(
     be: &B,
-    (record, run, goes_on): (&Record, &Path, &dyn Fn(&Saved) -> bool),
+    (record, run): (&Record, &Path),
+    goes_on: impl Fn(&Saved) -> bool,
     step: u64,
     (model, learns): (&ModelConfig, Learns<'_>),
     observe: &mut dyn Observe,

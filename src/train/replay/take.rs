@@ -53,7 +53,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     }
     let written = Written::of(run, step)?;
     let goes_on = |of: &Saved| of.identity.difference(&identity, c, &ready.schedule, of.max_steps).is_none();
-    let (checkpoint, from) = nearest(&be, (&record, run, &goes_on), step, (ready.dir.config(), learns), observe)?;
+    let (checkpoint, from) = nearest(&be, (&record, run), goes_on, step, (ready.dir.config(), learns), observe)?;
     let clock = checkpoint.as_ref().map_or_else(Default::default, |c| c.saved().clock);
     tell_start(&from, step, observe)?;
     let sync = Sync::of(&c.reference);

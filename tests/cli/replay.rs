@@ -405,7 +405,7 @@ fn what_cannot_be_replayed_is_refused() {
     assert!(ran.err.contains("warning: step 1 had loss "), "{ran:?}");
     // A damaged batch of the step ends it before any step is taken.
     std::fs::create_dir_all(cli.path("s/non-finite")).unwrap();
-    cli.write("s/non-finite/step-2.safetensors", b"x".to_vec());
+    cli.write("s/non-finite/step-2.safetensors", b"x");
     let ran = cli.run("replay s 2");
     assert!(ran.code == 2 && ran.err.contains("is no batch of a step") && !ran.err.contains("replaying"), "{ran:?}");
     std::fs::remove_dir_all(cli.path("s/non-finite")).unwrap();

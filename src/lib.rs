@@ -82,8 +82,8 @@
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs; a loss at given numbers
 //!   ([`loss::explain()`]). Knows no device and no plan.
 //! - [`quant`]: weights in four bits, on the host, as bitsandbytes has them.
-//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`; the terminal and signals are in [`commands`]. Knows
-//!   plain numbers, no device.
+//! - [`observe`]: what long work tells and who listens: `metrics.jsonl`, TensorBoard's event file; the terminal and signals are
+//!   in [`commands`]. Knows plain numbers, no device.
 //! - [`hub`]: models and data sets by their names: what a repository holds, its files in the cache that `huggingface_hub` keeps
 //!   too. Which of them are wanted, [`model::wanted`] and [`data::wanted`] know.
 //! - [`data`]: rows ([`data::input`]), tokenisation and templates ([`data::text`]), packing, shards, sidecars, plans, lengths

@@ -1,7 +1,30 @@
 //! The names of a [`Choice`] on the command line.
 
 use crate::choice::Choice;
+use crate::train::report_options::ReportTo;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, Command};
+use std::ffi::OsStr;
+
+/// Parses [`ReportTo`], and says of who else might be meant what there is for them.
+#[derive(Clone, Copy)]
+pub struct Reports;
+
+impl TypedValueParser for Reports {
+    type Value = ReportTo;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<ReportTo, clap::Error> {
+        let known = |name: &str| ReportTo::named(name).ok_or_else(|| ReportTo::elsewhere(name));
+        TypedValueParser::parse_ref(&known, command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        named::<ReportTo>()
+            .possible_values()
+            .map(|all| all.collect::<Vec<_>>().into_iter())
+            .map(|all| Box::new(all) as _)
+    }
+}
 
 /// Parses a [`Choice`] by name or alias; help lists the names with their descriptions.
 pub fn named<T: Choice>() -> impl TypedValueParser<Value = T> {

@@ -10,8 +10,8 @@ use crate::train::group::{Group, first_line};
 use crate::train::loss_options::LossTypes;
 use crate::train::optim::OptimOptions;
 use crate::train::options::{
-    ComputeOptions, DataOptions, EvalOptions, FileOptions, LossOptions, ReferenceOptions, ResumeOptions, SaveOptions,
-    Stage, TrainOptions, TrainedOptions,
+    ComputeOptions, DataOptions, EvalOptions, FileOptions, LossOptions, ReferenceOptions, ReportOptions, ResumeOptions,
+    SaveOptions, Stage, TrainOptions, TrainedOptions,
 };
 use crate::train::schedule::ScheduleOptions;
 use std::path::Path;
@@ -115,6 +115,7 @@ fn strangers<'a>(stage: Stage, keys: impl Iterator<Item = &'a String>) -> Vec<St
         ComputeOptions::KEYS,
         EvalOptions::KEYS,
         SaveOptions::KEYS,
+        ReportOptions::KEYS,
         ResumeOptions::KEYS,
     ];
     let of_dpo = [LossOptions::KEYS, ReferenceOptions::KEYS].concat();

@@ -39,6 +39,7 @@ const HEADINGS: &[(&str, &[&str])] = &[
             "eval_strategy",
             "eval_steps",
             "max_eval_samples",
+            "report_to",
         ],
     ),
     ("A reference that follows", &["sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"]),

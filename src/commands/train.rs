@@ -1,6 +1,6 @@
 //! `fusedpo sft` and `fusedpo dpo`.
 
-use super::choice::named;
+use super::choice::{Reports, named};
 use super::config;
 use super::effect;
 use super::hub;
@@ -22,6 +22,7 @@ use crate::train::eval;
 use crate::train::optim::OptimizerChoice;
 use crate::train::options::{EvalStrategy, Stage, TrainOptions};
 use crate::train::record::{Outcome, Record};
+use crate::train::report_options::ReportTo;
 use crate::train::resume;
 use crate::train::run::{self, Ended, Summary};
 use crate::train::schedule::SchedulerType;
@@ -135,6 +136,9 @@ pub struct TrainFlags {
     /// Checkpoints to keep, the last ones; 0: all [default: 2]
     #[arg(long, value_name = "N")]
     pub save_total_limit: Option<usize>,
+    /// Who gets the metrics, beside metrics.jsonl: TensorBoard, by an event file in the run's folder, or none [default: tensorboard]
+    #[arg(long, value_name = "NAME", value_parser = Reports)]
+    pub report_to: Option<ReportTo>,
     /// Go on from the last checkpoint in --out (auto; without one the run begins) or from RUN/checkpoint-STEP: the same bits
     /// as of a run that was never stopped
     #[arg(long, value_name = "auto|DIR")]

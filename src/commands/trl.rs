@@ -1,7 +1,9 @@
 //! Configurations as TRL's users have them: what means the same here is taken, what means something else or nothing is answered
 //! with what there is instead.
 
+use crate::choice::Choice;
 use crate::train::options::Stage;
+use crate::train::report_options::ReportTo;
 use toml::{Table, Value};
 
 /// TRL's names for what has another one here.
@@ -28,7 +30,6 @@ const ALWAYS: &[(&str, &[&str], &str)] = &[
     ("packing", &["false"], "prompts and responses are always packed, and `batch_size` counts them one by one"),
     ("logging_steps", &["1"], "metrics.jsonl has every step"),
     ("logging_first_step", &["true"], "metrics.jsonl has every step"),
-    ("report_to", &["\"none\"", "[\"none\"]", "[]"], "metrics are in metrics.jsonl, under TRL's names"),
     ("deepspeed", &["\"\"", "false"], "a run is on one device"),
     ("fsdp", &["\"\"", "[]", "false"], "a run is on one device"),
     ("dataset_streaming", &["false"], "rows are packed once, and shards are mapped, not loaded"),
@@ -62,7 +63,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("eos_token", "it is for packing: `fusedpo pack --eos-token TEXT`; leave it out"),
     ("per_device_eval_batch_size", "an evaluation takes micro-batches of `token_budget` slots; leave it out"),
     ("logging_strategy", "metrics.jsonl has every step; leave it out"),
-    ("logging_dir", "a run's log and metrics are in its folder; leave it out"),
+    ("logging_dir", "a run's log, metrics and event file are in its folder; leave it out"),
     ("run_name", "a run's name is its folder's; leave it out"),
     ("hub_model_id", "nothing is sent anywhere; leave it out"),
     ("hub_strategy", "nothing is sent anywhere; leave it out"),
@@ -149,6 +150,7 @@ pub fn translated(table: Table, stage: Stage, typed: &Table) -> Translated {
         quantized(&mut t.table),
         saved(&mut t.table),
         warm_up(&mut t.table),
+        reported(&mut t.table),
     ] {
         t.answers.extend(more.err());
     }
@@ -334,6 +336,20 @@ fn warm_up(table: &mut Table) -> Result<(), String> {
     Ok(())
 }
 
+/// A list of one is that one, and an empty one nobody.
+fn reported(table: &mut Table) -> Result<(), String> {
+    let Some(value) = table.get("report_to") else { return Ok(()) };
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let names: Vec<String> = value.as_array().map_or_else(|| vec![text(value)], |all| all.iter().map(text).collect());
+    let to = match &names[..] {
+        [] => ReportTo::None,
+        [name] => ReportTo::named(name).ok_or_else(|| format!("`report_to` {}", ReportTo::elsewhere(name)))?,
+        all => return Err(format!("`report_to` {}", ReportTo::elsewhere(&all.join(", ")))),
+    };
+    table.insert("report_to".into(), to.name().into());
+    Ok(())
+}
+
 /// Values that are written in another way.
 fn values(table: &mut Table) -> Result<(), String> {
     // By epochs.
@@ -449,7 +465,11 @@ mod tests {
                       padding_free = false\nresume = false\nwarmup_steps = 0.0\nsave_strategy = 'no'\nreport_to = 'none'\nfsdp = ''\n\
                       bnb_4bit_quant_type = 'nf4'\nload_in_4bit = true\nquantize = 'nf4'\nuse_bnb_nested_quant = false";
         let t = of(always);
-        assert_eq!((t.table, t.answers), (table("warmup_steps = 0\nsave_steps = 0\nquantize = 'nf4'"), vec![]));
+        let ours = "warmup_steps = 0\nsave_steps = 0\nquantize = 'nf4'\nreport_to = 'none'";
+        assert_eq!((t.table, t.answers), (table(ours), vec![]));
+        for (theirs, ours) in [("['tensorboard']", "tensorboard"), ("[]", "none"), ("'tensorboard'", "tensorboard")] {
+            assert_eq!(of(&format!("report_to = {theirs}")).table["report_to"].as_str(), Some(ours));
+        }
         assert_eq!(
             of("warmup_steps = 12.0\nsave_strategy = 'steps'").table,
             table("warmup_steps = 12\nsave_steps = 500")
@@ -465,6 +485,11 @@ mod tests {
                 "`per_device_train_batch_size`: fusedpo has `batch_size`, pairs a step over all devices and micro-batches, which \
                  `token_budget` cuts: write `batch_size: 32` in place of per_device_train_batch_size and gradient_accumulation_steps (on one device)",
             ),
+            (
+                "report_to = 'wandb'",
+                "`report_to` wandb: event files for TensorBoard are all that a run writes; scripts/log_to.py",
+            ),
+            ("report_to = ['tensorboard', 'all']", "`report_to` tensorboard, all: event files"),
             ("gradient_accumulation_steps = 2", "`gradient_accumulation_steps`: fusedpo has `batch_size`"),
             (
                 "precompute_ref_log_probs = false",

@@ -16,6 +16,7 @@ const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const RECORD: &str = "run.json";
 const LOG: &str = "run.log";
+const EVENTS: &str = "events.out.tfevents.fusedpo";
 /// A run that went on many thousand times has a long one.
 const MOST_RECORD: u64 = 64 << 20;
 const CHECKPOINT: &str = "checkpoint-";
@@ -147,6 +148,21 @@ impl RunDir {
             Ok(_) => Err(Error::file(&log, "is not a regular file")),
             Err(_) => new_file(&log),
         }
+    }
+
+    /// The run's event file, to be read and added to; `None` where there is none, unless it is to be `made`. Errors: it is a link,
+    /// or cannot be written to.
+    pub fn events(&self, made: bool) -> Result<Option<(File, PathBuf)>> {
+        let path = self.path.join(EVENTS);
+        let file = match fs::symlink_metadata(&path) {
+            Ok(m) if m.is_file() => {
+                File::options().read(true).append(true).open(&path).map_err(Error::io(&path, "open"))?
+            }
+            Ok(_) => return Err(Error::file(&path, "is not a regular file")),
+            Err(_) if made => new_file(&path)?,
+            Err(_) => return Ok(None),
+        };
+        Ok(Some((file, path)))
     }
 
     /// The folder.
@@ -339,7 +355,7 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.begun.get() {
             // The error that ends the run is the one to report, whatever happens here.
-            for name in [METRICS, CONFIG, RECORD] {
+            for name in [METRICS, CONFIG, RECORD, EVENTS] {
                 let _ = fs::remove_file(self.path.join(name));
             }
         }
@@ -352,7 +368,7 @@ fn taken(path: &Path) -> Error {
 
 /// A file of a run: never one that is there, and never through a link.
 fn new_file(path: &Path) -> Result<File> {
-    File::options().append(true).create_new(true).open(path).map_err(Error::io(path, "create"))
+    File::options().read(true).append(true).create_new(true).open(path).map_err(Error::io(path, "create"))
 }
 
 #[cfg(test)]

@@ -24,5 +24,6 @@
 
 pub mod event;
 pub mod jsonl;
+pub mod tensorboard;
 
 pub use event::{Both, Event, Flow, InUse, Later, Observe, Silent};

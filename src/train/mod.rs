@@ -29,6 +29,7 @@ pub mod record;
 pub mod reference;
 pub mod replay;
 mod report;
+pub mod report_options;
 pub mod resume;
 pub mod run;
 mod saver;

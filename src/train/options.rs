@@ -17,6 +17,7 @@ use crate::loss::{LossSpec, LossType};
 
 pub use super::adapter_options::TrainedOptions;
 pub use super::loss_options::LossOptions;
+pub use super::report_options::ReportOptions;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -228,6 +229,9 @@ pub struct TrainOptions {
     /// Saving.
     #[serde(flatten)]
     pub save: SaveOptions,
+    /// Who is told.
+    #[serde(flatten)]
+    pub report: ReportOptions,
     /// Where it begins.
     #[serde(flatten)]
     pub resume: ResumeOptions,
@@ -265,6 +269,7 @@ impl TrainOptions {
             compute: take(&mut rest)?,
             eval: take(&mut rest)?,
             save: take(&mut rest)?,
+            report: take(&mut rest)?,
             resume: take(&mut rest)?,
             ..Self::default()
         };

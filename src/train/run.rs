@@ -4,7 +4,7 @@ pub use super::summary::{Ended, Summary};
 
 use super::adapter_options::warnings;
 use super::announce::{announce, reference_line};
-use super::card::Card;
+use super::card::{self, Card};
 use super::check::{open_splits, warn_of_positions};
 use super::checkpoint::{Checkpoint, Due, Identity};
 use super::choices::GraphsChoice;
@@ -17,6 +17,7 @@ use super::options::{Stage, TrainOptions};
 use super::pass::Pass;
 use super::ready::{self, Ready, choose_products, looked_at, refuse_empty_evaluation};
 use super::record::{Outcome, Record};
+use super::report_options::ReportTo;
 use super::resume::{self, Start};
 use super::saver::Saver;
 use super::schedule::Schedule;
@@ -34,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::model::{self, Model, Quantized};
 use crate::observe::jsonl::Jsonl;
+use crate::observe::tensorboard::Events;
 use crate::observe::{Both, Event, Observe};
 
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
@@ -166,6 +168,8 @@ impl Run<'_> {
         );
         // Policy and reference are the same weights: step 0 must show no difference at all.
         let starts_at_reference = ready.reference.as_ref().is_some_and(|r| ready.dir.computes_as(r));
+        let reports = c.report.report_to == ReportTo::Tensorboard;
+        let mut events = Events::open(out, reports.then(|| card::options(c)).as_deref())?;
         let (plan, sidecars_of_steps) = (&ready.planner, sidecars.next());
         let sidecars_of_held_out = sidecars.next();
         let before = first_eval(c, self.start.checkpoint(), ready.held_out.as_ref(), observe)?;
@@ -188,7 +192,7 @@ impl Run<'_> {
             before,
             after: None,
             trend: Trend::default(),
-            observe: &mut Both(&mut Jsonl(out), observe),
+            observe: &mut Both(&mut Jsonl(out), &mut Both(&mut events, observe)),
             summary,
         };
         steps.run(&mut engine, &mut optimizer)?;

@@ -22,3 +22,4 @@ mod hub_server;
 mod messages;
 mod options;
 mod replay;
+mod tensorboard;

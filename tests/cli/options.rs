@@ -21,6 +21,8 @@ enum Changes {
     Dtype,
     /// The same weights to the bit, and a file that is not there without.
     File(&'static str),
+    /// The same weights to the bit, and without a file of RUN that is there else.
+    NoFile(&'static str),
     /// The same weights and metrics: what it changes is held by tests/resume.rs.
     Same,
     /// Of a run that trains an adapter: another one.
@@ -62,6 +64,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--save-dtype", "bf16", Dtype),
     ("--seed", "43", Weights),
     ("--save-steps", "2", Words(": saved ")),
+    ("--report-to", "none", NoFile("events.out.tfevents.fusedpo")),
     ("--save-total-limit", "1", Same),
     ("--resume", "auto", Same),
     ("--allow-other-numerics", "", Refusal("--resume")),
@@ -212,6 +215,12 @@ fn check(cli: &Cli, stage: &str, options: &[(&str, &str, Changes)]) {
             File(name) => {
                 assert!(same, "{what} must not change the weights");
                 assert!(!cli.names(name, ".ref-").is_empty(), "{what}: nothing in {name}");
+            }
+            NoFile(name) => {
+                assert!(same, "{what} must not change the weights");
+                assert_eq!(without_times(&with.metrics), without_times(&without.metrics), "{what}");
+                let there = |run: &str| cli.path(&format!("{run}/{name}")).exists();
+                assert!(!there(&out) && there(&format!("{stage}-base")), "{what}: {name}");
             }
             Adapter | Refusal(_) => unreachable!("handled above"),
         }

@@ -97,7 +97,7 @@ impl Card<'_> {
         }
         text += &self.usage();
         let _ = writeln!(text, "## How it was trained\n\n{}", self.method());
-        text += &self.hyper_parameters();
+        text += &options(self.options);
         text += PUSH;
         self.front_matter() + &text
     }
@@ -265,29 +265,29 @@ impl Card<'_> {
         );
         text
     }
+}
 
-    fn hyper_parameters(&self) -> String {
-        let o = self.options;
-        let groups = [
-            values(&o.loss),
-            values(&o.reference),
-            values(&o.schedule),
-            values(&o.optim),
-            values(&o.train),
-            values(&o.data),
-            values(&o.compute),
-        ];
-        let mut text = "| option | value |\n| --- | --- |\n".to_owned();
-        for (key, value) in groups.into_iter().flatten() {
-            if value.is_null() || PATHS.contains(&key.as_str()) {
-                continue;
-            }
-            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let value: String = value.chars().filter(|c| !c.is_control() && *c != '`').collect();
-            let _ = writeln!(text, "| `{key}` | `{}` |", value.replace('|', "\\|"));
+/// Every hyper-parameter of a run, as a table in Markdown, without paths.
+pub(super) fn options(o: &TrainOptions) -> String {
+    let groups = [
+        values(&o.loss),
+        values(&o.reference),
+        values(&o.schedule),
+        values(&o.optim),
+        values(&o.train),
+        values(&o.data),
+        values(&o.compute),
+    ];
+    let mut text = "| option | value |\n| --- | --- |\n".to_owned();
+    for (key, value) in groups.into_iter().flatten() {
+        if value.is_null() || PATHS.contains(&key.as_str()) {
+            continue;
         }
-        text + "\n"
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let value: String = value.chars().filter(|c| !c.is_control() && *c != '`').collect();
+        let _ = writeln!(text, "| `{key}` | `{}` |", value.replace('|', "\\|"));
     }
+    text + "\n"
 }
 
 /// How the hub gets it.

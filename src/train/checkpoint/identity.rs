@@ -38,6 +38,7 @@ const FREE: &[&str] = &[
     "save_dtype",
     "save_steps",
     "save_total_limit",
+    "report_to",
 ];
 
 const MAX_EVAL_SAMPLES: &str = "max_eval_samples";

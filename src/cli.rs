@@ -5,7 +5,7 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{
-    doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, score, shell,
+    doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report, score, shell,
 };
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
@@ -95,6 +95,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Take a step of a run again, op by op, and name what was not finite first
     Replay(replay::ReplayArgs),
+    /// Runs as one page that needs no network: curves, held-out tables, configuration, data
+    Report(report::ReportArgs),
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines

@@ -77,6 +77,7 @@
 //! - [`error`]; [`mod@choice`]: enums that a user names, with names and descriptions beside the variants; [`units`]: sizes in
 //!   words; [`guard`]: a library that panics on a damaged file gives an error.
 //! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
+//! - [`chart`]: curves as pictures. Knows numbers over steps and colours, no run.
 //! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
 //!   what of a stranger's folder may be opened at all.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs; a loss at given numbers
@@ -99,8 +100,9 @@
 //!   ([`train::checkpoint`]), records ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory of
 //!   those that are not begun ([`train::forecast`]).
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
-//! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.
+//! - [`report`]: folders of runs as a page that needs no network; it reads what they left, and knows no device.
+//! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`commands`], [`cli`]: one file a command; what the user types, and all that is said. Only here (and in the demo, which
 //!   says things too) does the crate know flags and signals.
 //!
@@ -136,6 +138,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod chart;
 pub mod choice;
 pub mod cli;
 pub mod commands;
@@ -150,6 +153,7 @@ pub mod loss;
 pub mod model;
 pub mod observe;
 pub mod quant;
+pub mod report;
 pub mod say;
 pub mod train;
 pub mod units;

@@ -37,6 +37,10 @@ fn main() -> ExitCode {
         Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, to),
         Command::Plan(args) => commands::plan::run(&args, to),
         Command::Replay(args) => commands::replay::run(&args, to),
+        Command::Report(args) => {
+            let flags = Cli::flags();
+            commands::report::run(&args, &flags, to)
+        }
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),

@@ -9,13 +9,14 @@ use std::path::Path;
 /// Rooms from the ground up. A file may name its own room and lower ones; rooms on one floor do not know each other.
 const FLOORS: &[&[&str]] = &[
     &["error", "choice", "units"],
-    &["batch", "files", "loss", "guard", "quant"],
+    &["batch", "chart", "files", "loss", "guard", "quant"],
     &["observe"],
     &["hub"],
     &["data", "backend"],
     &["model"],
     &["train"],
     &["device", "say"],
+    &["report"],
     &["demo"],
     &["commands"],
     &["cli"],

@@ -124,6 +124,7 @@ pub const COMMANDS: &[About] = &[
             "fusedpo plan --model smollm2 --lengths tldr --device-memory 80GiB --gradient-checkpointing",
         ],
     ),
+    ("report", &[], ["fusedpo report run-dpo --out report.html", "fusedpo report run-a run-b --out - > both.html"]),
     ("replay", &[], ["fusedpo replay run-dpo 120", "fusedpo replay run-dpo 120 --json"]),
     (
         "eval",

@@ -24,6 +24,7 @@ pub mod quantize;
 pub mod quantize_flags;
 pub mod reference;
 pub mod replay;
+pub mod report;
 pub mod score;
 pub mod shell;
 pub mod signal;

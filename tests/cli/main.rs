@@ -22,4 +22,5 @@ mod hub_server;
 mod messages;
 mod options;
 mod replay;
+mod report;
 mod tensorboard;

@@ -180,6 +180,7 @@ const ROOMS: &[Room] = &[
         "[runs.md](runs.md#a-step-that-goes-non-finite).",
         &["train/replay/", "train/kept_batch", "commands/replay"],
     ),
+    ("Pages of runs", "`fusedpo report`: [report.md](report.md).", &["report/", "chart/", "commands/report"]),
     ("The model card", "`RUN/README.md`: [runs.md](runs.md).", &["train/card/"]),
     (
         "Devices",
@@ -211,6 +212,9 @@ fn is_message(literal: &Literal) -> bool {
     let is_table = |file: &str| {
         ["commands/help.rs", "demo/words.rs", "demo/grammar.rs"].contains(&file)
             || file.starts_with("train/card/")
+            // What a page says that is no note on it.
+            || file.starts_with("report/")
+            || file.starts_with("chart/")
             || file.starts_with("backend/cpu/gemm/")
             || file.starts_with("loss/")
                 && !["explain", "losses", "math", "mod", "pair", "params", "spec", "step", "table"]

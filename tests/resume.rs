@@ -16,7 +16,7 @@ use fusedpo::train::options::{
     DataOptions, EvalOptions, FileOptions, ReferenceOptions, SaveOptions, Stage, TrainOptions,
 };
 use fusedpo::train::run::train;
-use fusedpo::train::schedule::ScheduleOptions;
+use fusedpo::train::schedule::{ScheduleOptions, SchedulerType};
 use fusedpo::{Error, Result};
 use half::bf16;
 use serde_json::Value;
@@ -131,6 +131,54 @@ fn the_same_bytes_on_the_cpu() {
             });
         }
         Err(e) => println!("skipped: bf16 on this CPU ({e})"),
+    }
+}
+
+/// The best evaluation and the patience are part of what a run goes on from: a rate at which the held-out loss turns, so that the
+/// model is that of a checkpoint, saved by the call that was ended or by the one before it.
+#[test]
+fn the_best_evaluation_and_patience_survive() {
+    let cli = Cli::with_data();
+    let run = |out: &str, patience: Option<u64>, resume: bool, observe: &mut dyn Observe| {
+        let mut c = options(&cli, Stage::Dpo, out);
+        (c.schedule.learning_rate, c.schedule.lr_scheduler_type) = (0.02, SchedulerType::Constant);
+        (c.data.max_steps, c.save.save_steps, c.save.save_total_limit) = (Some(14), Some(5), 1);
+        (c.eval.eval_steps, c.eval.load_best_model_at_end, c.eval.early_stopping_patience) = (2, true, patience);
+        let mut c = c.resolve(Stage::Dpo).unwrap();
+        c.resume.resume = resume.then_some(Resume::Auto);
+        train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c, observe)
+    };
+    let best = |out: &str| {
+        let run: Value = serde_json::from_str(&cli.text(&format!("{out}/run.json"))).unwrap();
+        (run["best"].clone(), run["stopped_early"].clone())
+    };
+    let checkpoints = |out: &str| cli.names(out, "checkpoint-");
+    for patience in [None, Some(2)] {
+        let named = |what: &str| format!("{what}-{}", patience.unwrap_or(0));
+        run(&named("peace"), patience, false, &mut Silent).unwrap();
+        let of_best = best(&named("peace")).0["step"].as_u64().unwrap();
+        let metrics = cli.json_lines(&format!("{}/metrics.jsonl", named("peace")));
+        let last = metrics.last().unwrap()["step"].as_u64().unwrap();
+        assert!(0 < of_best && of_best < last, "{of_best} {last}");
+        for at in 1..last {
+            let out = named(&format!("crash-{at}"));
+            run(&out, patience, false, &mut At(at, None)).unwrap_err();
+            run(&out, patience, true, &mut Silent).unwrap();
+            equal(&cli, &named("peace"), &out);
+            assert_eq!((best(&out), checkpoints(&out)), (best(&named("peace")), checkpoints(&named("peace"))), "{out}");
+            let out = named(&format!("pause-{at}"));
+            run(&out, patience, false, &mut At(at, Some(Flow::Pause))).unwrap();
+            run(&out, patience, true, &mut Silent).unwrap();
+            equal(&cli, &named("peace"), &out);
+            assert_eq!(best(&out), best(&named("peace")), "{out}");
+        }
+        for at in (2..=last).step_by(2) {
+            let out = named(&format!("evaluated-{at}"));
+            run(&out, patience, false, &mut AtEvaluation(at)).unwrap();
+            run(&out, patience, true, &mut Silent).unwrap();
+            equal(&cli, &named("peace"), &out);
+            assert_eq!(best(&out), best(&named("peace")), "{out}");
+        }
     }
 }
 

@@ -23,6 +23,18 @@ type Meant = (&'static str, Option<&'static str>);
 const LORA: [Meant; 5] =
     [("lora_r", None), ("lora_alpha", None), ("lora_target_modules", None), ("use_rslora", None), ("lora_init", None)];
 
+/// What has no meaning where nothing is evaluated.
+const OF_EVALUATIONS: [Meant; 8] = [
+    ("eval_steps", None),
+    ("max_eval_samples", None),
+    ("eval_data", None),
+    ("load_best_model_at_end", None),
+    ("metric_for_best_model", None),
+    ("greater_is_better", None),
+    ("early_stopping_patience", None),
+    ("early_stopping_threshold", None),
+];
+
 /// What a typed option rules out in a file: a run would refuse it beside that, or not read what was typed.
 fn overrules(key: &str, value: &Value) -> Vec<Meant> {
     let beside_an_adapter = [("train", None), ("gradient_dtype", Some("bf16"))];
@@ -30,8 +42,10 @@ fn overrules(key: &str, value: &Value) -> Vec<Meant> {
         ("num_train_epochs", _) => vec![("max_steps", None)],
         ("warmup_steps", _) => vec![("warmup_ratio", None)],
         ("warmup_ratio", _) => vec![("warmup_steps", None)],
-        ("eval_strategy", Value::String(s)) if s == "no" => vec![("eval_steps", None), ("max_eval_samples", None)],
-        ("eval_steps", Value::Integer(1..)) | ("max_eval_samples", _) => vec![("eval_strategy", Some("no"))],
+        ("eval_strategy", Value::String(s)) if s == "no" => OF_EVALUATIONS.to_vec(),
+        ("eval_steps", Value::Integer(1..)) | ("max_eval_samples" | "eval_data", _) => {
+            vec![("eval_strategy", Some("no"))]
+        }
         ("sync_ref_model", Value::Boolean(true)) => vec![("cache", None)],
         ("sync_ref_model", _) => vec![("ref_model_mixup_alpha", None), ("ref_model_sync_steps", None)],
         ("f_divergence_type", Value::String(s)) if s != "alpha_divergence" => vec![("f_alpha_divergence_coef", None)],

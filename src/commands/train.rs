@@ -20,12 +20,13 @@ use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
 use crate::train::optim::OptimizerChoice;
-use crate::train::options::{EvalStrategy, Stage, TrainOptions};
+use crate::train::options::{EvalStrategy, NamedData, Stage, TrainOptions};
 use crate::train::record::{Outcome, Record};
 use crate::train::report_options::ReportTo;
 use crate::train::resume;
 use crate::train::run::{self, Ended, Summary};
 use crate::train::schedule::SchedulerType;
+use crate::units::decimals;
 use crate::warn;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -155,12 +156,33 @@ pub struct TrainFlags {
     /// Whether the held-out split is evaluated [default: steps]
     #[arg(long, value_parser = named::<EvalStrategy>())]
     pub eval_strategy: Option<EvalStrategy>,
-    /// Pairs (sft: responses) of the held-out split to evaluate, the first ones, rounded up to whole steps [default: all]
+    /// Pairs (sft: responses) of each held-out set to evaluate, the first ones, rounded up to whole steps [default: all]
     #[arg(long, value_name = "N")]
     pub max_eval_samples: Option<u64>,
-    /// Evaluate every N steps on the eval split; 0: before the first and after the last step [default: 0]
+    /// Evaluate every N steps on what is held out; 0: before the first and after the last step [default: 0]
     #[arg(long, value_name = "N")]
     pub eval_steps: Option<u64>,
+    /// Evaluate on these shards too (their held-out split; all where nothing is held out), as eval_NAME_loss and the like; may
+    /// be given several times
+    #[arg(long, value_name = "NAME=DIR")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub eval_data: Vec<NamedData>,
+    /// Keep a checkpoint of the best evaluation, whatever --save-total-limit, and end with its model; needs --eval-steps
+    /// [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub load_best_model_at_end: Option<bool>,
+    /// What evaluations are compared by: a key of theirs in metrics.jsonl, eval_ may be left out [default: loss]
+    #[arg(long, value_name = "KEY")]
+    pub metric_for_best_model: Option<String>,
+    /// Whether more of it is better [default: unless its name ends in loss]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub greater_is_better: Option<bool>,
+    /// End after N evaluations in a row without a better one; needs --eval-steps [default: never]
+    #[arg(long, value_name = "N")]
+    pub early_stopping_patience: Option<u64>,
+    /// By how much more than this it must be better to renew the patience [default: 0]
+    #[arg(long, value_name = "X")]
+    pub early_stopping_threshold: Option<f64>,
     /// Keep only the input of each layer and compute the rest again in the backward pass: less memory, a quarter to a
     /// third more work, the same bits [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
@@ -275,17 +297,33 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
         )));
     }
     say!(
-        "{} steps in {:.1} s ({:.1} s for the reference): {}",
+        "{} steps in {:.1} s ({:.1} s for the reference{}): {}",
         s.steps,
         s.train_seconds,
         s.reference_seconds,
+        evaluation(&s),
         options.files.out.display()
     );
+    if let Some((step, metric, value)) = &s.best {
+        say!("the model is that of step {step}: {metric} {}", decimals(*value, 6));
+    }
     if let Some((first, last)) = &s.eval {
         say!("held-out before: {}", eval::line(first));
         say!("held-out after:  {}", eval::line(last));
     }
+    for (name, last) in &s.sets {
+        say!("held-out {name}, last: {}", eval::line(last));
+    }
     Ok(())
+}
+
+/// How long the evaluations took, and what share of all that is.
+fn evaluation(s: &Summary) -> String {
+    if s.eval_seconds == 0.0 {
+        return String::new();
+    }
+    let share = 100.0 * s.eval_seconds / (s.eval_seconds + s.train_seconds + s.reference_seconds);
+    format!(", {:.1} s, {share:.0} %, for evaluations", s.eval_seconds)
 }
 
 /// Refuses a folder that is in use; of a run that ended before its last step, says how it goes on.

@@ -1,5 +1,6 @@
 //! Where a run stands.
 
+use super::best::Watched;
 use crate::loss::Running;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub struct Clock {
     pub skipped: u64,
     /// What the loss remembers of the steps before.
     pub running: Running,
+    /// What evaluations came to, where they are compared.
+    #[serde(skip_serializing_if = "Watched::is_none")]
+    pub watched: Watched,
 }
 
 impl Clock {

@@ -11,6 +11,7 @@ use super::optim::OptimizerChoice;
 use super::options::TrainOptions;
 use super::ready::{check_quantized, choose_products, planners, refuse_empty_evaluation};
 use super::reference::score_options;
+use super::sets;
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::choice::Choice;
@@ -179,7 +180,9 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
     let held = |r: ModelConfig| ModelConfig { quantized: r.quantized.or(c.train.quantized()), ..r };
     let reference = reference.map(held);
     let (planner, held_out) = planners(c, &splits)?;
-    let all = || [&planner].into_iter().chain(&held_out);
+    let named = sets::open(c)?;
+    let sets = sets::planners(c, &named, planner.token_budget())?;
+    let all = || [&planner].into_iter().chain(&held_out).chain(&sets);
     let longest_row = all().map(Planner::longest_row).max().unwrap_or(0);
     let run = Run { be, c, base: &base, budgets: Budgets::of(all()), positions: longest_row };
     let free = be.memory()?.map(|m| m.free);
@@ -206,6 +209,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
         Ok(Budget { slots, needed, holds: if whole { some } else { holds(slots)? } })
     };
     let held = run.with(|config, learns| MemoryPlan::held(be, config, longest_row, learns))?;
+    let scored: Vec<&Dataset> = splits.iter().chain(named.iter().map(|set| &set.data)).collect();
     let table = run.with(|config, learns| MemoryPlan::sections(be, config, learns))?.0;
     Ok(Forecast {
         device: format!("{}, {}", be.description().split(", ").next().unwrap_or_default(), be.products()),
@@ -220,7 +224,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, data: &Path, beside: Vec<(
         parts: parts(&plan, &held),
         beside,
         margin: plan.needed() - plan.bytes(),
-        reference: reference.map(|config| scoring(be, &config, &splits, slots)).transpose()?,
+        reference: reference.map(|config| scoring(be, &config, &scored, slots)).transpose()?,
         save: plan.save,
         free,
         largest: largest.map(|slots| budget(slots, run.needed(slots)?)).transpose()?,
@@ -380,10 +384,10 @@ fn parts(plan: &MemoryPlan, held: &MemoryPlan) -> Vec<Part> {
 }
 
 /// What the reference's pass over all responses asks for.
-fn scoring<B: Backend>(be: &B, config: &ModelConfig, splits: &[Dataset], slots: usize) -> Result<usize> {
-    let planners = splits.iter().map(|data| Planner::new(data, &score_options(slots)));
+fn scoring<B: Backend>(be: &B, config: &ModelConfig, all: &[&Dataset], slots: usize) -> Result<usize> {
+    let planners = all.iter().map(|data| Planner::new(data, &score_options(slots)));
     let planners: Vec<Planner<'_>> = planners.collect::<Result<_>>()?;
-    let positions = splits.iter().map(Dataset::longest_row).max().unwrap_or(0);
+    let positions = all.iter().map(|data| data.longest_row()).max().unwrap_or(0);
     Ok(MemoryPlan::scoring(be, config, positions, Budgets::of(&planners).capacity())?.needed())
 }
 

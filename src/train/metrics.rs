@@ -6,6 +6,7 @@
 //! (`chosen`) and undesirable (`rejected`), where something was, and `kl` is a mean over steps. A tie counts one half in `rewards/accuracies` (TRL: nothing).
 
 use super::means::at_reference;
+use super::spread::{OF_PAIRS, Squares};
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{MicroBatch, ResponseSlot, Role};
 use crate::loss::LossSpec;
@@ -62,6 +63,9 @@ pub struct Totals {
     pub divergence: f64,
     /// Those steps.
     pub divergences: u64,
+    /// Sums of squares, for intervals.
+    #[serde(skip_serializing_if = "Squares::is_none")]
+    pub squares: Squares,
     /// Ids of pairs whose loss is not finite.
     pub non_finite: Vec<u64>,
     /// Ids of responses whose log-prob is not finite.
@@ -115,6 +119,8 @@ impl Totals {
             self.logp_rejected += response(p.rejected)[0];
             self.hits += response(p.chosen)[2];
             self.chosen_tokens += scored(p.chosen);
+            self.squares.add_loss(f64::from(p.weight) * loss, f64::from(p.weight));
+            self.squares.add_pair([chosen, rejected], [response(p.chosen)[0], response(p.rejected)[0]]);
         }
         self.pairs += mb.pairs().len() as u64;
         for i in 0..mb.responses().len() as u32 {
@@ -128,6 +134,11 @@ impl Totals {
             self.scored_tokens += scored(i);
             if alone {
                 self.response_loss += response(i)[3];
+            }
+            if spec.is_sft() {
+                self.squares.add_loss(response(i)[3], scored(i) as f64);
+            } else if spec.is_judged() {
+                self.squares.add_loss(response(i)[3], mb.responses()[i as usize].role.judged());
             }
             if mb.pairs().is_empty() {
                 self.hits += response(i)[2];
@@ -207,6 +218,7 @@ impl Totals {
         self.undesirable += o.undesirable;
         self.divergence += o.divergence;
         self.divergences += o.divergences;
+        self.squares.merge(o.squares);
         self.non_finite.extend(o.non_finite);
         self.non_finite_responses.extend(o.non_finite_responses);
         self.off_reference += o.off_reference;
@@ -222,7 +234,8 @@ impl Totals {
         let rewards = [self.reward_chosen, self.reward_rejected, self.logp_chosen, self.logp_rejected];
         let losses = [self.loss, self.token_loss, self.response_loss];
         let others = losses.into_iter().chain([self.weight, self.correct, self.entropy, self.hits]);
-        rewards.into_iter().chain(others).all(|x| x.is_finite())
+        let squares = self.squares.loss.into_iter().chain(self.squares.pairs);
+        rewards.into_iter().chain(others).chain(squares).all(|x| x.is_finite())
     }
 
     /// The loss: each of a sum's as the mean that it is.
@@ -240,6 +253,40 @@ impl Totals {
         // What there is nothing of adds nothing; where there is nothing at all, there is no mean.
         let means = sums.iter().zip(over).filter(|(_, over)| *over > 0.0).map(|(sum, over)| sum / over);
         means.reduce(|a, b| a + b).unwrap_or(f64::NAN)
+    }
+
+    /// The 95 % interval of the loss, where it is a mean of one kind.
+    fn loss_interval(&self) -> Option<[f64; 2]> {
+        match self {
+            t if t.token_loss == 0.0 && t.response_loss == 0.0 => t.squares.loss_interval([t.loss, t.weight], t.pairs),
+            t if t.pairs == 0 => t.squares.loss_interval([t.response_loss, t.response_weight], t.responses),
+            _ => None,
+        }
+    }
+
+    /// What an evaluation reports: [`Totals::to_json`], and beside each mean that has one its 95 % interval, under `_ci95`; the mean
+    /// over mismatched rows as `kl_mismatched`, as `kl` is the divergence of sampled responses.
+    pub fn evaluated(&self, prefix: &str) -> Map<String, Value> {
+        let mut row = self.to_json(prefix);
+        if let Some(kl) = row.shift_remove(&format!("{prefix}kl")) {
+            row.insert(format!("{prefix}kl_mismatched"), kl);
+        }
+        let mut put = |key: &str, interval: Option<[f64; 2]>| {
+            interval.map(|interval| row.insert(format!("{prefix}{key}_ci95"), json!(interval)))
+        };
+        put("loss", self.loss_interval());
+        if self.pairs > 0 {
+            put(
+                "rewards/accuracies",
+                Some(wilson_95(self.accuracy(), self.pairs)).filter(|_| self.accuracy().is_finite()),
+            );
+            let sums = [self.reward_chosen, self.reward_rejected, self.reward_chosen - self.reward_rejected];
+            let sums = sums.into_iter().chain([self.logp_chosen, self.logp_rejected]);
+            for (i, (key, sum)) in OF_PAIRS.iter().zip(sums).enumerate() {
+                put(key, self.squares.pair_interval(i, sum / self.pairs as f64, self.pairs));
+            }
+        }
+        row
     }
 
     /// Share of pairs ordered rightly, ties one half.

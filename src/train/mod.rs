@@ -2,6 +2,7 @@
 
 pub mod adapter_options;
 mod announce;
+pub mod best;
 mod card;
 pub mod check;
 pub mod checkpoint;
@@ -9,6 +10,7 @@ pub mod choices;
 pub mod clock;
 pub mod engine;
 pub mod eval;
+mod eval_options;
 pub mod forecast;
 pub mod group;
 pub mod heads;
@@ -34,6 +36,8 @@ pub mod resume;
 pub mod run;
 mod saver;
 pub mod schedule;
+pub mod sets;
+pub mod spread;
 pub mod state;
 mod stepper;
 mod steps;

@@ -16,6 +16,7 @@ use crate::hub::Folders;
 use crate::loss::{LossSpec, LossType};
 
 pub use super::adapter_options::TrainedOptions;
+pub use super::eval_options::{EvalOptions, EvalStrategy, NamedData};
 pub use super::loss_options::LossOptions;
 pub use super::report_options::ReportOptions;
 use serde::Serialize;
@@ -31,37 +32,6 @@ choice! {
         Sft = "sft",
         /// Preference optimisation.
         Dpo = "dpo",
-    }
-}
-
-choice! {
-    /// Whether a run evaluates on the held-out split.
-    pub enum EvalStrategy: default Steps {
-        /// Never, though something is held out.
-        No = "no",
-        /// Before the first step, after the last, and every so often where that is said.
-        Steps = "steps",
-    }
-}
-
-impl EvalStrategy {
-    /// As serde asks.
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl EvalOptions {
-    /// Errors: what says how to evaluate where nothing is evaluated.
-    fn resolve(&self) -> Result<()> {
-        self.check()?;
-        let of_some = [("eval_steps", self.eval_steps > 0), ("max_eval_samples", self.max_eval_samples.is_some())];
-        match of_some.iter().find(|(_, given)| *given && self.eval_strategy == EvalStrategy::No) {
-            Some((key, _)) => Err(Error::usage(format!(
-                "`{key}`: with `eval_strategy` no nothing is evaluated; leave one of them out"
-            ))),
-            None => Ok(()),
-        }
     }
 }
 
@@ -120,17 +90,6 @@ options! {
         cuda_graphs: GraphsChoice = GraphsChoice::Auto;
         /// File of tuned algorithms.
         matmul_plans: Option<PathBuf> = None;
-    }
-
-    /// Evaluation during a run.
-    pub struct EvalOptions {
-        /// Whether there is any.
-        #[serde(skip_serializing_if = "EvalStrategy::is_default")]
-        eval_strategy: EvalStrategy = EvalStrategy::Steps;
-        /// Steps between evaluations; 0: before the first and after the last only.
-        eval_steps: u64 = 0;
-        /// Pairs (SFT: responses) of the held-out split that are looked at, the first ones, rounded up to whole steps; `None`: all.
-        max_eval_samples: Option<u64> = None, in given_positive, "1 or more";
     }
 
     /// Where a run begins. Of this call alone: not in `config.toml`.
@@ -382,7 +341,8 @@ impl TrainOptions {
             &mut placed.compute.matmul_plans,
             &mut placed.train.adapter,
         ];
-        for path in [&mut files.model, &mut files.data].into_iter().chain(given.into_iter().flatten()) {
+        let sets = placed.eval.eval_data.iter_mut().map(|set| &mut set.data);
+        for path in [&mut files.model, &mut files.data].into_iter().chain(given.into_iter().flatten()).chain(sets) {
             if self.folders.has(path) {
                 continue;
             }

@@ -19,17 +19,15 @@ use std::time::Instant;
 pub(super) struct Pass<'a, 'd> {
     /// The run's options.
     pub c: &'a TrainOptions,
-    /// Its data, training first.
-    pub splits: &'d [Dataset],
     /// What it is made from.
     pub ready: &'a Ready<'d>,
-    /// Whether those of the held-out split are asked for too.
+    /// Whether those of what is evaluated are asked for too.
     pub held_out: bool,
 }
 
 impl Pass<'_, '_> {
-    /// Log-probs under the reference of every response that `steps` steps read from where `clock` stands, and of those held out; and
-    /// how long it took.
+    /// Log-probs under the reference of every response that `steps` steps read from where `clock` stands, then of the held-out split
+    /// and of each other set; and how long it took.
     pub fn run<B: Backend>(
         &self,
         be: &B,
@@ -40,11 +38,13 @@ impl Pass<'_, '_> {
         let (c, plan) = (self.c, &self.ready.planner);
         let slots = plan.token_budget();
         let from = (clock.epoch, clock.place);
-        let held_out = || self.ready.held_out.iter().filter(|_| self.held_out).map(|plan| (plan, looked_at(c, plan).0));
+        let evaluated = || self.ready.held_out.iter().chain(&self.ready.sets).filter(|_| self.held_out);
+        let held_out = || evaluated().map(|plan| (plan, looked_at(c, plan).0));
         let others = held_out().map(|(plan, steps)| plan.responses((0, 0), steps));
         let needed: Vec<ResponseSet> = std::iter::once(plan.responses(from, steps)).chain(others).collect();
-        let parts: Vec<_> = self.splits.iter().map(|d| (d, slots)).zip(needed).collect();
-        let mut aloud = Aloud { observe, all: self.splits.iter().map(Dataset::num_responses).collect() };
+        let data: Vec<&Dataset> = std::iter::once(plan).chain(evaluated()).map(|plan| plan.data()).collect();
+        let mut aloud = Aloud { observe, all: data.iter().map(|data| data.num_responses()).collect() };
+        let parts: Vec<_> = data.into_iter().map(|d| (d, slots)).zip(needed).collect();
         let (parts, spec) = (&parts[..], &c.loss());
         let done = heads::ensure_for(be, model, (parts, spec), c.reference.cache.as_deref(), &mut aloud)?;
         let mut seconds = done.iter().map(|(_, report)| report.seconds).sum::<f64>();

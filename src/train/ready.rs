@@ -7,6 +7,7 @@ use super::means;
 use super::memory::{Budgets, MemoryPlan};
 use super::options::{EvalStrategy, TrainOptions};
 use super::schedule::Schedule;
+use super::sets::{self, NamedSet};
 use super::synced;
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
@@ -24,6 +25,8 @@ pub(super) struct Ready<'a> {
     pub planner: Planner<'a>,
     /// What is held out.
     pub held_out: Option<Planner<'a>>,
+    /// Other sets that are evaluated.
+    pub sets: Vec<Planner<'a>>,
     /// The model to train.
     pub dir: ModelDir,
     /// The reference, where the loss has one.
@@ -42,18 +45,28 @@ pub(super) struct Ready<'a> {
 
 impl<'a> Ready<'a> {
     /// What `c` names, of which `splits` are open already.
-    pub fn new<B: Backend>(be: &B, c: &TrainOptions, splits: &'a [Dataset], learns: Learns<'_>) -> Result<Self> {
+    pub fn new<B: Backend>(
+        be: &B,
+        c: &TrainOptions,
+        (splits, named): (&'a [Dataset], &'a [NamedSet]),
+        learns: Learns<'_>,
+    ) -> Result<Self> {
         let (dir, reference) = open_models(c, splits)?;
+        let models: Vec<&ModelDir> = [Some(&dir), reference.as_ref()].into_iter().flatten().collect();
+        sets::check(c, named, &splits[0], (&dir, reference.as_ref()))?;
         let (planner, held_out) = planners(c, splits)?;
-        let positions = [&planner].into_iter().chain(&held_out).map(Planner::longest_row).max().unwrap_or(0);
-        for model in [Some(&dir), reference.as_ref()].into_iter().flatten() {
+        for model in &models {
             [&planner].into_iter().chain(&held_out).try_for_each(|plan| check_mismatched(model, plan))?;
         }
-        let budgets = Budgets::of([&planner].into_iter().chain(&held_out));
+        let sets = sets::planners(c, named, planner.token_budget())?;
+        sets::check_rows(&models, &sets)?;
+        let all = || [&planner].into_iter().chain(&held_out).chain(&sets);
+        let positions = all().map(Planner::longest_row).max().unwrap_or(0);
+        let budgets = Budgets::of(all());
         let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
         let (memory, purpose) = budgets.training(be, dir.config(), positions, (purpose, learns))?;
         let (capacity, schedule) = (budgets.capacity(), Schedule::new(&c.schedule, total_steps(c, &planner))?);
-        Ok(Self { planner, held_out, dir, reference, memory, capacity, purpose, positions, schedule })
+        Ok(Self { planner, held_out, sets, dir, reference, memory, capacity, purpose, positions, schedule })
     }
 }
 
@@ -73,7 +86,7 @@ pub(super) fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()
 pub(super) fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {
     let (data, eval) = (c.files.data.display(), &c.eval);
     let asked = match (eval.eval_steps, eval.max_eval_samples) {
-        _ if splits.len() > 1 => return Ok(()),
+        _ if splits.len() > 1 || !eval.eval_data.is_empty() => return Ok(()),
         (0, None) => return Ok(()),
         (0, Some(most)) => format!("`max_eval_samples` {most}"),
         (steps, _) => format!("`eval_steps` {steps}"),
@@ -140,7 +153,7 @@ pub(super) fn planners<'a>(c: &TrainOptions, splits: &'a [Dataset]) -> Result<(P
     Ok((planner, held_out))
 }
 
-/// Steps of the held-out split that an evaluation takes, and their pairs (SFT: responses).
+/// Steps of a held-out set that an evaluation takes, and their pairs (SFT: responses).
 pub(super) fn looked_at(c: &TrainOptions, held_out: &Planner<'_>) -> (u64, u64) {
     held_out.steps_of(c.eval.max_eval_samples.unwrap_or(u64::MAX))
 }

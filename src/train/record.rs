@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::files::{self, MOST_TEXT, RunDir};
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// How a run ended.
@@ -54,9 +55,31 @@ pub struct Record {
     /// Which reference it has, and how, in words.
     #[serde(default)]
     pub reference: Option<String>,
+    /// Why it ended before its last step, where its evaluations ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_early: Option<String>,
+    /// The best evaluation, where they are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<BestEvaluation>,
+    /// Seconds of the evaluations, of all calls.
+    #[serde(default)]
+    pub eval_seconds: f64,
     /// The calls before, and how each ended.
     #[serde(default)]
     pub resumptions: Vec<Resumption>,
+}
+
+/// The best evaluation of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestEvaluation {
+    /// Steps taken before it.
+    pub step: u64,
+    /// The key that evaluations are compared by.
+    pub metric: String,
+    /// What it was there.
+    pub value: f64,
+    /// Whether the model of the run is that of this evaluation.
+    pub loaded: bool,
 }
 
 /// A call of the program.
@@ -99,6 +122,9 @@ pub struct Hashes {
     pub data: String,
     /// The held-out split.
     pub eval_data: Option<String>,
+    /// Other sets that are evaluated, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub eval_sets: BTreeMap<String, String>,
     /// The model that it started from.
     pub model: String,
     /// The reference.
@@ -168,12 +194,16 @@ impl Record {
             sha256: Hashes {
                 data: identity.train_sha256.clone(),
                 eval_data: identity.eval_sha256.clone(),
+                eval_sets: BTreeMap::new(),
                 model: identity.model_sha256.clone(),
                 reference: identity.reference_sha256.clone(),
                 tokenizer,
                 template: known(meta.template_sha256),
             },
             reference: None,
+            stopped_early: None,
+            best: None,
+            eval_seconds: 0.0,
             resumptions: Vec::new(),
         })
     }

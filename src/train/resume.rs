@@ -70,6 +70,9 @@ impl Start {
             let (done, asked) = (saved.global_step, schedule.total);
             return refuse(format!("has taken {done} steps, {asked} are asked for: give a larger `options.max_steps`"));
         }
+        if let Some(why) = without_its_best(checkpoint, c) {
+            return refuse(why);
+        }
         let (was, is) = (&saved.identity.numerics, &now.numerics);
         now.numerics_before = saved.identity.numerics_before.clone();
         if was == is {
@@ -166,6 +169,14 @@ impl Start {
         }
     }
 
+    /// The folder of the other run that this one begins in.
+    pub fn other_run(&self) -> Option<PathBuf> {
+        match self {
+            Self::Elsewhere(checkpoint) => checkpoint.path().parent().map(PathBuf::from),
+            _ => None,
+        }
+    }
+
     /// The checkpoint, where there is one.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
@@ -173,6 +184,20 @@ impl Start {
             Self::New | Self::Again => None,
         }
     }
+}
+
+/// Where the best evaluation is to be the result, and its checkpoint is gone: what to do.
+fn without_its_best(from: &Checkpoint, c: &TrainOptions) -> Option<String> {
+    let best = from.saved().clock.watched.best.filter(|_| c.eval.load_best_model_at_end)?;
+    let name = format!("checkpoint-{}", best.step);
+    let beside = [from.path().parent(), Some(c.files.out.as_path())].into_iter().flatten();
+    (!beside.into_iter().any(|run| run.join(&name).is_dir())).then(|| {
+        format!(
+            "its best evaluation was at step {}, and {name} is not beside it: put it back, go on from another checkpoint, or leave \
+             `options.load_best_model_at_end` out",
+            best.step
+        )
+    })
 }
 
 /// Whether the run that `c` asks to go on with is through: what to say about it then. Asked before any work. Where it is another
@@ -189,12 +214,23 @@ pub fn finished(c: &TrainOptions) -> Option<String> {
     let was = was.resolve(c.stage).ok()?;
     // As long as it was, or as many steps as it has: no more is asked of it.
     let enough = match c.data.max_steps {
+        _ if record.stopped_early.is_some() => ends_as(c, &was),
         Some(steps) => steps <= record.steps_done,
         None => was.data.max_steps.is_none() && was.data.num_train_epochs == c.data.num_train_epochs,
     };
     (enough && is_the_same(c, &was, &record)).then(|| {
         format!("{}: the run is finished, after {} steps; nothing is left to do", out.display(), record.steps_done)
     })
+}
+
+/// Whether `c` asks for as many steps as `was`, and for the same evaluations to end them.
+fn ends_as(c: &TrainOptions, was: &TrainOptions) -> bool {
+    let of = |c: &TrainOptions| {
+        let e = &c.eval;
+        let ends = (e.eval_steps, e.early_stopping_patience, e.early_stopping_threshold);
+        (c.data.max_steps, c.data.num_train_epochs, ends)
+    };
+    of(c) == of(was)
 }
 
 /// Whether `c` asks for the finished run whose options were `was`. What it was made from may be gone by now.

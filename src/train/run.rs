@@ -4,9 +4,10 @@ pub use super::summary::{Ended, Summary};
 
 use super::adapter_options::warnings;
 use super::announce::{announce, reference_line};
+use super::best::Judge;
 use super::card::{self, Card};
 use super::check::{open_splits, warn_of_positions};
-use super::checkpoint::{Checkpoint, Due, Identity};
+use super::checkpoint::{Checkpoint, Due, Identity, data_sha256};
 use super::choices::GraphsChoice;
 use super::engine::Engine;
 use super::eval::EvalSet;
@@ -21,6 +22,7 @@ use super::report_options::ReportTo;
 use super::resume::{self, Start};
 use super::saver::Saver;
 use super::schedule::Schedule;
+use super::sets::{self, NamedSet};
 use super::state::State;
 use super::stepper::Stepper;
 use super::steps::Steps;
@@ -31,6 +33,7 @@ use super::trend::Trend;
 use crate::backend::Backend;
 use crate::data::plan::Planner;
 use crate::data::shard::Dataset;
+use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
 use crate::files::RunDir;
 use crate::model::{self, Model, Quantized};
@@ -54,11 +57,13 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     refuse_empty_evaluation(c, &splits)?;
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = ready::learns(c, &trained);
-    let ready = Ready::new(be, c, &splits, learns)?;
+    let sets = sets::open(c)?;
+    let ready = Ready::new(be, c, (&splits, &sets), learns)?;
     let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
     let (slots, total) = (ready.planner.token_budget(), schedule.total);
     let mut identity = Identity::of(c, &splits, (dir, reference), be.fingerprint(), slots, &schedule)?;
     let mut record = Record::new(be, c, &identity, &splits, total)?;
+    record.sha256.eval_sets = sets.iter().map(|set| (set.name.clone(), data_sha256(&set.data))).collect();
     if c.stage == Stage::Dpo {
         record.reference = Some(reference_line(c, dir, reference)?);
     }
@@ -70,7 +75,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     }
     let trained_with = TrainedWith::of(dir, &splits[0], observe)?;
     let out = start.open(taken, c, &mut record, other_numerics)?;
-    let run = Run { c, start, splits: &splits, ready, trained: &trained, trained_with };
+    let run = Run { c, start, splits: &splits, sets: &sets, ready, trained: &trained, trained_with };
     let mut summary = Summary { steps_asked: total, ..run.carried() };
     let ended = run.go(be, schedule, identity, (&out, &mut record), &mut summary, observe);
     match &ended {
@@ -92,6 +97,7 @@ struct Run<'a> {
     c: &'a TrainOptions,
     start: Start,
     splits: &'a [Dataset],
+    sets: &'a [NamedSet],
     ready: Ready<'a>,
     trained: &'a Trained,
     trained_with: TrainedWith,
@@ -105,6 +111,7 @@ impl Run<'_> {
         Summary {
             reference_seconds: carried.reference_seconds,
             train_seconds: carried.train_seconds,
+            eval_seconds: carried.eval_seconds,
             ..Default::default()
         }
     }
@@ -126,6 +133,8 @@ impl Run<'_> {
             let (of, all) = (looked_at(c, plan).1, plan.units());
             observe.tell(&Event::Note(&format!("held out: the first {of} of {all} are evaluated, in whole steps")))?;
         }
+        let looked = self.sets.iter().zip(&ready.sets).map(|(set, plan)| (set, looked_at(c, plan).1, plan.units()));
+        sets::tell(&looked.collect::<Vec<_>>(), &self.splits[0], observe)?;
         warn_of_positions(ready.dir.config(), ready.positions, observe)?;
         ready.memory.tell(be, observe)?;
         if let Some(line) = &record.reference {
@@ -135,7 +144,7 @@ impl Run<'_> {
         let clock = self.start.checkpoint().map_or_else(Default::default, |c| c.saved().clock);
         let mut sidecars = match &ready.reference {
             Some(model) if sync.is_none() => {
-                let of = Pass { c, splits: self.splits, ready: &ready, held_out: true };
+                let of = Pass { c, ready: &ready, held_out: true };
                 let steps = schedule.total.saturating_sub(clock.step);
                 let (sidecars, seconds) = of.run(be, model, (clock, steps), observe)?;
                 summary.reference_seconds += seconds;
@@ -158,22 +167,26 @@ impl Run<'_> {
             synced::load(be, &mut engine.state, model)?;
         }
         self.start.go_on(be, &mut engine.state, (c, out), observe)?;
-        let saver = Saver::new(
+        let mut saver = Saver::new(
             out,
             (Due::new(&c.save, schedule.total), c.save.save_total_limit),
             identity,
             (c.to_toml()?, c.compute.matmul_plans.clone(), &self.trained_with),
             record,
-            self.start.own_step(),
+            (self.start.own_step(), self.start.other_run()),
         );
+        let best = clock.watched.best.map(|best| best.step).filter(|_| c.eval.load_best_model_at_end);
+        saver.protected = best.into_iter().collect();
         // Policy and reference are the same weights: step 0 must show no difference at all.
         let starts_at_reference = ready.reference.as_ref().is_some_and(|r| ready.dir.computes_as(r));
         let reports = c.report.report_to == ReportTo::Tensorboard;
         let mut events = Events::open(out, reports.then(|| card::options(c)).as_deref())?;
         let (plan, sidecars_of_steps) = (&ready.planner, sidecars.next());
-        let sidecars_of_held_out = sidecars.next();
+        // In the order of the pass: what is held out comes second, where it is evaluated.
+        let sidecars_of_held_out = ready.held_out.as_ref().and_then(|_| sidecars.next());
         let before = first_eval(c, self.start.checkpoint(), ready.held_out.as_ref(), observe)?;
         let held_out = ready.held_out.map(|plan| (looked_at(c, &plan).0, plan));
+        let sets = self.sets.iter().zip(ready.sets);
         let steps = Steps {
             options: c,
             stepper: Stepper {
@@ -187,10 +200,14 @@ impl Run<'_> {
                 adapter_given: c.train.adapter.is_some(),
             },
             eval: held_out.map(|(steps, plan)| EvalSet { steps, plan, sidecars: sidecars_of_held_out }),
+            sets: sets.map(|(set, plan)| (set.name.as_str(), eval_set(c, plan, sidecars.next()))).collect(),
+            judge: Judge::of(&c.eval),
             saver,
             evaluated: None,
             before,
             after: None,
+            best: [self.start.checkpoint().and_then(|c| c.saved().carried.best_eval.clone()), None],
+            ends_early: None,
             trend: Trend::default(),
             observe: &mut Both(&mut Jsonl(out), &mut Both(&mut events, observe)),
             summary,
@@ -219,6 +236,11 @@ impl Run<'_> {
         let (updated, changed) = (report.updated_share(), report.changed_share());
         observe.tell(&Event::Saved { path: out.path(), updated, changed })
     }
+}
+
+/// What is evaluated of a set.
+fn eval_set<'a>(c: &TrainOptions, plan: Planner<'a>, sidecars: Option<Sidecars>) -> EvalSet<'a> {
+    EvalSet { steps: looked_at(c, &plan).0, plan, sidecars }
 }
 
 /// The evaluation before the first step, where it was of what is evaluated now: others are not to be compared with it.

@@ -1,6 +1,7 @@
 //! What a run leaves in its folder while it goes on: checkpoints when they are due, and a record that is kept true.
 
 use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection};
+use super::clock::Clock;
 use super::kept_batch::{MOST_FILES, StepBatch};
 use super::record::Record;
 use super::state::State;
@@ -41,8 +42,12 @@ pub(super) struct Saver<'a> {
     since: Instant,
     took: Duration,
     recorded: Instant,
-    /// The step of the last evaluation, and the metrics before its row.
-    evaluation: Option<(u64, MetricsMark)>,
+    /// The clock of before the last evaluation, and the metrics before its row.
+    evaluation: Option<(Clock, MetricsMark)>,
+    /// Steps of checkpoints that stay, whatever the limit: of the best evaluations.
+    pub protected: Vec<u64>,
+    /// The folder of another run that this one began in, where it did.
+    from: Option<PathBuf>,
     /// The first save that failed, and why.
     failed: Option<(u64, String)>,
     record_failed: bool,
@@ -56,7 +61,7 @@ impl<'a> Saver<'a> {
         identity: Identity,
         (config, plans, trained_with): (String, Option<PathBuf>, &'a TrainedWith),
         record: &'a mut Record,
-        last: Option<u64>,
+        (last, from): (Option<u64>, Option<PathBuf>),
     ) -> Self {
         let (since, recorded, took) = (Instant::now(), Instant::now(), Duration::ZERO);
         let (evaluation, failed, record_failed) = (None, None, false);
@@ -74,6 +79,8 @@ impl<'a> Saver<'a> {
             took,
             recorded,
             evaluation,
+            protected: Vec::new(),
+            from,
             failed,
             record_failed,
         }
@@ -91,8 +98,15 @@ impl<'a> Saver<'a> {
 
     /// The row of an evaluation is about to be written. A checkpoint of that step that comes after it, as where somebody stops
     /// the run just then, is one of before it all the same: whoever goes on from there evaluates again.
-    pub fn evaluates(&mut self, step: u64) {
-        self.evaluation = Some((step, self.out.metrics_mark()));
+    pub fn evaluates(&mut self, clock: Clock) {
+        self.evaluation = Some((clock, self.out.metrics_mark()));
+    }
+
+    /// The checkpoint of `step`, in this run's folder or in that of the run that it began in.
+    pub fn checkpoint(&self, step: u64) -> Option<PathBuf> {
+        let name = format!("checkpoint-{step}");
+        let folders = [Some(self.out.path()), self.from.as_deref()].into_iter().flatten();
+        folders.map(|folder| folder.join(&name)).find(|path| path.is_dir())
     }
 
     /// `step` steps are done: `run.json` says so now and then.
@@ -146,13 +160,13 @@ impl<'a> Saver<'a> {
         let step = state.clock.step;
         self.identity.plans = self.plans.as_deref().map(Plans::of).transpose()?;
         self.out.keep_metrics()?;
-        let before = self.evaluation.filter(|(at, _)| *at == step).map(|(_, mark)| mark);
-        let mark = before.unwrap_or_else(|| self.out.metrics_mark());
+        let before = self.evaluation.filter(|(clock, _)| clock.step == step);
+        let (clock, mark) = before.unwrap_or_else(|| (state.clock, self.out.metrics_mark()));
         let saved = checkpoint::Saved {
             program: env!("CARGO_PKG_VERSION").into(),
             global_step: step,
             max_steps: self.record.steps_asked,
-            clock: state.clock,
+            clock,
             metrics_bytes: mark.bytes,
             metrics_crc32: mark.crc32,
             sections: Vec::<SavedSection>::new(),
@@ -200,11 +214,13 @@ impl<'a> Saver<'a> {
         format!("`fusedpo replay {} {step}`", self.out.path().display())
     }
 
-    /// Takes away the oldest checkpoints beyond the limit.
+    /// Takes away the oldest checkpoints beyond the limit, but for the last and for what is protected.
     fn forget_old(&mut self, observe: &mut dyn Observe) -> Result<()> {
-        let all = RunDir::checkpoints(self.out.path());
+        let mut all = RunDir::checkpoints(self.out.path());
         let many = if self.limit == 0 { 0 } else { all.len().saturating_sub(self.limit) };
-        for old in &all[..many] {
+        all.pop();
+        all.retain(|c| !self.protected.contains(&c.step));
+        for old in all.iter().take(many) {
             if let Err(e) = self.out.remove_checkpoint(old) {
                 observe.tell(&Event::Warning(&e.to_string()))?;
             }

@@ -34,6 +34,12 @@ pub struct Summary {
     pub reference_seconds: f64,
     /// Seconds of the steps.
     pub train_seconds: f64,
+    /// Seconds of the evaluations.
+    pub eval_seconds: f64,
+    /// The evaluation that the model is of, where it is the best one's: its step, what it was compared by, and its value.
+    pub best: Option<(u64, String, f64)>,
+    /// Last held-out numbers of other sets, by name.
+    pub sets: Vec<(String, Totals)>,
     /// Share of weights that the saved files change.
     pub changed_share: f64,
 }

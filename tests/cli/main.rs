@@ -17,6 +17,7 @@ mod cli_out;
 mod cli_say;
 mod cli_streams;
 mod cli_tokens;
+mod evaluations;
 mod hub;
 mod hub_server;
 mod messages;

@@ -22,6 +22,7 @@ use crate::train::means;
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::mismatched;
+use crate::train::sets::{STEP, evaluated_split};
 use crate::units::decimals;
 use crate::warn;
 pub use args::EvalArgs;
@@ -44,8 +45,14 @@ pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
     }
     say!("{}", eval::line(&totals));
     say!("  {:<22} {split}", "split");
-    for (key, value) in metrics(&totals) {
-        say!("  {key:<22} {}", value.as_f64().map_or_else(|| value.to_string(), |x| decimals(x, 6)));
+    let row = totals.evaluated("");
+    for (key, value) in row.iter().filter(|(key, _)| !key.ends_with("_ci95")) {
+        let ends =
+            row.get(&format!("{key}_ci95")).and_then(Value::as_array).map(|ends| ends.iter().flat_map(Value::as_f64));
+        let ends = ends.map_or_else(String::new, |ends| {
+            format!(" [{}]", ends.map(|x| decimals(x, 6)).collect::<Vec<_>>().join(", "))
+        });
+        say!("  {key:<22} {}{ends}", value.as_f64().map_or_else(|| value.to_string(), |x| decimals(x, 6)));
     }
     if let Some(kl) = kl {
         say!(
@@ -60,17 +67,8 @@ pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
     Ok(())
 }
 
-/// The metrics, that of mismatched rows by a name of its own: `kl` is the estimate from samples.
-fn metrics(t: &Totals) -> Map<String, Value> {
-    let mut row = t.to_json("");
-    if let Some(kl) = row.remove("kl") {
-        row.insert("kl_mismatched".into(), kl);
-    }
-    row
-}
-
 fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
-    let mut row = metrics(t);
+    let mut row = t.evaluated("");
     row.insert("pairs".into(), json!(t.pairs));
     row.insert("responses".into(), json!(t.responses));
     if t.pairs > 0 {
@@ -93,7 +91,7 @@ impl Task for Eval<'_> {
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
         let Eval(a, observe) = self;
-        let split = if Dataset::has_split(&a.data, Split::Eval) { Split::Eval } else { Split::Train };
+        let split = evaluated_split(&a.data);
         let data = Dataset::open(&a.data, split)?;
         if split == Split::Train {
             warn!(
@@ -107,7 +105,8 @@ impl Task for Eval<'_> {
         let spec = made.spec(a, &data)?;
         check_loss(&spec, &data)?;
         let objective = means::objective(&spec);
-        let options = PlanOptions { objective, batch_size: 64, token_budget: a.token_budget, seed: 0, shuffle: false };
+        let options =
+            PlanOptions { objective, batch_size: STEP, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
         let reference =

@@ -81,6 +81,17 @@ pub struct Carried {
     pub train_seconds: f64,
     /// Seconds of the reference pass.
     pub reference_seconds: f64,
+    /// The best evaluation, where they are compared and every number of it is finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_eval: Option<Totals>,
+    /// Seconds of the evaluations.
+    #[serde(skip_serializing_if = "is_0")]
+    pub eval_seconds: f64,
+}
+
+/// Checkpoints of before had no such number: their sum is of what they had.
+fn is_0(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl Manifest {

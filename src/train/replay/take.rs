@@ -42,7 +42,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     let splits = open_splits(&c.files.data)?;
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = learns(c, &trained);
-    let ready = Ready::new(be.inner(), c, &splits, learns)?;
+    let ready = Ready::new(be.inner(), c, (&splits, &[]), learns)?;
     let slots = ready.planner.token_budget();
     let models = (&ready.dir, ready.reference.as_ref());
     let identity = Identity::of(c, &splits, models, be.fingerprint(), slots, &ready.schedule)?;
@@ -59,7 +59,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     let sync = Sync::of(&c.reference);
     let sidecars = match &ready.reference {
         Some(model) if sync.is_none() => {
-            let of = Pass { c, splits: &splits, ready: &ready, held_out: false };
+            let of = Pass { c, ready: &ready, held_out: false };
             of.run(be.inner(), model, (clock, step - clock.step), observe)?.0.into_iter().next()
         }
         _ => None,

@@ -1,0 +1,174 @@
+//! Evaluation during a run: sets by name, the best evaluation, early stopping.
+
+use crate::cli_common::*;
+use serde_json::{Value, json};
+
+const RUN: &str = "--model m --data d --device cpu --dtype f32 --learning-rate 3e-3 --batch-size 3 --token-budget 64";
+
+fn evaluations(cli: &Cli, out: &str) -> Vec<Value> {
+    let rows = cli.json_lines(&format!("{out}/metrics.jsonl")).into_iter();
+    rows.filter(|row| row.as_object().unwrap().keys().any(|key| key.starts_with("eval_"))).collect()
+}
+
+/// Judgements, as KTO reads them.
+fn judgements(n: usize) -> Vec<Value> {
+    let row = |(i, mut row): (usize, Value)| {
+        let row = row.as_object_mut().unwrap();
+        let completion = row.remove(if i % 2 == 0 { "chosen" } else { "rejected" }).unwrap();
+        json!({"prompt": row["prompt"], "completion": completion, "label": i % 2 == 0})
+    };
+    pairs(n).into_iter().enumerate().map(row).collect()
+}
+
+#[test]
+fn named_sets_have_the_numbers_of_eval() {
+    let cli = Cli::with_data();
+    cli.write_rows("more.jsonl", &pairs(90)[24..]);
+    cli.ok("pack --tokenizer m --input more.jsonl --out more");
+    cli.write_rows("judged.jsonl", &judgements(30));
+    cli.ok("pack --tokenizer m --input judged.jsonl --out judged --eval-fraction 0.3");
+    let cases = [
+        ("dpo", "", "--ref-model m"),
+        ("dpo", "--loss-type ipo,sft", "--ref-model m --loss-type ipo,sft"),
+        ("dpo", "--loss-type simpo", ""),
+        ("dpo", "--loss-type kto --data judged", "--ref-model m --data judged"),
+        ("dpo", "--lora-r 2", "--ref-model m"),
+        ("sft", "", "--loss-type sft"),
+    ];
+    for (i, (stage, args, of_eval)) in cases.into_iter().enumerate() {
+        let (what, out) = (format!("{stage} {args}"), format!("run{i}"));
+        let judged = args.contains("kto");
+        let base = if judged { RUN.replace("--data d ", "") } else { RUN.to_owned() };
+        let set = if judged { "judged" } else { "more" };
+        cli.ok(&format!("{stage} {base} {args} --eval-data it={set} --eval-data own=d --eval-steps 2 --max-steps 4 --out {out}"
+            ).replace(if judged { " --eval-data own=d" } else { "?" }, ""));
+        let rows = evaluations(&cli, &out);
+        assert_eq!(rows.iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2, 4], "{what}");
+        assert!(rows.iter().all(|row| row["eval_seconds"].as_f64().unwrap() > 0.0), "{what}");
+        let model = if args.contains("lora") { format!("m --adapter {out}") } else { out.clone() };
+        let data = if of_eval.contains("--data") { String::new() } else { format!("--data {set}") };
+        let alone = cli.ok(&format!("eval --model {model} {data} {of_eval} --token-budget 64 --json --kl-samples 0 --dtype f32"));
+        let mut compared = 0;
+        for (key, value) in alone.json().as_object().unwrap() {
+            let of_run = &rows[2][&format!("eval_it_{key}")];
+            if ["split", "pairs", "responses", "accuracy", "accuracy_ci95"].contains(&key.as_str()) {
+                continue;
+            }
+            assert_eq!((of_run, of_run.is_null()), (value, false), "{what}: {key}");
+            compared += 1;
+        }
+        assert!(compared >= 4, "{what}: {compared}");
+        // A mean lies within its interval.
+        let row = rows[2].as_object().unwrap();
+        for (key, ends) in row.iter().filter(|(key, _)| key.ends_with("_ci95")) {
+            let (x, ends) = (row[key.trim_end_matches("_ci95")].as_f64().unwrap(), [&ends[0], &ends[1]]);
+            let [lo, hi] = ends.map(|end| end.as_f64().unwrap());
+            assert!(lo <= x && x <= hi, "{what}: {key} [{lo}, {hi}] of {x}");
+        }
+        let run: Value = serde_json::from_str(&cli.text(&format!("{out}/run.json"))).unwrap();
+        assert_eq!(run["sha256"]["eval_sets"]["it"].as_str().unwrap().len(), 64, "{run}");
+        assert!(run["eval_seconds"].as_f64().unwrap() > 0.0, "{run}");
+    }
+    // Sidecars of the set were kept beside it, and nobody computes them again.
+    let again = cli.ok(&format!("dpo {RUN} --eval-data it=more --max-steps 1 --out again"));
+    assert!(again.err.contains("found") && !again.err.contains("computed"), "{}", again.err);
+    assert!(cli.ok("dpo --config again/config.toml --out from-config").err.contains("evaluated as it: "));
+    assert!(cli.ok(&format!("dpo {RUN} --eval-data train=more --data more --max-steps 1 --out t")).err.contains("warning: --eval-data train is the training split itself"));
+}
+
+#[test]
+fn sets_that_are_not_for_the_run_are_refused() {
+    let cli = Cli::with_data();
+    cli.model("other", "qwen2");
+    cli.edit_json("other/tokenizer.json", |t| t["model"]["vocab"] = json!({"w3": 4, "w4": 3, "<unk>": 0, "<s>": 1, "</s>": 2}));
+    cli.write_rows("few.jsonl", &[json!({"prompt": "w3", "chosen": "w4", "rejected": "w3 w3"})]);
+    let packed = cli.run("pack --tokenizer other --input few.jsonl --out foreign");
+    let dpo = format!("dpo {RUN} --out none");
+    if packed.code == 0 {
+        cli.bad(&format!("{dpo} --eval-data a=foreign"), 2, "--eval-data a was packed with another tokenizer than the training split (d)");
+    }
+    for (args, want) in [
+        ("--eval-data d", "`d` is not NAME=DIR"),
+        ("--eval-data a/b=d", "`a/b` names no set"),
+        ("--eval-data a=d --eval-data a=more", "--eval-data: two sets have the name a"),
+        ("--eval-data a=nowhere", "nowhere"),
+        ("--eval-data a=d --eval-strategy no", "--eval-data: with --eval-strategy no nothing is evaluated"),
+        ("--eval-steps 2 --load-best-model-at-end --metric-for-best-model x", "--metric-for-best-model eval_x: evaluations of this run have no such number; they have eval_loss, "),
+        ("--load-best-model-at-end", "give --eval-steps"),
+        ("--early-stopping-patience 0 --eval-steps 2", "--early-stopping-patience 0: must be 1 or more"),
+        ("--early-stopping-patience 1 --eval-steps 2 --early-stopping-threshold nan", "--early-stopping-threshold NaN: must be 0 or more"),
+        ("--greater-is-better --eval-steps 2", "has no effect without --load-best-model-at-end or --early-stopping-patience"),
+    ] {
+        let ran = cli.run(&format!("{dpo} {args}"));
+        let lines: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("fusedpo: ") || l.starts_with("error: ")).collect();
+        assert!(ran.code == 2 && ran.err.contains(want) && lines.len() == 1, "{args}: {ran:?}");
+        assert!(!cli.path("none").exists(), "{args}");
+    }
+}
+
+/// A rate so high that the held-out loss turns: the model is that of the best evaluation.
+#[test]
+fn the_best_evaluation_is_the_result() {
+    let cli = Cli::with_data();
+    let base = format!("dpo {} --learning-rate 0.02 --lr-scheduler-type constant --eval-steps 2 --max-steps 14", RUN.replace("--learning-rate 3e-3 ", ""));
+    cli.ok(&format!("{base} --save-steps 0 --out last"));
+    let rows = evaluations(&cli, "last");
+    let loss = |row: &Value| row["eval_loss"].as_f64().unwrap();
+    let best = rows[1..].iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap();
+    let step = best["step"].as_u64().unwrap();
+    assert!(0 < step && step < 14, "{rows:#?}");
+    let ran = cli.ok(&format!("{base} --load-best-model-at-end --save-total-limit 1 --save-steps 2 --out best"));
+    assert!(ran.out.contains(&format!("the model is that of step {step}: eval_loss ")), "{ran:?}");
+    assert_eq!(crate::cli_common::rows(&cli, "best"), crate::cli_common::rows(&cli, "last"));
+    // The same as of a run that had ended there.
+    let kept = format!("best/checkpoint-{step}/model.safetensors");
+    assert!(tensors(&cli, "best/model.safetensors") == tensors(&cli, &kept), "another model than its checkpoint");
+    assert!(tensors(&cli, "best/model.safetensors") != tensors(&cli, "last/model.safetensors"));
+    assert_eq!(cli.names("best", "checkpoint-").len(), 2, "the best and the last");
+    let run: Value = serde_json::from_str(&cli.text("best/run.json")).unwrap();
+    assert_eq!((&run["best"]["step"], &run["best"]["value"], &run["best"]["loaded"]), (&best["step"], &best["eval_loss"], &json!(true)));
+    // Saved even where no checkpoint was due; accuracy is better where it is greater.
+    cli.ok(&format!("{base} --load-best-model-at-end --save-steps 0 --metric-for-best-model rewards/accuracies --out accurate"));
+    let run: Value = serde_json::from_str(&cli.text("accurate/run.json")).unwrap();
+    let accuracy = |row: &Value| row["eval_rewards/accuracies"].as_f64().unwrap();
+    let most = rows[1..].iter().map(accuracy).fold(0.0, f64::max);
+    let first = rows[1..].iter().find(|row| accuracy(row) == most).unwrap();
+    assert_eq!((&run["best"]["step"], &run["best"]["value"]), (&first["step"], &json!(most)), "{rows:#?}");
+    assert_eq!(run["options"]["greater_is_better"], true);
+}
+
+#[test]
+fn patience_ends_a_run() {
+    let cli = Cli::with_data();
+    let base = format!("dpo {} --learning-rate 0.02 --lr-scheduler-type constant --eval-steps 1 --max-steps 24", RUN.replace("--learning-rate 3e-3 ", ""));
+    cli.ok(&format!("{base} --save-steps 0 --out whole"));
+    let rows = evaluations(&cli, "whole");
+    let (mut best, mut waited, mut end) = (f64::INFINITY, 0, None);
+    for row in &rows[1..] {
+        let loss = row["eval_loss"].as_f64().unwrap();
+        (best, waited) = if loss < best { (loss, 0) } else { (best, waited + 1) };
+        if waited == 3 {
+            end.get_or_insert(row["step"].as_u64().unwrap());
+        }
+    }
+    let end = end.expect("three in a row are no better");
+    let stops = format!("{base} --early-stopping-patience 3 --out stops");
+    let ran = cli.ok(&stops);
+    assert!(ran.err.contains("3 evaluations in a row without a better eval_loss; the run ends"), "{}", ran.err);
+    let steps = |out: &str| crate::cli_common::rows(&cli, out).into_iter().filter(|row| row["step"].as_u64().unwrap() <= end).collect::<Vec<_>>();
+    assert_eq!(crate::cli_common::rows(&cli, "stops"), steps("whole"));
+    let run: Value = serde_json::from_str(&cli.text("stops/run.json")).unwrap();
+    assert_eq!((&run["outcome"], &run["steps_done"]), (&json!("finished"), &json!(end)), "{run}");
+    assert!(run["stopped_early"].as_str().unwrap().contains("eval_loss"), "{run}");
+    // Nothing is left to do, unless more patience is asked for.
+    let again = cli.ok("dpo --config stops/config.toml --out stops --resume auto");
+    assert!(again.out.contains("the run is finished"), "{again:?}");
+}
+
+fn tensors(cli: &Cli, path: &str) -> Vec<(String, Vec<u8>)> {
+    let bytes = cli.bytes(path);
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> = all.tensors().into_iter().map(|(name, t)| (name, t.data().to_vec())).collect();
+    all.sort();
+    all
+}

@@ -96,7 +96,8 @@
 //!   ([`model::peft`] are their files, [`model::low_rank`] what they compute), loading and export, forward and backward written
 //!   out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
-//!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation, metrics, checkpoints
+//!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation and what is sampled at it
+//!   ([`train::samples`]), what follows from it ([`train::best`]), metrics, checkpoints
 //!   ([`train::checkpoint`]), records ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory of
 //!   those that are not begun ([`train::forecast`]).
 //! - [`device`]: from a choice to a backend, the one `match` over devices.

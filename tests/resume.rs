@@ -144,6 +144,8 @@ fn the_best_evaluation_and_patience_survive() {
         (c.schedule.learning_rate, c.schedule.lr_scheduler_type) = (0.02, SchedulerType::Constant);
         (c.data.max_steps, c.save.save_steps, c.save.save_total_limit) = (Some(14), Some(5), 1);
         (c.eval.eval_steps, c.eval.load_best_model_at_end, c.eval.early_stopping_patience) = (2, true, patience);
+        (c.eval.kl_samples, c.eval.sample_prompts, c.eval.sample_max_new_tokens) = (2, 2, Some(4));
+        c.eval.kl_max_new_tokens = Some(3);
         let mut c = c.resolve(Stage::Dpo).unwrap();
         c.resume.resume = resume.then_some(Resume::Auto);
         train(&Cpu::<f32>::with(GemmPrecision::Native).unwrap(), &c, observe)
@@ -152,7 +154,7 @@ fn the_best_evaluation_and_patience_survive() {
         let run: Value = serde_json::from_str(&cli.text(&format!("{out}/run.json"))).unwrap();
         (run["best"].clone(), run["stopped_early"].clone())
     };
-    let checkpoints = |out: &str| cli.names(out, "checkpoint-");
+    let checkpoints = |out: &str| (cli.names(out, "checkpoint-"), cli.text(&format!("{out}/samples.jsonl")));
     for patience in [None, Some(2)] {
         let named = |what: &str| format!("{what}-{}", patience.unwrap_or(0));
         run(&named("peace"), patience, false, &mut Silent).unwrap();
@@ -178,6 +180,7 @@ fn the_best_evaluation_and_patience_survive() {
             run(&out, patience, true, &mut Silent).unwrap();
             equal(&cli, &named("peace"), &out);
             assert_eq!(best(&out), best(&named("peace")), "{out}");
+            assert_eq!(checkpoints(&out).1, checkpoints(&named("peace")).1, "{out}");
         }
     }
 }

@@ -24,10 +24,16 @@ const LORA: [Meant; 5] =
     [("lora_r", None), ("lora_alpha", None), ("lora_target_modules", None), ("use_rslora", None), ("lora_init", None)];
 
 /// What has no meaning where nothing is evaluated.
-const OF_EVALUATIONS: [Meant; 8] = [
+const OF_EVALUATIONS: [Meant; 14] = [
     ("eval_steps", None),
     ("max_eval_samples", None),
     ("eval_data", None),
+    ("kl_samples", None),
+    ("kl_max_new_tokens", None),
+    ("kl_budget", None),
+    ("sample_prompts", None),
+    ("sample_max_new_tokens", None),
+    ("sample_temperature", None),
     ("load_best_model_at_end", None),
     ("metric_for_best_model", None),
     ("greater_is_better", None),

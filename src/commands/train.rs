@@ -167,7 +167,17 @@ pub struct TrainFlags {
     #[arg(long, value_name = "NAME=DIR")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub eval_data: Vec<NamedData>,
-    /// Keep a checkpoint of the best evaluation, whatever --save-total-limit, and end with its model; needs --eval-steps
+    /// Held-out prompts that policy and reference continue at each evaluation, side by side in samples.jsonl; 0: none
+    /// [default: 0]
+    #[arg(long, value_name = "N")]
+    pub sample_prompts: Option<usize>,
+    /// Longest of these continuations, in tokens [default: 64]
+    #[arg(long, value_name = "N")]
+    pub sample_max_new_tokens: Option<usize>,
+    /// Their temperature; 0: the likeliest token each time [default: 0]
+    #[arg(long, value_name = "X")]
+    pub sample_temperature: Option<f64>,
+    /// End with the model of the best evaluation, whose checkpoint stays whatever the limit; needs --eval-steps
     /// [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub load_best_model_at_end: Option<bool>,
@@ -218,6 +228,16 @@ pub struct DpoFlags {
     /// Folder for reference sidecars [default: beside the shards]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
+    /// Prompts to sample a response to at each evaluation, for the KL divergence from the reference; 0: none [default: 0]
+    #[arg(long, value_name = "N")]
+    pub kl_samples: Option<usize>,
+    /// Longest of these responses, in tokens; at most half of the positions there are [default: 64]
+    #[arg(long, value_name = "N")]
+    pub kl_max_new_tokens: Option<usize>,
+    /// End at the first evaluation whose KL divergence is this many nats a response or more; needs --kl-samples and
+    /// --eval-steps [default: never]
+    #[arg(long, value_name = "NATS")]
+    pub kl_budget: Option<f64>,
     /// Let the reference follow the policy (TR-DPO); it is in memory then, and computed at every step [default: false]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub sync_ref_model: Option<bool>,

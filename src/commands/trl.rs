@@ -33,7 +33,7 @@ const ALWAYS: &[(&str, &[&str], &str)] = &[
     ("fsdp", &["\"\"", "[]", "false"], "a run is on one device"),
     ("dataset_streaming", &["false"], "rows are packed once, and shards are mapped, not loaded"),
     ("reference_free", &["false"], "a loss without a reference is named in `loss_type` (simpo, cpo, orpo, slic)"),
-    ("generate_during_eval", &["false"], "`fusedpo eval` and `fusedpo generate` sample from a trained model"),
+    ("generate_during_eval", &["false"], "`sample_prompts: N` continues N held-out prompts at each evaluation"),
     ("eval_on_start", &["true", "false"], "what is held out is evaluated before the first step"),
     ("auto_find_batch_size", &["false"], "memory depends on `token_budget`, and is planned before the run"),
     ("activation_offloading", &["false"], "nothing is offloaded; `gradient_checkpointing: true` saves memory"),

@@ -17,6 +17,7 @@ const METRICS: &str = "metrics.jsonl";
 const RECORD: &str = "run.json";
 const LOG: &str = "run.log";
 const EVENTS: &str = "events.out.tfevents.fusedpo";
+const SAMPLES: &str = "samples.jsonl";
 /// A run that went on many thousand times has a long one.
 const MOST_RECORD: u64 = 64 << 20;
 const CHECKPOINT: &str = "checkpoint-";
@@ -217,6 +218,45 @@ impl RunDir {
         self.begun.set(true);
         self.made.borrow_mut().keep();
         Ok(())
+    }
+
+    /// Appends lines to `samples.jsonl`, which is made where it is not there.
+    pub fn log_samples(&self, rows: &[Map<String, Value>]) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let path = self.path.join(SAMPLES);
+        let mut file = match fs::symlink_metadata(&path) {
+            Ok(m) if m.is_file() => File::options().append(true).open(&path).map_err(Error::io(&path, "open"))?,
+            Ok(_) => return Err(Error::file(&path, "is not a regular file")),
+            Err(_) => new_file(&path)?,
+        };
+        let lines: String =
+            rows.iter().map(|row| serde_json::to_string(row).expect("a map of plain values") + "\n").collect();
+        file.write_all(lines.as_bytes()).map_err(Error::io(&path, "write"))
+    }
+
+    /// Takes from `samples.jsonl` what was sampled after `step` steps and later: a run that goes on from there samples again.
+    /// A line that is cut short goes, too.
+    pub fn cut_samples(&self, step: u64) -> Result<()> {
+        let path = self.path.join(SAMPLES);
+        if !fs::symlink_metadata(&path).is_ok_and(|m| m.is_file()) {
+            return Ok(());
+        }
+        let file = File::open(&path).map_err(Error::io(&path, "read"))?;
+        let mut kept = Vec::new();
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line.map_err(Error::io(&path, "read"))?;
+            let of = serde_json::from_slice::<Value>(&line).ok().and_then(|row| row.get("step")?.as_u64());
+            if of.is_some_and(|of| of < step) {
+                kept.extend(line);
+                kept.push(b'\n');
+            }
+        }
+        match kept.is_empty() {
+            true => fs::remove_file(&path).map_err(Error::io(&path, "remove")),
+            false => write(&path, &kept),
+        }
     }
 
     /// Makes `metrics.jsonl` survive the machine.

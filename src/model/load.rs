@@ -147,6 +147,13 @@ impl<B: Backend> Model<B> {
         fill(be, to, &self.table, origin.stored(), Arena::All)
     }
 
+    /// Makes what trains what it was when the model was loaded, in the weights that passes read.
+    pub fn fill_start(&mut self, be: &B) -> Result<()> {
+        let stored = self.origin.stored();
+        stored.check_whole()?;
+        fill(be, &mut self.weights, &self.table, stored, Arena::Learned)
+    }
+
     /// What these weights are, as they were loaded: of a directory, [`ModelDir::identity`].
     pub fn sha256(&self) -> Result<[u8; 32]> {
         match &self.origin {
@@ -160,7 +167,10 @@ impl<B: Backend> Model<B> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Arena {
     All,
+    /// What trains, in an arena of its own.
     Trained,
+    /// What trains, where it lies among all.
+    Learned,
 }
 
 /// Uploads every tensor of an arena, converted to `T`; refuses NaN and infinity.
@@ -173,7 +183,7 @@ fn fill<B: Backend, T: Float>(
 ) -> Result<()> {
     let (mut piece, mut buf) = (Vec::<T>::with_capacity(PIECE), Vec::new());
     for spec in table.specs.iter().filter(|spec| spec.trains || arena == Arena::All) {
-        let to = if arena == Arena::All { spec.at.start } else { spec.grad.start };
+        let to = if arena == Arena::Trained { spec.grad.start } else { spec.at.start };
         let dtype = stored.dtype(spec);
         let width = dtype_bytes(dtype);
         for at in spec.at.clone().step_by(PIECE) {

@@ -36,12 +36,17 @@ pub struct Best {
 /// How evaluations are compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Judge {
-    /// The key of a row of an evaluation.
-    pub metric: String,
+    /// The key of a row of an evaluation that says which is the best, where that matters.
+    pub metric: Option<String>,
     greater: bool,
     /// Evaluations, and by how much one must be better.
     patience: Option<(u64, f64)>,
+    /// How far from the reference the run goes, nats.
+    kl_budget: Option<f64>,
 }
+
+/// The key of the divergence from the reference.
+pub const KL: &str = "eval_kl";
 
 /// What an evaluation was.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,38 +60,44 @@ pub struct Judged {
 impl Judge {
     /// As resolved options say; `None`: nothing is compared.
     pub fn of(o: &EvalOptions) -> Option<Self> {
-        let (metric, greater) = o.metric_for_best_model.as_ref().zip(o.greater_is_better)?;
-        let metric = if metric.starts_with("eval_") { metric.clone() } else { format!("eval_{metric}") };
-        Some(Self { metric, greater, patience: o.early_stopping_patience.zip(o.early_stopping_threshold) })
+        let named =
+            |metric: &String| if metric.starts_with("eval_") { metric.clone() } else { format!("eval_{metric}") };
+        let metric = o.metric_for_best_model.as_ref().map(named);
+        let patience = o.early_stopping_patience.zip(o.early_stopping_threshold);
+        let this = Self { metric, greater: o.greater_is_better.unwrap_or(false), patience, kl_budget: o.kl_budget };
+        (this.metric.is_some() || this.kl_budget.is_some()).then_some(this)
     }
 
     /// Refuses a metric that `row`, of an evaluation, does not have. Errors: its numbers by name.
     pub fn check(&self, row: &Map<String, Value>) -> Result<()> {
+        let Some(metric) = &self.metric else { return Ok(()) };
         // What is not finite stands there as `null`.
-        if row.get(&self.metric).is_some_and(|value| value.is_number() || value.is_null()) {
+        if row.get(metric).is_some_and(|value| value.is_number() || value.is_null()) {
             return Ok(());
         }
         let keys = row.iter().filter(|(key, value)| key.starts_with("eval_") && value.is_number());
         let keys: Vec<&str> = keys.map(|(key, _)| key.as_str()).filter(|key| !key.ends_with("_seconds")).collect();
         Err(Error::usage(format!(
-            "`metric_for_best_model` {}: evaluations of this run have no such number; they have {}",
-            self.metric,
+            "`metric_for_best_model` {metric}: evaluations of this run have no such number; they have {}",
             keys.join(", ")
         )))
     }
 
     /// Takes the evaluation after `step` steps, whose numbers are `row`.
     pub fn take(&self, watched: &mut Watched, step: u64, row: &Map<String, Value>) -> Judged {
-        let value = row.get(&self.metric).and_then(Value::as_f64).filter(|x| x.is_finite());
+        let number = |key: &str| row.get(key).and_then(Value::as_f64);
+        let budget = self.kl_budget.zip(number(KL)).filter(|(budget, kl)| kl >= budget);
+        let mut ends = budget.map(|(budget, kl)| format!("{KL} {kl} has reached the budget of {budget} nats"));
+        let Some(metric) = &self.metric else { return Judged { is_best: false, ends } };
+        let value = number(metric).filter(|x| x.is_finite());
         let (best, better) = (watched.best, |x: f64, than: f64| if self.greater { x > than } else { x < than });
         let is_best = value.is_some_and(|x| best.is_none_or(|best| better(x, best.value)));
-        let mut ends = None;
         if let Some((patience, threshold)) = self.patience {
             let improves = |x: f64| best.is_none_or(|b| better(x, b.value) && (x - b.value).abs() > threshold);
             watched.waited = if value.is_some_and(improves) { 0 } else { watched.waited + 1 };
             if watched.waited >= patience {
                 let times = if patience == 1 { "one evaluation".to_owned() } else { format!("{patience} evaluations") };
-                ends = Some(format!("{times} in a row without a better {}", self.metric));
+                ends.get_or_insert_with(|| format!("{times} in a row without a better {metric}"));
             }
         }
         if let (true, Some(value)) = (is_best, value) {
@@ -152,13 +163,24 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_ends_a_run_at_the_first_evaluation_that_reaches_it() {
+        let judge = Judge::of(&EvalOptions { kl_budget: Some(6.0), ..Default::default() }).unwrap();
+        let mut watched = Watched::default();
+        let ends = [5.9, f64::NAN, 6.0, 7.0].map(|kl| {
+            let row = json!({ KL: kl }).as_object().unwrap().clone();
+            judge.take(&mut watched, 1, &row).ends.is_some()
+        });
+        assert_eq!((ends, watched), ([false, false, true, true], Watched::default()));
+    }
+
+    #[test]
     fn a_metric_that_is_not_there_is_named() {
         let judge = judge(None, 0.0, true);
         judge.check(&row(1.0)).unwrap();
         judge.check(&row(f64::NAN)).unwrap();
-        let other = Judge { metric: "eval_x".into(), ..judge };
+        let other = Judge { metric: Some("eval_x".into()), ..judge };
         let e = other.check(&row(1.0)).unwrap_err().to_string();
         assert!(e.ends_with("they have eval_m, eval_other"), "{e}");
-        assert!(Judge { metric: "eval_m_ci95".into(), ..other }.check(&row(1.0)).is_err());
+        assert!(Judge { metric: Some("eval_m_ci95".into()), ..other }.check(&row(1.0)).is_err());
     }
 }

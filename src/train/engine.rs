@@ -226,7 +226,13 @@ impl<'a, B: Backend> Engine<'a, B> {
         late
     }
 
-    fn exchange(&mut self) {
+    /// The largest micro-batch that it has room for.
+    pub fn capacity(&self) -> Capacity {
+        self.ws.capacity
+    }
+
+    /// Puts the synced reference's weights in the place of the policy's, or those back.
+    pub(super) fn exchange(&mut self) {
         let reference = self.state.reference.as_mut().expect("a state with a synced reference");
         std::mem::swap(&mut self.state.model.weights, &mut reference.weights);
     }

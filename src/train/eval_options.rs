@@ -87,6 +87,20 @@ options! {
         /// Sets beside the held-out split of the run's data, each under its name.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         eval_data: Vec<NamedData> = Vec::new();
+        /// Prompts to sample a response of the policy to at each evaluation, for how far it is from the reference; 0: none.
+        #[serde(skip_serializing_if = "is_0")]
+        kl_samples: usize = 0;
+        /// Longest of those responses, tokens; `None`: 64, where there are some.
+        kl_max_new_tokens: Option<usize> = None, in given_some, "1 or more";
+        /// The divergence from the reference, nats a response, at which the run ends; `None`: it goes on.
+        kl_budget: Option<f64> = None, in given_positive_number, "a finite number above 0";
+        /// Prompts that policy and reference continue at each evaluation, in `RUN/samples.jsonl`; 0: none.
+        #[serde(skip_serializing_if = "is_0")]
+        sample_prompts: usize = 0;
+        /// Longest of those continuations, tokens; `None`: 64, where there are some.
+        sample_max_new_tokens: Option<usize> = None, in given_some, "1 or more";
+        /// Their temperature; `None`: 0, the likeliest token each time.
+        sample_temperature: Option<f64> = None, in given_from_0, "0 or more";
         /// Whether the result is the checkpoint of the best evaluation, and not what the last step left.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         load_best_model_at_end: bool = false;
@@ -105,6 +119,18 @@ fn given_positive(n: &Option<u64>) -> bool {
     *n != Some(0)
 }
 
+fn given_some(n: &Option<usize>) -> bool {
+    *n != Some(0)
+}
+
+fn given_positive_number(x: &Option<f64>) -> bool {
+    x.is_none_or(|x| x.is_finite() && x > 0.0)
+}
+
+fn is_0(n: &usize) -> bool {
+    *n == 0
+}
+
 fn given_from_0(x: &Option<f64>) -> bool {
     x.as_ref().is_none_or(finite_from_0)
 }
@@ -118,6 +144,8 @@ impl EvalOptions {
             ("eval_steps", self.eval_steps > 0),
             ("max_eval_samples", self.max_eval_samples.is_some()),
             ("eval_data", !self.eval_data.is_empty()),
+            ("kl_samples", self.kl_samples > 0),
+            ("sample_prompts", self.sample_prompts > 0),
             ("load_best_model_at_end", self.load_best_model_at_end),
             ("early_stopping_patience", self.early_stopping_patience.is_some()),
         ];
@@ -134,7 +162,32 @@ impl EvalOptions {
                 )));
             }
         }
+        self.resolve_samples()?;
         self.resolve_best()
+    }
+
+    fn resolve_samples(&mut self) -> Result<()> {
+        let without = [
+            ("kl_max_new_tokens", self.kl_max_new_tokens.is_some() && self.kl_samples == 0, "kl_samples"),
+            ("kl_budget", self.kl_budget.is_some() && self.kl_samples == 0, "kl_samples"),
+            (
+                "sample_max_new_tokens",
+                self.sample_max_new_tokens.is_some() && self.sample_prompts == 0,
+                "sample_prompts",
+            ),
+            ("sample_temperature", self.sample_temperature.is_some() && self.sample_prompts == 0, "sample_prompts"),
+        ];
+        if let Some((key, _, needs)) = without.into_iter().find(|(_, alone, _)| *alone) {
+            return Err(Error::usage(format!("`{key}` has no effect without `{needs}`; leave it out, or give both")));
+        }
+        if self.kl_samples > 0 {
+            self.kl_max_new_tokens.get_or_insert(64);
+        }
+        if self.sample_prompts > 0 {
+            self.sample_max_new_tokens.get_or_insert(64);
+            self.sample_temperature.get_or_insert(0.0);
+        }
+        Ok(())
     }
 
     fn resolve_best(&mut self) -> Result<()> {
@@ -142,7 +195,8 @@ impl EvalOptions {
             ("load_best_model_at_end", self.load_best_model_at_end),
             ("early_stopping_patience", self.early_stopping_patience.is_some()),
         ];
-        if let Some((key, _)) = chooses.iter().find(|(_, given)| *given && self.eval_steps == 0) {
+        let ends = [chooses[0], chooses[1], ("kl_budget", self.kl_budget.is_some())];
+        if let Some((key, _)) = ends.iter().find(|(_, given)| *given && self.eval_steps == 0) {
             return Err(Error::usage(format!(
                 "`{key}`: without `eval_steps` the run is evaluated before its first step and after its last, and there is \
                  nothing to choose from; give `eval_steps`"

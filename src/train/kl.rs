@@ -7,7 +7,7 @@ use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::format::Meta;
 use crate::data::shard::{Dataset, NewGroup, NewResponse, ShardWriter, Split};
 use crate::error::{Error, Result};
-use crate::files::scratch_folder;
+use crate::files::{ScratchFolder, scratch_folder};
 use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir, generate_while};
 use crate::observe::{Event, Flow, Observe};
 
@@ -40,6 +40,8 @@ pub struct KlEstimate {
 pub struct KlPlan {
     /// Prompts with room for a response.
     pub prompts: Vec<Vec<u32>>,
+    /// Input row of each: of its first response.
+    pub rows: Vec<u64>,
     /// One continuation of each, at temperature 1.
     pub options: GenerateOptions,
 }
@@ -52,11 +54,12 @@ impl KlPlan {
         let positions = positions.min(policy.rope.turning_point().unwrap_or(usize::MAX));
         let max_new_tokens = o.max_new_tokens.min(positions / 2).max(1);
         let room = positions.saturating_sub(max_new_tokens);
-        let prompts: Vec<Vec<u32>> = (0..data.num_groups())
-            .map(|g| data.group(g).prompt().iter().collect::<Vec<u32>>())
-            .filter(|p| !p.is_empty() && p.len() <= room)
+        let (prompts, rows): (Vec<Vec<u32>>, Vec<u64>) = (0..data.num_groups())
+            .map(|g| data.group(g))
+            .map(|g| (g.prompt().iter().collect::<Vec<u32>>(), g.response(0).row))
+            .filter(|(p, _)| !p.is_empty() && p.len() <= room)
             .take(o.samples)
-            .collect();
+            .unzip();
         let options = GenerateOptions {
             max_new_tokens,
             temperature: 1.0,
@@ -67,8 +70,16 @@ impl KlPlan {
             cache_bytes: 1 << 30,
             pack_weights: true,
         };
-        (!prompts.is_empty()).then_some(Self { prompts, options })
+        (!prompts.is_empty()).then_some(Self { prompts, rows, options })
     }
+}
+
+/// Positions that samples of at most `max_new_tokens` tokens after the prompts of `data` want: of its longest row and so many more,
+/// as far as both models, the policy and the reference, have them.
+pub fn positions_of((policy, reference): (&ModelConfig, &ModelConfig), data: &Dataset, max_new_tokens: usize) -> usize {
+    let longest = data.longest_row();
+    let most = policy.usable_positions().min(reference.usable_positions());
+    longest.max(most.min(longest.saturating_add(max_new_tokens)))
 }
 
 /// Samples a response of `policy` to each prompt of `plan` and scores it under both models, the reference in micro-batches
@@ -87,53 +98,85 @@ pub fn estimate<B: Backend>(
     let samples: Vec<Generated> = samples.into_iter().flatten().collect();
     // A model may have more rows than its tokenizer has tokens, and draw one of them.
     let vocab_size = policy.config.vocab_size.min(u32::MAX as usize) as u32;
-    drop(policy);
     let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
-    let scored = score(be, reference, &meta, (&plan.prompts, &samples), slots)?;
-    let gaps: Vec<f64> = samples.iter().zip(scored).map(|(s, logp)| s.logps.iter().sum::<f64>() - logp).collect();
+    let drawn = Drawn::new(&meta, (&plan.prompts, &samples))?;
+    // Both by the same passes, so that a policy is no way from itself.
+    let own = drawn.score(be, Scorer::Loaded(policy), slots)?;
+    let theirs = drawn.score(be, Scorer::Dir(reference), slots)?;
+    let gaps: Vec<f64> = own.iter().zip(theirs).map(|(own, theirs)| own - theirs).collect();
     mean_with_interval(&gaps, plan.options.max_new_tokens)
 }
 
-/// Log-probs of `samples` under the model of `dir`. They go through a shard of their own, so that there is one way to score.
-fn score<B: Backend>(
-    be: &B,
-    dir: &ModelDir,
-    meta: &Meta,
-    (prompts, samples): (&[Vec<u32>], &[Generated]),
-    slots: usize,
-) -> Result<Vec<f64>> {
-    let folder = scratch_folder()?;
-    let mut writer = ShardWriter::create(&folder.path().join("train-00000.pref"), meta)?;
-    for (row, (prompt, sample)) in prompts.iter().zip(samples).enumerate() {
-        let response = NewResponse { tokens: &sample.tokens, score: None, label: None, row: row as u64, index: 0 };
-        writer.push(&NewGroup { prompt, responses: vec![response], pairs: Vec::new() })?;
-    }
-    writer.finish()?;
-    let data = Dataset::open(folder.path(), Split::Train)?;
-    let longest = data.longest_row();
-    let options = PlanOptions {
-        objective: Objective::Score,
-        batch_size: 64,
-        token_budget: Some(slots.max(longest)),
-        seed: 0,
-        shuffle: false,
-    };
-    let plan = Planner::new(&data, &options)?;
-    let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, dir.config(), longest, c))?;
-    be.reserve(&memory.table)?;
-    let mut engine = Engine::new(be, Model::load(be, dir, longest)?, plan.capacity(), Purpose::Score)?;
-    let mut scored = vec![f64::NAN; samples.len()];
-    for step in 0..plan.steps_in_epoch(0) {
-        for mb in plan.step(0, step)? {
-            for (slot, logp) in mb.responses().iter().zip(engine.score(&mb)?) {
-                scored[slot.id as usize] = logp;
-            }
-        }
-    }
-    Ok(scored)
+/// Who scores; a model that is loaded is gone afterwards.
+enum Scorer<'a, B: Backend> {
+    Loaded(Model<B>),
+    Dir(&'a ModelDir),
 }
 
-fn mean_with_interval(x: &[f64], max_new_tokens: usize) -> Result<KlEstimate> {
+/// Responses that were drawn, in a shard of their own, so that there is one way to score.
+struct Drawn {
+    data: Dataset,
+    samples: usize,
+    // Dropped after the data that lie in it.
+    _folder: ScratchFolder,
+}
+
+impl Drawn {
+    fn new(meta: &Meta, (prompts, samples): (&[Vec<u32>], &[Generated])) -> Result<Self> {
+        let folder = scratch_folder()?;
+        let mut writer = ShardWriter::create(&folder.path().join("train-00000.pref"), meta)?;
+        for (row, (prompt, sample)) in prompts.iter().zip(samples).enumerate() {
+            let response = NewResponse { tokens: &sample.tokens, score: None, label: None, row: row as u64, index: 0 };
+            writer.push(&NewGroup { prompt, responses: vec![response], pairs: Vec::new() })?;
+        }
+        writer.finish()?;
+        Ok(Self { data: Dataset::open(folder.path(), Split::Train)?, samples: samples.len(), _folder: folder })
+    }
+
+    /// Their log-probs.
+    fn score<B: Backend>(&self, be: &B, scorer: Scorer<'_, B>, slots: usize) -> Result<Vec<f64>> {
+        let longest = self.data.longest_row();
+        let options = PlanOptions {
+            objective: Objective::Score,
+            batch_size: 64,
+            token_budget: Some(slots.max(longest)),
+            seed: 0,
+            shuffle: false,
+        };
+        let plan = Planner::new(&self.data, &options)?;
+        let model = match scorer {
+            Scorer::Loaded(model) => {
+                let (config, positions) = (&model.config, model.max_positions);
+                let held = MemoryPlan::model(be, config, positions)?.table.len();
+                let memory = Budgets::of([&plan]).fitting(be, |c| {
+                    let mut plan = MemoryPlan::scoring(be, config, positions, c)?;
+                    plan.table.drain(..held);
+                    Ok(plan)
+                })?;
+                be.reserve(&memory.table)?;
+                model
+            }
+            Scorer::Dir(dir) => {
+                let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, dir.config(), longest, c))?;
+                be.reserve(&memory.table)?;
+                Model::load(be, dir, longest)?
+            }
+        };
+        let mut engine = Engine::new(be, model, plan.capacity(), Purpose::Score)?;
+        let mut scored = vec![f64::NAN; self.samples];
+        for step in 0..plan.steps_in_epoch(0) {
+            for mb in plan.step(0, step)? {
+                for (slot, logp) in mb.responses().iter().zip(engine.score(&mb)?) {
+                    scored[slot.id as usize] = logp;
+                }
+            }
+        }
+        Ok(scored)
+    }
+}
+
+/// The estimate that the gaps `x`, a response each, come to. Errors: one that is no number.
+pub fn mean_with_interval(x: &[f64], max_new_tokens: usize) -> Result<KlEstimate> {
     let n = x.len() as f64;
     let mean = x.iter().sum::<f64>() / n;
     if !mean.is_finite() {

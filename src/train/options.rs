@@ -275,6 +275,12 @@ impl TrainOptions {
         self.data.check()?;
         self.compute.check()?;
         self.eval.resolve()?;
+        if self.eval.kl_samples > 0 && !loss.reference() {
+            let name = loss.name();
+            return Err(Error::usage(format!(
+                "`kl_samples`: the {name} loss has no reference to be far from; leave it out"
+            )));
+        }
         self.save.check()?;
         if self.resume.allow_other_numerics && self.resume.resume.is_none() {
             return Err(Error::usage(

@@ -6,6 +6,7 @@ use super::engine::Purpose;
 use super::means;
 use super::memory::{Budgets, MemoryPlan};
 use super::options::{EvalStrategy, TrainOptions};
+use super::sample_plan::SamplePlan;
 use super::schedule::Schedule;
 use super::sets::{self, NamedSet};
 use super::synced;
@@ -27,6 +28,8 @@ pub(super) struct Ready<'a> {
     pub held_out: Option<Planner<'a>>,
     /// Other sets that are evaluated.
     pub sets: Vec<Planner<'a>>,
+    /// What is sampled at evaluations.
+    pub samples: Option<SamplePlan>,
     /// The model to train.
     pub dir: ModelDir,
     /// The reference, where the loss has one.
@@ -48,7 +51,7 @@ impl<'a> Ready<'a> {
     pub fn new<B: Backend>(
         be: &B,
         c: &TrainOptions,
-        (splits, named): (&'a [Dataset], &'a [NamedSet]),
+        (splits, named, sampling): (&'a [Dataset], &'a [NamedSet], bool),
         learns: Learns<'_>,
     ) -> Result<Self> {
         let (dir, reference) = open_models(c, splits)?;
@@ -61,12 +64,30 @@ impl<'a> Ready<'a> {
         let sets = sets::planners(c, named, planner.token_budget())?;
         sets::check_rows(&models, &sets)?;
         let all = || [&planner].into_iter().chain(&held_out).chain(&sets);
-        let positions = all().map(Planner::longest_row).max().unwrap_or(0);
         let budgets = Budgets::of(all());
+        let mut samples = None;
+        if sampling && c.eval.kl_samples + c.eval.sample_prompts > 0 {
+            let prompts = held_out.as_ref().or(sets.first()).map(Planner::data).ok_or_else(|| no_prompts(c))?;
+            samples = SamplePlan::new(c, (&dir, reference.as_ref()), prompts, budgets.capacity())?;
+        }
+        let positions = all().map(Planner::longest_row).chain(samples.iter().map(|s| s.positions)).max().unwrap_or(0);
         let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
-        let (memory, purpose) = budgets.training(be, dir.config(), positions, (purpose, learns))?;
+        let (mut memory, mut purpose) = budgets.training(be, dir.config(), positions, (purpose, learns))?;
+        if let Some(samples) = &mut samples {
+            let trained = MemoryPlan::sections(be, dir.config(), learns)?.0.trained_len;
+            let (of, size) = ((dir.config(), trained), (positions, budgets.capacity()));
+            if let Err(e) = samples.make_room(be, of, size, &mut memory) {
+                // What is kept only because there is room gives way.
+                if purpose != Purpose::TrainInFull {
+                    return Err(e);
+                }
+                purpose = Purpose::Train;
+                memory = MemoryPlan::training_as(be, dir.config(), positions, size.1, (purpose, learns))?;
+                samples.make_room(be, of, size, &mut memory)?;
+            }
+        }
         let (capacity, schedule) = (budgets.capacity(), Schedule::new(&c.schedule, total_steps(c, &planner))?);
-        Ok(Self { planner, held_out, sets, dir, reference, memory, capacity, purpose, positions, schedule })
+        Ok(Self { planner, held_out, sets, samples, dir, reference, memory, capacity, purpose, positions, schedule })
     }
 }
 
@@ -81,6 +102,14 @@ pub(super) fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()
         return Err(no_graphs());
     }
     c.compute.matmul_plans.as_ref().map_or(Ok(()), |file| be.tune_products(file))
+}
+
+fn no_prompts(c: &TrainOptions) -> Error {
+    let key = if c.eval.kl_samples > 0 { "kl_samples" } else { "sample_prompts" };
+    Error::usage(format!(
+        "`{key}`: {} has no held-out split to take prompts from; pack with `eval_fraction`, give `eval_data`, or leave it out",
+        c.files.data.display()
+    ))
 }
 
 pub(super) fn refuse_empty_evaluation(c: &TrainOptions, splits: &[Dataset]) -> Result<()> {

@@ -141,6 +141,7 @@ impl Start {
             Self::Again => {
                 note(format!("{}: no checkpoint to go on from; the run begins again", c.files.out.display()))?;
                 out.forget_batches(0)?;
+                out.cut_samples(0)?;
                 return out.cut_metrics(0);
             }
             Self::From(checkpoint) | Self::Elsewhere(checkpoint) => {
@@ -158,6 +159,7 @@ impl Start {
             }
         }
         out.forget_batches(checkpoint.saved().global_step)?;
+        out.cut_samples(checkpoint.saved().global_step)?;
         out.cut_metrics(checkpoint.saved().metrics_bytes)
     }
 
@@ -227,7 +229,7 @@ pub fn finished(c: &TrainOptions) -> Option<String> {
 fn ends_as(c: &TrainOptions, was: &TrainOptions) -> bool {
     let of = |c: &TrainOptions| {
         let e = &c.eval;
-        let ends = (e.eval_steps, e.early_stopping_patience, e.early_stopping_threshold);
+        let ends = (e.eval_steps, e.early_stopping_patience, e.early_stopping_threshold, e.kl_budget, e.kl_samples);
         (c.data.max_steps, c.data.num_train_epochs, ends)
     };
     of(c) == of(was)

@@ -20,6 +20,7 @@ use super::ready::{self, Ready, choose_products, looked_at, refuse_empty_evaluat
 use super::record::{Outcome, Record};
 use super::report_options::ReportTo;
 use super::resume::{self, Start};
+use super::samples::Sampler;
 use super::saver::Saver;
 use super::schedule::Schedule;
 use super::sets::{self, NamedSet};
@@ -34,9 +35,10 @@ use crate::backend::Backend;
 use crate::data::plan::Planner;
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
+use crate::data::text::{TemplateChoice, TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::files::RunDir;
-use crate::model::{self, Model, Quantized};
+use crate::model::{self, Model, ModelDir, Quantized};
 use crate::observe::jsonl::Jsonl;
 use crate::observe::tensorboard::Events;
 use crate::observe::{Both, Event, Observe};
@@ -58,7 +60,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = ready::learns(c, &trained);
     let sets = sets::open(c)?;
-    let ready = Ready::new(be, c, (&splits, &sets), learns)?;
+    let ready = Ready::new(be, c, (&splits, &sets, true), learns)?;
     let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
     let (slots, total) = (ready.planner.token_budget(), schedule.total);
     let mut identity = Identity::of(c, &splits, (dir, reference), be.fingerprint(), slots, &schedule)?;
@@ -136,6 +138,13 @@ impl Run<'_> {
         let looked = self.sets.iter().zip(&ready.sets).map(|(set, plan)| (set, looked_at(c, plan).1, plan.units()));
         sets::tell(&looked.collect::<Vec<_>>(), &self.splits[0], observe)?;
         warn_of_positions(ready.dir.config(), ready.positions, observe)?;
+        let tokenizer = match &ready.samples {
+            Some(plan) => {
+                observe.tell(&Event::Note(&plan.line()))?;
+                reads_samples(c, &ready.dir, &self.splits[0])?
+            }
+            None => None,
+        };
         ready.memory.tell(be, observe)?;
         if let Some(line) = &record.reference {
             observe.tell(&Event::Note(&format!("reference: {line}")))?;
@@ -201,6 +210,7 @@ impl Run<'_> {
             },
             eval: held_out.map(|(steps, plan)| EvalSet { steps, plan, sidecars: sidecars_of_held_out }),
             sets: sets.map(|(set, plan)| (set.name.as_str(), eval_set(c, plan, sidecars.next()))).collect(),
+            sampler: ready.samples.map(|plan| Sampler { plan, tokenizer: tokenizer.as_ref(), known: None }),
             judge: Judge::of(&c.eval),
             saver,
             evaluated: None,
@@ -236,6 +246,25 @@ impl Run<'_> {
         let (updated, changed) = (report.updated_share(), report.changed_share());
         observe.tell(&Event::Saved { path: out.path(), updated, changed })
     }
+}
+
+/// What turns continuations into text, where some are to be read: the model's tokenizer, or the one beside the shards. Errors:
+/// there is none.
+fn reads_samples(c: &TrainOptions, model: &ModelDir, data: &Dataset) -> Result<Option<TextTokenizer>> {
+    if c.eval.sample_prompts == 0 {
+        return Ok(None);
+    }
+    if let Some(own) = model.tokenizer(None)? {
+        return Ok(Some(own));
+    }
+    let options = TokenizerOptions { chat_template: TemplateChoice::None, ..Default::default() };
+    TextTokenizer::load(data.folder(), &options).map(Some).map_err(|_| {
+        Error::usage(format!(
+            "`sample_prompts`: neither {} nor {} has a tokenizer to write texts with; leave it out",
+            model.path().display(),
+            data.folder().display()
+        ))
+    })
 }
 
 /// What is evaluated of a set.

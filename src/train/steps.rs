@@ -1,8 +1,8 @@
 //! The steps of a run. On a device that works by itself the host is always one step ahead: it starts the passes of the
 //! next step, then reads and reports the numbers of the last.
 
-use super::best::{Best, Judge};
-use super::checkpoint::{Carried, Checkpoint};
+use super::best::Judge;
+use super::checkpoint::Carried;
 use super::clock::Clock;
 use super::engine::Engine;
 use super::eval::{self, EvalSet};
@@ -12,8 +12,8 @@ use super::metrics::Totals;
 use super::optim::Optimizer;
 use super::options::TrainOptions;
 use super::proof::{prove_evaluated, prove_step_0, spot_check};
-use super::record::BestEvaluation;
 use super::report::Numbers;
+use super::samples::Sampler;
 use super::saver::Saver;
 use super::stepper::Stepper;
 use super::summary::{Ended, Summary};
@@ -21,9 +21,7 @@ use super::trend::Trend;
 use crate::backend::Backend;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
-use crate::observe::{Event, Flow, Later, Observe};
-use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use crate::observe::{Event, Flow, Observe};
 use std::time::Instant;
 
 /// Steps in a row that may be skipped for non-finite values.
@@ -39,6 +37,8 @@ pub struct Steps<'a> {
     pub eval: Option<EvalSet<'a>>,
     /// Other sets that are evaluated, by name.
     pub sets: Vec<(&'a str, EvalSet<'a>)>,
+    /// What is sampled at evaluations, where something is.
+    pub sampler: Option<Sampler<'a>>,
     /// How evaluations are compared, where they are.
     pub judge: Option<Judge>,
     /// What the run can go on from.
@@ -162,7 +162,7 @@ impl Steps<'_> {
     }
 
     /// Saves a checkpoint where the clock stands.
-    fn save<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
+    pub(super) fn save<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
         let first_eval = self.before.clone().filter(Totals::is_finite);
         let s = &self.summary;
         // A checkpoint is of before the evaluation at its step.
@@ -171,59 +171,6 @@ impl Steps<'_> {
         let (train_seconds, reference_seconds, eval_seconds) = (s.train_seconds, s.reference_seconds, s.eval_seconds);
         let carried = Carried { first_eval, train_seconds, reference_seconds, best_eval, eval_seconds };
         self.saver.save((engine.be, &engine.state), carried, self.observe)
-    }
-
-    /// Saves a checkpoint of the best evaluation, where it is to be the result and is the one just made. The model of the last
-    /// step is saved anyway.
-    fn save_best<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
-        let (step, total) = (engine.state.clock.step, self.stepper.schedule.total);
-        let best = engine.state.clock.watched.best.map(|best| best.step);
-        let keeps = self.options.eval.load_best_model_at_end;
-        match keeps && best == Some(step) && step < total && self.saver.last != Some(step) {
-            true => self.save(engine),
-            false => Ok(()),
-        }
-    }
-
-    /// Where the best evaluation is to be the result, makes the state that of its checkpoint; and records which it was.
-    fn load_best<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
-        let (Some(judge), Some(best)) = (&self.judge, engine.state.clock.watched.best) else { return Ok(()) };
-        let (step, metric) = (engine.state.clock.step, judge.metric.clone());
-        let mut loaded = self.options.eval.load_best_model_at_end;
-        if loaded && best.step != step {
-            match self.take_best(engine, best.step) {
-                Ok(path) => {
-                    let (of, value) = (best.step, best.value);
-                    let line =
-                        format!("the model is that of step {of}, with the best {metric} ({value}): {}", path.display());
-                    self.observe.tell(&Event::Note(&line))?;
-                }
-                Err(e) => {
-                    loaded = false;
-                    let line =
-                        format!("the best {metric} was at step {}, and the model is that of the last: {e}", best.step);
-                    self.observe.tell(&Event::Warning(&line))?;
-                }
-            }
-        }
-        if loaded {
-            self.summary.best = Some((best.step, metric.clone(), best.value));
-            let after = self.best[0].clone();
-            self.summary.eval = self.before.clone().zip(after).filter(|_| step > 0);
-        }
-        let Best { step, value } = best;
-        self.saver.record.best = Some(BestEvaluation { step, metric, value, loaded });
-        Ok(())
-    }
-
-    /// Fills the state from the checkpoint of `step`, which is read through before anything is overwritten.
-    fn take_best<B: Backend>(&self, engine: &mut Engine<'_, B>, step: u64) -> Result<PathBuf> {
-        let gone = || Error::file(self.saver.out.path(), format!("checkpoint-{step} is not there"));
-        let path = self.saver.checkpoint(step).ok_or_else(gone)?;
-        let checkpoint = Checkpoint::open(&path)?;
-        checkpoint.verify(&engine.state.model.table, &engine.state.sections(engine.be))?;
-        checkpoint.load(engine.be, &mut engine.state)?;
-        Ok(path)
     }
 
     /// Before the first step, after the last, and every so often.
@@ -316,88 +263,5 @@ impl Steps<'_> {
         let pairs: Vec<u64> = batches.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect();
         let responses = || batches.iter().flat_map(|mb| mb.responses()).map(|r| r.id).collect();
         Ok(if pairs.is_empty() { responses() } else { pairs })
-    }
-
-    /// The held-out numbers where the clock stands. An evaluation is finished even where the run is to stop, unless it is to
-    /// pause: then it is left undone, as what goes on from here does it again.
-    fn evaluate<B: Backend>(&mut self, engine: &mut Engine<'_, B>) -> Result<Flow> {
-        if self.eval.is_none() && self.sets.is_empty() {
-            return Ok(Flow::On);
-        }
-        let (step, begun) = (engine.state.clock.step, Instant::now());
-        let mut later = Later::new(self.observe);
-        let all = self.eval.iter().map(|set| (None, set));
-        let all = all.chain(self.sets.iter().map(|(name, set)| (Some(*name), set)));
-        let mut numbers: Vec<(Option<&str>, Totals)> = Vec::with_capacity(1 + self.sets.len());
-        for (name, set) in all {
-            match eval::evaluate(engine, set, &self.stepper.spec, &mut later) {
-                Err(Error::Stopped(_)) => return Ok(Flow::Pause),
-                totals => numbers.push((name, totals?)),
-            }
-        }
-        let flow = later.flow();
-        let mut row = Map::new();
-        row.insert("step".into(), json!(step));
-        for (name, totals) in &numbers {
-            row.extend(totals.evaluated(&name.map_or_else(|| "eval_".to_owned(), |name| format!("eval_{name}_"))));
-        }
-        let seconds = begun.elapsed().as_secs_f64();
-        row.insert("eval_seconds".into(), json!(seconds));
-        let own = numbers.iter().find(|(name, _)| name.is_none()).map(|(_, totals)| totals.clone());
-        let flow = flow.and(self.judge(engine, &row, own.as_ref())?);
-        self.summary.eval_seconds += seconds;
-        self.saver.record.eval_seconds = self.summary.eval_seconds;
-        let flow = flow.and(self.observe.on(&Event::Evaluation { step, row: &row })?);
-        for (name, totals) in &numbers {
-            let what = name.map_or_else(|| "held-out".to_owned(), |name| format!("held-out {name}:"));
-            self.observe.tell(&Event::Note(&format!("step {step}: {what} {}", eval::line(totals))))?;
-        }
-        if let Some(why) = self.ends_early.as_ref().filter(|_| flow == Flow::Stop) {
-            self.observe.tell(&Event::Note(&format!("step {step}: {why}; the run ends")))?;
-        }
-        self.summary.sets = numbers.into_iter().filter_map(|(name, t)| Some((name?.to_owned(), t))).collect();
-        if step == 0 {
-            self.before.clone_from(&own);
-        }
-        self.after = own;
-        Ok(flow)
-    }
-
-    /// Compares the evaluation whose numbers are `row`, `own` being those of the held-out split, with those before; whether the run
-    /// ends here. What a checkpoint of this step is to hold is noted before.
-    fn judge<B: Backend>(
-        &mut self,
-        engine: &mut Engine<'_, B>,
-        row: &Map<String, Value>,
-        own: Option<&Totals>,
-    ) -> Result<Flow> {
-        let clock = &mut engine.state.clock;
-        self.evaluated = Some(clock.step);
-        self.saver.evaluates(*clock);
-        let Some(judge) = &self.judge else { return Ok(Flow::On) };
-        judge.check(row)?;
-        if clock.step == 0 {
-            return Ok(Flow::On);
-        }
-        let before = clock.watched.best;
-        let judged = judge.take(&mut clock.watched, clock.step, row);
-        self.best[1] = self.best[0].clone();
-        if judged.is_best {
-            self.best[0] = own.cloned();
-        }
-        if self.options.eval.load_best_model_at_end {
-            // That of before too: a checkpoint of this step, which is of before this evaluation, says that it is the best.
-            self.saver.protected = [before, clock.watched.best].into_iter().flatten().map(|best| best.step).collect();
-        }
-        let last = clock.step == self.stepper.schedule.total;
-        self.ends_early = judged.ends.filter(|_| !last);
-        Ok(if self.ends_early.is_some() { Flow::Stop } else { Flow::On })
-    }
-
-    /// The held-out numbers of the model that the run started from, and of that which it has after `step` steps: where both
-    /// were measured.
-    fn compared(&self, step: u64) -> Option<(Totals, Totals)> {
-        let after = self.after.clone().filter(|_| self.evaluated == Some(step))?;
-        Some((self.before.clone().filter(|_| step > 0)?, after))
     }
 }

@@ -1,8 +1,9 @@
 //! How a run goes: what its steps come to of late, for whoever looks on, and what its end is to be warned of. Nothing here
 //! changes a bit.
 
-use super::metrics::Totals;
+use super::metrics::{Totals, wilson_95};
 use super::report::Numbers;
+use super::samples::Habits;
 use crate::units::decimals;
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,6 +18,14 @@ const SURE: f64 = 3.0;
 const ROSE: f64 = 0.05;
 /// Nats a token that the log-probs of chosen responses may fall: e times less likely, each of their tokens.
 const FALL: f64 = 1.0;
+/// Share of training pairs in the right order beyond which there is little to learn from them.
+const SATURATED: f64 = 0.99;
+/// Fewest continuations that say something.
+const FEW: usize = 4;
+/// Share of continuations that lost their end, or of tokens said again, that is more than a few.
+const LOST: f64 = 0.25;
+/// How many times as long continuations are that grew.
+const GREW: f64 = 1.5;
 
 /// An exponential mean without the pull of a beginning at 0 (Kingma & Ba 2015, section 3).
 #[derive(Clone, Copy, Debug, Default)]
@@ -112,6 +121,15 @@ pub struct Trend {
     losses: Ends,
     /// Log-probs of chosen responses, a token.
     chosen: Ends,
+    /// Those of rejected ones, a response.
+    rejected: Ends,
+    /// Shares of pairs in the right order.
+    orders: Ends,
+    /// Held-out losses, at each evaluation of this call.
+    held_out: Vec<(u64, f64)>,
+    /// How the policy's continuations are now, and the reference's, or the policy's at first.
+    habits: Vec<Habits>,
+    first_habits: Option<Habits>,
 }
 
 impl Trend {
@@ -129,6 +147,21 @@ impl Trend {
         self.speed.add(t.tokens as f64 / numbers.seconds, numbers.seconds);
         if t.pairs > 0 {
             self.chosen.add(t.logp_chosen / t.chosen_tokens as f64);
+            self.rejected.add(t.logp_rejected / pairs);
+            self.orders.add(t.accuracy());
+        }
+    }
+
+    /// Takes the held-out numbers after `step` steps.
+    pub fn evaluated(&mut self, step: u64, t: &Totals) {
+        self.held_out.push((step, t.mean_loss()));
+    }
+
+    /// Takes how continuations are: the policy's, and where there is one the reference's.
+    pub fn sampled(&mut self, habits: Vec<Habits>) {
+        if !habits.is_empty() {
+            self.first_habits.get_or_insert(habits[0]);
+            self.habits = habits;
         }
     }
 
@@ -138,9 +171,13 @@ impl Trend {
         if let Some(why) = self.losses.change().and_then(|c| rose(&c, rate)) {
             return vec![why];
         }
-        let fell = self.chosen.change().and_then(|c| fell(&c, rate));
-        let forgot = held_out.and_then(|(first, last)| by_heart(first, last));
-        fell.into_iter().chain(forgot).collect()
+        let both = self.rejected.change().is_some_and(|c| c.first - c.last > SURE * c.error);
+        let fell = self.chosen.change().and_then(|c| fell(&c, rate, both));
+        let forgot = held_out.and_then(|(first, last)| by_heart(first, last)).or_else(|| turned(&self.held_out));
+        let sure = self.orders.change().zip(held_out).and_then(|(c, (_, last))| saturated(&c, last));
+        let against = self.habits.get(1).or(self.first_habits.as_ref());
+        let wrote = self.habits.first().zip(against).map(|(is, was)| drifted(is, was, self.habits.len() > 1));
+        fell.into_iter().chain(forgot).chain(sure).chain(wrote.into_iter().flatten()).collect()
     }
 }
 
@@ -161,16 +198,67 @@ fn rose(c: &Change, rate: f64) -> Option<String> {
 }
 
 /// What to say of chosen responses that the model has unlearned.
-fn fell(c: &Change, rate: f64) -> Option<String> {
+fn fell(c: &Change, rate: f64, both: bool) -> Option<String> {
     let by = c.first - c.last;
     (by > FALL && by > SURE * c.error).then(|| {
         let [first, last] = [c.first, c.last].map(|x| decimals(x, 2));
         format!(
-            "chosen responses became unlikely, too: {first} nats a token in the first {}, {last} in the last; lower \
+            "chosen responses became unlikely, too: {first} nats a token in the first {}, {last} in the last{}; lower \
              `options.learning_rate` ({rate:e}), raise `options.beta`, or take a loss that keeps them likely (`options.loss_type` dpop, rpo)",
-            steps(c.of)
+            steps(c.of),
+            if both { " (likelihood displacement: rejected ones fell as well, and what is likely now is in neither)" } else { "" }
         )
     })
+}
+
+/// What to say of a held-out loss that went down and came up again.
+fn turned(all: &[(u64, f64)]) -> Option<String> {
+    let (&(step, least), &(last, is)) = (all.iter().min_by(|a, b| a.1.total_cmp(&b.1))?, all.last()?);
+    (step < last && is - least > ROSE * least.abs()).then(|| {
+        let [least, is] = [least, is].map(short);
+        format!(
+            "the held-out loss turned: {least} after step {step}, {is} at the end; take fewer steps, or keep the best model with \
+             `options.load_best_model_at_end`"
+        )
+    })
+}
+
+/// What to say of pairs that are nearly all in the right order, where held-out ones are not.
+fn saturated(c: &Change, held_out: &Totals) -> Option<String> {
+    let below = wilson_95(held_out.accuracy(), held_out.pairs.max(1))[1];
+    (c.last >= SATURATED && c.of > 1 && held_out.pairs > 0 && below < c.last).then(|| {
+        format!(
+            "{:.0} % of the training pairs are in the right order over the last {}, and {:.0} % of the held-out ones (at most {:.0} \
+             %, 95 %): more steps teach these pairs by heart",
+            100.0 * c.last,
+            steps(c.of),
+            100.0 * held_out.accuracy(),
+            100.0 * below
+        )
+    })
+}
+
+/// What to say of continuations that grew, repeat themselves or do not end any more.
+fn drifted(is: &Habits, was: &Habits, of_reference: bool) -> Vec<String> {
+    let than = if of_reference { "the reference's" } else { "at first" };
+    let see = "see samples.jsonl; lower `options.learning_rate`, or raise `options.beta`";
+    let mut all = Vec::new();
+    if is.n < FEW {
+        return all;
+    }
+    if is.finished + LOST < was.finished {
+        let [is, was] = [is, was].map(|h| 100.0 * h.finished);
+        all.push(format!("continuations lose their end: {is:.0} % have one, {than} {was:.0} %; {see}"));
+    } else if is.tokens > GREW * was.tokens {
+        all.push(format!("continuations grew: {:.0} tokens, {than} {:.0}; {see}", is.tokens, was.tokens));
+    }
+    if is.repeated > was.repeated + LOST {
+        let [is, was] = [is, was].map(|h| 100.0 * h.repeated);
+        all.push(format!(
+            "continuations repeat themselves: {is:.0} % of their fours of tokens, {than} {was:.0} %; {see}"
+        ));
+    }
+    all
 }
 
 /// What to say of a held-out loss that went the wrong way where the training loss did not.

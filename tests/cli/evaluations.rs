@@ -40,14 +40,17 @@ fn named_sets_have_the_numbers_of_eval() {
         let judged = args.contains("kto");
         let base = if judged { RUN.replace("--data d ", "") } else { RUN.to_owned() };
         let set = if judged { "judged" } else { "more" };
-        cli.ok(&format!("{stage} {base} {args} --eval-data it={set} --eval-data own=d --eval-steps 2 --max-steps 4 --out {out}"
-            ).replace(if judged { " --eval-data own=d" } else { "?" }, ""));
+        cli.ok(&format!(
+            "{stage} {base} {args} --eval-data it={set} --eval-data own=d --eval-steps 2 --max-steps 4 --out {out}"
+        )
+        .replace(if judged { " --eval-data own=d" } else { "?" }, ""));
         let rows = evaluations(&cli, &out);
         assert_eq!(rows.iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 2, 4], "{what}");
         assert!(rows.iter().all(|row| row["eval_seconds"].as_f64().unwrap() > 0.0), "{what}");
         let model = if args.contains("lora") { format!("m --adapter {out}") } else { out.clone() };
         let data = if of_eval.contains("--data") { String::new() } else { format!("--data {set}") };
-        let alone = cli.ok(&format!("eval --model {model} {data} {of_eval} --token-budget 64 --json --kl-samples 0 --dtype f32"));
+        let alone = cli
+            .ok(&format!("eval --model {model} {data} {of_eval} --token-budget 64 --json --kl-samples 0 --dtype f32"));
         let mut compared = 0;
         for (key, value) in alone.json().as_object().unwrap() {
             let of_run = &rows[2][&format!("eval_it_{key}")];
@@ -73,19 +76,32 @@ fn named_sets_have_the_numbers_of_eval() {
     let again = cli.ok(&format!("dpo {RUN} --eval-data it=more --max-steps 1 --out again"));
     assert!(again.err.contains("found") && !again.err.contains("computed"), "{}", again.err);
     assert!(cli.ok("dpo --config again/config.toml --out from-config").err.contains("evaluated as it: "));
-    assert!(cli.ok(&format!("dpo {RUN} --eval-data train=more --data more --max-steps 1 --out t")).err.contains("warning: --eval-data train is the training split itself"));
+    assert!(
+        cli.ok(&format!(
+            "dpo {} --eval-data train=more --data more --max-steps 1 --out t",
+            RUN.replace("--data d ", "")
+        ))
+        .err
+        .contains("warning: --eval-data train is the training split itself")
+    );
 }
 
 #[test]
 fn sets_that_are_not_for_the_run_are_refused() {
     let cli = Cli::with_data();
     cli.model("other", "qwen2");
-    cli.edit_json("other/tokenizer.json", |t| t["model"]["vocab"] = json!({"w3": 4, "w4": 3, "<unk>": 0, "<s>": 1, "</s>": 2}));
+    cli.edit_json("other/tokenizer.json", |t| {
+        t["model"]["vocab"] = json!({"w3": 4, "w4": 3, "<unk>": 0, "<s>": 1, "</s>": 2})
+    });
     cli.write_rows("few.jsonl", &[json!({"prompt": "w3", "chosen": "w4", "rejected": "w3 w3"})]);
     let packed = cli.run("pack --tokenizer other --input few.jsonl --out foreign");
     let dpo = format!("dpo {RUN} --out none");
     if packed.code == 0 {
-        cli.bad(&format!("{dpo} --eval-data a=foreign"), 2, "--eval-data a was packed with another tokenizer than the training split (d)");
+        cli.bad(
+            &format!("{dpo} --eval-data a=foreign"),
+            2,
+            "--eval-data a was packed with another tokenizer than the training split (d)",
+        );
     }
     for (args, want) in [
         ("--eval-data d", "`d` is not NAME=DIR"),
@@ -93,14 +109,24 @@ fn sets_that_are_not_for_the_run_are_refused() {
         ("--eval-data a=d --eval-data a=more", "--eval-data: two sets have the name a"),
         ("--eval-data a=nowhere", "nowhere"),
         ("--eval-data a=d --eval-strategy no", "--eval-data: with --eval-strategy no nothing is evaluated"),
-        ("--eval-steps 2 --load-best-model-at-end --metric-for-best-model x", "--metric-for-best-model eval_x: evaluations of this run have no such number; they have eval_loss, "),
+        (
+            "--eval-steps 2 --load-best-model-at-end --metric-for-best-model x",
+            "--metric-for-best-model eval_x: evaluations of this run have no such number; they have eval_loss, ",
+        ),
         ("--load-best-model-at-end", "give --eval-steps"),
         ("--early-stopping-patience 0 --eval-steps 2", "--early-stopping-patience 0: must be 1 or more"),
-        ("--early-stopping-patience 1 --eval-steps 2 --early-stopping-threshold nan", "--early-stopping-threshold NaN: must be 0 or more"),
-        ("--greater-is-better --eval-steps 2", "has no effect without --load-best-model-at-end or --early-stopping-patience"),
+        (
+            "--early-stopping-patience 1 --eval-steps 2 --early-stopping-threshold nan",
+            "--early-stopping-threshold NaN: must be 0 or more",
+        ),
+        (
+            "--greater-is-better --eval-steps 2",
+            "has no effect without --load-best-model-at-end or --early-stopping-patience",
+        ),
     ] {
         let ran = cli.run(&format!("{dpo} {args}"));
-        let lines: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("fusedpo: ") || l.starts_with("error: ")).collect();
+        let lines: Vec<&str> =
+            ran.err.lines().filter(|l| l.starts_with("fusedpo: ") || l.starts_with("error: ")).collect();
         assert!(ran.code == 2 && ran.err.contains(want) && lines.len() == 1, "{args}: {ran:?}");
         assert!(!cli.path("none").exists(), "{args}");
     }
@@ -110,7 +136,10 @@ fn sets_that_are_not_for_the_run_are_refused() {
 #[test]
 fn the_best_evaluation_is_the_result() {
     let cli = Cli::with_data();
-    let base = format!("dpo {} --learning-rate 0.02 --lr-scheduler-type constant --eval-steps 2 --max-steps 14", RUN.replace("--learning-rate 3e-3 ", ""));
+    let base = format!(
+        "dpo {} --learning-rate 0.02 --lr-scheduler-type constant --eval-steps 2 --max-steps 14",
+        RUN.replace("--learning-rate 3e-3 ", "")
+    );
     cli.ok(&format!("{base} --save-steps 0 --out last"));
     let rows = evaluations(&cli, "last");
     let loss = |row: &Value| row["eval_loss"].as_f64().unwrap();
@@ -126,9 +155,14 @@ fn the_best_evaluation_is_the_result() {
     assert!(tensors(&cli, "best/model.safetensors") != tensors(&cli, "last/model.safetensors"));
     assert_eq!(cli.names("best", "checkpoint-").len(), 2, "the best and the last");
     let run: Value = serde_json::from_str(&cli.text("best/run.json")).unwrap();
-    assert_eq!((&run["best"]["step"], &run["best"]["value"], &run["best"]["loaded"]), (&best["step"], &best["eval_loss"], &json!(true)));
+    assert_eq!(
+        (&run["best"]["step"], &run["best"]["value"], &run["best"]["loaded"]),
+        (&best["step"], &best["eval_loss"], &json!(true))
+    );
     // Saved even where no checkpoint was due; accuracy is better where it is greater.
-    cli.ok(&format!("{base} --load-best-model-at-end --save-steps 0 --metric-for-best-model rewards/accuracies --out accurate"));
+    cli.ok(&format!(
+        "{base} --load-best-model-at-end --save-steps 0 --metric-for-best-model rewards/accuracies --out accurate"
+    ));
     let run: Value = serde_json::from_str(&cli.text("accurate/run.json")).unwrap();
     let accuracy = |row: &Value| row["eval_rewards/accuracies"].as_f64().unwrap();
     let most = rows[1..].iter().map(accuracy).fold(0.0, f64::max);
@@ -140,7 +174,10 @@ fn the_best_evaluation_is_the_result() {
 #[test]
 fn patience_ends_a_run() {
     let cli = Cli::with_data();
-    let base = format!("dpo {} --learning-rate 0.02 --lr-scheduler-type constant --eval-steps 1 --max-steps 24", RUN.replace("--learning-rate 3e-3 ", ""));
+    let base = format!(
+        "dpo {} --learning-rate 0.02 --lr-scheduler-type constant --eval-steps 1 --max-steps 24",
+        RUN.replace("--learning-rate 3e-3 ", "")
+    );
     cli.ok(&format!("{base} --save-steps 0 --out whole"));
     let rows = evaluations(&cli, "whole");
     let (mut best, mut waited, mut end) = (f64::INFINITY, 0, None);
@@ -155,7 +192,12 @@ fn patience_ends_a_run() {
     let stops = format!("{base} --early-stopping-patience 3 --out stops");
     let ran = cli.ok(&stops);
     assert!(ran.err.contains("3 evaluations in a row without a better eval_loss; the run ends"), "{}", ran.err);
-    let steps = |out: &str| crate::cli_common::rows(&cli, out).into_iter().filter(|row| row["step"].as_u64().unwrap() <= end).collect::<Vec<_>>();
+    let steps = |out: &str| {
+        crate::cli_common::rows(&cli, out)
+            .into_iter()
+            .filter(|row| row["step"].as_u64().unwrap() <= end)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(crate::cli_common::rows(&cli, "stops"), steps("whole"));
     let run: Value = serde_json::from_str(&cli.text("stops/run.json")).unwrap();
     assert_eq!((&run["outcome"], &run["steps_done"]), (&json!("finished"), &json!(end)), "{run}");
@@ -171,4 +213,120 @@ fn tensors(cli: &Cli, path: &str) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> = all.tensors().into_iter().map(|(name, t)| (name, t.data().to_vec())).collect();
     all.sort();
     all
+}
+
+fn samples(cli: &Cli, out: &str) -> Vec<Value> {
+    cli.json_lines(&format!("{out}/samples.jsonl"))
+}
+
+/// The divergence is that of `eval` to the bit, whatever trains and wherever the reference is; at first it is 0 to the bit.
+#[test]
+fn the_divergence_is_that_of_eval() {
+    let cli = Cli::with_data();
+    cli.model("other", "qwen3");
+    let kl = "--kl-samples 5 --kl-max-new-tokens 6";
+    for (i, (args, reference, adapter)) in [
+        ("", "m", false),
+        ("--ref-model other", "other", false),
+        ("--lora-r 2", "m", true),
+        ("--lora-r 2 --quantize nf4", "m", true),
+        ("--train mlp", "m", false),
+        ("--gradient-checkpointing --loss-type ipo", "m", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("run{i}");
+        cli.ok(&format!("dpo {RUN} --learning-rate 0.01 --eval-steps 2 --max-steps 4 {kl} {args} --out {out}")
+            .replace("--learning-rate 3e-3 ", ""));
+        let rows = evaluations(&cli, &out);
+        let of = |row: &Value| row["eval_kl"].as_f64().unwrap();
+        if reference == "m" {
+            assert_eq!(
+                (of(&rows[0]).to_bits(), &rows[0]["eval_kl_ci95"]),
+                (0, &json!([0.0, 0.0])),
+                "{args}: of the policy with itself"
+            );
+        }
+        assert!(of(&rows[2]) != 0.0, "{args}");
+        let model = if adapter { format!("m --adapter {out}") } else { out.clone() };
+        let quantize = if args.contains("nf4") { "--quantize nf4" } else { "" };
+        let alone = cli.ok(&format!(
+            "eval --model {model} --ref-model {reference} --data d {kl} --token-budget 64 --json --dtype f32 {quantize}"
+        ));
+        let alone = alone.json();
+        assert_eq!((&rows[2]["eval_kl"], &rows[2]["eval_kl_ci95"]), (&alone["kl"], &alone["kl_ci95"]), "{args}");
+        // What was sampled changes nothing of what is learned.
+        cli.ok(&format!("dpo {RUN} --learning-rate 0.01 --eval-steps 2 --max-steps 4 {args} --out {out}-without")
+            .replace("--learning-rate 3e-3 ", ""));
+        let weights = if adapter { "adapter_model" } else { "model" };
+        assert!(
+            cli.bytes(&format!("{out}/{weights}.safetensors"))
+                == cli.bytes(&format!("{out}-without/{weights}.safetensors")),
+            "{args}"
+        );
+    }
+}
+
+#[test]
+fn a_budget_ends_a_run_where_it_is_reached() {
+    let cli = Cli::with_data();
+    let base = format!(
+        "dpo {} --learning-rate 0.01 --eval-steps 1 --max-steps 12 --kl-samples 6 --kl-max-new-tokens 5",
+        RUN.replace("--learning-rate 3e-3 ", "")
+    );
+    cli.ok(&format!("{base} --out whole"));
+    let kls: Vec<f64> = evaluations(&cli, "whole").iter().map(|row| row["eval_kl"].as_f64().unwrap()).collect();
+    let budget = kls[1..6].iter().copied().fold(0.0, f64::max);
+    assert!(budget > 0.0, "{kls:?}");
+    let first = kls.iter().position(|kl| *kl >= budget).unwrap() as u64;
+    let ran = cli.ok(&format!("{base} --kl-budget {budget} --out stops"));
+    assert!(ran.err.contains("has reached the budget of"), "{}", ran.err);
+    let run: Value = serde_json::from_str(&cli.text("stops/run.json")).unwrap();
+    assert_eq!((&run["steps_done"], &run["outcome"]), (&json!(first), &json!("finished")), "{kls:?} {run}");
+}
+
+#[test]
+fn policy_and_reference_side_by_side() {
+    let cli = Cli::with_data();
+    let base = format!("{RUN} --eval-steps 2 --max-steps 4 --sample-prompts 3 --sample-max-new-tokens 7");
+    cli.ok(&format!("dpo {base} --out dpo"));
+    let rows = samples(&cli, "dpo");
+    assert_eq!(rows.iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 0, 0, 2, 2, 2, 4, 4, 4]);
+    for (i, row) in rows.iter().enumerate() {
+        let first = &rows[i % 3];
+        assert_eq!(first["policy"], first["reference"], "at first they are the same");
+        for key in ["row", "prompt", "reference", "reference_tokens", "reference_finished"] {
+            assert_eq!(row[key], first[key], "{key}");
+        }
+        assert!((1..=7).contains(&row["policy_tokens"].as_u64().unwrap()) && row["policy_finished"].is_boolean());
+        // As `generate` continues the prompt, greedily.
+        if i >= 6 {
+            let given = json!({"prompt": row["prompt"]});
+            cli.write_rows("prompt.jsonl", &[given]);
+            cli.ok("generate --model dpo --input prompt.jsonl --max-new-tokens 7 --wrap-prompts=false --dtype f32 --out g.jsonl --overwrite");
+            assert_eq!(cli.json_lines("g.jsonl")[0]["completion"], row["policy"], "{row}");
+        }
+    }
+    // Another temperature draws, the same each time; without a reference there is none to stand beside.
+    for out in ["hot", "again"] {
+        cli.ok(&format!("sft {base} --sample-temperature 1.5 --out {out}"));
+    }
+    assert_eq!(cli.text("hot/samples.jsonl"), cli.text("again/samples.jsonl"));
+    assert!(samples(&cli, "hot").iter().all(|row| row["reference"].is_null() && row["policy"].is_string()));
+    let row = evaluations(&cli, "dpo").pop().unwrap();
+    assert!(row["eval_samples/tokens"].is_f64() && row["eval_samples/finished_reference"].is_f64(), "{row}");
+    let nothing = cli.run("dpo --model m --data none --out none --kl-samples 2");
+    assert!(nothing.code == 2);
+    cli.ok("pack --tokenizer m --input rows.jsonl --out whole");
+    cli.bad(
+        "dpo --model m --data whole --out none --sample-prompts 2",
+        2,
+        "fusedpo: --sample-prompts: whole has no held-out split to take prompts from; pack with --eval-fraction, give --eval-data, or leave it out",
+    );
+    cli.bad(
+        "dpo --model m --data d --out none --kl-samples 2 --loss-type simpo",
+        2,
+        "fusedpo: --kl-samples: the simpo loss has no reference to be far from; leave it out",
+    );
 }

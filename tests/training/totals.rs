@@ -39,7 +39,10 @@ fn merging_adds_every_field() {
             undesirable: x + 27.0,
             divergence: x + 28.0,
             divergences: n + 29,
-            squares: Squares { loss: [x + 30.0, x + 31.0, x + 32.0], pairs: [33.0, 34.0, 35.0, 36.0, 37.0].map(|k| x + k) },
+            squares: Squares {
+                loss: [x + 30.0, x + 31.0, x + 32.0],
+                pairs: [33.0, 34.0, 35.0, 36.0, 37.0].map(|k| x + k),
+            },
         }
     };
     let mut got = part(100.0);
@@ -83,10 +86,7 @@ fn part_sum(a: f64, b: f64) -> Totals {
         undesirable: float(27.0),
         divergence: float(28.0),
         divergences: count(29),
-        squares: Squares {
-            loss: [30.0, 31.0, 32.0].map(float),
-            pairs: [33.0, 34.0, 35.0, 36.0, 37.0].map(float),
-        },
+        squares: Squares { loss: [30.0, 31.0, 32.0].map(float), pairs: [33.0, 34.0, 35.0, 36.0, 37.0].map(float) },
     }
 }
 

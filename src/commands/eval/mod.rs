@@ -160,9 +160,7 @@ impl Samples {
         let (samples, max_new_tokens) = (a.kl_samples.unwrap_or(16), a.kl_max_new_tokens.unwrap_or(64));
         let o = KlOptions { samples, max_new_tokens, seed: a.seed.unwrap_or(42) };
         let (Some(reference), true) = (reference, o.samples > 0) else { return Self { positions: longest, kl: None } };
-        // Room for samples, where both models have it.
-        let most = policy.usable_positions().min(reference.config().usable_positions());
-        let positions = longest.max(most.min(longest.saturating_add(o.max_new_tokens)));
+        let positions = kl::positions_of((policy, reference.config()), data, o.max_new_tokens);
         Self { positions, kl: KlPlan::new(policy, positions, data, &o) }
     }
 

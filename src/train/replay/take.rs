@@ -42,7 +42,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     let splits = open_splits(&c.files.data)?;
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = learns(c, &trained);
-    let ready = Ready::new(be.inner(), c, (&splits, &[]), learns)?;
+    let ready = Ready::new(be.inner(), c, (&splits, &[], false), learns)?;
     let slots = ready.planner.token_budget();
     let models = (&ready.dir, ready.reference.as_ref());
     let identity = Identity::of(c, &splits, models, be.fingerprint(), slots, &ready.schedule)?;

@@ -54,7 +54,7 @@ pub(super) fn check(
             Err(Error::file(
                 data.folder(),
                 format!(
-                    "`eval_data` {name} was packed with another {what} than the training split ({}): pack it as that was",
+                    "`options.eval_data` {name} was packed with another {what} than the training split ({}): pack it as that was",
                     train.folder().display()
                 ),
             ))
@@ -114,7 +114,7 @@ pub(super) fn tell(sets: &[(&NamedSet, u64, u64)], train: &Dataset, observe: &mu
         let line = format!("evaluated as {name}: {folder}, split {split}, {how_many} {}", units(set));
         observe.tell(&Event::Note(&line))?;
         if same(&set.data, train) {
-            let line = format!("`eval_data` {name} is the training split: what it says is not of held-out rows");
+            let line = format!("`options.eval_data` {name} is the training split: what it says is not of held-out rows");
             observe.tell(&Event::Warning(&line))?;
         }
     }

@@ -20,6 +20,8 @@ const ROSE: f64 = 0.05;
 const FALL: f64 = 1.0;
 /// Share of training pairs in the right order beyond which there is little to learn from them.
 const SATURATED: f64 = 0.99;
+/// Fewest held-out pairs that an accuracy is compared with.
+const MANY: u64 = 30;
 /// Fewest continuations that say something.
 const FEW: usize = 4;
 /// Share of continuations that lost their end, or of tokens said again, that is more than a few.
@@ -225,8 +227,8 @@ fn turned(all: &[(u64, f64)]) -> Option<String> {
 
 /// What to say of pairs that are nearly all in the right order, where held-out ones are not.
 fn saturated(c: &Change, held_out: &Totals) -> Option<String> {
-    let below = wilson_95(held_out.accuracy(), held_out.pairs.max(1))[1];
-    (c.last >= SATURATED && c.of > 1 && held_out.pairs > 0 && below < c.last).then(|| {
+    let below = wilson_95(held_out.accuracy(), held_out.pairs)[1];
+    (c.last >= SATURATED && c.of > 1 && held_out.pairs >= MANY && below < c.last).then(|| {
         format!(
             "{:.0} % of the training pairs are in the right order over the last {}, and {:.0} % of the held-out ones (at most {:.0} \
              %, 95 %): more steps teach these pairs by heart",
@@ -241,7 +243,10 @@ fn saturated(c: &Change, held_out: &Totals) -> Option<String> {
 /// What to say of continuations that grew, repeat themselves or do not end any more.
 fn drifted(is: &Habits, was: &Habits, of_reference: bool) -> Vec<String> {
     let than = if of_reference { "the reference's" } else { "at first" };
-    let see = "see samples.jsonl; lower `options.learning_rate`, or raise `options.beta`";
+    let see = match of_reference {
+        true => "see samples.jsonl; lower `options.learning_rate`, or raise `options.beta`",
+        false => "see samples.jsonl; lower `options.learning_rate`",
+    };
     let mut all = Vec::new();
     if is.n < FEW {
         return all;
@@ -376,9 +381,67 @@ mod tests {
             told.len() == 1 && told[0].starts_with("chosen responses became unlikely, too: -2.16 nats a token"),
             "{told:?}"
         );
+        let displaced = |falls: f64| {
+            let both = |i: u32| {
+                let t = step(8, 0.69 - f64::from(i) / 200.0, 8.0);
+                let at = f64::from(i) / 19.0;
+                Totals { logp_chosen: -80.0 * (2.0 + 2.0 * at), logp_rejected: -80.0 * (2.0 + falls * at), ..t }
+            };
+            trend((0..20).map(both)).warnings(1e-6, None).concat()
+        };
+        assert!(displaced(3.0).contains("likelihood displacement") && !displaced(0.0).contains("displacement"));
         let held_out = |loss: f64| (step(8, std::f64::consts::LN_2, 4.0), step(8, loss, 6.0));
         assert_eq!(falls(0.0).warnings(1e-6, Some(&held_out(0.72))), [""; 0]);
         let told = falls(0.0).warnings(1e-6, Some(&held_out(0.8)));
         assert!(told.len() == 1 && told[0].starts_with("the held-out loss rose from 0.6931 to 0.8000,"), "{told:?}");
+    }
+
+    #[test]
+    fn held_out_numbers_that_turn_and_pairs_known_by_heart_are_told() {
+        let mut t = trend((0..20).map(|_| step(8, 0.3, 8.0)));
+        for (at, loss) in [(0, 0.7), (10, 0.5), (20, 0.52)] {
+            t.evaluated(at, &step(100, loss, 60.0));
+        }
+        assert_eq!(t.warnings(1e-6, None), [""; 0]);
+        t.evaluated(30, &step(100, 0.6, 60.0));
+        let told = t.warnings(1e-6, None).concat();
+        assert!(told.starts_with("the held-out loss turned: 0.5000 after step 10, 0.6000 at the end;"), "{told}");
+        let held_out = |right: f64| Some((step(100, 0.7, 50.0), step(100, 0.6, right)));
+        let told = trend((0..20).map(|_| step(8, 0.3, 8.0))).warnings(1e-6, held_out(70.0).as_ref()).concat();
+        assert!(
+            told.starts_with("100 % of the training pairs are in the right order over the last 4 steps, and 70 %"),
+            "{told}"
+        );
+        assert_eq!(trend((0..20).map(|_| step(8, 0.3, 8.0))).warnings(1e-6, held_out(100.0).as_ref()), [""; 0]);
+        assert_eq!(trend((0..20).map(|_| step(8, 0.3, 7.0))).warnings(1e-6, held_out(70.0).as_ref()), [""; 0]);
+    }
+
+    #[test]
+    fn continuations_that_drift_are_told() {
+        let was = Habits { n: 8, tokens: 20.0, finished: 0.9, repeated: 0.1 };
+        let said = |is: Habits| {
+            let mut t = Trend::default();
+            t.sampled(vec![was, was]);
+            t.sampled(vec![is, was]);
+            t.warnings(1e-6, None)
+        };
+        assert_eq!(said(was), [""; 0]);
+        assert_eq!(said(Habits { n: 8, tokens: 29.0, finished: 0.7, repeated: 0.3 }), [""; 0]);
+        assert!(
+            said(Habits { tokens: 31.0, ..was })
+                .concat()
+                .starts_with("continuations grew: 31 tokens, the reference's 20;")
+        );
+        let told = said(Habits { n: 8, tokens: 64.0, finished: 0.2, repeated: 0.9 });
+        assert!(told.len() == 2 && told[0].starts_with("continuations lose their end: 20 % have one"), "{told:?}");
+        assert!(told[1].starts_with("continuations repeat themselves: 90 %"), "{told:?}");
+        // Without a reference it is what the policy wrote at first that counts.
+        let mut t = Trend::default();
+        t.sampled(vec![was]);
+        t.sampled(vec![Habits { tokens: 40.0, ..was }]);
+        assert!(t.warnings(1e-6, None).concat().contains("continuations grew: 40 tokens, at first 20;"));
+        // Of a few nothing is said.
+        t.sampled(vec![Habits { tokens: 99.0, n: 3, ..was }]);
+        assert_eq!(t.warnings(1e-6, None), [""; 0]);
     }
 }

@@ -82,26 +82,28 @@ fn named_sets_have_the_numbers_of_eval() {
             RUN.replace("--data d ", "")
         ))
         .err
-        .contains("warning: --eval-data train is the training split itself")
+        .contains("warning: --eval-data train is the training split")
     );
 }
 
 #[test]
 fn sets_that_are_not_for_the_run_are_refused() {
     let cli = Cli::with_data();
-    cli.model("other", "qwen2");
+    cli.model("other", "llama");
     cli.edit_json("other/tokenizer.json", |t| {
-        t["model"]["vocab"] = json!({"w3": 4, "w4": 3, "<unk>": 0, "<s>": 1, "</s>": 2})
+        let vocab = t["model"]["vocab"].as_object_mut().unwrap();
+        let [five, six] = ["w5", "w6"].map(|word| vocab[word].clone());
+        (vocab["w5"], vocab["w6"]) = (six, five);
     });
-    cli.write_rows("few.jsonl", &[json!({"prompt": "w3", "chosen": "w4", "rejected": "w3 w3"})]);
-    let packed = cli.run("pack --tokenizer other --input few.jsonl --out foreign");
+    cli.ok("pack --tokenizer other --input rows.jsonl --out foreign");
+    cli.ok("pack --tokenizer m --input rows.jsonl --out ends --eos-token w9");
     let dpo = format!("dpo {RUN} --out none");
-    if packed.code == 0 {
-        cli.bad(
-            &format!("{dpo} --eval-data a=foreign"),
-            2,
-            "--eval-data a was packed with another tokenizer than the training split (d)",
+    for (data, what) in [("foreign", "tokenizer"), ("ends", "end token")] {
+        let want = format!(
+            "fusedpo: {data}: --eval-data a was packed with another {what} than the training split (d): pack it as that was"
         );
+        cli.bad(&format!("{dpo} --eval-data a={data}"), 2, &want.replace("fusedpo: ", ""));
+        assert!(!cli.path("none").exists());
     }
     for (args, want) in [
         ("--eval-data d", "`d` is not NAME=DIR"),
@@ -322,11 +324,11 @@ fn policy_and_reference_side_by_side() {
     cli.bad(
         "dpo --model m --data whole --out none --sample-prompts 2",
         2,
-        "fusedpo: --sample-prompts: whole has no held-out split to take prompts from; pack with --eval-fraction, give --eval-data, or leave it out",
+        "--sample-prompts: whole has no held-out split to take prompts from; pack with --eval-fraction, give --eval-data, or leave it out",
     );
     cli.bad(
         "dpo --model m --data d --out none --kl-samples 2 --loss-type simpo",
         2,
-        "fusedpo: --kl-samples: the simpo loss has no reference to be far from; leave it out",
+        "--kl-samples: the simpo loss has no reference to be far from; leave it out",
     );
 }

@@ -267,3 +267,72 @@ pub fn stacked(charts: &[Chart<'_>]) -> Option<String> {
     out += "</svg>\n";
     (!drawn.is_empty()).then_some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Coordinates of the paths of a class, a list a path.
+    fn points(svg: &str, class: &str) -> Vec<Vec<(f64, f64)>> {
+        let begin = format!("<path class=\"{class} ");
+        let paths = svg.split(&begin).skip(1).map(|p| p.split(" d=\"").nth(1).unwrap());
+        let point = |p: &str| {
+            let (x, y) = p.trim_end_matches("h0").split_once(' ').unwrap();
+            (x.parse().unwrap(), y.parse().unwrap())
+        };
+        let all = paths.map(|p| p.split('"').next().unwrap().split(['M', 'L']).filter(|p| !p.is_empty()).map(point));
+        all.map(Iterator::collect).collect()
+    }
+
+    fn chart<'a>(title: &'a str, train: &'a Series, held_out: &'a Series) -> Chart<'a> {
+        let lines = vec![
+            Line { run: 0, name: "a", set: None, series: train },
+            Line { run: 7, name: "b", set: Some(1), series: held_out },
+        ];
+        Chart { title, lines, may_be_log: true, range: None, smoothing: 0.02 }
+    }
+
+    /// Every point lies in its panel; what is no number leaves a gap and is told; what lies far off is told, too; lines are no longer than
+    /// a picture can show.
+    #[test]
+    fn lines_lie_in_their_panels() {
+        let (mut train, mut held_out, mut flat) = (Series::new(240), Series::new(240), Series::new(240));
+        for i in 1..=100_000 {
+            let y = f64::from(i % 997) / 997.0 - 0.5;
+            train.add(
+                f64::from(i),
+                if i == 7 {
+                    f64::NAN
+                } else if i == 50_000 {
+                    1e6
+                } else {
+                    y
+                },
+            );
+        }
+        [(0.0, 0.7), (100_000.0, 0.1)].into_iter().for_each(|(x, y)| held_out.add(x, y));
+        [1.0, 2.0].into_iter().for_each(|x| flat.add(x, 2.0));
+        let empty = Series::new(8);
+        let drawn = chart("loss", &train, &held_out).drawn().unwrap();
+        assert!(
+            drawn.beyond && drawn.notes.iter().any(|n| n == "a: goes up to 1e6 at step 50000, beyond the picture"),
+            "{:?}",
+            drawn.notes
+        );
+        assert!(drawn.notes.iter().any(|n| n.starts_with("a: 1 step has no finite number")), "{:?}", drawn.notes);
+        let [left, top, right, bottom] = BOX;
+        for class in ["raw", "line", "held"] {
+            let all = points(&drawn.inner, class);
+            assert!(all.len() == 1 && all[0].len() > 1 && all[0].len() <= 2 * 240, "{class}: {all:?}");
+            assert!(all[0].iter().all(|(x, y)| (left..=right).contains(x) && (top..=bottom).contains(y)), "{class}");
+        }
+        let text =
+            stacked(&[chart("loss", &train, &held_out), chart("flat", &flat, &empty), chart("none", &empty, &empty)])
+                .unwrap();
+        assert!(text.len() < 24_000 && !text.contains("NaN") && !text.contains("none</text>"), "{} bytes", text.len());
+        assert!(stacked(&[chart("none", &empty, &empty)]).is_none());
+        // A line that never moves lies in the middle.
+        let flat = chart("flat", &flat, &empty).drawn().unwrap();
+        assert!(points(&flat.inner, "line")[0].iter().all(|p| (p.1 - (top + bottom) / 2.0).abs() < 0.2));
+    }
+}

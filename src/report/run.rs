@@ -98,8 +98,11 @@ impl Run {
         let unknown = "so its configuration is not known";
         let text = match inside.read_text(RECORD, MOST_RECORD) {
             Ok(Some(text)) => text,
-            Ok(None) => return Ok(self.notes.push(format!("{RECORD} is missing, {unknown}"))),
-            Err(e) => return Ok(self.notes.push(format!("{e}; {unknown}"))),
+            none => {
+                let why = none.map_or_else(|e| format!("{e};"), |_| format!("{RECORD} is missing,"));
+                self.notes.push(format!("{why} {unknown}"));
+                return Ok(());
+            }
         };
         let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         let (ours, theirs) = (env!("CARGO_PKG_VERSION"), value["version"].as_str().unwrap_or(ours_of_none()));

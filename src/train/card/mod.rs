@@ -3,12 +3,11 @@
 //! It has no times and no paths, so that the same run has the same card. It says by a hash of its own text that nobody has
 //! changed it since; one that somebody did change is theirs, and stays.
 
-mod curve;
-
 use super::metrics::{Totals, wilson_95};
 use super::options::{Stage, TrainOptions};
 use super::record::Record;
 use super::summary::Summary;
+use crate::chart::{self, Chart, Line, Series, short};
 use crate::choice::Choice;
 use crate::data::shard::Dataset;
 use crate::data::shard::format::hex;
@@ -16,7 +15,6 @@ use crate::error::Result;
 use crate::files::RunDir;
 use crate::hub::{Kind, Repo};
 use crate::observe::{Event, Observe};
-use curve::{Curve, short};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -52,7 +50,7 @@ impl Card<'_> {
             return observe.tell(&Event::Note(&why));
         }
         let written = self.curves(out).and_then(|curves| {
-            let picture = curve::svg(&curves);
+            let picture = picture(&curves);
             if let Some(svg) = &picture {
                 out.write_text(PICTURE, &marked(svg, "\n"))?;
             }
@@ -68,7 +66,8 @@ impl Card<'_> {
     fn curves(&self, out: &RunDir) -> Result<[Curve; 4]> {
         let keys = ["loss", "rewards/accuracies", "rewards/margins", "mean_token_accuracy"];
         let titles = ["loss", "accuracy", "reward margin", "token accuracy"];
-        let mut curves = titles.map(|title| Curve { title, ..Default::default() });
+        let series = || Series::new(POINTS);
+        let mut curves = titles.map(|title| Curve { title, train: series(), held_out: series() });
         let of_pairs = self.options.stage == Stage::Dpo;
         out.each_row(|row| {
             let Some(step) = row.get("step").and_then(Value::as_f64) else { return };
@@ -76,8 +75,8 @@ impl Card<'_> {
                 if of_pairs && *key == "mean_token_accuracy" {
                     continue;
                 }
-                let put = |key: &str, line: &mut Vec<(f64, f64)>| {
-                    line.extend(row.get(key).and_then(Value::as_f64).map(|y| (step, y)))
+                let put = |key: &str, series: &mut Series| {
+                    row.get(key).and_then(Value::as_f64).into_iter().for_each(|y| series.add(step, y))
                 };
                 put(key, &mut curve.train);
                 put(&format!("eval_{key}"), &mut curve.held_out);
@@ -288,6 +287,34 @@ pub(super) fn options(o: &TrainOptions) -> String {
         let _ = writeln!(text, "| `{key}` | `{}` |", value.replace('|', "\\|"));
     }
     text + "\n"
+}
+
+/// Points of a line of the picture at most: neighbours are one.
+const POINTS: usize = 240;
+/// Share of the steps that a line is smoothed over.
+const SMOOTHING: f64 = 0.02;
+
+/// A quantity over the steps, of training and of what was held out.
+struct Curve {
+    title: &'static str,
+    train: Series,
+    held_out: Series,
+}
+
+/// The curves that have a line, one below the other; `None`: none has.
+fn picture(curves: &[Curve]) -> Option<String> {
+    let charts = curves.iter().filter(|c| c.train.buckets().len() + c.held_out.buckets().len() > 1).map(|c| Chart {
+        title: c.title,
+        lines: vec![
+            Line { run: 0, name: "training", set: None, series: &c.train },
+            // A colour of its own: there is no other run.
+            Line { run: 1, name: "held out", set: Some(0), series: &c.held_out },
+        ],
+        may_be_log: false,
+        range: None,
+        smoothing: SMOOTHING,
+    });
+    chart::stacked(&charts.collect::<Vec<_>>())
 }
 
 /// How the hub gets it.

@@ -5,7 +5,8 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{
-    doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report, score, shell,
+    analyze, doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report,
+    score, shell,
 };
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
@@ -97,6 +98,8 @@ pub enum Command {
     Replay(replay::ReplayArgs),
     /// Runs as one page that needs no network: curves, held-out tables, configuration, data
     Report(report::ReportArgs),
+    /// What a run's ledger says of its pairs: likely flipped labels, the hardest, bias of length, displacement, duplicates
+    Analyze(analyze::AnalyzeArgs),
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines

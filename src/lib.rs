@@ -97,9 +97,10 @@
 //!   out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
 //!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation and what is sampled at it
-//!   ([`train::samples`]), what follows from it ([`train::best`]), metrics, checkpoints
+//!   ([`train::samples`]), what follows from it ([`train::best`]), metrics, the ledger of pairs ([`train::ledger`]), checkpoints
 //!   ([`train::checkpoint`]), records ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory of
 //!   those that are not begun ([`train::forecast`]).
+//! - [`analyze`]: what a run's ledger says of its data: likely flipped labels, the hardest pairs, bias of length, displacement.
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.
 //! - [`report`]: folders of runs as a page that needs no network; it reads what they left, and knows no device.
@@ -137,6 +138,7 @@
 
 #![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map, commands::bus
 
+pub mod analyze;
 pub mod backend;
 pub mod batch;
 pub mod chart;

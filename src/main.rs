@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             let flags = Cli::flags();
             commands::report::run(&args, &flags, to)
         }
+        Command::Analyze(args) => commands::analyze::run(&args),
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),

@@ -15,7 +15,7 @@ const FLOORS: &[&[&str]] = &[
     &["data", "backend"],
     &["model"],
     &["train"],
-    &["device", "say"],
+    &["analyze", "device", "say"],
     &["report"],
     &["demo"],
     &["commands"],

@@ -6,7 +6,23 @@ use std::any::TypeId;
 
 /// Headings, and the options under each, by their names with `_`; what is in none stands under clap's `Options`.
 const HEADINGS: &[(&str, &[&str])] = &[
-    ("Files", &["model", "tokenizer", "adapter", "ref_model", "data", "input", "out", "overwrite", "cache", "config"]),
+    (
+        "Files",
+        &[
+            "model",
+            "tokenizer",
+            "adapter",
+            "ref_model",
+            "data",
+            "input",
+            "out",
+            "exclude",
+            "exclude_out",
+            "overwrite",
+            "cache",
+            "config",
+        ],
+    ),
     (
         "Training",
         &[
@@ -50,6 +66,7 @@ const HEADINGS: &[(&str, &[&str])] = &[
             "greater_is_better",
             "early_stopping_patience",
             "early_stopping_threshold",
+            "ledger",
         ],
     ),
     ("A reference that follows", &["sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"]),
@@ -136,6 +153,14 @@ pub const COMMANDS: &[About] = &[
     ),
     ("report", &[], ["fusedpo report run-dpo --out report.html", "fusedpo report run-a run-b --out - > both.html"]),
     ("replay", &[], ["fusedpo replay run-dpo 120", "fusedpo replay run-dpo 120 --json"]),
+    (
+        "analyze",
+        &[],
+        [
+            "fusedpo analyze run-dpo",
+            "fusedpo analyze run-dpo --by source --input pairs.jsonl --exclude-out flipped.jsonl",
+        ],
+    ),
     (
         "eval",
         &[

@@ -1,5 +1,6 @@
 //! One file a command: its options and what it does with the library.
 
+pub mod analyze;
 #[allow(unsafe_code)] // a handler of signals
 pub mod bus;
 pub mod choice;

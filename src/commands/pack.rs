@@ -75,6 +75,9 @@ pub struct PackArgs {
     /// EOS text, in place of the tokenizer configuration's.
     #[arg(long, value_name = "TEXT")]
     pub eos_token: Option<String>,
+    /// Leave out the rows of this list, which `fusedpo analyze --exclude-out` wrote; one of other rows is refused
+    #[arg(long, value_name = "FILE")]
+    pub exclude: Option<PathBuf>,
     /// Share of the prompts held out for evaluation, by a hash of the prompt.
     #[arg(long, default_value_t = 0.0, value_name = "F")]
     pub eval_fraction: f64,
@@ -108,6 +111,7 @@ impl PackArgs {
         }
         Ok(PackOptions {
             tokenizer_options: TokenizerOptions { eos_token: self.eos_token.clone(), chat_template },
+            exclude: self.exclude.clone(),
             overwrite: self.overwrite,
             max_length: self.max_length,
             truncation: self.truncation.unwrap_or_default(),

@@ -19,6 +19,7 @@ use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
+use crate::train::ledger::LedgerChoice;
 use crate::train::optim::OptimizerChoice;
 use crate::train::options::{EvalStrategy, NamedData, Stage, TrainOptions};
 use crate::train::record::{Outcome, Record};
@@ -225,6 +226,9 @@ pub struct DpoFlags {
     #[command(flatten)]
     #[serde(flatten)]
     pub tokens: TokenFlags,
+    /// Whether ledger.bin keeps what every pair was to the run, for `fusedpo analyze`: 64 bytes a pair and epoch [default: auto]
+    #[arg(long, value_parser = named::<LedgerChoice>())]
+    pub ledger: Option<LedgerChoice>,
     /// Folder for reference sidecars [default: beside the shards]
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,

@@ -3,17 +3,19 @@
 use crate::error::{Error, Result};
 use crate::files::atomic::{write, write_new};
 use crate::files::folder::{AtomicFolder, MadeFolders, refuse_occupied};
+use crate::files::grown::{FileMark, Grown, begins_with};
 use crate::files::lock;
 use crate::files::open::{MOST_TEXT, read_text};
 use crate::files::paths::sync_folder;
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+const LEDGER: &str = "ledger.bin";
 const RECORD: &str = "run.json";
 const LOG: &str = "run.log";
 const EVENTS: &str = "events.out.tfevents.fusedpo";
@@ -33,21 +35,12 @@ const BATCH: (&str, &str) = ("step-", ".safetensors");
 pub struct RunDir {
     path: PathBuf,
     /// Open, and locked, as long as the run lives.
-    metrics: File,
+    metrics: Grown,
+    /// Where the run has one.
+    ledger: RefCell<Option<Grown>>,
     begun: Cell<bool>,
-    /// Length and CRC-32 of `metrics.jsonl`.
-    written: RefCell<(u64, crc32fast::Hasher)>,
     // Dropped after `drop` has removed what lies in them.
     made: RefCell<MadeFolders>,
-}
-
-/// What `metrics.jsonl` held at some time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MetricsMark {
-    /// Bytes.
-    pub bytes: u64,
-    /// Their CRC-32.
-    pub crc32: u32,
 }
 
 /// A checkpoint of a run, by its name alone.
@@ -69,10 +62,10 @@ impl RunDir {
     pub fn begin(path: &Path, record: Option<&[u8]>, config: &str) -> Result<Self> {
         Self::refuse_taken(path)?;
         let made = MadeFolders::make(path)?;
-        let metrics = new_file(&path.join(METRICS))?;
+        let metrics = Grown::create(&path.join(METRICS))?;
         // From here on its drop takes away what was made.
         let this = Self::of(path, metrics, made);
-        if !lock::take(&this.metrics, &path.join(METRICS))? {
+        if !lock::take(&this.metrics.file, &path.join(METRICS))? {
             // Whoever has it also writes to it: not ours to take away.
             this.begun.set(true);
             return Err(taken(path));
@@ -93,8 +86,8 @@ impl RunDir {
             return Err(Error::file(path, format!("is not the folder of a run: it has no {METRICS}; name another")));
         }
         // For writing, too: so it is known before the work that it can be added to.
-        let file = File::options().read(true).append(true).open(&metrics).map_err(Error::io(&metrics, "open"))?;
-        if !lock::take(&file, &metrics)? {
+        let file = Grown::open(&metrics)?;
+        if !lock::take(&file.file, &metrics)? {
             return Err(taken(path));
         }
         // The folder itself may be another's.
@@ -108,9 +101,9 @@ impl RunDir {
         Ok(this)
     }
 
-    fn of(path: &Path, metrics: File, made: MadeFolders) -> Self {
-        let (begun, written) = (Cell::new(false), RefCell::new((0, crc32fast::Hasher::new())));
-        Self { path: path.to_owned(), metrics, begun, written, made: RefCell::new(made) }
+    fn of(path: &Path, metrics: Grown, made: MadeFolders) -> Self {
+        let (begun, ledger) = (Cell::new(false), RefCell::new(None));
+        Self { path: path.to_owned(), metrics, ledger, begun, made: RefCell::new(made) }
     }
 
     /// Refuses a folder that a run cannot fill, and says so where another is at it: before the work, not after it.
@@ -147,7 +140,7 @@ impl RunDir {
         match fs::symlink_metadata(&log) {
             Ok(m) if m.is_file() => File::options().append(true).open(&log).map_err(Error::io(&log, "open")),
             Ok(_) => Err(Error::file(&log, "is not a regular file")),
-            Err(_) => new_file(&log),
+            Err(_) => Grown::create(&log).map(|log| log.file),
         }
     }
 
@@ -160,7 +153,7 @@ impl RunDir {
                 File::options().read(true).append(true).open(&path).map_err(Error::io(&path, "open"))?
             }
             Ok(_) => return Err(Error::file(&path, "is not a regular file")),
-            Err(_) if made => new_file(&path)?,
+            Err(_) if made => Grown::create(&path)?.file,
             Err(_) => return Ok(None),
         };
         Ok(Some((file, path)))
@@ -211,10 +204,7 @@ impl RunDir {
     /// Appends a line to `metrics.jsonl`.
     pub fn log(&self, row: &Map<String, Value>) -> Result<()> {
         let line = serde_json::to_string(row).expect("a map of plain values") + "\n";
-        (&self.metrics).write_all(line.as_bytes()).map_err(Error::io(self.path.join(METRICS), "write"))?;
-        let (bytes, crc) = &mut *self.written.borrow_mut();
-        *bytes += line.len() as u64;
-        crc.update(line.as_bytes());
+        self.metrics.append(line.as_bytes())?;
         self.begun.set(true);
         self.made.borrow_mut().keep();
         Ok(())
@@ -229,7 +219,7 @@ impl RunDir {
         let mut file = match fs::symlink_metadata(&path) {
             Ok(m) if m.is_file() => File::options().append(true).open(&path).map_err(Error::io(&path, "open"))?,
             Ok(_) => return Err(Error::file(&path, "is not a regular file")),
-            Err(_) => new_file(&path)?,
+            Err(_) => Grown::create(&path)?.file,
         };
         let lines: String =
             rows.iter().map(|row| serde_json::to_string(row).expect("a map of plain values") + "\n").collect();
@@ -259,45 +249,68 @@ impl RunDir {
         }
     }
 
-    /// Makes `metrics.jsonl` survive the machine.
+    /// Makes `metrics.jsonl` and `ledger.bin` survive the machine.
     pub fn keep_metrics(&self) -> Result<()> {
-        self.metrics.sync_all().map_err(Error::io(self.path.join(METRICS), "write"))
+        self.metrics.keep()?;
+        self.ledger.borrow().as_ref().map_or(Ok(()), Grown::keep)
     }
 
     /// What `metrics.jsonl` holds.
-    pub fn metrics_mark(&self) -> MetricsMark {
-        let (bytes, crc) = &*self.written.borrow();
-        MetricsMark { bytes: *bytes, crc32: crc.clone().finalize() }
+    pub fn metrics_mark(&self) -> FileMark {
+        self.metrics.mark()
     }
 
     /// Whether `metrics.jsonl` still begins with what it held at `mark`.
-    pub fn has_metrics(&self, mark: MetricsMark) -> Result<bool> {
-        Ok(self.crc_of_first(mark.bytes)?.is_some_and(|crc| crc.finalize() == mark.crc32))
+    pub fn has_metrics(&self, mark: FileMark) -> Result<bool> {
+        begins_with(&self.path.join(METRICS), mark)
     }
 
     /// Cuts from `metrics.jsonl` what came after the first `bytes`. Errors: there are fewer.
     pub fn cut_metrics(&self, bytes: u64) -> Result<()> {
-        let path = self.path.join(METRICS);
-        let crc = self.crc_of_first(bytes)?.ok_or_else(|| Error::file(&path, "was cut short while in use"))?;
-        self.metrics.set_len(bytes).and_then(|()| self.metrics.sync_all()).map_err(Error::io(&path, "cut"))?;
-        *self.written.borrow_mut() = (bytes, crc);
+        self.metrics.cut(bytes)
+    }
+
+    /// `path`'s `ledger.bin`, whether it is there or not.
+    pub fn ledger_of(path: &Path) -> PathBuf {
+        path.join(LEDGER)
+    }
+
+    /// Begins `ledger.bin` with `header`, in place of one that is there. Without a header there is none from then on.
+    pub fn begin_ledger(&self, header: Option<&[u8]>) -> Result<()> {
+        let path = Self::ledger_of(&self.path);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&path, "remove")(e)),
+            _ => {}
+        }
+        let Some(header) = header else { return Ok(()) };
+        let ledger = Grown::create(&path)?;
+        // From here on a folder that is not begun takes it away.
+        self.ledger.replace(Some(ledger));
+        self.log_pairs(header)
+    }
+
+    /// Goes on with `ledger.bin`: cuts what came after the first `bytes`. Errors: there are fewer.
+    pub fn cut_ledger(&self, bytes: u64) -> Result<()> {
+        let ledger = Grown::open(&Self::ledger_of(&self.path))?;
+        ledger.cut(bytes)?;
+        self.ledger.replace(Some(ledger));
         Ok(())
     }
 
-    /// `None` where there are fewer bytes.
-    fn crc_of_first(&self, bytes: u64) -> Result<Option<crc32fast::Hasher>> {
-        let path = self.path.join(METRICS);
-        let mut from = BufReader::new(File::open(&path).map_err(Error::io(&path, "read"))?.take(bytes));
-        let (mut crc, mut seen, mut piece) = (crc32fast::Hasher::new(), 0, vec![0; 1 << 16]);
-        loop {
-            match from.read(&mut piece).map_err(Error::io(&path, "read"))? {
-                0 => return Ok((seen == bytes).then_some(crc)),
-                n => {
-                    crc.update(&piece[..n]);
-                    seen += n as u64;
-                }
-            }
-        }
+    /// Appends to `ledger.bin`, where there is one.
+    pub fn log_pairs(&self, bytes: &[u8]) -> Result<()> {
+        self.ledger.borrow().as_ref().map_or(Ok(()), |ledger| ledger.append(bytes))
+    }
+
+    /// What `ledger.bin` holds, where there is one.
+    pub fn ledger_mark(&self) -> Option<FileMark> {
+        self.ledger.borrow().as_ref().map(Grown::mark)
+    }
+
+    /// Whether `ledger.bin` still begins with what it held at `mark`.
+    pub fn has_ledger(&self, mark: FileMark) -> Result<bool> {
+        let path = Self::ledger_of(&self.path);
+        Ok(fs::symlink_metadata(&path).is_ok_and(|m| m.is_file()) && begins_with(&path, mark)?)
     }
 
     /// The checkpoints in `path` by their steps, the first taken first.
@@ -395,7 +408,8 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         if !self.begun.get() {
             // The error that ends the run is the one to report, whatever happens here.
-            for name in [METRICS, CONFIG, RECORD, EVENTS] {
+            let ledger = self.ledger.borrow().is_some().then_some(LEDGER);
+            for name in [METRICS, CONFIG, RECORD, EVENTS].into_iter().chain(ledger) {
                 let _ = fs::remove_file(self.path.join(name));
             }
         }
@@ -404,11 +418,6 @@ impl Drop for RunDir {
 
 fn taken(path: &Path) -> Error {
     Error::file(path, "another run is writing to it; name a new folder")
-}
-
-/// A file of a run: never one that is there, and never through a link.
-fn new_file(path: &Path) -> Result<File> {
-    File::options().read(true).append(true).create_new(true).open(path).map_err(Error::io(path, "create"))
 }
 
 #[cfg(test)]
@@ -424,7 +433,7 @@ mod tests {
         fs::write(&victim, "mine").unwrap();
         for target in [victim.as_path(), &dir.path().join("new")] {
             std::os::unix::fs::symlink(target, &planted).unwrap();
-            let e = new_file(&planted).unwrap_err().to_string();
+            let e = Grown::create(&planted).unwrap_err().to_string();
             assert!(e.contains("metrics.jsonl: cannot create: File exists"), "{e}");
             let e = write_new(&planted, b"x").unwrap_err().to_string();
             assert!(e.contains("metrics.jsonl: cannot create: File exists"), "{e}");

@@ -1,6 +1,7 @@
 //! A step whose numbers may still be on their way.
 
 use super::engine::{Engine, Late};
+use super::ledger::Taken;
 use super::metrics::Totals;
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
@@ -27,13 +28,19 @@ pub struct InFlight<B: Backend> {
     pub read: Vec<MicroBatch>,
     /// What was read.
     pub totals: Totals,
+    /// What was read of single pairs, where a ledger is kept.
+    pub taken: Option<Taken>,
 }
 
 impl<B: Backend> InFlight<B> {
     /// Waits for the rest of the numbers.
     pub fn collect(&mut self, engine: &mut Engine<'_, B>, spec: &LossSpec) -> Result<()> {
         while let Some((mb, late)) = self.late.pop_front() {
-            engine.collect(late, &mb, spec, &mut self.totals)?;
+            let (totals, taken) = (&mut self.totals, &mut self.taken);
+            engine.read(late, |responses, pairs| {
+                totals.add(&mb, spec, responses, pairs);
+                taken.iter_mut().for_each(|taken| taken.add(&mb, spec, [responses, pairs]));
+            })?;
             self.read.push(mb);
         }
         Ok(())

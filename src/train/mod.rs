@@ -18,6 +18,7 @@ pub mod heads;
 mod in_flight;
 pub mod kept_batch;
 pub mod kl;
+pub mod ledger;
 pub mod loss_options;
 pub mod means;
 pub mod memory;

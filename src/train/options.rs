@@ -7,6 +7,7 @@ pub use super::checkpoint::SaveOptions;
 
 use super::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice, Resume};
 use super::group::{Group, options, take};
+use super::ledger::LedgerOptions;
 use super::optim::OptimOptions;
 use super::schedule::{SFT_LEARNING_RATE, ScheduleOptions};
 use crate::choice;
@@ -185,6 +186,9 @@ pub struct TrainOptions {
     /// Evaluation.
     #[serde(flatten)]
     pub eval: EvalOptions,
+    /// The ledger of pairs.
+    #[serde(flatten)]
+    pub ledger: LedgerOptions,
     /// Saving.
     #[serde(flatten)]
     pub save: SaveOptions,
@@ -236,7 +240,7 @@ impl TrainOptions {
             o.schedule.learning_rate = SFT_LEARNING_RATE;
         }
         if stage == Stage::Dpo {
-            (o.reference, o.loss) = (take(&mut rest)?, take(&mut rest)?);
+            (o.reference, o.loss, o.ledger) = (take(&mut rest)?, take(&mut rest)?, take(&mut rest)?);
         }
         match rest.keys().next() {
             Some(key) => Err(format!("`{key}` is not an option of this command")),
@@ -258,6 +262,7 @@ impl TrainOptions {
         let loss = self.loss.resolve()?;
         let r = &mut self.reference;
         r.resolve(&loss)?;
+        self.ledger.resolve(&loss)?;
         if !loss.reference() && (r.ref_model.is_some() || r.cache.is_some()) {
             let name = loss.name();
             return Err(Error::usage(format!(

@@ -10,7 +10,7 @@ use super::state::State;
 use crate::backend::Backend;
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
-use crate::files::{MetricsMark, RunDir};
+use crate::files::{FileMark, RunDir};
 use crate::model::ModelDir;
 use crate::observe::{Event, Observe};
 use std::path::{Path, PathBuf};
@@ -112,12 +112,21 @@ impl Start {
         };
         if let Some(checkpoint) = self.checkpoint() {
             let saved = checkpoint.saved();
-            if !out.has_metrics(MetricsMark { bytes: saved.metrics_bytes, crc32: saved.metrics_crc32 })? {
+            if !out.has_metrics(FileMark { bytes: saved.metrics_bytes, crc32: saved.metrics_crc32 })? {
                 let why = format!(
                     "does not begin as it did when {} was saved: put back what was there, or name a new `options.out`",
                     checkpoint.path().display()
                 );
                 return Err(Error::file(path.join("metrics.jsonl"), why));
+            }
+            if let Some(mark) = saved.ledger
+                && !out.has_ledger(mark.into())?
+            {
+                let why = format!(
+                    "is not there, or does not begin as it did when {} was saved: put back what was there, or name a new `options.out`",
+                    checkpoint.path().display()
+                );
+                return Err(Error::file(RunDir::ledger_of(path), why));
             }
         }
         record.go_on(path, self.checkpoint(), other_numerics);
@@ -175,6 +184,14 @@ impl Start {
     pub fn other_run(&self) -> Option<PathBuf> {
         match self {
             Self::Elsewhere(checkpoint) => checkpoint.path().parent().map(PathBuf::from),
+            _ => None,
+        }
+    }
+
+    /// What the ledger in the run's own folder held at the checkpoint that the run goes on from.
+    pub fn held_ledger(&self) -> Option<FileMark> {
+        match self {
+            Self::From(checkpoint) => checkpoint.saved().ledger.map(Into::into),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@ use super::checkpoint::{Checkpoint, Due, Identity, data_sha256};
 use super::choices::GraphsChoice;
 use super::engine::Engine;
 use super::eval::EvalSet;
+use super::ledger::{self, HasReference};
 use super::memory::MemoryPlan;
 use super::metrics::Totals;
 use super::optim::Optimizer;
@@ -176,6 +177,9 @@ impl Run<'_> {
             synced::load(be, &mut engine.state, model)?;
         }
         self.start.go_on(be, &mut engine.state, (c, out), observe)?;
+        let reference = if c.loss().reference() { HasReference::Yes } else { HasReference::No };
+        let header = c.ledger.keeps(&c.loss()).then(|| ledger::Header::of(&self.splits[0], reference));
+        ledger::begin(out, self.start.held_ledger(), header)?;
         let mut saver = Saver::new(
             out,
             (Due::new(&c.save, schedule.total), c.save.save_total_limit),
@@ -206,6 +210,7 @@ impl Run<'_> {
                 starts_at_reference,
                 schedule,
                 seed: c.data.seed,
+                ledger: c.ledger.keeps(&c.loss()),
                 adapter_given: c.train.adapter.is_some(),
             },
             eval: held_out.map(|(steps, plan)| EvalSet { steps, plan, sidecars: sidecars_of_held_out }),

@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
-use crate::files::{MetricsMark, RunDir};
+use crate::files::{FileMark, RunDir};
 use crate::observe::{Event, Observe};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub(super) struct Saver<'a> {
     took: Duration,
     recorded: Instant,
     /// The clock of before the last evaluation, and the metrics before its row.
-    evaluation: Option<(Clock, MetricsMark)>,
+    evaluation: Option<(Clock, FileMark)>,
     /// Steps of checkpoints that stay, whatever the limit: of the best evaluations.
     pub protected: Vec<u64>,
     /// The folder of another run that this one began in, where it did.
@@ -169,6 +169,7 @@ impl<'a> Saver<'a> {
             clock,
             metrics_bytes: mark.bytes,
             metrics_crc32: mark.crc32,
+            ledger: self.out.ledger_mark().map(Into::into),
             sections: Vec::<SavedSection>::new(),
             identity: self.identity.clone(),
             carried,

@@ -114,7 +114,8 @@ pub(super) fn tell(sets: &[(&NamedSet, u64, u64)], train: &Dataset, observe: &mu
         let line = format!("evaluated as {name}: {folder}, split {split}, {how_many} {}", units(set));
         observe.tell(&Event::Note(&line))?;
         if same(&set.data, train) {
-            let line = format!("`options.eval_data` {name} is the training split: what it says is not of held-out rows");
+            let line =
+                format!("`options.eval_data` {name} is the training split: what it says is not of held-out rows");
             observe.tell(&Event::Warning(&line))?;
         }
     }

@@ -4,6 +4,7 @@
 use super::engine::Engine;
 use super::eval;
 use super::in_flight::InFlight;
+use super::ledger::Taken;
 use super::means;
 use super::metrics::Totals;
 use super::optim::Optimizer;
@@ -35,6 +36,8 @@ pub(super) struct Stepper<'a> {
     pub schedule: Schedule,
     /// Of what a loss and an adapter with dropout draw.
     pub seed: u64,
+    /// Whether what the passes bring of single pairs is kept.
+    pub ledger: bool,
     /// Whether the policy's adapter was loaded: what it drops takes it away from what it computes otherwise.
     pub adapter_given: bool,
 }
@@ -63,6 +66,7 @@ impl Stepper<'_> {
         let scales = means::scales(&batches, &self.spec);
         let proves = self.proves(engine, step);
         let mut totals = if proves { Totals::proving() } else { Totals::default() };
+        let mut taken = self.ledger.then(|| Taken::new(step, epoch, &scales));
         let (mut late, mut read) = (VecDeque::with_capacity(batches.len()), Vec::new());
         if self.spec.scope() == Scope::Step {
             if self.sync.is_some() {
@@ -70,7 +74,10 @@ impl Stepper<'_> {
             }
             let how = Taking { spec: &self.spec, scales, seed: [self.seed, step], trains: true, proves };
             let mut running = engine.state.clock.running;
-            totals = whole_step::first(engine, &mut batches, how, &mut running)?;
+            let mut keep = |mb: &MicroBatch, numbers: [&[f64]; 2]| {
+                taken.iter_mut().for_each(|taken| taken.add(mb, &self.spec, numbers));
+            };
+            totals = whole_step::first_seen(engine, &mut batches, how, &mut running, &mut keep)?;
             engine.state.clock.running = running;
             read.clone_from(&batches);
             batches = whole_step::second(batches, || self.plan.step(epoch, place))?;
@@ -90,7 +97,7 @@ impl Stepper<'_> {
             }
         }
         let lr = self.schedule.at(step - 1);
-        Ok(InFlight { step, epoch, place, lr, begun, late, read, totals })
+        Ok(InFlight { step, epoch, place, lr, begun, late, read, totals, taken })
     }
 
     /// Enqueues the update of the step that was started, and what the reference does after it.

@@ -197,12 +197,13 @@ impl Steps<'_> {
         self.summary.train_seconds += seconds;
         self.summary.steps = this.step;
         clock.tokens += this.totals.tokens_with_prompts;
-        let InFlight { step, epoch, place, lr, totals, .. } = this;
+        let InFlight { step, epoch, place, lr, totals, taken, .. } = this;
         let epochs = epoch as f64 + (place + 1) as f64 / self.stepper.plan.steps_in_epoch(epoch) as f64;
         let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens: clock.tokens, seconds };
         let row = numbers.row();
         self.trend.add(&numbers);
         self.saver.stepped(step, self.observe)?;
+        taken.map_or(Ok(()), |mut taken| self.saver.out.log_pairs(taken.bytes()))?;
         let flow = self.observe.on(&Event::Step { step, row: &row })?;
         let flow = flow.and(self.observe.on(&Event::Progress { done: step, beside: format_args!("{}", self.trend) })?);
         self.summary.last = row;

@@ -36,6 +36,17 @@ pub fn first<B: Backend>(
     how: Taking<'_>,
     running: &mut Running,
 ) -> Result<Totals> {
+    first_seen(engine, batches, how, running, &mut |_, _| {})
+}
+
+/// [`first`], which hands every micro-batch on with the numbers of its responses and pairs, once all of it is known.
+pub fn first_seen<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    batches: &mut [MicroBatch],
+    how: Taking<'_>,
+    running: &mut Running,
+    keep: &mut dyn FnMut(&MicroBatch, [&[f64]; 2]),
+) -> Result<Totals> {
     let mut numbers = Vec::with_capacity(batches.len());
     // One micro-batch is always under way while the host prepares the next.
     let mut late = VecDeque::with_capacity(2);
@@ -58,6 +69,7 @@ pub fn first<B: Backend>(
     }
     for (mb, (responses, pairs)) in batches.iter().zip(&numbers) {
         totals.add(mb, how.spec, responses, pairs);
+        keep(mb, [responses, pairs]);
     }
     Ok(totals)
 }

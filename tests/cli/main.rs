@@ -3,6 +3,7 @@
 #[path = "../cli_common/mod.rs"]
 mod cli_common;
 
+mod analyze;
 mod cli;
 mod cli_bad;
 mod cli_bad_files;

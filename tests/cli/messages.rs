@@ -181,6 +181,11 @@ const ROOMS: &[Room] = &[
         &["train/replay/", "train/kept_batch", "commands/replay"],
     ),
     ("Pages of runs", "`fusedpo report`: [report.md](report.md).", &["report/", "chart/", "commands/report"]),
+    (
+        "The ledger of pairs, and `analyze`",
+        "[ledger.md](ledger.md).",
+        &["train/ledger/", "analyze/", "commands/analyze"],
+    ),
     ("The model card", "`RUN/README.md`: [runs.md](runs.md).", &["train/card/"]),
     (
         "Devices",

@@ -98,6 +98,7 @@ const DPO: &[(&str, &str, Changes)] = &[
     ("--f-alpha-divergence-coef", "0.3", Refusal("--f-divergence-type")),
     ("--ld-alpha", "0.3", Weights),
     ("--use-weighting", "", Weights),
+    ("--ledger", "off", Same),
     ("--cache", "c", File("c")),
     // Before the first sync the reference is what the sidecars say, to the bit: tests/training/synced.rs has the syncs.
     ("--kl-samples", "3", Words("3 responses for the KL divergence")),

@@ -64,6 +64,9 @@ fn twice(cli: &Cli, name: &str, more: &str) -> Vec<Value> {
     let weights = |out: &str| cli.bytes(&format!("{out}/model.safetensors"));
     assert!(weights(&whole) == weights(&broken), "{name}: other weights");
     assert!(weights(&whole) != cli.bytes("m/model.safetensors"), "{name}: nothing was learned");
+    let ledger = |out: &str| std::fs::read(cli.path(&format!("{out}/ledger.bin"))).ok();
+    assert!(ledger(&whole) == ledger(&broken), "{name}: another ledger");
+    assert_eq!(ledger(&whole).is_some(), !["sft", "kto"].contains(&name), "{name}");
     let numbers = got.iter().flat_map(|row| row.as_object().unwrap().iter());
     numbers.for_each(|(key, x)| assert!(x.as_f64().is_some_and(f64::is_finite), "{name}: {key} {x}"));
     got

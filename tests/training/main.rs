@@ -13,6 +13,7 @@ mod engine;
 mod every_loss;
 mod judged;
 mod kl;
+mod ledger;
 mod loss_explain;
 mod narrow;
 mod optimizer;

@@ -2,6 +2,7 @@
 //! stated policy, and every oddity that spoils training without an error is counted.
 
 use super::bad::FileRows;
+use super::exclude::Excluded;
 use super::groups::Groups;
 use super::options::{AssistantTurns, PackOptions, PairChoice, Truncation};
 use super::report::{DropReason, PackReport};
@@ -36,10 +37,12 @@ pub(super) struct Admission<'a> {
     reason: DropReason,
     /// Whether any plain prompt became a user's turn.
     wrapped: bool,
+    /// Rows that are left out by name.
+    excluded: Option<Excluded>,
 }
 
 impl<'a> Admission<'a> {
-    pub fn new(o: &'a PackOptions, tok: &'a TextTokenizer, groups: Groups) -> Self {
+    pub fn new(o: &'a PackOptions, tok: &'a TextTokenizer, groups: Groups, excluded: Option<Excluded>) -> Self {
         let report = PackReport::default();
         let (prompts, responses, totals, too_long) = Default::default();
         let file = FileRows::default();
@@ -63,6 +66,7 @@ impl<'a> Admission<'a> {
             several,
             reason,
             wrapped: false,
+            excluded,
         }
     }
 
@@ -133,6 +137,12 @@ impl<'a> Admission<'a> {
             self.drop_row(DropReason::EqualAfterTruncation, place);
             return Ok(false);
         }
+        if let Some(excluded) = &mut self.excluded
+            && excluded.takes(row_number, &row.prompt, row.responses.iter().map(|r| &r.tokens[..]))?
+        {
+            self.drop_row(DropReason::Excluded, place);
+            return Ok(false);
+        }
         refuse_many_pairs(&row, self.o.pairs).map_err(|why| place.error(why))?;
         self.store(&row, row_number)?;
         Ok(true)
@@ -142,6 +152,7 @@ impl<'a> Admission<'a> {
     /// used, an option without effect.
     pub fn finish(&mut self) -> Result<()> {
         self.file.finish(&mut self.report)?;
+        self.excluded.as_ref().map_or(Ok(()), |excluded| excluded.finish(self.report.rows_read))?;
         self.report.prompt_lengths = self.prompts.lengths();
         self.report.response_lengths = self.responses.lengths();
         self.report.total_lengths = self.totals.lengths();

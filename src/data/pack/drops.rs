@@ -68,6 +68,7 @@ impl PackReport {
                 "the two texts share no \\n\\nAssistant:; `options.prompt_boundary` trl splits them where they part"
                     .into()
             }
+            DropReason::Excluded => "`options.exclude` names them".into(),
             DropReason::Unusable => {
                 let first = self.unusable_rows.first().map_or("", String::as_str);
                 format!("they cannot be used, the first for this: {first}")

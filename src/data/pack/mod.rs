@@ -11,6 +11,7 @@
 mod admit;
 mod bad;
 mod drops;
+mod exclude;
 mod families;
 mod groups;
 mod options;
@@ -21,6 +22,7 @@ mod run;
 mod stream;
 mod write;
 
+pub use exclude::{ExcludedRow, row_sha256};
 pub use groups::IN_MEMORY;
 pub use options::{Asked, AssistantTurns, OnBadRow, PackOptions, PairChoice, Truncation};
 pub use report::{DropReason, Dropped, PackReport, SplitCounts};

@@ -82,6 +82,8 @@ pub struct PackOptions {
     pub inputs: Vec<PathBuf>,
     /// Folder to make.
     pub out: PathBuf,
+    /// List of rows to leave out, as `analyze` writes it.
+    pub exclude: Option<PathBuf>,
     /// Replace `out` if it is a folder of shards.
     pub overwrite: bool,
     /// Longest prompt + response in tokens; 0: no limit.
@@ -123,6 +125,7 @@ impl PackOptions {
             tokenizer_options: TokenizerOptions::default(),
             inputs,
             out: out.into(),
+            exclude: None,
             overwrite: false,
             max_length: 1024,
             truncation: Truncation::default(),

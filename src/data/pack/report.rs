@@ -23,6 +23,8 @@ pub enum DropReason {
     TooLong,
     /// No common `\n\nAssistant:` under `prompt_boundary` last-turn.
     NoLastTurn,
+    /// `exclude` names it.
+    Excluded,
     /// The row cannot be understood, or its template refuses it: [`PackReport::unusable_rows`] says why.
     Unusable,
 }
@@ -37,6 +39,7 @@ impl DropReason {
             Self::EqualAfterTruncation => "chosen equals rejected once truncated",
             Self::PromptFillsMaxLength => "prompt fills max_length",
             Self::TooLong => "longer than max_length",
+            Self::Excluded => "excluded by the list",
             Self::Unusable => "not usable",
             Self::NoLastTurn => "no common \\n\\nAssistant:",
         }

@@ -1,6 +1,7 @@
 //! The pipeline.
 
 use super::admit::Admission;
+use super::exclude::Excluded;
 use super::groups::Groups;
 use super::options::PackOptions;
 use super::report::PackReport;
@@ -43,6 +44,7 @@ pub type OnProgress<'a> = dyn FnMut(&Progress) -> Result<()> + Send + 'a;
 /// and what `progress` answers. Nothing is left behind then.
 pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport> {
     o.check()?;
+    let excluded = o.exclude.as_deref().map(Excluded::read).transpose()?;
     let tok = TextTokenizer::load(&o.tokenizer, &o.tokenizer_options)?;
     let total_bytes = o
         .inputs
@@ -54,7 +56,7 @@ pub fn pack(o: &PackOptions, progress: &mut OnProgress<'_>) -> Result<PackReport
     }
     let out = AtomicFolder::create(&o.out, o.overwrite)?;
     let groups = Groups::new(out.path(), o.memory, o.eval_fraction > 0.0);
-    let mut admission = Admission::new(o, &tok, groups);
+    let mut admission = Admission::new(o, &tok, groups, excluded);
     let bytes = Arc::new(AtomicU64::new(0));
     std::thread::scope(|scope| {
         let (raw_to, raw_from) = sync_channel(2);

@@ -55,7 +55,12 @@ pub(super) fn splits(dir: &Path) -> (Vec<Split>, &Path, bool) {
     (splits, if single { dir.parent().unwrap_or(Path::new(".")) } else { dir }, single)
 }
 
-/// The tokenizer that `pack` put beside the shards, if it is there; one that is not theirs is refused.
+/// The tokenizer that `pack` put beside the shards of `data`, if it is there; one that is not theirs is refused.
+pub fn tokenizer_beside(data: &Dataset) -> Result<Option<TextTokenizer>> {
+    tokenizer(data.folder(), data)
+}
+
+/// That in `folder`.
 pub(super) fn tokenizer(folder: &Path, data: &Dataset) -> Result<Option<TextTokenizer>> {
     if !folder.join("tokenizer.json").is_file() {
         return Ok(None);

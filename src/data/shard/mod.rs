@@ -34,7 +34,7 @@ mod verify;
 mod write;
 
 pub use dataset::{Dataset, Group, Pair, Response, Split};
-pub use inspect::{InspectOptions, inspect};
+pub use inspect::{InspectOptions, inspect, tokenizer_beside};
 pub use inspect_json::inspect_json;
 pub use mapped::{Shard, Tokens};
 pub use write::{NewGroup, NewPair, NewResponse, OpenGroup, ShardSummary, ShardWriter};

@@ -45,6 +45,7 @@ const FREE: &[&str] = &[
     "load_best_model_at_end",
     "early_stopping_patience",
     "early_stopping_threshold",
+    "ledger",
     "save_dtype",
     "save_steps",
     "save_total_limit",

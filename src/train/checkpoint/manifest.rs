@@ -2,7 +2,7 @@
 
 use super::identity::Identity;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, FileMark};
 use crate::train::clock::Clock;
 use crate::train::metrics::Totals;
 use serde::{Deserialize, Serialize};
@@ -47,12 +47,37 @@ pub struct Saved {
     pub metrics_bytes: u64,
     /// Their CRC-32.
     pub metrics_crc32: u32,
+    /// What `ledger.bin` held, where the run keeps one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<SavedLedger>,
     /// What is in the tensors' files.
     pub sections: Vec<SavedSection>,
     /// What the run was.
     pub identity: Identity,
     /// What its summary needs from before.
     pub carried: Carried,
+}
+
+/// What `ledger.bin` held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedLedger {
+    /// Bytes.
+    pub bytes: u64,
+    /// Their CRC-32.
+    pub crc32: u32,
+}
+
+impl From<FileMark> for SavedLedger {
+    fn from(mark: FileMark) -> Self {
+        Self { bytes: mark.bytes, crc32: mark.crc32 }
+    }
+}
+
+impl From<SavedLedger> for FileMark {
+    fn from(saved: SavedLedger) -> Self {
+        Self { bytes: saved.bytes, crc32: saved.crc32 }
+    }
 }
 
 /// A section of the state, in a file.

@@ -27,5 +27,5 @@ pub use due::{Due, SaveOptions};
 pub use identity::{Identity, Plans, data_sha256, deciding};
 pub use layout::{BUFFER, PIECE, elements};
 pub use load::Checkpoint;
-pub use manifest::{Carried, Manifest, Saved, SavedSection, VERSION};
+pub use manifest::{Carried, Manifest, Saved, SavedLedger, SavedSection, VERSION};
 pub use save::save;

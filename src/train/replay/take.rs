@@ -81,6 +81,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
         starts_at_reference: ready.reference.as_ref().is_some_and(|r| ready.dir.computes_as(r)),
         schedule: ready.schedule,
         seed: c.data.seed,
+        ledger: false,
         adapter_given: c.train.adapter.is_some(),
     };
     let mut again = Again { be: &be, stepper: &stepper, written, inputs_since: None };

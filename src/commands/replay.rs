@@ -25,7 +25,7 @@ pub struct ReplayArgs {
     /// The step, from 1; a run says which were skipped
     #[arg(value_name = "STEP")]
     pub step: u64,
-    /// Where to compute [default: where the run did]
+    /// Where to compute [default: on what the run came to]
     #[arg(long, value_parser = named::<DeviceChoice>())]
     pub device: Option<DeviceChoice>,
     /// Print one JSON object (docs/json.md has its keys)
@@ -53,6 +53,10 @@ pub fn run(args: &ReplayArgs, observe: &mut dyn Observe) -> Result<()> {
     let found = device::dispatch_owning(options.compute.device, compute, Again(&options, args.step, observe))?;
     if let Some(why) = &found.agreement.difference {
         warn!("{why}: this is not to the bit what the run has computed");
+    }
+    if !found.agreement.taken {
+        let (step, run) = (found.step, args.run.display());
+        warn!("{run} has no numbers of step {step}: the run has not taken it, and this is what it would be");
     }
     match args.json {
         true => say::json(&as_json(&found, &args.run)),
@@ -131,6 +135,7 @@ fn as_json(r: &Replay, run: &Path) -> Value {
         "batch": r.agreement.batch.as_ref().map(path),
         "steps_compared": r.agreement.compared,
         "difference": r.agreement.difference,
+        "taken": r.agreement.taken,
         "loss": r.loss,
         "grad_norm": r.grad_norm,
         "updated": r.updated,

@@ -346,7 +346,12 @@ impl RunDir {
 
     /// The batches of steps without finite numbers that the run in `path` kept: their steps, in order, and their files.
     pub fn kept_batches(path: &Path) -> Vec<(u64, PathBuf)> {
-        let Ok(entries) = fs::read_dir(path.join(NON_FINITE)) else { return Vec::new() };
+        let folder = path.join(NON_FINITE);
+        // Not through a link: what lies there is another's.
+        if !fs::symlink_metadata(&folder).is_ok_and(|m| m.is_dir()) {
+            return Vec::new();
+        }
+        let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
         let step = |name: &str| name.strip_prefix(BATCH.0)?.strip_suffix(BATCH.1)?.parse::<u64>().ok();
         let mut all: Vec<_> = entries
             .flatten()
@@ -388,8 +393,11 @@ impl RunDir {
 
     /// Takes away what a process that was killed had begun to write. Nobody else writes here: the folder is taken.
     pub fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten() {
+        let batches = self.path.join(NON_FINITE);
+        let own = fs::symlink_metadata(&batches).is_ok_and(|m| m.is_dir()).then_some(batches);
+        for entry in [Some(self.path.clone()), own].into_iter().flatten().filter_map(|p| fs::read_dir(p).ok()).flatten()
+        {
+            let Ok(entry) = entry else { continue };
             let name = entry.file_name();
             let name = name.to_string_lossy();
             // What stays costs room alone.

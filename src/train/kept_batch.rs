@@ -67,12 +67,9 @@ impl StepBatch {
         Self { format, version: VERSION, program, micro_batches: batches.len(), sha256: sum(batches), ..self }
     }
 
-    /// The content of the file. `None`: it would be longer than 64 MiB.
-    pub fn to_bytes(&self, batches: &[MicroBatch]) -> Result<Option<Vec<u8>>> {
+    /// The content of the file.
+    pub fn to_bytes(&self, batches: &[MicroBatch]) -> Result<Vec<u8>> {
         let all: Vec<Tensor> = tensors(batches).collect();
-        if all.iter().map(|t| t.bytes.len()).sum::<usize>() > MOST_BYTES {
-            return Ok(None);
-        }
         let cannot = |e: &dyn std::fmt::Display| Error::Training(format!("a batch cannot be written down: {e}"));
         let views: Vec<_> = all
             .iter()
@@ -81,7 +78,7 @@ impl StepBatch {
             .map_err(|e| cannot(&e))?;
         let text = serde_json::to_string(self).map_err(|e| cannot(&e))?;
         let metadata = HashMap::from([(KEY.to_owned(), text)]);
-        safetensors::serialize(views, Some(metadata)).map(Some).map_err(|e| cannot(&e))
+        safetensors::serialize(views, Some(metadata)).map_err(|e| cannot(&e))
     }
 
     /// What the file `path` says. Errors: none of ours, of another version, or damaged.
@@ -121,6 +118,15 @@ pub(super) fn sum(batches: &[MicroBatch]) -> String {
         sha.update(&t.bytes);
     }
     hex(&sha.finalize())
+}
+
+/// Bytes of the tensors of `batches`, counted before any is made.
+pub(super) fn len(batches: &[MicroBatch]) -> usize {
+    let numbers = |mb: &MicroBatch| {
+        let rows = 2 * mb.used() + 4 * mb.segments().len() + 3 * mb.predictions().len() + 4 * mb.groups().len();
+        rows + 7 * mb.responses().len() + 8 * mb.pairs().len()
+    };
+    8 * batches.iter().map(numbers).sum::<usize>()
 }
 
 struct Tensor {
@@ -192,4 +198,23 @@ fn of(mb: &MicroBatch) -> Vec<(Dtype, usize, Vec<u8>)> {
         reals(1, pairs.iter().map(|p| f64::from(p.weight))),
         reals(4, pairs.iter().flat_map(|p| [p.ref_heads[0], p.ref_heads[1], p.given[0], p.given[1]])),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Builder;
+
+    #[test]
+    fn bytes_are_counted_before_they_are_made() {
+        let mut b = Builder::default();
+        for group in 0..3 {
+            b.group(group, 0..5 * group as u32).unwrap();
+            (0..group + 2).for_each(|i| b.response(10 * group + i, 1..4 + i as u32).unwrap());
+            (0..group as usize).for_each(|i| b.pair(i, i + 1, 0.5, 7 * group + i as u64).unwrap());
+        }
+        let batches = [b.finish(100).unwrap(), Builder::default().finish(3).unwrap()];
+        let made: usize = tensors(&batches).map(|t| t.bytes.len()).sum();
+        assert!(made > 0 && len(&batches) == made, "{} {made}", len(&batches));
+    }
 }

@@ -142,7 +142,7 @@ pub struct Resumption {
     pub at: String,
     /// From which step; 0: from the beginning.
     pub from_step: u64,
-    /// From which checkpoint.
+    /// From which checkpoint: its name in the run's folder, or the whole path of one elsewhere.
     pub checkpoint: Option<String>,
     /// How the call before ended.
     pub before: Outcome,
@@ -152,6 +152,12 @@ pub struct Resumption {
     pub other_numerics: bool,
     /// The call before.
     pub call: Call,
+}
+
+/// The name of a checkpoint in the run's own folder, whatever it was called when it was asked for.
+fn name_of(checkpoint: &Checkpoint) -> Option<String> {
+    let path = checkpoint.path().canonicalize().ok()?;
+    Some(path.file_name()?.to_string_lossy().into_owned())
 }
 
 /// Now, UTC.
@@ -220,7 +226,7 @@ impl Record {
         let mut this = Resumption {
             at: now(),
             from_step,
-            checkpoint: checkpoint.map(|c| c.path().display().to_string()),
+            checkpoint: checkpoint.and_then(name_of),
             // Nobody has the folder, as we have it now.
             before: Outcome::Killed,
             steps_before: from_step,
@@ -245,7 +251,7 @@ impl Record {
         self.resumptions.push(Resumption {
             at: now(),
             from_step: self.steps_done,
-            checkpoint: Some(checkpoint.path().display().to_string()),
+            checkpoint: std::path::absolute(checkpoint.path()).ok().map(|path| path.display().to_string()),
             before: run.as_ref().map_or(Outcome::Stopped, |r| r.outcome),
             steps_before: self.steps_done,
             other_numerics,

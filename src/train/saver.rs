@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection};
 use super::clock::Clock;
-use super::kept_batch::{MOST_FILES, StepBatch};
+use super::kept_batch::{self, MOST_FILES, StepBatch};
 use super::record::Record;
 use super::state::State;
 use super::trained_with::TrainedWith;
@@ -189,6 +189,9 @@ impl<'a> Saver<'a> {
         if kept.len() >= MOST_FILES && kept.iter().all(|(of, _)| *of != step) {
             return Ok(format!("; {} batches of such steps are kept already, and this one is not: {said}", kept.len()));
         }
+        if kept_batch::len(batches) > kept_batch::MOST_BYTES {
+            return Ok(format!("; its batch is too large to be kept: {said}"));
+        }
         let options = serde_json::to_vec(&identity.options).expect("plain values");
         let of = StepBatch {
             numerics: identity.numerics.clone(),
@@ -197,10 +200,7 @@ impl<'a> Saver<'a> {
             sha256_options: hex(&Sha256::digest(&options)),
             ..of
         };
-        let Some(bytes) = of.named(batches).to_bytes(batches)? else {
-            return Ok(format!("; its batch is too large to be kept: {said}"));
-        };
-        match self.out.keep_batch(step, &bytes) {
+        match self.out.keep_batch(step, &of.named(batches).to_bytes(batches)?) {
             Ok(path) => Ok(format!("; its batch is in {}: {said}", path.display())),
             Err(e) => {
                 observe

@@ -26,3 +26,4 @@ mod options;
 mod replay;
 mod report;
 mod tensorboard;
+mod replay_record;

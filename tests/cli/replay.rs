@@ -311,6 +311,9 @@ fn what_was_not_finite_before_the_step_is_named_first() {
         said.contains("; it was the update of step 1 that left it so: replay that step; of ops the first: "),
         "{said}"
     );
+    // Steps without finite numbers change nothing: it is the same step that is named from further on.
+    let third = cli.ok("replay r 3 --json").json();
+    assert_eq!((&third["from_step"], &third["inputs_since"]), (&json!(0), &json!(1)));
 }
 
 /// Steps without numbers leave their batches, as every reader of safetensors reads them; a run that begins again has none

@@ -6,8 +6,9 @@ use crate::backend::watched::Numbers;
 use crate::backend::{Backend, code8};
 use crate::batch::MicroBatch;
 use crate::error::Result;
+use crate::model::{ParamSpec, ParamTable};
 use crate::train::checkpoint::PIECE;
-use crate::train::state::{Part, Section, State};
+use crate::train::state::{Section, State};
 use std::ops::Range;
 
 /// Sections by name with their numbers, and what in them is not finite.
@@ -40,11 +41,12 @@ pub(super) fn of_state<B: Backend>(be: &B, state: &State<B>) -> Result<Found> {
     Ok((all, bad))
 }
 
-/// Whether the weights that the passes read are finite.
-pub(super) fn weights_are_finite<B: Backend>(be: &B, state: &State<B>) -> Result<bool> {
-    let sections = state.sections(be);
-    let weights = sections.iter().find(|s| s.part == Part::Weights);
-    weights.map_or(Ok(true), |s| Ok(numbers(be, state, s, 0..s.len)?.non_finite == 0))
+/// Whether weights are among `bad` that every step reads: no step after them has a finite gradient norm. Of an embedding that is no
+/// head there may be rows that no step has read.
+pub(super) fn weights_tell(bad: &[Bad], table: &ParamTable) -> bool {
+    let read_in_part = |spec: &ParamSpec| spec.at == table.embed.at && table.embed != table.head;
+    let of = |bad: &Bad| table.specs.iter().find(|spec| spec.name == bad.of);
+    bad.iter().filter(|bad| bad.part == "weights").any(|bad| of(bad).is_some_and(|spec| !read_in_part(spec)))
 }
 
 fn numbers<B: Backend>(be: &B, state: &State<B>, section: &Section, at: Range<usize>) -> Result<Numbers> {

@@ -9,6 +9,7 @@ mod naming;
 mod report;
 mod start;
 mod take;
+mod written;
 
 pub use report::{Agreement, Bad, From, Place, Replay, SeenOp};
 pub use start::options_of;

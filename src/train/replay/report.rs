@@ -48,6 +48,8 @@ pub struct Agreement {
     pub compared: u64,
     /// The first that differs, in words.
     pub difference: Option<String>,
+    /// Whether the step itself is among those that the run wrote down.
+    pub taken: bool,
     /// The file of the step's batch, where the run kept it: it is the one that was computed again.
     pub batch: Option<PathBuf>,
 }

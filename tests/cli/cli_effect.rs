@@ -78,6 +78,13 @@ fn what_has_no_effect_is_refused_by_name() {
     ] {
         cli.bad(args, 2, &why);
     }
+    // Where rows could not be used, it is said: one of them may be what was meant.
+    let bad = json!({"prompt": "w5", "responses": [" w6", " w7 w8"], "scores": [1.0]});
+    cli.write("some.jsonl", format!("{}{bad}\n", cli.text("rows.jsonl")));
+    let ran = cli.run("pack --tokenizer m --input some.jsonl --out e --pairs all");
+    let why = "some.jsonl: --pairs has no effect: no row that can be used has responses with scores; leave it out, or mend the rows \
+               that cannot be used; some.jsonl: line 25: ";
+    assert!(ran.code == 2 && ran.err.contains(why) && !cli.path("e").exists(), "{ran:?}");
     // One row that has a use for them is enough.
     cli.write(
         "mixed.jsonl",

@@ -157,29 +157,35 @@ impl<'a> Admission<'a> {
         self.report.response_lengths = self.responses.lengths();
         self.report.total_lengths = self.totals.lengths();
         self.report.too_long_lengths = self.too_long.lengths();
-        if self.o.assistant_turns == AssistantTurns::All
-            && self.report.assistant_turns == 0
-            && self.report.rows_kept > 0
-        {
-            let why = "`options.assistant_turns` all has no effect: no row is a conversation; leave it out";
-            return Err(Error::file(&self.o.inputs[0], why));
-        }
-        let unused = [
-            (self.o.asked.pairs && !self.scored, "`options.pairs` has no effect: no row has responses with scores"),
-            (
-                self.o.asked.prompt_boundary && !self.split,
-                "`options.prompt_boundary` has no effect: no row is a pair of plain texts without a prompt",
-            ),
-        ];
-        if let Some((_, why)) = unused.iter().find(|(unused, _)| *unused && self.report.rows_kept > 0) {
-            return Err(Error::file(&self.o.inputs[0], format!("{why}; leave it out")));
-        }
-        if self.o.wrap_prompts && !self.wrapped && self.report.rows_kept > 0 {
-            let why = "`options.wrap_prompts` has no effect: no row has a prompt of plain text; leave it out";
-            return Err(Error::file(&self.o.inputs[0], why));
+        if self.report.rows_kept > 0 {
+            self.refuse_unused()?;
         }
         self.report.warn_of_drops(self.o.max_length);
         Ok(())
+    }
+
+    /// Refuses what was asked for and met no row that it is about, among those that can be used.
+    fn refuse_unused(&self) -> Result<()> {
+        let (o, asked) = (self.o, &self.o.asked);
+        let turns = o.assistant_turns == AssistantTurns::All && self.report.assistant_turns == 0;
+        let bad = self.report.unusable_rows.first();
+        let row = if bad.is_none() { "no row" } else { "no row that can be used" };
+        let unused = [
+            (turns, format!("`options.assistant_turns` all has no effect: {row} is a conversation")),
+            (asked.pairs && !self.scored, format!("`options.pairs` has no effect: {row} has responses with scores")),
+            (
+                asked.prompt_boundary && !self.split,
+                format!("`options.prompt_boundary` has no effect: {row} is a pair of plain texts without a prompt"),
+            ),
+            (
+                o.wrap_prompts && !self.wrapped,
+                format!("`options.wrap_prompts` has no effect: {row} has a prompt of plain text"),
+            ),
+        ];
+        let Some((_, why)) = unused.into_iter().find(|(unused, _)| *unused) else { return Ok(()) };
+        let or = bad.map_or_else(String::new, |why| format!(", or mend the rows that cannot be used; {why}"));
+        let why = format!("{why}; leave it out{or}");
+        Err(Error::file(&o.inputs[0], why))
     }
 
     fn drop_row(&mut self, reason: DropReason, place: &Place) {

@@ -33,7 +33,7 @@ pub struct AdapterShape {
     pub rslora: bool,
     /// Which of [`MODULES`] have one.
     pub targets: [bool; 7],
-    /// Share of the adapter's input that is dropped while it trains, in [0, 1).
+    /// Share of the adapter's input that is dropped while it trains, in [0, 1]. With 1 it does not train.
     pub dropout: f64,
 }
 
@@ -52,12 +52,20 @@ impl AdapterShape {
             _ if !(self.alpha.is_finite() && self.alpha > 0.0) => {
                 format!("alpha {} is not a finite number above 0", self.alpha)
             }
-            _ if !(0.0..1.0).contains(&self.dropout) => {
-                format!("dropout {} is not a number from 0 on and below 1", self.dropout)
-            }
+            _ if !(0.0..=1.0).contains(&self.dropout) => format!("dropout {} is not from 0 to 1", self.dropout),
             _ if self.targets == [false; 7] => "no module has an adapter".to_owned(),
             _ => return Ok(()),
         };
+        Err(Error::usage(why))
+    }
+
+    /// [`AdapterShape::check`] of one that is to train. Errors: a dropout of 1, which leaves nothing to train on.
+    pub fn check_trains(&self) -> Result<()> {
+        self.check()?;
+        if self.dropout < 1.0 {
+            return Ok(());
+        }
+        let why = "the adapter's dropout is 1, which leaves nothing to train on: give a `lora_dropout` below 1";
         Err(Error::usage(why))
     }
 

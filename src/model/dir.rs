@@ -125,18 +125,26 @@ impl ModelDir {
     ///
     /// Errors: [`Error::File`]: no adapter, one of another base, or what is not supported, by name.
     pub fn with_adapter(&self, path: &Path) -> Result<Self> {
-        self.with_adapter_dropping(path, None)
+        self.with_changed_adapter(path, |_| Ok(()))
     }
 
-    /// [`ModelDir::with_adapter`], which drops `dropout` of its input in training; `None`: what its files say.
+    /// [`ModelDir::with_adapter`] to be trained, which drops `dropout` of its input meanwhile; `None`: what its files say.
+    ///
+    /// Errors: a dropout of 1 as well.
     pub fn with_adapter_dropping(&self, path: &Path, dropout: Option<f64>) -> Result<Self> {
+        self.with_changed_adapter(path, |shape| {
+            shape.dropout = dropout.unwrap_or(shape.dropout);
+            shape.check_trains()
+        })
+    }
+
+    fn with_changed_adapter(&self, path: &Path, change: impl Fn(&mut AdapterShape) -> Result<()>) -> Result<Self> {
         if !path.is_dir() {
             return Err(Error::file(path, "is not a folder; give one with an adapter"));
         }
         let folder = Inside::new(path)?;
         let mut weights = peft::read(&folder, self.config())?;
-        weights.shape.dropout = dropout.unwrap_or(weights.shape.dropout);
-        weights.shape.check()?;
+        change(&mut weights.shape)?;
         let mut files = self.files().clone();
         let mut config = self.config().clone();
         if let Some((ids, bytes)) = ModelConfig::end_tokens(&folder)? {
@@ -151,6 +159,7 @@ impl ModelDir {
 
     /// This model with a new adapter, which does not change what it computes yet.
     pub fn with_new_adapter(&self, shape: AdapterShape, init: AdapterInit, seed: u64) -> Result<Self> {
+        shape.check_trains()?;
         let weights = peft::fresh(self.config(), shape, init, seed)?;
         Ok(self.adapted(weights, (self.0.folder.clone(), self.config().clone(), self.files().clone())))
     }

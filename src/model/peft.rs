@@ -159,9 +159,9 @@ fn shape(path: &Path, c: &Map<String, Value>) -> Result<(AdapterShape, Option<[b
     let rslora = c.get("use_rslora").and_then(Value::as_bool).unwrap_or_default();
     let dropout = match c.get("lora_dropout") {
         None | Some(Value::Null) => Some(0.0),
-        Some(given) => given.as_f64().filter(|p| (0.0..1.0).contains(p)),
+        Some(given) => given.as_f64().filter(|p| (0.0..=1.0).contains(p)),
     };
-    let dropout = dropout.ok_or_else(|| bad("`lora_dropout` must be a number from 0 on and below 1".into()))?;
+    let dropout = dropout.ok_or_else(|| bad("`lora_dropout` must be a number from 0 to 1".into()))?;
     let named = match c.get("target_modules") {
         Some(Value::Array(names)) if !names.is_empty() => {
             let names = names.iter().map(|n| n.as_str().unwrap_or_default());

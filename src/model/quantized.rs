@@ -3,6 +3,9 @@
 
 use crate::choice;
 use regex::Regex;
+use regex_syntax::ast::parse::Parser;
+use regex_syntax::ast::{self, Ast, Visitor};
+use std::convert::Infallible;
 
 choice! {
     /// What linear weights of blocks are held in.
@@ -60,8 +63,12 @@ impl Skipped {
                 format!("{key}: {}", why.lines().last().unwrap_or_default().trim_start_matches("error: "))
             })
         };
-        let one =
-            |key: &str| Ok(Key { text: key.to_owned(), whole: regex(key, r"\z")?, beginning: regex(key, r"\x00")? });
+        let one = |key: &str| {
+            if repeats_a_repetition(key) {
+                return Err(format!("{key}: a quantifier after another, which Python reads in another way"));
+            }
+            Ok(Key { text: key.to_owned(), whole: regex(key, r"\z")?, beginning: regex(key, r"\x00")? })
+        };
         keys.into_iter().map(one).collect::<Result<_, _>>().map(Self)
     }
 
@@ -77,6 +84,25 @@ impl Skipped {
                 || beginnings.iter().any(|text| key.beginning.is_match(text))
         })
     }
+}
+
+/// Whether a quantifier is of another: `a*+` gives nothing back in Python from 3.11 on, and was an error before; here it would be
+/// `(a*)+`. What is no regular expression here has none.
+fn repeats_a_repetition(key: &str) -> bool {
+    struct Nested(bool);
+    impl Visitor for Nested {
+        type Output = bool;
+        type Err = Infallible;
+        fn finish(self) -> Result<bool, Infallible> {
+            Ok(self.0)
+        }
+        fn visit_pre(&mut self, ast: &Ast) -> Result<(), Infallible> {
+            self.0 |= matches!(ast, Ast::Repetition(of) if matches!(*of.ast, Ast::Repetition(_)));
+            Ok(())
+        }
+    }
+    let Ok(ast) = Parser::new().parse(key) else { return false };
+    ast::visit(&ast, Nested(false)).unwrap_or_else(|never| match never {})
 }
 
 #[cfg(test)]
@@ -109,6 +135,12 @@ mod tests {
             assert_eq!(all.has(&format!("{name}.weight")), skipped, "{key} {name}");
         }
         assert!(!Skipped::default().has("model.layers.0.mlp.up_proj.weight"));
+        for key in ["model.*+", "model.++x", "a?+", "layers.[0-9]{1,2}+.mlp", "x(a|b*+)", "a*??", "a**"] {
+            assert!(Skipped::new([key]).unwrap_err().ends_with("which Python reads in another way"), "{key}");
+        }
+        for key in ["(a*)+", "a*?", r"a\++", "[*+]+", r"a+\+", "a{2}?", "a|b+"] {
+            assert!(Skipped::new([key]).is_ok(), "{key}");
+        }
         assert!(Skipped::new(["(?=x)y"]).is_err() && Skipped::new(["("]).is_err());
     }
 }

@@ -171,8 +171,19 @@ fn every_command_takes_an_adapter() {
     assert!(ran.code != 0 && ran.err.contains("--lora-dropout was 0.5, and is 0.9 now: give 0.5"), "{ran:?}");
     cli.ok("dpo --model m --adapter drops --data d --out more --max-steps 3 --resume auto --lr-scheduler-type constant --lora-dropout 0.5");
     cli.write("drops/adapter_config.json", changed.replace("0.9", "1.0"));
-    let ran = cli.run("score --model m --adapter drops --data d --out -");
-    assert!(ran.code == 2 && ran.err.contains("`lora_dropout` must be a number from 0 on and below 1"), "{ran:?}");
+    // With 1 it computes, and does not train.
+    assert_eq!(scores(&cli, "--model m --adapter drops"), before);
+    cli.ok("eval --model m --adapter drops --data d --loss-type sft");
+    let ran = cli.run("dpo --model m --adapter drops --data d --out none --max-steps 1");
+    let why = "the adapter's dropout is 1, which leaves nothing to train on: give a --lora-dropout below 1";
+    assert!(ran.code == 2 && ran.err.contains(why) && !cli.path("none").exists(), "{ran:?}");
+    cli.ok("dpo --model m --adapter drops --data d --out some --max-steps 1 --lora-dropout 0.1");
+    for bad in ["1.5", "\"lots\""] {
+        cli.write("drops/adapter_config.json", changed.replace("0.9", bad));
+        let ran = cli.run("score --model m --adapter drops --data d --out -");
+        assert!(ran.code == 2 && ran.err.contains("`lora_dropout` must be a number from 0 to 1"), "{ran:?}");
+    }
+    cli.write("drops/adapter_config.json", &changed);
     cli.ok("sft --model m --adapter a --data d --out s --max-steps 2");
     assert_eq!(cli.ok("sft --model m --adapter a --data d --out s --max-steps 2 --resume auto").out.lines().count(), 1);
 }

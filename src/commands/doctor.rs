@@ -66,8 +66,10 @@ fn look(flags: &Flags) -> Result<Found> {
             Err(e) => Err(NoGpu { there: true, why: flags.error(&e) }),
         },
     };
+    // What a memory plan has to do with.
+    let memory = cpu.memory()?.map(|memory| memory.free);
     let cpu = [cpu.description(), cpu.fingerprint(), cpu.f32_path().to_owned()];
-    Ok(Found { cpu, bf16, memory: memory_available(), gpu })
+    Ok(Found { cpu, bf16, memory, gpu })
 }
 
 fn print(found: &Found) {
@@ -117,11 +119,4 @@ fn as_json(found: &Found) -> Value {
         "memory_available_bytes": found.memory,
         "gpu": gpu,
     })
-}
-
-/// Linux's own estimate of what can be had without swapping.
-fn memory_available() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    Some(line.split_whitespace().nth(1)?.parse::<usize>().ok()? * 1024)
 }

@@ -236,3 +236,23 @@ fn a_dash_is_a_stream() {
     assert_eq!(cli.text("one.txt"), cli.ok("generate --model m --prompt w5 --max-new-tokens 3 --device cpu").out);
     assert!(!cli.path("-").exists());
 }
+
+/// What limits a process limits what a memory plan has to do with, and `doctor` says the same.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_memory_is_what_a_plan_has() {
+    let cli = Cli::new();
+    let program = cli.command("").get_program().to_owned();
+    let under = |limit: &str| {
+        let line = format!("ulimit {limit} && exec '{}' doctor --json --threads 1", program.display());
+        let out = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+        let found: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+        found["memory_available_bytes"].as_u64().unwrap()
+    };
+    let free = under("-c 0");
+    for (limit, kib) in [("-v", 900_000), ("-d", 300_000)] {
+        let left = under(&format!("{limit} {kib}"));
+        assert!(left < kib << 10 && left > kib << 9, "{limit}: {left} of {kib} KiB");
+        assert!(free > kib << 10, "{free}: this machine has less than the test takes away");
+    }
+}

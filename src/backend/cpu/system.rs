@@ -3,24 +3,35 @@
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// Bytes that this process could still get: what the system calls available, or less where a control group or `ulimit -v`
-/// limits it.
+/// Bytes that this process could still get: what the system calls available, or less where a control group, `ulimit -v` or
+/// `ulimit -d` limits it.
 pub(crate) fn available() -> Option<usize> {
     let system = kib(&read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
     let read = |name: &str| read_to_string(Path::new("/proc/self").join(name)).unwrap_or_default();
     let group = group_room(Path::new("/sys/fs/cgroup"), &read("cgroup"));
-    let addresses = address_room(&read("limits"), &read("status"));
-    Some([group, addresses].into_iter().flatten().fold(system, usize::min))
+    let (limits, status) = (read("limits"), read("status"));
+    let [addresses, data] = [address_room(&limits, &status), data_room(&limits, &status)];
+    Some([group, addresses, data].into_iter().flatten().fold(system, usize::min))
 }
 
 /// Bytes of addresses that are left to a process below its limit, by its /proc/self/limits and /proc/self/status. What the
 /// allocator has reserved for its threads (64 MiB each, part of VmSize) is room as long as nobody writes there.
 fn address_room(limits: &str, status: &str) -> Option<usize> {
-    let line = limits.lines().find_map(|l| l.strip_prefix("Max address space "))?;
-    // "unlimited" is no number: no limit.
-    let limit: usize = line.split_whitespace().next()?.parse().ok()?;
+    let limit = limit(limits, "Max address space ")?;
     let taken = ["VmData:", "VmStk:", "VmExe:", "VmLib:"].map(|name| kib(status, name));
     Some(limit.saturating_sub(taken.into_iter().sum::<Option<usize>>()?))
+}
+
+/// Bytes of memory of its own, private and writable, that are left to a process below its limit. What is reserved and cannot be written
+/// to yet is no part of VmData.
+fn data_room(limits: &str, status: &str) -> Option<usize> {
+    Some(limit(limits, "Max data size ")?.saturating_sub(kib(status, "VmData:")?))
+}
+
+/// A soft limit by its name in /proc/self/limits. `None`: there is none, as "unlimited" is no number.
+fn limit(limits: &str, name: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|l| l.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Bytes of memory that this process occupies now.
@@ -79,6 +90,7 @@ mod tests {
             format!(
                 "Limit                     Soft Limit           Hard Limit           Units     \n\
                  Max resident set          4096                 unlimited            bytes     \n\
+                 Max data size             {soft:<20} unlimited            bytes     \n\
                  Max address space         {soft:<20} unlimited            bytes     \n"
             )
         };
@@ -87,9 +99,15 @@ mod tests {
         assert_eq!(address_room(&limits("1024"), status), Some(0));
         assert_eq!(address_room(&limits("unlimited"), status), None);
         assert_eq!(address_room("", status), None);
+        assert_eq!(data_room(&limits("102400"), status), Some(60 << 10));
+        assert_eq!(data_room(&limits("1024"), status), Some(0));
+        assert_eq!((data_room(&limits("unlimited"), status), data_room("", status)), (None, None));
         let own = |name: &str| read_to_string(Path::new("/proc/self").join(name)).unwrap();
         if cfg!(target_os = "linux") {
-            assert!(own("limits").contains("\nMax address space ") && kib(&own("status"), "VmData:").is_some());
+            assert!(
+                ["\nMax address space ", "\nMax data size "].iter().all(|l| own("limits").contains(l))
+                    && kib(&own("status"), "VmData:").is_some()
+            );
         }
     }
 

@@ -43,7 +43,6 @@ fn the_loss_is_that_of_the_run() {
     cli.bad("eval --model s --data d", 2, "s/config.toml: line 1 is not valid TOML: mend it, or take it away");
 }
 
-/// A value is said to be the run's where it is the run's, and only there.
 /// A run that goes on may look at other samples; what it looked at before its first step is then no "before" of them.
 #[test]
 fn other_samples_are_not_compared() {
@@ -68,6 +67,42 @@ fn other_samples_are_not_compared() {
     }
 }
 
+/// A run, gone on with without evaluation, gone on with again: the evaluation before the first step is compared with the last one
+/// where both are known to be of the same samples, and only there.
+#[test]
+fn a_call_without_evaluation_lies_between() {
+    let cli = Cli::with_data();
+    let call = |out: &str, steps: u64, more: &str| {
+        let run =
+            "sft --model m --data d --device cpu --learning-rate 1e-3 --batch-size 4 --lr-scheduler-type constant";
+        cli.ok(&format!("{run} --resume auto --save-steps 2 --out {out} --max-steps {steps} {more}"))
+    };
+    let before = |ran: &Ran| {
+        let line = ran.out.lines().find(|l| l.contains("held-out before: "));
+        line.map(|l| l.split_once("held-out before: ").unwrap().1.to_owned())
+    };
+    let first_said = "the evaluation before the first step was of 8 samples, and is not compared with those of 4 now";
+    for (i, (first, last, compared)) in [
+        ("", "", true),
+        ("--max-eval-samples 4", "", false),
+        ("--max-eval-samples 4", "--max-eval-samples 4", false),
+        ("", "--max-eval-samples 4", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (out, what) = (format!("r{i}"), format!("{first:?}, then {last:?}"));
+        let was = before(&call(&out, 2, first)).expect("the first call compares");
+        let between = call(&out, 4, "--eval-strategy no");
+        assert_eq!(before(&between), None, "{what}: {between:?}");
+        let ran = call(&out, 6, last);
+        assert!(ran.out.contains("held-out"), "{what}: {ran:?}");
+        assert_eq!(before(&ran), compared.then_some(was), "{what}: {ran:?}");
+        assert_eq!(ran.err.contains(first_said), first.is_empty() && !last.is_empty(), "{what}: {ran:?}");
+    }
+}
+
+/// A value is said to be the run's where it is the run's, and only there.
 #[test]
 fn the_origin_of_each_value_is_told() {
     let cli = Cli::with_data();

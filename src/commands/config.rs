@@ -1,6 +1,6 @@
 //! `--config FILE`: options as keys, and which of them what was typed leaves no meaning.
 
-use super::{trl, yaml};
+use super::{trl, trl_keys, yaml};
 use crate::choice::Choice;
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT};
@@ -100,7 +100,7 @@ pub fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Tabl
 /// The options in YAML, by our names or TRL's.
 fn of_yaml(stage: Stage, path: &Path, text: &str, typed: &toml::Table) -> Result<toml::Table> {
     let entries = yaml::entries(text).map_err(|why| Error::file(path, why))?;
-    let nulls = entries.iter().filter(|(key, value, _)| value.is_none() && !trl::knows(key));
+    let nulls = entries.iter().filter(|(key, value, _)| value.is_none() && !trl_keys::knows(key));
     let nulls: Vec<String> = nulls.map(|(key, ..)| key.clone()).collect();
     let trl::Translated { table, defaults, mut answers } = trl::translated(yaml::table(entries), stage, typed);
     answers.extend(strangers(stage, table.keys().chain(&nulls)));
@@ -148,9 +148,9 @@ fn strangers<'a>(stage: Stage, keys: impl Iterator<Item = &'a String>) -> Vec<St
         known.extend(of_dpo);
     }
     let about = |key: &String| {
-        trl::answer(key).unwrap_or_else(|| {
+        trl_keys::answer(key).unwrap_or_else(|| {
             let why = format!("`{key}` is not an option of this command");
-            trl::nearest(key, &known).map_or(why.clone(), |name| format!("{why}; did you mean `{name}`?"))
+            trl_keys::nearest(key, &known).map_or(why.clone(), |name| format!("{why}; did you mean `{name}`?"))
         })
     };
     strange.into_iter().map(about).collect()

@@ -34,4 +34,5 @@ pub mod terminal;
 pub mod threads;
 pub mod train;
 pub mod trl;
+pub mod trl_keys;
 pub mod yaml;

@@ -5,7 +5,7 @@ use crate::cli_common;
 
 use cli_common::*;
 use fusedpo::cli::Cli as Program;
-use fusedpo::commands::trl;
+use fusedpo::commands::trl_keys;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -359,14 +359,14 @@ fn table(text: &str, name: &str) -> Vec<Vec<String>> {
 fn the_page_for_those_who_come_from_trl_says_what_the_program_answers() {
     let text = page("docs/from-trl.md");
     let options: BTreeSet<String> = options("dpo").union(&options("sft")).cloned().collect();
-    let [renamed, always, elsewhere] = trl::rows();
+    let [renamed, always, elsewhere] = trl_keys::rows();
     // Taken as they are: options of ours by the same name, which nothing translates or refuses.
     let same = table(&text, "same");
     let same: Vec<&str> = same.iter().flat_map(|row| row[0].split(", ")).map(|key| key.trim_matches('`')).collect();
     assert!(same.len() >= 35, "{}", same.len());
     for name in same {
         assert!(options.contains(&format!("--{}", name.replace('_', "-"))), "{name}");
-        assert!(trl::answer(name).is_none(), "{name}");
+        assert!(trl_keys::answer(name).is_none(), "{name}");
         assert!(always.iter().all(|row| row[0] != format!("`{name}`")), "{name}");
     }
     let names = table(&text, "renamed");

@@ -20,6 +20,8 @@ mod cli_streams;
 mod cli_tokens;
 mod evaluations;
 mod hub;
+mod hub_data;
+mod hub_fails;
 mod hub_server;
 mod messages;
 mod options;

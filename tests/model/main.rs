@@ -11,4 +11,6 @@ mod model_bad;
 mod model_files;
 mod naive_model;
 mod nf4;
+mod nf4_bad;
+mod nf4_folders;
 mod rope;

@@ -62,8 +62,8 @@ pub struct GenerateArgs {
     /// Seed of the draws; needs --temperature [default: 42]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// `auto`: the model's own, where it has one; `none`; or a Jinja file
-    #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
+    /// `auto`: the model's own, where it has one; `none`; `chatml`, `zephyr`, `alpaca`; or a Jinja file
+    #[arg(long, default_value = "auto", value_name = "auto|none|NAME|FILE")]
     pub chat_template: String,
     /// Whether plain prompts become a user's turn of the chat template [default: as the model was trained, where it says
     /// so; else where it has a template]

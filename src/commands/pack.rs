@@ -8,12 +8,13 @@ use super::out;
 use super::signal;
 use super::stdin::Inputs;
 use super::terminal::Terminal;
+use crate::choice::Choice;
 use crate::data::input::{FieldMap, Limits};
 use crate::data::numbers::grouped;
 use crate::data::pack::{
     Asked, AssistantTurns, OnBadRow, PackOptions, PackReport, PairChoice, Progress, Truncation, pack,
 };
-use crate::data::text::{PromptBoundary, TemplateChoice, TokenizerOptions};
+use crate::data::text::{BuiltInTemplate, PromptBoundary, TemplateChoice, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::model::wanted::Wanted;
 use crate::note;
@@ -63,8 +64,8 @@ pub struct PackArgs {
     /// Which of the assistant's turns a conversation teaches, where it is a demonstration.
     #[arg(long, value_parser = named::<AssistantTurns>(), default_value_t)]
     pub assistant_turns: AssistantTurns,
-    /// Chat template for message rows: auto (the model's), none (refuse them), or a Jinja file.
-    #[arg(long, default_value = "auto", value_name = "auto|none|FILE")]
+    /// Chat template for message rows: auto (the model's), none (refuse them), chatml, zephyr, alpaca, or a Jinja file.
+    #[arg(long, default_value = "auto", value_name = "auto|none|NAME|FILE")]
     pub chat_template: String,
     /// Make plain prompts and their responses a user's and an assistant's turn, for the chat template.
     #[arg(long)]
@@ -130,12 +131,15 @@ impl PackArgs {
     }
 }
 
-/// `auto`, `none` or a file.
+/// `auto`, `none`, a file, or one that comes with the program: a file that is there comes first.
 pub fn parse_chat_template(text: &str) -> TemplateChoice {
     match text {
         "auto" => TemplateChoice::Auto,
         "none" => TemplateChoice::None,
-        file => TemplateChoice::File(file.into()),
+        text => match BuiltInTemplate::named(text) {
+            Some(name) if !Path::new(text).exists() => TemplateChoice::BuiltIn(name),
+            _ => TemplateChoice::File(text.into()),
+        },
     }
 }
 

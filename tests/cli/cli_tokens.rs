@@ -3,6 +3,7 @@
 use crate::cli_common;
 
 use cli_common::{Cli, pairs};
+use fusedpo::data::text::BuiltInTemplate;
 use serde_json::{Value, json};
 
 const CHATML: &str = "{% for m in messages %}w3 {{ m.role }} {{ m.content }} w4\n{% endfor %}{% if add_generation_prompt %}w3 assistant {% endif %}";
@@ -297,4 +298,25 @@ fn a_saved_dtype_stands_under_both_names() {
     cli.ok("sft --model m --data d --out run --max-steps 1 --token-budget 64 --save-dtype bf16");
     let config: Value = serde_json::from_str(&cli.text("run/config.json")).unwrap();
     assert_eq!((&config["dtype"], &config["torch_dtype"]), (&json!("bfloat16"), &json!("bfloat16")));
+}
+
+/// A template that comes with the program, by its name: the same shards as from a file of its text, kept in them; a file of that name
+/// comes first.
+#[test]
+fn a_template_by_its_name() {
+    let cli = Cli::new();
+    let turns = json!([{"role": "user", "content": "w5 w6"}, {"role": "assistant", "content": "w7"}]);
+    cli.write_rows("rows.jsonl", &[json!({"messages": turns})]);
+    let pack = |out: &str, template: &str| {
+        cli.ok(&format!("pack --tokenizer m --input rows.jsonl --out {out} --chat-template {template}"));
+        cli.ok(&format!("inspect {out} --json")).json()["chat_template_sha256"].clone()
+    };
+    let sum = pack("named", "zephyr");
+    let source = BuiltInTemplate::Zephyr.source();
+    cli.write("zephyr.jinja", source);
+    assert_eq!(pack("file", "zephyr.jinja"), sum);
+    cli.write("zephyr", source.replace("<|", "<"));
+    assert_ne!(pack("first", "zephyr"), sum);
+    let ran = cli.run("pack --tokenizer m --input rows.jsonl --out none");
+    assert!(ran.err.contains("give one with --chat-template, a file or chatml, zephyr or alpaca"), "{ran:?}");
 }

@@ -176,7 +176,11 @@ fn model_directories_are_checked() {
     assert!(
         refused(row).ends_with("names no EOS token, which plain text must end with; give `options.eos_token` TEXT")
     );
-    assert!(refused(chat).ends_with("has no chat template; give one with `options.chat_template` FILE"));
+    assert!(
+        refused(chat).ends_with(
+            "has no chat template; give one with `options.chat_template`, a file or chatml, zephyr or alpaca"
+        )
+    );
     let mut o = place.options("a.jsonl", row);
     o.tokenizer_options.eos_token = Some("</s>".into());
     run(&o);

@@ -46,7 +46,10 @@ fn a_file_of_bad_rows_is_refused() {
     o.inputs[1] = place.write("chat.jsonl", lines(&[json!({"messages": [say("user", "q"), say("assistant", "a")]})]));
     o.overwrite = true;
     let e = pack(&o, &mut |_| Ok(())).unwrap_err().to_string();
-    assert!(e.ends_with("has no chat template; give one with `options.chat_template` FILE"), "{e}");
+    assert!(
+        e.ends_with("has no chat template; give one with `options.chat_template`, a file or chatml, zephyr or alpaca"),
+        "{e}"
+    );
 }
 
 /// One row in five may go without a word; then the warning says what would keep them.

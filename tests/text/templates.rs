@@ -2,8 +2,11 @@
 
 use crate::pack_common;
 
+use fusedpo::choice::Choice;
 use fusedpo::data::input::{FieldMap, parse};
-use fusedpo::data::text::{ChatTemplate, PromptBoundary, Sources, TextTokenizer, TokenizerOptions, tokenise};
+use fusedpo::data::text::{
+    BuiltInTemplate, ChatTemplate, PromptBoundary, Sources, TextTokenizer, TokenizerOptions, tokenise,
+};
 use pack_common::tiny_model;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -273,4 +276,29 @@ fn long_conversations_and_deep_values_render() {
     assert_eq!(text.len(), 2 * 241 + 1);
     let macros = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% else %}end{% endif %}{% endmacro %}{{ m(120) }}";
     assert_eq!(render(macros, hi()).unwrap(), "end");
+}
+
+/// Those that come with the program, as Qwen's, Zephyr's and Alpaca's models were taught; a prompt is the beginning of its answer.
+#[test]
+fn templates_that_come_with_the_program() {
+    let say = |role: &str, content: &str| json!({"role": role, "content": content});
+    let turns = [say("system", "Be brief."), say("user", "Hi\n"), say("assistant", "Hello.")];
+    for (name, want) in [
+        (
+            "chatml",
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi\n<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n",
+        ),
+        ("zephyr", "<|system|>\nBe brief.</s>\n<|user|>\nHi\n</s>\n<|assistant|>\nHello.</s>\n"),
+        ("alpaca", "Be brief.\n\n### Instruction:\nHi\n\n\n### Response:\nHello.</s>\n\n"),
+    ] {
+        let source = BuiltInTemplate::named(name).unwrap().source().to_owned();
+        let template = ChatTemplate::new(source, vec![("eos_token".into(), "</s>".into())], Path::new(name)).unwrap();
+        let render = |turns: &[Value], prompt| template.render(turns, prompt, None, &Map::new());
+        assert_eq!(render(&turns, false).unwrap(), want, "{name}");
+        let prompt = render(&turns[..2], true).unwrap();
+        assert!(want.starts_with(&prompt) && want[prompt.len()..].starts_with("Hello."), "{name}: {prompt}");
+        let tool = render(&[say("tool", "x")], false);
+        assert_eq!(tool.is_err(), name == "alpaca", "{tool:?}");
+    }
+    assert_eq!(BuiltInTemplate::ALL.len(), 3);
 }

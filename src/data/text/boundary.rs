@@ -158,7 +158,7 @@ pub fn tokenise(row: Row, tok: &TextTokenizer, boundary: PromptBoundary) -> Resu
         Text::Chat(prompt) => {
             let template = tok.template.as_ref().ok_or_else(|| {
                 Refusal::Setup(format!(
-                    "the row is a conversation and {} has no chat template; give one with `options.chat_template` FILE",
+                    "the row is a conversation and {} has no chat template; give one with `options.chat_template`, a file or chatml, zephyr or alpaca",
                     tok.path.display()
                 ))
             })?;

@@ -10,5 +10,7 @@ mod wrap;
 pub use boundary::{PromptBoundary, Refusal, TokenResponse, TokenRow, last_turn_prompt_len, tokenise, trl_prompt_len};
 pub use render::{encode_prompt, user_turn, visible};
 pub use template::{ChatTemplate, Sources};
-pub use tokenize::{PROMPTS_KEY, Special, TemplateChoice, TextTokenizer, TokenizerIdentity, TokenizerOptions};
+pub use tokenize::{
+    BuiltInTemplate, PROMPTS_KEY, Special, TemplateChoice, TextTokenizer, TokenizerIdentity, TokenizerOptions,
+};
 pub use wrap::wrap;

@@ -34,7 +34,7 @@ pub fn encode_prompt(
             let template = tok.template.as_ref().ok_or_else(|| {
                 Error::file(
                     &tok.path,
-                    "has no chat template for a conversation; give one with `options.chat_template` FILE",
+                    "has no chat template for a conversation; give one with `options.chat_template`, a file or chatml, zephyr or alpaca",
                 )
             })?;
             let text = template.render(messages, true, tools, variables).map_err(|why| Error::file(&tok.path, why))?;

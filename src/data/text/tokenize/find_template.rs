@@ -1,6 +1,7 @@
 //! Which chat template a tokenizer gets.
 
 use super::options::TemplateChoice;
+use crate::choice::Choice;
 use crate::data::text::template::{ChatTemplate, Sources};
 use crate::error::{Error, Result};
 use crate::files::{self, Inside, MOST_TEXT};
@@ -18,6 +19,7 @@ pub(super) fn find_template(
     let asked = |e: Error| e.doing("read the chat template");
     let (sources, origin) = match (choice, dir) {
         (TemplateChoice::None, _) | (TemplateChoice::Auto, None) => return Ok(None),
+        (TemplateChoice::BuiltIn(name), _) => (Sources::One(name.source().to_owned()), name.name().into()),
         // Named by the user, it may be a link to wherever.
         (TemplateChoice::File(file), _) => {
             (Sources::One(files::read_text(file, MOST_TEXT).map_err(asked)?), file.clone())

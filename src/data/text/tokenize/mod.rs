@@ -18,5 +18,5 @@ mod options;
 mod patience;
 mod tokenizer;
 
-pub use options::{TemplateChoice, TokenizerOptions};
+pub use options::{BuiltInTemplate, TemplateChoice, TokenizerOptions};
 pub use tokenizer::{PROMPTS_KEY, Special, TextTokenizer, TokenizerIdentity};

@@ -96,7 +96,7 @@ fn a_call_without_evaluation_lies_between() {
         let between = call(&out, 4, "--eval-strategy no");
         assert_eq!(before(&between), None, "{what}: {between:?}");
         let ran = call(&out, 6, last);
-        assert!(ran.out.contains("held-out"), "{what}: {ran:?}");
+        assert!(ran.err.contains("step 6: held-out "), "{what}: {ran:?}");
         assert_eq!(before(&ran), compared.then_some(was), "{what}: {ran:?}");
         assert_eq!(ran.err.contains(first_said), first.is_empty() && !last.is_empty(), "{what}: {ran:?}");
     }

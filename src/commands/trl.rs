@@ -1,8 +1,8 @@
 //! Configurations as TRL's users have them: what means the same here is taken, what means something else or nothing is answered
 //! with what there is instead.
 
-use crate::choice::Choice;
 use super::trl_keys::{ALWAYS, BATCH, ELSEWHERE, RENAMED};
+use crate::choice::Choice;
 use crate::train::options::Stage;
 use crate::train::report_options::ReportTo;
 use toml::{Table, Value};

@@ -26,6 +26,6 @@ mod hub_server;
 mod messages;
 mod options;
 mod replay;
+mod replay_record;
 mod report;
 mod tensorboard;
-mod replay_record;

@@ -5,8 +5,8 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{
-    analyze, doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report,
-    score, shell,
+    analyze, doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report, run,
+    score, shell, sweep,
 };
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
@@ -100,6 +100,10 @@ pub enum Command {
     Report(report::ReportArgs),
     /// What a run's ledger says of its pairs: likely flipped labels, the hardest, bias of length, displacement, duplicates
     Analyze(analyze::AnalyzeArgs),
+    /// Make all stages of a recipe: pack, sft, reference, dpo, eval, report, export; again, only what changed
+    Run(run::RunArgs),
+    /// Search over options: a grid or draws of them, a run each, and a table with reward over KL; killed, it goes on
+    Sweep(sweep::SweepArgs),
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines

@@ -104,6 +104,9 @@
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.
 //! - [`report`]: folders of runs as a page that needs no network; it reads what they left, and knows no device.
+//! - [`sweep`]: a search over options without its processes: its file, its runs' values and names, the table of what came out, and
+//!   reward over KL as a picture.
+//! - [`recipe`]: stages from rows to a model, and the hash of what decides each; likewise without its processes.
 //! - [`demo`]: the method in one command, on data that the program makes itself, through the same functions.
 //! - [`commands`], [`cli`]: one file a command; what the user types, and all that is said. Only here (and in the demo, which
 //!   says things too) does the crate know flags and signals.
@@ -156,8 +159,10 @@ pub mod loss;
 pub mod model;
 pub mod observe;
 pub mod quant;
+pub mod recipe;
 pub mod report;
 pub mod say;
+pub mod sweep;
 pub mod train;
 pub mod units;
 

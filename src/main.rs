@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;
 use fusedpo::commands::terminal::Terminal;
-use fusedpo::commands::{bus, signal, threads};
+use fusedpo::commands::{bus, child, signal, threads};
 use fusedpo::say::{self, Level};
 use fusedpo::{Error, commands, guard};
 use std::path::Path;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     quiet_panics();
     signal::install();
     bus::install();
+    child::follow_parent();
     let cli = match Cli::from_command_line() {
         Ok(cli) => cli,
         // Help and version, and help in place of a missing command.
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
             commands::report::run(&args, &flags, to)
         }
         Command::Analyze(args) => commands::analyze::run(&args),
+        Command::Run(args) => commands::run::run(&args, to.flags()),
+        Command::Sweep(args) => commands::sweep::run(&args, to),
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),

@@ -17,6 +17,7 @@ const FLOORS: &[&[&str]] = &[
     &["train"],
     &["analyze", "device", "say"],
     &["report"],
+    &["sweep", "recipe"],
     &["demo"],
     &["commands"],
     &["cli"],

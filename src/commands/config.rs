@@ -97,6 +97,11 @@ pub fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Tabl
     Ok(table)
 }
 
+/// Refuses keys of `path` that `stage` does not know, all of them in one line.
+pub fn check_keys<'a>(stage: Stage, path: &Path, keys: impl Iterator<Item = &'a String>) -> Result<()> {
+    refuse(path, strangers(stage, keys))
+}
+
 /// The options in YAML, by our names or TRL's.
 fn of_yaml(stage: Stage, path: &Path, text: &str, typed: &toml::Table) -> Result<toml::Table> {
     let entries = yaml::entries(text).map_err(|why| Error::file(path, why))?;

@@ -152,6 +152,15 @@ pub const COMMANDS: &[About] = &[
         ],
     ),
     ("report", &[], ["fusedpo report run-dpo --out report.html", "fusedpo report run-a run-b --out - > both.html"]),
+    ("run", &[], ["fusedpo run recipe.toml --out polite", "fusedpo run docs/recipes/persona.toml --out persona"]),
+    (
+        "sweep",
+        &[],
+        [
+            "fusedpo sweep betas.toml --out sweep-beta",
+            "fusedpo sweep betas.toml --out sweep-beta --jobs 4 --gpus 0,1,2,3",
+        ],
+    ),
     ("replay", &[], ["fusedpo replay run-dpo 120", "fusedpo replay run-dpo 120 --json"]),
     (
         "analyze",

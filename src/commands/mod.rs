@@ -3,6 +3,7 @@
 pub mod analyze;
 #[allow(unsafe_code)] // a handler of signals
 pub mod bus;
+pub mod child;
 pub mod choice;
 pub mod config;
 pub mod demo;
@@ -26,10 +27,12 @@ pub mod quantize_flags;
 pub mod reference;
 pub mod replay;
 pub mod report;
+pub mod run;
 pub mod score;
 pub mod shell;
 pub mod signal;
 pub mod stdin;
+pub mod sweep;
 pub mod terminal;
 pub mod threads;
 pub mod train;

@@ -387,6 +387,13 @@ pub fn options_for_plan(stage: Stage, flags: &TrainFlags, dpo: &DpoFlags, of_len
     resolve(stage, flags.config.as_deref(), all)
 }
 
+/// The options of a run that is to begin later, checked.
+pub fn checked(stage: Stage, flags: &TrainFlags, dpo: &DpoFlags) -> Result<TrainOptions> {
+    let mut all = typed(flags)?;
+    all.extend(typed(dpo)?);
+    resolve(stage, None, all)
+}
+
 /// What was typed, over the keys of the file `config`, over the defaults; checked.
 pub fn resolve(stage: Stage, config: Option<&Path>, typed: toml::Table) -> Result<TrainOptions> {
     let mut all = match config {

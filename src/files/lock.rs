@@ -4,6 +4,22 @@ use crate::error::{Error, Result};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
+/// A file that this process has, until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct Claim(#[allow(dead_code)] File);
+
+impl Claim {
+    /// Takes the file at `path`, which is there; `None` where another process has it.
+    pub fn take(path: &Path) -> Result<Option<Self>> {
+        if !std::fs::symlink_metadata(path).is_ok_and(|m| m.is_file()) {
+            return Err(Error::file(path, "is not a regular file"));
+        }
+        // For writing: some network file systems lock nothing else.
+        let file = File::options().append(true).open(path).map_err(Error::io(path, "open"))?;
+        Ok(take(&file, path)?.then_some(Self(file)))
+    }
+}
+
 /// Takes `file`, which was opened at `path`, until it is closed; false where another process has it.
 ///
 /// A file system without locks (some network ones) is no error: there everybody may take it, and [`taken`] never says yes.

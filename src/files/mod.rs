@@ -4,6 +4,7 @@
 //! - [`AtomicFile`], [`write()`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
+//! - [`Claim`]: a file that one process at a time has.
 //! - [`Partial`], [`Turn`], [`link`]: what is downloaded: kept half way, by one process at a time, under a second name.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`], [`Log`], [`Sorter`], [`Parts`]: what nobody else sees, gone with the process.
 //!   What a killed process left of folders and files is taken away by the next ([`sweep_files`]).
@@ -33,6 +34,7 @@ pub use download::{Partial, Turn, link};
 pub use folder::{AtomicFolder, MadeFolders, make_folder, refuse_occupied, remove_file};
 pub use grown::FileMark;
 pub use leftover::sweep_files;
+pub use lock::Claim;
 pub use map::Map;
 pub use open::{Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER, cut_short, open, read, read_at, read_text};
 pub use parts::{PARTS, PartReader, Parts};

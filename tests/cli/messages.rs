@@ -186,6 +186,8 @@ const ROOMS: &[Room] = &[
         "[ledger.md](ledger.md).",
         &["train/ledger/", "analyze/", "commands/analyze"],
     ),
+    ("Recipes", "[recipes.md](recipes.md).", &["recipe/", "commands/run/"]),
+    ("Sweeps", "[sweep.md](sweep.md).", &["sweep/", "commands/sweep", "commands/child"]),
     ("The model card", "`RUN/README.md`: [runs.md](runs.md).", &["train/card/"]),
     (
         "Devices",

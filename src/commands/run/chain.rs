@@ -1,0 +1,228 @@
+//! What each stage takes from the stages before it, and the hash and place of its result.
+
+use super::words;
+use crate::choice::Choice;
+use crate::error::{Error, Result};
+use crate::recipe::{Entry, Inputs, Kind, Recipe, Stage, content_sha256, stage_sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Bytes of a hash in a result's name.
+const SHORT: usize = 12;
+
+/// What the reference's pass shares with the run that reads it, where it says nothing else.
+const OF_COMPUTING: [&str; 6] = ["device", "dtype", "logits_dtype", "quantize", "double_quant", "token_budget"];
+
+/// A stage with all that it needs.
+pub(super) struct Link {
+    /// As it decides the hash: with what it borrows from other tables.
+    pub stage: Stage,
+    pub sha256: String,
+    pub result: PathBuf,
+    /// The command line, without the program.
+    pub words: Vec<String>,
+    pub inputs: Inputs,
+    pub reads: Vec<Kind>,
+}
+
+impl Link {
+    /// Its line of the manifest, once it is there.
+    pub fn entry(&self) -> Result<Entry> {
+        Ok(Entry {
+            stage: self.stage.kind,
+            sha256: self.sha256.clone(),
+            result: self.result.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            command: ["fusedpo".to_owned()].into_iter().chain(self.words.iter().cloned()).collect(),
+            inputs: self.inputs.clone(),
+            reads: self.reads.clone(),
+            outputs: self.outputs()?,
+        })
+    }
+
+    /// Shards, weights and measures; what else lies there has times in it.
+    fn outputs(&self) -> Result<Inputs> {
+        let mut all = Inputs::new();
+        if self.stage.kind == Kind::Eval {
+            all.insert(String::new(), content_sha256(&self.result)?);
+        }
+        if !self.result.is_dir() {
+            return Ok(all);
+        }
+        for entry in std::fs::read_dir(&self.result).map_err(Error::io(&self.result, "read"))?.flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kept = path.extension().is_some_and(|e| e == "pref" || e == "safetensors");
+            if kept && path.is_file() {
+                all.insert(name, content_sha256(&path)?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// What earlier stages made.
+#[derive(Default)]
+struct Made {
+    hashes: BTreeMap<&'static str, String>,
+    results: BTreeMap<&'static str, PathBuf>,
+    /// The model that was trained last: folder, adapter, and its stage.
+    trained: Option<(Value, Option<Value>, Kind)>,
+}
+
+/// A stage while it is put together: what decides it by itself, and what comes from stages before.
+struct Parts {
+    given: Table,
+    linked: Table,
+    reads: Vec<Kind>,
+}
+
+impl Parts {
+    fn has(&self, key: &str) -> bool {
+        self.given.contains_key(key) || self.linked.contains_key(key)
+    }
+
+    /// Takes an option that a table of another stage has.
+    fn borrow(&mut self, from: Option<&Table>, key: &str, own: &str) {
+        if let (Some(value), false) = (from.and_then(|t| t.get(key)), self.has(own)) {
+            self.given.insert(own.to_owned(), value.clone());
+        }
+    }
+
+    fn data(&mut self, made: &Made) {
+        if let (Some(path), false) = (made.results.get(Kind::Pack.name()), self.has("data")) {
+            self.linked.insert("data".into(), text(path));
+            self.reads.push(Kind::Pack);
+        }
+    }
+
+    /// The model that was trained before, with its adapter.
+    fn model(&mut self, made: &Made) {
+        let Some((model, adapter, kind)) = &made.trained else { return };
+        if self.has("model") {
+            return;
+        }
+        self.linked.insert("model".into(), model.clone());
+        if let Some(adapter) = adapter {
+            self.linked.insert("adapter".into(), adapter.clone());
+        }
+        self.reads.push(*kind);
+    }
+}
+
+fn text(path: &Path) -> Value {
+    path.to_string_lossy().into_owned().into()
+}
+
+/// The stages of `recipe` in `out`, each checked. Errors, in the words of [`Error::Usage`]: an option that its command refuses, what
+/// no stage gives, an input that cannot be read.
+pub(super) fn links(recipe: &Recipe, out: &Path) -> Result<Vec<Link>> {
+    if out.to_str().is_none() {
+        return Err(Error::file(out, "the folder's name is no UTF-8; give another"));
+    }
+    let mut made = Made::default();
+    recipe.stages.iter().map(|stage| link(recipe, stage, out, &mut made)).collect()
+}
+
+fn link(recipe: &Recipe, stage: &Stage, out: &Path, made: &mut Made) -> Result<Link> {
+    let kind = stage.kind;
+    let mut parts = Parts { given: stage.options.clone(), linked: Table::new(), reads: Vec::new() };
+    wire(recipe, kind, made, &mut parts)?;
+    let decides = Stage { kind, options: parts.given.clone() };
+    let inputs = inputs(&parts.given)?;
+    let before: Vec<String> = parts.reads.iter().filter_map(|of| made.hashes.get(of.name()).cloned()).collect();
+    let sha256 = stage_sha256(env!("CARGO_PKG_VERSION"), &decides, &inputs, &before);
+    let end = match kind {
+        Kind::Reference => ".txt",
+        Kind::Eval => ".json",
+        Kind::Report => ".html",
+        _ => "",
+    };
+    let result = out.join(format!("{kind}-{}{end}", &sha256[..SHORT]));
+    let mut all = parts.given.clone();
+    all.extend(parts.linked);
+    match kind {
+        Kind::Reference => {}
+        Kind::Eval => drop(all.insert("json".into(), true.into())),
+        _ => drop(all.insert("out".into(), text(&result))),
+    }
+    let mut words = vec![kind.command().to_owned()];
+    words.extend(words::of(kind, &all, &runs(kind, made))?);
+    if matches!(kind, Kind::Sft | Kind::Dpo) {
+        words.extend(["--resume=auto".to_owned()]);
+        let adapter = all.contains_key("lora_r") || all.contains_key("adapter");
+        let model = if adapter { all["model"].clone() } else { text(&result) };
+        made.trained = Some((model, adapter.then(|| text(&result)), kind));
+    }
+    made.hashes.insert(kind.name(), sha256.clone());
+    made.results.insert(kind.name(), result.clone());
+    Ok(Link { stage: decides, sha256, result, words, inputs, reads: parts.reads })
+}
+
+/// What a stage takes from others where it says nothing itself.
+fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<()> {
+    let (sft, dpo) = (recipe.stage(Kind::Sft), recipe.stage(Kind::Dpo));
+    match kind {
+        Kind::Pack => {
+            parts.borrow(sft, "model", "tokenizer");
+            parts.borrow(dpo, "model", "tokenizer");
+        }
+        Kind::Sft => parts.data(made),
+        Kind::Reference => {
+            parts.borrow(dpo, "ref_model", "model");
+            parts.borrow(dpo, "cache", "cache");
+            OF_COMPUTING.iter().for_each(|key| parts.borrow(dpo, key, key));
+            // What dpo names itself it starts from.
+            parts.borrow(dpo, "model", "model");
+            parts.model(made);
+            parts.data(made);
+        }
+        Kind::Dpo => {
+            parts.model(made);
+            parts.data(made);
+        }
+        Kind::Eval => {
+            parts.model(made);
+            parts.data(made);
+        }
+        Kind::Export => {
+            let has_adapter = made.trained.as_ref().is_some_and(|(_, adapter, _)| adapter.is_some());
+            if !parts.has("adapter") && !has_adapter {
+                let why = "[export]: no stage trains an adapter (`lora_r`), and the folder of any other run is a Hugging Face \
+                           directory by itself; leave it out";
+                return Err(Error::usage(why));
+            }
+            parts.model(made);
+        }
+        Kind::Report => {
+            parts.reads.extend([Kind::Sft, Kind::Dpo].into_iter().filter(|of| made.results.contains_key(of.name())));
+            if parts.reads.is_empty() {
+                return Err(Error::usage("[report]: no stage before it is a run (`sft` or `dpo`); leave it out"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The folders that a report is about.
+fn runs(kind: Kind, made: &Made) -> Vec<String> {
+    let runs = [Kind::Sft, Kind::Dpo].into_iter().filter_map(|of| made.results.get(of.name()));
+    let runs = runs.map(|path| path.to_string_lossy().into_owned());
+    if kind == Kind::Report { runs.collect() } else { Vec::new() }
+}
+
+/// The content of all files and folders that `options` name.
+fn inputs(options: &Table) -> Result<Inputs> {
+    let mut all = Inputs::new();
+    let texts = options.values().flat_map(|value| match value {
+        Value::Array(list) => list.iter().filter_map(Value::as_str).collect::<Vec<_>>(),
+        other => other.as_str().into_iter().collect(),
+    });
+    for name in texts {
+        let path = Path::new(name);
+        if (path.is_file() || path.is_dir()) && !all.contains_key(name) {
+            all.insert(name.to_owned(), content_sha256(path)?);
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,102 @@
+//! `fusedpo run`: the stages of a recipe, each a process of its own, and only what is not there yet.
+
+mod chain;
+mod stage;
+mod words;
+
+use super::flags::Flags;
+use super::out;
+use super::signal;
+use crate::error::{Error, Result};
+use crate::files::{self, Claim, MOST_TEXT};
+use crate::note;
+use crate::recipe::{Manifest, Recipe, content_sha256};
+use crate::say;
+use chain::Link;
+use std::path::{Path, PathBuf};
+
+/// Options of `fusedpo run`.
+#[derive(Clone, clap::Args)]
+pub struct RunArgs {
+    /// TOML file with a table of options for each stage: [pack], [sft], [reference], [dpo], [eval], [report], [export]
+    #[arg(value_name = "RECIPE")]
+    pub recipe: PathBuf,
+    /// Folder for the results and manifest.json; what is there of the same inputs is not made again
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Says that a folder is a recipe's, and is locked as long as one is at work in it.
+const LOCK: &str = "recipe.lock";
+
+/// Runs the command.
+pub fn run(args: &RunArgs, flags: &Flags) -> Result<()> {
+    out::refuse_stdout(&args.out)?;
+    let text = files::read_text(&args.recipe, MOST_TEXT).map_err(|e| e.doing("read the recipe"))?;
+    let recipe = Recipe::parse(&args.recipe, &text)?;
+    let named = |e: Error| match e {
+        Error::Usage(why) => Error::file(&args.recipe, flags.reason(&why)),
+        e => e,
+    };
+    let links = chain::links(&recipe, &args.out).map_err(named)?;
+    let _claim = claim(&args.out)?;
+    signal::saves();
+    let mut manifest = Manifest {
+        version: 1,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        recipe_sha256: content_sha256(&args.recipe)?,
+        complete: false,
+        stages: Vec::new(),
+    };
+    for link in &links {
+        match stage::is_there(link) {
+            true => say!("{}: {} is there", link.stage.kind, link.result.display()),
+            false => made(args, link)?,
+        }
+        manifest.stages.push(link.entry()?);
+        manifest.complete = manifest.stages.len() == links.len();
+        files::write(&args.out.join("manifest.json"), manifest.json().as_bytes())?;
+    }
+    say!("{}", args.out.join("manifest.json").display());
+    Ok(())
+}
+
+fn made(args: &RunArgs, link: &Link) -> Result<()> {
+    let kind = link.stage.kind;
+    note!("{kind}: fusedpo {}", link.words.join(" "));
+    let begun = std::time::Instant::now();
+    match stage::make(link)? {
+        stage::Made::Well => {
+            say!("{kind}: {} in {:.1} s", link.result.display(), begun.elapsed().as_secs_f64());
+            Ok(())
+        }
+        stage::Made::Stopped => Err(Error::stopped(format!(
+            "stopped in [{kind}]; this goes on: fusedpo run {} --out {}",
+            args.recipe.display(),
+            args.out.display()
+        ))),
+        // What the user can mend has its own exit code.
+        stage::Made::Badly(why) if why.starts_with("ended with exit code 2") => {
+            Err(Error::file(&args.recipe, format!("[{kind}]: {why}")))
+        }
+        stage::Made::Badly(why) => Err(Error::Training(format!("[{kind}]: {why}"))),
+    }
+}
+
+/// Takes the folder: a new one, or a recipe's.
+fn claim(out: &Path) -> Result<Claim> {
+    let path = out.join(LOCK);
+    if path.symlink_metadata().is_err() {
+        files::refuse_occupied(out)?;
+        files::make_folder(out)?;
+        match files::write_new(&path, b"") {
+            // Another began at the same time: which of them has it, the lock says.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {}
+            written => written?,
+        }
+    }
+    let claim = Claim::take(&path)?
+        .ok_or_else(|| Error::file(out, "another recipe is at work in it; wait for it, or name a new folder"))?;
+    files::sweep_files(out);
+    Ok(claim)
+}

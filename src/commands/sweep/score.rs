@@ -1,0 +1,123 @@
+//! What a run's responses are worth: by the demo's grammar, or by a program of the user's.
+
+use crate::commands::child::{self, Ended};
+use crate::demo::grammar::Grammar;
+use crate::demo::words::split;
+use crate::files;
+use crate::sweep::{Scores, Spec};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+
+/// The responses of a run, as `generate` writes them.
+pub(super) const GENERATIONS: &str = "generations.jsonl";
+
+/// What came of scoring them.
+const SCORES: &str = "scores.json";
+
+/// Longest file of responses that is read.
+const MOST: u64 = 1 << 30;
+
+/// Seconds that a scorer has where nobody says how many.
+const TIMEOUT: f64 = 600.0;
+
+/// The scores of the run in `out`; kept there. Errors: why there are none; `None`: a signal came.
+pub(super) fn of(spec: &Spec, out: &Path) -> Result<Scores, Option<String>> {
+    let path = out.join(SCORES);
+    if let Some(found) = files::read_text(&path, MOST).ok().and_then(|text| serde_json::from_str(&text).ok()) {
+        return Ok(found);
+    }
+    let text = files::read_text(&out.join(GENERATIONS), MOST).map_err(|e| Some(e.to_string()))?;
+    let scores = match &spec.measure.scorer {
+        Some(program) => {
+            let limit = Duration::from_secs_f64(spec.measure.scorer_timeout.unwrap_or(TIMEOUT));
+            let of = text.lines().count();
+            match child::run_program(program, text.into_bytes(), limit) {
+                Ended::Well(said) => numbers(&said, of).map_err(|why| Some(format!("the scorer {why}")))?,
+                Ended::Stopped => return Err(None),
+                Ended::Badly(why) => return Err(Some(format!("the scorer {why}"))),
+            }
+        }
+        None => demo(&text).map_err(Some)?,
+    };
+    if scores.is_empty() {
+        return Err(Some("there is no prompt to answer".into()));
+    }
+    let scores = Scores::of(&scores);
+    let text = serde_json::to_string(&scores).map_err(|e| Some(e.to_string()))? + "\n";
+    files::write(&path, text.as_bytes()).map_err(|e| Some(e.to_string()))?;
+    Ok(scores)
+}
+
+/// A finite number a line, as many as there are responses.
+fn numbers(said: &[u8], of: usize) -> Result<Vec<f64>, String> {
+    let text = std::str::from_utf8(said).map_err(|_| "printed what is no text")?;
+    let mut scores = Vec::with_capacity(of);
+    for (i, line) in text.lines().enumerate() {
+        if i == of {
+            return Err(format!("printed more lines than the {of} responses that it was given"));
+        }
+        match line.trim().parse::<f64>() {
+            Ok(x) if x.is_finite() => scores.push(x),
+            _ => {
+                let shown: String = line.chars().take(60).collect();
+                return Err(format!("printed `{shown}` in line {}, which is no finite number", i + 1));
+            }
+        }
+    }
+    if scores.len() < of {
+        return Err(format!("printed {} scores for {of} responses", scores.len()));
+    }
+    Ok(scores)
+}
+
+/// Rewards of whole texts, prompt and response, by the demo's grammar.
+fn demo(text: &str) -> Result<Vec<f64>, String> {
+    let grammar = Grammar::reviews();
+    let reward = |line: &str| {
+        let row: Value = serde_json::from_str(line).map_err(|e| format!("{GENERATIONS}: {e}"))?;
+        let part = |key: &str| row[key].as_str().map(str::to_owned);
+        let (Some(prompt), Some(completion)) = (part("prompt"), part("completion")) else {
+            return Err("the demo's reward is of plain prompts; `prompts` has messages".to_owned());
+        };
+        // The token before every text of the demo's.
+        let mut words = split(prompt.trim_start_matches("<s>"));
+        words.extend(split(&completion));
+        Ok(grammar.reward(&words))
+    };
+    text.lines().map(reward).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_as_many_finite_numbers_as_responses() {
+        assert_eq!(numbers(b"1\n -2.5e0 \n3", 3).unwrap(), [1.0, -2.5, 3.0]);
+        for (said, want) in [
+            (&b"1\n2\n"[..], "printed 2 scores for 3 responses"),
+            (b"1\n2\n3\n4\n", "more lines than the 3"),
+            (b"1\nx\n3\n", "`x` in line 2"),
+            (b"1\nnan\n3\n", "`nan` in line 2"),
+            (b"1\n\n3\n", "`` in line 2"),
+            (b"\xff\n", "no text"),
+            (b"", "printed 0 scores"),
+        ] {
+            let why = numbers(said, 3).unwrap_err();
+            assert!(why.contains(want), "{why}");
+        }
+    }
+
+    #[test]
+    fn the_demos_reward_is_of_the_whole_text() {
+        let line = |prompt: &str, completion: &str| {
+            serde_json::json!({"prompt": prompt, "completion": completion}).to_string()
+        };
+        let text =
+            [line("<s> the film was superb", ", but the plot was bad."), line("the film", "was shown")].join("\n");
+        let scores = demo(&text).unwrap();
+        assert!((scores[0] - 1.0 / 6.0).abs() < 1e-12 && scores[1] == 0.0, "{scores:?}");
+        assert!(demo("{\"prompt\": [], \"completion\": \"x\"}").unwrap_err().contains("plain prompts"));
+    }
+}

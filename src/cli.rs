@@ -6,7 +6,7 @@ use crate::commands::flags::Flags;
 use crate::commands::train::{DpoFlags, TrainFlags};
 use crate::commands::{
     analyze, doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report, run,
-    score, shell, sweep,
+    score, shell, sweep, watch,
 };
 use crate::say::Level;
 use crate::train::schedule::SFT_LEARNING_RATE;
@@ -104,6 +104,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Search over options: a grid or draws of them, a run each, and a table with reward over KL; killed, it goes on
     Sweep(sweep::SweepArgs),
+    /// Draw a run's curves in the terminal, again and again until it ends
+    Watch(watch::WatchArgs),
     /// Loss, rewards, accuracy and KL on held-out pairs; where none are held out, on all, with a warning
     Eval(eval::EvalArgs),
     /// Log-probability of every response, as JSON lines

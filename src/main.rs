@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Command::Analyze(args) => commands::analyze::run(&args),
         Command::Run(args) => commands::run::run(&args, to.flags()),
         Command::Sweep(args) => commands::sweep::run(&args, to),
+        Command::Watch(args) => commands::watch::run(&args),
         Command::Eval(args) => commands::eval::run(&args, to),
         Command::Score(args) => commands::score::run(&args, to),
         Command::Generate(args) => commands::generate::run(&args, to),

@@ -127,6 +127,12 @@ pub fn say(text: &str) {
     println!("{}", plain(text));
 }
 
+/// Lines on stdout, a terminal, in the place of the last `above` lines there.
+pub fn redraw(text: &str, above: usize) {
+    let up = if above > 0 { format!("\x1b[{above}A\x1b[J") } else { String::new() };
+    println!("{up}{}", plain(text));
+}
+
 /// A line that a model or its tokenizer made: made visible on a terminal, and elsewhere as it is.
 pub fn result(text: &str) {
     match std::io::stdout().is_terminal() {

@@ -161,6 +161,7 @@ pub const COMMANDS: &[About] = &[
             "fusedpo sweep betas.toml --out sweep-beta --jobs 4 --gpus 0,1,2,3",
         ],
     ),
+    ("watch", &[], ["fusedpo watch run-dpo", "fusedpo watch run-dpo --once"]),
     ("replay", &[], ["fusedpo replay run-dpo 120", "fusedpo replay run-dpo 120 --json"]),
     (
         "analyze",

@@ -31,3 +31,4 @@ mod replay_record;
 mod report;
 mod sweep;
 mod tensorboard;
+mod watch;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use std::path::Path;
 
 const REPORT: &str = "report.json";
+const GONE: &str = "the data is not where it was when the run was made, so nothing of it is shown";
 
 pub(super) fn inner(runs: &[Run], typed: &dyn Fn(&str) -> String) -> String {
     // Runs on the same data have one report.
@@ -48,13 +49,24 @@ fn of(run: &Run) -> Option<(String, Result<PackReport, String>)> {
     Some((hash.clone(), read(Path::new(folder), &hash)))
 }
 
-fn read(folder: &Path, hash: &str) -> Result<PackReport, String> {
-    let gone = "the data is not where it was when the run was made, so its report is not shown";
-    let splits: Vec<Dataset> = open_splits(folder).map_err(|_| gone)?;
-    if splits.first().is_none_or(|train| data_sha256(train) != hash) {
-        return Err("other data lies where the run's data lay, so its report is not shown".into());
+/// The splits that a run was made from, or why there is nothing to show of them. `None`: the run says not where they lie.
+pub(super) fn splits(run: &Run) -> Option<Result<Vec<Dataset>, String>> {
+    let record = run.record.as_ref()?;
+    let folder = run.option("data").and_then(Value::as_str)?;
+    Some(opened(Path::new(folder), &record.sha256.data))
+}
+
+fn opened(folder: &Path, hash: &str) -> Result<Vec<Dataset>, String> {
+    let splits = open_splits(folder).map_err(|_| GONE)?;
+    match splits.first().is_some_and(|train| data_sha256(train) == hash) {
+        true => Ok(splits),
+        false => Err("other data lies where the run's data lay, so nothing of it is shown".into()),
     }
-    let inside = Inside::new(folder).map_err(|_| gone)?;
+}
+
+fn read(folder: &Path, hash: &str) -> Result<PackReport, String> {
+    opened(folder, hash)?;
+    let inside = Inside::new(folder).map_err(|_| GONE)?;
     let text = inside.read_text(REPORT, MOST_JSON).ok().flatten().ok_or("the data has no report beside it")?;
     serde_json::from_str(&text).map_err(|_| "the data's report is damaged".to_owned())
 }

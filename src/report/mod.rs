@@ -12,6 +12,7 @@ mod held_out;
 mod html;
 mod keys;
 mod overview;
+mod pairs;
 mod run;
 mod samples;
 
@@ -65,6 +66,7 @@ fn written(runs: &[Run], typed: &dyn Fn(&str) -> String) -> String {
         ("curves", "Curves", curves),
         ("held-out", "Held out", held_out::inner(runs)),
         ("samples", "Samples", samples::inner(runs)),
+        ("pairs", "Pairs", pairs::inner(runs)),
         ("configuration", "Configuration", config::inner(runs)),
         ("data", "Data", data::inner(runs, typed)),
     ];

@@ -70,7 +70,7 @@ fn one(sample: &Map<String, Value>) -> String {
     out + "</div>\n</article>\n"
 }
 
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     match text.char_indices().nth(MOST_CHARS) {
         Some((at, _)) => format!("{}... ({} more characters)", &text[..at], text[at..].chars().count()),
         None => text.to_owned(),

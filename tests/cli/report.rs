@@ -79,7 +79,7 @@ fn a_page_of_runs() {
     );
     let page = cli.text("page.html");
     assert_eq!(unbalanced(&page), [""; 0]);
-    for id in ["overview", "curves", "held-out", "configuration", "data"] {
+    for id in ["overview", "curves", "held-out", "pairs", "configuration", "data"] {
         assert!(page.contains(&format!("<section id=\"{id}\"")), "{id}");
     }
     assert!(!page.contains("<section id=\"samples\"") && !page.contains("http-equiv=\"refresh\""));
@@ -112,6 +112,17 @@ fn a_page_of_runs() {
     let differ = page.split("Options that differ</h3>").nth(1).unwrap().split("<details>").next().unwrap();
     assert!(differ.contains(">beta<") && differ.contains("0.37") && !differ.contains(">batch_size<"), "{differ}");
     assert!(page.contains(cli.json_lines("a/metrics.jsonl").len().to_string().as_str()));
+    // Of both ledgers the hardest pairs, as `analyze` has them; sft has none.
+    let pairs = page.split("<section id=\"pairs\"").nth(1).unwrap().split("</section>").next().unwrap();
+    assert_eq!(pairs.matches("The hardest pairs").count(), 2, "{pairs}");
+    for run in ["a", "b"] {
+        let hardest = cli.ok(&format!("analyze {run} --json --show 8")).json()["hardest"]["examples"].clone();
+        for e in hardest.as_array().unwrap() {
+            let (row, step) = (&e["row"], &e["step"]);
+            assert!(pairs.contains(&format!("<h4>Row {row}, loss ")) && pairs.contains(&format!(" at step {step}, ")), "{e}");
+            assert!(pairs.contains(e["prompt"].as_str().unwrap().trim()), "{e}");
+        }
+    }
     let hash =
         serde_json::from_str::<Value>(&cli.text("a/run.json")).unwrap()["sha256"]["data"].as_str().unwrap().to_owned();
     assert!(page.contains(&hash) && page.contains("responses cut") == page.contains("cut at the longest"), "{hash}");

@@ -26,7 +26,7 @@ pub fn curve(points: &[(f64, f64)], marks: &[(f64, f64)], look: Look) -> Vec<Str
     }
     if y0 == y1 {
         // A flat line is in the middle.
-        let half = (y0.abs() / 2.0).max(1e-9);
+        let half = if y0 == 0.0 { 1.0 } else { y0.abs() / 2.0 };
         (y0, y1) = (y0 - half, y1 + half);
     }
     let (across, down) = if look.ascii { (1, 1) } else { (2, 4) };

@@ -114,9 +114,9 @@ fn time(seconds: f64) -> String {
 }
 
 /// The state, and every curve that there is, for `lines` lines of `width` characters.
-fn picture(state: &str, seen: Option<&Seen>, (lines, width): (usize, usize), ascii: bool) -> String {
+fn picture(state: &str, seen: Option<&Seen>, (lines, width): (usize, usize), ascii: bool) -> Vec<String> {
     let mut text = vec![state.to_owned()];
-    let Some(seen) = seen else { return text.concat() };
+    let Some(seen) = seen else { return text };
     let of_pairs = !seen.curves[2].iter().all(Vec::is_empty);
     let is_drawn = |key: &str, [train, held_out]: &Points| {
         !(train.is_empty() && held_out.is_empty() || of_pairs && key == "mean_token_accuracy")
@@ -136,9 +136,7 @@ fn picture(state: &str, seen: Option<&Seen>, (lines, width): (usize, usize), asc
     if seen.step == 0 {
         text.push("no step yet".to_owned());
     }
-    // A line that wraps would be two to whoever draws over it.
-    let cut = |line: String| line.chars().take(width).collect::<String>();
-    text.into_iter().map(cut).collect::<Vec<_>>().join("\n")
+    text
 }
 
 /// Whether the locale has other characters than ASCII, as C programs ask.
@@ -165,12 +163,18 @@ pub fn run(args: &WatchArgs) -> Result<()> {
         }
         let (state, ended) = state(path, seen.as_ref());
         let last = ended || args.once;
-        let now = match terminal || last {
+        let mut now = match terminal || last {
             true => picture(&state, seen.as_ref(), (high, wide), ascii),
-            false => state,
+            false => vec![state],
         };
+        let redraws = terminal && !args.once;
+        if redraws {
+            // A line that wraps would be two to whoever draws over it.
+            now.iter_mut().for_each(|line| *line = line.chars().take(wide).collect());
+        }
+        let now = now.join("\n");
         if now != drawn {
-            match terminal && !args.once {
+            match redraws {
                 true => say::redraw(&now, lines),
                 false => say!("{now}"),
             }

@@ -201,7 +201,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
         while byte < 256 {
             let (mut crc, mut bit) = (byte as u32, 0);
             while bit < 8 {
-                crc = crc >> 1 ^ 0x82F6_3B78 * (crc & 1);
+                crc = (crc >> 1) ^ (0x82F6_3B78 * (crc & 1));
                 bit += 1;
             }
             table[byte] = crc;
@@ -277,7 +277,8 @@ mod tests {
                 // Where the text itself was lost, it is that of who writes it again.
                 let lost = at < 40 + 16 + TIME + text("| a |").len();
                 if lost {
-                    (is[1].clear(), was[1].clear());
+                    is[1].clear();
+                    was[1].clear();
                 }
                 assert_eq!(is, was, "{at}");
                 assert!(lost || again[..at.saturating_sub(150)] == whole[..at.saturating_sub(150)]);

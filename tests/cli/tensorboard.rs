@@ -97,9 +97,10 @@ fn scalars(cli: &Cli, run: &str) -> Vec<(u64, Vec<(String, f32)>)> {
 /// The same from `metrics.jsonl`, by transformers' rule.
 fn wanted(cli: &Cli, run: &str) -> Vec<(u64, Vec<(String, f32)>)> {
     let tag = |key: &String| key.strip_prefix("eval_").map_or(format!("train/{key}"), |key| format!("eval/{key}"));
+    // Intervals, which have two ends, are no scalars.
     let of = |row: &Value| {
         let row = row.as_object().unwrap();
-        let scalars = row.iter().filter(|(key, _)| *key != "step");
+        let scalars = row.iter().filter(|(key, x)| *key != "step" && !x.is_array());
         (row["step"].as_u64().unwrap(), scalars.map(|(key, x)| (tag(key), x.as_f64().unwrap() as f32)).collect())
     };
     cli.json_lines(&format!("{run}/metrics.jsonl")).iter().map(of).collect()

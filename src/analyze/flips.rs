@@ -30,7 +30,7 @@ pub struct Flips {
 
 /// The likely flipped among `pairs`, which are in the order in which the run saw them.
 ///
-/// The rule, which `docs/ledger.md` fixes: the pairs are cut into runs of [`WINDOW`] in the order of the steps. Where
+/// The rule, which `docs/ledger.md` fixes: the pairs are cut into runs of `WINDOW` in the order of the steps. Where
 /// the model agrees with at least [`LEARNED`] of a run's labels, its pairs are judged: one is named whose gain is below
 /// `-DISAGREES_BY` times the run's median size of gains.
 pub fn likely_flipped(pairs: &[SeenPair]) -> Flips {

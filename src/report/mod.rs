@@ -1,7 +1,7 @@
 //! Runs as a page: one HTML file that needs no network, no script to be read, and no trust in what the runs' data says.
 //!
 //! [`page`] reads the folders of runs, whatever became of them, and writes the same bytes for the same folders. Pictures are drawn here
-//! ([`chart`](crate::chart)); a small script adds what a picture cannot do: pointing, smoothing, hiding runs, saving a picture. The
+//! ([`chart`]); a small script adds what a picture cannot do: pointing, smoothing, hiding runs, saving a picture. The
 //! page's policy forbids every other script, and every request.
 
 mod config;

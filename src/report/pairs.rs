@@ -72,7 +72,11 @@ fn kind(title: &str, found: &Found) -> String {
         return String::new();
     }
     let shown: String = found.examples.iter().map(one).collect();
-    format!("<details><summary>{title} ({} of {})</summary>\n{shown}</details>\n", found.examples.len(), grouped(found.pairs))
+    format!(
+        "<details><summary>{title} ({} of {})</summary>\n{shown}</details>\n",
+        found.examples.len(),
+        grouped(found.pairs)
+    )
 }
 
 fn one(e: &Example) -> String {

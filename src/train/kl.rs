@@ -101,7 +101,7 @@ pub fn estimate<B: Backend>(
     let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
     let drawn = Drawn::new(&meta, (&plan.prompts, &samples))?;
     // Both by the same passes, so that a policy is no way from itself.
-    let own = drawn.score(be, Scorer::Loaded(policy), slots)?;
+    let own = drawn.score(be, Scorer::Loaded(Box::new(policy)), slots)?;
     let theirs = drawn.score(be, Scorer::Dir(reference), slots)?;
     let gaps: Vec<f64> = own.iter().zip(theirs).map(|(own, theirs)| own - theirs).collect();
     mean_with_interval(&gaps, plan.options.max_new_tokens)
@@ -109,7 +109,7 @@ pub fn estimate<B: Backend>(
 
 /// Who scores; a model that is loaded is gone afterwards.
 enum Scorer<'a, B: Backend> {
-    Loaded(Model<B>),
+    Loaded(Box<Model<B>>),
     Dir(&'a ModelDir),
 }
 
@@ -154,7 +154,7 @@ impl Drawn {
                     Ok(plan)
                 })?;
                 be.reserve(&memory.table)?;
-                model
+                *model
             }
             Scorer::Dir(dir) => {
                 let memory = Budgets::of([&plan]).fitting(be, |c| MemoryPlan::scoring(be, dir.config(), longest, c))?;

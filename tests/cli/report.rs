@@ -119,7 +119,10 @@ fn a_page_of_runs() {
         let hardest = cli.ok(&format!("analyze {run} --json --show 8")).json()["hardest"]["examples"].clone();
         for e in hardest.as_array().unwrap() {
             let (row, step) = (&e["row"], &e["step"]);
-            assert!(pairs.contains(&format!("<h4>Row {row}, loss ")) && pairs.contains(&format!(" at step {step}, ")), "{e}");
+            assert!(
+                pairs.contains(&format!("<h4>Row {row}, loss ")) && pairs.contains(&format!(" at step {step}, ")),
+                "{e}"
+            );
             assert!(pairs.contains(e["prompt"].as_str().unwrap().trim()), "{e}");
         }
     }

@@ -18,7 +18,7 @@ fn crc(bytes: &[u8]) -> u32 {
         }
     }
     let crc = !crc;
-    ((crc >> 15) | (crc << 17)).wrapping_add(0xA282EAD8)
+    crc.rotate_right(15).wrapping_add(0xA282EAD8)
 }
 
 /// A field of a message: its number, and its value as bytes (of a varint, in 8).

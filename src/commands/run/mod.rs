@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Options of `fusedpo run`.
 #[derive(Clone, clap::Args)]
 pub struct RunArgs {
-    /// TOML file with a table of options for each stage: [pack], [sft], [reference], [dpo], [eval], [report], [export]
+    /// TOML file with a table of options for each stage: pack, sft, reference, dpo, eval, report, export
     #[arg(value_name = "RECIPE")]
     pub recipe: PathBuf,
     /// Folder for the results and manifest.json; what is there of the same inputs is not made again

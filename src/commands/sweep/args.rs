@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Options of `fusedpo sweep`.
 #[derive(Clone, clap::Args)]
 pub struct SweepArgs {
-    /// TOML file: options of `sft` or `dpo` as in their --config, [grid] or [random] with those that vary, and [sweep]
+    /// TOML file: options of `sft` or `dpo` as in their --config, a table grid or random with those that vary, and a table sweep
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Folder for the runs, the table (sweep.json, sweep.csv) and the picture; a sweep of the same file in it goes on

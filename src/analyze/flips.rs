@@ -32,9 +32,12 @@ pub struct Flips {
 ///
 /// The rule, which `docs/ledger.md` fixes: the pairs are cut into runs of `WINDOW` in the order of the steps. Where
 /// the model agrees with at least [`LEARNED`] of a run's labels, its pairs are judged: one is named whose gain is below
-/// `-DISAGREES_BY` times the run's median size of gains.
+/// `-DISAGREES_BY` times the run's median size of gains. Fewer pairs than half a `WINDOW` are not judged.
 pub fn likely_flipped(pairs: &[SeenPair]) -> Flips {
     let mut found = Flips::default();
+    if pairs.len() < WINDOW / 2 {
+        return found;
+    }
     let windows = (pairs.len() / WINDOW).max(1);
     for w in 0..windows {
         let range = w * pairs.len() / windows..(w + 1) * pairs.len() / windows;

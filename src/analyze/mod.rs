@@ -31,13 +31,13 @@ pub use text::{Example, Texts, rows_to_exclude};
 use crate::data::pack::ExcludedRow;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
-use crate::train::ledger::Ledger;
+use crate::train::ledger::{HasReference, Ledger};
 use serde::Serialize;
 
 /// What to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// The epoch, from 0; `None`: the last that the ledger has.
+    /// The epoch, from 0; `None`: [`usual_epoch`].
     pub epoch: Option<u32>,
     /// Pairs that are shown of each kind, at most.
     pub examples: usize,
@@ -61,6 +61,9 @@ pub struct Analysis {
     pub epochs: Vec<u32>,
     /// Pairs of the training split.
     pub num_pairs: u64,
+    /// Whether the loss read a reference. Without one no label is judged and no displacement is told: a gain is then a difference of
+    /// two log-probs, which is as much of their lengths.
+    pub reference: bool,
     /// All pairs of the epoch.
     pub all: Part,
     /// Pairs of the epoch whose numbers are not finite; they are in nothing else.
@@ -84,11 +87,19 @@ pub struct Analysis {
     pub exclude: Vec<ExcludedRow>,
 }
 
+/// The epoch to look at where none is named: the last that is whole, or else the one that most pairs were seen in; `None`: there is none.
+pub fn usual_epoch(ledger: &Ledger) -> Option<u32> {
+    let seen = |epoch: &u32| ledger.epoch(*epoch).len() as u64;
+    let epochs = ledger.epochs();
+    let whole = epochs.iter().rev().find(|epoch| seen(epoch) == ledger.header().num_pairs);
+    whole.or_else(|| epochs.iter().max_by_key(|epoch| seen(epoch))).copied()
+}
+
 /// What `ledger` says of `data`, the training split that it is of. Errors: as of [`of_epoch`]; a tokenizer beside the shards that is
 /// not theirs.
 pub fn analyze(ledger: &Ledger, data: &Dataset, wanted: &Wanted) -> Result<Analysis> {
     let epochs = ledger.epochs();
-    let Some(epoch) = wanted.epoch.or(epochs.last().copied()) else {
+    let Some(epoch) = wanted.epoch.or(usual_epoch(ledger)) else {
         return Err(Error::file(ledger.path(), "has no step yet: nothing is known of a pair"));
     };
     let (pairs, not_finite) = of_epoch(ledger, data, epoch)?;
@@ -102,7 +113,8 @@ pub fn analyze(ledger: &Ledger, data: &Dataset, wanted: &Wanted) -> Result<Analy
         of.sort_by(|a, b| by(&pairs[*a]).total_cmp(&by(&pairs[*b])));
         of
     };
-    let flips = likely_flipped(&pairs);
+    let reference = ledger.header().reference() == HasReference::Yes;
+    let flips = if reference { likely_flipped(&pairs) } else { Flips::default() };
     let suspects: Vec<usize> = flips.suspects.iter().map(|s| s.at).collect();
     let contradicting: Vec<usize> = contradicting(&pairs, data).into_iter().flatten().collect();
     let flipped = found(&suspects)?;
@@ -110,6 +122,7 @@ pub fn analyze(ledger: &Ledger, data: &Dataset, wanted: &Wanted) -> Result<Analy
         epoch,
         epochs,
         num_pairs: data.num_pairs(),
+        reference,
         all: part(&pairs),
         not_finite,
         judged: flips.judged,
@@ -117,7 +130,7 @@ pub fn analyze(ledger: &Ledger, data: &Dataset, wanted: &Wanted) -> Result<Analy
         hardest: found(&ordered(&|_| true, &|p| -f64::from(p.record.loss)))?,
         length_bias: length_bias(&pairs),
         displacement: displacement(&pairs),
-        displaced: found(&ordered(&both_fell, &SeenPair::change_chosen))?,
+        displaced: found(&ordered(&|p| reference && both_fell(p), &SeenPair::change_chosen))?,
         contradicting: found(&contradicting)?,
         exclude: rows_to_exclude(suspects.iter().map(|i| &pairs[*i]), data, "likely flipped"),
     })

@@ -58,7 +58,9 @@ pub fn of_epoch(ledger: &Ledger, data: &Dataset, epoch: u32) -> Result<(Vec<Seen
         let group = data.try_group(id)?;
         for p in group.pairs().filter(|p| at[p.id as usize] != u32::MAX) {
             let record = records[at[p.id as usize] as usize];
-            if ![record.chosen, record.rejected, record.ref_chosen, record.ref_rejected].iter().all(|x| x.is_finite()) {
+            let sums = [record.chosen, record.rejected, record.ref_chosen, record.ref_rejected];
+            let finite = sums.iter().all(|x| x.is_finite()) && record.loss.is_finite() && record.margin.is_finite();
+            if !finite {
                 not_finite += 1;
                 continue;
             }

@@ -119,7 +119,7 @@ impl Chart<'_> {
         let positive: Vec<f64> = buckets().map(Bucket::mean).filter(|y| *y > 0.0).collect();
         let usual = quantiles(positive);
         let far = most > 8.0 * least || low > 0.0 && usual.is_some_and(|(l, h)| h > 50.0 * l);
-        if self.may_be_log && least > 0.0 && low >= 0.0 && far {
+        if self.may_be_log && least > 0.0 && low >= 0.0 && far && high / (least / 1e4) < 1e100 {
             let bottom = usual.map_or(high, |(l, _)| l).max(least / 1e4).min(least / 2.0);
             return Some((Scale::logarithmic(bottom, high).padded(0.04), false));
         }

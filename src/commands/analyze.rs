@@ -25,7 +25,7 @@ pub struct AnalyzeArgs {
     /// Folder of the shards that the run trained on [default: where they lay then]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Epoch to look at, from 0 [default: the last that the ledger has]
+    /// Epoch to look at, from 0 [default: the last that is whole]
     #[arg(long, value_name = "N")]
     pub epoch: Option<u32>,
     /// Pairs to show of each kind
@@ -65,6 +65,10 @@ pub fn run(args: &AnalyzeArgs) -> Result<()> {
         None => None,
     };
     let found = analyze::analyze(&ledger, &data, &Wanted { epoch: args.epoch, examples: args.show })?;
+    if let (Some(_), false) = (&args.exclude_out, found.reference) {
+        let why = "`exclude_out`: the run's loss reads no reference, so which labels are likely flipped cannot be said; leave it out";
+        return Err(Error::usage(why));
+    }
     if let Some(path) = &args.exclude_out {
         write_list(path, args.overwrite, &found)?;
     }
@@ -120,7 +124,7 @@ fn data_of(args: &AnalyzeArgs) -> Result<PathBuf> {
 type Slices = Vec<(String, Part)>;
 
 fn slices(args: &AnalyzeArgs, by: &str, ledger: &Ledger, data: &Dataset) -> Result<Slices> {
-    let Some(epoch) = args.epoch.or(ledger.epochs().last().copied()) else { return Ok(Vec::new()) };
+    let Some(epoch) = args.epoch.or(analyze::usual_epoch(ledger)) else { return Ok(Vec::new()) };
     let (pairs, _) = analyze::of_epoch(ledger, data, epoch)?;
     let values = analyze::column(&args.input, by, data.folder())?;
     Ok(analyze::slices(&pairs, |row| values.get(row as usize).map_or("(absent)", String::as_str)))
@@ -164,13 +168,19 @@ fn table(a: &Analysis, slices: Option<&(&str, Slices)>) -> Vec<String> {
         l.tokens_more, l.correlation
     ));
     let d = &a.displacement;
-    lines.push(format!(
+    match a.reference {
+        true => lines.push(format!(
         "displacement: of {:.1} % of the pairs both log-probs fell, of {:.1} % the chosen one; mean change {:+.2} (chosen), {:+.2} (rejected)",
         100.0 * d.both_fell,
         100.0 * d.chosen_fell,
         d.change_chosen,
         d.change_rejected
-    ));
+        )),
+        false => lines.push(
+            "the loss reads no reference: gain is the difference of the log-probs, and neither flipped labels nor displacement are told"
+                .to_owned(),
+        ),
+    }
     if let Some((by, of)) = slices {
         lines.push(String::new());
         lines.push(heading(by));
@@ -178,6 +188,11 @@ fn table(a: &Analysis, slices: Option<&(&str, Slices)>) -> Vec<String> {
         if of.len() > MOST_SLICES {
             lines.push(format!("and {} more values; --json has all", of.len() - MOST_SLICES));
         }
+    }
+    if !a.reference {
+        kind(&mut lines, "hardest pairs, by loss", &a.hardest);
+        kind(&mut lines, "contradicting duplicates, the one that the model agrees with first", &a.contradicting);
+        return lines;
     }
     let judged = match a.judged {
         n if n == a.all.pairs => String::new(),

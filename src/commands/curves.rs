@@ -33,7 +33,8 @@ pub fn curve(points: &[(f64, f64)], marks: &[(f64, f64)], look: Look) -> Vec<Str
     let (cells, lines) = (look.width.saturating_sub(LABEL).max(8), look.height.max(2));
     let (columns, rows) = (cells * across, lines * down);
     let column = |x: f64| if x1 > x0 { ((x - x0) / (x1 - x0) * (columns - 1) as f64).round() as usize } else { 0 };
-    let row = |y: f64| ((y1 - y) / (y1 - y0) * (rows - 1) as f64).round() as usize;
+    // Numbers near the largest have differences and means that are none.
+    let row = |y: f64| (((y1 - y) / (y1 - y0) * (rows - 1) as f64).round() as usize).min(rows - 1);
     let mut dots = vec![false; columns * rows];
     let mut last: Option<(usize, usize)> = None;
     for (at, y) in means(points, columns, column) {
@@ -131,6 +132,8 @@ mod tests {
             assert_eq!(curve(points, points, look).len(), 3);
             assert!(curve(points, points, look).concat().contains('o'));
         }
+        let extremes = [(1.0, -1.7e308), (1.001, -1.7e308), (900.0, 1.7e308)];
+        assert_eq!(curve(&extremes, &extremes, look).len(), 3);
         assert_eq!(curve(&[(0.0, 1.0)], &[], Look { width: 0, height: 0, ascii: true }).len(), 2);
     }
 

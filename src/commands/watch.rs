@@ -171,6 +171,8 @@ pub fn run(args: &WatchArgs) -> Result<()> {
         if redraws {
             // A line that wraps would be two to whoever draws over it.
             now.iter_mut().for_each(|line| *line = line.chars().take(wide).collect());
+            // Nor does one get back above the first line.
+            now.truncate(high.saturating_sub(1).max(1));
         }
         let now = now.join("\n");
         if now != drawn {

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A file that this process has, until it is dropped or the process ends.
 #[derive(Debug)]
@@ -20,11 +21,21 @@ impl Claim {
     }
 }
 
+/// How long a lock is asked for: whoever looks whether a file is [`taken`] has it for a moment, and so has a process that was begun
+/// while it was held, until it is another program.
+const PATIENCE: Duration = Duration::from_millis(250);
+
 /// Takes `file`, which was opened at `path`, until it is closed; false where another process has it.
 ///
 /// A file system without locks (some network ones) is no error: there everybody may take it, and [`taken`] never says yes.
 pub(crate) fn take(file: &File, path: &Path) -> Result<bool> {
-    match file.try_lock() {
+    let until = Instant::now() + PATIENCE;
+    let mut tried = file.try_lock();
+    while matches!(tried, Err(TryLockError::WouldBlock)) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+        tried = file.try_lock();
+    }
+    match tried {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(e))

@@ -10,11 +10,13 @@ use crate::files::paths::sync_folder;
 use serde_json::{Map, Value};
 use std::cell::{Cell, RefCell};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+/// Longest line of it that is read as one.
+const MOST_LINE: u64 = 1 << 20;
 const LEDGER: &str = "ledger.bin";
 const RECORD: &str = "run.json";
 const LOG: &str = "run.log";
@@ -144,15 +146,25 @@ impl RunDir {
         }
     }
 
-    /// The run's event file, to be read and added to; `None` where there is none, unless it is to be `made`. Errors: it is a link,
-    /// or cannot be written to.
+    /// Errors: what lies where the run's event file belongs is none.
+    pub fn check_events(&self) -> Result<()> {
+        let path = self.path.join(EVENTS);
+        match fs::symlink_metadata(&path) {
+            Ok(m) if !m.is_file() => Err(Error::file(&path, "is not a regular file")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The run's event file, to be read and added to; `None` where there is none, unless it is to be `made`. Errors: as of
+    /// [`RunDir::check_events`] where it is to be made; it cannot be written to.
     pub fn events(&self, made: bool) -> Result<Option<(File, PathBuf)>> {
         let path = self.path.join(EVENTS);
         let file = match fs::symlink_metadata(&path) {
             Ok(m) if m.is_file() => {
                 File::options().read(true).append(true).open(&path).map_err(Error::io(&path, "open"))?
             }
-            Ok(_) => return Err(Error::file(&path, "is not a regular file")),
+            Ok(_) if made => return self.check_events().map(|()| None),
+            Ok(_) => return Ok(None),
             Err(_) if made => Grown::create(&path)?.file,
             Err(_) => return Ok(None),
         };
@@ -190,13 +202,14 @@ impl RunDir {
         Self::each_row_of(&self.path, f)
     }
 
-    /// Calls `f` with every line of `path`'s `metrics.jsonl`.
+    /// Calls `f` with every line of `path`'s `metrics.jsonl` that is one of ours: of at most a MiB, and an object.
     pub fn each_row_of(path: &Path, mut f: impl FnMut(&Map<String, Value>)) -> Result<()> {
         let path = path.join(METRICS);
         let file = File::open(&path).map_err(Error::io(&path, "read"))?;
-        for line in BufReader::new(file).lines() {
-            let line = line.map_err(Error::io(&path, "read"))?;
-            serde_json::from_str(&line).iter().for_each(&mut f);
+        let (mut from, mut line) = (BufReader::new(file), Vec::new());
+        while from.by_ref().take(MOST_LINE).read_until(b'\n', &mut line).map_err(Error::io(&path, "read"))? > 0 {
+            serde_json::from_slice(&line).iter().for_each(&mut f);
+            line.clear();
         }
         Ok(())
     }

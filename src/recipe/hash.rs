@@ -32,6 +32,11 @@ pub fn content_sha256(path: &Path) -> Result<String> {
 fn walk(folder: &Path, all: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
         let path = entry.map_err(Error::io(folder, "read"))?.path();
+        // What stages write beside the shards that they read: no sidecar decides a result, and its name says what it is of.
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.contains(".pref.ref-") || (name.starts_with(".tmp-") && name.ends_with(".part")) {
+            continue;
+        }
         // A link to a folder may lead round in a circle.
         match path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
             true => walk(&path, all)?,
@@ -57,11 +62,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// Where sidecars lie decides nothing.
+pub const CACHE: &str = "cache";
+
 /// The hash of a stage: `version` of the program, its options, its `inputs`, and the hashes of the stages `before` that it reads.
 pub fn stage_sha256(version: &str, stage: &Stage, inputs: &Inputs, before: &[String]) -> String {
     let mut hash = Sha256::new();
-    let options: Vec<String> =
-        stage.options.iter().map(|(key, value)| format!("{key} = {}", canonical(value))).collect();
+    let deciding = stage.options.iter().filter(|(key, _)| *key != CACHE);
+    let options: Vec<String> = deciding.map(|(key, value)| format!("{key} = {}", canonical(value))).collect();
     let inputs = inputs.values().cloned().collect::<Vec<_>>();
     for part in [&[version.to_owned(), stage.kind.to_string()][..], &options, &inputs, before] {
         hash.update((part.len() as u64).to_le_bytes());
@@ -122,6 +130,8 @@ mod tests {
         let one = of("a");
         // Of a file the sum that others print.
         assert_eq!(of("a/b/x"), "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b");
+        write("a/b/x.pref.ref-0", "beside");
+        assert_eq!(of("a"), one);
         write("a/b/x", "2");
         let two = of("a");
         write("a/b/x", "1");

@@ -58,8 +58,10 @@ fn said(a: &Analysis) -> String {
         ("Both responses less likely", grouped(a.displaced.pairs) + &share(a.displaced.pairs, all)),
         ("Said both ways by the data", grouped(a.contradicting.pairs)),
     ];
+    // Of a loss without a reference neither is known.
+    let known = |name: &str| a.reference || !["Likely flipped labels", "Both responses less likely"].contains(&name);
     let tile = |(name, value): &(&str, String)| format!("<div><dt>{name}</dt><dd>{value}</dd></div>\n");
-    let tiles: String = facts.iter().map(tile).collect();
+    let tiles: String = facts.iter().filter(|(name, _)| known(name)).map(tile).collect();
     format!(
         "<dl class=\"tiles\">\n{tiles}</dl>\n{}{}",
         kind("Likely flipped labels, the surest first", &a.flipped),

@@ -196,7 +196,10 @@ impl Run {
             if evaluation.0 != step {
                 *evaluation = (step, Map::new());
             }
-            evaluation.1.insert(key.to_owned(), value.clone());
+            let kept = value.is_number() || value.is_null() || value.as_array().is_some_and(|ends| ends.len() == 2);
+            if kept && (evaluation.1.len() < MOST_KEYS || evaluation.1.contains_key(key)) {
+                evaluation.1.insert(key.to_owned(), value.clone());
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use super::axis::Axis;
 use crate::model::sample::uniform;
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use toml::Value;
 
 /// Longest name of a run, in bytes: file systems take 255.
@@ -37,7 +38,7 @@ pub(super) fn grid(axes: &[(String, Axis)]) -> Vec<Point> {
 
 /// `draws` different points; `None` where there are fewer.
 pub(super) fn random(axes: &[(String, Axis)], draws: usize, seed: u64) -> Option<Vec<Point>> {
-    let mut all: Vec<toml::Table> = Vec::new();
+    let (mut all, mut seen) = (Vec::new(), HashSet::new());
     for attempt in 0..draws.saturating_mul(TRIES) {
         if all.len() == draws {
             break;
@@ -47,7 +48,7 @@ pub(super) fn random(axes: &[(String, Axis)], draws: usize, seed: u64) -> Option
             .enumerate()
             .map(|(stream, (key, axis))| (key.clone(), axis.draw(uniform(seed, stream as u64, attempt as u64))));
         let table: toml::Table = drawn.collect();
-        if !all.contains(&table) {
+        if seen.insert(table.to_string()) {
             all.push(table);
         }
     }
@@ -68,9 +69,14 @@ fn named(all: Vec<toml::Table>) -> Vec<Point> {
 
 /// `beta-0.1_loss_type-ipo+sft`.
 fn name(values: &toml::Table) -> String {
-    let parts = values.iter().map(|(key, value)| format!("{key}-{}", word(value)));
+    let parts = values.iter().map(|(key, value)| format!("{}-{}", plain(key), word(value)));
     let name = parts.collect::<Vec<_>>().join("_");
     if name.len() <= LONGEST_NAME { name } else { shortened(&name, values, LONGEST_NAME) }
+}
+
+/// A key as a part of a file's name; which keys there are is not known here.
+fn plain(key: &str) -> String {
+    key.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect()
 }
 
 /// The first `most` bytes of `name`, which is ASCII, with a hash of what it stands for in place of the last.

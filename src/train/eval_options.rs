@@ -220,7 +220,9 @@ impl EvalOptions {
             });
         }
         let metric = self.metric_for_best_model.get_or_insert_with(|| "loss".to_owned());
-        self.greater_is_better.get_or_insert(!metric.ends_with("loss"));
+        // As in transformers; and a divergence that grows is nothing to wish for.
+        let less = ["loss", "kl", "kl_mismatched"].iter().any(|end| metric.ends_with(end));
+        self.greater_is_better.get_or_insert(!less);
         if self.early_stopping_patience.is_some() {
             self.early_stopping_threshold.get_or_insert(0.0);
         }

@@ -34,8 +34,10 @@ pub(super) struct Ready<'a> {
     pub dir: ModelDir,
     /// The reference, where the loss has one.
     pub reference: Option<ModelDir>,
-    /// The memory that its steps take.
+    /// The memory that its steps take, and behind that what samples do.
     pub memory: MemoryPlan,
+    /// Buffers of it that are there all the time; samples' come and go.
+    pub lasting: usize,
     /// Of any micro-batch.
     pub capacity: Capacity,
     /// How passes keep what they need.
@@ -73,6 +75,7 @@ impl<'a> Ready<'a> {
         let positions = all().map(Planner::longest_row).chain(samples.iter().map(|s| s.positions)).max().unwrap_or(0);
         let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
         let (mut memory, mut purpose) = budgets.training(be, dir.config(), positions, (purpose, learns))?;
+        let mut lasting = memory.table.len();
         if let Some(samples) = &mut samples {
             let trained = MemoryPlan::sections(be, dir.config(), learns)?.0.trained_len;
             let (of, size) = ((dir.config(), trained), (positions, budgets.capacity()));
@@ -83,11 +86,25 @@ impl<'a> Ready<'a> {
                 }
                 purpose = Purpose::Train;
                 memory = MemoryPlan::training_as(be, dir.config(), positions, size.1, (purpose, learns))?;
+                lasting = memory.table.len();
                 samples.make_room(be, of, size, &mut memory)?;
             }
         }
         let (capacity, schedule) = (budgets.capacity(), Schedule::new(&c.schedule, total_steps(c, &planner))?);
-        Ok(Self { planner, held_out, sets, samples, dir, reference, memory, capacity, purpose, positions, schedule })
+        Ok(Self {
+            planner,
+            held_out,
+            sets,
+            samples,
+            dir,
+            reference,
+            memory,
+            lasting,
+            capacity,
+            purpose,
+            positions,
+            schedule,
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use super::checkpoint::{Checkpoint, Identity, data_sha256, deciding};
 use super::choices::Resume;
 use super::options::TrainOptions;
 use super::record::{Outcome, Record};
+use super::report_options::ReportTo;
 use super::schedule::Schedule;
 use super::state::State;
 use crate::backend::Backend;
@@ -119,15 +120,18 @@ impl Start {
                 );
                 return Err(Error::file(path.join("metrics.jsonl"), why));
             }
-            if let Some(mark) = saved.ledger
-                && !out.has_ledger(mark.into())?
+            if let Some(mark) = self.held_ledger(path)
+                && !out.has_ledger(mark)?
             {
                 let why = format!(
-                    "is not there, or does not begin as it did when {} was saved: put back what was there, or name a new `options.out`",
+                    "does not begin as it did when {} was saved: put back what was there, or take it away, and a new one begins here",
                     checkpoint.path().display()
                 );
                 return Err(Error::file(RunDir::ledger_of(path), why));
             }
+        }
+        if c.report.report_to == ReportTo::Tensorboard {
+            out.check_events()?;
         }
         record.go_on(path, self.checkpoint(), other_numerics);
         out.write_record(record.to_text().as_bytes())?;
@@ -155,6 +159,9 @@ impl Start {
             }
             Self::From(checkpoint) | Self::Elsewhere(checkpoint) => {
                 checkpoint.load(be, state)?;
+                if !c.eval.compares() {
+                    state.clock.watched = Default::default();
+                }
                 let step = checkpoint.saved().global_step;
                 note(format!("going on after step {step}, from {}", checkpoint.path().display()))?;
             }
@@ -188,10 +195,13 @@ impl Start {
         }
     }
 
-    /// What the ledger in the run's own folder held at the checkpoint that the run goes on from.
-    pub fn held_ledger(&self) -> Option<FileMark> {
+    /// What the ledger in `out`, the run's own folder, held at the checkpoint that the run goes on from. One that was taken away since
+    /// decides nothing: another begins.
+    pub fn held_ledger(&self, out: &Path) -> Option<FileMark> {
         match self {
-            Self::From(checkpoint) => checkpoint.saved().ledger.map(Into::into),
+            Self::From(checkpoint) if RunDir::ledger_of(out).symlink_metadata().is_ok() => {
+                checkpoint.saved().ledger.map(Into::into)
+            }
             _ => None,
         }
     }
@@ -246,8 +256,9 @@ pub fn finished(c: &TrainOptions) -> Option<String> {
 fn ends_as(c: &TrainOptions, was: &TrainOptions) -> bool {
     let of = |c: &TrainOptions| {
         let e = &c.eval;
-        let ends = (e.eval_steps, e.early_stopping_patience, e.early_stopping_threshold, e.kl_budget, e.kl_samples);
-        (c.data.max_steps, c.data.num_train_epochs, ends)
+        let ends = (e.eval_steps, e.early_stopping_patience, e.early_stopping_threshold, e.kl_budget);
+        let of = (e.kl_samples, e.kl_max_new_tokens, e.max_eval_samples, e.eval_data.clone());
+        (c.data.max_steps, c.data.num_train_epochs, ends, of)
     };
     of(c) == of(was)
 }

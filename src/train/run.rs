@@ -164,7 +164,7 @@ impl Run<'_> {
         }
         .into_iter();
         // Whatever the reference pass used is free again.
-        be.reserve(&ready.memory.table)?;
+        be.reserve(&ready.memory.table[..ready.lasting])?;
         let mut policy = Model::load(be, &ready.dir, ready.positions)?;
         self.trained.apply(&mut policy.table)?;
         tell_trained(&policy, observe)?;
@@ -179,7 +179,7 @@ impl Run<'_> {
         self.start.go_on(be, &mut engine.state, (c, out), observe)?;
         let reference = if c.loss().reference() { HasReference::Yes } else { HasReference::No };
         let header = c.ledger.keeps(&c.loss()).then(|| ledger::Header::of(&self.splits[0], reference));
-        ledger::begin(out, self.start.held_ledger(), header)?;
+        ledger::begin(out, self.start.held_ledger(out.path()), header)?;
         let mut saver = Saver::new(
             out,
             (Due::new(&c.save, schedule.total), c.save.save_total_limit),

@@ -71,6 +71,16 @@ impl SamplePlan {
             Some(reference) if policy.computes_as(reference) => Whereabouts::Start,
             Some(reference) => Whereabouts::Other(Box::new(reference.clone())),
         };
+        if let (Whereabouts::Other(dir), 1..) = (&reference, o.kl_samples)
+            && dir.config().vocab_size < policy.config().vocab_size
+        {
+            return Err(Error::usage(format!(
+                "`kl_samples`: {} has a vocabulary of {}, the policy of {}: what the policy draws may be none of its tokens; leave it out",
+                dir.path().display(),
+                dir.config().vocab_size,
+                policy.config().vocab_size
+            )));
+        }
         let configs = (
             policy.config(),
             match &reference {

@@ -63,6 +63,44 @@ fn planted_flips_are_named_and_left_out() {
     );
 }
 
+/// Without a reference a gain is a matter of lengths: nothing is named by it.
+#[test]
+fn a_loss_without_a_reference_names_no_label() {
+    let cli = cli(&[29, 59, 89]);
+    let args = "--num-train-epochs 2 --batch-size 8 --learning-rate 3e-3 --device cpu";
+    cli.ok(&format!("dpo --model m --data d --out s --loss-type simpo {args}"));
+    let found = cli.ok("analyze s --json").json();
+    let none = |key: &str| found[key]["pairs"] == 0;
+    assert!(found["reference"] == false && none("flipped") && none("displaced") && found["judged"] == 0, "{found:#}");
+    assert!(found["hardest"]["pairs"] == 90, "{found:#}");
+    let text = cli.ok("analyze s").out;
+    assert!(
+        text.contains("reads no reference") && !text.contains("likely flipped") && !text.contains("fell"),
+        "{text}"
+    );
+    cli.bad("analyze s --exclude-out list.jsonl", 2, "--exclude-out: the run's loss reads no reference, so which labels are likely flipped cannot be said; leave it out");
+    assert!(!cli.path("list.jsonl").exists());
+    cli.ok("report s --out page.html");
+    assert!(!cli.text("page.html").contains("ikely flipped") && cli.text("page.html").contains("The hardest pairs"));
+}
+
+/// A ledger decides nothing: a run goes on without the one that was taken away, and begins another.
+#[test]
+fn a_ledger_that_was_taken_away_is_begun_again() {
+    let cli = Cli::with_data();
+    let args = "dpo --model m --data d --batch-size 2 --lr-scheduler-type constant --save-steps 2 --device cpu --out r";
+    cli.ok(&format!("{args} --max-steps 4"));
+    let whole = cli.bytes("r/ledger.bin");
+    std::fs::write(cli.path("r/ledger.bin"), b"nothing").unwrap();
+    let ran = cli.run(&format!("{args} --max-steps 6 --resume auto"));
+    assert!(ran.code == 2 && ran.err.contains("put back what was there, or take it away"), "{ran:?}");
+    assert_eq!(cli.json_lines("r/metrics.jsonl").iter().filter(|row| row.get("loss").is_some()).count(), 4);
+    std::fs::remove_file(cli.path("r/ledger.bin")).unwrap();
+    cli.ok(&format!("{args} --max-steps 6 --resume auto"));
+    let epoch = cli.ok("analyze r --json").json();
+    assert_eq!(cli.bytes("r/ledger.bin").len(), 128 + (whole.len() - 128) / 2, "two steps of four: {epoch}");
+}
+
 #[test]
 fn a_list_of_other_rows_is_refused() {
     let cli = cli(&[29, 59, 89]);

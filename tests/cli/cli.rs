@@ -73,8 +73,11 @@ fn pack_inspect_sft_reference_dpo_eval_score_generate() {
     assert_eq!(keys(steps[0]), want);
     assert_eq!(steps[0]["loss"].as_f64().unwrap() as f32, std::f32::consts::LN_2);
     assert!(steps.iter().enumerate().all(|(i, r)| r["step"] == i + 1));
-    let eval_keys: Vec<String> = PAIR_KEYS.iter().map(|k| format!("eval_{k}")).collect();
-    assert_eq!(keys(evals[0]), eval_keys.iter().map(String::as_str).chain(["step"]).collect());
+    let mut eval_keys: Vec<String> = PAIR_KEYS.iter().map(|k| format!("eval_{k}")).collect();
+    let of_pairs = |key: &&String| ["eval_loss", "eval_rewards/", "eval_logps/"].iter().any(|of| key.starts_with(of));
+    let intervals: Vec<String> = eval_keys.iter().filter(of_pairs).map(|key| format!("{key}_ci95")).collect();
+    eval_keys.extend(intervals);
+    assert_eq!(keys(evals[0]), eval_keys.iter().map(String::as_str).chain(["step", "eval_seconds"]).collect());
     assert_eq!((evals.len(), &evals[0]["step"]), (2, &json!(0)), "before the first and after the last step");
     let last = steps.last().unwrap();
     assert!(last["loss"].as_f64().unwrap() < 0.6, "three epochs at a high rate must learn: {last}");
@@ -166,11 +169,17 @@ fn threads_and_token_budgets_do_not_change_results() {
     for (a, b) in a.iter().zip(&b) {
         assert_eq!(keys(a), keys(b));
         for (key, x) in a.as_object().unwrap() {
-            let (x, y) = (x.as_f64().unwrap(), b[key].as_f64().unwrap());
+            // An interval has two ends.
+            let numbers = |x: &Value| match x.as_array() {
+                Some(ends) => ends.iter().map(|x| x.as_f64().unwrap()).collect(),
+                None => vec![x.as_f64().unwrap()],
+            };
             // Step 1 is the same weights: sums of f64 in another order. Later, weights differ by f32 rounding.
             let first = a["step"].as_u64().unwrap() <= 1 && key != "grad_norm";
             let tolerance = if first { 1e-12 } else { 2e-4 };
-            assert!((x - y).abs() <= tolerance * x.abs().max(1e-3), "{key}: {x} {y} in {a}");
+            for (x, y) in numbers(x).iter().zip(numbers(&b[key])) {
+                assert!((x - y).abs() <= tolerance * x.abs().max(1e-3), "{key}: {x} {y} in {a}");
+            }
         }
     }
 }

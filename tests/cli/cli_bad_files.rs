@@ -187,7 +187,7 @@ fn a_full_disk() {
     // The model has 86 KB: metrics fit, weights do not. What was learned cannot be kept; no half of it lies there.
     let (_, last) = ends("dpo --model m --data d --out t/r --max-steps 2");
     assert!(last.contains("model.safetensors: cannot write"), "{last}");
-    let left = ["config.toml", "events.out.tfevents.fusedpo", "metrics.jsonl", "run.json", "run.log"];
+    let left = ["config.toml", "events.out.tfevents.fusedpo", "ledger.bin", "metrics.jsonl", "run.json", "run.log"];
     assert_eq!(cli.names("t/r", ""), left);
     std::fs::remove_dir_all(cli.path("t/r")).unwrap();
     cli.write_rows("rows.jsonl", &pairs(3000));
@@ -203,7 +203,7 @@ fn a_full_disk() {
     assert_eq!(cli.tree(), before);
     // Not even a line of metrics: the run has not begun, and its folder is not in the way of the next.
     cli.ok("reference --model m --data d");
-    cli.write("t/more", vec![1; 24_000 - 3 * 4096]);
+    cli.write("t/more", vec![1; 24_000 - 4 * 4096]);
     let (before, last) = ends("dpo --model m --data d --out t/r --max-steps 2");
     assert!(last.contains("metrics.jsonl: cannot write"), "{last}");
     assert_eq!(cli.tree(), before);

@@ -3,7 +3,7 @@
 use super::words;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
-use crate::recipe::{Entry, Inputs, Kind, Recipe, Stage, content_sha256, stage_sha256};
+use crate::recipe::{CACHE, Entry, Inputs, Kind, Recipe, Stage, content_sha256, stage_sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -214,7 +214,8 @@ fn runs(kind: Kind, made: &Made) -> Vec<String> {
 /// The content of all files and folders that `options` name.
 fn inputs(options: &Table) -> Result<Inputs> {
     let mut all = Inputs::new();
-    let texts = options.values().flat_map(|value| match value {
+    let deciding = options.iter().filter(|(key, _)| *key != CACHE).map(|(_, value)| value);
+    let texts = deciding.flat_map(|value| match value {
         Value::Array(list) => list.iter().filter_map(Value::as_str).collect::<Vec<_>>(),
         other => other.as_str().into_iter().collect(),
     });

@@ -76,7 +76,7 @@ fn made(args: &RunArgs, link: &Link) -> Result<()> {
             args.out.display()
         ))),
         // What the user can mend has its own exit code.
-        stage::Made::Badly(why) if why.starts_with("ended with exit code 2") => {
+        stage::Made::Badly(why) if why.starts_with("ended with exit code 2:") => {
             Err(Error::file(&args.recipe, format!("[{kind}]: {why}")))
         }
         stage::Made::Badly(why) => Err(Error::Training(format!("[{kind}]: {why}"))),

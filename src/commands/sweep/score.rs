@@ -44,6 +44,9 @@ pub(super) fn of(spec: &Spec, out: &Path) -> Result<Scores, Option<String>> {
         return Err(Some("there is no prompt to answer".into()));
     }
     let scores = Scores::of(&scores);
+    if ![&[scores.reward][..], &scores.reward_ci95[..]].concat().iter().all(|x| x.is_finite()) {
+        return Err(Some("the scorer's numbers are too large for a mean".into()));
+    }
     let text = serde_json::to_string(&scores).map_err(|e| Some(e.to_string()))? + "\n";
     files::write(&path, text.as_bytes()).map_err(|e| Some(e.to_string()))?;
     Ok(scores)

@@ -196,7 +196,12 @@ impl Identity {
 
     fn other_option(&self, now: &Self) -> Option<String> {
         let keys = self.options.keys().chain(now.options.keys().filter(|k| !self.options.contains_key(*k)));
-        for key in keys.filter(|key| !FREE.contains(&key.as_str())) {
+        // What is compared with what may change where comparing begins or ends.
+        let absent = |of: &Self, key: &str| of.options.get(key).is_none_or(Value::is_null);
+        let newly = |key: &str| {
+            ["metric_for_best_model", "greater_is_better"].contains(&key) && (absent(self, key) || absent(now, key))
+        };
+        for key in keys.filter(|key| !FREE.contains(&key.as_str()) && !newly(key)) {
             let (was, is) = (self.options.get(key), now.options.get(key));
             if was != is {
                 let said = |v: Option<&Value>| v.map_or("not given".to_owned(), |v| v.to_string().replace('"', ""));

@@ -31,7 +31,9 @@ fn kept(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let part = |p: &str| text.split('/').any(|name| name.starts_with(p));
     part("checkpoint-")
-        || ["metrics.jsonl", "run.json", "run.log", "config.toml", "plans", "lock"].iter().any(|f| text.ends_with(f))
+        || ["metrics.jsonl", "run.json", "run.log", "config.toml", "ledger.bin", "tfevents.fusedpo", "plans", "lock"]
+            .iter()
+            .any(|f| text.ends_with(f))
         || text.contains(".ref-")
         || text.ends_with("/o")
         || text.ends_with("/c")

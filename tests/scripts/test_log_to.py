@@ -150,7 +150,9 @@ class LogTo(unittest.TestCase):
     def test_ctrl_c_ends_it_in_order(self):
         self.fill(rows(1, 3))
         follow = self.command("wandb", str(self.run_dir), "--follow", "--every", "0.02")
-        child = subprocess.Popen(follow, env=self.env, stderr=subprocess.PIPE, text=True)
+        # Whoever runs the tests in the background ignores Ctrl-C, and children would too.
+        heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        child = subprocess.Popen(follow, env=self.env, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
         self.addCleanup(child.stderr.close)
         self.addCleanup(child.kill)
         until = time.monotonic() + 20

@@ -97,7 +97,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the flips, and of which rows are taken (0)")
     parser.add_argument("--rows", type=int, help="rows of each data set, at most")
     parser.add_argument("--held-out", type=float, default=0.0, metavar="SHARE", help="of the rows, kept clean to evaluate on (0)")
-    parser.add_argument("--epoch", type=int, help="of the ledger, from 0 (the last)")
+    parser.add_argument("--epoch", type=int, help="of the ledger, from 0 (the last whole one)")
     parser.add_argument("data", nargs="+", metavar="NAME=FILE")
     args = parser.parse_args(argv[:cut])
     args.dpo = argv[cut + 1 :]

@@ -20,6 +20,9 @@ const LOOK: Duration = Duration::from_millis(15);
 /// How long a pipe is read on after its process ended: another that holds it is not waited for.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// What is said of one whose output did not end in that time.
+const NOT_READ: &str = "ended well, but what it printed could not be read to its end";
+
 /// Most bytes that are kept of what a process prints.
 const MOST: u64 = 256 << 20;
 
@@ -98,7 +101,10 @@ pub fn run_self(args: &[OsString], env: &[(String, String)], tell: &dyn Fn(&str)
         hear(line);
     }
     match (status.success(), told) {
-        (true, _) => Ok(Ended::Well(out.recv_timeout(DRAIN).unwrap_or_default())),
+        (true, _) => Ok(match out.recv_timeout(DRAIN) {
+            Ok(said) => Ended::Well(said),
+            Err(_) => Ended::Badly(NOT_READ.to_owned()),
+        }),
         (false, true) => Ok(Ended::Stopped),
         (false, false) => Ok(Ended::Badly(why(status, last.strip_prefix("fusedpo: ").unwrap_or(&last)))),
     }
@@ -128,10 +134,14 @@ pub fn run_program(words: &[String], input: Vec<u8>, limit: Duration) -> Ended {
             Ok(Some(status)) => {
                 // What it left behind ends with it.
                 let _ = kill_process_group(pid(&child), Signal::KILL);
-                let text = out.recv_timeout(DRAIN).unwrap_or_default();
+                let text = out.recv_timeout(DRAIN);
                 let said = String::from_utf8_lossy(&err.recv_timeout(DRAIN).unwrap_or_default()).into_owned();
                 let last = said.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
-                return if status.success() { Ended::Well(text) } else { Ended::Badly(why(status, last)) };
+                return match (status.success(), text) {
+                    (true, Ok(text)) => Ended::Well(text),
+                    (true, Err(_)) => Ended::Badly(NOT_READ.to_owned()),
+                    (false, _) => Ended::Badly(why(status, last)),
+                };
             }
             Ok(None) if signal::stop_requested() => {
                 end(&mut child);

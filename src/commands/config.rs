@@ -3,10 +3,10 @@
 use super::{trl, trl_keys, yaml};
 use crate::choice::Choice;
 use crate::error::{Error, Result};
-use crate::files::{self, MOST_TEXT};
+use crate::files::{self, MOST_TEXT, parse_toml};
 use crate::loss::{LossType, Param};
 use crate::note;
-use crate::train::group::{Group, first_line};
+use crate::train::group::Group;
 use crate::train::loss_options::LossTypes;
 use crate::train::optim::OptimOptions;
 use crate::train::options::{
@@ -84,10 +84,7 @@ pub fn read(stage: Stage, path: &Path, typed: &toml::Table) -> Result<toml::Tabl
     let mut table = match is_yaml {
         true => of_yaml(stage, path, &text, typed)?,
         false => {
-            let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-                let before = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default();
-                Error::file(path, format!("line {}: {}", before.matches('\n').count() + 1, first_line(&e)))
-            })?;
+            let table = parse_toml(path, &text)?;
             refuse(path, strangers(stage, table.keys()))?;
             table
         }

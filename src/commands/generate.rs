@@ -128,7 +128,7 @@ pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
     let wraps = wraps(args, &tokenizer)?;
     if !wraps && args.wrap_prompts.is_none() && tokenizer.template.is_some() {
-        let why = "the model was trained on plain prompts: text is continued as it stands (`wrap_prompts` makes it a user's turn)";
+        let why = "the model was trained on plain prompts: text is continued as it stands (`options.wrap_prompts` makes it a user's turn)";
         observe.tell(&Event::Note(why))?;
     }
     let out = args.out.as_deref().filter(|path| *path != Path::new("-"));

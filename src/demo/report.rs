@@ -5,6 +5,7 @@ use super::samples::Sample;
 use super::stages::{Accuracy, thousands};
 use crate::say;
 use crate::train::kl::KlEstimate;
+use crate::train::spread::mean_95;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
@@ -28,10 +29,8 @@ impl Mean {
     /// Of one number a prompt. Responses to one prompt are not independent of each other, prompts are.
     pub fn over(x: impl Iterator<Item = f64>) -> Self {
         let x: Vec<f64> = x.collect();
-        let n = x.len() as f64;
-        let mean = x.iter().sum::<f64>() / n;
-        let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        Self { mean, half_width_95: 1.96 * (variance / n).sqrt() }
+        let [mean, half_width_95] = mean_95(&x);
+        Self { mean, half_width_95 }
     }
 
     /// Of `f` of every sample.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 /// A file that this process has, until it is dropped or the process ends.
 #[derive(Debug)]
-pub struct Claim(#[allow(dead_code)] File);
+pub struct Claim {
+    _file: File,
+}
 
 impl Claim {
     /// Takes the file at `path`, which is there; `None` where another process has it.
@@ -17,7 +19,7 @@ impl Claim {
         }
         // For writing: some network file systems lock nothing else.
         let file = File::options().append(true).open(path).map_err(Error::io(path, "open"))?;
-        Ok(take(&file, path)?.then_some(Self(file)))
+        Ok(take(&file, path)?.then_some(Self { _file: file }))
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`AtomicFile`], [`write()`]: a file. [`AtomicFolder`]: a folder of them. [`RunDir`]: a folder that a run fills.
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
+//! - [`parse_toml`]: a file of options, with the line that is wrong.
 //! - [`Claim`]: a file that one process at a time has.
 //! - [`Partial`], [`Turn`], [`link`]: what is downloaded: kept half way, by one process at a time, under a second name.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`], [`Log`], [`Sorter`], [`Parts`]: what nobody else sees, gone with the process.
@@ -28,6 +29,7 @@ pub(crate) mod run_dir;
 pub(crate) mod scratch;
 pub(crate) mod sorter;
 pub(crate) mod target;
+pub(crate) mod toml;
 
 pub use atomic::{AtomicFile, write, write_new};
 pub use download::{Partial, Turn, link};
@@ -43,3 +45,4 @@ pub use run_dir::{CheckpointDir, RunDir};
 pub use scratch::{ScratchFolder, Spool, scratch_file, scratch_folder};
 pub use sorter::{Key, Sorted, Sorter};
 pub use target::Target;
+pub use toml::{line_of, parse_toml};

@@ -3,6 +3,7 @@
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
+use crate::files::parse_toml;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -65,11 +66,7 @@ const OWN: [(&str, &str); 6] = [
 impl Recipe {
     /// Reads the text of `path`. Errors: no TOML, a stage that there is not, none at all, or an option that is the recipe's own.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        let table: Table = text.parse().map_err(|e: toml::de::Error| {
-            let line = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default().matches('\n').count() + 1;
-            Error::file(path, format!("line {line}: {}", e.message().lines().next().unwrap_or("is not valid TOML")))
-        })?;
-        Self::of(table).map_err(|why| Error::file(path, why))
+        Self::of(parse_toml(path, text)?).map_err(|why| Error::file(path, why))
     }
 
     fn of(mut table: Table) -> Result<Self, String> {

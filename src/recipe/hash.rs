@@ -2,6 +2,7 @@
 //! name, and the hashes of the stages that it reads.
 
 use super::file::Stage;
+use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files;
 use sha2::{Digest, Sha256};
@@ -56,10 +57,6 @@ fn file_sha256(path: &Path) -> Result<String> {
             n => hash.update(&piece[..n]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Where sidecars lie decides nothing.

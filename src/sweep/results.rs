@@ -2,6 +2,7 @@
 
 use super::points::{number, word};
 use crate::train::options::Stage;
+use crate::train::spread::mean_95;
 use crate::units::decimals;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -49,10 +50,7 @@ pub struct Scores {
 impl Scores {
     /// Of some scores.
     pub fn of(scores: &[f64]) -> Self {
-        let n = scores.len() as f64;
-        let mean = scores.iter().sum::<f64>() / n;
-        let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        let half = 1.96 * (variance / n).sqrt();
+        let [mean, half] = mean_95(scores);
         Self { reward: mean, reward_ci95: [mean - half, mean + half], samples: scores.len() }
     }
 }
@@ -106,7 +104,9 @@ impl Results {
             "error",
         ];
         let head = ["name".to_owned()].into_iter().chain(self.varied.iter().cloned());
-        let mut out = line(head.chain(fixed.map(str::to_owned)));
+        let mut out = csv::Writer::from_writer(Vec::new());
+        let mut line = |cells: Vec<String>| out.write_record(cells).expect("as many cells a line, into memory");
+        line(head.chain(fixed.map(str::to_owned)).collect());
         for r in &self.runs {
             let own = self.varied.iter().map(|key| r.options.get(key).map_or_else(String::new, plain));
             let float = |x: Option<f64>| x.map_or_else(String::new, |x| x.to_string());
@@ -126,9 +126,9 @@ impl Results {
                 r.on_frontier.to_string(),
                 r.error.clone().unwrap_or_default(),
             ];
-            out += &line([r.name.clone()].into_iter().chain(own).chain(cells));
+            line([r.name.clone()].into_iter().chain(own).chain(cells).collect());
         }
-        out
+        String::from_utf8(out.into_inner().expect("memory takes all")).expect("cells are text")
     }
 
     /// For people: a line a run with its number, and `*` on the frontier; columns that nobody has are left out.
@@ -196,15 +196,6 @@ fn shown(value: &Value) -> String {
         Some(x) => number(x),
         None => plain(value),
     }
-}
-
-/// A line of CSV (RFC 4180).
-fn line(cells: impl Iterator<Item = String>) -> String {
-    let quoted = cells.map(|cell| match cell.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", cell.replace('"', "\"\"")),
-        false => cell,
-    });
-    quoted.collect::<Vec<_>>().join(",") + "\n"
 }
 
 impl Row {

@@ -4,6 +4,7 @@ use super::axis::Axis;
 use super::points::{self, Point};
 use crate::choice::Choice;
 use crate::error::{Error, Result};
+use crate::files::parse_toml;
 use crate::train::options::Stage;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -141,11 +142,7 @@ impl Spec {
     ///
     /// Errors: no TOML; a table or a key of `[sweep]` that there is not; no axis, or one without values; too many runs.
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        let table: Table = text.parse().map_err(|e: toml::de::Error| {
-            let line = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default().matches('\n').count() + 1;
-            Error::file(path, format!("line {line}: {}", e.message().lines().next().unwrap_or("is not valid TOML")))
-        })?;
-        Self::of(table).map_err(|why| Error::file(path, why))
+        Self::of(parse_toml(path, text)?).map_err(|why| Error::file(path, why))
     }
 
     fn of(table: Table) -> Result<Self, String> {

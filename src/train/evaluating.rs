@@ -99,8 +99,10 @@ impl Steps<'_> {
             // That of before too: a checkpoint of this step, which is of before this evaluation, says that it is the best.
             self.saver.protected = [before, clock.watched.best].into_iter().flatten().map(|best| best.step).collect();
         }
-        let last = clock.step == self.stepper.schedule.total;
-        self.ends_early = judged.ends.filter(|_| !last);
+        // Nor one that is made because somebody ended the run there.
+        let step = clock.step;
+        let ends = step != self.stepper.schedule.total && self.evaluates_at(step);
+        self.ends_early = judged.ends.filter(|_| ends);
         Ok(if self.ends_early.is_some() { Flow::Stop } else { Flow::On })
     }
 

@@ -2,6 +2,7 @@
 
 use super::engine::{Engine, Purpose};
 use super::memory::{Budgets, MemoryPlan};
+use super::spread::mean_95;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::format::Meta;
@@ -177,11 +178,9 @@ impl Drawn {
 
 /// The estimate that the gaps `x`, a response each, come to. Errors: one that is no number.
 pub fn mean_with_interval(x: &[f64], max_new_tokens: usize) -> Result<KlEstimate> {
-    let n = x.len() as f64;
-    let mean = x.iter().sum::<f64>() / n;
+    let [mean, half_width_95] = mean_95(x);
     if !mean.is_finite() {
         return Err(Error::Training("the KL estimate is not finite: a model gives non-finite log-probs".into()));
     }
-    let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    Ok(KlEstimate { mean, half_width_95: 1.96 * (variance / n).sqrt(), samples: x.len(), max_new_tokens })
+    Ok(KlEstimate { mean, half_width_95, samples: x.len(), max_new_tokens })
 }

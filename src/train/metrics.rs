@@ -6,7 +6,7 @@
 //! (`chosen`) and undesirable (`rejected`), where something was, and `kl` is a mean over steps. A tie counts one half in `rewards/accuracies` (TRL: nothing).
 
 use super::means::at_reference;
-use super::spread::{OF_PAIRS, Squares};
+use super::spread::{OF_PAIRS, Squares, Z};
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{MicroBatch, ResponseSlot, Role};
 use crate::loss::LossSpec;
@@ -345,7 +345,7 @@ impl Totals {
 
 /// Wilson's 95 % interval for a share `p` of `n` (Wilson 1927).
 pub fn wilson_95(p: f64, n: u64) -> [f64; 2] {
-    let (n, z) = (n as f64, 1.959963984540054_f64);
+    let (n, z) = (n as f64, Z);
     let centre = p + z * z / (2.0 * n);
     let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 / (1.0 + z * z / n);

@@ -12,10 +12,10 @@ use super::sample_plan::{SamplePlan, Whereabouts};
 use crate::backend::Backend;
 use crate::batch::{Builder, MicroBatch};
 use crate::data::text::TextTokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{GenerateOptions, Generated, Model, generate_while};
 use crate::observe::{Event, Flow, Observe};
-use bytemuck::Zeroable;
+use crate::units;
 use serde_json::{Map, Value, json};
 
 /// What an evaluation's samples came to.
@@ -240,7 +240,14 @@ fn with_reference<'b, B: Backend>(
 /// The weights that train, on the host.
 fn keep<B: Backend>(be: &B, model: &Model<B>) -> Result<Vec<B::Act>> {
     let trained = || model.table.specs.iter().filter(|spec| spec.trains).map(|spec| spec.at.clone());
-    let mut kept = vec![B::Act::zeroed(); trained().map(|at| at.len()).sum()];
+    let all: usize = trained().map(|at| at.len()).sum();
+    let none = |()| {
+        let bytes = units::bytes(all * size_of::<B::Act>());
+        Error::Device(format!(
+            "out of memory: {bytes} for the weights that train, kept on the host while the reference is in their place"
+        ))
+    };
+    let mut kept: Vec<B::Act> = bytemuck::allocation::try_zeroed_vec(all).map_err(none)?;
     let mut start = 0;
     for at in trained() {
         let n = at.len();

@@ -4,7 +4,15 @@
 use serde::{Deserialize, Serialize};
 
 /// Standard errors to either side of a mean in which 95 % lie.
-const Z: f64 = 1.959963984540054;
+pub const Z: f64 = 1.959963984540054;
+
+/// The mean of `x`, numbers that are independent of one another, and half the width of its 95 % interval (normal approximation).
+pub fn mean_95(x: &[f64]) -> [f64; 2] {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    [mean, 1.96 * (variance / n).sqrt()]
+}
 
 /// Means over pairs that have an interval, by their keys.
 pub const OF_PAIRS: [&str; 5] =

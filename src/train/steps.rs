@@ -174,7 +174,7 @@ impl Steps<'_> {
     }
 
     /// Before the first step, after the last, and every so often.
-    fn evaluates_at(&self, step: u64) -> bool {
+    pub(super) fn evaluates_at(&self, step: u64) -> bool {
         let every = self.options.eval.eval_steps;
         step == 0 || step == self.stepper.schedule.total || every > 0 && step.is_multiple_of(every)
     }

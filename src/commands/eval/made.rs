@@ -5,7 +5,7 @@ use crate::commands::effect;
 use crate::commands::hub;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
-use crate::files::{Inside, MOST_TEXT};
+use crate::files::{Inside, MOST_TEXT, line_of};
 use crate::loss::{LossSpec, LossType, Param};
 use crate::model::wanted::Wanted;
 use crate::note;
@@ -207,7 +207,7 @@ fn read(dir: &Path) -> Result<Option<toml::Table>> {
     };
     let Some(text) = Inside::new(dir)?.read_text(CONFIG, MOST_TEXT).map_err(unreadable)? else { return Ok(None) };
     let table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().and_then(|s| text.get(..s.start)).unwrap_or_default().matches('\n').count() + 1;
+        let line = line_of(&text, &e);
         Error::file(path, format!("line {line} is not valid TOML: mend it, or take it away"))
     })?;
     Ok(Some(table))

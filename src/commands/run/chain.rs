@@ -66,6 +66,8 @@ impl Link {
 struct Made {
     hashes: BTreeMap<&'static str, String>,
     results: BTreeMap<&'static str, PathBuf>,
+    /// What was read from outside.
+    hashed: Inputs,
     /// The model that was trained last: folder, adapter, and its stage.
     trained: Option<(Value, Option<Value>, Kind)>,
 }
@@ -96,6 +98,13 @@ impl Parts {
         }
     }
 
+    /// How the base of what was trained before is held, where that is the model.
+    fn of_base(&mut self, recipe: &Recipe, made: &Made) {
+        if let (Some((_, _, kind)), false) = (&made.trained, self.has("model")) {
+            ["quantize", "double_quant"].iter().for_each(|key| self.borrow(recipe.stage(*kind), key, key));
+        }
+    }
+
     /// The model that was trained before, with its adapter.
     fn model(&mut self, made: &Made) {
         let Some((model, adapter, kind)) = &made.trained else { return };
@@ -103,7 +112,7 @@ impl Parts {
             return;
         }
         self.linked.insert("model".into(), model.clone());
-        if let Some(adapter) = adapter {
+        if let (Some(adapter), false) = (adapter, self.has("adapter")) {
             self.linked.insert("adapter".into(), adapter.clone());
         }
         self.reads.push(*kind);
@@ -129,7 +138,7 @@ fn link(recipe: &Recipe, stage: &Stage, out: &Path, made: &mut Made) -> Result<L
     let mut parts = Parts { given: stage.options.clone(), linked: Table::new(), reads: Vec::new() };
     wire(recipe, kind, made, &mut parts)?;
     let decides = Stage { kind, options: parts.given.clone() };
-    let inputs = inputs(&parts.given)?;
+    let inputs = inputs(&parts.given, &mut made.hashed)?;
     let before: Vec<String> = parts.reads.iter().filter_map(|of| made.hashes.get(of.name()).cloned()).collect();
     let sha256 = stage_sha256(env!("CARGO_PKG_VERSION"), &decides, &inputs, &before);
     let end = match kind {
@@ -174,6 +183,10 @@ fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<(
             OF_COMPUTING.iter().for_each(|key| parts.borrow(dpo, key, key));
             // What dpo names itself it starts from.
             parts.borrow(dpo, "model", "model");
+            parts.borrow(dpo, "data", "data");
+            if dpo.is_some_and(|own| own.contains_key("model") && !own.contains_key("ref_model")) {
+                parts.borrow(dpo, "adapter", "adapter");
+            }
             parts.model(made);
             parts.data(made);
         }
@@ -182,6 +195,7 @@ fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<(
             parts.data(made);
         }
         Kind::Eval => {
+            parts.of_base(recipe, made);
             parts.model(made);
             parts.data(made);
         }
@@ -192,6 +206,7 @@ fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<(
                            directory by itself; leave it out";
                 return Err(Error::usage(why));
             }
+            parts.of_base(recipe, made);
             parts.model(made);
         }
         Kind::Report => {
@@ -211,8 +226,8 @@ fn runs(kind: Kind, made: &Made) -> Vec<String> {
     if kind == Kind::Report { runs.collect() } else { Vec::new() }
 }
 
-/// The content of all files and folders that `options` name.
-fn inputs(options: &Table) -> Result<Inputs> {
+/// The content of all files and folders that `options` name; each is read once, and is in `hashed` from then on.
+fn inputs(options: &Table, hashed: &mut Inputs) -> Result<Inputs> {
     let mut all = Inputs::new();
     let deciding = options.iter().filter(|(key, _)| *key != CACHE).map(|(_, value)| value);
     let texts = deciding.flat_map(|value| match value {
@@ -222,7 +237,12 @@ fn inputs(options: &Table) -> Result<Inputs> {
     for name in texts {
         let path = Path::new(name);
         if (path.is_file() || path.is_dir()) && !all.contains_key(name) {
-            all.insert(name.to_owned(), content_sha256(path)?);
+            let sum = match hashed.get(name) {
+                Some(sum) => sum.clone(),
+                None => content_sha256(path)?,
+            };
+            hashed.insert(name.to_owned(), sum.clone());
+            all.insert(name.to_owned(), sum);
         }
     }
     Ok(all)

@@ -105,7 +105,7 @@ pub struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
-    /// Samples the policy of `engine` after `step` steps. Errors: [`Error::Stopped`](crate::Error::Stopped) where `observe` ends it.
+    /// Samples the policy of `engine` after `step` steps. Errors: [`Error::Stopped`] where `observe` ends it.
     pub fn take<B: Backend>(
         &mut self,
         engine: &mut Engine<'_, B>,

@@ -43,7 +43,10 @@ pub(super) struct Admission<'a> {
 
 impl<'a> Admission<'a> {
     pub fn new(o: &'a PackOptions, tok: &'a TextTokenizer, groups: Groups, excluded: Option<Excluded>) -> Self {
-        let report = PackReport::default();
+        let mut report = PackReport::default();
+        if excluded.as_ref().is_some_and(Excluded::is_empty) {
+            report.notes.push("`options.exclude`: the list names no row, and none is left out".into());
+        }
         let (prompts, responses, totals, too_long) = Default::default();
         let file = FileRows::default();
         let (several, reason) = (false, DropReason::Unusable);

@@ -43,7 +43,8 @@ pub(super) struct Excluded {
 }
 
 impl Excluded {
-    /// Reads the list at `path`. Errors: a line that is none of its rows, a row that stands twice with other tokens, a list of nothing.
+    /// Reads the list at `path`. Errors: a line that is none of its rows, a row that stands twice with other tokens. A list of nothing is one:
+    /// `analyze` may find no row to leave out.
     pub fn read(path: &Path) -> Result<Self> {
         let text = files::read_text(path, MOST_BYTES)?;
         let mut rows = BTreeMap::new();
@@ -61,10 +62,12 @@ impl Excluded {
                 _ => {}
             }
         }
-        if rows.is_empty() {
-            return Err(Error::file(path, "`options.exclude` has no effect: the list is empty; leave it out"));
-        }
         Ok(Self { path: path.to_owned(), rows })
+    }
+
+    /// Whether no row is left to be left out; of a fresh list: none is named.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// Whether input row `row` is left out, whose tokens `prompt` and `responses` are. Errors: the list is of a row with others.

@@ -1,13 +1,15 @@
 //! From `--device` and `--dtype` to a backend: the one `match` over devices.
 
 use crate::backend::Backend;
-use crate::backend::Device;
 use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::cuda::{self, CudaDriver, PaperDriver};
 use crate::backend::gpu::driver::Driver;
+use crate::backend::gpu::specs::{GpuName, Sheet};
 use crate::backend::gpu::{Gpu, GpuFloat};
+use crate::backend::{Device, Storage};
 use crate::error::{Error, Result};
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
+use crate::train::forecast::On;
 use half::bf16;
 
 /// Work that any backend can do.
@@ -67,39 +69,44 @@ pub fn dispatch_owning<T: OwningTask>(
 pub trait PaperTask {
     /// What it gives.
     type Out;
-    /// Does it on `be`, which can only count; `beside` is what the device has taken before `be` allocates anything.
-    fn run<B: Backend>(self, be: &B, beside: Vec<(String, usize)>) -> Result<Self::Out>;
+    /// Does it on `be`, which can only count; `on` is what the device has taken before `be` allocates anything, and what is known of
+    /// its speed.
+    fn run<B: Backend>(self, be: &B, on: On<B>) -> Result<Self::Out>;
 }
 
-/// [`dispatch`] to a backend that can only count, of a device with `memory` bytes; without, of this machine's.
+/// The device of a plan.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Paper {
+    /// Bytes of its memory, where they are given.
+    pub memory: Option<usize>,
+    /// The GPU, by its name.
+    pub gpu: Option<GpuName>,
+}
+
+/// [`dispatch`] to a backend that can only count, of the device that `paper` says; where that says nothing, of this machine's.
 ///
-/// `auto` is the GPU where one can be used, and where the memory is given: that of this machine needs not be.
+/// `auto` is the GPU where one can be used, and where one or its memory is given: that of this machine needs not be.
 ///
-/// Errors: as of [`dispatch`]; a GPU of unknown memory.
+/// Errors: as of [`dispatch`]; a GPU of unknown memory; a GPU by name where a CPU is asked for.
 pub fn on_paper<T: PaperTask>(
     device: DeviceChoice,
     (dtype, logits): (DtypeChoice, LogitsChoice),
-    memory: Option<usize>,
+    paper: Paper,
     task: T,
 ) -> Result<T::Out> {
     let on_gpu = match device {
+        DeviceChoice::Cpu if paper.gpu.is_some() => {
+            return Err(Error::usage("`gpu` names one, and `device` cpu asks for none: leave one of them out"));
+        }
         DeviceChoice::Cpu => false,
         DeviceChoice::Cuda => true,
-        DeviceChoice::Auto => memory.is_some() || cuda::unavailable().is_none(),
+        DeviceChoice::Auto => paper.memory.is_some() || paper.gpu.is_some() || cuda::unavailable().is_none(),
     };
     if on_gpu {
-        let memory = match (memory, cuda::unavailable()) {
-            (Some(given), _) => given,
-            (None, None) => CudaDriver::open(0)?.memory()?.1,
-            (None, Some(why)) => {
-                return Err(Error::usage(format!(
-                    "`device_memory`: how much has the GPU to plan for? Here is none: {why}"
-                )));
-            }
-        };
+        let gpu = PaperGpu::of(paper)?;
         return match dtype {
-            DtypeChoice::Auto | DtypeChoice::Bf16 => paper_gpu::<bf16, T>(memory, logits, task),
-            DtypeChoice::F32 => paper_gpu::<f32, T>(memory, logits, task),
+            DtypeChoice::Auto | DtypeChoice::Bf16 => paper_gpu::<bf16, T>(gpu, logits, task),
+            DtypeChoice::F32 => paper_gpu::<f32, T>(gpu, logits, task),
         };
     }
     if logits == LogitsChoice::Bf16 {
@@ -108,22 +115,50 @@ pub fn on_paper<T: PaperTask>(
     let precision = if dtype == DtypeChoice::Bf16 { GemmPrecision::Bf16 } else { GemmPrecision::Native };
     let be = Cpu::<f32>::with(precision)?;
     let own = be.memory()?.map_or(0, |m| m.used);
-    let be = match memory {
+    let be = match paper.memory {
         Some(memory) => be.with_free(memory.saturating_sub(own)),
         None => be,
     };
-    task.run(&be, vec![("the program, now".into(), own)])
+    let here = Some(Cpu::<f32>::with(precision)?);
+    task.run(&be, On { beside: vec![("the program, now".into(), own)], here, assumed: None })
 }
 
-fn paper_gpu<A: GpuFloat, T: PaperTask>(memory: usize, logits: LogitsChoice, task: T) -> Result<T::Out> {
+/// What is known of a GPU that is planned for.
+struct PaperGpu {
+    memory: usize,
+    sheet: Option<Sheet>,
+}
+
+impl PaperGpu {
+    fn of(paper: Paper) -> Result<Self> {
+        let sheet = paper.gpu.map(GpuName::sheet);
+        let here = match (paper.memory, sheet, cuda::unavailable()) {
+            (Some(memory), _, _) => return Ok(Self { memory, sheet }),
+            (None, Some(sheet), _) => return Ok(Self { memory: sheet.memory, sheet: Some(sheet) }),
+            (None, None, None) => CudaDriver::open(0)?,
+            (None, None, Some(why)) => {
+                return Err(Error::usage(format!(
+                    "`gpu`, or `device_memory`: which GPU is to be planned for? Here is none: {why}"
+                )));
+            }
+        };
+        let sheet = GpuName::of_driver(&here.description()).map(GpuName::sheet);
+        Ok(Self { memory: here.memory()?.1, sheet })
+    }
+}
+
+fn paper_gpu<A: GpuFloat, T: PaperTask>(gpu: PaperGpu, logits: LogitsChoice, task: T) -> Result<T::Out> {
+    let PaperGpu { memory, sheet } = gpu;
     let mut beside: Vec<_> = PaperDriver::beside().map(|(name, bytes)| (name.to_owned(), bytes)).into();
     // What a backend takes when it is made.
     let scratch = Gpu::<_, A>::new(PaperDriver::new(0))?.memory_table();
     beside.push(("sums of ops".into(), scratch.iter().map(|(_, bytes)| bytes).sum()));
     let be = Gpu::<_, A>::new(PaperDriver::new(memory.saturating_sub(beside[2].1)))?;
+    let assumed = sheet.map(|sheet| sheet.assumed(A::NAME == <bf16 as Storage>::NAME));
+    let on = On { beside, here: None, assumed };
     match logits {
-        LogitsChoice::F32 => task.run(&be, beside),
-        LogitsChoice::Bf16 => task.run(&be.with_bf16_logits()?, beside),
+        LogitsChoice::F32 => task.run(&be, on),
+        LogitsChoice::Bf16 => task.run(&be.with_bf16_logits()?, on),
     }
 }
 

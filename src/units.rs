@@ -14,6 +14,37 @@ pub fn decimals(x: f64, n: usize) -> String {
     zero.map_or_else(|| text.clone(), str::to_owned)
 }
 
+/// A length of time in words: `0.24 s`, `41 s`, `12 min`, `2 h 10 min`, `3 days 4 h`.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 9.95 => format!("{} s", digits(s)),
+        s if s < 99.5 => format!("{s:.0} s"),
+        s if s < 5970.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => {
+            let minutes = (s / 60.0).round() as u64;
+            format!("{} h {} min", minutes / 60, minutes % 60)
+        }
+        s => {
+            let hours = (s / 3600.0).round() as u64;
+            format!("{} days {} h", hours / 24, hours % 24)
+        }
+    }
+}
+
+/// `x` with two digits that say something; of less than 10.
+fn digits(x: f64) -> String {
+    let places = if x >= 0.95 { 1 } else { (1.0 - x.max(1e-6).log10()).ceil().clamp(2.0, 6.0) as usize };
+    format!("{x:.places$}")
+}
+
+/// `12,345`: a number with commas.
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).expect("digits")).collect();
+    groups.join(",")
+}
+
 /// Bytes that `text` says: `80GiB`, `24 GB`, `22.5GiB`, `1000000`; 1 GB are 10^9 bytes, 1 GiB are 2^30. Errors: what it is not,
 /// in words.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {
@@ -43,7 +74,27 @@ pub fn parse_bytes(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{decimals, parse_bytes};
+    use super::{decimals, duration, parse_bytes};
+
+    #[test]
+    fn times_in_words() {
+        for (seconds, want) in [
+            (0.0, "0.000000 s"),
+            (0.0791, "0.079 s"),
+            (0.0123, "0.012 s"),
+            (0.244, "0.24 s"),
+            (4.06, "4.1 s"),
+            (9.99, "10 s"),
+            (41.4, "41 s"),
+            (99.6, "2 min"),
+            (725.0, "12 min"),
+            (5990.0, "1 h 40 min"),
+            (7790.0, "2 h 10 min"),
+            (273_600.0, "3 days 4 h"),
+        ] {
+            assert_eq!(duration(seconds), want);
+        }
+    }
 
     #[test]
     fn nothing_has_no_sign() {

@@ -2,6 +2,7 @@
 //!
 //! It waits after every op, so a step through it takes longer than one that is only measured as a whole.
 
+use fusedpo::backend::metered::Ceilings;
 use fusedpo::backend::*;
 use fusedpo::batch::{Capacity, MicroBatch};
 use fusedpo::error::Result;
@@ -93,6 +94,9 @@ impl<B: Backend> Device for Timed<B> {
     fn marked<T>(&self, mark: Mark, work: impl FnOnce() -> T) -> T {
         self.be.marked(mark, work)
     }
+    fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
+        B::computed_rows(used, slots, capacity)
+    }
     fn clear<T: Storage>(&self, dst: B::ViewMut<'_, T>) -> Result<()> {
         self.time(Family::Optimizer, || self.be.clear(dst))
     }
@@ -100,6 +104,7 @@ impl<B: Backend> Device for Timed<B> {
         fingerprint() -> String;
         products() -> &'static str;
         description() -> String;
+        ceilings() -> Ceilings;
         zeros[T: Storage](name: &str, len: usize) -> Result<B::Buf<T>>;
         memory_table() -> Vec<(String, usize)>;
         memory() -> Result<Option<DeviceMemory>>;

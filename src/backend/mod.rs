@@ -19,6 +19,7 @@ pub mod cpu;
 pub mod dropout;
 #[allow(unsafe_code)] // launches kernels on addresses
 pub mod gpu;
+pub mod metered;
 pub mod ops;
 pub mod rounding;
 pub mod watched;

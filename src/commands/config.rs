@@ -46,6 +46,8 @@ fn overrules(key: &str, value: &Value) -> Vec<Meant> {
     let beside_an_adapter = [("train", None), ("gradient_dtype", Some("bf16"))];
     match (key, value) {
         ("num_train_epochs", _) => vec![("max_steps", None)],
+        ("fit", Value::Boolean(true)) => vec![("token_budget", None)],
+        ("token_budget", _) => vec![("fit", None)],
         ("warmup_steps", _) => vec![("warmup_ratio", None)],
         ("warmup_ratio", _) => vec![("warmup_steps", None)],
         ("eval_strategy", Value::String(s)) if s == "no" => OF_EVALUATIONS.to_vec(),

@@ -78,9 +78,11 @@ const HEADINGS: &[(&str, &[&str])] = &[
             "dtype",
             "logits_dtype",
             "token_budget",
+            "fit",
             "gradient_checkpointing",
             "cuda_graphs",
             "matmul_plans",
+            "gpu",
             "device_memory",
             "quantize",
             "double_quant",
@@ -261,6 +263,7 @@ const RUN: &[&str] = &[
 const PLAN: &[&str] = &[
     "stage",
     "lengths",
+    "gpu",
     "device_memory",
     "json",
     "model",
@@ -273,6 +276,7 @@ const PLAN: &[&str] = &[
     "device",
     "dtype",
     "token_budget",
+    "fit",
 ];
 
 /// `program` with headings, examples, a short `-h`, and names with `_`.

@@ -22,6 +22,7 @@ pub mod merge;
 pub mod out;
 pub mod pack;
 pub mod plan;
+pub mod plan_time;
 pub mod progress;
 pub mod quantize;
 pub mod quantize_flags;

@@ -1,20 +1,22 @@
-//! `fusedpo plan`: the memory of a run that is not begun.
+//! `fusedpo plan`: memory and time of a run that is not begun.
 
 use super::choice::named;
 use super::hub;
-use super::train::{DpoFlags, TrainFlags, options_for_plan};
+use super::plan_time::{self, holds, unit};
+use super::train::{DpoFlags, TrainFlags, command_of_plan, options_for_plan};
 use crate::backend::Backend;
+use crate::backend::gpu::specs::GpuName;
 use crate::choice::Choice;
 use crate::data::lengths::Lengths;
-use crate::device::{self, PaperTask};
+use crate::device::{self, Paper, PaperTask};
 use crate::error::{Error, Result};
 use crate::files::ScratchFolder;
 use crate::model::wanted::Wanted;
 use crate::observe::Observe;
 use crate::say;
-use crate::train::forecast::{Budget, Forecast, MOST, Part, forecast};
+use crate::train::forecast::{Budget, Forecast, MOST, On, Part, forecast};
 use crate::train::options::{Stage, TrainOptions};
-use crate::units;
+use crate::units::{self, grouped};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -30,7 +32,10 @@ pub struct PlanArgs {
     /// Longest prompt + response of --lengths in tokens, as of `pack`; 0: no limit [default: 1024]
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
-    /// Memory of the device, such as 80GiB or 24GB; then --device auto is a GPU [default: this machine's]
+    /// GPU to plan for, here or not [default: this machine's; with --device-memory alone none, and no times]
+    #[arg(long, value_parser = named::<GpuName>(), value_name = "NAME")]
+    pub gpu: Option<GpuName>,
+    /// Memory of the device, such as 80GiB or 24GB; then --device auto is a GPU [default: that of --gpu, or this machine's]
     #[arg(long, value_parser = units::parse_bytes, value_name = "SIZE")]
     pub device_memory: Option<usize>,
     /// Print one JSON object
@@ -47,12 +52,16 @@ pub struct PlanArgs {
 /// Longest row where nothing else is said: the default of `pack`.
 const MAX_LENGTH: usize = 1024;
 
-struct Plan<'a>(&'a TrainOptions, &'a Path);
+struct Plan<'a> {
+    options: &'a TrainOptions,
+    /// The shards, and whether they are all the data that there are.
+    data: (&'a Path, bool),
+}
 
 impl PaperTask for Plan<'_> {
     type Out = Forecast;
-    fn run<B: Backend>(self, be: &B, beside: Vec<(String, usize)>) -> Result<Forecast> {
-        forecast(be, self.0, self.1, beside)
+    fn run<B: Backend>(self, be: &B, on: On<B>) -> Result<Forecast> {
+        forecast(be, self.options, self.data, on)
     }
 }
 
@@ -65,12 +74,15 @@ pub fn run(args: &PlanArgs, observe: &mut dyn Observe) -> Result<()> {
     let plan = device::on_paper(
         compute.device,
         (compute.dtype, compute.logits_dtype),
-        args.device_memory,
-        Plan(&options, &data),
+        Paper { memory: args.device_memory, gpu: args.gpu },
+        Plan { options: &options, data: (&data, args.lengths.is_none()) },
     )?;
     match args.json {
         true => say!("{}", as_json(&plan, args, &options)),
-        false => table(&plan, args, &options).iter().for_each(|line| say!("{line}")),
+        false => {
+            let lines = table(&plan, args, &options);
+            lines.iter().chain(&command_line(&plan, args)?).for_each(|line| say!("{line}"));
+        }
     }
     plan.check()
 }
@@ -92,29 +104,6 @@ fn data(args: &PlanArgs, options: &TrainOptions) -> Result<(Option<ScratchFolder
 
 fn mib(bytes: usize) -> String {
     format!("{:.2}", bytes as f64 / f64::from(1 << 20))
-}
-
-/// `12,345`.
-fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).expect("digits")).collect();
-    groups.join(",")
-}
-
-fn unit(plan: &Forecast) -> &'static str {
-    if plan.pairs { "pairs" } else { "responses" }
-}
-
-fn holds(plan: &Forecast, at: &Budget) -> String {
-    let h = &at.holds;
-    format!(
-        "{:.1} {} a micro-batch, {:.0} % of its slots filled, {:.1} micro-batches a step",
-        h.units,
-        unit(plan),
-        100.0 * h.filled / at.slots as f64,
-        h.micro_batches
-    )
 }
 
 /// What a person reads.
@@ -152,8 +141,16 @@ fn table(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Vec<String
     section(&mut lines, "beside".into(), beside);
     lines.push(row("sum", "", plan.all()).replacen("  ", "", 1).replacen(" sum", "sum", 1));
     lines.push(String::new());
-    lines.extend(verdict(plan, batch_size, args.device_memory));
+    lines.extend(verdict(plan, batch_size, args.device_memory.or(args.gpu.map(|gpu| gpu.sheet().memory))));
+    lines.push(String::new());
+    lines.extend(plan_time::lines(plan, args.gpu.is_some() || args.device_memory.is_none()));
     lines
+}
+
+/// With `--fit`: the command that trains with the recommended budget.
+fn command_line(plan: &Forecast, args: &PlanArgs) -> Result<Option<String>> {
+    let Some(best) = plan.recommended.as_ref().filter(|_| args.train.fit == Some(true)) else { return Ok(None) };
+    command_of_plan(args.stage, &args.train, &args.dpo, best.budget.slots).map(Some)
 }
 
 /// What it comes to.
@@ -207,7 +204,7 @@ fn as_json(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Value {
     let named = |list: &[(String, usize)]| -> Vec<Value> {
         list.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect()
     };
-    json!({
+    let mut all = json!({
         "stage": args.stage.name(), "device": plan.device, "architecture": plan.architecture,
         "parameters": plan.parameters[0], "trained_parameters": plan.parameters[1],
         "lengths": args.lengths.map(Choice::name), "unit": unit(plan),
@@ -218,5 +215,22 @@ fn as_json(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Value {
         "checkpoint": plan.save.map(|s| s.disk), "free": plan.free, "all": plan.all(), "fits": plan.fits(),
         "largest": plan.largest.as_ref().map(budget), "refused_token_budget": plan.refused,
         "least_needed": plan.least_needed, "would_fit": named(&plan.instead),
-    })
+        "recommended": recommended(plan, budget),
+    });
+    if let (Some(all), Value::Object(time)) = (all.as_object_mut(), plan_time::as_json(plan)) {
+        all.extend(time);
+    }
+    all
+}
+
+/// The recommended budget, with its pace.
+fn recommended(plan: &Forecast, budget: impl Fn(&Budget) -> Value) -> Value {
+    let Some(best) = &plan.recommended else { return Value::Null };
+    let mut all = budget(&best.budget);
+    if let Some(pace) = &best.pace {
+        all["step_seconds"] = json!(pace.step_seconds);
+        all["tokens_per_second"] = json!(pace.tokens_per_second);
+        all["units_per_second"] = json!(pace.units_per_second);
+    }
+    all
 }

@@ -117,6 +117,10 @@ pub struct TrainFlags {
     /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
     #[arg(long)]
     pub token_budget: Option<usize>,
+    /// Choose the token budget that `fusedpo plan` recommends: the smallest that is about as fast as any that fits
+    /// [default: false]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub fit: Option<bool>,
     /// Steps, in place of --num-train-epochs
     #[arg(long)]
     pub max_steps: Option<u64>,
@@ -363,12 +367,38 @@ fn refuse_taken(out: &Path) -> Result<()> {
 
 /// The command that goes on with the run in `out`, from where this one was started.
 fn again(stage: Stage, out: &Path) -> String {
-    let word = |path: &Path| {
-        let text = path.display().to_string();
-        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-        if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
-    };
+    let word = |path: &Path| word(&path.display().to_string());
     format!("fusedpo {stage} --config {} --out {} --resume auto", word(&out.join("config.toml")), word(out))
+}
+
+/// A word as a shell reads it.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+/// The command that begins the run that was planned, with `slots` token slots.
+pub fn command_of_plan(stage: Stage, flags: &TrainFlags, dpo: &DpoFlags, slots: usize) -> Result<String> {
+    let mut all = typed(flags)?;
+    all.extend(typed(dpo)?);
+    all.remove("fit");
+    all.entry("out").or_insert_with(|| "RUN".into());
+    all.insert("token_budget".into(), toml::Value::Integer(slots as i64));
+    let mut line = format!("fusedpo {stage}");
+    if let Some(config) = &flags.config {
+        line += &format!(" --config {}", word(&config.display().to_string()));
+    }
+    let text = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    for (key, value) in &all {
+        // Losses and modules are one list with commas, sets of data one option each.
+        let values = match value {
+            toml::Value::Array(of) if key == "eval_data" => of.iter().map(text).collect(),
+            toml::Value::Array(of) => vec![of.iter().map(text).collect::<Vec<_>>().join(",")],
+            one => vec![text(one)],
+        };
+        values.iter().for_each(|value| line += &format!(" --{} {}", key.replace('_', "-"), word(value)));
+    }
+    Ok(line)
 }
 
 /// The options of a run that is planned and not begun: what it writes needs no name, nor has data of which lengths alone are

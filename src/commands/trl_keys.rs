@@ -29,7 +29,11 @@ pub(super) const ALWAYS: &[(&str, &[&str], &str)] = &[
     ("reference_free", &["false"], "a loss without a reference is named in `loss_type` (simpo, cpo, orpo, slic)"),
     ("generate_during_eval", &["false"], "`sample_prompts: N` continues N held-out prompts at each evaluation"),
     ("eval_on_start", &["true", "false"], "what is held out is evaluated before the first step"),
-    ("auto_find_batch_size", &["false"], "memory depends on `token_budget`, and is planned before the run"),
+    (
+        "auto_find_batch_size",
+        &["false"],
+        "memory depends on `token_budget`, and is planned before the run; `fit` chooses it",
+    ),
     ("activation_offloading", &["false"], "nothing is offloaded; `gradient_checkpointing: true` saves memory"),
     ("torch_compile", &["false"], "kernels are fusedpo's own"),
     ("lora_task_type", &["\"CAUSAL_LM\""], "an adapter is of a causal language model"),

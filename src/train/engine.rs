@@ -76,13 +76,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         optim: &OptimOptions,
     ) -> Result<Self> {
         let row = model.config.vocab_size * size_of::<B::Acc>();
-        Self::over(
-            be,
-            State::training(be, model, optim.narrow_gradients())?,
-            capacity,
-            purpose,
-            (B::LOGITS_BYTES / row).max(1),
-        )
+        Self::over_rows(be, model, capacity, (purpose, optim), (B::LOGITS_BYTES / row).max(1))
     }
 
     /// [`Engine::new`] with a logits buffer of `head_rows` rows.
@@ -94,6 +88,17 @@ impl<'a, B: Backend> Engine<'a, B> {
         head_rows: usize,
     ) -> Result<Self> {
         Self::over(be, State::new(be, model, purpose != Purpose::Score)?, capacity, purpose, head_rows)
+    }
+
+    /// [`Engine::for_optimizer`] with a logits buffer of `head_rows` rows.
+    pub(super) fn over_rows(
+        be: &'a B,
+        model: Model<B>,
+        capacity: Capacity,
+        (purpose, optim): (Purpose, &OptimOptions),
+        head_rows: usize,
+    ) -> Result<Self> {
+        Self::over(be, State::training(be, model, optim.narrow_gradients())?, capacity, purpose, head_rows)
     }
 
     fn over(be: &'a B, state: State<B>, capacity: Capacity, purpose: Purpose, head_rows: usize) -> Result<Self> {

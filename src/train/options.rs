@@ -69,6 +69,9 @@ options! {
         batch_size: usize = 8, in positive, "1 or more";
         /// Token slots of a micro-batch; `None`: chosen from the data.
         token_budget: Option<usize> = None, in given_positive, "1 or more";
+        /// Whether the recommended budget is chosen in its place, when the run begins.
+        #[serde(skip_serializing)]
+        fit: bool = false;
         /// Steps; `None`: by epochs.
         max_steps: Option<u64> = None, in given_positive, "1 or more";
         /// Passes over the data; may be a fraction.
@@ -278,6 +281,11 @@ impl TrainOptions {
         self.schedule.check()?;
         self.optim.check()?;
         self.data.check()?;
+        if let (true, Some(slots)) = (self.data.fit, self.data.token_budget) {
+            return Err(Error::usage(format!(
+                "`fit` and `token_budget` {slots}: one chooses what the other says; give one"
+            )));
+        }
         self.compute.check()?;
         self.eval.resolve()?;
         if self.eval.kl_samples > 0 && !loss.reference() {

@@ -217,7 +217,7 @@ pub(super) fn plan_options(c: &TrainOptions) -> PlanOptions {
 }
 
 /// Steps of the run: `max_steps`, or whole epochs and the given share of the last.
-fn total_steps(c: &TrainOptions, planner: &Planner<'_>) -> u64 {
+pub(super) fn total_steps(c: &TrainOptions, planner: &Planner<'_>) -> u64 {
     c.data.max_steps.unwrap_or_else(|| {
         let whole = c.data.num_train_epochs.floor() as u64;
         let part = c.data.num_train_epochs - whole as f64;

@@ -3,6 +3,7 @@
 use super::check::open_splits;
 use super::checkpoint::{Checkpoint, Identity, data_sha256, deciding};
 use super::choices::Resume;
+use super::forecast::fitted;
 use super::options::TrainOptions;
 use super::record::{Outcome, Record};
 use super::report_options::ReportTo;
@@ -57,6 +58,14 @@ impl Start {
                 None => Ok(Self::Again),
             },
         }
+    }
+
+    /// `c` with the recommended token budget, or with that of the checkpoint that it goes on from.
+    pub fn fit<B: Backend>(&self, be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<TrainOptions> {
+        let Some(checkpoint) = self.checkpoint() else { return fitted(be, c, observe) };
+        let mut c = c.clone();
+        (c.data.fit, c.data.token_budget) = (false, Some(checkpoint.saved().identity.token_budget as usize));
+        Ok(c)
     }
 
     /// Refuses a run that is another than the checkpoint's; whether it goes on with other numerics, as is allowed.

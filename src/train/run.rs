@@ -55,6 +55,8 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     c.optim.check_on(be)?;
     let start = Start::of(c)?;
     let taken = start.take(c)?;
+    let fitted = if c.data.fit { Some(start.fit(be, c, observe)?) } else { None };
+    let c = fitted.as_ref().unwrap_or(c);
     choose_products(be, c)?;
     let splits = open_splits(&c.files.data)?;
     refuse_empty_evaluation(c, &splits)?;

@@ -112,10 +112,7 @@ fn a_list_of_other_rows_is_refused() {
     cli.write_rows("few.jsonl", &planted(&[29])[..3]);
     let ran = cli.run("pack --tokenizer m --input few.jsonl --out e --exclude list.jsonl");
     assert!(ran.code == 2 && ran.err.contains("and there are 3, counted from 0"), "{ran:?}");
-    for (text, want) in [
-        ("{\"row\": 1}\n", "line 1: is no row to leave out"),
-        ("nothing\n", "line 1: is no row"),
-    ] {
+    for (text, want) in [("{\"row\": 1}\n", "line 1: is no row to leave out"), ("nothing\n", "line 1: is no row")] {
         cli.write("bad.jsonl", text);
         let ran = cli.run("pack --tokenizer m --input rows.jsonl --out e --exclude bad.jsonl");
         assert!(ran.code == 2 && ran.err.contains(want), "{ran:?}");
@@ -124,7 +121,11 @@ fn a_list_of_other_rows_is_refused() {
     // An analysis that names nothing leaves nothing out, and the next command goes on.
     cli.write("bad.jsonl", "\n");
     let all = cli.ok("pack --tokenizer m --input rows.jsonl --out e --exclude bad.jsonl --json").json();
-    assert_eq!((&all["rows_kept"], &all["notes"][0]), (&90.into(), &"--exclude: the list names no row, and none is left out".into()), "{all}");
+    assert_eq!(
+        (&all["rows_kept"], &all["notes"][0]),
+        (&90.into(), &"--exclude: the list names no row, and none is left out".into()),
+        "{all}"
+    );
     let refuse = |args: &str, want: &str| {
         let ran = cli.run(args);
         assert!(ran.code == 2 && ran.err.contains(want), "{args}: {ran:?}");

@@ -58,6 +58,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--double-quant", "", Refusal("--quantize")),
     ("--batch-size", "5", Weights),
     ("--token-budget", "40", Words("40 token slots")),
+    ("--fit", "", Words("token budget 512, as --fit asks")),
     ("--max-steps", "3", Weights),
     ("--num-train-epochs", "2", Weights),
     ("--dtype", "bf16", Weights),

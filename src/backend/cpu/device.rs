@@ -8,6 +8,7 @@ use super::narrow::PRODUCT;
 use super::real::Real;
 use super::simd::Level;
 use super::{check, pages, par, system};
+use crate::backend::metered::Ceilings;
 use crate::backend::ops::device::{AttnShape, Device, DeviceMemory};
 use crate::backend::ops::element::Storage;
 use crate::batch::{Capacity, MicroBatch};
@@ -140,6 +141,11 @@ impl<S: Real> Device for Cpu<S> {
         };
         let threads = rayon::current_num_threads();
         format!("CPU, {threads} thread{}, {}{products}", if threads == 1 { "" } else { "s" }, self.level().label())
+    }
+
+    /// A few cores of a server. What matters is their ratio.
+    fn ceilings(&self) -> Ceilings {
+        Ceilings { products: 2e11, wave: 0.0, attention: [1e11; 2], bandwidth: 2e10, exposed: 1.0, least: 2e-6 }
     }
 
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Vec<T>> {

@@ -23,7 +23,7 @@ const ROWS: usize = 512;
 
 /// Rows that ops compute for `used` live ones: few enough numbers that libraries choose, and graphs are recorded, for a few
 /// shapes; near enough that the last micro-batch of a step, which may be almost empty, does not cost as much as a full one.
-fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
+pub(super) fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
     let step = capacity.div_ceil(8).next_multiple_of(ROWS);
     used.max(1).next_multiple_of(step).min(slots)
 }

@@ -1,12 +1,14 @@
 //! The GPU as a device: memory, batches, graphs.
 
-use super::batch::GpuBatch;
+use super::batch::{self, GpuBatch};
 use super::context::{Gpu, GpuFloat};
 use super::driver::{Driver, Dtype, View, ViewMut};
 use super::graph::Graph;
 use super::memory::Buf;
 use super::pinned::Pinned;
+use super::specs::GpuName;
 use super::tiles;
+use crate::backend::metered::Ceilings;
 use crate::backend::ops::device::{AttnShape, Device, DeviceMemory, Mark};
 use crate::backend::ops::element::Storage;
 use crate::batch::{Capacity, MicroBatch};
@@ -46,6 +48,10 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     fn description(&self) -> String {
         let logits = if self.narrow_logits { ", logits in bf16" } else { "" };
         format!("{}, {}{logits}", self.driver.description(), A::NAME)
+    }
+    fn ceilings(&self) -> Ceilings {
+        let known = GpuName::of_driver(&self.driver.description()).unwrap_or_default();
+        known.sheet().assumed(A::DTYPE == Dtype::Bf16).ceilings
     }
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Buf<D, T>> {
         self.alloc(name, len)
@@ -148,5 +154,8 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
     }
     fn rows(&self, batch: &GpuBatch<D>) -> usize {
         batch.slots()
+    }
+    fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
+        batch::computed_rows(used, slots, capacity)
     }
 }

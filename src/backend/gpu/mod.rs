@@ -36,6 +36,7 @@ mod rope;
 mod rows;
 mod schedule;
 mod small_state;
+pub mod specs;
 mod swiglu;
 mod tiles;
 

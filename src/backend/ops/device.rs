@@ -1,6 +1,7 @@
 //! A device by itself: memory, views, batches, recorded ops. What it computes is in the files beside this one.
 
 use super::element::{Float, Gradient, Storage};
+use crate::backend::metered::Ceilings;
 use crate::batch::{Capacity, MicroBatch};
 use crate::error::Result;
 use std::ops::Range;
@@ -127,6 +128,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     }
     /// For people: `CPU, 2 threads, AVX-512`.
     fn description(&self) -> String;
+    /// What devices of its kind reach, to compare one way of doing the same work with another: by tables, never measured, so that
+    /// what is chosen by it is the same each time.
+    fn ceilings(&self) -> Ceilings;
 
     /// `len` zeros, entered in the memory table under `name`.
     fn zeros<T: Storage>(&self, name: &str, len: usize) -> Result<Self::Buf<T>>;
@@ -201,4 +205,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn load_batch(&self, batch: &mut Self::Batch, from: &MicroBatch) -> Result<()>;
     /// Rows that ops on `batch` compute: live rows on the CPU, some more where there must be few shapes.
     fn rows(&self, batch: &Self::Batch) -> usize;
+    /// [`Device::rows`] of a micro-batch of `slots` token slots with `used` live ones, in a batch made for `capacity` slots.
+    fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
+        let _ = (slots, capacity);
+        used
+    }
 }

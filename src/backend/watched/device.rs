@@ -2,6 +2,7 @@
 
 use super::log::{Arena, Log, Numbers, Rows, Seen};
 use crate::backend::Backend;
+use crate::backend::metered::Ceilings;
 use crate::backend::ops::device::{AttnShape, Device, DeviceMemory, Mark};
 use crate::backend::ops::element::{Float, Storage};
 use crate::batch::{Capacity, MicroBatch};
@@ -9,6 +10,7 @@ use crate::error::{Error, Result};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Numbers that are looked at at a time.
 const PIECE: usize = 1 << 20;
@@ -49,6 +51,22 @@ impl<B: Backend> Watched<B> {
         let mut log = self.log();
         log.gathered = false;
         (std::mem::take(&mut log.seen), std::mem::take(&mut log.batches))
+    }
+
+    /// Whether it takes the time of ops from now on; of what was timed so far it forgets everything. Only where an op is done when it
+    /// returns is that its time.
+    pub fn time(&self, on: bool) {
+        self.log().times = on.then(Vec::new);
+    }
+
+    /// The ops that were done since it was last asked, in order, and the seconds of each.
+    pub fn times(&self) -> Vec<(&'static str, f64)> {
+        self.log().times.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(super) fn timed(&self, op: &'static str, begun: Instant) {
+        let seconds = begun.elapsed().as_secs_f64();
+        self.log().times.iter_mut().for_each(|times| times.push((op, seconds)));
     }
 
     /// Looks at an output.
@@ -122,7 +140,10 @@ impl<B: Backend> Device for Watched<B> {
     }
     fn clear<T: Storage>(&self, dst: B::ViewMut<'_, T>) -> Result<()> {
         self.log().viewed.clear();
-        self.be.clear(dst)
+        let begun = Instant::now();
+        self.be.clear(dst)?;
+        self.timed("clear", begun);
+        Ok(())
     }
     fn load_batch(&self, batch: &mut B::Batch, from: &MicroBatch) -> Result<()> {
         let mut log = self.log();
@@ -133,6 +154,9 @@ impl<B: Backend> Device for Watched<B> {
         drop(log);
         self.be.load_batch(batch, from)
     }
+    fn computed_rows(used: usize, slots: usize, capacity: usize) -> usize {
+        B::computed_rows(used, slots, capacity)
+    }
     fn record(&self, _: impl FnOnce() -> Result<()>) -> Result<B::Graph> {
         Err(Error::usage("ops that are looked at are not recorded"))
     }
@@ -140,6 +164,7 @@ impl<B: Backend> Device for Watched<B> {
         fingerprint() -> String;
         products() -> &'static str;
         description() -> String;
+        ceilings() -> Ceilings;
         zeros[T: Storage](name: &str, len: usize) -> Result<B::Buf<T>>;
         memory_table() -> Vec<(String, usize)>;
         memory() -> Result<Option<DeviceMemory>>;

@@ -132,6 +132,8 @@ pub(super) struct Log {
     pub chunk: usize,
     pub batches: Vec<MicroBatch>,
     pub seen: Vec<Seen>,
+    /// Ops and their seconds, where they are asked for.
+    pub times: Option<Vec<(&'static str, f64)>>,
 }
 
 impl Log {

@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::backend::ops::*;
 use crate::batch::Capacity;
 use crate::error::Result;
+use std::time::Instant;
 
 /// How an argument is handed on: `out` is written and looked at later, `maybe` is one that need not be there, `with` one that has
 /// something beside it; `view` is read, `some` is one that need not be there; `own` is a value.
@@ -64,7 +65,9 @@ macro_rules! watched {
             fn $name$(<$g: Gradient>)?(&self, op: $args<'_, Self $(, $g)?>) -> Result<()> {
                 let $args { $(mut $field),* } = op;
                 let ($this, be) = (self, &self.be);
+                let begun = Instant::now();
                 be.$name($args { $($field: handed!(be $how $field)),* })?;
+                $this.timed(stringify!($name), begun);
                 if $this.log().on {
                     $this.log().before(stringify!($name));
                     $( if true $(&& $if)? {
@@ -180,7 +183,9 @@ impl<B: Backend> QuantOps for Watched<B> {
                 offset: short(be, offset),
             },
         };
+        let begun = Instant::now();
         be.dequantize_nf4(DequantizeNf4 { w: be.lend(&mut w), codes: short(be, codes), absmax, round })?;
+        self.timed("dequantize_nf4", begun);
         if self.log().on {
             // What it was made of stays known to the product that reads it.
             self.see("dequantize_nf4", "w", be.read_only(&w), (Whole, 1))?;
@@ -197,7 +202,9 @@ impl<B: Backend> DropoutOps for Watched<B> {
         let DropoutFwd { mut y, x, dim, dropout: Dropout { batch, predicting, site, p } } = op;
         let (be, dropout) = (&self.be, Dropout { batch, predicting, site, p });
         let op = DropoutFwd { y: be.lend(&mut y), x: be.part(x, 0..be.view_len(x)), dim, dropout };
+        let begun = Instant::now();
         be.dropout_fwd(op)?;
+        self.timed("dropout_fwd", begun);
         // The log is free again before it is written to.
         let on = self.log().on;
         if on { self.see("dropout_fwd", "y", be.read_only(&y), (Slots, dim)) } else { Ok(()) }
@@ -206,7 +213,9 @@ impl<B: Backend> DropoutOps for Watched<B> {
         let DropoutBwd { mut dx, dy, dim, dropout: Dropout { batch, predicting, site, p } } = op;
         let (be, dropout) = (&self.be, Dropout { batch, predicting, site, p });
         let op = DropoutBwd { dx: be.lend(&mut dx), dy: be.part(dy, 0..be.view_len(dy)), dim, dropout };
+        let begun = Instant::now();
         be.dropout_bwd(op)?;
+        self.timed("dropout_bwd", begun);
         let on = self.log().on;
         if on { self.see("dropout_bwd", "dx", be.read_only(&dx), (Slots, dim)) } else { Ok(()) }
     }

@@ -120,11 +120,11 @@ def write_rows(out, rows):
     return count
 
 
-def run(doc, convert, options=None):
+def run(doc, convert, options=None, rows_of=read_rows):
     """The command line of a converter.
 
     `convert(row, where, args, drop)` yields output rows and calls drop(reason) for what it leaves out; `options(parser)`
-    adds options of its own.
+    adds options of its own; `rows_of(path)` yields (where, row) of an input.
     """
     program = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(prog=program, description=doc.splitlines()[0])
@@ -141,7 +141,7 @@ def run(doc, convert, options=None):
     def rows():
         nonlocal read
         for path in args.input:
-            for where, row in read_rows(path):
+            for where, row in rows_of(path):
                 read += 1
                 for result in convert(row, where, args, drop):
                     yield where, result

@@ -100,7 +100,7 @@ pub enum Command {
     Report(report::ReportArgs),
     /// What a run's ledger says of its pairs: likely flipped labels, the hardest, bias of length, displacement, duplicates
     Analyze(analyze::AnalyzeArgs),
-    /// Make all stages of a recipe: pack, sft, reference, dpo, eval, report, export; again, only what changed
+    /// Make all stages of a recipe: pack, sft, reference, dpo, eval, report, export, quantize; again, only what changed
     Run(run::RunArgs),
     /// Search over options: a grid or draws of them, a run each, and a table with reward over KL; killed, it goes on
     Sweep(sweep::SweepArgs),

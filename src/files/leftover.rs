@@ -26,7 +26,17 @@ pub(crate) fn hold(path: &Path) -> Option<File> {
 
 /// Removes what dead processes left of files that were being written in `folder`. A failure leaves it to the next.
 pub fn sweep_files(folder: &Path) {
-    sweep(folder, &|name| name.strip_prefix(".tmp-")?.strip_suffix(FILE_SUFFIX)?.split_once('-').map(|(pid, _)| pid));
+    sweep(folder, &writer);
+}
+
+/// The process that was writing a file under that temporary name.
+fn writer(name: &str) -> Option<&str> {
+    name.strip_prefix(".tmp-")?.strip_suffix(FILE_SUFFIX)?.split_once('-').map(|(pid, _)| pid)
+}
+
+/// Whether that is the name of a file that was being written.
+pub(crate) fn is_leftover(name: &str) -> bool {
+    writer(name).is_some_and(|pid| pid.parse::<u32>().is_ok())
 }
 
 /// Likewise of scratch folders.

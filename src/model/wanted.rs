@@ -49,6 +49,13 @@ pub fn fetch(hub: &Hub, repo: &Repo, part: Wanted, observe: &mut dyn Observe) ->
     Ok(opened.fetched())
 }
 
+/// Whether a file that is called so in a model's or an adapter's directory may be read of it: configuration, weights, tokenizer,
+/// templates. What else lies there, such as a run's records, is no part of the model.
+pub fn is_part(name: &str) -> bool {
+    let weights = name.ends_with(".safetensors") && !name.contains('/');
+    weights || name == INDEX || is_wanted(name, Wanted::Model) || is_wanted(name, Wanted::Adapter)
+}
+
 fn is_wanted(name: &str, part: Wanted) -> bool {
     let config = [CONFIG, GENERATION, RUN].contains(&name);
     let template = name.strip_prefix(NAMED_TEMPLATES).and_then(|n| n.strip_prefix('/'));

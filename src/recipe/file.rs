@@ -24,6 +24,8 @@ choice! {
         Report = "report",
         /// An adapter merged into its base.
         Export = "export",
+        /// The result in four bits.
+        Quantize = "quantize",
     }
 }
 

@@ -5,6 +5,7 @@ use super::file::Stage;
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::wanted::is_part;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,15 +17,32 @@ pub type Inputs = BTreeMap<String, String>;
 
 /// SHA-256 of a file's bytes; of a folder, of the names and hashes of all files below it.
 pub fn content_sha256(path: &Path) -> Result<String> {
+    content_of(path, &|_| true)
+}
+
+/// SHA-256 of the folder of a model or of an adapter: of what is read of it. What a run, or somebody, wrote beside decides nothing.
+pub fn model_sha256(path: &Path) -> Result<String> {
+    content_of(path, &is_part)
+}
+
+/// SHA-256 of a folder of shards. What pack said of them decides nothing.
+pub fn data_sha256(path: &Path) -> Result<String> {
+    content_of(path, &|name| name.ends_with(".pref"))
+}
+
+/// By the names of files, as they lie in the folder.
+fn content_of(path: &Path, counts: &dyn Fn(&str) -> bool) -> Result<String> {
     if !path.is_dir() {
         return file_sha256(path);
     }
     let mut all = Vec::new();
     walk(path, &mut all)?;
+    let name = |file: &Path| file.strip_prefix(path).unwrap_or(file).to_string_lossy().into_owned();
+    let mut all: Vec<(String, PathBuf)> = all.into_iter().map(|file| (name(&file), file)).collect();
+    all.retain(|(name, _)| counts(name));
     all.sort();
     let mut hash = Sha256::new();
-    for file in &all {
-        let name = file.strip_prefix(path).unwrap_or(file).to_string_lossy().into_owned();
+    for (name, file) in &all {
         hash.update(format!("{}\0{name}\0{}\n", name.len(), file_sha256(file)?));
     }
     Ok(hex(&hash.finalize()))
@@ -136,5 +154,23 @@ mod tests {
         write("a/y", "");
         assert!(two != one && of("a") != one);
         assert!(content_sha256(&dir.path().join("none")).is_err());
+        // Of a model, what is read of it.
+        write("a/model.safetensors", "w");
+        let (model, all) = (model_sha256(&dir.path().join("a")).unwrap(), of("a"));
+        files::make_folder(&dir.path().join("a/checkpoint-3")).unwrap();
+        ["a/run.json", "a/eval.json", "a/checkpoint-3/model.safetensors"].iter().for_each(|name| write(name, "x"));
+        assert!(model_sha256(&dir.path().join("a")).unwrap() == model && of("a") != all);
+        // Of data, the shards.
+        write("a/b/train-00000.pref", "d");
+        let data = data_sha256(&dir.path().join("a/b")).unwrap();
+        write("a/b/report.json", "times");
+        assert_eq!(data_sha256(&dir.path().join("a/b")).unwrap(), data);
+        write("a/b/train-00000.pref", "e");
+        assert_ne!(data_sha256(&dir.path().join("a/b")).unwrap(), data);
+        for name in ["config.json", "tokenizer.json", "adapter_config.json", "model-00001-of-00002.safetensors"] {
+            let before = model_sha256(&dir.path().join("a")).unwrap();
+            write(&format!("a/{name}"), "x");
+            assert_ne!(model_sha256(&dir.path().join("a")).unwrap(), before, "{name}");
+        }
     }
 }

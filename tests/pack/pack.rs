@@ -167,6 +167,19 @@ fn unusable_responses_are_dropped_counted_and_named() {
 }
 
 #[test]
+fn judgements_are_something_to_learn_from() {
+    let of = |rows: &str| {
+        let place = Place::new();
+        run(&place.options("rows.jsonl", rows))
+    };
+    let judged =
+        of("{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}\n{\"prompt\":\"q\",\"completion\":\"b\"}\n");
+    assert_eq!((judged.rows_judged, judged.warnings.len()), (1, 0), "{judged}");
+    let none = of("{\"prompt\":\"p\",\"completion\":\"a\"}\n");
+    assert!(none.rows_judged == 0 && none.warnings[0].starts_with("no pairs: "), "{none}");
+}
+
+#[test]
 fn oddities_are_noticed() {
     let rows = r#"{"prompt":"p","chosen":"a","rejected":"b","instruction":"x"}
 {"prompt":"p","chosen":"b","rejected":"a"}

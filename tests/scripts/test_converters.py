@@ -211,6 +211,80 @@ class ShpTest(Converting):
         self.refuse("convert_shp", [self.row(True, 3)], "field 'labels' is bool, expected int")
 
 
+class QaFeedbackTest(Converting):
+    def row(self, *preference):
+        answers = {f"prediction {i}": f"a{i} " for i in (1, 2, 3, 4)}
+        return {"question": "why?", "passages": [["T", "One.", "Two."], ["U", "Three."]], "preference": list(preference), **answers}
+
+    def test_scores_count_what_was_won(self):
+        # 1 beats 2 and ties 3; 4 beats 1; 2 beats 3; 4 beats 2 and 3: 1.5, 1, 0.5, 3.
+        (row,) = self.convert("convert_qa_feedback", [self.row(1, 0, 2, 1, 2, 2), self.row(0, 0, 0, 0, 0, 0)])
+        self.assertEqual(row, {"prompt": "T\nOne. Two.\n\nU\nThree.\n\nQuestion: why?\nAnswer:",
+                               "responses": [" a1", " a2", " a3", " a4"], "scores": [1.5, 1.0, 0.5, 3.0]})
+        self.assertIn("1 dropped (no response is better than another)", self.counts)
+
+    def test_messages(self):
+        (row,) = self.convert("convert_qa_feedback", [self.row(1, 1, 1, 1, 1, 1)], "--messages")
+        self.assertEqual(row["prompt"], [say("user", "T\nOne. Two.\n\nU\nThree.\n\nQuestion: why?")])
+        self.assertEqual(row["responses"][3], [say("assistant", "a4")])
+        self.assertEqual(row["scores"], [3.0, 2.0, 1.0, 0.0])
+
+    def test_what_is_no_comparison(self):
+        for bad in [(1, 1), (1, 1, 1, 1, 1, 3), (1, 1, 1, 1, 1, True), (1, 1, 1, 1, 1, "1")]:
+            self.refuse("convert_qa_feedback", [self.row(1, 0, 2, 1, 2, 2), self.row(*bad)], "in.jsonl:2", "expected six of 0")
+        self.refuse("convert_qa_feedback", [{**self.row(1, 1, 1, 1, 1, 1), "passages": ["text"]}], "a passage is not a list")
+
+
+class Gsm8kTest(Converting):
+    SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+    def row(self, *correct):
+        return {"question": "2+2?", **{s: {"solution": f"A: {i}", "is_correct": c} for i, (s, c) in
+                                       enumerate(zip(self.SOLVERS, correct))}}
+
+    def test_correct_solutions_are_better(self):
+        rows = [self.row(False, True, True, False), self.row(True, True, True, True), self.row(False, False, False, False)]
+        (row,) = self.convert("convert_gsm8k", rows)
+        self.assertEqual(row, {"prompt": "Question: 2+2?\nAnswer:", "responses": [" A: 0", " A: 1", " A: 2", " A: 3"],
+                               "scores": [0, 1, 1, 0]})
+        self.assertIn("1 dropped (all correct), 1 dropped (all wrong)", self.counts)
+        (row,) = self.convert("convert_gsm8k", rows, "--messages")
+        self.assertEqual((row["prompt"], row["responses"][1]), ([say("user", "2+2?")], [say("assistant", "A: 1")]))
+
+    def test_what_is_no_solution(self):
+        self.refuse("convert_gsm8k", [self.row(True, False, 1, False)], "in.jsonl:1", "field 'is_correct' is int")
+        self.refuse("convert_gsm8k", [{"question": "q"}], "no field '6b_finetuning'")
+
+
+class ReviewsTest(Converting):
+    def test_rows_of_both_kinds(self):
+        rows = [{"text": " a  b\nc d ", "label": 1}, {"text": "e f g", "label": "neg"}, {"text": "h i", "label": 0}]
+        out = self.convert("convert_reviews", rows, "--prompt-words", "2")
+        self.assertEqual(out, [{"prompt": "a  b", "completion": "\nc d", "label": True},
+                               {"prompt": "e f", "completion": " g", "label": False}])
+        self.assertIn("1 dropped (too short)", self.counts)
+        out = self.convert("convert_reviews", rows, "--prompt-words", "1", "--desired", "negative")
+        self.assertEqual([row["label"] for row in out], [False, True, True])
+
+    def test_folders(self):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for label, file, text in [("pos", "2.txt", "good film<br /><br />yes"), ("pos", "1.txt", "a b"), ("neg", "3.txt", "bad é"),
+                                      ("neg", "urls", "no review")]:
+                (folder / label).mkdir(exist_ok=True)
+                (folder / label / file).write_bytes(text.encode())
+            out = self.convert("convert_reviews", [folder], "--prompt-words", "1")
+            self.assertEqual([(r["prompt"], r["completion"], r["label"]) for r in out],
+                             [("a", " b", True), ("good", " film\n\nyes", True), ("bad", " é", False)])
+            (folder / "neg" / "4.txt").write_bytes(b"\xff")
+            self.refuse("convert_reviews", [folder], "4.txt", "not UTF-8")
+            (folder / "neg").rename(folder / "other")
+            self.refuse("convert_reviews", [folder], "no folder neg in it")
+
+    def test_labels_that_are_none(self):
+        self.refuse("convert_reviews", [{"text": "a", "label": 2}], "in.jsonl:1", "label is 2; expected 1 or 'pos', 0 or 'neg'")
+
+
 class HhTest(Converting):
     ROW = {"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: good", "rejected":
            "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: bad"}
@@ -292,7 +366,8 @@ class RealDataTest(Converting):
         for name, count, *files in [
                 ("convert_alpaca", 1100, "rasbt-polite/instruction-data-with-preference.json"),
                 ("convert_persona", 2000, "persona/agreeableness.jsonl", "persona/interest-in-science.jsonl"),
-                ("convert_pandalm", 894, "pandalm/testset-v1.json"), ("convert_oasst", 212, "oasst-100/en_100_tree.jsonl.gz")]:
+                ("convert_pandalm", 894, "pandalm/testset-v1.json"), ("convert_oasst", 212, "oasst-100/en_100_tree.jsonl.gz"),
+                ("convert_reviews", 2000, "movie-reviews/movie_reviews.jsonl.gz"), ("convert_reviews", 4999, "imdb/test.jsonl.gz")]:
             self.assertEqual(len(self.convert(name, self.real(*files))), count, name)
 
 

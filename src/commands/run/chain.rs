@@ -3,7 +3,9 @@
 use super::words;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
-use crate::recipe::{CACHE, Entry, Inputs, Kind, Recipe, Stage, content_sha256, stage_sha256};
+use crate::recipe::{
+    CACHE, Entry, Inputs, Kind, Recipe, Stage, content_sha256, data_sha256, model_sha256, stage_sha256,
+};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -11,8 +13,12 @@ use toml::{Table, Value};
 /// Bytes of a hash in a result's name.
 const SHORT: usize = 12;
 
-/// What the reference's pass shares with the run that reads it, where it says nothing else.
-const OF_COMPUTING: [&str; 6] = ["device", "dtype", "logits_dtype", "quantize", "double_quant", "token_budget"];
+/// What the reference's pass shares with the run that reads it, and `eval` with the run whose result it measures, where they say nothing
+/// else; how the base is held only with a model that is that run's.
+const OF_COMPUTING: [&str; 4] = ["device", "dtype", "logits_dtype", "token_budget"];
+
+/// How a base is held.
+const OF_BASE: [&str; 2] = ["quantize", "double_quant"];
 
 /// A stage with all that it needs.
 pub(super) struct Link {
@@ -101,7 +107,7 @@ impl Parts {
     /// How the base of what was trained before is held, where that is the model.
     fn of_base(&mut self, recipe: &Recipe, made: &Made) {
         if let (Some((_, _, kind)), false) = (&made.trained, self.has("model")) {
-            ["quantize", "double_quant"].iter().for_each(|key| self.borrow(recipe.stage(*kind), key, key));
+            OF_BASE.iter().for_each(|key| self.borrow(recipe.stage(*kind), key, key));
         }
     }
 
@@ -137,6 +143,7 @@ fn link(recipe: &Recipe, stage: &Stage, out: &Path, made: &mut Made) -> Result<L
     let kind = stage.kind;
     let mut parts = Parts { given: stage.options.clone(), linked: Table::new(), reads: Vec::new() };
     wire(recipe, kind, made, &mut parts)?;
+    words::refuse_missing(kind, &parts.given)?;
     let decides = Stage { kind, options: parts.given.clone() };
     let inputs = inputs(&parts.given, &mut made.hashed)?;
     let before: Vec<String> = parts.reads.iter().filter_map(|of| made.hashes.get(of.name()).cloned()).collect();
@@ -177,28 +184,12 @@ fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<(
             parts.borrow(dpo, "model", "tokenizer");
         }
         Kind::Sft => parts.data(made),
-        Kind::Reference => {
-            parts.borrow(dpo, "ref_model", "model");
-            parts.borrow(dpo, "cache", "cache");
-            OF_COMPUTING.iter().for_each(|key| parts.borrow(dpo, key, key));
-            // What dpo names itself it starts from.
-            parts.borrow(dpo, "model", "model");
-            parts.borrow(dpo, "data", "data");
-            if dpo.is_some_and(|own| own.contains_key("model") && !own.contains_key("ref_model")) {
-                parts.borrow(dpo, "adapter", "adapter");
-            }
-            parts.model(made);
-            parts.data(made);
-        }
+        Kind::Reference => reference(dpo, made, parts),
         Kind::Dpo => {
             parts.model(made);
             parts.data(made);
         }
-        Kind::Eval => {
-            parts.of_base(recipe, made);
-            parts.model(made);
-            parts.data(made);
-        }
+        Kind::Eval => eval(recipe, made, parts),
         Kind::Export => {
             let has_adapter = made.trained.as_ref().is_some_and(|(_, adapter, _)| adapter.is_some());
             if !parts.has("adapter") && !has_adapter {
@@ -209,12 +200,65 @@ fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<(
             parts.of_base(recipe, made);
             parts.model(made);
         }
+        Kind::Quantize => quantize(recipe, made, parts)?,
         Kind::Report => {
             parts.reads.extend([Kind::Sft, Kind::Dpo].into_iter().filter(|of| made.results.contains_key(of.name())));
             if parts.reads.is_empty() {
                 return Err(Error::usage("[report]: no stage before it is a run (`sft` or `dpo`); leave it out"));
             }
         }
+    }
+    Ok(())
+}
+
+/// What `dpo` starts from, and how it computes.
+fn reference(dpo: Option<&Table>, made: &Made, parts: &mut Parts) {
+    parts.borrow(dpo, "cache", "cache");
+    parts.borrow(dpo, "data", "data");
+    if !parts.has("model") {
+        parts.borrow(dpo, "ref_model", "model");
+        // Else it is what dpo starts from.
+        if !parts.has("model") {
+            parts.borrow(dpo, "model", "model");
+            parts.borrow(dpo, "adapter", "adapter");
+            parts.model(made);
+        }
+        OF_BASE.iter().for_each(|key| parts.borrow(dpo, key, key));
+    }
+    OF_COMPUTING.iter().for_each(|key| parts.borrow(dpo, key, key));
+    parts.data(made);
+}
+
+/// The run whose result it measures, and how that computed.
+fn eval(recipe: &Recipe, made: &Made, parts: &mut Parts) {
+    let of = made.trained.as_ref().and_then(|(.., kind)| recipe.stage(*kind));
+    ["data", "cache"].iter().chain(&OF_COMPUTING).for_each(|key| parts.borrow(of, key, key));
+    // Of an adapter it is written nowhere else.
+    if !parts.has("model") {
+        parts.borrow(of, "ref_model", "ref_model");
+    }
+    parts.of_base(recipe, made);
+    parts.model(made);
+    parts.data(made);
+}
+
+/// The merged model, or the one that was trained.
+fn quantize(recipe: &Recipe, made: &Made, parts: &mut Parts) -> Result<()> {
+    if parts.has("model") {
+        return Ok(());
+    }
+    let Some((_, adapter, kind)) = &made.trained else { return Ok(()) };
+    parts.borrow(recipe.stage(*kind), "double_quant", "double_quant");
+    match made.results.get(Kind::Export.name()) {
+        Some(merged) => {
+            parts.linked.insert("model".into(), text(merged));
+            parts.reads.push(Kind::Export);
+        }
+        None if adapter.is_some() => {
+            let why = "[quantize]: what was trained is an adapter; give [export] too, which merges it into its base";
+            return Err(Error::usage(why));
+        }
+        None => parts.model(made),
     }
     Ok(())
 }
@@ -229,16 +273,16 @@ fn runs(kind: Kind, made: &Made) -> Vec<String> {
 /// The content of all files and folders that `options` name; each is read once, and is in `hashed` from then on.
 fn inputs(options: &Table, hashed: &mut Inputs) -> Result<Inputs> {
     let mut all = Inputs::new();
-    let deciding = options.iter().filter(|(key, _)| *key != CACHE).map(|(_, value)| value);
-    let texts = deciding.flat_map(|value| match value {
-        Value::Array(list) => list.iter().filter_map(Value::as_str).collect::<Vec<_>>(),
-        other => other.as_str().into_iter().collect(),
-    });
-    for name in texts {
-        let path = Path::new(name);
-        if (path.is_file() || path.is_dir()) && !all.contains_key(name) {
+    for (key, value) in options.iter().filter(|(key, _)| *key != CACHE) {
+        for name in words::paths(key, value) {
+            let path = Path::new(name);
+            if !(path.is_file() || path.is_dir()) || all.contains_key(name) {
+                continue;
+            }
             let sum = match hashed.get(name) {
                 Some(sum) => sum.clone(),
+                None if words::MODELS.contains(&key.as_str()) => model_sha256(path)?,
+                None if ["data", "eval_data"].contains(&key.as_str()) => data_sha256(path)?,
                 None => content_sha256(path)?,
             };
             hashed.insert(name.to_owned(), sum.clone());

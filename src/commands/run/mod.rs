@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// Options of `fusedpo run`.
 #[derive(Clone, clap::Args)]
 pub struct RunArgs {
-    /// TOML file with a table of options for each stage: pack, sft, reference, dpo, eval, report, export
+    /// TOML file with a table of options for each stage: pack, sft, reference, dpo, eval, report, export, quantize
     #[arg(value_name = "RECIPE")]
     pub recipe: PathBuf,
     /// Folder for the results and manifest.json; what is there of the same inputs is not made again
@@ -85,18 +85,6 @@ fn made(args: &RunArgs, link: &Link) -> Result<()> {
 
 /// Takes the folder: a new one, or a recipe's.
 fn claim(out: &Path) -> Result<Claim> {
-    let path = out.join(LOCK);
-    if path.symlink_metadata().is_err() {
-        files::refuse_occupied(out)?;
-        files::make_folder(out)?;
-        match files::write_new(&path, b"") {
-            // Another began at the same time: which of them has it, the lock says.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {}
-            written => written?,
-        }
-    }
-    let claim = Claim::take(&path)?
-        .ok_or_else(|| Error::file(out, "another recipe is at work in it; wait for it, or name a new folder"))?;
-    files::sweep_files(out);
-    Ok(claim)
+    files::own_folder(out, LOCK, b"")?
+        .ok_or_else(|| Error::file(out, "another recipe is at work in it; wait for it, or name a new folder"))
 }

@@ -3,14 +3,18 @@
 use crate::commands::eval::EvalArgs;
 use crate::commands::merge::MergeArgs;
 use crate::commands::pack::PackArgs;
+use crate::commands::quantize::QuantizeArgs;
 use crate::commands::reference::ReferenceArgs;
 use crate::commands::report::ReportArgs;
 use crate::commands::train::{self, DpoFlags, TrainFlags};
 use crate::commands::trl_keys::nearest;
 use crate::error::{Error, Result};
-use crate::recipe::Kind;
+use crate::hub::{self, Repo};
+use crate::recipe::{CACHE, Kind};
 use crate::train::options::Stage;
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
+use std::any::TypeId;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// The command of a stage with its options.
@@ -24,7 +28,50 @@ fn command(kind: Kind) -> Command {
         Kind::Eval => EvalArgs::augment_args(command),
         Kind::Export => MergeArgs::augment_args(command),
         Kind::Report => ReportArgs::augment_args(command),
+        Kind::Quantize => QuantizeArgs::augment_args(command),
     }
+}
+
+/// Options that name a model or an adapter, which may be the hub's.
+pub(super) const MODELS: [&str; 4] = ["model", "tokenizer", "ref_model", "adapter"];
+
+/// What of an option's value may be a path.
+pub(super) fn paths<'a>(key: &str, value: &'a Value) -> Vec<&'a str> {
+    let texts = match value {
+        Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
+        other => other.as_str().into_iter().collect::<Vec<_>>(),
+    };
+    match key {
+        // NAME=FOLDER.
+        "eval_data" => texts.into_iter().map(|text| text.split_once('=').map_or(text, |(_, path)| path)).collect(),
+        _ => texts,
+    }
+}
+
+/// Refuses a file or folder that an option names and that is not there, whichever stage would come to it. A name of the hub's is its
+/// stage's to look for.
+pub(super) fn refuse_missing(kind: Kind, given: &Table) -> Result<()> {
+    let command = command(kind);
+    let is_path = |key: &str| {
+        let named = |a: &&Arg| a.get_long().is_some_and(|long| long.replace('-', "_") == key);
+        let arg = command.get_arguments().find(named);
+        key == "eval_data" || arg.is_some_and(|a| a.get_value_parser().type_id() == TypeId::of::<PathBuf>())
+    };
+    // A cache is made where there is none.
+    for (key, value) in given.iter().filter(|(key, _)| *key != CACHE && is_path(key)) {
+        for name in paths(key, value) {
+            let of_hub = match key.as_str() {
+                key if MODELS.contains(&key) => Repo::of(hub::Kind::Model, Path::new(name))?.is_some(),
+                "input" => Repo::of(hub::Kind::Dataset, Path::new(name))?.is_some(),
+                _ => false,
+            };
+            if !of_hub && !Path::new(name).exists() {
+                let why = format!("[{kind}]: `{key}` {name}: is not there; name what is, or put it there first");
+                return Err(Error::usage(why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The words that mean `options`, before the folders of `runs`. Errors: an option that the command does not have, with the nearest that it has, or a value that

@@ -309,6 +309,7 @@ impl<'a> Admission<'a> {
             }
             Pairs::None => (Vec::new(), 1.0),
         };
+        self.report.rows_judged += u64::from(row.responses.iter().any(|r| r.label.is_some()));
         let tokens = |i: u32| &row.responses[i as usize].tokens;
         let all = pairs.len();
         pairs.retain(|&(chosen, rejected)| tokens(chosen) != tokens(rejected));

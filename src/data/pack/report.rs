@@ -114,6 +114,9 @@ pub struct PackReport {
     pub train: SplitCounts,
     /// Held-out split; no prompt of it is in the other.
     pub eval: SplitCounts,
+    /// Rows kept with a judgement (`label`).
+    #[serde(default)]
+    pub rows_judged: u64,
     /// Scored rows kept without a pair, because all their scores are equal.
     pub rows_without_pair: u64,
     /// Pairs of scored rows left out because both responses are the same tokens.
@@ -218,7 +221,7 @@ impl PackReport {
             );
         }
         let total = self.total();
-        if total.pairs == 0 && total.groups > 0 {
+        if total.pairs == 0 && total.groups > 0 && self.rows_judged == 0 {
             self.warnings.push("no pairs: `dpo` has nothing to learn from here, `sft` and `score` have".into());
         }
     }

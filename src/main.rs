@@ -6,13 +6,16 @@ use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
 use fusedpo::commands::out::STDOUT;
 use fusedpo::commands::terminal::Terminal;
-use fusedpo::commands::{bus, child, signal, threads};
+use fusedpo::commands::{bus, child, guarded, signal, threads};
 use fusedpo::say::{self, Level};
 use fusedpo::{Error, commands, guard};
 use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(code) = guarded::serve() {
+        return code;
+    }
     quiet_panics();
     signal::install();
     bus::install();

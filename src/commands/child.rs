@@ -1,7 +1,7 @@
 //! Processes that a command starts: runs of this program, and programs of the user's. None outlives the command unnoticed: a
 //! signal to it is handed on once, and where it is killed the system tells its own runs to end in order.
 
-use super::signal;
+use super::{guarded, signal};
 use crate::error::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::OsString;
@@ -32,14 +32,10 @@ const QUOTED: usize = 300;
 /// Where another process of this program started this one, its end is this one's: in order, as by SIGTERM.
 pub fn follow_parent() {
     let Some(parent) = std::env::var(PARENT).ok().and_then(|pid| pid.parse::<i32>().ok()) else { return };
-    let is_mine = || rustix::process::getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent);
-    if !is_mine() {
-        return;
-    }
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
-    // It may have ended before that.
-    if !is_mine() {
+    // It may have ended before that; whose parent is another then has nobody to work for.
+    if rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent) {
         std::process::exit(143);
     }
 }
@@ -110,12 +106,14 @@ pub fn run_self(args: &[OsString], env: &[(String, String)], tell: &dyn Fn(&str)
     }
 }
 
-/// A program of the user's, without a shell: `input` on its stdin. It and all that it starts end after `limit`.
+/// A program of the user's, without a shell: `input` on its stdin. It and all that it starts end after `limit`, and with this process.
 pub fn run_program(words: &[String], input: Vec<u8>, limit: Duration) -> Ended {
-    let Some((program, args)) = words.split_first() else { return Ended::Badly("names no program".into()) };
-    let mut command = Command::new(program);
-    command.args(args).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = match command.spawn() {
+    let Some(program) = words.first() else { return Ended::Badly("names no program".into()) };
+    let begun = guarded::command(words).and_then(|mut command| {
+        // A run of this program that it starts follows it, not this command.
+        command.env_remove(PARENT).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    });
+    let mut child = match begun {
         Ok(child) => child,
         Err(e) => return Ended::Badly(format!("cannot start {program}: {e}")),
     };
@@ -137,6 +135,9 @@ pub fn run_program(words: &[String], input: Vec<u8>, limit: Duration) -> Ended {
                 let text = out.recv_timeout(DRAIN);
                 let said = String::from_utf8_lossy(&err.recv_timeout(DRAIN).unwrap_or_default()).into_owned();
                 let last = said.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
+                if let Some(what) = guarded::unstarted(status, last) {
+                    return Ended::Badly(format!("cannot start {what}"));
+                }
                 return match (status.success(), text) {
                     (true, Ok(text)) => Ended::Well(text),
                     (true, Err(_)) => Ended::Badly(NOT_READ.to_owned()),

@@ -18,7 +18,9 @@ use crate::say;
 use crate::train::check::warn_of_positions;
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::memory::fitting_generation;
+use clap::{Args, FromArgMatches};
 use serde_json::{Map, Value, json};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// Options of `fusedpo generate`.
@@ -258,6 +260,23 @@ fn prompts(
         ));
     }
     Ok(prompts)
+}
+
+/// Tokens of the longest prompt in the rows of `input`, as the model in `model` reads them where nobody says otherwise. Errors: as
+/// of the command.
+pub(super) fn longest_prompt(model: &Path, input: &Path) -> Result<usize> {
+    let words = [OsStr::new("--model"), model.as_os_str(), OsStr::new("--input"), input.as_os_str()];
+    let command = GenerateArgs::augment_args(clap::Command::new("generate").no_binary_name(true));
+    let read = |e: clap::Error| Error::usage(e.to_string());
+    let args = GenerateArgs::from_arg_matches(&command.try_get_matches_from(words).map_err(read)?).map_err(read)?;
+    let dir = ModelDir::open(model)?;
+    let chat_template = parse_chat_template(&args.chat_template);
+    let tokenizer = dir.load_tokenizer(&TokenizerOptions { chat_template, ..Default::default() })?;
+    let inputs = Inputs::of(&[input.to_owned()])?;
+    let prompts = prompts(&args, inputs.paths.first(), &tokenizer, wraps(&args, &tokenizer)?);
+    let prompts = prompts.map_err(|e| inputs.named(e))?;
+    check_ids(&dir, &prompts)?;
+    Ok(prompts.iter().map(|p| p.ids.len()).max().unwrap_or(1))
 }
 
 /// A token that the model has no row for cannot be read.

@@ -13,6 +13,7 @@ pub mod effect;
 pub mod eval;
 pub mod flags;
 pub mod generate;
+pub mod guarded;
 pub mod help;
 pub mod hub;
 pub mod inspect;

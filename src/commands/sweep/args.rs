@@ -16,7 +16,7 @@ pub struct SweepArgs {
     /// Runs at a time; they share the threads [default: 1, or one for each of --gpus]
     #[arg(long, value_name = "N", value_parser = jobs)]
     pub jobs: Option<usize>,
-    /// GPUs as CUDA_VISIBLE_DEVICES names them, with commas between: each run sees one, in turn [default: all see all]
+    /// GPUs as CUDA_VISIBLE_DEVICES names them, with commas between: each run sees one, in turn [default: with several --jobs those of that variable, else all]
     #[arg(long, value_delimiter = ',', value_name = "ID,...")]
     pub gpus: Vec<String>,
     /// Print sweep.json in place of the table

@@ -18,16 +18,7 @@ impl Folder {
     /// Takes `path`: a new folder, or that of a sweep of the same file. Errors: another sweep is at work in it, or made it.
     pub fn open(path: &Path, spec: &Spec, text: &str) -> Result<Self> {
         let own = path.join(SPEC);
-        if own.symlink_metadata().is_err() {
-            files::refuse_occupied(path)?;
-            files::make_folder(path)?;
-            match files::write_new(&own, text.as_bytes()) {
-                // Another sweep began at the same time: which of them has it, the lock says.
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {}
-                written => written?,
-            }
-        }
-        let Some(claim) = Claim::take(&own)? else {
+        let Some(claim) = files::own_folder(path, SPEC, text.as_bytes())? else {
             return Err(Error::file(path, "another sweep is at work in it; wait for it, or name a new folder"));
         };
         let was = files::read_text(&own, MOST_TEXT)?;
@@ -35,8 +26,12 @@ impl Folder {
             let why = "is of another sweep than the file that was given; name a new folder, or give this file to go on";
             return Err(Error::file(own, why));
         }
-        files::sweep_files(path);
         Ok(Self { path: path.to_owned(), _claim: claim })
+    }
+
+    /// The folder itself.
+    pub fn own(&self) -> &Path {
+        &self.path
     }
 
     /// Of a run, or of what belongs to the sweep.

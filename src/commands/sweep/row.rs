@@ -1,6 +1,8 @@
 //! One run of a sweep: trained, evaluated, sampled and scored, each by a process; what is there is not made again.
 
 use super::folder::Folder;
+use super::inputs::{Inputs, Marks};
+use super::planned::Plan;
 use super::score;
 use crate::commands::child::{self, Ended};
 use crate::commands::signal;
@@ -8,14 +10,16 @@ use crate::data::shard::{Dataset, Split};
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_JSON, MOST_TEXT, RunDir};
 use crate::note;
-use crate::sweep::{Point, Row, Spec};
-use crate::train::options::TrainOptions;
+use crate::sweep::{Row, Spec};
 use crate::train::record::{Outcome, Record};
 use crate::warn;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
+
+/// Which GPUs a process sees.
+pub(super) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
 /// What a row says that was not made, as somebody stopped the sweep.
 pub(super) const STOPPED: &str = "stopped before its end";
@@ -27,17 +31,13 @@ pub(in crate::commands) const TAKEN: &str = "another run is writing to it";
 pub(super) const REFERENCE: &str = "reference";
 
 /// Prompts of the data that are continued where nobody says how many.
-const SAMPLES: usize = 64;
+pub(super) const SAMPLES: usize = 64;
 
-/// A run, checked.
-pub(super) struct Plan {
-    pub point: Point,
-    /// What its own configuration has.
-    pub table: toml::Table,
-    pub options: TrainOptions,
-    /// Whether its data has pairs, or judgements of single responses.
-    pub pairs: bool,
-    pub labels: bool,
+/// What all runs of a sweep have.
+pub(super) struct Common<'a> {
+    pub spec: &'a Spec,
+    pub folder: &'a Folder,
+    pub inputs: &'a Inputs,
 }
 
 /// What a run computes with.
@@ -74,8 +74,8 @@ pub(super) fn is_trained(out: &Path) -> bool {
 
 /// Makes what is missing of a run, and fills `row`. Errors: the sweep's folder cannot be written to; of everything else the row
 /// says why.
-pub(super) fn make(spec: &Spec, folder: &Folder, plan: &Plan, slot: &Slot, row: &mut Row) -> Result<Step> {
-    match steps(spec, folder, plan, slot, row) {
+pub(super) fn make(all: &Common, plan: &Plan, slot: &Slot, row: &mut Row) -> Result<Step> {
+    match steps(all, plan, slot, row) {
         Ok(()) => Ok(Step::Done),
         Err(End::Failed(why)) => {
             row.error = Some(why);
@@ -89,7 +89,8 @@ pub(super) fn make(spec: &Spec, folder: &Folder, plan: &Plan, slot: &Slot, row: 
     }
 }
 
-fn steps(spec: &Spec, folder: &Folder, plan: &Plan, slot: &Slot, row: &mut Row) -> Result<(), End> {
+fn steps(all: &Common, plan: &Plan, slot: &Slot, row: &mut Row) -> Result<(), End> {
+    let Common { spec, folder, inputs } = *all;
     let out = folder.path(&plan.point.name);
     train(folder, plan, slot, &out)?;
     let record = Record::read(&out).ok_or_else(|| End::Failed("its run.json cannot be read".into()))?;
@@ -106,8 +107,8 @@ fn steps(spec: &Spec, folder: &Folder, plan: &Plan, slot: &Slot, row: &mut Row) 
         (row.accuracy, row.kl, row.kl_ci95) = (number("accuracy"), number("kl"), ends("kl_ci95"));
     }
     if spec.measure.scores() {
-        generate(spec, plan, slot, &out)?;
-        let scores = score::of(spec, &out).map_err(|e| e.map_or(End::Stopped, End::Failed))?;
+        generate(all, plan, slot, &out)?;
+        let scores = score::of(spec, inputs, &out).map_err(|e| e.map_or(End::Stopped, End::Failed))?;
         row.reward = Some(scores.reward);
         row.reward_ci95 = Some(scores.reward_ci95);
         row.samples = Some(scores.samples);
@@ -118,8 +119,9 @@ fn steps(spec: &Spec, folder: &Folder, plan: &Plan, slot: &Slot, row: &mut Row) 
 fn train(folder: &Folder, plan: &Plan, slot: &Slot, out: &Path) -> Result<(), End> {
     let name = &plan.point.name;
     let config = folder.path(&format!("{name}.toml"));
-    if config.symlink_metadata().is_err() {
-        let text = toml::to_string(&plan.table).map_err(|e| End::Failed(e.to_string()))?;
+    let text = toml::to_string(&plan.table).map_err(|e| End::Failed(e.to_string()))?;
+    // One of a folder that was moved since names a cache that is no more.
+    if files::read_text(&config, MOST_TEXT).ok().as_ref() != Some(&text) {
         files::write(&config, text.as_bytes())?;
     }
     let stage = plan.options.stage.to_string();
@@ -179,12 +181,13 @@ fn evaluated(spec: &Spec, plan: &Plan, slot: &Slot, folder: &Folder) -> Result<V
 }
 
 /// Responses to the prompts: `generate --input`, a line each in `generations.jsonl`.
-fn generate(spec: &Spec, plan: &Plan, slot: &Slot, out: &Path) -> Result<(), End> {
+fn generate(all: &Common, plan: &Plan, slot: &Slot, out: &Path) -> Result<(), End> {
     let to = out.join(score::GENERATIONS);
-    if to.symlink_metadata().is_ok() {
+    let marks = Marks { prompts: Some(all.inputs.prompts()), scorer: None };
+    if to.symlink_metadata().is_ok() && Marks::of(out).prompts == marks.prompts {
         return Ok(());
     }
-    let m = &spec.measure;
+    let m = &all.spec.measure;
     let prompts = match &m.prompts {
         Some(path) => path.clone(),
         None => {
@@ -204,17 +207,24 @@ fn generate(spec: &Spec, plan: &Plan, slot: &Slot, out: &Path) -> Result<(), End
             words.extend(self::words(["--top-p", &m.top_p.to_string()]));
         }
     }
-    own(&plan.point.name, &words, slot, "generate").map(drop)
+    own(&plan.point.name, &words, slot, "generate")?;
+    marks.write(out)?;
+    Ok(())
 }
 
-/// Rows for `generate` with the first prompts of the held-out split, or of the training split where nothing is held out.
+/// Rows for `generate` with the first prompts of the data.
 fn prompts(data: &Path, samples: usize) -> Result<String> {
+    // A row needs an answer's column, which `generate` does not read.
+    let row = |ids: Vec<u32>| json!({ "prompt_ids": ids, "completion_ids": ids[..1] }).to_string() + "\n";
+    Ok(prompt_ids(data, samples)?.into_iter().map(row).collect())
+}
+
+/// The first prompts of the held-out split, or of the training split where nothing is held out.
+pub(super) fn prompt_ids(data: &Path, samples: usize) -> Result<Vec<Vec<u32>>> {
     let split = if Dataset::has_split(data, Split::Eval) { Split::Eval } else { Split::Train };
     let data = Dataset::open(data, split)?;
     let all = (0..data.num_groups()).map(|g| data.group(g).prompt().iter().collect::<Vec<u32>>());
-    let rows = all.filter(|ids| !ids.is_empty()).take(samples);
-    // A row needs an answer's column, which `generate` does not read.
-    Ok(rows.map(|ids| json!({ "prompt_ids": ids, "completion_ids": ids[..1] }).to_string() + "\n").collect())
+    Ok(all.filter(|ids| !ids.is_empty()).take(samples).collect())
 }
 
 /// A pass of `reference` for a run that reads sidecars; `None`: it reads none, or has them of its own.
@@ -261,7 +271,7 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<OsString> {
 fn own(name: &str, words: &[OsString], slot: &Slot, doing: &str) -> Result<Vec<u8>, End> {
     let mut all: Vec<OsString> = words.to_vec();
     all.extend(["--quiet".into(), "--threads".into(), slot.threads.to_string().into()]);
-    let env: Vec<_> = slot.gpu.iter().map(|gpu| ("CUDA_VISIBLE_DEVICES".to_owned(), gpu.clone())).collect();
+    let env: Vec<_> = slot.gpu.iter().map(|gpu| (VISIBLE.to_owned(), gpu.clone())).collect();
     match child::run_self(&all, &env, &|line| warn!("{name}: {}", line.trim_start_matches("warning: ")))? {
         Ended::Well(text) if text.len() as u64 <= MOST_JSON => Ok(text),
         Ended::Well(_) => Err(End::Failed(format!("{doing} printed more than can be"))),

@@ -1,5 +1,6 @@
 //! What a run's responses are worth: by the demo's grammar, or by a program of the user's.
 
+use super::inputs::{Inputs, Marks};
 use crate::commands::child::{self, Ended};
 use crate::demo::grammar::Grammar;
 use crate::demo::words::split;
@@ -22,9 +23,11 @@ const MOST: u64 = 1 << 30;
 const TIMEOUT: f64 = 600.0;
 
 /// The scores of the run in `out`; kept there. Errors: why there are none; `None`: a signal came.
-pub(super) fn of(spec: &Spec, out: &Path) -> Result<Scores, Option<String>> {
+pub(super) fn of(spec: &Spec, inputs: &Inputs, out: &Path) -> Result<Scores, Option<String>> {
     let path = out.join(SCORES);
-    if let Some(found) = files::read_text(&path, MOST).ok().and_then(|text| serde_json::from_str(&text).ok()) {
+    let marks = Marks { prompts: Some(inputs.prompts()), scorer: Some(inputs.scorer()) };
+    let found = files::read_text(&path, MOST).ok().and_then(|text| serde_json::from_str(&text).ok());
+    if let (Some(found), true) = (found, Marks::of(out) == marks) {
         return Ok(found);
     }
     let text = files::read_text(&out.join(GENERATIONS), MOST).map_err(|e| Some(e.to_string()))?;
@@ -48,7 +51,7 @@ pub(super) fn of(spec: &Spec, out: &Path) -> Result<Scores, Option<String>> {
         return Err(Some("the scorer's numbers are too large for a mean".into()));
     }
     let text = serde_json::to_string(&scores).map_err(|e| Some(e.to_string()))? + "\n";
-    files::write(&path, text.as_bytes()).map_err(|e| Some(e.to_string()))?;
+    files::write(&path, text.as_bytes()).and_then(|()| marks.write(out)).map_err(|e| Some(e.to_string()))?;
     Ok(scores)
 }
 

@@ -40,7 +40,7 @@ def wanted(run):
 def difference(got, want, times=True):
     """The first tag that is not equal, NaN being NaN, and where, in words; None where there is none."""
     for tag in {**want, **got}:
-        timed = tag.endswith(("_seconds", "_per_second"))
+        timed = tag.endswith(("_seconds", "_per_second", "_bytes"))
         points = [[(s, "NaN" if v != v else v if times or not timed else "") for s, v in tags.get(tag, [])] for tags in (got, want)]
         if points[0] != points[1]:
             pair = next((p for p in zip(*points) if p[0] != p[1]), [len(p) for p in points])

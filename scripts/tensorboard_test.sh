@@ -48,9 +48,9 @@ def events(run):
         at += 16 + n
 
 def untimed(event):
-    """Without the values of what measures time."""
+    """Without the values of what measures time and memory."""
     import re
-    return re.sub(rb"(_seconds?|_per_second)\x15....", rb"\1", event, flags=re.S)
+    return re.sub(rb"(_seconds?|_per_second|_bytes)\x15....", rb"\1", event, flags=re.S)
 
 a, b = ([untimed(e) for e in events(run)] for run in sys.argv[1:])
 assert a == b, f"{len(a)} events, {len(b)} of the run that was killed"

@@ -133,6 +133,11 @@ pub fn redraw(text: &str, above: usize) {
     println!("{up}{}", plain(text));
 }
 
+/// Lines on stdout, a terminal, on a screen with nothing else.
+pub fn draw_anew(text: &str) {
+    println!("\x1b[H\x1b[J{}", plain(text));
+}
+
 /// A line that a model or its tokenizer made: made visible on a terminal, and elsewhere as it is.
 pub fn result(text: &str) {
     match std::io::stdout().is_terminal() {

@@ -81,7 +81,7 @@ fn config(cli: &Cli, stage: Stage, model: &Path, out: &str) -> TrainOptions {
 fn rows(cli: &Cli, out: &str) -> Vec<Value> {
     let mut rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
     for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| !key.contains("second"));
+        row.retain(|key, _| !key.contains("second") && !key.ends_with("_bytes"));
     }
     rows
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from predicted import NONE, PEERS, kernel_share, step_share
 
-TIMES = ("step_seconds", "tokens_per_second", "pairs_per_second", "samples_per_second")  # what two runs may differ in
+TIMES = ("step_seconds", "tokens_per_second", "pairs_per_second", "samples_per_second", "peak_memory_bytes")  # what two runs may differ in
 OURS = r"_(bf16|f32)$"  # names of our kernels, for the tools that look at one kernel at a time
 
 

@@ -45,7 +45,12 @@ pub fn man(args: &ManArgs, mut program: Command) -> Result<()> {
     let mut pages = 0;
     let mut write = |command: &Command| -> Result<()> {
         let mut page = Vec::new();
-        let man = Man::new(command.clone()).source(concat!("fusedpo ", env!("CARGO_PKG_VERSION"))).manual("fusedpo");
+        // A page has what `--help` has: also of what `-h` leaves out.
+        let whole = command.clone().mut_args(|arg| match (arg.get_long_help(), arg.get_help().cloned()) {
+            (None, Some(help)) => arg.long_help(help),
+            _ => arg,
+        });
+        let man = Man::new(whole).source(concat!("fusedpo ", env!("CARGO_PKG_VERSION"))).manual("fusedpo");
         let name = man.get_filename();
         man.render(&mut page).map_err(Error::io(out.join(&name), "write"))?;
         pages += 1;

@@ -324,14 +324,12 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
             "stopped after step {steps} of {asked}, with {from}; this goes on: {again}"
         )));
     }
-    say!(
-        "{} steps in {:.1} s ({:.1} s for the reference{}): {}",
-        s.steps,
-        s.train_seconds,
-        s.reference_seconds,
-        evaluation(&s),
-        options.files.out.display()
-    );
+    // One that follows the policy has no pass of its own.
+    let passes = options.loss().reference() && !options.reference.sync_ref_model;
+    let reference = passes.then(|| format!("{:.1} s for the reference", s.reference_seconds));
+    let beside: Vec<String> = reference.into_iter().chain(evaluation(&s)).collect();
+    let beside = if beside.is_empty() { String::new() } else { format!(" ({})", beside.join(", ")) };
+    say!("{} steps in {:.1} s{beside}: {}", s.steps, s.train_seconds, options.files.out.display());
     if let Some((step, metric, value)) = &s.best {
         say!("the model is that of step {step}: {metric} {}", decimals(*value, 6));
     }
@@ -345,13 +343,11 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
     Ok(())
 }
 
-/// How long the evaluations took, and what share of all that is.
-fn evaluation(s: &Summary) -> String {
-    if s.eval_seconds == 0.0 {
-        return String::new();
-    }
+/// How long the evaluations took, where there were some, and what share of all that is.
+fn evaluation(s: &Summary) -> Option<String> {
     let share = 100.0 * s.eval_seconds / (s.eval_seconds + s.train_seconds + s.reference_seconds);
-    format!(", {:.1} s, {share:.0} %, for evaluations", s.eval_seconds)
+    let said = || format!("{:.1} s, {share:.0} % of all, for evaluations", s.eval_seconds);
+    (s.eval_seconds > 0.0).then(said)
 }
 
 /// Refuses a folder that is in use; of a run that ended before its last step, says how it goes on.

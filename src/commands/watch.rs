@@ -113,17 +113,34 @@ fn time(seconds: f64) -> String {
     }
 }
 
-/// The state, and every curve that there is, for `lines` lines of `width` characters.
-fn picture(state: &str, seen: Option<&Seen>, (lines, width): (usize, usize), ascii: bool) -> Vec<String> {
-    let mut text = vec![state.to_owned()];
+/// `text` in lines of at most `width` characters, cut between its words; a word that is longer has a line of its own.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+/// The lines of `state`, and as many curves as there are and find room, for `lines` lines of `width` characters.
+fn picture(state: Vec<String>, seen: Option<&Seen>, (lines, width): (usize, usize), ascii: bool) -> Vec<String> {
+    let mut text = state;
     let Some(seen) = seen else { return text };
     let of_pairs = !seen.curves[2].iter().all(Vec::is_empty);
     let is_drawn = |key: &str, [train, held_out]: &Points| {
         !(train.is_empty() && held_out.is_empty() || of_pairs && key == "mean_token_accuracy")
     };
     let drawn = CURVES.iter().zip(&seen.curves).filter(|((key, _), points)| is_drawn(key, points));
-    let drawn: Vec<_> = drawn.collect();
-    let height = (lines.saturating_sub(2) / drawn.len().max(1)).saturating_sub(1).clamp(2, 8);
+    // The cursor has a line, and a curve three at least: what would be cut is left out.
+    let room = lines.saturating_sub(1 + text.len());
+    let drawn: Vec<_> = drawn.take((room / 3).max(1)).collect();
+    let height = (room / drawn.len().max(1)).saturating_sub(1).clamp(2, 8);
     for ((_, name), [train, held_out]) in drawn {
         let last = |points: &Vec<(f64, f64)>| points.last().map(|(_, y)| short(*y));
         let mut title = format!("{name} {}", last(train).unwrap_or_default());
@@ -152,7 +169,7 @@ fn is_utf8() -> bool {
 pub fn run(args: &WatchArgs) -> Result<()> {
     let (path, ascii) = (&args.run, args.ascii || !is_utf8());
     let terminal = std::io::stdout().is_terminal();
-    let (mut drawn, mut lines) = (String::new(), 0);
+    let (mut drawn, mut lines, mut before) = (String::new(), 0, None);
     loop {
         let looked = Instant::now();
         let seen = Seen::of(path)?;
@@ -164,7 +181,11 @@ pub fn run(args: &WatchArgs) -> Result<()> {
         let (state, ended) = state(path, seen.as_ref());
         let last = ended || args.once;
         let mut now = match terminal || last {
-            true => picture(&state, seen.as_ref(), (high, wide), ascii),
+            true => {
+                // Whoever reads a line from a pipe gets it whole.
+                let state = if terminal { wrapped(&state, wide) } else { vec![state] };
+                picture(state, seen.as_ref(), (high, wide), ascii)
+            }
             false => vec![state],
         };
         let redraws = terminal && !args.once;
@@ -175,8 +196,11 @@ pub fn run(args: &WatchArgs) -> Result<()> {
             now.truncate(high.saturating_sub(1).max(1));
         }
         let now = now.join("\n");
-        if now != drawn {
+        // Lines that another width wraps, or another height pushes away, are not where they were.
+        let resized = before.replace(size).is_some_and(|before| before != size);
+        if now != drawn || resized && redraws {
             match redraws {
+                true if resized => say::draw_anew(&now),
                 true => say::redraw(&now, lines),
                 false => say!("{now}"),
             }
@@ -193,5 +217,47 @@ pub fn run(args: &WatchArgs) -> Result<()> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_between_words() {
+        let text = "a-run: dpo, step 96 of 300: running";
+        assert_eq!(wrapped(text, 80), [text]);
+        assert_eq!(wrapped(text, 12), ["a-run: dpo,", "step 96 of", "300: running"]);
+        assert_eq!(wrapped(text, 1).len(), 7, "a word is never cut");
+        for width in 8..40 {
+            let lines = wrapped(text, width);
+            assert_eq!(lines.join(" "), text);
+            assert!(lines.iter().all(|line| line.chars().count() <= width), "{lines:?}");
+        }
+    }
+
+    /// Nothing is drawn that would be cut: no title without its curve, and no line for which there is no room.
+    #[test]
+    fn curves_find_room() {
+        let mut seen = Seen { step: 9, ..Default::default() };
+        for points in &mut seen.curves {
+            points[0] = (0..9).map(|i| (f64::from(i), f64::from(i * i % 7))).collect();
+        }
+        let state = "r: dpo, step 9 of 9, epoch 1.00, 1.234 s a step: stopped; --resume auto goes on with it";
+        for (lines, width) in (8..60).zip((24..160).step_by(5).cycle()) {
+            let head = wrapped(state, width);
+            let n = head.len();
+            let text = picture(head, Some(&seen), (lines, width), false);
+            let titles = text.iter().filter(|line| CURVES.iter().any(|(_, name)| line.starts_with(name))).count();
+            let curves = text.iter().filter(|line| line.contains('|')).count();
+            assert!(
+                titles >= 1 && text.len() == n + titles + curves && curves >= 2 * titles,
+                "{lines}x{width}: {text:#?}"
+            );
+            assert!(text.len() < lines || titles == 1, "{lines}x{width}: {text:#?}");
+        }
+        let whole = picture(vec![state.to_owned()], Some(&seen), (24, 80), false);
+        assert_eq!(whole.iter().filter(|line| !line.contains('|')).count(), 6, "five curves, and the state");
     }
 }

@@ -76,6 +76,7 @@ fn options(run: &Run) -> Vec<(String, Value)> {
 fn hashes(run: &Run) -> Vec<(String, Value)> {
     let Some(record) = &run.record else { return Vec::new() };
     let h = &record.sha256;
+    let sets = h.eval_sets.iter().map(|(name, sha256)| (format!("set {name}"), json!(sha256)));
     let all = [
         ("training data", json!(h.data)),
         ("held-out data", json!(h.eval_data)),
@@ -84,7 +85,7 @@ fn hashes(run: &Run) -> Vec<(String, Value)> {
         ("tokenizer", json!(h.tokenizer)),
         ("chat template", json!(h.template)),
     ];
-    all.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    all.into_iter().map(|(key, value)| (key.to_owned(), value)).chain(sets).collect()
 }
 
 fn call(run: &Run) -> Vec<(String, Value)> {

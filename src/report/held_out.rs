@@ -28,7 +28,7 @@ fn table(runs: &[Run], set: &str) -> String {
     );
     // Writing to text does not fail.
     for (i, run, of) in &with {
-        let columns = 1 + usize::from(of.last.is_some());
+        let columns = of.columns().len();
         let _ = write!(
             out,
             "<th scope=\"colgroup\" colspan=\"{columns}\">{} {}</th>",
@@ -38,17 +38,16 @@ fn table(runs: &[Run], set: &str) -> String {
     }
     out += "</tr>\n<tr><td></td>";
     for (_, _, of) in &with {
-        let at = |step: f64| format!("<th scope=\"col\">step {step}</th>");
-        out += &at(of.first.0);
-        out += &of.last.as_ref().map_or_else(String::new, |(step, _)| at(*step));
+        for (step, _, best) in of.columns() {
+            let _ = write!(out, "<th scope=\"col\">step {step}{}</th>", if best { ", the best" } else { "" });
+        }
     }
     out += "</tr></thead>\n<tbody>\n";
     for key in keys(&with) {
         let name = known(&key).map_or_else(|| format!("<code>{}</code>", html::text(&key)), |k| k.title.to_owned());
         let _ = write!(out, "<tr><th scope=\"row\">{name}</th>");
         for (_, _, of) in &with {
-            out += &cell(&of.first.1, &key);
-            out += &of.last.as_ref().map_or_else(String::new, |(_, numbers)| cell(numbers, &key));
+            out.extend(of.columns().into_iter().map(|(_, numbers, _)| cell(numbers, &key)));
         }
         out += "</tr>\n";
     }
@@ -57,7 +56,7 @@ fn table(runs: &[Run], set: &str) -> String {
 
 /// Those that are known, in the page's order, then the others.
 fn keys(with: &[(usize, &Run, &HeldOut)]) -> Vec<String> {
-    let all = with.iter().flat_map(|(_, _, h)| h.first.1.iter().chain(h.last.iter().flat_map(|(_, n)| n)));
+    let all = with.iter().flat_map(|(_, _, h)| h.columns().into_iter().flat_map(|(_, numbers, _)| numbers));
     let mut there: Vec<&String> = Vec::new();
     for (key, value) in all {
         if !there.contains(&key) && (value.is_number() || value.is_null()) {

@@ -49,6 +49,8 @@ pub(super) const KNOWN: &[Known] = &[
     of(SPEED, "pairs_per_second", "Pairs a second", "of the step"),
     of(SPEED, "samples_per_second", "Responses a second", "of the step"),
     powers(of(SPEED, "step_seconds", "Seconds a step", "wall time")),
+    powers(of(SPEED, "seconds", "Seconds an evaluation", "of all sets and samples")),
+    of(SPEED, "peak_memory_bytes", "Memory, bytes", "the most so far: of the process on a CPU, of the device on a GPU"),
 ];
 
 /// Keys that are no quantity to look at.
@@ -86,7 +88,6 @@ const HELD_OUT: &[&str] = &[
     "accuracy",
     "pairs",
     "responses",
-    "seconds",
     "kl_mismatched",
     "samples/tokens",
     "samples/finished",

@@ -6,6 +6,7 @@ use super::run::Run;
 use crate::chart::{short, swatch};
 use crate::data::numbers::grouped;
 use crate::train::metrics::wilson_95;
+use crate::units;
 use serde_json::{Map, Value};
 
 pub(super) fn inner(runs: &[Run]) -> String {
@@ -45,6 +46,8 @@ fn notes(run: &Run) -> Vec<String> {
     let mut all: Vec<String> = run.notes.clone();
     if let Some(record) = &run.record {
         all.extend(record.error.iter().map(|e| format!("it failed: {e}")));
+        let early = |why: &String| format!("it ended at step {} of {}: {why}", record.steps_done, record.steps_asked);
+        all.extend(record.stopped_early.iter().map(early));
         for r in &record.resumptions {
             let other = if r.other_numerics { ", with other numerics than before" } else { "" };
             let from = match &r.checkpoint {
@@ -71,6 +74,12 @@ fn facts(run: &Run, number: usize) -> Vec<(&'static str, String)> {
     if let Some(stage) = run.option("stage").and_then(Value::as_str) {
         facts.push(("Method", html::text(stage) + &method(run, stage)));
     }
+    if let Some(best) = run.record.as_ref().and_then(|r| r.best.as_ref()) {
+        let (metric, value) = (html::text(&best.metric), short(best.value));
+        let model = if best.loaded { "the model is that of it" } else { "the model is that of the last step" };
+        facts
+            .push(("Best evaluation", format!("step {} <small>{metric} {value}; {model}</small>", grouped(best.step))));
+    }
     let ends = |key: &str, set: Option<&str>| Some((run.series(key, set)?.first?.1, run.series(key, set)?.last?.1));
     for (name, key) in [("Held-out loss", "loss"), ("Held-out margin", "rewards/margins")] {
         if let Some((first, last)) = ends(key, Some("")) {
@@ -90,6 +99,9 @@ fn facts(run: &Run, number: usize) -> Vec<(&'static str, String)> {
     }
     if let Some(speed) = mean(run, "tokens_per_second") {
         facts.push(("Tokens a second", grouped(speed.max(0.0) as u64)));
+    }
+    if let Some(bytes) = run.series("peak_memory_bytes", None).and_then(|s| Some(s.high()?.1)) {
+        facts.push(("Memory, at most", units::bytes(bytes.max(0.0) as usize)));
     }
     if let Some(took) = took(run) {
         facts.push(("Time", took));

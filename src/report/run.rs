@@ -30,7 +30,7 @@ pub(super) struct Curve {
     pub series: Series,
 }
 
-/// The first and the last evaluation on a held-out set.
+/// The first, the best and the last evaluation on a held-out set.
 #[derive(Clone, Debug)]
 pub(super) struct HeldOut {
     /// The set's name; empty for the one without.
@@ -39,6 +39,26 @@ pub(super) struct HeldOut {
     pub first: (f64, Map<String, Value>),
     /// Of the last, where there is another.
     pub last: Option<(f64, Map<String, Value>)>,
+    /// Of the best, where the run compared them.
+    pub best: Option<(f64, Map<String, Value>)>,
+}
+
+impl HeldOut {
+    fn new(set: &str, step: f64) -> Self {
+        Self { set: set.to_owned(), first: (step, Map::new()), last: None, best: None }
+    }
+
+    /// First, best and last by their steps, each once, with whether it is the best.
+    pub fn columns(&self) -> Vec<(f64, &Map<String, Value>, bool)> {
+        let best = self.best.as_ref().map(|(step, _)| *step);
+        let mut all: Vec<&(f64, Map<String, Value>)> = vec![&self.first];
+        for more in [self.best.as_ref(), self.last.as_ref()].into_iter().flatten() {
+            if all.iter().all(|(step, _)| *step != more.0) {
+                all.push(more);
+            }
+        }
+        all.into_iter().map(|(step, numbers)| (*step, numbers, best == Some(*step))).collect()
+    }
 }
 
 /// A run.
@@ -120,7 +140,7 @@ impl Run {
     fn read_metrics(&mut self, file: File, most: usize) -> Result<()> {
         let path = self.folder.join(METRICS);
         let mut from = BufReader::new(file);
-        let (mut line, mut number, mut rows) = (Vec::new(), 0u64, 0u64);
+        let (mut line, mut number, mut rows, mut within) = (Vec::new(), 0u64, 0u64, false);
         let mut unreadable: (u64, u64) = (0, 0);
         loop {
             line.clear();
@@ -128,15 +148,21 @@ impl Run {
             if read == 0 {
                 break;
             }
+            // What is too long for a line is read in pieces, the first of which says that nothing of it can be used.
+            let (goes_on, ends) = (within, line.last() == Some(&b'\n'));
+            within = !ends && read as u64 == MOST_LINE;
+            if goes_on {
+                continue;
+            }
             number += 1;
-            let row: Option<Map<String, Value>> = serde_json::from_slice(&line).ok();
+            let row: Option<Map<String, Value>> = (!within).then(|| serde_json::from_slice(&line).ok()).flatten();
             match row.as_ref().and_then(|row| Some((row.get("step")?.as_f64()?, row))) {
                 Some((step, row)) => {
                     rows += 1;
                     self.take(step, row, most);
                 }
-                None if line.iter().all(u8::is_ascii_whitespace) => {}
-                None if line.last() != Some(&b'\n') && (read as u64) < MOST_LINE => self
+                None if !within && line.iter().all(u8::is_ascii_whitespace) => {}
+                None if !ends && !within => self
                     .notes
                     .push(format!("{METRICS}: line {number} is cut short, as by a run that was killed or is still writing; it is left out")),
                 None => unreadable = (unreadable.0 + 1, if unreadable.0 == 0 { number } else { unreadable.1 }),
@@ -183,7 +209,7 @@ impl Run {
             let at = match self.held_out.iter().position(|h| h.set == set) {
                 Some(at) => at,
                 None if self.held_out.len() < MOST_KEYS => {
-                    self.held_out.push(HeldOut { set: set.to_owned(), first: (step, Map::new()), last: None });
+                    self.held_out.push(HeldOut::new(set, step));
                     self.held_out.len() - 1
                 }
                 None => continue,
@@ -200,6 +226,12 @@ impl Run {
             if kept && (evaluation.1.len() < MOST_KEYS || evaluation.1.contains_key(key)) {
                 evaluation.1.insert(key.to_owned(), value.clone());
             }
+        }
+        let best = self.record.as_ref().and_then(|r| r.best.as_ref()).is_some_and(|best| best.step as f64 == step);
+        let of =
+            |h: &HeldOut| [Some(&h.first), h.last.as_ref()].into_iter().flatten().find(|(at, _)| *at == step).cloned();
+        for set in self.held_out.iter_mut().filter(|_| best) {
+            set.best = of(set).or(set.best.take());
         }
     }
 

@@ -54,6 +54,9 @@ impl Steps<'_> {
             let what = name.map_or_else(|| "held-out".to_owned(), |name| format!("held-out {name}:"));
             self.observe.tell(&Event::Note(&format!("step {step}: {what} {}", eval::line(totals))))?;
         }
+        for why in &sampled.warnings {
+            self.observe.tell(&Event::Warning(&format!("step {step}: {why}")))?;
+        }
         self.saver.out.log_samples(&sampled.rows)?;
         if let Some(line) = sampled.line() {
             self.observe.tell(&Event::Note(&format!("step {step}: {line}")))?;
@@ -97,7 +100,8 @@ impl Steps<'_> {
         }
         if self.options.eval.load_best_model_at_end {
             // That of before too: a checkpoint of this step, which is of before this evaluation, says that it is the best.
-            self.saver.protected = [before, clock.watched.best].into_iter().flatten().map(|best| best.step).collect();
+            let [before, now] = [before, clock.watched.best].map(|best| best.map(|best| best.step));
+            self.saver.protect(before, now);
         }
         // Nor one that is made because somebody ended the run there.
         let step = clock.step;
@@ -134,8 +138,13 @@ impl Steps<'_> {
                 }
                 Err(e) => {
                     loaded = false;
-                    let line =
-                        format!("the best {metric} was at step {}, and the model is that of the last: {e}", best.step);
+                    let kept = self.saver.protected.iter().rev().filter(|step| self.saver.checkpoint(**step).is_some());
+                    let kept = kept.map(|step| format!("; checkpoint-{step}, the best before it, is kept")).next();
+                    let line = format!(
+                        "the best {metric} was at step {}, and the model is that of the last: {e}{}",
+                        best.step,
+                        kept.unwrap_or_default()
+                    );
                     self.observe.tell(&Event::Warning(&line))?;
                 }
             }

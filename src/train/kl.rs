@@ -24,7 +24,7 @@ pub struct KlOptions {
 }
 
 /// Mean of `log pi(y|x) - log pi_ref(y|x)` over sampled responses, nats.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KlEstimate {
     /// The mean.
     pub mean: f64,
@@ -34,6 +34,13 @@ pub struct KlEstimate {
     pub samples: usize,
     /// Longest response, tokens: as asked, or what the model's positions leave beside a prompt.
     pub max_new_tokens: usize,
+}
+
+impl KlEstimate {
+    /// Whether it is a number: every response has a log-prob under both models.
+    pub fn is_finite(&self) -> bool {
+        self.mean.is_finite()
+    }
 }
 
 /// What to sample: prompts, and how to continue them.
@@ -84,7 +91,7 @@ pub fn positions_of((policy, reference): (&ModelConfig, &ModelConfig), data: &Da
 }
 
 /// Samples a response of `policy` to each prompt of `plan` and scores it under both models, the reference in micro-batches
-/// of at least `slots` token slots. The policy is gone before the reference comes.
+/// of at least `slots` token slots. The policy is gone before the reference comes. Errors: an estimate that is no number.
 pub fn estimate<B: Backend>(
     be: &B,
     policy: Model<B>,
@@ -105,7 +112,11 @@ pub fn estimate<B: Backend>(
     let own = drawn.score(be, Scorer::Loaded(Box::new(policy)), slots)?;
     let theirs = drawn.score(be, Scorer::Dir(reference), slots)?;
     let gaps: Vec<f64> = own.iter().zip(theirs).map(|(own, theirs)| own - theirs).collect();
-    mean_with_interval(&gaps, plan.options.max_new_tokens)
+    let estimate = mean_with_interval(&gaps, plan.options.max_new_tokens);
+    match estimate.is_finite() {
+        true => Ok(estimate),
+        false => Err(Error::Training("the KL estimate is not finite: a model gives non-finite log-probs".into())),
+    }
 }
 
 /// Who scores; a model that is loaded is gone afterwards.
@@ -176,11 +187,8 @@ impl Drawn {
     }
 }
 
-/// The estimate that the gaps `x`, a response each, come to. Errors: one that is no number.
-pub fn mean_with_interval(x: &[f64], max_new_tokens: usize) -> Result<KlEstimate> {
+/// The estimate that the gaps `x`, a response each, come to.
+pub fn mean_with_interval(x: &[f64], max_new_tokens: usize) -> KlEstimate {
     let [mean, half_width_95] = mean_95(x);
-    if !mean.is_finite() {
-        return Err(Error::Training("the KL estimate is not finite: a model gives non-finite log-probs".into()));
-    }
-    Ok(KlEstimate { mean, half_width_95, samples: x.len(), max_new_tokens })
+    KlEstimate { mean, half_width_95, samples: x.len(), max_new_tokens }
 }

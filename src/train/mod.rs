@@ -10,6 +10,7 @@ pub mod choices;
 pub mod clock;
 pub mod engine;
 pub mod eval;
+mod eval_keys;
 mod eval_options;
 mod evaluating;
 pub mod forecast;

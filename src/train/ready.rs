@@ -6,7 +6,7 @@ use super::engine::Purpose;
 use super::means;
 use super::memory::{Budgets, MemoryPlan};
 use super::options::{EvalStrategy, TrainOptions};
-use super::sample_plan::SamplePlan;
+use super::sample_plan::{SamplePlan, Whereabouts};
 use super::schedule::Schedule;
 use super::sets::{self, NamedSet};
 use super::synced;
@@ -70,7 +70,9 @@ impl<'a> Ready<'a> {
         let mut samples = None;
         if sampling && c.eval.kl_samples + c.eval.sample_prompts > 0 {
             let prompts = held_out.as_ref().or(sets.first()).map(Planner::data).ok_or_else(|| no_prompts(c))?;
-            samples = SamplePlan::new(c, (&dir, reference.as_ref()), prompts, budgets.capacity())?;
+            let at = reference.as_ref().map(|reference| (reference.config(), dir.computes_as(reference)));
+            let at = Whereabouts::of(c, dir.config(), at)?;
+            samples = SamplePlan::new(c, (dir.config(), at), prompts, budgets.capacity())?;
         }
         let positions = all().map(Planner::longest_row).chain(samples.iter().map(|s| s.positions)).max().unwrap_or(0);
         let purpose = if c.compute.gradient_checkpointing { Purpose::Recompute } else { Purpose::Train };
@@ -121,7 +123,7 @@ pub(super) fn choose_products<B: Backend>(be: &B, c: &TrainOptions) -> Result<()
     c.compute.matmul_plans.as_ref().map_or(Ok(()), |file| be.tune_products(file))
 }
 
-fn no_prompts(c: &TrainOptions) -> Error {
+pub(super) fn no_prompts(c: &TrainOptions) -> Error {
     let key = if c.eval.kl_samples > 0 { "kl_samples" } else { "sample_prompts" };
     Error::usage(format!(
         "`{key}`: {} has no held-out split to take prompts from; pack with `eval_fraction`, give `eval_data`, or leave it out",

@@ -19,6 +19,8 @@ pub struct Numbers<'a> {
     pub tokens: u64,
     /// How long it took.
     pub seconds: f64,
+    /// Most memory that was taken so far, bytes, where that is known.
+    pub memory: Option<usize>,
 }
 
 impl Numbers<'_> {
@@ -36,6 +38,9 @@ impl Numbers<'_> {
         row.insert("tokens_per_second".into(), json!(t.tokens as f64 / seconds));
         let units = if t.pairs > 0 { ("pairs_per_second", t.pairs) } else { ("samples_per_second", t.responses) };
         row.insert(units.0.into(), json!(units.1 as f64 / seconds));
+        if let Some(bytes) = self.memory {
+            row.insert("peak_memory_bytes".into(), json!(bytes));
+        }
         row
     }
 }

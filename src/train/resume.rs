@@ -5,7 +5,7 @@ use super::checkpoint::{Checkpoint, Identity, data_sha256, deciding};
 use super::choices::Resume;
 use super::forecast::fitted;
 use super::options::TrainOptions;
-use super::record::{Outcome, Record};
+use super::record::{Outcome, Record, Resumption};
 use super::report_options::ReportTo;
 use super::schedule::Schedule;
 use super::state::State;
@@ -196,12 +196,10 @@ impl Start {
         }
     }
 
-    /// The folder of the other run that this one begins in.
-    pub fn other_run(&self) -> Option<PathBuf> {
-        match self {
-            Self::Elsewhere(checkpoint) => checkpoint.path().parent().map(PathBuf::from),
-            _ => None,
-        }
+    /// The folders of the runs that this one began in, the last first: that of a checkpoint elsewhere, the one that that run began
+    /// in, and so on; each with the step up to which it was this run.
+    pub fn other_runs(&self) -> Vec<(PathBuf, u64)> {
+        self.checkpoint().map(others).unwrap_or_default()
     }
 
     /// What the ledger in `out`, the run's own folder, held at the checkpoint that the run goes on from. One that was taken away since
@@ -224,12 +222,34 @@ impl Start {
     }
 }
 
+/// Most runs, one begun in the other, whose folders are looked at.
+const MOST_RUNS: usize = 64;
+
+/// The folder of `checkpoint`'s run and those of the runs that it began in, as the records say, each with the last step that it has
+/// in common with a run that goes on from there: what it did after that is its own.
+fn others(checkpoint: &Checkpoint) -> Vec<(PathBuf, u64)> {
+    let Some(own) = checkpoint.path().parent() else { return Vec::new() };
+    let mut all = vec![(own.to_owned(), checkpoint.saved().global_step)];
+    while let (Some((last, step)), true) = (all.last(), all.len() < MOST_RUNS) {
+        let resumptions = Record::read(last).map(|record| record.resumptions).unwrap_or_default();
+        // Of a checkpoint elsewhere the whole path is known, of one's own its name.
+        let of = |r: &Resumption| Some((PathBuf::from(r.checkpoint.as_ref()?), r.from_step.min(*step)));
+        let elsewhere = resumptions.iter().filter_map(of).find(|(path, _)| path.is_absolute());
+        let next = elsewhere.and_then(|(path, step)| Some((path.parent()?.to_owned(), step)));
+        match next.filter(|(next, _)| all.iter().all(|(folder, _)| folder != next)) {
+            Some(next) => all.push(next),
+            None => break,
+        }
+    }
+    all
+}
+
 /// Where the best evaluation is to be the result, and its checkpoint is gone: what to do.
 fn without_its_best(from: &Checkpoint, c: &TrainOptions) -> Option<String> {
     let best = from.saved().clock.watched.best.filter(|_| c.eval.load_best_model_at_end)?;
     let name = format!("checkpoint-{}", best.step);
-    let beside = [from.path().parent(), Some(c.files.out.as_path())].into_iter().flatten();
-    (!beside.into_iter().any(|run| run.join(&name).is_dir())).then(|| {
+    let beside = others(from).into_iter().filter(|(_, upto)| best.step <= *upto).map(|(run, _)| run);
+    (!beside.chain([c.files.out.clone()]).any(|run| run.join(&name).is_dir())).then(|| {
         format!(
             "its best evaluation was at step {}, and {name} is not beside it: put it back, go on from another checkpoint, or leave \
              `options.load_best_model_at_end` out",

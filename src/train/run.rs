@@ -11,6 +11,7 @@ use super::checkpoint::{Checkpoint, Due, Identity, data_sha256};
 use super::choices::GraphsChoice;
 use super::engine::Engine;
 use super::eval::EvalSet;
+use super::eval_keys::refuse_unknown_metric;
 use super::ledger::{self, HasReference};
 use super::memory::MemoryPlan;
 use super::metrics::Totals;
@@ -62,6 +63,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     refuse_empty_evaluation(c, &splits)?;
     let trained = Trained::of(c.train.train.as_deref())?;
     let learns = ready::learns(c, &trained);
+    refuse_unknown_metric(c, splits.len() > 1)?;
     let sets = sets::open(c)?;
     let ready = Ready::new(be, c, (&splits, &sets, true), learns)?;
     let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
@@ -188,7 +190,7 @@ impl Run<'_> {
             identity,
             (c.to_toml()?, c.compute.matmul_plans.clone(), &self.trained_with),
             record,
-            (self.start.own_step(), self.start.other_run()),
+            (self.start.own_step(), self.start.other_runs()),
         );
         let best = clock.watched.best.map(|best| best.step).filter(|_| c.eval.load_best_model_at_end);
         saver.protected = best.into_iter().collect();
@@ -217,7 +219,10 @@ impl Run<'_> {
             },
             eval: held_out.map(|(steps, plan)| EvalSet { steps, plan, sidecars: sidecars_of_held_out }),
             sets: sets.map(|(set, plan)| (set.name.as_str(), eval_set(c, plan, sidecars.next()))).collect(),
-            sampler: ready.samples.map(|plan| Sampler { plan, tokenizer: tokenizer.as_ref(), known: None }),
+            sampler: ready.samples.map(|plan| {
+                let (reference, tokenizer) = (ready.reference.as_ref(), tokenizer.as_ref());
+                Sampler { plan, reference, tokenizer, known: None }
+            }),
             judge: Judge::of(&c.eval),
             saver,
             evaluated: None,

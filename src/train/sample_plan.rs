@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::batch::Capacity;
 use crate::data::shard::Dataset;
 use crate::error::{Error, Result};
-use crate::model::{GenerateOptions, ModelConfig, ModelDir};
+use crate::model::{GenerateOptions, ModelConfig};
 use crate::units;
 
 /// Bytes that keys, values and logits may take while a run generates, at first, and where that does not fit.
@@ -22,8 +22,31 @@ pub enum Whereabouts {
     Synced,
     /// It is what the policy was before the first step.
     Start,
-    /// A model of its own.
-    Other(Box<ModelDir>),
+    /// A model of its own, of this shape.
+    Other(Box<ModelConfig>),
+}
+
+impl Whereabouts {
+    /// Where `c` has it, `reference` being its model's shape and whether its weights are the `policy`'s at first. Errors: what the
+    /// policy draws for the KL divergence may be none of its tokens.
+    pub fn of(c: &TrainOptions, policy: &ModelConfig, reference: Option<(&ModelConfig, bool)>) -> Result<Self> {
+        let (config, same) = match reference {
+            None => return Ok(Self::None),
+            Some(_) if c.reference.sync_ref_model => return Ok(Self::Synced),
+            Some(of) => of,
+        };
+        if same {
+            return Ok(Self::Start);
+        }
+        if c.eval.kl_samples > 0 && config.vocab_size < policy.vocab_size {
+            return Err(Error::usage(format!(
+                "`kl_samples`: the reference has a vocabulary of {}, the policy of {}: what the policy draws may be none of its \
+                 tokens; leave it out",
+                config.vocab_size, policy.vocab_size
+            )));
+        }
+        Ok(Self::Other(Box::new(config.clone())))
+    }
 }
 
 /// Prompts that are continued to be read.
@@ -57,7 +80,7 @@ impl SamplePlan {
     /// Errors: no prompt of `data` has a token and room for a response.
     pub fn new(
         c: &TrainOptions,
-        (policy, reference): (&ModelDir, Option<&ModelDir>),
+        (policy, reference): (&ModelConfig, Whereabouts),
         data: &Dataset,
         capacity: Capacity,
     ) -> Result<Option<Self>> {
@@ -65,29 +88,10 @@ impl SamplePlan {
         if o.kl_samples + o.sample_prompts == 0 {
             return Ok(None);
         }
-        let reference = match reference {
-            None => Whereabouts::None,
-            Some(_) if c.reference.sync_ref_model => Whereabouts::Synced,
-            Some(reference) if policy.computes_as(reference) => Whereabouts::Start,
-            Some(reference) => Whereabouts::Other(Box::new(reference.clone())),
+        let configs = match &reference {
+            Whereabouts::Other(config) => (policy, &**config),
+            _ => (policy, policy),
         };
-        if let (Whereabouts::Other(dir), 1..) = (&reference, o.kl_samples)
-            && dir.config().vocab_size < policy.config().vocab_size
-        {
-            return Err(Error::usage(format!(
-                "`kl_samples`: {} has a vocabulary of {}, the policy of {}: what the policy draws may be none of its tokens; leave it out",
-                dir.path().display(),
-                dir.config().vocab_size,
-                policy.config().vocab_size
-            )));
-        }
-        let configs = (
-            policy.config(),
-            match &reference {
-                Whereabouts::Other(dir) => dir.config(),
-                _ => policy.config(),
-            },
-        );
         let none = |key: &str, n: usize| {
             Error::usage(format!(
                 "`{key}` {n}: no prompt of {} has a token and room for a response",
@@ -113,38 +117,52 @@ impl SamplePlan {
         Ok(Some(Self { kl: kl.map(|(plan, _)| plan), shown, positions, reference }))
     }
 
-    /// Gives `plan`, of the steps, room for what is sampled, where the device has it: with weights laid out for decoding, or
-    /// without them and with few sequences at a time. `trained` are the parameters that train; `positions` what models are loaded for.
-    ///
-    /// Errors: [`Error::Device`]: what it needs, and what there is.
+    /// Gives `plan`, of the steps, room for what is sampled: [`SamplePlan::beside`]. Errors: [`Error::Device`]: what it needs, and
+    /// what there is.
     pub fn make_room<B: Backend>(
+        &mut self,
+        be: &B,
+        policy: (&ModelConfig, usize),
+        size: (usize, Capacity),
+        plan: &mut MemoryPlan,
+    ) -> Result<()> {
+        let free = be.memory()?.map(|m| m.free);
+        let with = self.beside(be, policy, size, (plan, free))?;
+        if let Some(free) = free.filter(|free| with.needed() > *free) {
+            let [needed, free] = [with.needed(), free].map(units::bytes);
+            return Err(Error::Device(format!(
+                "out of memory: the steps with what is sampled at evaluations need {needed}, {free} are free; leave `kl_samples` \
+                 and `sample_prompts` out, or lower `token_budget`"
+            )));
+        }
+        *plan = with;
+        Ok(())
+    }
+
+    /// `plan`, of the steps, with what is sampled: with weights laid out for decoding where that fits into `free` bytes (`None`: any
+    /// number), or without them and with few sequences at a time, whether that fits or not. `trained` are the parameters that
+    /// train; `positions` what models are loaded for.
+    pub fn beside<B: Backend>(
         &mut self,
         be: &B,
         (policy, trained): (&ModelConfig, usize),
         (positions, capacity): (usize, Capacity),
-        plan: &mut MemoryPlan,
-    ) -> Result<()> {
-        let free = be.memory()?.map(|m| m.free);
-        let mut needed = 0;
+        (plan, free): (&MemoryPlan, Option<usize>),
+    ) -> Result<MemoryPlan> {
+        let mut with = plan.clone();
         for (cache_bytes, packs) in CACHE_BYTES.into_iter().zip([true, false]) {
             for o in self.kl.iter_mut().map(|kl| &mut kl.options).chain(self.shown.iter_mut().map(|s| &mut s.options)) {
                 (o.cache_bytes, o.pack_weights) = (cache_bytes, packs);
             }
-            let mut with = plan.clone();
             let (table, scratch) = self.takes(be, (policy, trained), positions, capacity)?;
+            with = plan.clone();
             with.table.extend(table);
             with.scratch = with.scratch.max(scratch);
-            needed = with.needed();
-            if free.is_none_or(|free| needed <= free) {
-                *plan = with;
-                return Ok(());
+            if free.is_none_or(|free| with.needed() <= free) {
+                break;
             }
         }
-        let [needed, free] = [needed, free.unwrap_or(0)].map(units::bytes);
-        Err(Error::Device(format!(
-            "out of memory: the steps with what is sampled at evaluations need {needed}, {free} are free; leave `kl_samples` and \
-             `sample_prompts` out, or lower `token_budget`"
-        )))
+        Ok(with)
     }
 
     /// Buffers beside those of the steps, and the scratch of ops.
@@ -159,13 +177,14 @@ impl SamplePlan {
         let mut models = vec![policy];
         let mut all = Vec::new();
         match &self.reference {
-            Whereabouts::Start => {
+            // A device with memory of its own has none of it on the host.
+            Whereabouts::Start if !B::OWN_MEMORY => {
                 all.push(("weights that train, on the host".to_owned(), trained * size_of::<B::Act>()))
             }
-            Whereabouts::Other(dir) => {
-                let plan = MemoryPlan::scoring(be, dir.config(), positions, capacity)?;
+            Whereabouts::Other(config) => {
+                let plan = MemoryPlan::scoring(be, config, positions, capacity)?;
                 all.extend(plan.table.into_iter().map(|(name, bytes)| (format!("reference: {name}"), bytes)));
-                models.push(dir.config());
+                models.push(config);
             }
             _ => {}
         }

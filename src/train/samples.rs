@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::batch::{Builder, MicroBatch};
 use crate::data::text::TextTokenizer;
 use crate::error::{Error, Result};
-use crate::model::{GenerateOptions, Generated, Model, generate_while};
+use crate::model::{GenerateOptions, Generated, Model, ModelDir, generate_while};
 use crate::observe::{Event, Flow, Observe};
 use crate::units;
 use serde_json::{Map, Value, json};
@@ -27,6 +27,8 @@ pub struct Sampled {
     pub rows: Vec<Map<String, Value>>,
     /// Of the continuations: the policy's, and where there is one the reference's.
     pub habits: Vec<Habits>,
+    /// What could not be sampled, and why, in words.
+    pub warnings: Vec<String>,
 }
 
 impl Sampled {
@@ -34,8 +36,11 @@ impl Sampled {
     pub fn metrics(&self) -> Map<String, Value> {
         let mut row = Map::new();
         if let Some(kl) = &self.kl {
+            // JSON has no number for one that is not finite: it stands there as `null`.
             row.insert(KL.into(), json!(kl.mean));
-            row.insert(format!("{KL}_ci95"), json!([kl.mean - kl.half_width_95, kl.mean + kl.half_width_95]));
+            if kl.is_finite() {
+                row.insert(format!("{KL}_ci95"), json!([kl.mean - kl.half_width_95, kl.mean + kl.half_width_95]));
+            }
         }
         for (of, habits) in ["", "_reference"].into_iter().zip(&self.habits) {
             let Habits { tokens, finished, repeated, .. } = habits;
@@ -48,7 +53,8 @@ impl Sampled {
 
     /// What it came to, in words; `None`: nothing was sampled.
     pub fn line(&self) -> Option<String> {
-        let kl = self.kl.iter().map(|kl| format!("kl {:.4} +- {:.4} nats a response", kl.mean, kl.half_width_95));
+        let kl = self.kl.iter().filter(|kl| kl.is_finite());
+        let kl = kl.map(|kl| format!("kl {:.4} +- {:.4} nats a response", kl.mean, kl.half_width_95));
         let whose = ["continuations of the policy", "of the reference"];
         let habits = whose
             .into_iter()
@@ -98,6 +104,8 @@ fn repeated(tokens: &[u32]) -> f64 {
 pub struct Sampler<'a> {
     /// What.
     pub plan: SamplePlan,
+    /// The reference, where it is another model.
+    pub reference: Option<&'a ModelDir>,
     /// What turns tokens into text; there where continuations are to be read.
     pub tokenizer: Option<&'a TextTokenizer>,
     /// The reference's continuations, once they are known: they do not change, unless it follows the policy.
@@ -105,7 +113,8 @@ pub struct Sampler<'a> {
 }
 
 impl Sampler<'_> {
-    /// Samples the policy of `engine` after `step` steps. Errors: [`Error::Stopped`] where `observe` ends it.
+    /// Samples the policy of `engine` after `step` steps. A model that computes no finite numbers ends nothing: what that leaves
+    /// unknown is among the warnings. Errors: [`Error::Stopped`] where `observe` ends it.
     pub fn take<B: Backend>(
         &mut self,
         engine: &mut Engine<'_, B>,
@@ -113,27 +122,51 @@ impl Sampler<'_> {
         observe: &mut dyn Observe,
     ) -> Result<Sampled> {
         let SamplePlan { kl, shown, .. } = &self.plan;
-        let kl = kl.as_ref();
-        let drawn = kl.map(|kl| generate(engine, (&kl.prompts, &kl.options), observe)).transpose()?;
-        let of_policy = kl.zip(drawn.as_ref()).map(|(kl, drawn)| score(engine, &kl.prompts, drawn)).transpose()?;
-        let own = shown.as_ref().map(|s| generate(engine, (&s.prompts, &s.options), observe)).transpose()?;
+        let (kl, mut warnings) = (kl.as_ref(), Vec::new());
         let known = self.known.take().filter(|_| !matches!(self.plan.reference, Whereabouts::Synced));
         let wanted = shown.as_ref().filter(|_| known.is_none());
-        let (mut scored, mut theirs) = (None, known);
         let has = !matches!(self.plan.reference, Whereabouts::None);
+        let no_kl = |why: &str| format!("`{KL}` is not known: {why}");
+        let drawn = match kl {
+            Some(kl) => {
+                let drawn = generate(engine, (&kl.prompts, &kl.options), observe);
+                finite(drawn, &mut warnings, |why| no_kl(&format!("the policy, {why}")))?
+            }
+            None => None,
+        };
+        let of_policy = kl.zip(drawn.as_ref()).map(|(kl, drawn)| score(engine, &kl.prompts, drawn)).transpose()?;
+        let own = match shown {
+            Some(s) => {
+                let own = generate(engine, (&s.prompts, &s.options), observe);
+                finite(own, &mut warnings, |why| {
+                    format!("nothing is in samples.jsonl of this step: the policy, {why}")
+                })?
+            }
+            None => None,
+        };
+        let (mut scored, mut theirs) = (None, known);
         if has && (drawn.is_some() || wanted.is_some()) {
-            with_reference(engine, (&self.plan.reference, self.plan.positions), &mut |engine| {
+            with_reference(engine, (&self.plan.reference, self.reference), self.plan.positions, &mut |engine| {
                 scored = kl.zip(drawn.as_ref()).map(|(kl, drawn)| score(engine, &kl.prompts, drawn)).transpose()?;
                 if let Some(s) = wanted {
-                    theirs = Some(generate(engine, (&s.prompts, &s.options), observe)?);
+                    let all = generate(engine, (&s.prompts, &s.options), observe);
+                    theirs = finite(all, &mut warnings, |why| format!("the reference continues no prompt: {why}"))?;
                 }
                 Ok(())
             })?;
         }
-        let gaps = of_policy.iter().flatten().zip(scored.iter().flatten());
-        let gaps: Vec<f64> = gaps.map(|(own, theirs)| own - theirs).collect();
-        let estimate = kl.filter(|_| has).map(|kl| mean_with_interval(&gaps, kl.options.max_new_tokens)).transpose()?;
-        let mut sampled = Sampled { kl: estimate, ..Default::default() };
+        let estimate = kl.filter(|_| has).map(|kl| {
+            let gaps = of_policy.iter().flatten().zip(scored.iter().flatten());
+            let gaps: Vec<f64> = gaps.map(|(own, theirs)| own - theirs).collect();
+            let none = gaps.iter().filter(|gap| !gap.is_finite()).count();
+            if none > 0 {
+                let of =
+                    format!("of {} responses {none} have no finite log-prob under policy and reference", gaps.len());
+                warnings.push(no_kl(&of));
+            }
+            mean_with_interval(&gaps, kl.options.max_new_tokens)
+        });
+        let mut sampled = Sampled { kl: estimate, warnings, ..Default::default() };
         if let (Some(shown), Some(own)) = (shown, &own) {
             sampled.habits = [Some(own), theirs.as_ref()].into_iter().flatten().map(|all| Habits::of(all)).collect();
             for (i, own) in own.iter().enumerate() {
@@ -167,6 +200,17 @@ impl Sampler<'_> {
             line.insert(format!("{who}_finished"), json!(text.map(|g| g.finished)));
         }
         Ok(line)
+    }
+}
+
+/// What was sampled; `None`, and a warning of `why` in words, where the model computes no finite numbers.
+fn finite<T>(sampled: Result<T>, warnings: &mut Vec<String>, of: impl Fn(&str) -> String) -> Result<Option<T>> {
+    match sampled {
+        Err(Error::Training(why)) => {
+            warnings.push(of(&why));
+            Ok(None)
+        }
+        sampled => sampled.map(Some),
     }
 }
 
@@ -211,7 +255,8 @@ fn score<B: Backend>(engine: &mut Engine<'_, B>, prompts: &[Vec<u32>], samples: 
 /// Calls `f` with an engine whose model is the reference; `engine` is as it was afterwards.
 fn with_reference<'b, B: Backend>(
     engine: &mut Engine<'b, B>,
-    (reference, positions): (&Whereabouts, usize),
+    (reference, other): (&Whereabouts, Option<&ModelDir>),
+    positions: usize,
     f: &mut dyn FnMut(&mut Engine<'b, B>) -> Result<()>,
 ) -> Result<()> {
     match reference {
@@ -230,7 +275,8 @@ fn with_reference<'b, B: Backend>(
             put_back(be, &mut engine.state.model, &kept)?;
             done
         }
-        Whereabouts::Other(dir) => {
+        Whereabouts::Other(_) => {
+            let dir = other.expect("a run that has another reference has its folder");
             let model = Model::load(engine.be, dir, positions)?;
             f(&mut Engine::new(engine.be, model, engine.capacity(), Purpose::Score)?)
         }

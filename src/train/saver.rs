@@ -46,8 +46,8 @@ pub(super) struct Saver<'a> {
     evaluation: Option<(Clock, FileMark)>,
     /// Steps of checkpoints that stay, whatever the limit: of the best evaluations.
     pub protected: Vec<u64>,
-    /// The folder of another run that this one began in, where it did.
-    from: Option<PathBuf>,
+    /// The folders of other runs that this one began in, where it did, and up to which step.
+    from: Vec<(PathBuf, u64)>,
     /// The first save that failed, and why.
     failed: Option<(u64, String)>,
     record_failed: bool,
@@ -61,7 +61,7 @@ impl<'a> Saver<'a> {
         identity: Identity,
         (config, plans, trained_with): (String, Option<PathBuf>, &'a TrainedWith),
         record: &'a mut Record,
-        (last, from): (Option<u64>, Option<PathBuf>),
+        (last, from): (Option<u64>, Vec<(PathBuf, u64)>),
     ) -> Self {
         let (since, recorded, took) = (Instant::now(), Instant::now(), Duration::ZERO);
         let (evaluation, failed, record_failed) = (None, None, false);
@@ -102,10 +102,11 @@ impl<'a> Saver<'a> {
         self.evaluation = Some((clock, self.out.metrics_mark()));
     }
 
-    /// The checkpoint of `step`, in this run's folder or in that of the run that it began in.
+    /// The checkpoint of `step`, in this run's folder or in that of a run that it began in.
     pub fn checkpoint(&self, step: u64) -> Option<PathBuf> {
         let name = format!("checkpoint-{step}");
-        let folders = [Some(self.out.path()), self.from.as_deref()].into_iter().flatten();
+        let others = self.from.iter().filter(|(_, upto)| step <= *upto).map(|(folder, _)| folder.as_path());
+        let folders = [self.out.path()].into_iter().chain(others);
         folders.map(|folder| folder.join(&name)).find(|path| path.is_dir())
     }
 
@@ -178,6 +179,18 @@ impl<'a> Saver<'a> {
         let bytes =
             checkpoint::save(be, state, self.out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
         Ok((path, bytes))
+    }
+
+    /// From now on the checkpoint of the evaluation at `now`, the best, stays, and that of the best `before`, which may be all that
+    /// there is of it. What stayed until now does so too as long as neither is there: a save may have failed.
+    pub fn protect(&mut self, before: Option<u64>, now: Option<u64>) {
+        let mut stays: Vec<u64> = [before, now].into_iter().flatten().collect();
+        if !stays.iter().any(|step| self.checkpoint(*step).is_some()) {
+            stays.extend(self.protected.iter().filter(|step| self.checkpoint(**step).is_some()));
+        }
+        stays.sort_unstable();
+        stays.dedup();
+        self.protected = stays;
     }
 
     /// Keeps the batch of a step without finite numbers, one of the first of the run; what to say of it. Where it cannot be written,

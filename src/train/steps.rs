@@ -199,7 +199,8 @@ impl Steps<'_> {
         clock.tokens += this.totals.tokens_with_prompts;
         let InFlight { step, epoch, place, lr, totals, taken, .. } = this;
         let epochs = epoch as f64 + (place + 1) as f64 / self.stepper.plan.steps_in_epoch(epoch) as f64;
-        let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens: clock.tokens, seconds };
+        let (tokens, memory) = (clock.tokens, engine.be.peak_memory());
+        let numbers = Numbers { step, epochs, totals: &totals, norm, lr, tokens, seconds, memory };
         let row = numbers.row();
         self.trend.add(&numbers);
         self.saver.stepped(step, self.observe)?;

@@ -323,7 +323,7 @@ mod tests {
         let mut trend = Trend::default();
         for totals in steps {
             let (step, epochs, norm, lr, tokens, seconds) = (1, 0.0, 1.0, 1.0, 1, 0.5);
-            trend.add(&Numbers { step, epochs, totals: &totals, norm, lr, tokens, seconds });
+            trend.add(&Numbers { step, epochs, totals: &totals, norm, lr, tokens, seconds, memory: None });
         }
         trend
     }

@@ -17,7 +17,7 @@ fn keys(row: &Value) -> BTreeSet<&str> {
 fn timeless(cli: &Cli, run: &str) -> Vec<Value> {
     let mut rows = cli.json_lines(&format!("{run}/metrics.jsonl"));
     for row in &mut rows {
-        row.as_object_mut().unwrap().retain(|k, _| !k.contains("second"));
+        row.as_object_mut().unwrap().retain(|k, _| !k.contains("second") && !k.ends_with("_bytes"));
     }
     rows
 }
@@ -40,8 +40,16 @@ const PAIR_KEYS: &[&str] = &[
     "logps/chosen",
     "logps/rejected",
 ];
-const STEP_KEYS: &[&str] =
-    &["step", "epoch", "grad_norm", "learning_rate", "num_tokens", "step_seconds", "tokens_per_second"];
+const STEP_KEYS: &[&str] = &[
+    "step",
+    "epoch",
+    "grad_norm",
+    "learning_rate",
+    "num_tokens",
+    "step_seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+];
 
 #[test]
 fn pack_inspect_sft_reference_dpo_eval_score_generate() {
@@ -51,7 +59,16 @@ fn pack_inspect_sft_reference_dpo_eval_score_generate() {
         assert!(shown.contains(part), "{part}: {shown}");
     }
 
-    cli.ok("sft --model m --data d --out s --learning-rate 1e-3 --batch-size 4");
+    let ran = cli.ok("sft --model m --data d --out s --learning-rate 1e-3 --batch-size 4");
+    let said = ran.out.lines().next().unwrap();
+    assert!(said.contains(" % of all, for evaluations): s") && !said.contains("reference"), "sft has none: {said}");
+    for (args, has) in [("--loss-type simpo", false), ("--sync-ref-model", false), ("", true)] {
+        let out = cli
+            .ok(&format!("dpo --model m --data d --max-steps 1 --eval-strategy no {args} --out r --resume auto"))
+            .out;
+        std::fs::remove_dir_all(cli.path("r")).unwrap();
+        assert_eq!(out.lines().next().unwrap().ends_with(" s for the reference): r"), has, "{args}: {out}");
+    }
     let rows = cli.json_lines("s/metrics.jsonl");
     let steps: Vec<&Value> = rows.iter().filter(|r| r.get("grad_norm").is_some()).collect();
     let mut want: BTreeSet<&str> = STEP_KEYS.iter().copied().collect();

@@ -92,6 +92,63 @@ fn before_and_after_are_what_they_say() {
     );
 }
 
+/// Sets with names stand in a table of their own, as they are at the evaluation that the model is of.
+#[test]
+fn a_card_has_the_named_sets() {
+    let cli = Cli::with_data();
+    cli.write_rows("more.jsonl", &pairs(50)[24..]);
+    cli.ok("pack --tokenizer m --input more.jsonl --out more");
+    let best = "--load-best-model-at-end --learning-rate 0.02 --lr-scheduler-type constant --max-steps 14";
+    let ends = format!("{best} --early-stopping-patience 2");
+    let often = STEPS.replace("--max-steps 4", "").replace("--learning-rate 1e-3", "");
+    let sets = "--eval-steps 2 --eval-data it_1=more --eval-data own=d";
+    for (args, of_pairs, out) in [
+        (format!("dpo {STEPS} {sets}"), true, "last"),
+        (format!("dpo {often} {best} {sets}"), true, "best"),
+        (format!("dpo {often} {ends} {sets}"), true, "early"),
+        (format!("sft {STEPS} {sets}"), false, "sft"),
+    ] {
+        cli.ok(&format!("{args} --out {out}"));
+        let run: serde_json::Value = serde_json::from_str(&cli.text(&format!("{out}/run.json"))).unwrap();
+        let at = run["best"]["step"].as_u64().unwrap_or(4);
+        assert!(!["best", "early"].contains(&out) || at < 14, "the loss turns");
+        let rows = cli.json_lines(&format!("{out}/metrics.jsonl"));
+        let row = rows.iter().find(|r| r["step"] == at && r.get("eval_own_loss").is_some()).unwrap();
+        let card = cli.text(&format!("{out}/README.md"));
+        let titles = cells(&card, "set, after");
+        assert_eq!(titles.iter().any(|t| t.starts_with("accuracy")), of_pairs, "{card}");
+        let steps = run["steps_done"].as_u64().unwrap();
+        let said = match out {
+            "best" => format!(": 14 steps of 2; the weights are those of step {at}, the best by `eval_loss`."),
+            "early" => format!(
+                ": {steps} steps of 2; ended at step {steps} of 14: 2 evaluations in a row without a better eval\\_loss; the weights \
+                 are those of step {at}, the best by `eval_loss`."
+            ),
+            _ => ": 4 steps of 2.".to_owned(),
+        };
+        assert!(card.contains(&said) && !card.contains("num_train_epochs"), "{said}: {card}");
+        for (cell, set) in [(r"it\_1", "it_1"), ("own", "own")] {
+            let said = cells(&card, cell);
+            assert_eq!(said.len(), titles.len(), "{card}");
+            let loss = said[titles.iter().position(|t| t == "loss").unwrap()].parse::<f64>().unwrap();
+            let is = row[format!("eval_{set}_loss")].as_f64().unwrap();
+            assert!((loss - is).abs() <= 5e-4 * is.abs(), "{card} {is}");
+            if of_pairs {
+                let ends = &row[format!("eval_{set}_rewards/accuracies_ci95")];
+                let want = format!(
+                    "{:.3} [{:.3}, {:.3}]",
+                    row[format!("eval_{set}_rewards/accuracies")].as_f64().unwrap(),
+                    ends[0].as_f64().unwrap(),
+                    ends[1].as_f64().unwrap()
+                );
+                assert_eq!(said[0], want, "{card}");
+            }
+        }
+    }
+    cli.ok(&format!("dpo {STEPS} --out none"));
+    assert!(!cli.text("none/README.md").contains("set, after"));
+}
+
 /// An adapter's is for PEFT; supervised fine-tuning has no rewards.
 #[test]
 fn cards_of_adapters_and_of_sft() {

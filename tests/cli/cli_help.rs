@@ -116,6 +116,11 @@ fn completions_and_manual_pages_know_every_command() {
     for path in commands() {
         let page = cli.text(&format!("a/man1/fusedpo-{}.1", path.join("-")));
         assert!(page.starts_with(".ie") && page.contains(".SH NAME"), "{page}");
+        // Every option with what it is for, whether it stands in `-h` or not.
+        for entry in page.split("\n.TP\n").skip(1) {
+            let said = entry.lines().nth(1).unwrap_or_default();
+            assert!(!said.is_empty() && !said.starts_with('.'), "{path:?}: {entry}");
+        }
     }
     let page = cli.text("a/man1/fusedpo-dpo.1");
     assert!(page.contains("fusedpo dpo \\-\\-config") && page.contains("\\-\\-ref\\-model\\-sync\\-steps"), "{page}");

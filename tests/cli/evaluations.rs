@@ -113,7 +113,7 @@ fn sets_that_are_not_for_the_run_are_refused() {
         ("--eval-data a=d --eval-strategy no", "--eval-data: with --eval-strategy no nothing is evaluated"),
         (
             "--eval-steps 2 --load-best-model-at-end --metric-for-best-model x",
-            "--metric-for-best-model eval_x: evaluations of this run have no such number; they have eval_loss, ",
+            "--metric-for-best-model eval_x: evaluations of this run have no such number; they have eval_entropy, ",
         ),
         ("--load-best-model-at-end", "give --eval-steps"),
         ("--early-stopping-patience 0 --eval-steps 2", "--early-stopping-patience 0: must be 1 or more"),

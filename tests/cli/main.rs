@@ -19,6 +19,7 @@ mod cli_say;
 mod cli_streams;
 mod cli_tokens;
 mod evaluations;
+mod evaluations_fail;
 mod hub;
 mod hub_data;
 mod hub_fails;

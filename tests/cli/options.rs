@@ -155,7 +155,7 @@ fn run(cli: &Cli, args: &str, out: &str) -> Run {
 fn without_times(rows: &[Value]) -> Vec<Value> {
     let mut rows = rows.to_vec();
     for row in rows.iter_mut().filter_map(Value::as_object_mut) {
-        row.retain(|key, _| !key.contains("second"));
+        row.retain(|key, _| !key.contains("second") && !key.ends_with("_bytes"));
     }
     rows
 }

@@ -135,6 +135,74 @@ fn a_page_of_runs() {
     assert!(cli.text("page.html").contains("<dl class=\"tiles\">"));
 }
 
+/// The best evaluation, what ended the run early, sets by name, memory: all that a run says of its evaluations.
+#[test]
+fn what_followed_from_evaluations_is_shown() {
+    let cli = Cli::with_data();
+    let often = "dpo --model m --data d --device cpu --dtype f32 --learning-rate 0.02 --lr-scheduler-type constant --batch-size 3 \
+                 --token-budget 64 --eval-steps 2 --max-steps 40 --eval-data it=d";
+    cli.ok(&format!("{often} --load-best-model-at-end --early-stopping-patience 3 --out a"));
+    let run: Value = serde_json::from_str(&cli.text("a/run.json")).unwrap();
+    let (best, done) = (run["best"]["step"].as_u64().unwrap(), run["steps_done"].as_u64().unwrap());
+    assert!(0 < best && best < done && done < 40, "{run}");
+    cli.ok("report a --out page.html");
+    let page = cli.text("page.html");
+    assert_eq!(unbalanced(&page), [""; 0]);
+    let overview = page.split("<section id=\"overview\"").nth(1).unwrap().split("</section>").next().unwrap();
+    let value = fusedpo::chart::short(run["best"]["value"].as_f64().unwrap());
+    let said = format!("step {best} <small>eval_loss {value}; the model is that of it</small>");
+    assert!(overview.contains(&said), "{said}: {overview}");
+    let early = format!("it ended at step {done} of 40: 3 evaluations in a row without a better eval_loss");
+    assert!(overview.contains(&early) && overview.contains(">Memory, at most<"), "{early}: {overview}");
+    let held_out = page.split("<section id=\"held-out\"").nth(1).unwrap().split("</section>").next().unwrap();
+    for set in ["The held-out split", "Set it"] {
+        let table = held_out.split(&format!("<h3>{set}</h3>")).nth(1).unwrap_or_else(|| panic!("{set}: {held_out}"));
+        let head = format!("step 0</th><th scope=\"col\">step {best}, the best</th><th scope=\"col\">step {done}</th>");
+        assert!(table.contains(&head) && table.contains("colspan=\"3\""), "{set}: {table}");
+        let row = table.split("<th scope=\"row\">Loss</th>").nth(1).unwrap().split("</tr>").next().unwrap();
+        assert_eq!(row.matches("<td").count(), 3, "{row}");
+        assert!(row.contains(&format!("<td>{value} ")), "{row}: {value}");
+    }
+    let hash = run["sha256"]["eval_sets"]["it"].as_str().unwrap();
+    let row = page.split(">set it<").nth(1).unwrap().split("</tr>").next().unwrap();
+    assert!(row.contains(hash), "{row}");
+    // Memory has its picture.
+    let charts = numbers(&page);
+    let charts = charts["charts"].as_array().unwrap();
+    let memory = charts.iter().find(|c| c["title"] == "Memory, bytes").unwrap();
+    let most = memory["lines"][0]["mean"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).fold(0.0, f64::max);
+    assert!((1e6..1e10).contains(&most), "{memory}");
+    // Not the one that the model is of, where that was not asked for; best and last are one column where they are one.
+    cli.ok(&format!("{} --early-stopping-patience 9 --out b", often.replace("--max-steps 40", "--max-steps 2")));
+    cli.ok("report b --out b.html");
+    let page = cli.text("b.html");
+    assert!(page.contains("step 2 <small>eval_loss ") && page.contains("; the model is that of the last step</small>"));
+    assert!(page.contains("step 0</th><th scope=\"col\">step 2, the best</th></tr>"), "{page}");
+}
+
+/// A line that is too long to be one counts as one, wherever its pieces end.
+#[test]
+fn lines_that_are_too_long_are_one_each() {
+    let cli = Cli::new();
+    let row = |step: usize| format!("{{\"step\": {step}, \"loss\": 0.5}}");
+    const MIB: usize = 1 << 20;
+    for long in [MIB - 1, MIB, MIB + 1, 2 * MIB - 1, 2 * MIB, 3 * MIB + 7] {
+        // What its last piece holds would be a row by itself.
+        let long = format!("{}{}", " ".repeat(long - row(3).len()), row(3));
+        folder(&cli, "a", &format!("{}\n{long}\n{}\nbad\n{}\n", row(1), row(4), row(5)));
+        let ran = cli.ok("report a --out page.html --overwrite");
+        let (bad, first) = if long.len() < MIB { (1, 4) } else { (2, 2) };
+        let said = format!("{bad} lines cannot be read, the first is line {first}; they are left out");
+        assert!(ran.err.contains(&said), "{}: {said}: {ran:?}", long.len());
+        let loss = numbers(&cli.text("page.html"))["charts"][0]["lines"][0]["from"].clone();
+        assert_eq!(loss, if long.len() < MIB { json!([1, 3, 4, 5]) } else { json!([1, 4, 5]) }, "{}", long.len());
+    }
+    // The last of a file, without its end.
+    folder(&cli, "a", &format!("{}\n{}", row(1), "x".repeat(2 * MIB + 3)));
+    let ran = cli.ok("report a --out page.html --overwrite");
+    assert!(ran.err.contains("1 lines cannot be read, the first is line 2;"), "{ran:?}");
+}
+
 /// What strangers wrote is text, wherever it stands.
 #[test]
 fn what_strangers_wrote_is_text() {

@@ -8,6 +8,7 @@ mod host;
 mod model_common;
 
 mod adapters;
+mod best;
 mod closed_form;
 mod engine;
 mod every_loss;

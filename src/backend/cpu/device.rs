@@ -170,6 +170,9 @@ impl<S: Real> Device for Cpu<S> {
         let free = self.free.or_else(system::available);
         Ok(free.map(|free| DeviceMemory { used: system::resident().unwrap_or(0), free }))
     }
+    fn peak_memory(&self) -> Option<usize> {
+        system::peak()
+    }
     /// One operand of a product, the smaller one, is packed for all threads; the other, and everything else, by task: a block
     /// of packed columns that stays in L2, or the tiles of attention.
     fn scratch(&self, rows: usize, dim: usize) -> usize {

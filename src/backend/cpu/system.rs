@@ -39,6 +39,11 @@ pub(crate) fn resident() -> Option<usize> {
     kib(&read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
+/// Most bytes of memory that this process has occupied so far.
+pub(crate) fn peak() -> Option<usize> {
+    kib(&read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// The number of KiB after `name` in a listing of the kernel's, in bytes.
 fn kib(text: &str, name: &str) -> Option<usize> {
     let line = text.lines().find_map(|l| l.strip_prefix(name))?;
@@ -150,5 +155,9 @@ mod tests {
     fn this_machine_has_memory() {
         let (available, resident) = (available().unwrap(), resident().unwrap());
         assert!(available > 1 << 20 && resident > 1 << 20, "{available} {resident}");
+        let peak = peak().unwrap();
+        // What has been taken once counts from then on, whether it is still there or not.
+        let much = vec![1u8; 64 << 20];
+        assert!(peak >= resident && super::peak().unwrap() >= much.iter().map(|x| usize::from(*x)).sum::<usize>());
     }
 }

@@ -66,6 +66,9 @@ impl<D: Driver, A: GpuFloat> Device for Gpu<D, A> {
         let (free, all) = self.driver.memory()?;
         Ok(Some(DeviceMemory { used: all.saturating_sub(free), free }))
     }
+    fn peak_memory(&self) -> Option<usize> {
+        Some(self.heap.peak())
+    }
     fn marked<T>(&self, mark: Mark, work: impl FnOnce() -> T) -> T {
         self.driver.push(mark);
         let done = work();

@@ -6,27 +6,39 @@ use crate::backend::ops::element::Storage;
 use crate::error::{Error, Result};
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Where buffers in an arena start, in bytes: what [`Driver::alloc`] promises for one by itself.
 const ALIGN: usize = 256;
 
+/// Bytes of all pieces: now, and most so far.
+#[derive(Debug, Default)]
+struct Taken {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
 /// One piece of device memory; freed when dropped.
 struct Piece<D: Driver> {
     driver: Arc<D>,
+    taken: Arc<Taken>,
     at: u64,
     bytes: usize,
 }
 
 impl<D: Driver> Piece<D> {
-    fn new(driver: &Arc<D>, bytes: usize) -> Result<Self> {
-        Ok(Piece { driver: driver.clone(), at: driver.alloc(bytes)?, bytes })
+    fn new(driver: &Arc<D>, taken: &Arc<Taken>, bytes: usize) -> Result<Self> {
+        let at = driver.alloc(bytes)?;
+        let now = taken.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        taken.most.fetch_max(now, Ordering::Relaxed);
+        Ok(Piece { driver: driver.clone(), taken: taken.clone(), at, bytes })
     }
 }
 
 impl<D: Driver> Drop for Piece<D> {
     fn drop(&mut self) {
+        self.taken.now.fetch_sub(self.bytes, Ordering::Relaxed);
         // SAFETY: `at` came from this driver's `alloc`, and whoever has a view of the piece holds the piece.
         unsafe { self.driver.free(self.at) };
     }
@@ -80,6 +92,7 @@ pub(super) struct Heap<D: Driver> {
     driver: Arc<D>,
     table: Mutex<Vec<(String, usize)>>,
     arena: Mutex<Option<Open<D>>>,
+    taken: Arc<Taken>,
     /// Buffers given back so far: recorded addresses are good while it stands still.
     pub freed: Arc<AtomicU64>,
     /// Buffers are counted, not made.
@@ -92,6 +105,7 @@ impl<D: Driver> Heap<D> {
             driver: driver.clone(),
             table: Mutex::default(),
             arena: Mutex::default(),
+            taken: Arc::default(),
             freed: Arc::default(),
             counting,
         }
@@ -99,6 +113,11 @@ impl<D: Driver> Heap<D> {
 
     pub fn table(&self) -> Vec<(String, usize)> {
         lock(&self.table).clone()
+    }
+
+    /// Most bytes that were taken from the device at a time.
+    pub fn peak(&self) -> usize {
+        self.taken.most.load(Ordering::Relaxed)
     }
 
     /// `len` zeros, from the arena where it has room.
@@ -128,7 +147,7 @@ impl<D: Driver> Heap<D> {
             }
             return Ok((piece, at));
         }
-        let piece = Arc::new(Piece::new(&self.driver, bytes)?);
+        let piece = Arc::new(Piece::new(&self.driver, &self.taken, bytes)?);
         let at = piece.at;
         Ok((piece, at))
     }
@@ -139,7 +158,7 @@ impl<D: Driver> Heap<D> {
         *arena = None;
         let bytes = arena_bytes(table);
         if bytes > 0 && !self.counting {
-            *arena = Some(Open { piece: Arc::new(Piece::new(&self.driver, bytes)?), used: 0 });
+            *arena = Some(Open { piece: Arc::new(Piece::new(&self.driver, &self.taken, bytes)?), used: 0 });
         }
         Ok(())
     }

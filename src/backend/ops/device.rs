@@ -141,6 +141,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn counting(&self) -> Self;
     /// Memory of the device, where the system tells.
     fn memory(&self) -> Result<Option<DeviceMemory>>;
+    /// Most bytes that were taken so far, where that is known: on the CPU resident memory of this process, on a GPU buffers of this
+    /// backend.
+    fn peak_memory(&self) -> Option<usize> {
+        None
+    }
     /// Most bytes beyond the memory table that ops keep for themselves, for batches of `rows` slots and a hidden size of
     /// `dim`.
     fn scratch(&self, rows: usize, dim: usize) -> usize;

@@ -168,6 +168,7 @@ impl<B: Backend> Device for Watched<B> {
         zeros[T: Storage](name: &str, len: usize) -> Result<B::Buf<T>>;
         memory_table() -> Vec<(String, usize)>;
         memory() -> Result<Option<DeviceMemory>>;
+        peak_memory() -> Option<usize>;
         scratch(rows: usize, dim: usize) -> usize;
         attention_partial(slots: usize, shape: &AttnShape) -> usize;
         reserve(table: &[(String, usize)]) -> Result<()>;

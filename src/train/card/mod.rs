@@ -3,6 +3,8 @@
 //! It has no times and no paths, so that the same run has the same card. It says by a hash of its own text that nobody has
 //! changed it since; one that somebody did change is theirs, and stays.
 
+mod sets;
+
 use super::metrics::{Totals, wilson_95};
 use super::options::{Stage, TrainOptions};
 use super::record::Record;
@@ -35,7 +37,7 @@ pub(super) struct Card<'a> {
     pub summary: &'a Summary,
     /// The training split, and the held-out one.
     pub splits: &'a [Dataset],
-    /// Steps taken.
+    /// The step whose weights the run left.
     pub steps: u64,
     /// Parameters that trained, and all.
     pub parameters: (usize, usize),
@@ -54,7 +56,8 @@ impl Card<'_> {
             if let Some(svg) = &picture {
                 out.write_text(PICTURE, &marked(svg, "\n"))?;
             }
-            out.write_text(CARD, &marked(&self.text(picture.is_some()), "---\n\n"))
+            let sets = self.sets(out)?;
+            out.write_text(CARD, &marked(&self.text(&sets, picture.is_some()), "---\n\n"))
         });
         match written {
             Ok(()) => Ok(()),
@@ -85,12 +88,13 @@ impl Card<'_> {
         Ok(curves)
     }
 
-    fn text(&self, picture: bool) -> String {
+    fn text(&self, sets: &str, picture: bool) -> String {
         let mut text = String::new();
         let name = self.options.files.out.file_name().map_or("model".into(), |n| n.to_string_lossy());
         // Writing to text does not fail.
         let _ = writeln!(text, "\n# {}\n\n{}\n", plain(&name), self.what());
         text += &self.results();
+        text += sets;
         if picture {
             let _ = writeln!(text, "![Loss and more over the steps; dots: held out]({PICTURE})\n");
         }
@@ -154,11 +158,18 @@ impl Card<'_> {
         };
         let mut trained = trained.chars();
         let first = trained.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
-        let stopped = match self.steps < self.summary.steps_asked {
-            true => format!("; stopped at step {} of {}", self.steps, self.summary.steps_asked),
-            false => String::new(),
+        // Of the model itself it may be fewer.
+        let (taken, asked) = (self.summary.steps, self.summary.steps_asked);
+        let stopped = match &self.record.stopped_early {
+            _ if taken >= asked => String::new(),
+            Some(why) => format!("; ended at step {taken} of {asked}: {}", plain(why)),
+            None => format!("; stopped at step {taken} of {asked}"),
         };
-        format!("{first}{}, after {on} on {many}{stopped}.", trained.as_str())
+        let steps = format!("{taken} steps of {}", self.options.data.batch_size);
+        let of_best = self.summary.best.as_ref().map_or_else(String::new, |(step, metric, _)| {
+            format!("; the weights are those of step {step}, the best by `{metric}`")
+        });
+        format!("{first}{}, after {on} on {many}: {steps}{stopped}{of_best}.", trained.as_str())
     }
 
     /// Before and after, on what was held out.
@@ -279,7 +290,9 @@ pub(super) fn options(o: &TrainOptions) -> String {
     ];
     let mut text = "| option | value |\n| --- | --- |\n".to_owned();
     for (key, value) in groups.into_iter().flatten() {
-        if value.is_null() || PATHS.contains(&key.as_str()) {
+        // Steps that are given leave no say to epochs.
+        let unused = key == "num_train_epochs" && o.data.max_steps.is_some();
+        if value.is_null() || unused || PATHS.contains(&key.as_str()) {
             continue;
         }
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -272,7 +272,6 @@ const PLAN: &[&str] = &[
     "batch_size",
     "lora_r",
     "quantize",
-    "gradient_checkpointing",
     "device",
     "dtype",
     "token_budget",

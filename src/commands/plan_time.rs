@@ -22,7 +22,7 @@ pub fn holds(plan: &Forecast, at: &Budget) -> String {
 }
 
 /// Lines for people.
-pub fn lines(plan: &Forecast, device_is_named: bool) -> Vec<String> {
+pub fn lines(plan: &Forecast, of_this_machine: bool) -> Vec<String> {
     let mut lines = Vec::new();
     match &plan.time {
         Some(time) => {
@@ -30,7 +30,10 @@ pub fn lines(plan: &Forecast, device_is_named: bool) -> Vec<String> {
             lines.push(steps(plan, time));
             lines.extend(total(time));
         }
-        None if device_is_named => lines.push("time: not known, as there is no memory to measure it in".into()),
+        None if of_this_machine => lines.push(
+            "time: not known, as there is no memory to measure it in, or nothing is known of this GPU's rates (--gpu NAME takes those of another)"
+                .into(),
+        ),
         None => lines.push("time: not known; --gpu NAME says of which GPU it is asked for".into()),
     }
     lines.extend(recommended(plan));

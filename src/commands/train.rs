@@ -370,7 +370,11 @@ fn again(stage: Stage, out: &Path) -> String {
 /// A word as a shell reads it.
 fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 /// The command that begins the run that was planned, with `slots` token slots.
@@ -378,7 +382,11 @@ pub fn command_of_plan(stage: Stage, flags: &TrainFlags, dpo: &DpoFlags, slots: 
     let mut all = typed(flags)?;
     all.extend(typed(dpo)?);
     all.remove("fit");
-    all.entry("out").or_insert_with(|| "RUN".into());
+    // A file of options may name them.
+    if flags.config.is_none() {
+        all.entry("data").or_insert_with(|| "DATA".into());
+        all.entry("out").or_insert_with(|| "RUN".into());
+    }
     all.insert("token_budget".into(), toml::Value::Integer(slots as i64));
     let mut line = format!("fusedpo {stage}");
     if let Some(config) = &flags.config {

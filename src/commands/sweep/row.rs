@@ -207,6 +207,8 @@ fn generate(all: &Common, plan: &Plan, slot: &Slot, out: &Path) -> Result<(), En
             words.extend(self::words(["--top-p", &m.top_p.to_string()]));
         }
     }
+    // Nothing is known of the file until it is whole: one that is killed between the two must not take it for that of other prompts.
+    Marks::default().write(out)?;
     own(&plan.point.name, &words, slot, "generate")?;
     marks.write(out)?;
     Ok(())

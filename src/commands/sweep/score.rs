@@ -51,7 +51,11 @@ pub(super) fn of(spec: &Spec, inputs: &Inputs, out: &Path) -> Result<Scores, Opt
         return Err(Some("the scorer's numbers are too large for a mean".into()));
     }
     let text = serde_json::to_string(&scores).map_err(|e| Some(e.to_string()))? + "\n";
-    files::write(&path, text.as_bytes()).and_then(|()| marks.write(out)).map_err(|e| Some(e.to_string()))?;
+    // One that is killed between the two must not take the scores for those of another scorer.
+    let unscored = Marks { prompts: Some(inputs.prompts()), scorer: None };
+    let written =
+        unscored.write(out).and_then(|()| files::write(&path, text.as_bytes())).and_then(|()| marks.write(out));
+    written.map_err(|e| Some(e.to_string()))?;
     Ok(scores)
 }
 

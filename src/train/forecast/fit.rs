@@ -24,7 +24,9 @@ pub(super) fn recommended<B: Backend>(run: &Run<'_, B>, free: Option<usize>, by:
     let least = run.budgets.least();
     let mut paces: Vec<(usize, f64)> = Vec::new();
     for slots in std::iter::once(least).chain(rungs().filter(|rung| *rung > least)) {
-        if free.is_some_and(|free| !matches!(fits(run, slots, free), Ok(true))) {
+        if let Some(free) = free
+            && !fits(run, slots, free)?
+        {
             break;
         }
         let cut = Cut::at(run.c, run.opened, slots)?;
@@ -64,10 +66,11 @@ pub fn fitted<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -
     let free = be.memory()?.map(|memory| memory.free);
     let Some(slots) = recommended(&run, free, &be.ceilings())? else {
         let (least, free) = (run.budgets.least(), units::bytes(free.unwrap_or(0)));
+        let needed = run.needed(least)?.max(run.scoring(least)?.unwrap_or(0));
         return Err(Error::Device(format!(
             "out of memory: `fit` finds no token budget: the least that these data allow, {least}, needs {}, {free} are free; \
              `fusedpo plan` says which options would fit",
-            units::bytes(run.needed(least)?)
+            units::bytes(needed)
         )));
     };
     observe.tell(&Event::Note(&format!("token budget {slots}, as `options.fit` asks for the recommended one")))?;

@@ -1,7 +1,7 @@
 //! A run that is not begun: its data, its model's shape, and what of memory it asks by token budget.
 
 use crate::backend::Backend;
-use crate::data::plan::Planner;
+use crate::data::plan::{PlanOptions, Planner};
 use crate::data::shard::Dataset;
 use crate::error::Result;
 use crate::model::{AdapterShape, ModelConfig, ModelDir};
@@ -178,10 +178,13 @@ impl<'a, B: Backend> Run<'a, B> {
     pub fn scoring(&self, slots: usize) -> Result<Option<usize>> {
         let Some(config) = &self.opened.reference else { return Ok(None) };
         let all = self.opened.scored();
-        let planners = all.iter().map(|data| Planner::new(data, &score_options(slots)));
+        // Rows that the run scores may be fewer: a split that is not evaluated has none, however long its rows are.
+        let planners =
+            all.iter().map(|data| Planner::new(data, &PlanOptions { token_budget: None, ..score_options(slots) }));
         let planners: Vec<Planner<'_>> = planners.collect::<Result<_>>()?;
         let positions = all.iter().map(|data| data.longest_row()).max().unwrap_or(0);
-        let capacity = Budgets::of(&planners).capacity();
+        let budgets = Budgets::of(&planners);
+        let capacity = budgets.capacity_at(slots.max(budgets.least()));
         MemoryPlan::scoring(self.be, config, positions, capacity).map(|plan| Some(plan.needed()))
     }
 }

@@ -12,7 +12,8 @@
 //!    backend, such as [`backend::cpu::Cpu`]; [`device::dispatch`] finds the backend for a choice.
 //! 3. A run: [`train::run::train`] with [`TrainOptions`](train::options::TrainOptions). It fills a new folder with `run.json`,
 //!    `config.toml`, `metrics.jsonl`, checkpoints and the trained model, or goes on with one
-//!    ([`ResumeOptions`](train::options::ResumeOptions)). [`train::reference::ensure`] is its reference pass alone.
+//!    ([`ResumeOptions`](train::options::ResumeOptions)); [`train::run::train_as`] is the same by several processes.
+//!    [`train::reference::ensure`] is its reference pass alone.
 //! 4. What came out: [`train::eval::evaluate`], [`train::kl::estimate`], [`model::generate()`], and [`model::export()`]. A
 //!    directory with an adapter is [`ModelDir::with_adapter`](model::ModelDir::with_adapter), from then on a model like any
 //!    other; [`model::merge::merged`] makes it one without.
@@ -80,6 +81,8 @@
 //! - [`chart`]: curves as pictures. Knows numbers over steps and colours, no run.
 //! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
 //!   what of a stranger's folder may be opened at all.
+//! - [`comm`]: the ranks of a job that a launcher started, and how bytes go from one to the other; sums in a fixed order. Knows
+//!   bytes and numbers, no device.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs; a loss at given numbers
 //!   ([`loss::explain()`]). Knows no device and no plan.
 //! - [`quant`]: weights in four bits, on the host, as bitsandbytes has them.
@@ -96,7 +99,7 @@
 //! - [`model`]: a directory opened once, configuration, parameter table, weights in four bits ([`model::nf4`]), adapters
 //!   ([`model::peft`] are their files, [`model::low_rank`] what they compute), loading and export, forward and backward written
 //!   out, generation.
-//! - [`train`]: options ([`train::options`]), memory plan, reference pass, what a run learns and where it stands
+//! - [`train`]: options ([`train::options`]), memory plan, who takes a run's steps together ([`train::team`]), reference pass, what a run learns and where it stands
 //!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation and what is sampled at it
 //!   ([`train::samples`]), what follows from it ([`train::best`]), metrics, the ledger of pairs ([`train::ledger`]), checkpoints
 //!   ([`train::checkpoint`]), records ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory and
@@ -127,7 +130,9 @@
 //! - An output row depends on its own inputs alone, not on what is packed beside it. So the reference's log-probs, computed
 //!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
 //!   proves it or does not start.
-//! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads.
+//! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads. Ranks of a job add up
+//!   lanes along one tree ([`comm::tree`]), and numbers of micro-batches in the order of the plan: whatever the number of processes. All
+//!   know the same of a step, and decide alike; rank 0 alone has the run's folder.
 //! - A run that goes on from a checkpoint comes to the bytes of one that nobody disturbed, in weights and metrics: what decides a
 //!   bit is in the [`State`](train::state::State) with its [`Clock`](train::clock::Clock), or in the
 //!   [`Identity`](train::checkpoint::Identity) that the checkpoint refuses to be without. Observers hold nothing of the kind.
@@ -140,7 +145,7 @@
 //!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 
-#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map, commands::bus
+#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map, comm::mpi::{abi, calls}, commands::bus
 
 pub mod analyze;
 pub mod backend;
@@ -148,6 +153,7 @@ pub mod batch;
 pub mod chart;
 pub mod choice;
 pub mod cli;
+pub mod comm;
 pub mod commands;
 pub mod data;
 pub mod demo;

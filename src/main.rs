@@ -4,10 +4,12 @@
 
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
+use fusedpo::comm::{Comm, World};
 use fusedpo::commands::out::STDOUT;
 use fusedpo::commands::terminal::Terminal;
-use fusedpo::commands::{bus, child, guarded, signal, threads};
+use fusedpo::commands::{bus, child, guarded, ranks, signal, threads};
 use fusedpo::say::{self, Level};
+use fusedpo::train::joined::Job;
 use fusedpo::{Error, commands, guard};
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,10 +26,36 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         // Help and version, and help in place of a missing command.
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
+        // All typed the same, and one says so.
+        Err(_) if ranks::place().is_ok_and(|place| !ranks::world(place.as_ref()).is_first()) => {
+            return ExitCode::from(2);
+        }
         Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
     };
     say::set_level(cli.level());
-    if let Err(e) = threads::start(cli.threads) {
+    let place = match ranks::place() {
+        Ok(place) => place,
+        Err(e) => return fail(&format!("{e}"), e.exit_code()),
+    };
+    ranks::hush(place.as_ref());
+    let world = ranks::world(place.as_ref());
+    let shared = matches!(cli.command, Command::Sft(_) | Command::Dpo { .. });
+    // `doctor` says what there is, whoever asks.
+    let refused = match shared || matches!(cli.command, Command::Doctor(_)) {
+        true => Ok(()),
+        false => ranks::refuse_several(place.as_ref()),
+    };
+    match refused {
+        Err(_) if !world.is_first() => return ExitCode::from(2),
+        Err(e) => return fail(&e.to_string(), e.exit_code()),
+        Ok(()) => {}
+    }
+    let comm = match ranks::join(place.as_ref().filter(|_| shared)) {
+        Ok(comm) => comm,
+        Err(e) => return end(None, &e, world, e.exit_code()),
+    };
+    let job = Job { comm: &*comm, launched: place.is_some() };
+    if let Err(e) = threads::start(cli.threads, place.as_ref()) {
         return fail(&Cli::flags().error(&e), e.exit_code());
     }
     let mut terminal = Terminal::new(Cli::flags());
@@ -36,9 +64,9 @@ fn main() -> ExitCode {
         Command::Demo(args) => commands::demo::run(&args, to),
         Command::Pack(args) => commands::pack::run_pack(&args, to),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
-        Command::Sft(args) => commands::train::sft(&args, to),
+        Command::Sft(args) => commands::train::sft(&args, job, to),
         Command::Reference(args) => commands::reference::run(&args, to),
-        Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, to),
+        Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, job, to),
         Command::Plan(args) => commands::plan::run(&args, to),
         Command::Replay(args) => commands::replay::run(&args, to),
         Command::Report(args) => {
@@ -55,12 +83,13 @@ fn main() -> ExitCode {
         Command::Loss(command) => commands::loss::run(&command),
         Command::Completions(args) => commands::shell::completions(&args, Cli::program()),
         Command::Man(args) => commands::shell::man(&args, Cli::program()),
-        Command::Doctor(args) => commands::doctor::run(&args, to.flags()),
+        Command::Doctor(args) => commands::doctor::run(&args, to.flags(), place.as_ref()),
         Command::Merge(args) => commands::merge::run(&args, to),
         Command::Quantize(args) => commands::quantize::run(&args, to),
     };
     // With it go its bars.
     drop(terminal);
+    let result = result.and_then(|()| comm.end());
     match result {
         // It came when nothing could be left undone any more; but what is to come after this command is not to begin.
         Ok(()) if signal::stop_requested() => {
@@ -73,9 +102,20 @@ fn main() -> ExitCode {
         {
             ExitCode::SUCCESS
         }
-        Err(e @ Error::Stopped(_)) => fail(&Cli::flags().error(&e), signal::exit_code().unwrap_or(e.exit_code())),
-        Err(e) => fail(&Cli::flags().error(&e), e.exit_code()),
+        Err(e @ Error::Stopped(_)) => end(Some(&*comm), &e, world, signal::exit_code().unwrap_or(e.exit_code())),
+        Err(e) => end(Some(&*comm), &e, world, e.exit_code()),
     }
+}
+
+/// An error's last words, and the end of the other processes that `comm` joined.
+fn end(comm: Option<&dyn Comm>, e: &Error, world: World, code: u8) -> ExitCode {
+    if let Some(why) = ranks::last_words(world, &Cli::flags().error(e), e) {
+        fail(&why, code);
+    }
+    if let Some(comm) = comm {
+        ranks::abort(comm, code);
+    }
+    ExitCode::from(code)
 }
 
 /// Says why, on one line whatever a library's own message looks like.

@@ -144,6 +144,7 @@ pub struct MicroBatch {
     pub(super) rows_by_token: Vec<u32>,
     pub(super) predictions_by_row: Vec<u32>,
     pub(super) draws: Option<u64>,
+    pub(super) lane: usize,
 }
 
 impl MicroBatch {
@@ -164,6 +165,7 @@ impl MicroBatch {
             rows_by_token: Vec::with_capacity(slots),
             predictions_by_row: Vec::with_capacity(predictions),
             draws: None,
+            lane: 0,
         }
     }
 
@@ -284,6 +286,16 @@ impl MicroBatch {
         self.draws = Some(key);
     }
 
+    /// Which of its step's sums its gradient goes into.
+    pub fn lane(&self) -> usize {
+        self.lane
+    }
+
+    /// Of lane `lane`.
+    pub fn in_lane(self, lane: usize) -> Self {
+        Self { lane, ..self }
+    }
+
     /// Tokens that the shorter response of `pair` has: those that LD-DPO takes of both.
     pub fn shared_len(&self, pair: &PairSlot) -> usize {
         let len = |r: u32| self.responses[r as usize].predictions.len();
@@ -334,8 +346,9 @@ impl Clone for MicroBatch {
             rows_by_token,
             predictions_by_row,
             draws,
+            lane,
         } = from;
-        (self.slots, self.used, self.draws) = (*slots, *used, *draws);
+        (self.slots, self.used, self.draws, self.lane) = (*slots, *used, *draws, *lane);
         self.tokens.clone_from(tokens);
         self.positions.clone_from(positions);
         self.segments.clone_from(segments);

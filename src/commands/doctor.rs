@@ -5,6 +5,9 @@ use crate::backend::Device;
 use crate::backend::cpu::{Cpu, GemmPrecision};
 use crate::backend::gpu::cuda::{self, CudaDriver};
 use crate::backend::gpu::driver::Driver;
+use crate::choice::Choice;
+use crate::comm::launch::Place;
+use crate::comm::mpi;
 use crate::error::Result;
 use crate::say;
 use crate::units;
@@ -25,6 +28,10 @@ struct Found {
     bf16: std::result::Result<[String; 2], String>,
     memory: Option<usize>,
     gpu: std::result::Result<Gpu, NoGpu>,
+    /// Where a launcher says that this process stands.
+    place: Option<Place>,
+    /// The MPI library by which processes would find each other.
+    mpi: std::result::Result<String, String>,
 }
 
 struct Gpu {
@@ -41,8 +48,8 @@ struct NoGpu {
 }
 
 /// Runs the command.
-pub fn run(args: &DoctorArgs, flags: &Flags) -> Result<()> {
-    let found = look(flags)?;
+pub fn run(args: &DoctorArgs, flags: &Flags, place: Option<&Place>) -> Result<()> {
+    let found = look(flags, place)?;
     match args.json {
         true => say::json(&as_json(&found)),
         false => print(&found),
@@ -50,7 +57,7 @@ pub fn run(args: &DoctorArgs, flags: &Flags) -> Result<()> {
     Ok(())
 }
 
-fn look(flags: &Flags) -> Result<Found> {
+fn look(flags: &Flags, place: Option<&Place>) -> Result<Found> {
     let cpu = Cpu::<f32>::with(GemmPrecision::Native)?;
     let bf16 = match Cpu::<f32>::with(GemmPrecision::Bf16) {
         Ok(be) => Ok([be.fingerprint(), be.bf16_path().unwrap_or("none").to_owned()]),
@@ -69,7 +76,8 @@ fn look(flags: &Flags) -> Result<Found> {
     // What a memory plan has to do with.
     let memory = cpu.memory()?.map(|memory| memory.free);
     let cpu = [cpu.description(), cpu.fingerprint(), cpu.f32_path().to_owned()];
-    Ok(Found { cpu, bf16, memory, gpu })
+    let mpi = mpi::find(place.map(|place| place.launcher), &|name| std::env::var(name).ok()).map(|found| found.line());
+    Ok(Found { cpu, bf16, memory, gpu, place: place.copied(), mpi })
 }
 
 fn print(found: &Found) {
@@ -96,6 +104,14 @@ fn print(found: &Found) {
         Err(NoGpu { there: false, why }) => say!("gpu     none that can be used: {why}"),
         Err(NoGpu { there: true, why }) => say!("gpu     found, but: {why}"),
     }
+    match &found.place {
+        Some(place) => say!("ranks   {}", place.line()),
+        None => say!("ranks   one process: no launcher in the environment"),
+    }
+    match &found.mpi {
+        Ok(line) => say!("        mpi: {line}"),
+        Err(why) => say!("        mpi: none that can be used: {why}"),
+    }
 }
 
 fn as_json(found: &Found) -> Value {
@@ -110,6 +126,17 @@ fn as_json(found: &Found) -> Value {
         }),
         Err(NoGpu { there, why }) => json!({ "usable": false, "found": there, "reason": why }),
     };
+    let mpi = match &found.mpi {
+        Ok(line) => json!({ "usable": true, "description": line }),
+        Err(why) => json!({ "usable": false, "reason": why }),
+    };
+    let ranks = match &found.place {
+        Some(place) => json!({
+            "launcher": place.launcher.name(), "rank": place.rank, "size": place.size,
+            "local_rank": place.local_rank, "local_size": place.local_size, "mpi": mpi,
+        }),
+        None => json!({ "launcher": null, "mpi": mpi }),
+    };
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "cpu": {
@@ -118,5 +145,6 @@ fn as_json(found: &Found) -> Value {
         },
         "memory_available_bytes": found.memory,
         "gpu": gpu,
+        "ranks": ranks,
     })
 }

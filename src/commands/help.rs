@@ -34,6 +34,7 @@ const HEADINGS: &[(&str, &[&str])] = &[
             "max_steps",
             "num_train_epochs",
             "seed",
+            "lanes",
         ],
     ),
     (

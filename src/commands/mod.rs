@@ -27,6 +27,7 @@ pub mod plan_time;
 pub mod progress;
 pub mod quantize;
 pub mod quantize_flags;
+pub mod ranks;
 pub mod reference;
 pub mod replay;
 pub mod report;

@@ -19,6 +19,7 @@ use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::choices::{DeviceChoice, DtypeChoice, GradientChoice, GraphsChoice, LogitsChoice};
 use crate::train::eval;
+use crate::train::joined::Job;
 use crate::train::ledger::LedgerChoice;
 use crate::train::optim::OptimizerChoice;
 use crate::train::options::{EvalStrategy, NamedData, Stage, TrainOptions};
@@ -114,6 +115,10 @@ pub struct TrainFlags {
     #[command(flatten)]
     #[serde(flatten)]
     pub quantize: QuantizeFlags,
+    /// Parts that a step's gradient is summed up in, which the processes of a launcher share [default: 1; with a launcher 8, or
+    /// one a process]
+    #[arg(long, value_name = "N")]
+    pub lanes: Option<usize>,
     /// Token slots of a micro-batch [default: 2048, or what the largest pair needs]
     #[arg(long)]
     pub token_budget: Option<usize>,
@@ -258,15 +263,15 @@ pub struct DpoFlags {
 }
 
 /// `fusedpo sft`: supervised fine-tuning on completions.
-pub fn sft(flags: &TrainFlags, observe: &mut dyn Observe) -> Result<()> {
-    train(Stage::Sft, flags.config.as_deref(), typed(flags)?, observe)
+pub fn sft(flags: &TrainFlags, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
+    train(Stage::Sft, flags.config.as_deref(), (typed(flags)?, job), observe)
 }
 
 /// `fusedpo dpo`: preference optimisation.
-pub fn dpo(flags: &TrainFlags, dpo: &DpoFlags, observe: &mut dyn Observe) -> Result<()> {
+pub fn dpo(flags: &TrainFlags, dpo: &DpoFlags, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
     let mut all = typed(flags)?;
     all.extend(typed(dpo)?);
-    train(Stage::Dpo, flags.config.as_deref(), all, observe)
+    train(Stage::Dpo, flags.config.as_deref(), (all, job), observe)
 }
 
 /// Whoever looks on, and the log in the run's folder: begun when the run has something to keep, with all that was said before.
@@ -289,32 +294,48 @@ impl Observe for Logged<'_> {
     }
 }
 
-struct Train<'a>(&'a TrainOptions, &'a mut dyn Observe);
+struct Train<'a>(&'a TrainOptions, Job<'a>, &'a mut dyn Observe);
 
 impl Task for Train<'_> {
     type Out = Summary;
     fn run<B: Backend>(self, be: &B) -> Result<Summary> {
-        run::train(be, self.0, self.1)
+        run::train_as(be, self.1, self.0, self.2)
     }
 }
 
-fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut dyn Observe) -> Result<()> {
+fn train(
+    stage: Stage,
+    config: Option<&Path>,
+    (typed, job): (toml::Table, Job<'_>),
+    observe: &mut dyn Observe,
+) -> Result<()> {
+    let rank = job.comm.world().rank;
     let mut options = resolve(stage, config, typed)?;
     out::refuse_stdout(&options.files.out)?;
     options.command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    if options.resume.resume.is_none() {
+    // Rank 0 alone has the run's folder. What is fetched it fetches first, and the others find it.
+    let fetched = || job.comm.barrier("wait for what rank 0 fetches");
+    if rank > 0 {
+        fetched()?;
+    } else if options.resume.resume.is_none() {
         refuse_taken(&options.files.out)?;
     }
     hub::place_run(&mut options, Wanted::Model, observe)?;
-    if let Some(said) = resume::finished(&options) {
-        say!("{said}");
+    if rank == 0 {
+        fetched()?;
+    }
+    let finished = if rank == 0 { resume::finished(&options) } else { None };
+    if let Some(said) = job.told(finished)? {
+        if rank == 0 {
+            say!("{said}");
+        }
         return Ok(());
     }
     say::log(&format!("fusedpo {}: {}", env!("CARGO_PKG_VERSION"), options.command.join(" ")));
     let s = device::dispatch(
         options.compute.device,
         (options.compute.dtype, options.compute.logits_dtype),
-        Train(&options, &mut Logged { to: observe, run: &options.files.out, open: false }),
+        Train(&options, job, &mut Logged { to: observe, run: &options.files.out, open: rank > 0 }),
     )?;
     if s.ended == Ended::Paused {
         let (steps, asked) = (s.steps, s.steps_asked);
@@ -323,6 +344,9 @@ fn train(stage: Stage, config: Option<&Path>, typed: toml::Table, observe: &mut 
         return Err(Error::stopped(format!(
             "stopped after step {steps} of {asked}, with {from}; this goes on: {again}"
         )));
+    }
+    if rank > 0 {
+        return Ok(());
     }
     // One that follows the policy has no pass of its own.
     let passes = options.loss().reference() && !options.reference.sync_ref_model;

@@ -3,6 +3,7 @@
 use super::metrics::Totals;
 use super::optim::OptimOptions;
 use super::state::State;
+use super::team::{LaneSums, Team};
 use crate::backend::dropout;
 use crate::backend::{Backend, Float, HeadMode, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
@@ -58,6 +59,9 @@ pub struct Engine<'a, B: Backend> {
     /// Pages that nothing is on its way to.
     pages: Vec<B::Readback>,
     acc: Vec<B::Acc>,
+    /// With whom it takes steps.
+    pub team: Team<'a>,
+    pub(super) sums: Option<LaneSums<B::Acc>>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
@@ -107,6 +111,8 @@ impl<'a, B: Backend> Engine<'a, B> {
             ws: Workspace::keeping(be, &state.model, capacity, head_rows, purpose.keep())?,
             pages: Vec::new(),
             acc: Vec::with_capacity(capacity.predictions),
+            team: Team::ALONE,
+            sums: None,
             state,
         })
     }

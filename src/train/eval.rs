@@ -34,7 +34,8 @@ pub fn evaluate<B: Backend>(
     observe: &mut dyn Observe,
 ) -> Result<Totals> {
     let steps = set.steps;
-    let mut flow = observe.on(&Event::Begin { task: "evaluation", total: steps, keeps: false })?;
+    let begun = observe.on(&Event::Begin { task: "evaluation", total: steps, keeps: false })?;
+    let (mut flow, _) = engine.team.agree(begun, false)?;
     let mut totals = Totals::default();
     // One micro-batch is always under way while the host prepares the next.
     let mut before = None;
@@ -55,13 +56,20 @@ pub fn evaluate<B: Backend>(
             totals.merge(whole_step::first(engine, &mut batches, how, &mut { engine.state.clock.running })?);
             batches.clear();
         }
+        if engine.team.size() > 1 && !batches.is_empty() {
+            let numbers = engine.evaluated(&batches, spec, engine.team.share(batches.len()))?;
+            let all = batches.iter().zip(&numbers);
+            all.for_each(|(mb, (responses, pairs))| totals.add(mb, spec, responses, pairs));
+            batches.clear();
+        }
         for mb in batches {
             let late = engine.start_evaluation(&mb, spec)?;
             if let Some((mb, late)) = before.replace((mb, late)) {
                 engine.collect(late, &mb, spec, &mut totals)?;
             }
         }
-        flow = observe.on(&Event::Progress { done: step + 1, beside: format_args!("") })?;
+        let next = observe.on(&Event::Progress { done: step + 1, beside: format_args!("") })?;
+        (flow, _) = engine.team.agree(next, false)?;
     }
     if let Some((mb, late)) = before {
         engine.collect(late, &mb, spec, &mut totals)?;

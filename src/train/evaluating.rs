@@ -57,7 +57,7 @@ impl Steps<'_> {
         for why in &sampled.warnings {
             self.observe.tell(&Event::Warning(&format!("step {step}: {why}")))?;
         }
-        self.saver.out.log_samples(&sampled.rows)?;
+        self.saver.out.map_or(Ok(()), |out| out.log_samples(&sampled.rows))?;
         if let Some(line) = sampled.line() {
             self.observe.tell(&Event::Note(&format!("step {step}: {line}")))?;
         }
@@ -128,7 +128,8 @@ impl Steps<'_> {
         let (Some(metric), Some(best)) = (metric, engine.state.clock.watched.best) else { return Ok(()) };
         let step = engine.state.clock.step;
         let mut loaded = self.options.eval.load_best_model_at_end;
-        if loaded && best.step != step {
+        // Whoever has the folder alone has a use for the model.
+        if loaded && best.step != step && self.saver.out.is_some() {
             match self.take_best(engine, best.step) {
                 Ok(path) => {
                     let (of, value) = (best.step, best.value);
@@ -161,7 +162,7 @@ impl Steps<'_> {
 
     /// Fills the state from the checkpoint of `step`, which is read through before anything is overwritten.
     fn take_best<B: Backend>(&self, engine: &mut Engine<'_, B>, step: u64) -> Result<PathBuf> {
-        let gone = || Error::file(self.saver.out.path(), format!("checkpoint-{step} is not there"));
+        let gone = || Error::file(self.saver.path, format!("checkpoint-{step} is not there"));
         let path = self.saver.checkpoint(step).ok_or_else(gone)?;
         let checkpoint = Checkpoint::open(&path)?;
         checkpoint.verify(&engine.state.model.table, &engine.state.sections(engine.be))?;

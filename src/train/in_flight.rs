@@ -22,7 +22,9 @@ pub struct InFlight<B: Backend> {
     pub lr: f64,
     /// When its host work began.
     pub begun: Instant,
-    /// Micro-batches whose numbers were not read yet, in order.
+    /// Micro-batches of other ranks, before this one's and after them, whose numbers were not heard of yet.
+    pub others: [Vec<MicroBatch>; 2],
+    /// This rank's micro-batches whose numbers were not read yet, in order.
     pub late: VecDeque<(MicroBatch, Late<B>)>,
     /// Micro-batches whose numbers were read, in order.
     pub read: Vec<MicroBatch>,
@@ -35,6 +37,9 @@ pub struct InFlight<B: Backend> {
 impl<B: Backend> InFlight<B> {
     /// Waits for the rest of the numbers.
     pub fn collect(&mut self, engine: &mut Engine<'_, B>, spec: &LossSpec) -> Result<()> {
+        if engine.team.size() > 1 {
+            return self.hear(engine, spec);
+        }
         while let Some((mb, late)) = self.late.pop_front() {
             let (totals, taken) = (&mut self.totals, &mut self.taken);
             engine.read(late, |responses, pairs| {
@@ -43,6 +48,27 @@ impl<B: Backend> InFlight<B> {
             })?;
             self.read.push(mb);
         }
+        Ok(())
+    }
+
+    /// [`InFlight::collect`] of several ranks: each brings its own, and all add up the same numbers in the same order.
+    fn hear(&mut self, engine: &mut Engine<'_, B>, spec: &LossSpec) -> Result<()> {
+        let [before, after] = std::mem::take(&mut self.others);
+        let (mut batches, mut own) = (before, Vec::with_capacity(self.late.len()));
+        while let Some((mb, late)) = self.late.pop_front() {
+            own.push(engine.read(late, |responses, pairs| (responses.to_vec(), pairs.to_vec()))?);
+            batches.push(mb);
+        }
+        batches.extend(after);
+        // Every step has a micro-batch, somebody's: where none is left all was heard.
+        if batches.is_empty() {
+            return Ok(());
+        }
+        for (mb, (responses, pairs)) in batches.iter().zip(engine.team.numbers(&batches, own)?) {
+            self.totals.add(mb, spec, &responses, &pairs);
+            self.taken.iter_mut().for_each(|taken| taken.add(mb, spec, [&responses, &pairs]));
+        }
+        self.read.extend(batches);
         Ok(())
     }
 }

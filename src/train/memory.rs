@@ -138,6 +138,15 @@ impl MemoryPlan {
         Self { table: counting.memory_table(), scratch: be.scratch(rows, model.hidden_size), save: None }
     }
 
+    /// With so many copies of the gradients, on the host.
+    pub(super) fn with_copies(mut self, copies: usize) -> Self {
+        let one = self.table.iter().find(|(name, _)| name == "gradients").map_or(0, |(_, bytes)| *bytes);
+        if copies * one > 0 {
+            self.table.push(("gradients of lanes".into(), copies * one));
+        }
+        self
+    }
+
     /// Bytes in all.
     pub fn bytes(&self) -> usize {
         self.table.iter().map(|(_, bytes)| bytes).sum::<usize>() + self.scratch
@@ -237,12 +246,19 @@ pub fn fitting_generation<B: Backend>(
 #[derive(Clone)]
 pub struct Budgets<'a> {
     planners: Vec<&'a Planner<'a>>,
+    /// Copies of the gradients beside themselves.
+    copies: usize,
 }
 
 impl<'a> Budgets<'a> {
     /// Of planners with the same token budget.
     pub fn of(planners: impl IntoIterator<Item = &'a Planner<'a>>) -> Self {
-        Self { planners: planners.into_iter().collect() }
+        Self { planners: planners.into_iter().collect(), copies: 0 }
+    }
+
+    /// With so many copies of the gradients, in which those of lanes are added up.
+    pub fn with_copies(self, copies: usize) -> Self {
+        Self { copies, ..self }
     }
 
     /// The capacity of micro-batches as they are planned.
@@ -295,7 +311,13 @@ impl<'a> Budgets<'a> {
         positions: usize,
         (purpose, learns): (Purpose, Learns<'_>),
     ) -> Result<(MemoryPlan, Purpose)> {
-        let plan = |purpose| move |capacity| MemoryPlan::training_as(be, model, positions, capacity, (purpose, learns));
+        let copies = self.copies;
+        let plan = |purpose| {
+            move |capacity| {
+                let plan = MemoryPlan::training_as(be, model, positions, capacity, (purpose, learns))?;
+                Ok(plan.with_copies(copies))
+            }
+        };
         let (free, least) = (be.memory()?.map(|m| m.free), purpose == Purpose::Train);
         let fits = |purpose, free| -> Result<Option<MemoryPlan>> {
             Ok(Some(plan(purpose)(self.capacity())?).filter(|plan| plan.needed() <= free))

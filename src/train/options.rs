@@ -72,6 +72,10 @@ options! {
         /// Whether the recommended budget is chosen in its place, when the run begins.
         #[serde(skip_serializing)]
         fit: bool = false;
+        /// Sums that a step's gradient is made of, which the ranks of a job share; `None`: 1, or with a launcher what
+        /// [`Job::settled`](super::joined::Job::settled) says.
+        #[serde(skip_serializing_if = "one_lane")]
+        lanes: Option<usize> = None, in given_positive, "1 or more";
         /// Steps; `None`: by epochs.
         max_steps: Option<u64> = None, in given_positive, "1 or more";
         /// Passes over the data; may be a fraction.
@@ -109,6 +113,11 @@ options! {
 
 fn positive(n: &usize) -> bool {
     *n > 0
+}
+
+/// As serde asks: runs that knew no lanes had one.
+fn one_lane(lanes: &Option<usize>) -> bool {
+    lanes.is_none_or(|lanes| lanes == 1)
 }
 
 fn given_positive<T: Default + PartialEq>(n: &Option<T>) -> bool {

@@ -10,6 +10,7 @@ use super::sample_plan::{SamplePlan, Whereabouts};
 use super::schedule::Schedule;
 use super::sets::{self, NamedSet};
 use super::synced;
+use super::team::Team;
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::batch::Capacity;
@@ -54,7 +55,7 @@ impl<'a> Ready<'a> {
         be: &B,
         c: &TrainOptions,
         (splits, named, sampling): (&'a [Dataset], &'a [NamedSet], bool),
-        learns: Learns<'_>,
+        (learns, team): (Learns<'_>, Team<'_>),
     ) -> Result<Self> {
         let (dir, reference) = open_models(c, splits)?;
         let models: Vec<&ModelDir> = [Some(&dir), reference.as_ref()].into_iter().flatten().collect();
@@ -66,7 +67,7 @@ impl<'a> Ready<'a> {
         let sets = sets::planners(c, named, planner.token_budget())?;
         sets::check_rows(&models, &sets)?;
         let all = || [&planner].into_iter().chain(&held_out).chain(&sets);
-        let budgets = Budgets::of(all());
+        let budgets = Budgets::of(all()).with_copies(team.copies());
         let mut samples = None;
         if sampling && c.eval.kl_samples + c.eval.sample_prompts > 0 {
             let prompts = held_out.as_ref().or(sets.first()).map(Planner::data).ok_or_else(|| no_prompts(c))?;
@@ -88,6 +89,7 @@ impl<'a> Ready<'a> {
                 }
                 purpose = Purpose::Train;
                 memory = MemoryPlan::training_as(be, dir.config(), positions, size.1, (purpose, learns))?;
+                memory = memory.with_copies(team.copies());
                 lasting = memory.table.len();
                 samples.make_room(be, of, size, &mut memory)?;
             }
@@ -194,7 +196,7 @@ pub(super) fn check_quantized(model: &Path, config: &ModelConfig, c: &TrainOptio
 /// How the run cuts what it trains on, and what is held out.
 pub(super) fn planners<'a>(c: &TrainOptions, splits: &'a [Dataset]) -> Result<(Planner<'a>, Option<Planner<'a>>)> {
     let options = plan_options(c);
-    let planner = Planner::new(&splits[0], &options)?;
+    let planner = Planner::new(&splits[0], &options)?.in_lanes(c.data.lanes.unwrap_or(1));
     let held_out = PlanOptions { shuffle: false, token_budget: Some(planner.token_budget()), ..options };
     let evaluated = splits.get(1).filter(|_| c.eval.eval_strategy != EvalStrategy::No);
     let held_out = evaluated.map(|data| Planner::new(data, &held_out)).transpose()?;

@@ -10,11 +10,14 @@ use super::report_options::ReportTo;
 use super::schedule::Schedule;
 use super::state::State;
 use crate::backend::Backend;
+use crate::comm::{Comm, World};
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files::{FileMark, RunDir};
 use crate::model::ModelDir;
 use crate::observe::{Event, Observe};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// Where a run begins.
@@ -69,6 +72,23 @@ impl Start {
         let note = format!("token budget {slots}, the checkpoint's: `options.fit` chooses one for a run that begins");
         observe.tell(&Event::Note(&note))?;
         Ok(c)
+    }
+
+    /// [`Start::of`] for the ranks of a job: what rank 0 found, which alone has the run's folder.
+    pub fn shared(comm: &dyn Comm, c: &TrainOptions) -> Result<Self> {
+        let World { rank, size } = comm.world();
+        if size == 1 {
+            return Self::of(c);
+        }
+        let own = if rank == 0 { Some(Self::of(c)?) } else { None };
+        let path = |start: &Self| start.checkpoint().map(|from| from.path().as_os_str().as_encoded_bytes().to_vec());
+        let mut from = own.as_ref().and_then(path).unwrap_or_default();
+        comm.broadcast(&mut from, "hear from where the run goes on")?;
+        match own {
+            Some(start) => Ok(start),
+            None if from.is_empty() => Ok(Self::New),
+            None => Checkpoint::open(Path::new(&OsString::from_vec(from))).map(Self::Elsewhere),
+        }
     }
 
     /// Refuses a run that is another than the checkpoint's; whether it goes on with other numerics, as is allowed.
@@ -157,7 +177,7 @@ impl Start {
         &self,
         be: &B,
         state: &mut State<B>,
-        (c, out): (&TrainOptions, &RunDir),
+        (c, out): (&TrainOptions, Option<&RunDir>),
         observe: &mut dyn Observe,
     ) -> Result<()> {
         let mut note = |text: String| observe.tell(&Event::Note(&text));
@@ -165,6 +185,7 @@ impl Start {
             Self::New => return Ok(()),
             Self::Again => {
                 note(format!("{}: no checkpoint to go on from; the run begins again", c.files.out.display()))?;
+                let Some(out) = out else { return Ok(()) };
                 out.forget_batches(0)?;
                 out.cut_samples(0)?;
                 return out.cut_metrics(0);
@@ -178,7 +199,7 @@ impl Start {
                 note(format!("going on after step {step}, from {}", checkpoint.path().display()))?;
             }
         }
-        let Self::From(checkpoint) = self else { return Ok(()) };
+        let (Self::From(checkpoint), Some(out)) = (self, out) else { return Ok(()) };
         // The newest first: whatever ends this in the middle, what is left belongs together.
         for newer in RunDir::checkpoints(out.path()).iter().rev() {
             if newer.step > checkpoint.saved().global_step {
@@ -273,6 +294,10 @@ pub fn finished(c: &TrainOptions) -> Option<String> {
     let mut was = TrainOptions::read(c.stage, &written).ok()?;
     was.files.out.clone_from(out);
     let was = was.resolve(c.stage).ok()?;
+    // Whoever names no lanes goes on with those that there are.
+    let mut c = c.clone();
+    c.data.lanes = c.data.lanes.or(was.data.lanes);
+    let c = &c;
     // As long as it was, or as many steps as it has: no more is asked of it.
     let enough = match c.data.max_steps {
         _ if record.stopped_early.is_some() => ends_as(c, &was),

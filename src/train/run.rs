@@ -12,6 +12,7 @@ use super::choices::GraphsChoice;
 use super::engine::Engine;
 use super::eval::EvalSet;
 use super::eval_keys::refuse_unknown_metric;
+use super::joined::Job;
 use super::ledger::{self, HasReference};
 use super::memory::MemoryPlan;
 use super::metrics::Totals;
@@ -30,6 +31,7 @@ use super::state::State;
 use super::stepper::Stepper;
 use super::steps::Steps;
 use super::synced::{self, Sync};
+use super::team::Team;
 use super::trained::Trained;
 use super::trained_with::TrainedWith;
 use super::trend::Trend;
@@ -48,13 +50,22 @@ use crate::observe::{Both, Event, Observe};
 /// Trains as `c` says and leaves the model in `c.files.out`. Where `observe` ends it, the step that it is at is finished, and
 /// the model saved; where it pauses it, a checkpoint too. `c.resume` says whether it goes on from one.
 pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<Summary> {
-    if let Some(said) = resume::finished(c) {
+    train_as(be, Job::ALONE, c, observe)
+}
+
+/// [`train`] by the processes of a job, each of which calls this with the same `c`. Rank 0 alone writes into `c.files.out`.
+pub fn train_as<B: Backend>(be: &B, job: Job<'_>, c: &TrainOptions, observe: &mut dyn Observe) -> Result<Summary> {
+    let first = job.comm.world().is_first();
+    if let Some(said) = job.told(if first { resume::finished(c) } else { None })? {
         observe.tell(&Event::Note(&said))?;
         let steps = Record::read(&c.files.out).map_or(0, |r| r.steps_done);
         return Ok(Summary { steps, steps_asked: steps, ..Default::default() });
     }
     c.optim.check_on(be)?;
-    let start = Start::of(c)?;
+    let start = Start::shared(job.comm, c)?;
+    let c = &job.settled(c, start.checkpoint())?;
+    job.refuse::<B>(c)?;
+    let team = job.team(c);
     let taken = start.take(c)?;
     let fitted = if c.data.fit { Some(start.fit(be, c, observe)?) } else { None };
     let c = fitted.as_ref().unwrap_or(c);
@@ -65,10 +76,11 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
     let learns = ready::learns(c, &trained);
     refuse_unknown_metric(c, splits.len() > 1)?;
     let sets = sets::open(c)?;
-    let ready = Ready::new(be, c, (&splits, &sets, true), learns)?;
+    let ready = Ready::new(be, c, (&splits, &sets, true), (learns, team))?;
     let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
     let (slots, total) = (ready.planner.token_budget(), schedule.total);
     let mut identity = Identity::of(c, &splits, (dir, reference), be.fingerprint(), slots, &schedule)?;
+    job.compare(&team, &identity, &schedule)?;
     let mut record = Record::new(be, c, &identity, &splits, total)?;
     record.sha256.eval_sets = sets.iter().map(|set| (set.name.clone(), data_sha256(&set.data))).collect();
     if c.stage == Stage::Dpo {
@@ -81,17 +93,18 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
         checkpoint.verify(&table, &sections)?;
     }
     let trained_with = TrainedWith::of(dir, &splits[0], observe)?;
-    let out = start.open(taken, c, &mut record, other_numerics)?;
-    let run = Run { c, start, splits: &splits, sets: &sets, ready, trained: &trained, trained_with };
+    let out = if first { Some(start.open(taken, c, &mut record, other_numerics)?) } else { None };
+    let run = Run { c, start, splits: &splits, sets: &sets, ready, trained: &trained, trained_with, team };
     let mut summary = Summary { steps_asked: total, ..run.carried() };
-    let ended = run.go(be, schedule, identity, (&out, &mut record), &mut summary, observe);
+    let ended = run.go(be, schedule, identity, (out.as_ref(), &mut record), &mut summary, observe);
     match &ended {
         Ok(()) if summary.ended == Ended::Paused => record.end(Outcome::Stopped, None),
         Ok(()) => record.end(Outcome::Finished, None),
         Err(e @ Error::Stopped(_)) => record.end(Outcome::Stopped, Some(e.to_string())),
         Err(e) => record.end(Outcome::Failed, Some(e.to_string())),
     }
-    match (ended, out.write_record(record.to_text().as_bytes())) {
+    let written = out.map_or(Ok(()), |out| out.write_record(record.to_text().as_bytes()));
+    match (ended, written) {
         (Ok(()), Ok(())) => Ok(summary),
         (Ok(()), Err(e)) => observe.tell(&Event::Warning(&format!("{e}; it is not up to date"))).map(|()| summary),
         // The first thing that went wrong is the one to report.
@@ -108,6 +121,7 @@ struct Run<'a> {
     ready: Ready<'a>,
     trained: &'a Trained,
     trained_with: TrainedWith,
+    team: Team<'a>,
 }
 
 impl Run<'_> {
@@ -129,13 +143,15 @@ impl Run<'_> {
         be: &B,
         schedule: Schedule,
         identity: Identity,
-        (out, record): (&RunDir, &mut Record),
+        (out, record): (Option<&RunDir>, &mut Record),
         summary: &mut Summary,
         observe: &mut dyn Observe,
     ) -> Result<()> {
         let c = self.c;
         let ready = self.ready;
+        let team = self.team;
         announce(be, c, &ready.planner, &schedule, observe)?;
+        announce_team(&team, observe)?;
         if let (Some(plan), Some(_)) = (&ready.held_out, c.eval.max_eval_samples) {
             let (of, all) = (looked_at(c, plan).1, plan.units());
             observe.tell(&Event::Note(&format!("held out: the first {of} of {all} are evaluated, in whole steps")))?;
@@ -160,7 +176,15 @@ impl Run<'_> {
             Some(model) if sync.is_none() => {
                 let of = Pass { c, ready: &ready, held_out: true };
                 let steps = schedule.total.saturating_sub(clock.step);
+                // Rank 0 computes what is missing, and all read it.
+                let wait = || team.comm.barrier("wait for the reference pass of rank 0");
+                if !team.is_first() {
+                    wait()?;
+                }
                 let (sidecars, seconds) = of.run(be, model, (clock, steps), observe)?;
+                if team.is_first() {
+                    wait()?;
+                }
                 summary.reference_seconds += seconds;
                 sidecars
             }
@@ -173,6 +197,7 @@ impl Run<'_> {
         self.trained.apply(&mut policy.table)?;
         tell_trained(&policy, observe)?;
         let mut engine = Engine::for_optimizer(be, policy, ready.capacity, ready.purpose, &c.optim)?;
+        engine.team = team;
         if c.compute.cuda_graphs == GraphsChoice::On {
             engine.use_graphs()?;
         }
@@ -183,9 +208,11 @@ impl Run<'_> {
         self.start.go_on(be, &mut engine.state, (c, out), observe)?;
         let reference = if c.loss().reference() { HasReference::Yes } else { HasReference::No };
         let header = c.ledger.keeps(&c.loss()).then(|| ledger::Header::of(&self.splits[0], reference));
-        ledger::begin(out, self.start.held_ledger(out.path()), header)?;
+        if let Some(out) = out {
+            ledger::begin(out, self.start.held_ledger(out.path()), header)?;
+        }
         let mut saver = Saver::new(
-            out,
+            (out, &c.files.out),
             (Due::new(&c.save, schedule.total), c.save.save_total_limit),
             identity,
             (c.to_toml()?, c.compute.matmul_plans.clone(), &self.trained_with),
@@ -197,13 +224,23 @@ impl Run<'_> {
         // Policy and reference are the same weights: step 0 must show no difference at all.
         let starts_at_reference = ready.reference.as_ref().is_some_and(|r| ready.dir.computes_as(r));
         let reports = c.report.report_to == ReportTo::Tensorboard;
-        let mut events = Events::open(out, reports.then(|| card::options(c)).as_deref())?;
+        let mut events = out.map(|out| Events::open(out, reports.then(|| card::options(c)).as_deref())).transpose()?;
         let (plan, sidecars_of_steps) = (&ready.planner, sidecars.next());
         // In the order of the pass: what is held out comes second, where it is evaluated.
         let sidecars_of_held_out = ready.held_out.as_ref().and_then(|_| sidecars.next());
         let before = first_eval(c, self.start.checkpoint(), ready.held_out.as_ref(), observe)?;
         let held_out = ready.held_out.map(|plan| (looked_at(c, &plan).0, plan));
         let sets = self.sets.iter().zip(ready.sets);
+        let mut lines = out.map(Jsonl);
+        let (mut inner, mut outer);
+        let followers: &mut dyn Observe = match (&mut lines, &mut events) {
+            (Some(lines), Some(events)) => {
+                inner = Both(events, &mut *observe);
+                outer = Both(lines, &mut inner);
+                &mut outer
+            }
+            _ => &mut *observe,
+        };
         let steps = Steps {
             options: c,
             stepper: Stepper {
@@ -231,13 +268,14 @@ impl Run<'_> {
             best: [self.start.checkpoint().and_then(|c| c.saved().carried.best_eval.clone()), None],
             ends_early: None,
             trend: Trend::default(),
-            observe: &mut Both(&mut Jsonl(out), &mut Both(&mut events, observe)),
+            observe: followers,
             summary,
         };
         steps.run(&mut engine, &mut optimizer)?;
         if engine.state.clock.step == 0 && summary.ended == Ended::Paused {
             return Err(Error::stopped("stopped before the first step; nothing was learned yet"));
         }
+        let Some(out) = out else { return Ok(()) };
         let State { model, master, .. } = &engine.state;
         let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
         self.trained_with.write(out.path())?;
@@ -257,6 +295,16 @@ impl Run<'_> {
         card.write(out, observe)?;
         let (updated, changed) = (report.updated_share(), report.changed_share());
         observe.tell(&Event::Saved { path: out.path(), updated, changed })
+    }
+}
+
+/// Says how many processes share how many lanes, where there are several.
+fn announce_team(team: &Team<'_>, observe: &mut dyn Observe) -> Result<()> {
+    let (lanes, size) = (team.lanes, team.size());
+    let by = if size > 1 { format!("{size} processes, {}", team.comm.describe()) } else { "one process".to_owned() };
+    match lanes {
+        1 => Ok(()),
+        _ => observe.tell(&Event::Note(&format!("{lanes} lanes, by {by}"))),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::{FileMark, RunDir};
 use crate::observe::{Event, Observe};
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How old the steps in `run.json` may be.
@@ -21,8 +21,10 @@ const RECORD_EVERY: Duration = Duration::from_secs(30);
 
 /// Saves what a run can go on from.
 pub(super) struct Saver<'a> {
-    /// The run's folder.
-    pub out: &'a RunDir,
+    /// The run's folder, where this rank has it: rank 0 alone writes there.
+    pub out: Option<&'a RunDir>,
+    /// Where it is.
+    pub path: &'a Path,
     /// When a checkpoint is due.
     pub due: Due,
     /// Checkpoints that are kept; 0: all.
@@ -56,7 +58,7 @@ pub(super) struct Saver<'a> {
 impl<'a> Saver<'a> {
     /// Before the first step of this call.
     pub fn new(
-        out: &'a RunDir,
+        (out, path): (Option<&'a RunDir>, &'a Path),
         (due, limit): (Due, usize),
         identity: Identity,
         (config, plans, trained_with): (String, Option<PathBuf>, &'a TrainedWith),
@@ -67,6 +69,7 @@ impl<'a> Saver<'a> {
         let (evaluation, failed, record_failed) = (None, None, false);
         Self {
             out,
+            path,
             due,
             limit,
             identity,
@@ -99,14 +102,14 @@ impl<'a> Saver<'a> {
     /// The row of an evaluation is about to be written. A checkpoint of that step that comes after it, as where somebody stops
     /// the run just then, is one of before it all the same: whoever goes on from there evaluates again.
     pub fn evaluates(&mut self, clock: Clock) {
-        self.evaluation = Some((clock, self.out.metrics_mark()));
+        self.evaluation = self.out.map(|out| (clock, out.metrics_mark()));
     }
 
     /// The checkpoint of `step`, in this run's folder or in that of a run that it began in.
     pub fn checkpoint(&self, step: u64) -> Option<PathBuf> {
         let name = format!("checkpoint-{step}");
         let others = self.from.iter().filter(|(_, upto)| step <= *upto).map(|(folder, _)| folder.as_path());
-        let folders = [self.out.path()].into_iter().chain(others);
+        let folders = [self.path].into_iter().chain(others);
         folders.map(|folder| folder.join(&name)).find(|path| path.is_dir())
     }
 
@@ -119,7 +122,8 @@ impl<'a> Saver<'a> {
     /// Brings `run.json` up to date. A disk that is full is told once, and ends nothing.
     pub fn write_record(&mut self, observe: &mut dyn Observe) -> Result<()> {
         self.recorded = Instant::now();
-        match self.out.write_record(self.record.to_text().as_bytes()) {
+        let Some(out) = self.out else { return Ok(()) };
+        match out.write_record(self.record.to_text().as_bytes()) {
             Err(e) if !std::mem::replace(&mut self.record_failed, true) => {
                 observe.tell(&Event::Warning(&format!("{e}; it is not up to date")))
             }
@@ -137,13 +141,17 @@ impl<'a> Saver<'a> {
     ) -> Result<()> {
         let step = state.clock.step;
         let begun = Instant::now();
-        match self.write((be, state), carried) {
+        let Some(out) = self.out else {
+            self.last = Some(step);
+            return Ok(());
+        };
+        match self.write(out, (be, state), carried) {
             Ok((path, bytes)) => {
                 self.took = begun.elapsed();
                 self.last = Some(step);
                 let seconds = self.took.as_secs_f64();
                 observe.tell(&Event::Checkpoint { step, path: &path, bytes, seconds })?;
-                self.forget_old(observe)?;
+                self.forget_old(out, observe)?;
             }
             Err(e @ Error::Io { .. }) => {
                 let line = format!("no checkpoint at step {step}: {e}; the run goes on, {}", self.last_one());
@@ -157,12 +165,17 @@ impl<'a> Saver<'a> {
         self.write_record(observe)
     }
 
-    fn write<B: Backend>(&mut self, (be, state): (&B, &State<B>), carried: Carried) -> Result<(PathBuf, u64)> {
+    fn write<B: Backend>(
+        &mut self,
+        out: &RunDir,
+        (be, state): (&B, &State<B>),
+        carried: Carried,
+    ) -> Result<(PathBuf, u64)> {
         let step = state.clock.step;
         self.identity.plans = self.plans.as_deref().map(Plans::of).transpose()?;
-        self.out.keep_metrics()?;
+        out.keep_metrics()?;
         let before = self.evaluation.filter(|(clock, _)| clock.step == step);
-        let (clock, mark) = before.unwrap_or_else(|| (state.clock, self.out.metrics_mark()));
+        let (clock, mark) = before.unwrap_or_else(|| (state.clock, out.metrics_mark()));
         let saved = checkpoint::Saved {
             program: env!("CARGO_PKG_VERSION").into(),
             global_step: step,
@@ -170,14 +183,13 @@ impl<'a> Saver<'a> {
             clock,
             metrics_bytes: mark.bytes,
             metrics_crc32: mark.crc32,
-            ledger: self.out.ledger_mark().map(Into::into),
+            ledger: out.ledger_mark().map(Into::into),
             sections: Vec::<SavedSection>::new(),
             identity: self.identity.clone(),
             carried,
         };
-        let path = self.out.path().join(format!("checkpoint-{step}"));
-        let bytes =
-            checkpoint::save(be, state, self.out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
+        let path = out.path().join(format!("checkpoint-{step}"));
+        let bytes = checkpoint::save(be, state, out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
         Ok((path, bytes))
     }
 
@@ -196,9 +208,10 @@ impl<'a> Saver<'a> {
     /// Keeps the batch of a step without finite numbers, one of the first of the run; what to say of it. Where it cannot be written,
     /// that is told, and the run goes on.
     pub fn keep_batch(&mut self, of: StepBatch, batches: &[MicroBatch], observe: &mut dyn Observe) -> Result<String> {
+        let Some(out) = self.out else { return Ok(String::new()) };
         let (step, identity) = (of.step, &self.identity);
         let said = format!("{} names the op", self.replays(step));
-        let kept = RunDir::kept_batches(self.out.path());
+        let kept = RunDir::kept_batches(out.path());
         if kept.len() >= MOST_FILES && kept.iter().all(|(of, _)| *of != step) {
             return Ok(format!("; {} batches of such steps are kept already, and this one is not: {said}", kept.len()));
         }
@@ -213,7 +226,7 @@ impl<'a> Saver<'a> {
             sha256_options: hex(&Sha256::digest(&options)),
             ..of
         };
-        match self.out.keep_batch(step, &of.named(batches).to_bytes(batches)?) {
+        match out.keep_batch(step, &of.named(batches).to_bytes(batches)?) {
             Ok(path) => Ok(format!("; its batch is in {}: {said}", path.display())),
             Err(e) => {
                 observe
@@ -225,17 +238,17 @@ impl<'a> Saver<'a> {
 
     /// The command that computes `step` again.
     pub fn replays(&self, step: u64) -> String {
-        format!("`fusedpo replay {} {step}`", self.out.path().display())
+        format!("`fusedpo replay {} {step}`", self.path.display())
     }
 
     /// Takes away the oldest checkpoints beyond the limit, but for the last and for what is protected.
-    fn forget_old(&mut self, observe: &mut dyn Observe) -> Result<()> {
-        let mut all = RunDir::checkpoints(self.out.path());
+    fn forget_old(&mut self, out: &RunDir, observe: &mut dyn Observe) -> Result<()> {
+        let mut all = RunDir::checkpoints(out.path());
         let many = if self.limit == 0 { 0 } else { all.len().saturating_sub(self.limit) };
         all.pop();
         all.retain(|c| !self.protected.contains(&c.step));
         for old in all.iter().take(many) {
-            if let Err(e) = self.out.remove_checkpoint(old) {
+            if let Err(e) = out.remove_checkpoint(old) {
                 observe.tell(&Event::Warning(&e.to_string()))?;
             }
         }

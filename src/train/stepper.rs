@@ -68,6 +68,7 @@ impl Stepper<'_> {
         let mut totals = if proves { Totals::proving() } else { Totals::default() };
         let mut taken = self.ledger.then(|| Taken::new(step, epoch, &scales));
         let (mut late, mut read) = (VecDeque::with_capacity(batches.len()), Vec::new());
+        let mut others = [Vec::new(), Vec::new()];
         if self.spec.scope() == Scope::Step {
             if self.sync.is_some() {
                 synced::fill(engine, &mut batches, &self.spec)?;
@@ -82,22 +83,27 @@ impl Stepper<'_> {
             read.clone_from(&batches);
             batches = whole_step::second(batches, || self.plan.step(epoch, place))?;
             engine.drop_from(&mut batches, self.seed, step);
-            engine.clear_grads()?;
-            batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))?;
+            let own = engine.team.own(&batches);
+            engine.by_lanes(batches.drain(own).collect(), |engine, batches| {
+                batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))
+            })?;
         } else {
-            engine.clear_grads()?;
+            let own = engine.team.own(&batches);
+            others[1] = batches.split_off(own.end);
+            let own = batches.split_off(own.start);
+            others[0] = batches;
             let mut pass = |engine: &mut Engine<'_, B>, mb: MicroBatch| {
                 let numbers = engine.start(&mb, &self.spec, scales)?;
                 late.push_back((mb, numbers));
                 Ok(())
             };
-            match self.sync {
-                Some(_) => synced::each(engine, batches, &self.spec, pass)?,
-                None => batches.into_iter().try_for_each(|mb| pass(engine, mb))?,
-            }
+            engine.by_lanes(own, |engine, batches| match self.sync {
+                Some(_) => synced::each(engine, batches, &self.spec, &mut pass),
+                None => batches.into_iter().try_for_each(|mb| pass(engine, mb)),
+            })?;
         }
         let lr = self.schedule.at(step - 1);
-        Ok(InFlight { step, epoch, place, lr, begun, late, read, totals, taken })
+        Ok(InFlight { step, epoch, place, lr, begun, others, late, read, totals, taken })
     }
 
     /// Enqueues the update of the step that was started, and what the reference does after it.

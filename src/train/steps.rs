@@ -70,10 +70,12 @@ impl Steps<'_> {
         let options = self.options.to_toml()?;
         let mut flow = self.observe.on(&Event::RunBegins { stage, steps: total, options: &options })?;
         self.saver.begin();
+        (flow, _) = engine.team.agree(flow, false)?;
         if flow != Flow::Pause && self.evaluates_at(engine.state.clock.step) {
             flow = flow.and(self.evaluate(engine)?);
         }
         flow = flow.and(self.observe.on(&Event::Begin { task: stage, total, keeps: true })?);
+        (flow, _) = engine.team.agree(flow, false)?;
         if let (Some(sidecars), true) =
             (&self.stepper.sidecars, self.stepper.starts_at_reference && engine.state.clock.step == 0)
         {
@@ -104,9 +106,12 @@ impl Steps<'_> {
             }
             self.stepper.update(engine, opt, &this)?;
             flow = flow.and(self.observe.on(&Event::Tick)?);
-            let (saves, evaluates) = (self.saver.is_due(step), self.evaluates_at(step));
+            let saves;
+            (flow, saves) = engine.team.agree(flow, self.saver.is_due(step))?;
+            let evaluates = self.evaluates_at(step);
             if saves || evaluates || flow != Flow::On || !B::ASYNC {
                 flow = flow.and(self.finish(engine, opt, this, &mut done)?);
+                (flow, _) = engine.team.agree(flow, false)?;
             } else {
                 before = Some(this);
             }
@@ -116,6 +121,7 @@ impl Steps<'_> {
             // Whoever asked to stop before the evaluation at this step wants it after the loop.
             if evaluates && flow == Flow::On {
                 flow = flow.and(self.evaluate(engine)?);
+                (flow, _) = engine.team.agree(flow, false)?;
                 self.save_best(engine)?;
             }
         }
@@ -204,7 +210,9 @@ impl Steps<'_> {
         let row = numbers.row();
         self.trend.add(&numbers);
         self.saver.stepped(step, self.observe)?;
-        taken.map_or(Ok(()), |mut taken| self.saver.out.log_pairs(taken.bytes()))?;
+        if let (Some(mut taken), Some(out)) = (taken, self.saver.out) {
+            out.log_pairs(taken.bytes())?;
+        }
         let flow = self.observe.on(&Event::Step { step, row: &row })?;
         let flow = flow.and(self.observe.on(&Event::Progress { done: step, beside: format_args!("{}", self.trend) })?);
         self.summary.last = row;

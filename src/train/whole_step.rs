@@ -4,14 +4,12 @@
 use super::engine::Engine;
 use super::means::{agreed, seen};
 use super::metrics::Totals;
+use super::team::Numbers;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{MicroBatch, Role};
 use crate::error::Result;
 use crate::loss::{Judged, LossSpec, Pair, PairLoss, Params, Rule, Running, Scales, StepPairs, Term};
-use std::collections::{HashMap, VecDeque};
-
-/// Numbers of a micro-batch: of its responses, and of its pairs.
-type Numbers = (Vec<f64>, Vec<f64>);
+use std::collections::HashMap;
 
 /// How a step is taken.
 #[derive(Clone, Copy)]
@@ -47,16 +45,8 @@ pub fn first_seen<B: Backend>(
     running: &mut Running,
     keep: &mut dyn FnMut(&MicroBatch, [&[f64]; 2]),
 ) -> Result<Totals> {
-    let mut numbers = Vec::with_capacity(batches.len());
-    // One micro-batch is always under way while the host prepares the next.
-    let mut late = VecDeque::with_capacity(2);
-    for mb in batches.iter() {
-        late.push_back(engine.start_evaluation(mb, how.spec)?);
-        if late.len() > 1 {
-            numbers.extend(read(engine, &mut late)?);
-        }
-    }
-    numbers.extend(read(engine, &mut late)?);
+    let mine = if how.trains { engine.team.own(batches) } else { engine.team.share(batches.len()) };
+    let mut numbers = engine.evaluated(batches, how.spec, mine)?;
     let mut totals = if how.proves { Totals::proving() } else { Totals::default() };
     if let &[Term { weight, params, .. }] = how.spec.terms()
         && let Rule::Judged(f) = how.spec.terms()[0].def().rule
@@ -129,14 +119,6 @@ fn judgements_of_the_step(batches: &mut [MicroBatch], numbers: &mut [Numbers], o
         }
     }
     totals.add_at_reference([0.0, 0.0, expected]);
-}
-
-fn read<B: Backend>(
-    engine: &mut Engine<'_, B>,
-    late: &mut VecDeque<super::engine::Late<B>>,
-) -> Result<Option<Numbers>> {
-    let first = late.pop_front().map(|late| engine.read(late, |responses, pairs| (responses.to_vec(), pairs.to_vec())));
-    first.transpose()
 }
 
 /// What the losses of all pairs come to: their values added to each pair's numbers, their coefficients to the batches. Gives

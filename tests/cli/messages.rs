@@ -156,6 +156,11 @@ const ROOMS: &[Room] = &[
         "[memory.md](memory.md).",
         &["data/plan/", "data/lengths/", "train/memory", "train/forecast", "batch/"],
     ),
+    (
+        "Several processes",
+        "Launchers, and the ranks of a run: [distributed.md](distributed.md).",
+        &["comm/", "commands/ranks", "train/team", "train/joined"],
+    ),
     ("Losses", "`fusedpo loss explain NAME`, [losses.md](losses.md).", &["loss/"]),
     ("A model's configuration", "[models.md](models.md).", &["model/config/"]),
     ("Models", "Directories and their weights; generation. [models.md](models.md).", &["model/"]),

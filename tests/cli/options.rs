@@ -57,6 +57,7 @@ const TRAIN: &[(&str, &str, Changes)] = &[
     ("--quantize", "nf4", Refusal("--lora-r")),
     ("--double-quant", "", Refusal("--quantize")),
     ("--batch-size", "5", Weights),
+    ("--lanes", "2", Weights),
     ("--token-budget", "40", Words("40 token slots")),
     ("--fit", "", Words("token budget 512, as --fit asks")),
     ("--max-steps", "3", Weights),

@@ -8,6 +8,7 @@ mod shards;
 mod batch;
 mod files;
 mod judged_plan;
+mod lanes;
 mod plan;
 mod shard;
 mod sidecar;

@@ -10,7 +10,7 @@ use shards::{Own, meta, own_group, write};
 use std::collections::BTreeMap;
 use tempfile::TempDir;
 
-fn dataset(groups: &[Own]) -> (TempDir, Dataset) {
+pub fn dataset(groups: &[Own]) -> (TempDir, Dataset) {
     let dir = tempfile::tempdir().unwrap();
     let cut = groups.len() / 2;
     write(&dir.path().join("train-00000.pref"), &meta(3000), &groups[..cut]);
@@ -25,7 +25,7 @@ fn options(objective: Objective, batch_size: usize, token_budget: Option<usize>)
 }
 
 /// Everything that holds within a micro-batch, from the data set's own words.
-fn check_batch(mb: &MicroBatch, data: &Dataset) {
+pub fn check_batch(mb: &MicroBatch, data: &Dataset) {
     assert_eq!((mb.tokens().len(), mb.positions().len()), (mb.slots(), mb.slots()));
     assert!(mb.used() <= mb.slots());
     let (mut row, mut segment, mut response, mut prediction, mut pair) = (0, 0, 0, 0, 0);

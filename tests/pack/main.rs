@@ -3,6 +3,7 @@
 #[path = "../pack_common/mod.rs"]
 mod pack_common;
 
+mod balance;
 mod formats;
 mod input_limits;
 mod pack;

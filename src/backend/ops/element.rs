@@ -9,7 +9,7 @@ pub trait Storage: bytemuck::Pod + PartialEq + Debug + Send + Sync {
 }
 
 /// A floating-point [`Storage`].
-pub trait Float: Storage {
+pub trait Float: Storage + std::ops::AddAssign {
     /// Nearest value.
     fn from_f64(x: f64) -> Self;
     /// Exact value.

@@ -5,7 +5,6 @@ use super::planner::{Planner, push_group, push_response};
 use crate::batch::{Builder, MicroBatch, Role};
 use crate::data::shard::Dataset;
 use crate::error::Result;
-use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// A response beside a prompt that it does not answer: group, response, both ids of the data set.
@@ -162,8 +161,7 @@ impl Planner<'_> {
             }
         }
         let sizes: Vec<u64> = parts.iter().map(|p| p.slots).collect();
-        let bins = best_fit_decreasing(&sizes, budget);
-        bins.par_iter().map(|bin| build(self.data(), self.token_budget(), bin.iter().map(|i| &parts[*i]))).collect()
+        self.in_bins(&sizes, |bin| build(self.data(), self.token_budget(), bin.iter().map(|i| &parts[*i])))
     }
 }
 

@@ -9,12 +9,15 @@
 //! - Within a step, groups are packed best-fit decreasing into micro-batches of exactly `T` token slots. A group that
 //!   needs more is cut: each pair is in exactly one piece, with both its responses; the prompt is repeated, and a
 //!   response may be. Micro-batches, and groups in them, are in the order of the epoch.
+//! - In lanes ([`Planner::in_lanes`]) the pieces of a step are shared out first, and packed within each; micro-batches then come
+//!   lane by lane ([`MicroBatch::lane`](crate::batch::MicroBatch::lane)).
 //! - An empty prompt predicts nothing, so a response's first token is not scored. A response of one token after an empty
 //!   prompt has no prediction at all: [`Objective::Preference`] leaves out pairs with such a response and
 //!   [`Objective::Sft`] and [`Objective::Judgement`] leave out the response, all counted ([`Planner::unscorable`]); [`Objective::Score`]
 //!   takes it along without predictions, its log-probability being the empty sum, 0.
 
 mod judged;
+mod lanes;
 mod options;
 mod order;
 mod pieces;

@@ -1,8 +1,9 @@
 //! Steps from a survey.
 
+use super::lanes;
 use super::options::{Objective, PlanOptions};
 use super::order;
-use super::pieces::{Piece, Selection, best_fit_decreasing};
+use super::pieces::{Piece, Selection};
 use super::set::ResponseSet;
 use super::survey::{Survey, survey};
 use crate::batch::{Builder, Capacity, MicroBatch};
@@ -21,6 +22,8 @@ pub struct Planner<'a> {
     survey: Survey,
     budget: usize,
     capacity: Capacity,
+    /// At least 1.
+    lanes: usize,
     /// The epoch asked for last: steps are mostly asked for in order.
     cache: Mutex<Option<Arc<Epoch>>>,
 }
@@ -61,7 +64,12 @@ impl<'a> Planner<'a> {
         let survey = survey(data, o.objective, only.as_ref())?;
         let budget = budget(&survey, o)?;
         let capacity = survey.capacity(data, (o, only.as_ref()), budget);
-        Ok(Planner { data, options: *o, only, survey, budget, capacity, cache: Mutex::new(None) })
+        Ok(Planner { data, options: *o, only, survey, budget, capacity, lanes: 1, cache: Mutex::new(None) })
+    }
+
+    /// With the groups of each step shared out among `lanes` (at least 1), micro-batches within each.
+    pub fn in_lanes(self, lanes: usize) -> Self {
+        Self { lanes: lanes.max(1), ..self }
     }
 
     /// What the plan takes of `g`.
@@ -179,8 +187,19 @@ impl<'a> Planner<'a> {
             selection.pieces(&g, self.budget as u64, &mut pieces);
         }
         let sizes: Vec<u64> = pieces.iter().map(|p| p.slots).collect();
-        let bins = best_fit_decreasing(&sizes, self.budget as u64);
-        bins.par_iter().map(|bin| build(self.data, self.budget, bin.iter().map(|&i| &pieces[i]))).collect()
+        let build = |bin: &[usize]| build(self.data, self.budget, bin.iter().map(|&i| &pieces[i]));
+        self.in_bins(&sizes, build)
+    }
+
+    /// The micro-batches of what needs `sizes`, which `build` makes of each one's members.
+    pub(super) fn in_bins(
+        &self,
+        sizes: &[u64],
+        build: impl Fn(&[usize]) -> Result<MicroBatch> + Sync,
+    ) -> Result<Vec<MicroBatch>> {
+        let bins = lanes::bins(sizes, self.budget as u64, self.lanes);
+        let of = |(lane, bin): &(usize, Vec<usize>)| build(bin).map(|mb| mb.in_lane(*lane));
+        bins.par_iter().map(of).collect()
     }
 
     fn epoch(&self, number: u64) -> Arc<Epoch> {

@@ -12,6 +12,7 @@ use crate::train::options::TrainOptions;
 use crate::train::ready::{check_quantized, choose_products, planners, refuse_empty_evaluation};
 use crate::train::reference::score_options;
 use crate::train::sets::{self, NamedSet};
+use crate::train::team::Team;
 use crate::train::trained::{Learns, Trained};
 use std::path::Path;
 
@@ -129,9 +130,11 @@ impl<'a, B: Backend> Run<'a, B> {
 
     fn at(&self, slots: usize, purpose: Purpose) -> Result<MemoryPlan> {
         let capacity = self.budgets.capacity_at(slots);
-        self.with(|config, learns| {
+        let copies = Team::by_one(self.c.data.lanes).copies();
+        let plan = self.with(|config, learns| {
             MemoryPlan::training_as(self.be, config, self.positions, capacity, (purpose, learns))
-        })
+        })?;
+        Ok(plan.with_copies(copies))
     }
 
     fn purpose(&self) -> Purpose {

@@ -24,6 +24,7 @@ use crate::train::record::Record;
 use crate::train::state::State;
 use crate::train::stepper::Stepper;
 use crate::train::synced::{self, Sync};
+use crate::train::team::Team;
 use crate::train::trained::Trained;
 
 /// Takes step `step` of the run in `c.files.out` again, whose options are `c`, and looks at what every op leaves.
@@ -36,7 +37,8 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     choose_products(be.inner(), c)?;
     let splits = open_splits(&c.files.data)?;
     let trained = Trained::of(c.train.train.as_deref())?;
-    let ready = Ready::new(be.inner(), c, (&splits, &[], false), learns(c, &trained))?;
+    let team = Team::by_one(c.data.lanes);
+    let ready = Ready::new(be.inner(), c, (&splits, &[], false), (learns(c, &trained), team))?;
     let made = Made { c, step, splits: &splits, trained: &trained, ready: &ready };
     let begin = made.begin(&be, &record, observe)?;
     let sync = Sync::of(&c.reference);
@@ -49,6 +51,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
         _ => None,
     };
     let (mut engine, mut optimizer) = made.load(&be, begin.checkpoint.as_ref())?;
+    engine.team = team;
     let stepper = Stepper {
         spec: c.loss(),
         plan: &ready.planner,

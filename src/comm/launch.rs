@@ -1,0 +1,137 @@
+//! Which process this is, as launchers tell it in the environment.
+
+use crate::choice;
+use crate::error::{Error, Result};
+
+choice! {
+    /// Who started the processes.
+    pub enum Launcher: default OpenMpi {
+        /// PyTorch's: one agent a machine.
+        Torchrun = "torchrun",
+        /// The `mpirun` of MPICH, Intel MPI and their kin, and whatever else speaks their PMI, as `srun --mpi=pmi2` does.
+        Pmi = "pmi",
+        /// Open MPI's `mpirun`.
+        OpenMpi = "openmpi",
+        /// Slurm's `srun`, with another way than PMI to find each other, such as `--mpi=pmix`.
+        Slurm = "slurm",
+    }
+}
+
+/// Where a process stands among those that were started with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// By whom.
+    pub launcher: Launcher,
+    /// From 0.
+    pub rank: usize,
+    /// How many.
+    pub size: usize,
+    /// From 0, of those on its machine: its GPU.
+    pub local_rank: usize,
+    /// How many are on its machine, where the launcher says.
+    pub local_size: Option<usize>,
+}
+
+/// How a launcher tells: the names of its variables, those that come first winning.
+struct Words {
+    launcher: Launcher,
+    /// All must be there: others set some of the same names.
+    marks: &'static [&'static str],
+    rank: &'static str,
+    size: &'static [&'static str],
+    local_rank: &'static [&'static str],
+    local_size: &'static [&'static str],
+}
+
+/// In the order in which they are asked. Slurm comes last: its allocation is around whatever was started in it. What a batch
+/// script itself sees has no step.
+const KNOWN: &[Words] = &[
+    Words {
+        launcher: Launcher::Torchrun,
+        marks: &["RANK", "LOCAL_RANK"],
+        rank: "RANK",
+        size: &["WORLD_SIZE"],
+        local_rank: &["LOCAL_RANK"],
+        local_size: &["LOCAL_WORLD_SIZE"],
+    },
+    Words {
+        launcher: Launcher::Pmi,
+        marks: &["PMI_RANK"],
+        rank: "PMI_RANK",
+        size: &["PMI_SIZE"],
+        local_rank: &["MPI_LOCALRANKID", "SLURM_LOCALID"],
+        local_size: &["MPI_LOCALNRANKS"],
+    },
+    Words {
+        launcher: Launcher::OpenMpi,
+        marks: &["OMPI_COMM_WORLD_RANK"],
+        rank: "OMPI_COMM_WORLD_RANK",
+        size: &["OMPI_COMM_WORLD_SIZE"],
+        local_rank: &["OMPI_COMM_WORLD_LOCAL_RANK"],
+        local_size: &["OMPI_COMM_WORLD_LOCAL_SIZE"],
+    },
+    Words {
+        launcher: Launcher::Slurm,
+        marks: &["SLURM_STEP_ID", "SLURM_PROCID"],
+        rank: "SLURM_PROCID",
+        size: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
+        local_rank: &["SLURM_LOCALID"],
+        local_size: &[],
+    },
+];
+
+impl Place {
+    /// What `env` says; `None` without a launcher.
+    ///
+    /// Errors: [`Error::Usage`] for a variable that is not a number or is missing beside the others, or a rank that there is not.
+    pub fn of(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        match KNOWN.iter().find(|words| words.marks.iter().all(|mark| env(mark).is_some())) {
+            Some(words) => words.place(env).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The launcher in words, and how many it started.
+    pub fn line(&self) -> String {
+        let Self { rank, size, local_rank, local_size, .. } = self;
+        let of = local_size.map_or_else(String::new, |n| format!(" of {n}"));
+        format!("rank {rank} of {size}, {local_rank}{of} on its machine, started by {}", self.launcher.spoken())
+    }
+}
+
+impl Launcher {
+    /// As a sentence names it.
+    pub fn spoken(self) -> &'static str {
+        match self {
+            Self::Torchrun => "torchrun",
+            Self::Pmi => "mpirun (PMI)",
+            Self::OpenMpi => "Open MPI's mpirun",
+            Self::Slurm => "srun",
+        }
+    }
+}
+
+impl Words {
+    fn place(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Place> {
+        let number = |name: &'static str| -> Result<Option<usize>> {
+            let Some(text) = env(name) else { return Ok(None) };
+            let wrong = || Error::usage(format!("{name}={text} in the environment: not a whole number; who set it?"));
+            text.trim().parse().map(Some).map_err(|_| wrong())
+        };
+        let first = |names: &[&'static str]| names.iter().find_map(|name| number(name).transpose()).transpose();
+        let missing = |name: &str| {
+            let why = "is not, though it belongs to it: start the program by its launcher, or without either of them";
+            Error::usage(format!("{} is in the environment and {name} {why}", self.rank))
+        };
+        let rank = number(self.rank)?.ok_or_else(|| missing(self.rank))?;
+        let size = first(self.size)?.ok_or_else(|| missing(self.size[0]))?;
+        if rank >= size {
+            let (name, of) = (self.rank, self.size[0]);
+            return Err(Error::usage(format!(
+                "{name}={rank} and {of}={size} in the environment: ranks are below their number; who set them?"
+            )));
+        }
+        let (local_rank, local_size) = (first(self.local_rank)?.unwrap_or(rank), first(self.local_size)?);
+        Ok(Place { launcher: self.launcher, rank, size, local_rank, local_size })
+    }
+}

@@ -1,0 +1,99 @@
+//! What ranks say to each other, and one process by itself.
+
+use super::staging::{Staging, check};
+use crate::error::Result;
+
+/// Which of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct World {
+    /// From 0.
+    pub rank: usize,
+    /// How many ranks there are; at least 1.
+    pub size: usize,
+}
+
+impl World {
+    /// One process.
+    pub const ALONE: World = World { rank: 0, size: 1 };
+
+    /// Whether it is the one that writes and speaks.
+    pub fn is_first(self) -> bool {
+        self.rank == 0
+    }
+}
+
+/// What a rank has for the others, and they for it: a part for each rank, one after the other. Both sides say the same of a
+/// part's length; in all less than 2 GiB each way.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// What goes out.
+    pub send: &'a mut Staging,
+    /// Its bytes, by rank.
+    pub to: &'a [usize],
+    /// Becomes what came in.
+    pub receive: &'a mut Staging,
+    /// Its bytes, by rank.
+    pub from: &'a [usize],
+}
+
+/// What the ranks of a job say to each other. Every rank calls the same in the same order; `what` says in an error what they
+/// were at, as in "waited 60 s to `what`".
+///
+/// Errors of all: [`Error::Device`](crate::Error::Device) where a rank is lost, or did not come within the time that ranks are waited for.
+pub trait Comm {
+    /// Which of how many.
+    fn world(&self) -> World;
+
+    /// Through what, in words.
+    fn describe(&self) -> String;
+
+    /// Comes back when all have come here, however long that takes.
+    fn barrier(&self, what: &str) -> Result<()>;
+
+    /// Makes `bytes` those of rank 0, of whatever length.
+    fn broadcast(&self, bytes: &mut Vec<u8>, what: &str) -> Result<()>;
+
+    /// What every rank has to say, by rank; each may be of another length.
+    fn gather(&self, mine: &[u8], what: &str) -> Result<Vec<Vec<u8>>>;
+
+    /// Hands every rank its part, and takes what the others have for this one.
+    fn exchange(&self, parts: Parts<'_>, what: &str) -> Result<()>;
+
+    /// Ends all processes of the job, this one too, with exit code `code`; may come back where the library cannot, or wait for ever.
+    fn abort(&self, code: i32);
+
+    /// The last call: all have come to their end.
+    fn end(&self) -> Result<()>;
+}
+
+/// One process by itself: every call is answered at once, from what it was given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Comm for Alone {
+    fn world(&self) -> World {
+        World::ALONE
+    }
+    fn describe(&self) -> String {
+        "one process".into()
+    }
+    fn barrier(&self, _: &str) -> Result<()> {
+        Ok(())
+    }
+    fn broadcast(&self, _: &mut Vec<u8>, _: &str) -> Result<()> {
+        Ok(())
+    }
+    fn gather(&self, mine: &[u8], _: &str) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![mine.to_vec()])
+    }
+    fn exchange(&self, Parts { send, to, receive, from }: Parts<'_>, _: &str) -> Result<()> {
+        check(to, from, 1)?;
+        receive.resize(from[0]);
+        receive.bytes_mut().copy_from_slice(&send.bytes()[..to[0]]);
+        Ok(())
+    }
+    fn abort(&self, _: i32) {}
+    fn end(&self) -> Result<()> {
+        Ok(())
+    }
+}

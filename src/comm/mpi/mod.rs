@@ -1,0 +1,181 @@
+//! MPI, opened as the program runs: one binary for machines with Open MPI, MPICH, Intel MPI and their kin, or with none.
+//!
+//! Three binary interfaces exist; `abi.rs` knows them. Only bytes travel, so that of an interface's many constants four
+//! are needed. Every wait looks now and then whether it has lasted too long.
+
+#[allow(unsafe_code)]
+mod abi;
+#[allow(unsafe_code)]
+mod calls;
+
+pub use abi::{ENVIRONMENT, Found, find};
+
+use super::launch::Place;
+use super::staging::{self, Staging};
+use super::{Comm, Parts, World};
+use crate::error::{Error, Result};
+use calls::{Calls, Op};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Names how long ranks are waited for, in seconds.
+pub const TIMEOUT: &str = "FUSEDPO_COMM_TIMEOUT";
+
+/// Longer than a checkpoint of a large model takes.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// Most bytes that are broadcast, or that a rank adds to what is gathered, at once.
+const PIECE: usize = 1 << 24;
+
+/// Looks before a wait begins to sleep between them: about as long as an exchange takes.
+const EAGER: u32 = 20_000;
+
+/// The ranks of a job, by way of an MPI library.
+pub struct Mpi {
+    calls: Box<dyn Calls>,
+    found: String,
+    world: World,
+    patience: Duration,
+    /// Whether the last call was made, or none can be any more.
+    over: Cell<bool>,
+}
+
+impl Mpi {
+    /// Opens the library of the launcher that started `place`, and joins the others.
+    ///
+    /// Errors: [`Error::Usage`] where there is no library, or it is not the launcher's: it sees another number of processes.
+    pub fn join(place: &Place, env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let patience = patience(env)?;
+        let (launcher, size) = (place.launcher.spoken(), place.size);
+        let found = find(Some(place.launcher), env).map_err(|why| {
+            Error::usage(format!(
+                "{launcher} started {size} processes, and there is no MPI library by which they find each other ({why}): install \
+                 the launcher's own, or name its file in {ENVIRONMENT}"
+            ))
+        })?;
+        let line = found.line();
+        let calls = found.start()?;
+        let [rank, seen] = calls.world()?;
+        let this = Self { calls, found: line, world: World { rank, size: seen }, patience, over: Cell::new(false) };
+        if (rank, seen) == (place.rank, size) {
+            return Ok(this);
+        }
+        let Self { found, .. } = &this;
+        Err(Error::usage(format!(
+            "{launcher} started this process as rank {} of {size}, and for the MPI library ({found}) it is rank {rank} of {seen}: \
+             the library is not the launcher's; use the mpirun that belongs to it, or name the other's file in {ENVIRONMENT}",
+            place.rank
+        )))
+    }
+
+    /// Runs `op` to its end.
+    fn run(&self, op: Op<'_>, patience: Option<Duration>, what: &str) -> Result<()> {
+        if self.over.get() {
+            return Err(Error::Device(format!("cannot {what}: the ranks have parted")));
+        }
+        let (begun, mut looks) = (Instant::now(), 0u32);
+        let mut waiting = || {
+            looks = looks.saturating_add(1);
+            match looks < EAGER {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep(Duration::from_micros(200)),
+            }
+            let waited = begun.elapsed();
+            match patience.filter(|patience| looks.is_multiple_of(64) && waited > *patience) {
+                Some(_) => Err(Error::Device(format!(
+                    "waited {:.0} s to {what}: another rank is lost or stuck ({TIMEOUT} is how long ranks are waited for)",
+                    waited.as_secs_f64()
+                ))),
+                None => Ok(()),
+            }
+        };
+        let ended = self.calls.run(op, &mut waiting).map_err(|e| match e {
+            Error::Device(why) if !why.starts_with("waited") => Error::Device(format!("cannot {what}: {why}")),
+            e => e,
+        });
+        self.over.set(ended.is_err());
+        ended
+    }
+
+    /// What every rank has, each having `lengths[rank]` bytes.
+    fn gather_of(&self, mine: &[u8], lengths: &[usize], what: &str) -> Result<Vec<Vec<u8>>> {
+        let (mut send, mut receive) = (Staging::of(mine), Staging::default());
+        receive.resize(lengths.iter().sum());
+        let op = Op::Gather { send: &mut send, receive: &mut receive, lengths };
+        self.run(op, Some(self.patience), what)?;
+        let mut rest = receive.bytes();
+        let parts = lengths.iter().map(|n| {
+            let (part, after) = rest.split_at(*n);
+            rest = after;
+            part.to_vec()
+        });
+        Ok(parts.collect())
+    }
+}
+
+/// How long ranks are waited for. Errors: what was asked for is no time.
+fn patience(env: &dyn Fn(&str) -> Option<String>) -> Result<Duration> {
+    let Some(text) = env(TIMEOUT) else { return Ok(PATIENCE) };
+    let seconds = text.parse::<f64>().ok().filter(|s| *s > 0.0);
+    let patience = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
+    patience.ok_or_else(|| Error::usage(format!("{TIMEOUT}={text} in the environment: give seconds, more than 0")))
+}
+
+impl Comm for Mpi {
+    fn world(&self) -> World {
+        self.world
+    }
+
+    fn describe(&self) -> String {
+        self.found.clone()
+    }
+
+    fn barrier(&self, what: &str) -> Result<()> {
+        self.run(Op::Barrier, None, what)
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>, what: &str) -> Result<()> {
+        let mut length = Staging::of(&(bytes.len() as u64).to_le_bytes());
+        self.run(Op::Broadcast(&mut length), Some(self.patience), what)?;
+        bytes.resize(length.numbers::<u64>()[0] as usize, 0);
+        for piece in bytes.chunks_mut(PIECE) {
+            let mut staging = Staging::of(piece);
+            self.run(Op::Broadcast(&mut staging), Some(self.patience), what)?;
+            piece.copy_from_slice(staging.bytes());
+        }
+        Ok(())
+    }
+
+    fn gather(&self, mine: &[u8], what: &str) -> Result<Vec<Vec<u8>>> {
+        let size = self.world.size;
+        let lengths = self.gather_of(&(mine.len() as u64).to_le_bytes(), &vec![8; size], what)?;
+        let length = |bytes: &Vec<u8>| bytes.iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte)) as usize;
+        let lengths: Vec<usize> = lengths.iter().map(length).collect();
+        let (most, piece) = (lengths.iter().copied().max().unwrap_or(0), (i32::MAX as usize / size).min(PIECE));
+        let mut all: Vec<Vec<u8>> = lengths.iter().map(|n| Vec::with_capacity(*n)).collect();
+        for at in (0..most).step_by(piece) {
+            let now: Vec<usize> = lengths.iter().map(|n| n.saturating_sub(at).min(piece)).collect();
+            let part = &mine[at.min(mine.len())..(at + piece).min(mine.len())];
+            let got = self.gather_of(part, &now, what)?;
+            all.iter_mut().zip(got).for_each(|(all, part)| all.extend(part));
+        }
+        Ok(all)
+    }
+
+    fn exchange(&self, parts: Parts<'_>, what: &str) -> Result<()> {
+        staging::check(parts.to, parts.from, self.world.size)?;
+        parts.receive.resize(parts.from.iter().sum());
+        self.run(Op::Exchange(parts), Some(self.patience), what)
+    }
+
+    fn abort(&self, code: i32) {
+        self.calls.abort(code);
+    }
+
+    fn end(&self) -> Result<()> {
+        // Whoever waits for the last one looks now and then, where a library would look all the time.
+        self.barrier("part")?;
+        self.over.set(true);
+        self.calls.finalize()
+    }
+}

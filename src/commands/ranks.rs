@@ -1,0 +1,73 @@
+//! The processes that a launcher started, as the program sees them: who speaks, and how all end where one fails.
+
+use super::signal;
+use crate::comm::launch::Place;
+use crate::comm::{self, Comm, World};
+use crate::error::{Error, Result};
+use crate::say::{self, Level};
+use std::time::Duration;
+
+/// What goes wrong everywhere rank 0 tells, and takes the others with it: they wait so long before they speak.
+const FIRST_SPEAKS: Duration = Duration::from_secs(3);
+
+/// How long ending a job may take: a library that has lost its network waits for ever.
+const LAST: Duration = Duration::from_secs(5);
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Where this process stands, where a launcher says. Errors: it says what cannot be.
+pub fn place() -> Result<Option<Place>> {
+    Place::of(&environment)
+}
+
+/// Refuses a launcher of several processes for a command that is one process's: they would all do the same, into the same place.
+pub fn refuse_several(place: Option<&Place>) -> Result<()> {
+    match place.filter(|place| place.size > 1) {
+        None => Ok(()),
+        Some(Place { launcher, size, .. }) => Err(Error::usage(format!(
+            "{} started {size} processes, and this command runs in one: start it without a launcher",
+            launcher.spoken()
+        ))),
+    }
+}
+
+/// Where this process stands, before it has joined the others.
+pub fn world(place: Option<&Place>) -> World {
+    place.map_or(World::ALONE, |place| World { rank: place.rank, size: place.size })
+}
+
+/// Joins the others that `place` tells of.
+pub fn join(place: Option<&Place>) -> Result<Box<dyn Comm>> {
+    comm::join(place, &environment)
+}
+
+/// Only rank 0 speaks from here on; the others say what ends them.
+pub fn hush(place: Option<&Place>) {
+    if place.is_some_and(|place| place.rank > 0) {
+        say::set_level(Level::Error);
+    }
+}
+
+/// What is to be said of an error before the process ends: nothing where others say it.
+pub fn last_words(world: World, why: &str, e: &Error) -> Option<String> {
+    if world.is_first() {
+        return Some(why.to_owned());
+    }
+    std::thread::sleep(FIRST_SPEAKS);
+    // All were asked to stop.
+    (!matches!(e, Error::Stopped(_))).then(|| format!("rank {}: {why}", world.rank))
+}
+
+/// Ends all processes, as this one cannot go on, whatever the library does.
+pub fn abort(comm: &dyn Comm, code: u8) {
+    if comm.world().size == 1 {
+        return;
+    }
+    std::thread::spawn(move || {
+        std::thread::sleep(LAST);
+        signal::exit_now(code);
+    });
+    comm.abort(code.into());
+}

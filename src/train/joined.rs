@@ -1,0 +1,114 @@
+//! What the ranks of a job settle before a run begins.
+
+use super::checkpoint::{Checkpoint, Identity};
+use super::choices::GradientChoice;
+use super::options::TrainOptions;
+use super::schedule::Schedule;
+use super::team::Team;
+use crate::backend::Backend;
+use crate::comm::{Alone, Comm};
+use crate::error::{Error, Result};
+use serde_json::Value;
+
+/// Lanes of a run under a launcher that asks for none: so many processes at most share them, and fewer come to the same bits.
+const LANES: usize = 8;
+
+/// Most lanes: a plan would have more of them than anybody has groups a step.
+const MOST_LANES: usize = 65_536;
+
+/// The processes that a run is computed by.
+#[derive(Clone, Copy)]
+pub struct Job<'a> {
+    /// How they hear of each other.
+    pub comm: &'a dyn Comm,
+    /// Whether a launcher started them, be it one.
+    pub launched: bool,
+}
+
+impl Job<'static> {
+    /// One, which the user started.
+    pub const ALONE: Self = Job { comm: &Alone, launched: false };
+}
+
+impl Job<'_> {
+    /// `c` with the number of its lanes: what was asked for, or those of the checkpoint that the run goes on from, or 1, and under a
+    /// launcher 8, or as many as there are processes where those are more.
+    ///
+    /// Errors: [`Error::Usage`] where there are fewer than processes, or what several lanes cannot have is asked for.
+    pub fn settled(&self, c: &TrainOptions, from: Option<&Checkpoint>) -> Result<TrainOptions> {
+        let size = self.comm.world().size;
+        let held = from.map(|from| from.saved().identity.options.get("lanes").and_then(Value::as_u64).unwrap_or(1));
+        let held = held.map(|lanes| usize::try_from(lanes).unwrap_or(usize::MAX));
+        let new = if self.launched { LANES.max(size) } else { 1 };
+        let lanes = c.data.lanes.or(held).unwrap_or(new);
+        if lanes < size {
+            let what = if c.data.lanes.is_some() { "`lanes`" } else { "the checkpoint's `lanes`," };
+            return Err(Error::usage(format!(
+                "{what} {lanes}: fewer than the {size} processes that are to share them; start at most {lanes}"
+            )));
+        }
+        if lanes > MOST_LANES {
+            return Err(Error::usage(format!("`lanes` {lanes}: at most {MOST_LANES}")));
+        }
+        let mut c = c.clone();
+        c.data.lanes = Some(lanes);
+        Ok(c)
+    }
+
+    /// The ranks with the lanes of `c`, once they are settled.
+    pub fn team(&self, c: &TrainOptions) -> Team<'_> {
+        Team { comm: self.comm, lanes: c.data.lanes.unwrap_or(1) }
+    }
+
+    /// Refuses what several lanes, or several processes, do not do yet.
+    pub fn refuse<B: Backend>(&self, c: &TrainOptions) -> Result<()> {
+        let (size, lanes) = (self.comm.world().size, c.data.lanes.unwrap_or(1));
+        let refuse = |what: String| Err(Error::usage(what));
+        if size > 1 && B::ASYNC {
+            return refuse(format!("{size} processes: they share CPUs as yet; give `device` cpu, or start one"));
+        }
+        if lanes > 1 && B::ASYNC {
+            return refuse(format!("`lanes` {lanes}: they are added up on CPUs as yet; give `device` cpu, or 1"));
+        }
+        if lanes > 1 && c.optim.gradient_dtype == GradientChoice::Bf16 {
+            return refuse(format!(
+                "`gradient_dtype` bf16: {lanes} `lanes` are added up in f32; leave one of them out"
+            ));
+        }
+        let alone = [
+            ("fit", c.data.fit),
+            ("kl_samples", c.eval.kl_samples > 0),
+            ("sample_prompts", c.eval.sample_prompts > 0),
+            ("sync_ref_model", c.reference.sync_ref_model),
+        ];
+        match alone.into_iter().find(|(_, asked)| *asked && size > 1) {
+            Some((name, _)) => {
+                refuse(format!("`{name}`: {size} processes do not share it yet; leave it out, or start one"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What rank 0 has to say, where it has.
+    pub fn told(&self, said: Option<String>) -> Result<Option<String>> {
+        let mut bytes = said.map(String::into_bytes).unwrap_or_default();
+        self.comm.broadcast(&mut bytes, "hear whether there is something to do")?;
+        Ok((!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Refuses ranks of which one would compute another run than rank 0.
+    pub fn compare(&self, team: &Team<'_>, identity: &Identity, schedule: &Schedule) -> Result<()> {
+        let none = || "none".to_owned();
+        team.same(&[
+            ("version of the program", env!("CARGO_PKG_VERSION").to_owned()),
+            ("way of computing", identity.numerics.clone()),
+            ("content of the training shards", identity.train_sha256.clone()),
+            ("content of the held-out shards", identity.eval_sha256.clone().unwrap_or_else(none)),
+            ("model", identity.model_sha256.clone()),
+            ("reference", identity.reference_sha256.clone().unwrap_or_else(none)),
+            ("token budget", identity.token_budget.to_string()),
+            ("number of steps", schedule.total.to_string()),
+            ("set of options", serde_json::to_string(&identity.options).unwrap_or_default()),
+        ])
+    }
+}

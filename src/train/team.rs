@@ -1,0 +1,159 @@
+//! The ranks that take a run's steps together: whose micro-batches are whose, and what they tell each other.
+//!
+//! Every rank has the whole plan, and the whole of the state; it computes what is of its own lanes. Numbers of the others'
+//! micro-batches are gathered, so that all ranks know the same of a step, in the order of the plan, and decide alike.
+
+use crate::backend::{PAIR_STATS, RESPONSE_STATS};
+use crate::batch::MicroBatch;
+use crate::comm::tree::{Nodes, lanes_of};
+use crate::comm::{Alone, Comm, World};
+use crate::error::{Error, Result};
+use crate::observe::Flow;
+use std::ops::Range;
+
+/// Numbers of a micro-batch: of its responses, and of its pairs.
+pub type Numbers = (Vec<f64>, Vec<f64>);
+
+/// Ranks, and the lanes that they share.
+#[derive(Clone, Copy)]
+pub struct Team<'a> {
+    /// How they hear of each other.
+    pub comm: &'a dyn Comm,
+    /// At least as many as there are ranks.
+    pub lanes: usize,
+}
+
+impl Team<'static> {
+    /// One process, and one lane: a step's gradient is summed up micro-batch by micro-batch.
+    pub const ALONE: Self = Team { comm: &Alone, lanes: 1 };
+
+    /// One process with all the lanes that options say; one where they say nothing.
+    pub fn by_one(lanes: Option<usize>) -> Self {
+        Team { lanes: lanes.unwrap_or(1), ..Self::ALONE }
+    }
+}
+
+impl Team<'_> {
+    fn world(&self) -> World {
+        self.comm.world()
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.world().size
+    }
+
+    /// Whether this is the rank that writes.
+    pub fn is_first(&self) -> bool {
+        self.world().is_first()
+    }
+
+    /// This rank's lanes.
+    pub fn own_lanes(&self) -> Range<usize> {
+        let World { rank, size } = self.world();
+        lanes_of(rank, size, self.lanes)
+    }
+
+    /// Copies of the gradients that this rank holds at once, beside the gradients themselves.
+    pub fn copies(&self) -> usize {
+        match self.lanes {
+            1 => 0,
+            lanes => Nodes::<f32>::most(&self.own_lanes(), lanes) + 1,
+        }
+    }
+
+    /// Which of a step's `batches`, which are in the order of their lanes, this rank trains on.
+    pub fn own(&self, batches: &[MicroBatch]) -> Range<usize> {
+        let lanes = self.own_lanes();
+        let before = |lane: usize| batches.partition_point(|mb| mb.lane() < lane);
+        before(lanes.start)..before(lanes.end)
+    }
+
+    /// Which of `n` micro-batches, whose gradients nobody asks for, this rank computes.
+    pub fn share(&self, n: usize) -> Range<usize> {
+        let World { rank, size } = self.world();
+        lanes_of(rank, size, n)
+    }
+
+    /// The numbers of all `batches`, in order, where ranks in order have the `own` of as many as follow each other.
+    pub fn numbers(&self, batches: &[MicroBatch], own: Vec<Numbers>) -> Result<Vec<Numbers>> {
+        if self.size() == 1 {
+            return Ok(own);
+        }
+        let mine: Vec<u8> = own.iter().flat_map(|(r, p)| r.iter().chain(p)).flat_map(|x| x.to_le_bytes()).collect();
+        let all = self.comm.gather(&mine, "hear of a step's numbers")?.concat();
+        let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let mut all = all.chunks_exact(8).map(number);
+        let want: usize = batches.iter().map(|mb| lengths(mb).iter().sum::<usize>()).sum();
+        if all.len() != want {
+            let got = all.len();
+            return Err(Error::Device(format!(
+                "the ranks brought {got} numbers of a step that has {want}: do all have the same data?"
+            )));
+        }
+        let of = |mb: &MicroBatch| {
+            let [r, p] = lengths(mb).map(|n| all.by_ref().take(n).collect());
+            (r, p)
+        };
+        Ok(batches.iter().map(of).collect())
+    }
+
+    /// What all do next: what the rank asked for that asked for most, and where rank 0 says that a checkpoint is due.
+    pub fn agree(&self, flow: Flow, due: bool) -> Result<(Flow, bool)> {
+        if self.size() == 1 {
+            return Ok((flow, due));
+        }
+        let asked = match flow {
+            Flow::On => 0,
+            Flow::Stop => 1,
+            Flow::Pause => 2,
+        };
+        let all = self.comm.gather(&[asked, due.into()], "agree on what comes next")?;
+        let most = all.iter().filter_map(|said| said.first().copied()).max();
+        let flow = match most {
+            Some(1) => Flow::Stop,
+            Some(2..) => Flow::Pause,
+            _ => Flow::On,
+        };
+        Ok((flow, all[0].get(1) == Some(&1)))
+    }
+
+    /// Refuses ranks that differ from rank 0 in anything of `mine`: its name, and its value in words.
+    pub fn same(&self, mine: &[(&str, String)]) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let values: Vec<&String> = mine.iter().map(|(_, value)| value).collect();
+        let text = serde_json::to_vec(&values).unwrap_or_default();
+        let all = self.comm.gather(&text, "compare what the ranks were given")?;
+        let values: Vec<Vec<String>> =
+            all.iter().map(|said| serde_json::from_slice(said).unwrap_or_default()).collect();
+        for (rank, said) in values.iter().enumerate() {
+            let differs = mine.iter().enumerate().find(|(i, _)| said.get(*i) != values[0].get(*i));
+            if let Some((i, (name, _))) = differs {
+                let short =
+                    |said: &[String]| said.get(i).map_or("?", String::as_str).chars().take(200).collect::<String>();
+                return Err(Error::usage(format!(
+                    "rank {rank} has another {name} than rank 0: `{}`, and rank 0 `{}`; all ranks must read the same files, with \
+                     the same program on the same kind of processor",
+                    short(said),
+                    short(&values[0])
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Numbers of the responses and of the pairs of `mb`.
+fn lengths(mb: &MicroBatch) -> [usize; 2] {
+    [mb.responses().len() * RESPONSE_STATS, mb.pairs().len() * PAIR_STATS]
+}
+
+/// The gradients of the lanes of a step.
+pub(super) struct LaneSums<T> {
+    /// What is added up.
+    pub nodes: Nodes<T>,
+    /// What it came to.
+    pub whole: Vec<T>,
+}

@@ -1,0 +1,58 @@
+//! What does not work on several processes is refused before anything is done, in one line.
+
+use crate::cli_common::Cli;
+use crate::mpirun::{Mpirun, said};
+
+#[test]
+fn commands_of_one_process_are_refused_under_a_launcher() {
+    let cli = Cli::with_data();
+    for (args, env) in [
+        ("eval --model m --data d", [("PMI_RANK", "0"), ("PMI_SIZE", "2")]),
+        (
+            "pack --tokenizer m --input rows.jsonl --out e",
+            [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "3")],
+        ),
+    ] {
+        let ran = cli.command(args).envs(env).output().unwrap();
+        let text = said(&ran);
+        assert_eq!(ran.status.code(), Some(2), "{text}");
+        assert!(text.contains("processes, and this command runs in one: start it without a launcher"), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        // The others leave the word to the first.
+        let [(rank, _), size] = env;
+        let other = cli.command(args).envs([(rank, "1"), size]).output().unwrap();
+        assert_eq!((other.status.code(), said(&other).as_str()), (Some(2), ""));
+    }
+    assert!(!cli.path("e").exists());
+    // A launcher of one is no reason.
+    let ran = cli.command("inspect d").envs([("PMI_RANK", "0"), ("PMI_SIZE", "1")]).output().unwrap();
+    assert!(ran.status.success(), "{}", said(&ran));
+}
+
+#[test]
+fn an_environment_that_cannot_be_is_refused() {
+    let cli = Cli::new();
+    let ran = cli.command("doctor").env("PMI_RANK", "0").output().unwrap();
+    assert_eq!(ran.status.code(), Some(2));
+    assert!(said(&ran).starts_with("fusedpo: PMI_RANK is in the environment and PMI_SIZE is not"), "{}", said(&ran));
+}
+
+#[test]
+fn doctor_says_what_it_found() {
+    let cli = Cli::new();
+    let plain = cli.ok("doctor --json").json();
+    assert_eq!(plain["ranks"]["launcher"], serde_json::Value::Null);
+    let env = [("PMI_RANK", "2"), ("PMI_SIZE", "4"), ("FUSEDPO_MPI_LIBRARY", "/nowhere/libmpi.so")];
+    let ran = cli.command("doctor --json").envs(env).output().unwrap();
+    let found: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    let ranks = &found["ranks"];
+    assert_eq!((&ranks["launcher"], &ranks["rank"], &ranks["size"]), (&"pmi".into(), &2.into(), &4.into()));
+    assert_eq!(ranks["mpi"]["usable"], false);
+    assert!(ranks["mpi"]["reason"].as_str().unwrap().contains("/nowhere/libmpi.so"), "{ranks}");
+    for mpirun in Mpirun::all() {
+        let ran = mpirun.command(2).arg(env!("CARGO_BIN_EXE_fusedpo")).arg("doctor").output().unwrap();
+        let text = said(&ran);
+        let version = if mpirun.name.ends_with("mpich") { "MPICH" } else { "Open MPI v" };
+        assert!(text.contains("rank 1 of 2, 1 of 2 on its machine") && text.contains(version), "{text}");
+    }
+}

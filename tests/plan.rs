@@ -226,7 +226,8 @@ fn the_recommended_budget_fits_and_is_fast() {
     let words = cli.ok("plan --model l.json --lengths hh --lora-r 8 --gpu h100 --fit --batch-size 4").out;
     let line = words.lines().last().unwrap();
     assert!(
-        line.starts_with("fusedpo dpo --batch-size 4 --lora-r 8 --model l.json") && line.contains(" --token-budget "),
+        line.starts_with("fusedpo dpo --batch-size 4 --data DATA --lora-r 8 --model l.json")
+            && line.contains(" --token-budget "),
         "{line}"
     );
     assert!(!line.contains("--fit") && line.contains("--out RUN"), "{line}");

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// What goes wrong everywhere rank 0 tells, and takes the others with it: they wait so long before they speak.
 const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 
+/// A launcher that ends a job at once drops what it was about to pass on, this process's last line among it.
+const PASSED_ON: Duration = Duration::from_millis(500);
+
 /// How long ending a job may take: a library that has lost its network waits for ever.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -65,6 +68,7 @@ pub fn abort(comm: &dyn Comm, code: u8) {
     if comm.world().size == 1 {
         return;
     }
+    std::thread::sleep(PASSED_ON);
     std::thread::spawn(move || {
         std::thread::sleep(LAST);
         signal::exit_now(code);

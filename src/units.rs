@@ -37,14 +37,6 @@ fn digits(x: f64) -> String {
     format!("{x:.places$}")
 }
 
-/// `12,345`: a number with commas.
-pub fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).expect("digits")).collect();
-    groups.join(",")
-}
-
 /// Bytes that `text` says: `80GiB`, `24 GB`, `22.5GiB`, `1000000`; 1 GB are 10^9 bytes, 1 GiB are 2^30. Errors: what it is not,
 /// in words.
 pub fn parse_bytes(text: &str) -> Result<usize, String> {

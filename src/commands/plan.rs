@@ -8,6 +8,7 @@ use crate::backend::Backend;
 use crate::backend::gpu::specs::GpuName;
 use crate::choice::Choice;
 use crate::data::lengths::Lengths;
+use crate::data::numbers::grouped;
 use crate::device::{self, Paper, PaperTask};
 use crate::error::{Error, Result};
 use crate::files::ScratchFolder;
@@ -16,7 +17,7 @@ use crate::observe::Observe;
 use crate::say;
 use crate::train::forecast::{Budget, Forecast, MOST, On, Part, forecast};
 use crate::train::options::{Stage, TrainOptions};
-use crate::units::{self, grouped};
+use crate::units;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -108,7 +109,7 @@ fn mib(bytes: usize) -> String {
 
 /// What a person reads.
 fn table(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Vec<String> {
-    let [all, trained] = plan.parameters.map(grouped);
+    let [all, trained] = plan.parameters.map(|n| grouped(n as u64));
     let batch_size = options.data.batch_size;
     let mut lines = vec![
         format!(
@@ -119,7 +120,7 @@ fn table(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Vec<String
             Some(lengths) => format!("lengths: {}; rows of up to {} tokens", lengths.source(), plan.longest_row),
             None => format!("data: {} {} in rows of up to {} tokens", plan.units, unit(plan), plan.longest_row),
         },
-        format!("the largest of them needs {} slots: no token budget can be smaller", grouped(plan.least)),
+        format!("the largest of them needs {} slots: no token budget can be smaller", grouped(plan.least as u64)),
         format!("--token-budget {}: {}", plan.at.slots, holds(plan, &plan.at)),
         String::new(),
     ];
@@ -135,7 +136,7 @@ fn table(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Vec<String
     };
     lines.push(format!("{:<46} {:>7} {:>12}", "", "buffers", "MiB"));
     section(&mut lines, "held throughout".into(), of(true));
-    section(&mut lines, format!("by a micro-batch of {} slots", grouped(plan.at.slots)), of(false));
+    section(&mut lines, format!("by a micro-batch of {} slots", grouped(plan.at.slots as u64)), of(false));
     let mut beside: Vec<_> = plan.beside.iter().map(|(name, bytes)| (name.as_str(), String::new(), *bytes)).collect();
     beside.push(("margin: 2 % of the plan and 64 MiB", String::new(), plan.margin));
     section(&mut lines, "beside".into(), beside);
@@ -180,7 +181,7 @@ fn verdict(plan: &Forecast, batch_size: usize, device_memory: Option<usize>) -> 
         let more = if best.slots >= MOST { ", and no more was looked at" } else { "" };
         lines.push(format!("largest token budget that fits: {} ({needed}){more}: {}", best.slots, holds(plan, best)));
         if best.holds.largest_step < best.slots {
-            let step = grouped(plan.at.holds.largest_step);
+            let step = grouped(plan.at.holds.largest_step as u64);
             lines.push(format!(
                 "a step of {batch_size} {} takes up to {step} slots (of the first steps in this order): more gain nothing",
                 unit(plan)

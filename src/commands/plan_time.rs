@@ -1,7 +1,8 @@
 //! What `fusedpo plan` says of time, and of the token budget that it recommends.
 
+use crate::data::numbers::grouped;
 use crate::train::forecast::{Basis, Budget, Forecast, Pace, Time};
-use crate::units::{self, grouped};
+use crate::units;
 use serde_json::{Value, json};
 
 /// What steps count.
@@ -64,7 +65,7 @@ fn pace(plan: &Forecast, pace: &Pace) -> String {
     format!(
         "{} ({} tokens/s, {} {}/s)",
         units::duration(pace.step_seconds),
-        grouped(pace.tokens_per_second.round() as usize),
+        grouped(pace.tokens_per_second.round() as u64),
         units::decimals(pace.units_per_second, if pace.units_per_second < 100.0 { 2 } else { 0 }),
         unit(plan)
     )
@@ -74,7 +75,7 @@ fn steps(plan: &Forecast, time: &Time) -> String {
     let step = format!("a step takes about {}", pace(plan, &time.pace));
     let Some(steps) = time.steps else { return step };
     let all = units::duration(steps as f64 * time.pace.step_seconds);
-    format!("{step}; {} steps: {all}", grouped(steps as usize))
+    format!("{step}; {} steps: {all}", grouped(steps))
 }
 
 fn total(time: &Time) -> Option<String> {

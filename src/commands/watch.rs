@@ -97,20 +97,10 @@ fn state(path: &Path, seen: Option<&Seen>) -> (String, bool) {
         text += &format!(", {} s a step", short(s));
         let left = record.steps_asked.saturating_sub(seen.step);
         if !ended && taken && left > 0 {
-            text += &format!(", {} left", time(s * left as f64));
+            text += &format!(", {} left", crate::units::duration(s * left as f64));
         }
     }
     (format!("{text}: {outcome}"), ended && !taken)
-}
-
-/// A length of time in words.
-fn time(seconds: f64) -> String {
-    match seconds {
-        s if s < 100.0 => format!("{s:.0} s"),
-        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86_400.0),
-    }
 }
 
 /// `text` in lines of at most `width` characters, cut between its words; a word that is longer has a line of its own.

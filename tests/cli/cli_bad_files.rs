@@ -7,8 +7,6 @@ use cli_common::*;
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::data::sidecar::{RefKey, Sidecars};
-use std::path::Path;
-use std::process::Command;
 
 /// Edits every sidecar of the data through the library, so that its checksums are right.
 fn edit_sidecars(cli: &Cli, mut edit: impl FnMut(&mut Sidecars, u64)) {
@@ -148,34 +146,10 @@ fn skipped_steps_end_a_run_in_a_row_alone() {
     assert!(ran.code == 1 && last.starts_with(want), "{ran:?}");
 }
 
-/// A mount that ends with the test.
-struct Mount(std::path::PathBuf);
-
-impl Mount {
-    fn new(at: &Path, options: &str) -> Option<Mount> {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
-        if mounted.is_ok_and(|o| o.status.success()) {
-            return Some(Mount(at.to_owned()));
-        }
-        println!("skipped: a full disk and a read-only folder (this user may not mount a tmpfs)");
-        None
-    }
-    fn remount(&self, options: &str) {
-        assert!(Command::new("mount").args(["-o", options]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk() {
     let cli = Cli::with_data();
-    let Some(_small) = Mount::new(&cli.path("t"), "size=64k") else { return };
+    let Some(_small) = Mount::new(&cli.path("t"), "size=64k", "a full disk and a read-only folder") else { return };
     let full = "No space left on device (os error 28)";
     let ends = |args: &str| {
         let before = cli.tree();
@@ -212,7 +186,7 @@ fn a_full_disk() {
 #[test]
 fn a_read_only_folder() {
     let cli = Cli::with_data();
-    let Some(ro) = Mount::new(&cli.path("t"), "size=4m") else { return };
+    let Some(ro) = Mount::new(&cli.path("t"), "size=4m", "a full disk and a read-only folder") else { return };
     for n in cli.names("d", "") {
         cli.write(&format!("t/{n}"), cli.bytes(&format!("d/{n}")));
     }

@@ -10,16 +10,6 @@ fn evaluations(cli: &Cli, out: &str) -> Vec<Value> {
     rows.filter(|row| row.as_object().unwrap().keys().any(|key| key.starts_with("eval_"))).collect()
 }
 
-/// Judgements, as KTO reads them.
-fn judgements(n: usize) -> Vec<Value> {
-    let row = |(i, mut row): (usize, Value)| {
-        let row = row.as_object_mut().unwrap();
-        let completion = row.remove(if i % 2 == 0 { "chosen" } else { "rejected" }).unwrap();
-        json!({"prompt": row["prompt"], "completion": completion, "label": i % 2 == 0})
-    };
-    pairs(n).into_iter().enumerate().map(row).collect()
-}
-
 #[test]
 fn named_sets_have_the_numbers_of_eval() {
     let cli = Cli::with_data();

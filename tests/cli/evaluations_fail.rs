@@ -1,20 +1,11 @@
 //! What evaluations of a run cannot do: a metric that none has, models without finite numbers, a full disk.
 
 use crate::cli_common::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::Command;
 
 const RUN: &str = "--model m --data d --device cpu --dtype f32 --learning-rate 3e-3 --batch-size 3 --token-budget 64";
-
-fn judgements(n: usize) -> Vec<Value> {
-    let row = |(i, mut row): (usize, Value)| {
-        let row = row.as_object_mut().unwrap();
-        let completion = row.remove(if i % 2 == 0 { "chosen" } else { "rejected" }).unwrap();
-        json!({"prompt": row["prompt"], "completion": completion, "label": i % 2 == 0})
-    };
-    pairs(n).into_iter().enumerate().map(row).collect()
-}
 
 /// The keys that are named before a run begins are those that its evaluations have then.
 #[test]

@@ -26,6 +26,42 @@ pub fn rows(cli: &Cli, out: &str) -> Vec<Value> {
     rows
 }
 
+/// Judgements, as KTO reads them.
+pub fn judgements(n: usize) -> Vec<Value> {
+    let row = |(i, mut row): (usize, Value)| {
+        let row = row.as_object_mut().unwrap();
+        let completion = row.remove(if i % 2 == 0 { "chosen" } else { "rejected" }).unwrap();
+        json!({"prompt": row["prompt"], "completion": completion, "label": i % 2 == 0})
+    };
+    pairs(n).into_iter().enumerate().map(row).collect()
+}
+
+/// A small disk, mounted until the test ends.
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// Mounts one at `at`; `None` where this user may not, and then says that `what` is skipped.
+    pub fn new(at: &Path, options: &str, what: &str) -> Option<Mount> {
+        std::fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
+        if mounted.is_ok_and(|o| o.status.success()) {
+            return Some(Mount(at.to_owned()));
+        }
+        println!("skipped: {what} (this user may not mount a tmpfs)");
+        None
+    }
+
+    pub fn remount(&self, options: &str) {
+        assert!(Command::new("mount").args(["-o", options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 /// What no command under way takes: one that has not ended by then is ended, and its test fails.
 const LONGEST: Duration = Duration::from_secs(120);
 

@@ -10,8 +10,7 @@ use fusedpo::observe::{Event, Flow, Observe};
 use fusedpo::train::options::{Stage, TrainOptions};
 use fusedpo::train::run::train;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 /// A rate so high that the held-out loss turns.
 const BASE: &str = "dpo --model m --data d --device cpu --dtype f32 --learning-rate 0.01 --lr-scheduler-type constant --batch-size 3 \
@@ -63,27 +62,6 @@ fn the_best_lies_in_the_run_before_the_run_before() {
     one_line("away", &ran, 2, &want);
 }
 
-/// A mount that ends with the test.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(at: &Path, options: &str) -> Option<Mount> {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
-        if mounted.is_ok_and(|o| o.status.success()) {
-            return Some(Mount(at.to_owned()));
-        }
-        println!("skipped: the best evaluation on a full disk (this user may not mount a tmpfs)");
-        None
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 /// Fills the disk from an evaluation to the next step.
 struct Full {
     at: u64,
@@ -124,7 +102,7 @@ fn a_save_that_fails_takes_nothing_away() {
     }
     let [.., first, last] = bests[..] else { panic!("one best alone: {bests:?}") };
     assert!(last < 14, "{bests:?}");
-    let Some(_disk) = Mount::new(&cli.path("t"), "size=3m") else { return };
+    let Some(_disk) = Mount::new(&cli.path("t"), "size=3m", "the best evaluation on a full disk") else { return };
     let written: toml::Table = cli.text("peace/config.toml").parse().unwrap();
     let mut c = TrainOptions::from_table(Stage::Dpo, &{
         let mut all = written;

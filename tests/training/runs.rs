@@ -5,7 +5,6 @@ use crate::cli_common;
 
 use cli_common::*;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::process::Command;
 
 const BASE: &str = "--model m --data d --device cpu --learning-rate 1e-3 --batch-size 3 --dtype f32";
@@ -109,32 +108,14 @@ fn one_run_at_a_time_and_none_after_a_kill() {
     assert!(run["command"].as_array().unwrap().contains(&json!("auto")), "{run}");
 }
 
-/// A mount that ends with the test.
-struct Mount(std::path::PathBuf);
-
-impl Mount {
-    fn new(at: &Path, options: &str) -> Option<Mount> {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
-        if mounted.is_ok_and(|o| o.status.success()) {
-            return Some(Mount(at.to_owned()));
-        }
-        println!("skipped: checkpoints on a full disk and in a read-only folder (this user may not mount a tmpfs)");
-        None
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_disk_that_takes_no_checkpoint_does_not_end_the_run() {
     let cli = Cli::with_data();
     // A checkpoint has 260 KB: the first fits, no second beside it.
-    let Some(_small) = Mount::new(&cli.path("t"), "size=500k") else { return };
+    let Some(_small) = Mount::new(&cli.path("t"), "size=500k", "checkpoints on a full disk and in a read-only folder")
+    else {
+        return;
+    };
     let args = format!("sft {BASE} --max-steps 12 --save-steps 4");
     let ran = cli.ok(&format!("{args} --out t/r"));
     let said: Vec<&str> = ran.err.lines().filter(|l| l.starts_with("warning: ")).collect();
@@ -202,9 +183,11 @@ fn a_run_without_a_model_says_what_to_do() {
 #[test]
 fn a_read_only_run_cannot_go_on() {
     let cli = Cli::with_data();
-    let Some(ro) = Mount::new(&cli.path("t"), "size=4m") else { return };
+    let Some(ro) = Mount::new(&cli.path("t"), "size=4m", "checkpoints on a full disk and in a read-only folder") else {
+        return;
+    };
     cli.ok(&format!("sft {BASE} --out t/r --max-steps 4 --save-steps 2 --lr-scheduler-type constant"));
-    assert!(Command::new("mount").args(["-o", "remount,ro"]).arg(&ro.0).status().unwrap().success());
+    ro.remount("remount,ro");
     let ran = cli.run(&format!("sft {BASE} --out t/r --max-steps 6 --lr-scheduler-type constant --resume auto"));
     one_line("ro", &ran, 2, "t/r/metrics.jsonl: cannot open: Read-only file system (os error 30)");
 }

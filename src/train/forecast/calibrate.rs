@@ -9,7 +9,7 @@ use crate::backend::metered::{Metered, Work};
 use crate::backend::watched::Watched;
 use crate::backend::{Backend, DequantizeNf4, Nf4Absmax};
 use crate::batch::{Builder, Capacity, MicroBatch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::loss::{LossSpec, LossType};
 use crate::model::{Model, ModelConfig, ParamTable, RopeScaling};
 use crate::quant::Precision;
@@ -99,17 +99,22 @@ pub(super) fn calibrate<B: Backend>(be: B, run: &Run<'_, B>, cut: &Cut<'_>) -> R
         }
         rows = (GROWTH * rows).min(all);
     };
-    let mut shortest: Vec<f64> = Vec::new();
+    let (mut shortest, mut timed): (Vec<f64>, Vec<&str>) = Default::default();
     be.time(true);
     for _ in 0..STEPS {
         slice.step(&batch)?;
         let times = be.times();
+        timed = times.iter().map(|(op, _)| *op).collect();
         shortest.resize(times.len(), f64::INFINITY);
         shortest.iter_mut().zip(times).for_each(|(least, (_, seconds))| *least = least.min(seconds));
     }
     metered.take();
     counted.step(&batch)?;
     let mut work = metered.take();
+    // Times belong to work by their place alone.
+    if !work.iter().map(|work| work.op).eq(timed) {
+        return Err(Error::Device("cannot calibrate: the ops that were timed are not those that were counted".into()));
+    }
     if run.with(|config, _| Ok(config.quantized.is_some()))? {
         let (asked, seconds) = dense(be.inner(), &metered)?;
         work.push(asked);

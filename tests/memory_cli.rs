@@ -231,6 +231,7 @@ fn sum(plan: &Value, of: &str) -> u64 {
 fn a_plan_is_what_the_run_says() {
     let cli = Cli::new();
     write_model(&cli, "large");
+    write_model(&cli, "other");
     cli.write_rows("rows.jsonl", &pairs(24));
     cli.ok("pack --tokenizer large --input rows.jsonl --out d --eval-fraction 0.25");
     for (stage, more) in [
@@ -247,6 +248,18 @@ fn a_plan_is_what_the_run_says() {
         ("sft", "--lora-r 2 --lora-target-modules q_proj,down_proj --dtype f32"),
         ("dpo", "--dtype bf16 --optim adamw_bf16"),
         ("sft", "--dtype bf16 --optim adamw_8bit --gradient-dtype bf16"),
+        // Samples of evaluations: the weights that train are on the host while the reference is in their place, ...
+        ("dpo", "--kl-samples 3 --kl-max-new-tokens 9"),
+        ("dpo", "--kl-samples 2 --sample-prompts 5 --lora-r 4 --token-budget 333"),
+        ("dpo", "--sample-prompts 4 --ref-model large"),
+        // ... or it is loaded beside the policy, of the same shape or of another, ...
+        ("dpo", "--kl-samples 3 --ref-model other"),
+        ("dpo", "--sample-prompts 3 --ref-model m --sample-max-new-tokens 200"),
+        ("dpo", "--sample-prompts 3 --ref-model other --lora-r 2 --quantize nf4"),
+        // ... or follows in memory, or there is none.
+        ("dpo", "--kl-samples 3 --sync-ref-model --ref-model other"),
+        ("sft", "--sample-prompts 4 --sample-max-new-tokens 7"),
+        ("dpo", "--loss-type simpo --sample-prompts 6"),
     ] {
         if more.contains("--dtype bf16") && cli.ok("doctor").out.contains("--dtype bf16: not here") {
             println!("skipped: {more}, on this machine");
@@ -271,12 +284,64 @@ fn a_plan_is_what_the_run_says() {
         let line = err.lines().find(|l| l.starts_with("memory: ")).unwrap();
         let mib: u64 = line.split(' ').nth(1).unwrap().parse().unwrap();
         assert!(sum(&plan, "parts").div_ceil(1 << 20).abs_diff(mib) <= 1, "{options}: {line}");
+        let sampled = plan["parts"].as_array().unwrap().iter().any(|p| p["samples"] == true);
+        assert_eq!(sampled, more.contains("-samples") || more.contains("sample-prompts"), "{options}: {planned:?}");
         let needed = plan["at"]["needed"].as_u64().unwrap();
         assert_eq!(needed, sum(&plan, "parts") + plan["margin"].as_u64().unwrap());
         assert_eq!(plan["all"].as_u64().unwrap(), needed + sum(&plan, "beside"));
         let slots = plan["at"]["token_budget"].to_string();
         assert!(err.contains(&format!("{slots} token slots")), "{options}: {slots} {err}");
     }
+}
+
+/// Room that a plan leaves is room that the run has: of samples too, which shrink where memory does, and are refused where even that
+/// is too much.
+#[test]
+fn samples_are_in_what_fits() {
+    let cli = Cli::new();
+    write_model(&cli, "large");
+    write_model(&cli, "other");
+    cli.write_rows("rows.jsonl", &pairs(24));
+    cli.ok("pack --tokenizer large --input rows.jsonl --out d --eval-fraction 0.25");
+    for more in ["--kl-samples 4", "--kl-samples 4 --ref-model other", "--sample-prompts 3 --sync-ref-model"] {
+        let options = format!("--model large --data d --device cpu --token-budget 256 {more}");
+        let plan = |memory: usize| cli.run(&format!("plan {options} --device-memory {memory} --json")).json();
+        let ample = plan(8 << 30);
+        let beside = sum(&ample, "beside");
+        let without = cli.ok(&format!(
+            "plan --model large --data d --device cpu --token-budget 256 --device-memory 8GiB --json {}",
+            if more.contains("--sync") { "--sync-ref-model" } else { "" }
+        ));
+        let [least, steps] = [ample.clone(), without.json()].map(|plan| plan["at"]["needed"].as_u64().unwrap());
+        assert!(least > steps, "{more}: {least} and {steps}");
+        let c: TrainOptions = resolved(&cli, more);
+        let run =
+            |free: u64| run::train(&Cpu::<f32>::new().unwrap().with_free(free as usize), &c, &mut Silent).map(drop);
+        // Between what the steps take and what samples take at least, neither begins.
+        let scarce = plan((steps + beside) as usize + 1);
+        assert_eq!(scarce["fits"], false, "{more}: {scarce}");
+        let why = run(steps + 1).unwrap_err().to_string();
+        assert!(why.contains("with what is sampled at evaluations") || why.contains("out of memory"), "{more}: {why}");
+        // Where the plan's own numbers fit exactly, both do.
+        let tight = plan((least + beside) as usize);
+        assert_eq!((&tight["fits"], &tight["at"]["needed"]), (&json!(true), &json!(least)), "{more}");
+        run(least).unwrap_or_else(|e| panic!("{more}: {e}"));
+        std::fs::remove_dir_all(cli.path("o")).unwrap();
+    }
+}
+
+/// The options of a run of one step.
+fn resolved(cli: &Cli, more: &str) -> TrainOptions {
+    let mut c = TrainOptions {
+        files: FileOptions { model: cli.path("large"), data: cli.path("d"), out: cli.path("o") },
+        data: DataOptions { token_budget: Some(256), max_steps: Some(1), ..Default::default() },
+        ..Default::default()
+    };
+    c.eval.kl_samples = if more.contains("--kl-samples") { 4 } else { 0 };
+    c.eval.sample_prompts = if more.contains("--sample-prompts") { 3 } else { 0 };
+    c.reference.ref_model = more.contains("--ref-model").then(|| cli.path("other"));
+    c.reference.sync_ref_model = more.contains("--sync-ref-model");
+    c.resolve(Stage::Dpo).unwrap()
 }
 
 /// One line that has `want` in it, and the code.
@@ -342,7 +407,12 @@ fn plans_of_nonsense_are_refused() {
     cli.write("bad.json", "{\"model_type\": \"mamba\"}");
     cli.write("no.json", "{");
     cli.write("c.toml", "data = 'd'\nmodel = 'm'\nlora_r = 2\n");
+    cli.ok("pack --tokenizer m --input rows.jsonl --out none");
     cli.ok("plan --config c.toml --device cpu");
+    // Of lengths there is nothing held out that prompts could be taken from; what stands for it is as long.
+    let plan =
+        cli.ok("plan --config c.toml --lengths hh --max-length 64 --sample-prompts 2 --device cpu --json").json();
+    assert!(plan["parts"].as_array().unwrap().iter().any(|part| part["samples"] == true), "{plan}");
     cli.ok("plan --config c.toml --lengths hh --max-length 64 --device-memory 80GiB");
     for (args, code, want) in [
         ("--model m", 2, "--data or --lengths"),
@@ -364,6 +434,12 @@ fn plans_of_nonsense_are_refused() {
         ("--model m --data d --device cpu --train nothing", 2, "--train nothing"),
         ("--model m --data d --device cpu --quantize nf4", 2, "--lora-r"),
         ("--model m --data d --device cpu --adapter m", 2, "no adapter"),
+        (
+            "--model m --data d --device cpu --eval-steps 2 --load-best-model-at-end --metric-for-best-model lost",
+            2,
+            "evaluations of this run have no such number; nearest: eval_loss",
+        ),
+        ("--model m --data none --device cpu --kl-samples 4", 2, "has no held-out split to take prompts from"),
         ("--model m --data nowhere", 2, "nowhere"),
         ("--model nowhere.json --lengths hh", 2, "nowhere.json"),
         ("--model bad.json --lengths hh", 2, "mamba"),

@@ -130,13 +130,17 @@ fn table(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Vec<String
         lines.push(format!("{:<54} {:>12}", title, mib(sum)));
         lines.extend(parts.iter().map(|(name, many, bytes)| row(name, many, *bytes)));
     };
-    let of = |held: bool| -> Vec<(&str, String, usize)> {
-        let parts = plan.parts.iter().filter(|part: &&Part| part.held == held);
+    let of = |held: bool, samples: bool| -> Vec<(&str, String, usize)> {
+        let parts = plan.parts.iter().filter(|part: &&Part| part.held == held && part.samples == samples);
         parts.map(|p| (p.name.as_str(), p.buffers.to_string(), p.bytes)).collect()
     };
     lines.push(format!("{:<46} {:>7} {:>12}", "", "buffers", "MiB"));
-    section(&mut lines, "held throughout".into(), of(true));
-    section(&mut lines, format!("by a micro-batch of {} slots", grouped(plan.at.slots as u64)), of(false));
+    section(&mut lines, "held throughout".into(), of(true, false));
+    section(&mut lines, format!("by a micro-batch of {} slots", grouped(plan.at.slots as u64)), of(false, false));
+    let sampled = of(false, true);
+    if !sampled.is_empty() {
+        section(&mut lines, "while an evaluation samples".into(), sampled);
+    }
     let mut beside: Vec<_> = plan.beside.iter().map(|(name, bytes)| (name.as_str(), String::new(), *bytes)).collect();
     beside.push(("margin: 2 % of the plan and 64 MiB", String::new(), plan.margin));
     section(&mut lines, "beside".into(), beside);
@@ -201,7 +205,9 @@ fn as_json(plan: &Forecast, args: &PlanArgs, options: &TrainOptions) -> Value {
         })
     };
     let parts = plan.parts.iter();
-    let parts = parts.map(|p| json!({ "name": p.name, "buffers": p.buffers, "bytes": p.bytes, "held": p.held }));
+    let parts = parts.map(
+        |p| json!({ "name": p.name, "buffers": p.buffers, "bytes": p.bytes, "held": p.held, "samples": p.samples }),
+    );
     let named = |list: &[(String, usize)]| -> Vec<Value> {
         list.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect()
     };

@@ -9,6 +9,11 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Whether both name the same file or folder, by whatever way.
+pub(crate) fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
 /// Makes the names in `folder` survive the machine. Called after every rename into it, the files' own bytes being on the
 /// disk already.
 ///

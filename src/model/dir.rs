@@ -238,9 +238,7 @@ impl ModelDir {
     /// [`ModelDir::open`] of a second model, which may be this one: where `path` names the same directory, this is it. Where
     /// this one's weights were quantized, so are the other's.
     pub fn open_other(&self, path: &Path) -> Result<Self> {
-        let same =
-            |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        if same(&self.0.path, path) {
+        if files::paths::is_same(&self.0.path, path) {
             return Ok(self.clone());
         }
         let other = Self::open(path)?;

@@ -30,7 +30,7 @@ pub(super) fn recommended<B: Backend>(run: &Run<'_, B>, free: Option<usize>, by:
             break;
         }
         let cut = Cut::at(run.c, run.opened, slots)?;
-        let asked = asked::steps(run, &cut, run.plan(slots, free)?.1, STEPS)?;
+        let asked = asked::steps(run, &cut, run.plan(slots, free)?.purpose, STEPS)?;
         let seconds: f64 = asked.work.iter().map(|work| by.seconds(work)).sum();
         paces.push((slots, asked.tokens as f64 / seconds.max(1e-12)));
         // In a larger one every step is one micro-batch, as it is in this one.
@@ -60,9 +60,9 @@ fn fits<B: Backend>(run: &Run<'_, B>, slots: usize, free: usize) -> Result<bool>
 
 /// `c` with the recommended budget in place of the wish for it, which is told. Errors: no budget fits.
 pub fn fitted<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<TrainOptions> {
-    let opened = Opened::of(be, c, &c.files.data)?;
+    let opened = Opened::of(be, c, (&c.files.data, false))?;
     let cut = Cut::of(c, &opened)?;
-    let run = Run::new(be, c, &opened, &cut);
+    let run = Run::new(be, c, &opened, &cut)?;
     let free = be.memory()?.map(|memory| memory.free);
     let Some(slots) = recommended(&run, free, &be.ceilings())? else {
         let (least, free) = (run.budgets.least(), units::bytes(free.unwrap_or(0)));

@@ -3,7 +3,7 @@
 use super::fit;
 use super::holds::Budget;
 use super::rates::{On, Rates};
-use super::run::{Cut, Opened, Run};
+use super::run::{Cut, Opened, Planned, Run};
 use super::time::{self, Pace, Time};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -26,6 +26,8 @@ pub struct Part {
     pub bytes: usize,
     /// Whether they do not depend on the token budget: the model and what it learns.
     pub held: bool,
+    /// Whether only evaluations take them, for what they sample.
+    pub samples: bool,
 }
 
 /// The token budget with which a run of these data is fast, in as little memory as that takes.
@@ -137,10 +139,10 @@ impl Forecast {
 /// Errors: options, a model or data that the run would refuse too; not what does not fit ([`Forecast::check`]).
 pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, (data, counted): (&Path, bool), on: On<B>) -> Result<Forecast> {
     let On { beside, here, assumed } = on;
-    let opened = Opened::of(be, c, data)?;
+    let opened = Opened::of(be, c, (data, !counted))?;
     let cut = Cut::of(c, &opened)?;
     let longest_row = cut.longest_row();
-    let run = Run::new(be, c, &opened, &cut);
+    let run = Run::new(be, c, &opened, &cut)?;
     let free = be.memory()?.map(|m| m.free);
     let least = run.budgets.least();
     let least_needed = run.needed(least)?;
@@ -154,7 +156,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, (data, counted): (&Path, b
     let shrinks = c.data.token_budget.is_none();
     let fitted = recommended.filter(|_| c.data.fit);
     let slots = fitted.or(largest.filter(|best| shrinks && *best < wanted)).unwrap_or(wanted);
-    let (plan, purpose) = run.plan(slots, free)?;
+    let Planned { memory: plan, lasting, purpose } = run.plan(slots, free)?;
     let instead = match free {
         Some(free) if largest.is_none() => run.instead(least, free)?,
         _ => Vec::new(),
@@ -165,9 +167,9 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, (data, counted): (&Path, b
     let rates = Rates::of(&run, &time::laid_out(&run, slots)?, (here, assumed))?;
     let recommended = match recommended {
         Some(slots) => {
-            let (needed, purpose) = run.plan(slots, free).map(|(plan, purpose)| (plan.needed(), purpose))?;
+            let Planned { memory, purpose, .. } = run.plan(slots, free)?;
             let pace = rates.as_ref().map(|rates| time::pace(&run, (slots, purpose), rates)).transpose()?;
-            Some(Recommended { budget: Budget::of(&run, slots, needed)?, pace })
+            Some(Recommended { budget: Budget::of(&run, slots, memory.needed())?, pace })
         }
         None => None,
     };
@@ -181,7 +183,7 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, (data, counted): (&Path, b
         longest_row,
         at: Budget::of(&run, slots, plan.needed())?,
         in_full: purpose == Purpose::TrainInFull,
-        parts: parts(&plan, &held),
+        parts: parts(&plan, lasting, &held),
         beside,
         margin: plan.needed() - plan.bytes(),
         reference: run.scoring(slots)?,
@@ -196,20 +198,23 @@ pub fn forecast<B: Backend>(be: &B, c: &TrainOptions, (data, counted): (&Path, b
     })
 }
 
-/// The buffers of `plan` by name.
-fn parts(plan: &MemoryPlan, held: &MemoryPlan) -> Vec<Part> {
+/// The buffers of `plan` by name, those from `lasting` on being samples'.
+fn parts(plan: &MemoryPlan, lasting: usize, held: &MemoryPlan) -> Vec<Part> {
     let held: HashSet<&str> = held.table.iter().map(|(name, _)| name.as_str()).collect();
     let mut all: Vec<Part> = Vec::new();
-    for (name, bytes) in plan.table.iter().filter(|(_, bytes)| *bytes > 0) {
-        match all.iter_mut().find(|part| part.name == *name) {
+    for (i, (name, bytes)) in plan.table.iter().enumerate().filter(|(_, (_, bytes))| *bytes > 0) {
+        let samples = i >= lasting;
+        match all.iter_mut().find(|part| part.name == *name && part.samples == samples) {
             Some(part) => (part.buffers, part.bytes) = (part.buffers + 1, part.bytes + bytes),
             None => {
-                all.push(Part { name: name.clone(), buffers: 1, bytes: *bytes, held: held.contains(name.as_str()) })
+                let held = !samples && held.contains(name.as_str());
+                all.push(Part { name: name.clone(), buffers: 1, bytes: *bytes, held, samples })
             }
         }
     }
     if plan.scratch > 0 {
-        all.push(Part { name: "scratch of ops, at most".into(), buffers: 1, bytes: plan.scratch, held: false });
+        let name = "scratch of ops, at most".into();
+        all.push(Part { name, buffers: 1, bytes: plan.scratch, held: false, samples: false });
     }
     all
 }

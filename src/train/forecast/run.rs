@@ -1,16 +1,20 @@
 //! A run that is not begun: its data, its model's shape, and what of memory it asks by token budget.
 
 use crate::backend::Backend;
+use crate::batch::Capacity;
 use crate::data::plan::{PlanOptions, Planner};
 use crate::data::shard::Dataset;
 use crate::error::Result;
+use crate::files::paths;
 use crate::model::{AdapterShape, ModelConfig, ModelDir};
 use crate::train::check::open_splits;
 use crate::train::engine::Purpose;
+use crate::train::eval_keys::refuse_unknown_metric;
 use crate::train::memory::{BUDGET_STEP, Budgets, MemoryPlan};
 use crate::train::options::TrainOptions;
-use crate::train::ready::{check_quantized, choose_products, planners, refuse_empty_evaluation};
+use crate::train::ready::{check_quantized, choose_products, no_prompts, planners, refuse_empty_evaluation};
 use crate::train::reference::score_options;
+use crate::train::sample_plan::{SamplePlan, Whereabouts};
 use crate::train::sets::{self, NamedSet};
 use crate::train::team::Team;
 use crate::train::trained::{Learns, Trained};
@@ -29,25 +33,44 @@ pub(super) struct Opened {
     pub base: ModelConfig,
     /// The reference that is computed before the steps, where there is one.
     pub reference: Option<ModelConfig>,
+    /// The one that evaluations compare with, where the loss has one; and whether it is what the policy is at first.
+    compared: Option<(ModelConfig, bool)>,
+    /// Whether the shards stand for others of such lengths.
+    stands_in: bool,
 }
 
 impl Opened {
-    /// Of the run of `c` over the shards in `data`. Errors: what the run would refuse too.
-    pub fn of<B: Backend>(be: &B, c: &TrainOptions, data: &Path) -> Result<Self> {
+    /// Of the run of `c` over the shards in `data`, which with `stands_in` are not its own but of such lengths. Errors: what the run
+    /// would refuse too.
+    pub fn of<B: Backend>(be: &B, c: &TrainOptions, (data, stands_in): (&Path, bool)) -> Result<Self> {
         choose_products(be, c)?;
         c.optim.check_on(be)?;
         let splits = open_splits(data)?;
         refuse_empty_evaluation(c, &splits)?;
+        refuse_unknown_metric(c, stands_in || splits.len() > 1)?;
         let model = c.folder(&c.files.model);
         let base = ModelDir::shape(model, c.train.adapter.as_deref().map(|adapter| c.folder(adapter)))?;
         check_quantized(model, &base, c)?;
-        let reference = match &c.reference.ref_model {
-            _ if !c.loss().reference() || c.reference.sync_ref_model => None,
-            Some(other) => Some(ModelDir::shape(c.folder(other), None)?),
-            None => Some(base.clone()),
-        };
         let held = |r: ModelConfig| ModelConfig { quantized: r.quantized.or(c.train.quantized()), ..r };
-        Ok(Self { splits, named: sets::open(c)?, base, reference: reference.map(held) })
+        let compared = match &c.reference.ref_model {
+            _ if !c.loss().reference() => None,
+            // With the adapter that is loaded the model is another than without.
+            Some(other) if c.train.adapter.is_some() || !paths::is_same(model, c.folder(other)) => {
+                Some((held(ModelDir::shape(c.folder(other), None)?), false))
+            }
+            _ => Some((held(base.clone()), true)),
+        };
+        let reference = compared.as_ref().filter(|_| !c.reference.sync_ref_model).map(|(config, _)| config.clone());
+        Ok(Self { splits, named: sets::open(c)?, base, reference, compared, stands_in })
+    }
+
+    /// What prompts to sample are taken from, where some are. Errors: the run has nothing of the kind.
+    fn prompts(&self, c: &TrainOptions) -> Result<Option<&Dataset>> {
+        if c.eval.kl_samples + c.eval.sample_prompts == 0 {
+            return Ok(None);
+        }
+        let held_out = if self.stands_in { self.splits.first() } else { self.splits.get(1) };
+        held_out.or(self.named.first().map(|set| &set.data)).map(Some).ok_or_else(|| no_prompts(c))
     }
 
     /// All data that the reference scores.
@@ -109,12 +132,25 @@ pub(super) struct Run<'a, B: Backend> {
     pub budgets: Budgets<'a>,
     /// Positions of the longest row.
     pub positions: usize,
+    /// What prompts to sample are taken from, where evaluations sample.
+    pub prompts: Option<&'a Dataset>,
+}
+
+/// The memory of a run.
+pub(super) struct Planned {
+    /// Buffers, those that evaluations take to sample last.
+    pub memory: MemoryPlan,
+    /// Buffers of it that are there all the time.
+    pub lasting: usize,
+    /// What the engine is for.
+    pub purpose: Purpose,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
-    /// Of `c` over what is open, cut as `cut`.
-    pub fn new(be: &'a B, c: &'a TrainOptions, opened: &'a Opened, cut: &'a Cut<'_>) -> Self {
-        Self { be, c, opened, budgets: Budgets::of(cut.all()), positions: cut.longest_row() }
+    /// Of `c` over what is open, cut as `cut`. Errors: evaluations find no prompt to sample.
+    pub fn new(be: &'a B, c: &'a TrainOptions, opened: &'a Opened, cut: &'a Cut<'_>) -> Result<Self> {
+        let (budgets, positions) = (Budgets::of(cut.all()), cut.longest_row());
+        Ok(Self { be, c, opened, budgets, positions, prompts: opened.prompts(c)? })
     }
 
     /// Calls `f` with the model as it is trained, and what is learned.
@@ -128,13 +164,29 @@ impl<'a, B: Backend> Run<'a, B> {
         f(&ModelConfig { adapter, quantized, ..self.opened.base.clone() }, learns)
     }
 
-    fn at(&self, slots: usize, purpose: Purpose) -> Result<MemoryPlan> {
+    /// What is sampled at evaluations of the policy `policy`.
+    fn samples(&self, policy: &ModelConfig, capacity: Capacity) -> Result<Option<SamplePlan>> {
+        let Some(prompts) = self.prompts else { return Ok(None) };
+        let reference = self.opened.compared.as_ref().map(|(config, same)| (config, *same));
+        let at = Whereabouts::of(self.c, policy, reference)?;
+        SamplePlan::new(self.c, (policy, at), prompts, capacity)
+    }
+
+    /// What a run takes; `free` bytes are there for what is sampled too.
+    fn at(&self, slots: usize, purpose: Purpose, free: Option<usize>) -> Result<Planned> {
         let capacity = self.budgets.capacity_at(slots);
         let copies = Team::by_one(self.c.data.lanes).copies();
-        let plan = self.with(|config, learns| {
-            MemoryPlan::training_as(self.be, config, self.positions, capacity, (purpose, learns))
-        })?;
-        Ok(plan.with_copies(copies))
+        self.with(|config, learns| {
+            let samples = self.samples(config, capacity)?;
+            let positions = samples.iter().map(|s| s.positions).fold(self.positions, usize::max);
+            let steps = MemoryPlan::training_as(self.be, config, positions, capacity, (purpose, learns))?;
+            let steps = steps.with_copies(copies);
+            let lasting = steps.table.len();
+            let Some(mut samples) = samples else { return Ok(Planned { memory: steps, lasting, purpose }) };
+            let trained = MemoryPlan::sections(self.be, config, learns)?.0.trained_len;
+            let memory = samples.beside(self.be, (config, trained), (positions, capacity), (&steps, free))?;
+            Ok(Planned { memory, lasting, purpose })
+        })
     }
 
     fn purpose(&self) -> Purpose {
@@ -143,19 +195,19 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// What the least that a run can do with takes.
     pub fn needed(&self, slots: usize) -> Result<usize> {
-        self.at(slots, self.purpose()).map(|plan| plan.needed())
+        self.at(slots, self.purpose(), Some(0)).map(|plan| plan.memory.needed())
     }
 
     /// What a run takes where `free` bytes are there, and what its engine is for: it keeps what it could compute again where that
     /// fits.
-    pub fn plan(&self, slots: usize, free: Option<usize>) -> Result<(MemoryPlan, Purpose)> {
+    pub fn plan(&self, slots: usize, free: Option<usize>) -> Result<Planned> {
         if let (true, Purpose::Train, Some(free)) = (B::OWN_MEMORY, self.purpose(), free) {
-            let full = self.at(slots, Purpose::TrainInFull)?;
-            if full.needed() <= free {
-                return Ok((full, Purpose::TrainInFull));
+            let full = self.at(slots, Purpose::TrainInFull, Some(free))?;
+            if full.memory.needed() <= free {
+                return Ok(full);
             }
         }
-        Ok((self.at(slots, self.purpose())?, self.purpose()))
+        self.at(slots, self.purpose(), free)
     }
 
     /// The largest token budget that fits into `free` bytes; multiples of [`BUDGET_STEP`] are looked at, and the least.

@@ -44,6 +44,9 @@ pub trait Comm {
     /// Which of how many.
     fn world(&self) -> World;
 
+    /// From 0, of those on this rank's machine: its GPU.
+    fn local_rank(&self) -> usize;
+
     /// Through what, in words.
     fn describe(&self) -> String;
 
@@ -73,6 +76,9 @@ pub struct Alone;
 impl Comm for Alone {
     fn world(&self) -> World {
         World::ALONE
+    }
+    fn local_rank(&self) -> usize {
+        0
     }
     fn describe(&self) -> String {
         "one process".into()

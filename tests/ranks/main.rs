@@ -5,7 +5,10 @@ mod cli_common;
 
 mod launchers;
 mod maps;
+mod meeting;
 mod mpirun;
 mod refused;
+mod torchrun;
+mod torchrun_runs;
 mod training;
 mod transport;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-const RUN: &str = "--model m --data d --device cpu --learning-rate 1e-3 --batch-size 5 --token-budget 96 --quiet";
+pub const RUN: &str = "--model m --data d --device cpu --learning-rate 1e-3 --batch-size 5 --token-budget 96 --quiet";
 
 /// Runs that differ in what goes through several ranks.
 const KINDS: &[(&str, &str)] = &[
@@ -42,7 +42,7 @@ fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-fn assert_same(cli: &Cli, is: &str, was: &str, what: &str) {
+pub fn assert_same(cli: &Cli, is: &str, was: &str, what: &str) {
     assert_eq!(rows(cli, is), rows(cli, was), "{what}: metrics");
     let [is, was] = [is, was].map(|run| files(&cli.path(run)));
     let names = |of: &[(String, Vec<u8>)]| of.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();

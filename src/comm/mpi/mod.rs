@@ -11,30 +11,23 @@ mod calls;
 pub use abi::{ENVIRONMENT, Found, find};
 
 use super::launch::Place;
+use super::patience::{Wait, patience};
 use super::staging::{self, Staging};
 use super::{Comm, Parts, World};
 use crate::error::{Error, Result};
 use calls::{Calls, Op};
 use std::cell::Cell;
-use std::time::{Duration, Instant};
-
-/// Names how long ranks are waited for, in seconds.
-pub const TIMEOUT: &str = "FUSEDPO_COMM_TIMEOUT";
-
-/// Longer than a checkpoint of a large model takes.
-const PATIENCE: Duration = Duration::from_secs(1800);
+use std::time::Duration;
 
 /// Most bytes that are broadcast, or that a rank adds to what is gathered, at once.
 const PIECE: usize = 1 << 24;
-
-/// Looks before a wait begins to sleep between them: about as long as an exchange takes.
-const EAGER: u32 = 20_000;
 
 /// The ranks of a job, by way of an MPI library.
 pub struct Mpi {
     calls: Box<dyn Calls>,
     found: String,
     world: World,
+    local_rank: usize,
     patience: Duration,
     /// Whether the last call was made, or none can be any more.
     over: Cell<bool>,
@@ -56,7 +49,14 @@ impl Mpi {
         let line = found.line();
         let calls = found.start()?;
         let [rank, seen] = calls.world()?;
-        let this = Self { calls, found: line, world: World { rank, size: seen }, patience, over: Cell::new(false) };
+        let this = Self {
+            calls,
+            found: line,
+            world: World { rank, size: seen },
+            local_rank: place.local_rank,
+            patience,
+            over: Cell::new(false),
+        };
         if (rank, seen) == (place.rank, size) {
             return Ok(this);
         }
@@ -73,22 +73,8 @@ impl Mpi {
         if self.over.get() {
             return Err(Error::Device(format!("cannot {what}: the ranks have parted")));
         }
-        let (begun, mut looks) = (Instant::now(), 0u32);
-        let mut waiting = || {
-            looks = looks.saturating_add(1);
-            match looks < EAGER {
-                true => std::thread::yield_now(),
-                false => std::thread::sleep(Duration::from_micros(200)),
-            }
-            let waited = begun.elapsed();
-            match patience.filter(|patience| looks.is_multiple_of(64) && waited > *patience) {
-                Some(_) => Err(Error::Device(format!(
-                    "waited {:.0} s to {what}: another rank is lost or stuck ({TIMEOUT} is how long ranks are waited for)",
-                    waited.as_secs_f64()
-                ))),
-                None => Ok(()),
-            }
-        };
+        let mut wait = Wait::new(what, patience);
+        let mut waiting = || wait.on(|| "another rank is".into());
         let ended = self.calls.run(op, &mut waiting).map_err(|e| match e {
             Error::Device(why) if !why.starts_with("waited") => Error::Device(format!("cannot {what}: {why}")),
             e => e,
@@ -113,17 +99,13 @@ impl Mpi {
     }
 }
 
-/// How long ranks are waited for. Errors: what was asked for is no time.
-fn patience(env: &dyn Fn(&str) -> Option<String>) -> Result<Duration> {
-    let Some(text) = env(TIMEOUT) else { return Ok(PATIENCE) };
-    let seconds = text.parse::<f64>().ok().filter(|s| *s > 0.0);
-    let patience = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
-    patience.ok_or_else(|| Error::usage(format!("{TIMEOUT}={text} in the environment: give seconds, more than 0")))
-}
-
 impl Comm for Mpi {
     fn world(&self) -> World {
         self.world
+    }
+
+    fn local_rank(&self) -> usize {
+        self.local_rank
     }
 
     fn describe(&self) -> String {

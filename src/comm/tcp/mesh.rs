@@ -1,0 +1,146 @@
+//! A connection to every other rank, and what all send and receive over them at once.
+
+use super::frame::{Moved, Odd, Receiving, Room, Sending};
+use crate::comm::patience::Wait;
+use crate::error::{Error, Result};
+use std::cell::{Cell, RefCell};
+use std::io::ErrorKind;
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// The connections of a rank.
+pub(super) struct Mesh {
+    rank: usize,
+    /// By rank; none to itself.
+    peers: Vec<Option<TcpStream>>,
+    calls: Cell<u64>,
+    /// Ranks to which a frame was begun and not ended: nothing else can be said to them.
+    midway: RefCell<Vec<usize>>,
+    /// Who is at the bottom of it that this rank cannot go on.
+    culprit: Cell<Option<usize>>,
+}
+
+impl Mesh {
+    /// Over `peers`, by rank; none to `rank` itself.
+    pub(super) fn new(rank: usize, peers: Vec<Option<TcpStream>>) -> std::io::Result<Self> {
+        for peer in peers.iter().flatten() {
+            peer.set_nonblocking(true)?;
+            peer.set_nodelay(true)?;
+        }
+        Ok(Self { rank, peers, calls: Cell::new(0), midway: RefCell::default(), culprit: Cell::new(None) })
+    }
+
+    /// One call of all ranks: sends `out`, by rank, and fills `into`, by rank; what this rank has for itself stays where it is.
+    /// Errors: a rank is lost, or nothing came from it within `patience`.
+    pub(super) fn swap(
+        &self,
+        out: &[Option<&[u8]>],
+        into: &mut [Option<Room<'_>>],
+        patience: Option<Duration>,
+        what: &str,
+    ) -> Result<()> {
+        let call = self.calls.get() + 1;
+        self.calls.set(call);
+        let mut sending = Vec::new();
+        for (rank, body) in out.iter().enumerate().filter(|(rank, _)| *rank != self.rank) {
+            let Some(body) = body else { continue };
+            let frame = Sending::new(call, body);
+            let frame = frame.ok_or_else(|| Error::Device(format!("cannot {what}: {} bytes at once", body.len())))?;
+            sending.push((rank, frame));
+        }
+        let awaited = into.iter_mut().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let mut receiving: Vec<(usize, Receiving)> =
+            awaited.filter_map(|(rank, room)| Some((rank, Receiving::new(call, room.as_mut()?)))).collect();
+        let mut wait = Wait::new(what, patience);
+        let ended = loop {
+            let (mut moved, mut failed) = (false, None);
+            let mut go_on = |went: Result<Moved>| match went {
+                Ok(Moved::Done) => {
+                    moved = true;
+                    false
+                }
+                Ok(Moved::By(n)) => {
+                    moved |= n > 0;
+                    true
+                }
+                Err(e) => {
+                    failed.get_or_insert(e);
+                    true
+                }
+            };
+            // First, as the last words of a rank say more than that nobody reads there.
+            receiving.retain_mut(|(rank, frame)| go_on(self.receive(*rank, frame, what)));
+            sending.retain_mut(|(rank, frame)| {
+                go_on(frame.step(self.peer(*rank)).map_err(|e| self.gone(*rank, what, &e)))
+            });
+            match failed {
+                Some(e) => break Err(e),
+                None if sending.is_empty() && receiving.is_empty() => break Ok(()),
+                None if moved => wait.moved(),
+                None => {
+                    let late = receiving.iter().map(|(rank, _)| *rank).chain(sending.iter().map(|(rank, _)| *rank));
+                    if let Err(e) = wait.on(|| self.late(late)) {
+                        break Err(e);
+                    }
+                }
+            }
+        };
+        *self.midway.borrow_mut() = sending.iter().filter(|(_, frame)| frame.begun()).map(|(rank, _)| *rank).collect();
+        ended
+    }
+
+    fn peer(&self, rank: usize) -> &TcpStream {
+        self.peers[rank].as_ref().expect("there is a connection to every other rank")
+    }
+
+    fn receive(&self, rank: usize, frame: &mut Receiving<'_, '_>, what: &str) -> Result<Moved> {
+        let why = match frame.step(self.peer(rank)) {
+            Ok(Ok(moved)) => return Ok(moved),
+            Ok(Err(Odd::Farewell(culprit))) => {
+                self.culprit.set(Some(culprit));
+                match culprit {
+                    of if of == rank => format!("rank {rank} has ended"),
+                    _ => format!("rank {rank} has ended, as it lost rank {culprit}"),
+                }
+            }
+            Ok(Err(Odd::Elsewhere)) => format!("rank {rank} is at something else: do all run the same program?"),
+            Ok(Err(Odd::Length(got, want))) => format!("rank {rank} sends {got} bytes in place of {want}"),
+            Err(e) => return Err(self.gone(rank, what, &e)),
+        };
+        Err(Error::Device(format!("cannot {what}: {why}")))
+    }
+
+    fn gone(&self, rank: usize, what: &str, e: &std::io::Error) -> Error {
+        self.culprit.set(Some(rank));
+        let closed = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&e.kind());
+        let why = if closed { "its connection was closed".to_owned() } else { e.to_string() };
+        Error::Device(format!("cannot {what}: rank {rank} is lost: {why}"))
+    }
+
+    /// Who is waited for, in words.
+    fn late(&self, ranks: impl Iterator<Item = usize>) -> String {
+        let mut ranks: Vec<usize> = ranks.collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        self.culprit.set(ranks.first().copied());
+        are(&ranks)
+    }
+
+    /// Tells the others, where that can be done at once, that this rank ends before them.
+    pub(super) fn part(&self) {
+        let culprit = self.culprit.get().unwrap_or(self.rank);
+        let midway = self.midway.borrow();
+        for (_, peer) in self.peers.iter().enumerate().filter(|(rank, _)| !midway.contains(rank)) {
+            if let Some(peer) = peer {
+                // One that does not read has the connection's end to go by.
+                let _ = Sending::farewell(culprit).step(peer);
+            }
+        }
+    }
+}
+
+/// "rank 3 is", "ranks 1, 2 are".
+pub(super) fn are(ranks: &[usize]) -> String {
+    let names: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    if names.len() == 1 { format!("rank {} is", names[0]) } else { format!("ranks {} are", names.join(", ")) }
+}

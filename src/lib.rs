@@ -99,11 +99,12 @@
 //! - [`model`]: a directory opened once, configuration, parameter table, weights in four bits ([`model::nf4`]), adapters
 //!   ([`model::peft`] are their files, [`model::low_rank`] what they compute), loading and export, forward and backward written
 //!   out, generation.
-//! - [`train`]: options ([`train::options`]), memory plan, who takes a run's steps together ([`train::team`]), reference pass, what a run learns and where it stands
-//!   ([`train::state`]), the passes of a step ([`train::engine`]), optimiser, evaluation and what is sampled at it
-//!   ([`train::samples`]), what follows from it ([`train::best`]), metrics, the ledger of pairs ([`train::ledger`]), checkpoints
-//!   ([`train::checkpoint`]), records ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory and
-//!   time of those that are not begun ([`train::forecast`]).
+//! - [`train`]: options ([`train::options`]), memory plan, who takes a run's steps together ([`train::team`]) and continues prompts
+//!   together ([`train::generating`]), reference pass, what a run learns and where it stands ([`train::state`]), the passes of a step
+//!   ([`train::engine`]), optimiser, evaluation and what is sampled at it ([`train::samples`]), what follows from it
+//!   ([`train::best`]), metrics, the ledger of pairs ([`train::ledger`]), checkpoints ([`train::checkpoint`]), records
+//!   ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory and time of those that are not begun
+//!   ([`train::forecast`]).
 //! - [`analyze`]: what a run's ledger says of its data: likely flipped labels, the hardest pairs, bias of length, displacement.
 //! - [`device`]: from a choice to a backend, the one `match` over devices.
 //! - [`mod@say`]: the one place that prints, and makes visible what a terminal would obey.

@@ -39,7 +39,15 @@ fn main() -> ExitCode {
     };
     ranks::hush(place.as_ref());
     let world = ranks::world(place.as_ref());
-    let shared = matches!(cli.command, Command::Sft(_) | Command::Dpo { .. });
+    let shared = matches!(
+        cli.command,
+        Command::Sft(_)
+            | Command::Dpo { .. }
+            | Command::Reference(_)
+            | Command::Eval(_)
+            | Command::Score(_)
+            | Command::Generate(_)
+    );
     // `doctor` says what there is, whoever asks.
     let refused = match shared || matches!(cli.command, Command::Doctor(_)) {
         true => Ok(()),
@@ -65,7 +73,7 @@ fn main() -> ExitCode {
         Command::Pack(args) => commands::pack::run_pack(&args, to),
         Command::Inspect(args) => commands::inspect::run_inspect(&args),
         Command::Sft(args) => commands::train::sft(&args, job, to),
-        Command::Reference(args) => commands::reference::run(&args, to),
+        Command::Reference(args) => commands::reference::run(&args, job, to),
         Command::Dpo { train, dpo } => commands::train::dpo(&train, &dpo, job, to),
         Command::Plan(args) => commands::plan::run(&args, to),
         Command::Replay(args) => commands::replay::run(&args, to),
@@ -77,9 +85,9 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(&args, to.flags()),
         Command::Sweep(args) => commands::sweep::run(&args, to),
         Command::Watch(args) => commands::watch::run(&args),
-        Command::Eval(args) => commands::eval::run(&args, to),
-        Command::Score(args) => commands::score::run(&args, to),
-        Command::Generate(args) => commands::generate::run(&args, to),
+        Command::Eval(args) => commands::eval::run(&args, job, to),
+        Command::Score(args) => commands::score::run(&args, job, to),
+        Command::Generate(args) => commands::generate::run(&args, job, to),
         Command::Loss(command) => commands::loss::run(&command),
         Command::Completions(args) => commands::shell::completions(&args, Cli::program()),
         Command::Man(args) => commands::shell::man(&args, Cli::program()),

@@ -16,6 +16,7 @@ use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{GenerateOptions, Generated, Model, ModelDir, generate};
 use fusedpo::observe::Silent;
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
+use fusedpo::train::team::Team;
 use half::bf16;
 
 const POSITIONS: usize = 32;
@@ -81,7 +82,9 @@ fn a_model_has_no_distance_from_itself() {
         let model = Model::load(be, &ModelDir::open(&cli.path("m")).unwrap(), POSITIONS).unwrap();
         let o = KlOptions { samples: 6, max_new_tokens: 8, seed: 1 };
         let plan = KlPlan::new(&model.config, POSITIONS, &data, &o).unwrap();
-        let kl = estimate(be, model, &ModelDir::open(&cli.path("m")).unwrap(), &data, &plan, 64, &mut Silent).unwrap();
+        let kl =
+            estimate(be, model, &ModelDir::open(&cli.path("m")).unwrap(), (&data, &plan, 64), Team::ALONE, &mut Silent)
+                .unwrap();
         assert!(kl.samples == 6 && kl.mean.abs() <= 1e-4, "{place}: {kl:?}");
         same.see("kl", place, kl.mean);
     });

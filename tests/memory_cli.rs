@@ -13,6 +13,7 @@ use fusedpo::observe::Silent;
 use fusedpo::train::engine::Purpose;
 use fusedpo::train::memory::{Budgets, MemoryPlan};
 use fusedpo::train::options::{DataOptions, FileOptions, Stage, TrainOptions};
+use fusedpo::train::reference::Keep;
 use fusedpo::train::run;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -205,7 +206,7 @@ fn a_reference_that_does_not_fit() {
     let plan = Budgets::of([&planner]).fitting(&be, plan).unwrap();
     let small = Cpu::<f32>::new().unwrap().with_free(plan.needed() / 2);
     let model = ModelDir::open(&cli.path("m")).unwrap();
-    let ensure = |be| fusedpo::train::reference::ensure(be, &model, &[(&data, 256)], None, &mut Silent);
+    let ensure = |be| fusedpo::train::reference::ensure(be, &model, &[(&data, 256)], Keep::alone(None), &mut Silent);
     let error = ensure(&small).err().unwrap();
     assert!(error.to_string().starts_with("out of memory: this needs"), "{error}");
     // With enough, the same command goes on.

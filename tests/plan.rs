@@ -218,10 +218,10 @@ fn the_recommended_budget_fits_and_is_fast() {
         let fitted = plan(&format!("{of} --fit"));
         assert_eq!((fitted["at"]["token_budget"].as_u64(), &fitted["fits"]), (Some(best), &json!(true)), "{memory}");
         assert_eq!(fitted["step_seconds"], free["recommended"]["step_seconds"], "{memory}");
-        let twice = (2 * best).min(largest / 64 * 64);
-        let more = plan(&format!("{of} --token-budget {twice}"));
+        let larger = (8 * best).min(largest / 64 * 64);
+        let more = plan(&format!("{of} --token-budget {larger}"));
         let gain = number(&more, "tokens_per_second") / number(&fitted, "tokens_per_second");
-        assert!(gain < 1.1, "{memory}: {twice} in place of {best} is {gain} times as fast");
+        assert!(gain < 1.1, "{memory}: {larger} in place of {best} is {gain} times as fast");
     }
     let words = cli.ok("plan --model l.json --lengths hh --lora-r 8 --gpu h100 --fit --batch-size 4").out;
     let line = words.lines().last().unwrap();

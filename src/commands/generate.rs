@@ -6,17 +6,20 @@ use super::hub;
 use super::out::Out;
 use super::pack::parse_chat_template;
 use super::quantize_flags::QuantizeFlags;
+use super::ranks;
 use super::stdin::Inputs;
 use crate::backend::Backend;
 use crate::data::input::{self, Text};
 use crate::data::text::{TextTokenizer, TokenizerOptions, encode_prompt, user_turn};
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
-use crate::model::{self, GenerateOptions, Generated, MAX_NEW_TOKENS, MAX_SEQUENCES, Model, ModelDir};
+use crate::model::{GenerateOptions, Generated, MAX_NEW_TOKENS, MAX_SEQUENCES, Model, ModelDir};
 use crate::observe::{Event, Flow, Observe};
 use crate::say;
 use crate::train::check::warn_of_positions;
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
+use crate::train::generating::{generate_by, prompts_of_first};
+use crate::train::joined::Job;
 use crate::train::memory::fitting_generation;
 use clap::{Args, FromArgMatches};
 use serde_json::{Map, Value, json};
@@ -119,11 +122,17 @@ fn own_key(name: &str) -> bool {
 }
 
 /// Runs the command.
-pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
+pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
     refuse_without_effect(args)?;
     let chat_template = parse_chat_template(&args.chat_template);
     let mut args = args.clone();
-    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    ranks::first_fetches(job, || hub::place_both(&mut args.model, &mut args.adapter, observe))?;
+    if !job.comm.world().is_first() {
+        // Rank 0 alone reads prompts, which stdin may have, and writes.
+        let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
+        let task = Run { args: &args, dir, prompts: &[], job, observe };
+        return device::dispatch(args.device, (args.dtype, LogitsChoice::F32), task).map(drop);
+    }
     args.input.as_mut().map_or(Ok(()), |input| hub::place_input(input, observe))?;
     let args = &args;
     let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
@@ -138,8 +147,8 @@ pub fn run(args: &GenerateArgs, observe: &mut dyn Observe) -> Result<()> {
     let named: Vec<PathBuf> = args.input.iter().cloned().collect();
     let inputs = Inputs::of(&named)?;
     let prompts = prompts(args, inputs.paths.first(), &tokenizer, wraps).map_err(|e| inputs.named(e))?;
-    let (prompts, all) =
-        device::dispatch(args.device, (args.dtype, LogitsChoice::F32), Run { args, dir, prompts, observe })?;
+    let task = Run { args, dir, prompts: &prompts, job, observe };
+    let all = device::dispatch(args.device, (args.dtype, LogitsChoice::F32), task)?;
     write(args, &tokenizer, (&prompts, &all), out)
 }
 
@@ -292,26 +301,32 @@ fn check_ids(dir: &ModelDir, prompts: &[Prompt]) -> Result<()> {
 struct Run<'a> {
     args: &'a GenerateArgs,
     dir: ModelDir,
-    prompts: Vec<Prompt>,
+    /// Of rank 0; the others hear of them.
+    prompts: &'a [Prompt],
+    job: Job<'a>,
     observe: &'a mut dyn Observe,
 }
 
 impl Task for Run<'_> {
-    type Out = (Vec<Prompt>, Vec<Vec<Generated>>);
+    type Out = Vec<Vec<Generated>>;
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
-        let (a, dir, observe) = (self.args, self.dir, self.observe);
+        let (a, dir, job, observe) = (self.args, self.dir, self.job, self.observe);
+        job.refuse_device::<B>()?;
         if a.max_new_tokens > MAX_NEW_TOKENS {
             return Err(Error::usage(format!(
                 "--max-new-tokens {}: must be at most {MAX_NEW_TOKENS}",
                 a.max_new_tokens
             )));
         }
-        let longest = self.prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
-        let positions = longest + a.max_new_tokens;
         if a.input.is_some() {
-            check_ids(&dir, &self.prompts)?;
+            check_ids(&dir, self.prompts)?;
         }
+        let (drawn, of) = ((a.temperature, a.top_p, a.seed), (a.max_new_tokens, a.num_return_sequences));
+        job.same_work(be, (&[&dir], &[]), &[("set of options", format!("{drawn:?}, {of:?}"))])?;
+        let ids = prompts_of_first(job.ranks(), self.prompts.iter().map(|p| p.ids.clone()).collect())?;
+        let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+        let positions = longest + a.max_new_tokens;
         let config = dir.config();
         let mut options = GenerateOptions {
             max_new_tokens: a.max_new_tokens,
@@ -323,14 +338,14 @@ impl Task for Run<'_> {
             cache_bytes: 2 << 30,
             pack_weights: true,
         };
-        let ids: Vec<Vec<u32>> = self.prompts.iter().map(|p| p.ids.clone()).collect();
         let instead = (0, "lower --max-new-tokens, shorten the prompts, or use a smaller model");
         let memory = fitting_generation(be, (config, positions), &ids, &mut options, instead, observe)?;
         be.reserve(&memory.table)?;
         let model = Model::load(be, &dir, positions)?;
-        let all = model::generate_while(be, &model, &ids, &options, &mut || Ok(observe.on(&Event::Tick)? == Flow::On))?;
+        let goes_on = &mut || Ok(observe.on(&Event::Tick)? == Flow::On);
+        let all = generate_by(job.ranks(), be, &model, (&ids, &options), goes_on)?;
         let lengths = ids.iter().zip(&all).flat_map(|(p, texts)| texts.iter().map(|g| p.len() + g.tokens.len()));
         warn_of_positions(config, lengths.max().unwrap_or(0), observe)?;
-        Ok((self.prompts, all))
+        Ok(all)
     }
 }

@@ -5,6 +5,7 @@ use crate::comm::launch::Place;
 use crate::comm::{self, Comm, World};
 use crate::error::{Error, Result};
 use crate::say::{self, Level};
+use crate::train::joined::Job;
 use std::time::Duration;
 
 /// What goes wrong everywhere rank 0 tells, and takes the others with it: they wait so long before they speak.
@@ -44,6 +45,11 @@ pub fn world(place: Option<&Place>) -> World {
 /// Joins the others that `place` tells of.
 pub fn join(place: Option<&Place>) -> Result<Box<dyn Comm>> {
     comm::join(place, &environment)
+}
+
+/// What `fetch` brings rank 0 brings first, and the others find it.
+pub fn first_fetches<T>(job: Job<'_>, fetch: impl FnOnce() -> Result<T>) -> Result<T> {
+    job.ranks().first_then_all("wait for what rank 0 fetches", fetch)
 }
 
 /// Only rank 0 speaks from here on; the others say what ends them.

@@ -3,6 +3,7 @@
 use super::choice::named;
 use super::hub;
 use super::quantize_flags::QuantizeFlags;
+use super::ranks;
 use crate::backend::Backend;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::Dataset;
@@ -13,7 +14,8 @@ use crate::observe::Observe;
 use crate::say;
 use crate::train::check::{check_data, open_splits};
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
-use crate::train::reference::{self, ReferenceReport};
+use crate::train::joined::Job;
+use crate::train::reference::{self, Keep, ReferenceReport};
 use crate::units;
 use std::path::PathBuf;
 
@@ -53,11 +55,15 @@ pub struct ReferenceArgs {
 }
 
 /// Runs the command.
-pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
+pub fn run(args: &ReferenceArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
     let mut args = args.clone();
-    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    ranks::first_fetches(job, || hub::place_both(&mut args.model, &mut args.adapter, observe))?;
     let args = &args;
-    let r = match device::dispatch(args.device, (args.dtype, args.logits_dtype), Pass(args, observe))? {
+    let done = device::dispatch(args.device, (args.dtype, args.logits_dtype), Pass(args, job, observe))?;
+    if !job.comm.world().is_first() {
+        return Ok(());
+    }
+    let r = match done {
         Done::Computed(r) => r,
         Done::Pruned(Pruned { removed, bytes, kept }) => {
             say!("{removed} sidecars removed, {}; {kept} stay", units::bytes(bytes as usize));
@@ -76,7 +82,7 @@ pub fn run(args: &ReferenceArgs, observe: &mut dyn Observe) -> Result<()> {
     Ok(())
 }
 
-struct Pass<'a>(&'a ReferenceArgs, &'a mut dyn Observe);
+struct Pass<'a>(&'a ReferenceArgs, Job<'a>, &'a mut dyn Observe);
 
 /// What was asked for, done.
 enum Done {
@@ -87,7 +93,8 @@ enum Done {
 impl Task for Pass<'_> {
     type Out = Done;
     fn run<B: Backend>(self, be: &B) -> Result<Done> {
-        let Pass(a, observe) = self;
+        let Pass(a, job, observe) = self;
+        job.refuse_device::<B>()?;
         let splits = open_splits(&a.data)?;
         let model = a.quantize.open(&a.model, a.adapter.as_deref())?;
         let mut parts = Vec::with_capacity(splits.len());
@@ -95,11 +102,20 @@ impl Task for Pass<'_> {
             check_data(&model, data)?;
             parts.push((data, training_slots(data, a.token_budget)?));
         }
+        let team = job.ranks();
         if a.prune {
-            return reference::prune(be, &model, &parts, a.cache.as_deref()).map(Done::Pruned);
+            // There is nothing to share in it.
+            return match team.is_first() {
+                true => reference::prune(be, &model, &parts, a.cache.as_deref()).map(Done::Pruned),
+                false => Ok(Done::Pruned(Pruned::default())),
+            };
         }
+        let slots: Vec<String> = parts.iter().map(|(_, slots)| slots.to_string()).collect();
+        let all: Vec<&Dataset> = splits.iter().collect();
+        job.same_work(be, (&[&model], &all), &[("token budget", slots.join(", "))])?;
+        let keep = Keep { cache: a.cache.as_deref(), team };
         let mut all = ReferenceReport::default();
-        for (_, r) in reference::ensure(be, &model, &parts, a.cache.as_deref(), observe)? {
+        for (_, r) in reference::ensure(be, &model, &parts, keep, observe)? {
             all.responses += r.responses;
             all.computed += r.computed;
             all.tokens += r.tokens;

@@ -4,7 +4,9 @@ use super::choice::named;
 use super::hub;
 use super::out::Out;
 use super::quantize_flags::QuantizeFlags;
+use super::ranks;
 use crate::backend::Backend;
+use crate::batch::MicroBatch;
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::{Dataset, Response};
 use crate::device::{self, Task};
@@ -15,7 +17,9 @@ use crate::observe::{Event, Flow, Observe};
 use crate::train::check::{check_data, open_splits, warn_of_positions};
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::engine::{Engine, Purpose};
+use crate::train::joined::Job;
 use crate::train::memory::{Budgets, MemoryPlan};
+use crate::train::team::Team;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -74,13 +78,16 @@ struct Line {
 }
 
 /// Runs the command.
-pub fn run(args: &ScoreArgs, observe: &mut dyn Observe) -> Result<()> {
-    let mut out = Out::open(&args.out, args.overwrite)?;
+pub fn run(args: &ScoreArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
+    // Rank 0 alone writes.
+    let first = job.comm.world().is_first();
+    let out = if first { Some(Out::open(&args.out, args.overwrite)?) } else { None };
     let mut args = args.clone();
-    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+    ranks::first_fetches(job, || hub::place_both(&mut args.model, &mut args.adapter, observe))?;
     let args = &args;
-    let task = Score { args, lines: out.spool(&args.out)?, observe };
-    let lines = device::dispatch(args.device, (args.dtype, args.logits_dtype), task)?;
+    let lines = out.as_ref().map(|out| out.spool(&args.out)).transpose()?;
+    let lines = device::dispatch(args.device, (args.dtype, args.logits_dtype), Score { args, lines, job, observe })?;
+    let (Some(mut out), Some(lines)) = (out, lines) else { return Ok(()) };
     let scored = lines.len();
     lines.drain(|line| out.put(line))?;
     out.finish(&format!("{scored} responses scored"))
@@ -91,86 +98,135 @@ type Lines = Spool<(u64, u32)>;
 
 struct Score<'a> {
     args: &'a ScoreArgs,
-    lines: Lines,
+    lines: Option<Lines>,
+    job: Job<'a>,
     observe: &'a mut dyn Observe,
 }
 
 impl Task for Score<'_> {
-    type Out = Lines;
-    fn run<B: Backend>(mut self, be: &B) -> Result<Lines> {
+    type Out = Option<Lines>;
+    fn run<B: Backend>(mut self, be: &B) -> Result<Option<Lines>> {
+        self.job.refuse_device::<B>()?;
         let mut groups = 0;
         let splits = open_splits(&self.args.data)?;
         let model = self.args.quantize.open(&self.args.model, self.args.adapter.as_deref())?;
+        let asked = format!("token budget {:?}, per token {}", self.args.token_budget, self.args.per_token);
+        self.job.same_work(be, (&[&model], &splits.iter().collect::<Vec<_>>()), &[("set of options", asked)])?;
         // Train comes first.
         for (data, split) in splits.into_iter().zip(["train", "eval"]) {
             check_data(&model, &data)?;
-            score(be, (self.args, &model), (&data, split), groups, (&mut self.lines, self.observe))?;
+            let of =
+                Of { args: self.args, dir: &model, data: &data, split, first_group: groups, team: self.job.ranks() };
+            of.score(be, self.lines.as_mut(), self.observe)?;
             groups += data.num_groups();
         }
         Ok(self.lines)
     }
 }
 
-fn score<B: Backend>(
-    be: &B,
-    (a, dir): (&ScoreArgs, &ModelDir),
-    (data, split): (&Dataset, &'static str),
+/// What is scored.
+struct Of<'a> {
+    args: &'a ScoreArgs,
+    dir: &'a ModelDir,
+    data: &'a Dataset,
+    split: &'static str,
+    /// Groups of the splits before.
     first_group: u64,
-    (lines, observe): (&mut Lines, &mut dyn Observe),
-) -> Result<()> {
-    let options = PlanOptions {
-        objective: Objective::Score,
-        batch_size: 64,
-        token_budget: a.token_budget,
-        seed: 0,
-        shuffle: false,
-    };
-    let planner = Planner::new(data, &options)?;
-    let (config, positions) = (dir.config(), data.longest_row());
-    warn_of_positions(config, positions, observe)?;
-    let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
-    be.reserve(&plan.table)?;
-    let model = Model::load(be, dir, positions)?;
-    let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
-    observe.tell(&Event::Begin { task: "score", total: data.num_responses(), keeps: false })?;
-    let mut done = 0;
-    for step in 0..planner.steps_in_epoch(0) {
-        for mb in planner.step(0, step)? {
-            let logps = engine.score(&mb)?;
-            // The pass took its time; what follows looks into the shards again.
-            data.check_unchanged()?;
-            let tokens = if a.per_token { Some(engine.token_logps(&mb)?) } else { None };
-            for g in mb.groups() {
-                let group = data.group(g.id);
-                for i in g.responses.clone() {
-                    let slot = &mb.responses()[i as usize];
-                    let r = group.responses().find(|r| r.id == slot.id).expect("the plan was made from this group");
-                    let logp = logps[i as usize];
-                    if !logp.is_finite() {
-                        return Err(not_finite(dir, &r, logp));
-                    }
-                    let scored = slot.predictions.start as usize..slot.predictions.end as usize;
-                    let line = Line {
-                        row: r.row,
-                        response: r.index,
-                        group: first_group + g.id,
-                        num_tokens: scored.len(),
-                        logp,
-                        split,
-                        id: slot.id,
-                        token_logps: tokens.as_ref().map(|t| t[scored].to_vec()),
-                    };
-                    let text = serde_json::to_string(&line).expect("plain values") + "\n";
-                    lines.put((line.row, line.response), text.as_bytes())?;
-                    done += 1;
-                }
+    /// Who shares it.
+    team: Team<'a>,
+}
+
+/// Micro-batches a rank that are scored before the ranks hear of each other.
+const AT_ONCE: usize = 4;
+
+impl Of<'_> {
+    /// Scores all of it; `lines`, which rank 0 has, get every rank's.
+    fn score<B: Backend>(&self, be: &B, mut lines: Option<&mut Lines>, observe: &mut dyn Observe) -> Result<()> {
+        let options = PlanOptions {
+            objective: Objective::Score,
+            batch_size: 64,
+            token_budget: self.args.token_budget,
+            seed: 0,
+            shuffle: false,
+        };
+        let (data, team) = (self.data, self.team);
+        let planner = Planner::new(data, &options)?;
+        let (config, positions) = (self.dir.config(), data.longest_row());
+        warn_of_positions(config, positions, observe)?;
+        let plan = Budgets::of([&planner]).fitting(be, |c| MemoryPlan::scoring(be, config, positions, c))?;
+        be.reserve(&plan.table)?;
+        let model = Model::load(be, self.dir, positions)?;
+        let mut engine = Engine::new(be, model, planner.capacity(), Purpose::Score)?;
+        observe.tell(&Event::Begin { task: "score", total: data.num_responses(), keeps: false })?;
+        let (mut done, mut step, steps) = (0, 0, planner.steps_in_epoch(0));
+        while step < steps {
+            let mut batches = Vec::new();
+            while step < steps && (batches.is_empty() || team.size() > 1 && batches.len() < AT_ONCE * team.size()) {
+                batches.extend(planner.step(0, step)?);
+                step += 1;
+            }
+            let mut mine = String::new();
+            for mb in &batches[team.share(batches.len())] {
+                self.lines(&mut engine, mb, &mut mine)?;
+            }
+            for said in team.comm.gather(mine.as_bytes(), "hear what the others scored")? {
+                lines.as_mut().map_or(Ok(()), |to| put(to, &said))?;
+            }
+            done += batches.iter().map(|mb| mb.responses().len() as u64).sum::<u64>();
+            let flow = observe.on(&Event::Progress { done, beside: format_args!("") })?;
+            if team.agree(flow, false)?.0 != Flow::On {
+                return Err(Error::stopped("stopped; nothing was written"));
             }
         }
-        if observe.on(&Event::Progress { done, beside: format_args!("") })? != Flow::On {
-            return Err(Error::stopped("stopped; nothing was written"));
-        }
+        observe.tell(&Event::End)?;
+        Ok(())
     }
-    observe.tell(&Event::End)?;
+
+    /// Adds the lines of `mb` to `out`: before each its place, which is two numbers.
+    fn lines<B: Backend>(&self, engine: &mut Engine<'_, B>, mb: &MicroBatch, out: &mut String) -> Result<()> {
+        let logps = engine.score(mb)?;
+        // The pass took its time; what follows looks into the shards again.
+        self.data.check_unchanged()?;
+        let tokens = if self.args.per_token { Some(engine.token_logps(mb)?) } else { None };
+        for g in mb.groups() {
+            let group = self.data.group(g.id);
+            for i in g.responses.clone() {
+                let slot = &mb.responses()[i as usize];
+                let r = group.responses().find(|r| r.id == slot.id).expect("the plan was made from this group");
+                let logp = logps[i as usize];
+                if !logp.is_finite() {
+                    return Err(not_finite(self.dir, &r, logp));
+                }
+                let scored = slot.predictions.start as usize..slot.predictions.end as usize;
+                let line = Line {
+                    row: r.row,
+                    response: r.index,
+                    group: self.first_group + g.id,
+                    num_tokens: scored.len(),
+                    logp,
+                    split: self.split,
+                    id: slot.id,
+                    token_logps: tokens.as_ref().map(|t| t[scored].to_vec()),
+                };
+                let text = serde_json::to_string(&line).expect("plain values");
+                *out += &format!("{} {} {text}\n", line.row, line.response);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts the lines of a rank, each behind its place, where they are put in order.
+fn put(lines: &mut Lines, said: &[u8]) -> Result<()> {
+    for line in said.split_inclusive(|byte| *byte == b'\n') {
+        let mut parts = line.splitn(3, |byte| *byte == b' ');
+        let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+        let place = number().zip(number().and_then(|n| u32::try_from(n).ok()));
+        let Some((place, text)) = place.zip(parts.next()) else {
+            return Err(Error::Device("what another rank scored arrived damaged".into()));
+        };
+        lines.put(place, text)?;
+    }
     Ok(())
 }
 

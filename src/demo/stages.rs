@@ -19,6 +19,7 @@ use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::options::{Stage, TrainOptions};
 use crate::train::run::{self, Summary};
 use crate::train::schedule::SchedulerType;
+use crate::train::team::Team;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -219,7 +220,7 @@ impl<B: Backend> Stages<'_, B> {
         let plan = KlPlan::new(&policy.config, POSITIONS, &data, &o);
         let plan =
             plan.ok_or_else(|| Error::Training("no prompt was held out: use more --prompts, or more --steps".into()))?;
-        kl::estimate(self.be, policy, &reference?, &data, &plan, KL_TOKENS, observe)
+        kl::estimate(self.be, policy, &reference?, (&data, &plan, KL_TOKENS), Team::ALONE, observe)
     }
 
     fn write_jsonl(&self, name: &str, rows: impl Iterator<Item = Value>) -> Result<()> {

@@ -88,11 +88,23 @@ pub fn generate_while<B: Backend>(
     options: &GenerateOptions,
     goes_on: &mut dyn FnMut() -> Result<bool>,
 ) -> Result<Vec<Vec<Generated>>> {
-    check(model, prompts, options)?;
+    generate_some(be, model, (prompts, 0), options, goes_on)
+}
+
+/// [`generate_while`] of some of several prompts, of which the first is the one after `before` others: what it draws, and what
+/// an error calls it, is as of all together.
+pub fn generate_some<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    (prompts, before): (&[Vec<u32>], usize),
+    options: &GenerateOptions,
+    goes_on: &mut dyn FnMut() -> Result<bool>,
+) -> Result<Vec<Vec<Generated>>> {
+    check(model, (prompts, before), options)?;
     if prompts.is_empty() {
         return Ok(Vec::new());
     }
-    let mut g = Generator::new(be, model, prompts, options)?;
+    let mut g = Generator::new(be, model, (prompts, before), options)?;
     while g.next < g.out.len() || !g.live.is_empty() {
         if g.live.len() <= g.slots / 2 {
             while g.next < g.out.len() && g.live.len() < g.slots {
@@ -110,7 +122,7 @@ pub fn generate_while<B: Backend>(
     Ok(prompts.iter().map(|_| all.by_ref().take(options.num_return_sequences).collect()).collect())
 }
 
-fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<()> {
+fn check<B: Backend>(model: &Model<B>, (prompts, before): (&[Vec<u32>], usize), o: &GenerateOptions) -> Result<()> {
     if o.max_new_tokens == 0 || o.num_return_sequences == 0 {
         return Err(Error::usage("`max_new_tokens` and `num_return_sequences`: must be at least 1"));
     }
@@ -127,7 +139,7 @@ fn check<B: Backend>(model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions
         return Err(Error::usage(format!("`top_p` {}: must be in (0, 1]", o.top_p)));
     }
     for (i, prompt) in prompts.iter().enumerate() {
-        let n = i + 1;
+        let n = before + i + 1;
         if prompt.is_empty() {
             return Err(Error::usage(format!(
                 "prompt {n} has no tokens: nothing to continue; start it with a BOS token"
@@ -169,7 +181,7 @@ struct Live {
 
 /// Checks what [`generate`] would check, and allocates on `counting` what it would allocate.
 pub fn counted<B: Backend>(counting: &B, model: &Model<B>, prompts: &[Vec<u32>], o: &GenerateOptions) -> Result<Room> {
-    check(model, prompts, o)?;
+    check(model, (prompts, 0), o)?;
     buffers(counting, model, prompts, o).map(|b| b.room)
 }
 
@@ -177,6 +189,8 @@ struct Generator<'a, B: Backend> {
     be: &'a B,
     model: &'a Model<B>,
     prompts: &'a [Vec<u32>],
+    /// Prompts of others, before these.
+    before: usize,
     o: &'a GenerateOptions,
     ws: Workspace<B>,
     cache: Cache<B>,
@@ -193,7 +207,12 @@ struct Generator<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Generator<'a, B> {
-    fn new(be: &'a B, model: &'a Model<B>, prompts: &'a [Vec<u32>], o: &'a GenerateOptions) -> Result<Self> {
+    fn new(
+        be: &'a B,
+        model: &'a Model<B>,
+        (prompts, before): (&'a [Vec<u32>], usize),
+        o: &'a GenerateOptions,
+    ) -> Result<Self> {
         let Buffers { room, mut ws, cache, mut packed, mut drafts } = buffers(be, model, prompts, o)?;
         for weights in [&mut packed, &mut drafts].into_iter().flatten() {
             weights.fill(be, model, &mut ws.acts.dense)?;
@@ -203,6 +222,7 @@ impl<'a, B: Backend> Generator<'a, B> {
             be,
             model,
             prompts,
+            before,
             o,
             ws,
             cache,
@@ -277,7 +297,8 @@ impl<'a, B: Backend> Generator<'a, B> {
             self.pass(&tokens[j..], j, true)?;
             self.logits(true)?;
             let (o, out, logits) = (self.o, &self.out, self.logits.par_chunks_exact(self.model.config.vocab_size));
-            let guess = |(x, z): (&Live, &[B::Acc])| pick(z, o.temperature, o.top_p, luck(o, out, x, j));
+            let before = self.before;
+            let guess = |(x, z): (&Live, &[B::Acc])| pick(z, o.temperature, o.top_p, luck((o, before), out, x, j));
             tokens.push(self.live.par_iter().zip(logits).map(guess).collect());
         }
         self.pass(&tokens, 0, false)?;
@@ -345,11 +366,11 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// drawn, which is in the cache by then, the one after it from the row that is a row a sequence further. Those that end leave.
     fn draw(&mut self, first: usize, rows: &[usize], guesses: &[Vec<u32>]) -> Result<()> {
         let (o, n, vocab) = (self.o, self.live.len(), self.model.config.vocab_size);
-        let (out, logits) = (&self.out, &self.logits);
+        let (out, logits, before) = (&self.out, &self.logits, self.before);
         let draws = self.live[first..].par_iter().zip(rows).map(|(x, row)| {
             let draw = |j: usize| {
                 let z = &logits[(row + j * n) * vocab..][..vocab];
-                sample(z, o.temperature, o.top_p, luck(o, out, x, j))
+                sample(z, o.temperature, o.top_p, luck((o, before), out, x, j))
             };
             (0..=guesses.len()).into_par_iter().map(draw).collect()
         });
@@ -359,7 +380,8 @@ impl<'a, B: Backend> Generator<'a, B> {
             for (j, (token, logp)) in draws.into_iter().enumerate() {
                 // Of numbers that are none, the token would be an accident.
                 if !logp.is_finite() {
-                    let (prompt, after) = (x.sequence / o.num_return_sequences + 1, out.tokens.len());
+                    let prompt = before + x.sequence / o.num_return_sequences + 1;
+                    let after = out.tokens.len();
                     return Err(Error::Training(format!(
                         "prompt {prompt}: after {after} new tokens the model computes no finite numbers; check its config.json, \
                          and whether the download is whole"
@@ -400,9 +422,10 @@ impl<'a, B: Backend> Generator<'a, B> {
     }
 }
 
-/// Where a sequence's draw falls that is `j` tokens after its next.
-fn luck(o: &GenerateOptions, out: &[Generated], x: &Live, j: usize) -> f64 {
-    uniform(o.seed, x.sequence as u64, (out[x.sequence].tokens.len() + j) as u64)
+/// Where a sequence's draw falls that is `j` tokens after its next, `before` prompts of others being before it.
+fn luck((o, before): (&GenerateOptions, usize), out: &[Generated], x: &Live, j: usize) -> f64 {
+    let number = before * o.num_return_sequences + x.sequence;
+    uniform(o.seed, number as u64, (out[x.sequence].tokens.len() + j) as u64)
 }
 
 /// Whole prompts, one after another; the last row of each predicts.

@@ -60,7 +60,7 @@ pub use dir::ModelDir;
 pub use export::{ExportReport, export, export_beside_weights};
 pub use export_nf4::{Nf4Report, export_nf4};
 pub use forward::forward;
-pub use generate::{Generated, MAX_NEW_TOKENS, MAX_SEQUENCES, generate, generate_while};
+pub use generate::{Generated, MAX_NEW_TOKENS, MAX_SEQUENCES, generate, generate_some, generate_while};
 pub use gradients::{Gradients, Sums};
 pub use head::{head, head_backward, loss};
 pub use load::Model;

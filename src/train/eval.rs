@@ -48,7 +48,8 @@ pub fn evaluate<B: Backend>(
             fill_reference(&mut batches, sidecars, spec)?;
         }
         if engine.state.reference.is_some() {
-            synced::fill(engine, &mut batches, spec)?;
+            let mine = engine.team.share(batches.len());
+            synced::fill(engine, &mut batches, spec, mine)?;
         }
         if spec.scope() == Scope::Step {
             // A step's pairs are compared with one another, as in training; nothing is remembered of them.

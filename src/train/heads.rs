@@ -3,18 +3,17 @@
 //! They come from the op that computes the policy's, so that where both are the same weights nothing differs in a bit. Whole
 //! sums come from the same pass, and go where [`super::reference`] keeps them.
 
-use super::engine::{Engine, Late};
-use super::reference::{FLUSH_EVERY, Part, ReferenceReport, ensure_of, key, lap, not_used, open, scorer};
+use super::filling::{self, Fill, Work, fill};
+use super::reference::{Keep, Part, ReferenceReport, ensure_of, key, lap, not_used, open, scorer};
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::MicroBatch;
 use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet, shared_lens};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::{Kept, Keyed, Sidecars};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::loss::LossSpec;
 use crate::model::ModelDir;
-use crate::observe::{Event, Flow, Observe};
-use std::path::Path;
+use crate::observe::{Event, Observe};
 use std::time::Instant;
 
 /// What a pass of one part fills.
@@ -29,15 +28,15 @@ pub fn ensure_for<B: Backend>(
     be: &B,
     model: &ModelDir,
     (parts, spec): (&[(Part<'_>, ResponseSet)], &LossSpec),
-    cache: Option<&Path>,
+    keep: Keep<'_>,
     observe: &mut dyn Observe,
 ) -> Result<Vec<(Sidecars, ReferenceReport)>> {
     if spec.ld_alpha.is_none() {
-        return ensure_of(be, model, parts, cache, observe);
+        return ensure_of(be, model, parts, keep, observe);
     }
     let begun = Instant::now();
-    let heads = pass(be, model, parts, cache, observe)?;
-    let mut done = ensure_of(be, model, parts, cache, observe)?;
+    let heads = pass(be, model, parts, keep, observe)?;
+    let mut done = ensure_of(be, model, parts, keep, observe)?;
     for ((sidecars, _), heads) in done.iter_mut().zip(heads) {
         sidecars.with_heads(heads);
     }
@@ -52,14 +51,17 @@ fn pass<B: Backend>(
     be: &B,
     model: &ModelDir,
     parts: &[(Part<'_>, ResponseSet)],
-    cache: Option<&Path>,
+    keep: Keep<'_>,
     observe: &mut dyn Observe,
 ) -> Result<Vec<Keyed>> {
     let (mut all, mut planners, mut positions) = (Vec::with_capacity(parts.len()), Vec::new(), 0);
-    for ((data, slots), needed) in parts {
-        let heads = Keyed::open(data, cache, &key(be, model, *slots)?, Kept::Heads)?;
-        let sums = open(be, model, data, cache, *slots)?;
-        let missing = missing(data, needed, &heads);
+    let open = |((data, slots), _): &(Part<'_>, _)| {
+        let heads = Keyed::open(data, keep.cache, &key(be, model, *slots)?, Kept::Heads)?;
+        Ok(Kinds { heads, sums: open(be, model, data, keep.cache, *slots)? })
+    };
+    let opened: Vec<Kinds> = keep.opened(|| parts.iter().map(open).collect())?;
+    for (((data, slots), needed), kinds) in parts.iter().zip(opened) {
+        let missing = missing(data, needed, &kinds.heads);
         if missing.is_empty() {
             planners.push(None);
         } else {
@@ -73,12 +75,13 @@ fn pass<B: Backend>(
             positions = positions.max(data.longest_row());
             planners.push(Some(Planner::only(data, &options, missing)?));
         }
-        all.push(Kinds { heads, sums });
+        all.push(kinds);
     }
     let used: Vec<&Planner<'_>> = planners.iter().flatten().collect();
+    keep.same(planners.iter().map(|plan| plan.as_ref().map_or(0, Planner::units)))?;
     let mut engine = match used.is_empty() {
         true => None,
-        false => Some(scorer(be, model, &used, positions)?),
+        false => Some(scorer(be, model, (&used, positions), keep.team)?),
     };
     for (planner, kinds) in planners.iter().zip(&mut all) {
         if let Some(note) = not_used(kinds.heads.notes()) {
@@ -86,7 +89,10 @@ fn pass<B: Backend>(
         }
         if let (Some(engine), Some(planner)) = (&mut engine, planner) {
             let mut begun = Instant::now();
-            fill(engine, planner, kinds, observe)?;
+            let (steps, total, spec) = (planner.steps_in_epoch(0), planner.units(), statistics());
+            let units = |mb: &MicroBatch| mb.pairs().len() as u64;
+            let step = |step| planner.step(0, step);
+            fill(engine, &Work { steps, step: &step, units, total, called: "pairs", spec }, kinds, observe)?;
             let (pairs, seconds) = (planner.units(), lap(&mut begun));
             let line = format!(
                 "reference log-probs of what both responses have, of {pairs} pairs, computed in {seconds:.1} s"
@@ -118,51 +124,9 @@ fn statistics() -> LossSpec {
     spec
 }
 
-fn fill<B: Backend>(
-    engine: &mut Engine<'_, B>,
-    planner: &Planner<'_>,
-    kinds: &mut Kinds,
-    observe: &mut dyn Observe,
-) -> Result<()> {
-    let steps = planner.steps_in_epoch(0);
-    let spec = statistics();
-    let mut flow = observe.on(&Event::Begin { task: "reference", total: planner.units(), keeps: true })?;
-    // One micro-batch is always under way while the host prepares the next.
-    let mut before = None;
-    let mut seen = 0;
-    for step in 0..steps {
-        for mb in planner.step(0, step)? {
-            seen += mb.pairs().len() as u64;
-            let late = engine.start_evaluation(&mb, &spec)?;
-            if let Some(before) = before.replace((mb, late)) {
-                collect(engine, kinds, before)?;
-            }
-        }
-        flow = flow.and(observe.on(&Event::Tick)?);
-        let stop = flow != Flow::On;
-        if let Some(last) = before.take_if(|_| stop || step + 1 == steps) {
-            collect(engine, kinds, last)?;
-        }
-        kinds.heads.flush_if_due(FLUSH_EVERY)?;
-        kinds.sums.flush_if_due(FLUSH_EVERY)?;
-        if stop {
-            kinds.heads.flush()?;
-            kinds.sums.flush()?;
-            let left = planner.units() - seen;
-            return Err(Error::stopped(format!(
-                "stopped: {left} pairs still to do; the same command goes on from here"
-            )));
-        }
-        flow = observe.on(&Event::Progress { done: seen, beside: format_args!("") })?;
-    }
-    observe.tell(&Event::End)?;
-    kinds.heads.flush()?;
-    kinds.sums.flush()
-}
-
-fn collect<B: Backend>(engine: &mut Engine<'_, B>, kinds: &mut Kinds, (mb, late): (MicroBatch, Late<B>)) -> Result<()> {
-    let Kinds { heads, sums } = kinds;
-    engine.read(late, |responses, pairs| {
+impl Fill for Kinds {
+    fn take(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]) {
+        let Self { heads, sums } = self;
         for (slot, stats) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
             if !sums.has(slot.id) {
                 sums.set(slot.id, stats[0]);
@@ -174,5 +138,10 @@ fn collect<B: Backend>(engine: &mut Engine<'_, B>, kinds: &mut Kinds, (mb, late)
                 heads.set(mb.responses()[end as usize].id, shared, *head);
             }
         }
-    })
+    }
+
+    fn keep(&mut self, if_due: bool) -> Result<()> {
+        filling::keep_keyed(&mut self.heads, if_due)?;
+        filling::keep_sums(&mut self.sums, if_due)
+    }
 }

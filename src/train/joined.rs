@@ -7,7 +7,10 @@ use super::schedule::Schedule;
 use super::team::Team;
 use crate::backend::Backend;
 use crate::comm::{Alone, Comm};
+use crate::data::shard::Dataset;
+use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
+use crate::model::ModelDir;
 use serde_json::Value;
 
 /// Lanes of a run under a launcher that asks for none: so many processes at most share them, and fewer come to the same bits.
@@ -64,9 +67,7 @@ impl Job<'_> {
     pub fn refuse<B: Backend>(&self, c: &TrainOptions) -> Result<()> {
         let (size, lanes) = (self.comm.world().size, c.data.lanes.unwrap_or(1));
         let refuse = |what: String| Err(Error::usage(what));
-        if size > 1 && B::ASYNC {
-            return refuse(format!("{size} processes: they share CPUs as yet; give `device` cpu, or start one"));
-        }
+        self.refuse_device::<B>()?;
         if lanes > 1 && B::ASYNC {
             return refuse(format!("`lanes` {lanes}: they are added up on CPUs as yet; give `device` cpu, or 1"));
         }
@@ -75,18 +76,53 @@ impl Job<'_> {
                 "`gradient_dtype` bf16: {lanes} `lanes` are added up in f32; leave one of them out"
             ));
         }
-        let alone = [
-            ("fit", c.data.fit),
-            ("kl_samples", c.eval.kl_samples > 0),
-            ("sample_prompts", c.eval.sample_prompts > 0),
-            ("sync_ref_model", c.reference.sync_ref_model),
-        ];
-        match alone.into_iter().find(|(_, asked)| *asked && size > 1) {
-            Some((name, _)) => {
-                refuse(format!("`{name}`: {size} processes do not share it yet; leave it out, or start one"))
-            }
-            None => Ok(()),
+        // Its masters would be divided as the policy's are.
+        if c.reference.sync_ref_model && size > 1 && B::MASTER_WEIGHTS {
+            return refuse(format!(
+                "`sync_ref_model`: {size} processes do not share it here yet; leave it out, or start one"
+            ));
         }
+        Ok(())
+    }
+
+    /// Refuses several processes on a device that they do not share yet.
+    pub fn refuse_device<B: Backend>(&self) -> Result<()> {
+        let size = self.comm.world().size;
+        match size > 1 && B::ASYNC {
+            true => {
+                Err(Error::usage(format!("{size} processes: they share CPUs as yet; give `device` cpu, or start one")))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// The ranks, for work that is no step: a lane each.
+    pub fn ranks(&self) -> Team<'_> {
+        Team { comm: self.comm, lanes: self.comm.world().size }
+    }
+
+    /// Refuses ranks of which one would compute another thing than rank 0, of `models` over `data`; `more` is what else decides it.
+    pub fn same_work<B: Backend>(
+        &self,
+        be: &B,
+        (models, data): (&[&ModelDir], &[&Dataset]),
+        more: &[(&str, String)],
+    ) -> Result<()> {
+        let team = self.ranks();
+        if team.size() == 1 {
+            return Ok(());
+        }
+        let identities = models.iter().map(|model| model.identity().map(|sha| hex(&sha)));
+        let identities: Vec<String> = identities.collect::<Result<_>>()?;
+        let shards = data.iter().flat_map(|data| data.shards()).map(|shard| hex(&shard.content_sha256()));
+        let mut mine = vec![
+            ("version of the program", env!("CARGO_PKG_VERSION").to_owned()),
+            ("way of computing", be.fingerprint()),
+            ("model", identities.join(", ")),
+            ("content of the shards", shards.collect::<Vec<_>>().join(", ")),
+        ];
+        mine.extend_from_slice(more);
+        team.same(&mine)
     }
 
     /// What rank 0 has to say, where it has.

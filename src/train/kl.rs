@@ -1,15 +1,18 @@
 //! Sequence-level KL divergence of the policy from the reference, by sampling the policy.
 
 use super::engine::{Engine, Purpose};
+use super::generating::generate_by;
 use super::memory::{Budgets, MemoryPlan};
 use super::spread::mean_95;
-use crate::backend::Backend;
+use super::team::Team;
+use crate::backend::{Backend, RESPONSE_STATS};
 use crate::data::plan::{Objective, PlanOptions, Planner};
 use crate::data::shard::format::Meta;
 use crate::data::shard::{Dataset, NewGroup, NewResponse, ShardWriter, Split};
 use crate::error::{Error, Result};
 use crate::files::{ScratchFolder, scratch_folder};
-use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir, generate_while};
+use crate::loss::LossSpec;
+use crate::model::{GenerateOptions, Generated, Model, ModelConfig, ModelDir};
 use crate::observe::{Event, Flow, Observe};
 
 /// How to estimate.
@@ -91,26 +94,25 @@ pub fn positions_of((policy, reference): (&ModelConfig, &ModelConfig), data: &Da
 }
 
 /// Samples a response of `policy` to each prompt of `plan` and scores it under both models, the reference in micro-batches
-/// of at least `slots` token slots. The policy is gone before the reference comes. Errors: an estimate that is no number.
+/// of at least `slots` token slots; the ranks of `team` share it. The policy is gone before the reference comes. Errors: an estimate that is no number.
 pub fn estimate<B: Backend>(
     be: &B,
     policy: Model<B>,
     reference: &ModelDir,
-    data: &Dataset,
-    plan: &KlPlan,
-    slots: usize,
+    (data, plan, slots): (&Dataset, &KlPlan, usize),
+    team: Team<'_>,
     observe: &mut dyn Observe,
 ) -> Result<KlEstimate> {
     let goes_on = &mut || Ok(observe.on(&Event::Tick)? == Flow::On);
-    let samples = generate_while(be, &policy, &plan.prompts, &plan.options, goes_on)?;
+    let samples = generate_by(team, be, &policy, (&plan.prompts, &plan.options), goes_on)?;
     let samples: Vec<Generated> = samples.into_iter().flatten().collect();
     // A model may have more rows than its tokenizer has tokens, and draw one of them.
     let vocab_size = policy.config.vocab_size.min(u32::MAX as usize) as u32;
     let meta = Meta { vocab_size: vocab_size.max(data.meta().vocab_size), ..data.meta().clone() };
     let drawn = Drawn::new(&meta, (&plan.prompts, &samples))?;
     // Both by the same passes, so that a policy is no way from itself.
-    let own = drawn.score(be, Scorer::Loaded(Box::new(policy)), slots)?;
-    let theirs = drawn.score(be, Scorer::Dir(reference), slots)?;
+    let own = drawn.score(be, Scorer::Loaded(Box::new(policy)), slots, team)?;
+    let theirs = drawn.score(be, Scorer::Dir(reference), slots, team)?;
     let gaps: Vec<f64> = own.iter().zip(theirs).map(|(own, theirs)| own - theirs).collect();
     let estimate = mean_with_interval(&gaps, plan.options.max_new_tokens);
     match estimate.is_finite() {
@@ -146,7 +148,7 @@ impl Drawn {
     }
 
     /// Their log-probs.
-    fn score<B: Backend>(&self, be: &B, scorer: Scorer<'_, B>, slots: usize) -> Result<Vec<f64>> {
+    fn score<B: Backend>(&self, be: &B, scorer: Scorer<'_, B>, slots: usize, team: Team<'_>) -> Result<Vec<f64>> {
         let longest = self.data.longest_row();
         let options = PlanOptions {
             objective: Objective::Score,
@@ -175,12 +177,14 @@ impl Drawn {
             }
         };
         let mut engine = Engine::new(be, model, plan.capacity(), Purpose::Score)?;
+        engine.team = team;
         let mut scored = vec![f64::NAN; self.samples];
         for step in 0..plan.steps_in_epoch(0) {
-            for mb in plan.step(0, step)? {
-                for (slot, logp) in mb.responses().iter().zip(engine.score(&mb)?) {
-                    scored[slot.id as usize] = logp;
-                }
+            let batches = plan.step(0, step)?;
+            let numbers = engine.evaluated(&batches, &LossSpec::STATISTICS, team.share(batches.len()))?;
+            for (mb, (responses, _)) in batches.iter().zip(numbers) {
+                let sums = responses.chunks_exact(RESPONSE_STATS);
+                mb.responses().iter().zip(sums).for_each(|(slot, stats)| scored[slot.id as usize] = stats[0]);
             }
         }
         Ok(scored)

@@ -5,6 +5,8 @@ use super::heads;
 use super::mismatched;
 use super::options::TrainOptions;
 use super::ready::{Ready, looked_at};
+use super::reference::Keep;
+use super::team::Team;
 use crate::backend::Backend;
 use crate::data::plan::ResponseSet;
 use crate::data::shard::Dataset;
@@ -23,6 +25,8 @@ pub(super) struct Pass<'a, 'd> {
     pub ready: &'a Ready<'d>,
     /// Whether those of what is evaluated are asked for too.
     pub held_out: bool,
+    /// Who shares the work; the first writes.
+    pub team: Team<'a>,
 }
 
 impl Pass<'_, '_> {
@@ -46,14 +50,15 @@ impl Pass<'_, '_> {
         let mut aloud = Aloud { observe, all: data.iter().map(|data| data.num_responses()).collect() };
         let parts: Vec<_> = data.into_iter().map(|d| (d, slots)).zip(needed).collect();
         let (parts, spec) = (&parts[..], &c.loss());
-        let done = heads::ensure_for(be, model, (parts, spec), c.reference.cache.as_deref(), &mut aloud)?;
+        let keep = Keep { cache: c.reference.cache.as_deref(), team: self.team };
+        let done = heads::ensure_for(be, model, (parts, spec), keep, &mut aloud)?;
         let mut seconds = done.iter().map(|(_, report)| report.seconds).sum::<f64>();
         let mut sidecars: Vec<Sidecars> = done.into_iter().map(|(sidecars, _)| sidecars).collect();
         let others = held_out().map(|(plan, steps)| (plan, plan.mismatched((0, 0), steps)));
         let begun = Instant::now();
         for ((plan, rows), to) in std::iter::once((plan, plan.mismatched(from, steps))).chain(others).zip(&mut sidecars)
         {
-            mismatched::ensure(be, model, (plan, &rows), c.reference.cache.as_deref(), to, aloud.observe)?;
+            mismatched::ensure(be, model, (plan, &rows), keep, to, aloud.observe)?;
         }
         seconds += begun.elapsed().as_secs_f64();
         Ok((sidecars, seconds))

@@ -3,21 +3,21 @@
 //! A sidecar belongs to one shard, one set of weights and one way of computing; nothing else may read it. The pass
 //! writes as it goes, so an interrupted one goes on where it stopped.
 
-use super::engine::{Engine, Late, Purpose};
+use super::engine::{Engine, Purpose};
+use super::filling::{self, Fill, Work, fill};
 use super::memory::{Budgets, MemoryPlan};
-use crate::backend::Backend;
+use super::team::Team;
+use crate::backend::{Backend, RESPONSE_STATS};
 use crate::batch::MicroBatch;
 use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::{self, Pruned, RefKey, Sidecars};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::loss::LossSpec;
 use crate::model::{Model, ModelDir};
-use crate::observe::{Event, Flow, Observe};
+use crate::observe::{Event, Observe};
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// How much work an interruption may lose.
-pub(super) const FLUSH_EVERY: Duration = Duration::from_secs(5);
+use std::time::Instant;
 
 /// What a pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -35,19 +35,48 @@ pub struct ReferenceReport {
 /// A data set, and the token budget of the run that will read its log-probs: part of their key where results depend on it.
 pub type Part<'a> = (&'a Dataset, usize);
 
+/// Where log-probs are kept, and who computes them.
+#[derive(Clone, Copy)]
+pub struct Keep<'a> {
+    /// The folder of the sidecars; `None`: beside the shards.
+    pub cache: Option<&'a Path>,
+    /// The ranks that share the work. All know the numbers, and the first alone writes them.
+    pub team: Team<'a>,
+}
+
+impl<'a> Keep<'a> {
+    /// In `cache`, by one process.
+    pub fn alone(cache: Option<&'a Path>) -> Self {
+        Self { cache, team: Team::ALONE }
+    }
+}
+
+impl Keep<'_> {
+    /// What `open` finds: the first rank makes what is not there, then the others open it.
+    pub(super) fn opened<T>(&self, open: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.team.first_then_all("wait for what rank 0 opens", open)
+    }
+
+    /// Refuses ranks that find another number of log-probs than rank 0, so that they would compute others.
+    pub(super) fn same(&self, missing: impl Iterator<Item = u64>) -> Result<()> {
+        let missing: Vec<String> = missing.map(|n| n.to_string()).collect();
+        self.team.same(&[("number of log-probs still to compute", missing.join(", "))])
+    }
+}
+
 /// The reference's log-probs for all of `parts`, computed where they are missing, and what that took: an answer a part.
 /// Where `observe` ends it, what was computed is kept.
-/// The weights are hashed once, and loaded once where anything is missing.
+/// The weights are hashed once, and loaded once where anything is missing. Every rank of `keep` calls this.
 pub fn ensure<B: Backend>(
     be: &B,
     model: &ModelDir,
     parts: &[Part<'_>],
-    cache: Option<&Path>,
+    keep: Keep<'_>,
     observe: &mut dyn Observe,
 ) -> Result<Vec<(Sidecars, ReferenceReport)>> {
     let all = |data: &Dataset| ResponseSet::of(data.num_responses(), |_| true);
     let parts: Vec<_> = parts.iter().map(|&(data, slots)| ((data, slots), all(data))).collect();
-    ensure_of(be, model, &parts, cache, observe)
+    ensure_of(be, model, &parts, keep, observe)
 }
 
 /// [`ensure`] for some responses of each part; what else a sidecar has stays in it, and a later pass adds to it.
@@ -55,13 +84,14 @@ pub fn ensure_of<B: Backend>(
     be: &B,
     model: &ModelDir,
     parts: &[(Part<'_>, ResponseSet)],
-    cache: Option<&Path>,
+    keep: Keep<'_>,
     observe: &mut dyn Observe,
 ) -> Result<Vec<(Sidecars, ReferenceReport)>> {
     let mut begun = Instant::now();
     let (mut all, mut planners, mut positions) = (Vec::with_capacity(parts.len()), Vec::new(), 0);
-    for ((data, slots), needed) in parts {
-        let sidecars = open(be, model, data, cache, *slots)?;
+    let open_all = || parts.iter().map(|((data, slots), _)| open(be, model, data, keep.cache, *slots)).collect();
+    let opened: Vec<Sidecars> = keep.opened(open_all)?;
+    for (((data, slots), needed), sidecars) in parts.iter().zip(opened) {
         let missing = ResponseSet::of(data.num_responses(), |id| needed.contains(id) && !sidecars.has(id));
         if !missing.is_empty() {
             positions = positions.max(data.longest_row());
@@ -73,16 +103,21 @@ pub fn ensure_of<B: Backend>(
         all.push((sidecars, report));
     }
     let used: Vec<&Planner<'_>> = planners.iter().flatten().collect();
+    keep.same(planners.iter().map(|plan| plan.as_ref().map_or(0, Planner::units)))?;
     let mut engine = match used.is_empty() {
         true => None,
-        false => Some(scorer(be, model, &used, positions)?),
+        false => Some(scorer(be, model, (&used, positions), keep.team)?),
     };
     for (planner, (sidecars, report)) in planners.iter().zip(&mut all) {
         if let Some(note) = not_used(sidecars.notes()) {
             observe.tell(&Event::Note(&note))?;
         }
         if let (Some(engine), Some(planner)) = (&mut engine, planner) {
-            fill(engine, planner, (sidecars, report), observe)?;
+            let step = |step| planner.step(0, step);
+            let (steps, total, spec) = (planner.steps_in_epoch(0), planner.units(), LossSpec::STATISTICS);
+            let units = |mb: &MicroBatch| mb.responses().len() as u64;
+            let work = Work { steps, step: &step, units, total, called: "responses", spec };
+            fill(engine, &work, &mut Sums { sidecars, report }, observe)?;
             report.seconds += lap(&mut begun);
         }
         let &mut ReferenceReport { responses, computed, seconds, .. } = report;
@@ -104,17 +139,19 @@ pub(super) fn not_used(notes: &[String]) -> Option<String> {
     }
 }
 
-/// The reference, loaded for what `planners` will ask of it.
+/// The reference, loaded for what `planners` will ask of it and of `team`.
 pub(super) fn scorer<'b, B: Backend>(
     be: &'b B,
     model: &ModelDir,
-    planners: &[&Planner<'_>],
-    positions: usize,
+    (planners, positions): (&[&Planner<'_>], usize),
+    team: Team<'b>,
 ) -> Result<Engine<'b, B>> {
     let budgets = Budgets::of(planners.iter().copied());
     let plan = budgets.fitting(be, |capacity| MemoryPlan::scoring(be, model.config(), positions, capacity))?;
     be.reserve(&plan.table)?;
-    Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)
+    let mut engine = Engine::new(be, Model::load(be, model, positions)?, budgets.capacity(), Purpose::Score)?;
+    engine.team = team;
+    Ok(engine)
 }
 
 /// Seconds since the last lap.
@@ -153,48 +190,21 @@ pub(super) fn score_options(slots: usize) -> PlanOptions {
     PlanOptions { objective: Objective::Score, batch_size: 64, token_budget: Some(slots), seed: 0, shuffle: false }
 }
 
-fn fill<B: Backend>(
-    engine: &mut Engine<'_, B>,
-    planner: &Planner<'_>,
-    (sidecars, report): (&mut Sidecars, &mut ReferenceReport),
-    observe: &mut dyn Observe,
-) -> Result<()> {
-    let steps = planner.steps_in_epoch(0);
-    let mut flow = observe.on(&Event::Begin { task: "reference", total: planner.units(), keeps: true })?;
-    // One micro-batch is always under way while the host prepares the next.
-    let mut before = None;
-    let mut collect = |engine: &mut Engine<'_, B>, sidecars: &mut Sidecars, (mb, late): (MicroBatch, Late<B>)| {
-        for (slot, logp) in mb.responses().iter().zip(engine.collect_score(late)?) {
-            sidecars.set(slot.id, logp);
-        }
-        report.computed += mb.responses().len() as u64;
-        report.tokens += mb.used() as u64;
-        Ok::<(), Error>(())
-    };
-    let mut seen = 0;
-    for step in 0..steps {
-        for mb in planner.step(0, step)? {
-            seen += mb.responses().len() as u64;
-            let late = engine.start_score(&mb)?;
-            if let Some(before) = before.replace((mb, late)) {
-                collect(engine, sidecars, before)?;
-            }
-        }
-        flow = flow.and(observe.on(&Event::Tick)?);
-        let stop = flow != Flow::On;
-        if let Some(last) = before.take_if(|_| stop || step + 1 == steps) {
-            collect(engine, sidecars, last)?;
-        }
-        sidecars.flush_if_due(FLUSH_EVERY)?;
-        if stop {
-            sidecars.flush()?;
-            let left = planner.units() - seen;
-            return Err(Error::stopped(format!(
-                "stopped: {left} responses still to do; the same command goes on from here"
-            )));
-        }
-        flow = observe.on(&Event::Progress { done: seen, beside: format_args!("") })?;
+/// Sums of whole responses.
+struct Sums<'s> {
+    sidecars: &'s mut Sidecars,
+    report: &'s mut ReferenceReport,
+}
+
+impl Fill for Sums<'_> {
+    fn take(&mut self, mb: &MicroBatch, responses: &[f64], _: &[f64]) {
+        let sums = responses.chunks_exact(RESPONSE_STATS).map(|stats| stats[0]);
+        mb.responses().iter().zip(sums).for_each(|(slot, logp)| self.sidecars.set(slot.id, logp));
+        self.report.computed += mb.responses().len() as u64;
+        self.report.tokens += mb.used() as u64;
     }
-    observe.tell(&Event::End)?;
-    sidecars.flush()
+
+    fn keep(&mut self, if_due: bool) -> Result<()> {
+        filling::keep_sums(self.sidecars, if_due)
+    }
 }

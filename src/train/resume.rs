@@ -9,6 +9,7 @@ use super::record::{Outcome, Record, Resumption};
 use super::report_options::ReportTo;
 use super::schedule::Schedule;
 use super::state::State;
+use super::team::Team;
 use crate::backend::Backend;
 use crate::comm::{Comm, World};
 use crate::data::shard::format::hex;
@@ -64,8 +65,13 @@ impl Start {
     }
 
     /// `c` with the recommended token budget, or with that of the checkpoint that it goes on from.
-    pub fn fit<B: Backend>(&self, be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<TrainOptions> {
-        let Some(checkpoint) = self.checkpoint() else { return fitted(be, c, observe) };
+    pub fn fit<B: Backend>(
+        &self,
+        be: &B,
+        (c, team): (&TrainOptions, Team<'_>),
+        observe: &mut dyn Observe,
+    ) -> Result<TrainOptions> {
+        let Some(checkpoint) = self.checkpoint() else { return fitted(be, c, team, observe) };
         let mut c = c.clone();
         let slots = checkpoint.saved().identity.token_budget as usize;
         (c.data.fit, c.data.token_budget) = (false, Some(slots));

@@ -67,7 +67,7 @@ pub fn train_as<B: Backend>(be: &B, job: Job<'_>, c: &TrainOptions, observe: &mu
     job.refuse::<B>(c)?;
     let team = job.team(c);
     let taken = start.take(c)?;
-    let fitted = if c.data.fit { Some(start.fit(be, c, observe)?) } else { None };
+    let fitted = if c.data.fit { Some(start.fit(be, (c, team), observe)?) } else { None };
     let c = fitted.as_ref().unwrap_or(c);
     choose_products(be, c)?;
     let splits = open_splits(&c.files.data)?;
@@ -174,17 +174,9 @@ impl Run<'_> {
         let clock = self.start.checkpoint().map_or_else(Default::default, |c| c.saved().clock);
         let mut sidecars = match &ready.reference {
             Some(model) if sync.is_none() => {
-                let of = Pass { c, ready: &ready, held_out: true };
+                let of = Pass { c, ready: &ready, held_out: true, team };
                 let steps = schedule.total.saturating_sub(clock.step);
-                // Rank 0 computes what is missing, and all read it.
-                let wait = || team.comm.barrier("wait for the reference pass of rank 0");
-                if !team.is_first() {
-                    wait()?;
-                }
                 let (sidecars, seconds) = of.run(be, model, (clock, steps), observe)?;
-                if team.is_first() {
-                    wait()?;
-                }
                 summary.reference_seconds += seconds;
                 sidecars
             }

@@ -7,13 +7,15 @@
 
 use super::best::KL;
 use super::engine::{Engine, Purpose};
+use super::generating::generate_by;
 use super::kl::{KlEstimate, mean_with_interval};
 use super::sample_plan::{SamplePlan, Whereabouts};
-use crate::backend::Backend;
+use crate::backend::{Backend, RESPONSE_STATS};
 use crate::batch::{Builder, MicroBatch};
 use crate::data::text::TextTokenizer;
 use crate::error::{Error, Result};
-use crate::model::{GenerateOptions, Generated, Model, ModelDir, generate_while};
+use crate::loss::LossSpec;
+use crate::model::{GenerateOptions, Generated, Model, ModelDir};
 use crate::observe::{Event, Flow, Observe};
 use crate::units;
 use serde_json::{Map, Value, json};
@@ -214,32 +216,31 @@ fn finite<T>(sampled: Result<T>, warnings: &mut Vec<String>, of: impl Fn(&str) -
     }
 }
 
-/// One continuation of each prompt by the engine's model.
+/// One continuation of each prompt by the engine's model; its ranks share them.
 fn generate<B: Backend>(
     engine: &Engine<'_, B>,
     (prompts, options): (&[Vec<u32>], &GenerateOptions),
     observe: &mut dyn Observe,
 ) -> Result<Vec<Generated>> {
     let goes_on = &mut || Ok(observe.on(&Event::Tick)? == Flow::On);
-    let all = generate_while(engine.be, &engine.state.model, prompts, options, goes_on)?;
+    let all = generate_by(engine.team, engine.be, &engine.state.model, (prompts, options), goes_on)?;
     Ok(all.into_iter().flatten().collect())
 }
 
-/// Log-probs of `samples` under the engine's model, in micro-batches within its capacity.
+/// Log-probs of `samples` under the engine's model, in micro-batches within its capacity, which its ranks share.
 fn score<B: Backend>(engine: &mut Engine<'_, B>, prompts: &[Vec<u32>], samples: &[Generated]) -> Result<Vec<f64>> {
     let capacity = engine.capacity();
-    let mut scored = Vec::with_capacity(samples.len());
+    let mut batches: Vec<MicroBatch> = Vec::new();
     let (mut batch, mut used, mut predictions, mut responses) = (Builder::default(), 0, 0, 0);
-    let mut flush = |batch: &mut Builder, engine: &mut Engine<'_, B>| -> Result<()> {
-        let mb: MicroBatch = std::mem::take(batch).finish(capacity.slots)?;
-        scored.extend(engine.score(&mb)?);
+    let mut flush = |batch: &mut Builder| -> Result<()> {
+        batches.push(std::mem::take(batch).finish(capacity.slots)?);
         Ok(())
     };
     for (id, (prompt, sample)) in prompts.iter().zip(samples).enumerate() {
         let (slots, rows) = (prompt.len() + sample.tokens.len(), sample.tokens.len());
         let full = used + slots > capacity.slots || predictions + rows > capacity.predictions;
         if used > 0 && (full || responses == capacity.responses) {
-            flush(&mut batch, engine)?;
+            flush(&mut batch)?;
             (used, predictions, responses) = (0, 0, 0);
         }
         batch.group(id as u64, prompt.iter().copied())?;
@@ -247,9 +248,10 @@ fn score<B: Backend>(engine: &mut Engine<'_, B>, prompts: &[Vec<u32>], samples: 
         (used, predictions, responses) = (used + slots, predictions + rows, responses + 1);
     }
     if used > 0 {
-        flush(&mut batch, engine)?;
+        flush(&mut batch)?;
     }
-    Ok(scored)
+    let numbers = engine.evaluated(&batches, &LossSpec::STATISTICS, engine.team.share(batches.len()))?;
+    Ok(numbers.iter().flat_map(|(responses, _)| responses.chunks_exact(RESPONSE_STATS).map(|stats| stats[0])).collect())
 }
 
 /// Calls `f` with an engine whose model is the reference; `engine` is as it was afterwards.
@@ -278,7 +280,9 @@ fn with_reference<'b, B: Backend>(
         Whereabouts::Other(_) => {
             let dir = other.expect("a run that has another reference has its folder");
             let model = Model::load(engine.be, dir, positions)?;
-            f(&mut Engine::new(engine.be, model, engine.capacity(), Purpose::Score)?)
+            let mut theirs = Engine::new(engine.be, model, engine.capacity(), Purpose::Score)?;
+            theirs.team = engine.team;
+            f(&mut theirs)
         }
     }
 }

@@ -71,7 +71,8 @@ impl Stepper<'_> {
         let mut others = [Vec::new(), Vec::new()];
         if self.spec.scope() == Scope::Step {
             if self.sync.is_some() {
-                synced::fill(engine, &mut batches, &self.spec)?;
+                let mine = engine.team.share(batches.len());
+                synced::fill(engine, &mut batches, &self.spec, mine)?;
             }
             let how = Taking { spec: &self.spec, scales, seed: [self.seed, step], trains: true, proves };
             let mut running = engine.state.clock.running;
@@ -89,6 +90,11 @@ impl Stepper<'_> {
             })?;
         } else {
             let own = engine.team.own(&batches);
+            // All ranks know the numbers of all, and what those are compared with.
+            let at_once = self.sync.is_some() && engine.team.size() > 1;
+            if at_once {
+                synced::fill(engine, &mut batches, &self.spec, own.clone())?;
+            }
             others[1] = batches.split_off(own.end);
             let own = batches.split_off(own.start);
             others[0] = batches;
@@ -97,7 +103,7 @@ impl Stepper<'_> {
                 late.push_back((mb, numbers));
                 Ok(())
             };
-            engine.by_lanes(own, |engine, batches| match self.sync {
+            engine.by_lanes(own, |engine, batches| match self.sync.filter(|_| !at_once) {
                 Some(_) => synced::each(engine, batches, &self.spec, &mut pass),
                 None => batches.into_iter().try_for_each(|mb| pass(engine, mb)),
             })?;

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use crate::model::ModelDir;
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// When the reference follows, and how far.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,20 +90,49 @@ pub fn load<B: Backend>(be: &B, state: &mut State<B>, dir: &ModelDir) -> Result<
     master.as_mut().map_or(Ok(()), |master| model.fill_from(be, dir, master))
 }
 
-/// Fills in the present reference's log-probs of all `batches`, one of them always being under way on the device.
-pub fn fill<B: Backend>(engine: &mut Engine<'_, B>, batches: &mut [MicroBatch], spec: &LossSpec) -> Result<()> {
+/// Fills in the present reference's log-probs of all `batches`, of which this rank computes `mine`, one of them always being under
+/// way on the device, and hears of the others. Ranks in order have what follows each other.
+pub fn fill<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    batches: &mut [MicroBatch],
+    spec: &LossSpec,
+    mine: Range<usize>,
+) -> Result<()> {
     let mut late = VecDeque::with_capacity(2);
-    for at in 0..batches.len() {
-        late.push_back(engine.start_reference(&batches[at], spec)?);
+    let own = &mut batches[mine.clone()];
+    for at in 0..own.len() {
+        late.push_back(engine.start_reference(&own[at], spec)?);
         if at > 0 {
             let first = late.pop_front().expect("two were started");
-            engine.collect_reference(first, &mut batches[at - 1])?;
+            engine.collect_reference(first, &mut own[at - 1])?;
         }
     }
-    match (late.pop_front(), batches.last_mut()) {
-        (Some(last), Some(mb)) => engine.collect_reference(last, mb),
-        _ => Ok(()),
+    if let (Some(last), Some(mb)) = (late.pop_front(), own.last_mut()) {
+        engine.collect_reference(last, mb)?;
     }
+    if engine.team.size() == 1 {
+        return Ok(());
+    }
+    let numbers = batches[mine].iter().flat_map(|mb| {
+        let sums = mb.responses().iter().map(|slot| slot.ref_logp);
+        sums.chain(mb.pairs().iter().flat_map(|slot| slot.ref_heads))
+    });
+    let told: Vec<u8> = numbers.flat_map(f64::to_le_bytes).collect();
+    let all = engine.team.comm.gather(&told, "hear of the reference's log-probs")?.concat();
+    let want: usize = batches.iter().map(|mb| mb.responses().len() + 2 * mb.pairs().len()).sum();
+    if all.len() != want * size_of::<f64>() {
+        let got = all.len() / size_of::<f64>();
+        let why =
+            format!("the ranks brought {got} log-probs of a reference in place of {want}: do all have the same data?");
+        return Err(Error::Device(why));
+    }
+    let mut all = all.as_chunks().0.iter().map(|x| f64::from_le_bytes(*x));
+    let mut next = || all.next().expect("as many were counted");
+    for mb in batches {
+        mb.responses_mut().for_each(|slot| slot.ref_logp = next());
+        mb.pairs_mut().for_each(|slot| slot.ref_heads = [next(), next()]);
+    }
+    Ok(())
 }
 
 /// Calls `with` for each of `batches`, in order, once the present reference's log-probs of it are there: those of the next are

@@ -62,6 +62,17 @@ impl Team<'_> {
         }
     }
 
+    /// What `f` gives, rank 0 being through with it before the others begin; `what` says what they are at meanwhile.
+    pub fn first_then_all<T>(&self, what: &str, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.is_first() {
+            self.comm.barrier(what)?;
+            return f();
+        }
+        let done = f()?;
+        self.comm.barrier(what)?;
+        Ok(done)
+    }
+
     /// Which of a step's `batches`, which are in the order of their lanes, this rank trains on.
     pub fn own(&self, batches: &[MicroBatch]) -> Range<usize> {
         let lanes = self.own_lanes();

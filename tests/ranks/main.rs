@@ -12,3 +12,4 @@ mod torchrun;
 mod torchrun_runs;
 mod training;
 mod transport;
+mod work;

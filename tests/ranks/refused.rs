@@ -7,7 +7,7 @@ use crate::mpirun::{Mpirun, said};
 fn commands_of_one_process_are_refused_under_a_launcher() {
     let cli = Cli::with_data();
     for (args, env) in [
-        ("eval --model m --data d", [("PMI_RANK", "0"), ("PMI_SIZE", "2")]),
+        ("inspect d", [("PMI_RANK", "0"), ("PMI_SIZE", "2")]),
         (
             "pack --tokenizer m --input rows.jsonl --out e",
             [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "3")],

@@ -16,10 +16,28 @@ const KINDS: &[(&str, &str)] = &[
     ("a sum of losses", "dpo --loss-type sigmoid,sft --loss-weights 1,0.5 --optim adamw_8bit --dtype bf16"),
     ("a loss of the whole step", "dpo --loss-type bco_pair"),
     ("judgements", "dpo --loss-type kto"),
+    (
+        "a reference that follows",
+        "dpo --sync-ref-model --ref-model-sync-steps 2 --ref-model-mixup-alpha 0.3 --eval-steps 2",
+    ),
+    (
+        "one that follows a loss of the step",
+        "dpo --sync-ref-model --ref-model-sync-steps 1 --loss-type bco_pair --ld-alpha 0.5",
+    ),
+    (
+        "samples",
+        "dpo --eval-steps 2 --kl-samples 5 --kl-max-new-tokens 6 --sample-prompts 3 --sample-max-new-tokens 5 --sample-temperature 1",
+    ),
+    ("samples beside another model", "dpo --ref-model other --kl-samples 3 --kl-max-new-tokens 4 --sample-prompts 1"),
+    (
+        "samples beside one that follows",
+        "dpo --sync-ref-model --ref-model-sync-steps 1 --kl-samples 3 --sample-prompts 2",
+    ),
+    ("samples without a reference", "sft --sample-prompts 4"),
     ("an adapter", "dpo --lora-r 2 --lora-dropout 0.2 --optim rmsprop"),
 ];
 
-fn with(mpirun: &Mpirun, cli: &Cli, ranks: usize, args: &str) -> Output {
+pub fn with(mpirun: &Mpirun, cli: &Cli, ranks: usize, args: &str) -> Output {
     let mut command = mpirun.command(ranks);
     command.arg(env!("CARGO_BIN_EXE_fusedpo")).args(args.split_whitespace()).current_dir(cli.dir.path());
     command.output().unwrap()
@@ -34,7 +52,10 @@ fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
         if path.is_dir() {
             let of = files(&path).into_iter().map(|(of, bytes)| (format!("{name}/{of}"), bytes));
             all.extend(of.collect::<Vec<_>>());
-        } else if name.ends_with(".safetensors") || name == "ledger.bin" || name == "state.bin" {
+        } else if name.ends_with(".safetensors")
+            || ["ledger.bin", "samples.jsonl"].contains(&&*name)
+            || name == "state.bin"
+        {
             all.push((name, std::fs::read(path).unwrap()));
         }
     }
@@ -57,6 +78,7 @@ pub fn assert_same(cli: &Cli, is: &str, was: &str, what: &str) {
 fn results_depend_on_the_lanes_alone() {
     let all = Mpirun::all();
     let cli = Cli::with_data();
+    cli.model("other", "llama");
     for (i, (kind, args)) in KINDS.iter().enumerate() {
         let usable = !args.contains("bf16") || !cli.ok("doctor").out.contains("--dtype bf16: not here");
         if !usable {
@@ -134,8 +156,6 @@ fn what_several_processes_do_not_do_is_refused_once() {
     for mpirun in Mpirun::all() {
         for (args, why, code) in [
             ("dpo --lanes 1 --max-steps 2", "--lanes 1: fewer than the 2 processes that are to share them", 2),
-            ("dpo --sample-prompts 2", "--sample-prompts: 2 processes do not share it yet", 2),
-            ("dpo --sync-ref-model", "--sync-ref-model: 2 processes do not share it yet", 2),
             ("sft --model nowhere", "nowhere", 2),
         ] {
             let ran = with(
@@ -155,6 +175,26 @@ fn what_several_processes_do_not_do_is_refused_once() {
     }
     let ran = cli.run(&format!("dpo {RUN} --lanes 0 --out refused"));
     assert!(ran.code == 2 && ran.err.contains("--lanes 0: must be 1 or more"), "{ran:?}");
+}
+
+/// Rank 0 chooses the token budget for all, the one that one process chooses; a run that goes on keeps its own.
+#[test]
+fn a_budget_is_chosen_for_all() {
+    let cli = Cli::with_data();
+    let run = RUN.replace("--token-budget 96", "");
+    cli.ok(&format!("dpo {run} --fit --max-steps 3 --lanes 4 --out one"));
+    for mpirun in Mpirun::all() {
+        let out = format!("by-{}", mpirun.name);
+        let args = format!("dpo {run} --fit --lr-scheduler-type constant --lanes 4 --out {out}").replace("--quiet", "");
+        let ran = with(&mpirun, &cli, 3, &format!("dpo {run} --fit --max-steps 3 --lanes 4 --out {out}-1"));
+        assert!(ran.status.success(), "{}", said(&ran));
+        assert_same(&cli, &format!("{out}-1"), "one", mpirun.name);
+        assert!(cli.text(&format!("{out}-1/config.toml")).contains("\ntoken_budget = 512\n"));
+        let ran = with(&mpirun, &cli, 2, &format!("{args} --max-steps 2 --save-steps 1"));
+        assert_eq!(said(&ran).matches("token budget 512, as --fit asks for").count(), 1, "{}", said(&ran));
+        let ran = with(&mpirun, &cli, 3, &format!("{args} --max-steps 3 --resume auto"));
+        assert!(ran.status.success() && said(&ran).contains("token budget 512, the checkpoint's"), "{}", said(&ran));
+    }
 }
 
 /// A rank that fails alone, as one whose disk has other shards: its line names it, and all end.

@@ -8,6 +8,7 @@ use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::model::{Model, ModelDir, generate};
 use fusedpo::observe::Silent;
 use fusedpo::train::kl::{KlOptions, KlPlan, estimate};
+use fusedpo::train::team::Team;
 use model_common::{Group, cpu64, pack, score};
 
 /// Log-prob of each response after its prompt, the sum over its tokens.
@@ -51,8 +52,15 @@ fn the_estimate_is_the_mean_gap_of_the_policys_own_samples() {
     let variance = gaps.iter().map(|g| (g - mean) * (g - mean)).sum::<f64>() / (n - 1.0);
     assert!(mean > 1.0, "two random models are nats apart: {mean}");
 
-    let got =
-        estimate(&be, policy, &ModelDir::open(&cli.path("other")).unwrap(), &data, &plan, 64, &mut Silent).unwrap();
+    let got = estimate(
+        &be,
+        policy,
+        &ModelDir::open(&cli.path("other")).unwrap(),
+        (&data, &plan, 64),
+        Team::ALONE,
+        &mut Silent,
+    )
+    .unwrap();
     let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-9 * want.abs(), "{got}, not {want}");
     close(got.mean, mean);
     close(got.half_width_95, 1.96 * (variance / n).sqrt());

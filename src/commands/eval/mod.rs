@@ -4,7 +4,7 @@ mod args;
 mod made;
 
 use crate::backend::Backend;
-use crate::commands::hub;
+use crate::commands::{hub, ranks};
 use crate::data::plan::{PlanOptions, Planner};
 use crate::data::shard::{Dataset, Split};
 use crate::device::{self, Task};
@@ -17,11 +17,13 @@ use crate::train::check::{check_data, check_loss, check_mismatched, check_model,
 use crate::train::engine::{Engine, Purpose};
 use crate::train::eval::{self, EvalSet};
 use crate::train::heads;
+use crate::train::joined::Job;
 use crate::train::kl::{self, KlEstimate, KlOptions, KlPlan};
 use crate::train::means;
 use crate::train::memory::{Budgets, MemoryPlan, fitting_generation};
 use crate::train::metrics::{Totals, wilson_95};
 use crate::train::mismatched;
+use crate::train::reference::Keep;
 use crate::train::sets::{STEP, evaluated_split};
 use crate::units::decimals;
 use crate::warn;
@@ -30,12 +32,17 @@ use made::Made;
 use serde_json::{Map, Value, json};
 
 /// Runs the command.
-pub fn run(args: &EvalArgs, observe: &mut dyn Observe) -> Result<()> {
+pub fn run(args: &EvalArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
     let mut args = args.clone();
-    hub::place_both(&mut args.model, &mut args.adapter, observe)?;
-    args.ref_model.as_mut().map_or(Ok(()), |other| hub::place(other, Wanted::Model, observe))?;
+    ranks::first_fetches(job, || {
+        hub::place_both(&mut args.model, &mut args.adapter, observe)?;
+        args.ref_model.as_mut().map_or(Ok(()), |other| hub::place(other, Wanted::Model, observe))
+    })?;
     let args = &args;
-    let (split, totals, kl) = device::dispatch(args.device, (args.dtype, args.logits_dtype), Eval(args, observe))?;
+    let (split, totals, kl) = device::dispatch(args.device, (args.dtype, args.logits_dtype), Eval(args, job, observe))?;
+    if !job.comm.world().is_first() {
+        return Ok(());
+    }
     let split = split.prefix().trim_end_matches('-');
     if args.json {
         let mut row = json_row(&totals, kl);
@@ -84,13 +91,15 @@ fn json_row(t: &Totals, kl: Option<KlEstimate>) -> Map<String, Value> {
     row
 }
 
-struct Eval<'a>(&'a EvalArgs, &'a mut dyn Observe);
+struct Eval<'a>(&'a EvalArgs, Job<'a>, &'a mut dyn Observe);
 
 impl Task for Eval<'_> {
     type Out = (Split, Totals, Option<KlEstimate>);
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
-        let Eval(a, observe) = self;
+        let Eval(a, job, observe) = self;
+        job.refuse_device::<B>()?;
+        let team = job.ranks();
         let split = evaluated_split(&a.data);
         let data = Dataset::open(&a.data, split)?;
         if split == Split::Train {
@@ -109,20 +118,28 @@ impl Task for Eval<'_> {
             PlanOptions { objective, batch_size: STEP, token_budget: a.token_budget, seed: 0, shuffle: false };
         let plan = Planner::new(&data, &options)?;
         let slots = plan.token_budget();
-        let reference =
-            if spec.reference() { Some(dir.base().open_other(&made.reference(a, observe)?)?) } else { None };
+        let reference = if spec.reference() {
+            let path = ranks::first_fetches(job, || made.reference(a, observe))?;
+            Some(dir.base().open_other(&path)?)
+        } else {
+            None
+        };
+        let models: Vec<&ModelDir> = [Some(&dir), reference.as_ref()].into_iter().flatten().collect();
+        let decides = [("loss", format!("{spec:?}")), ("token budget", slots.to_string()), ("samples", samples_of(a))];
+        job.same_work(be, (&models, &[&data]), &decides)?;
         let mut sidecars = None;
         if let Some(reference) = &reference {
             check_model(reference, &data)?;
+            let keep = Keep { cache: a.cache.as_deref(), team };
             let done = {
                 let read = plan.responses((0, 0), plan.steps_in_epoch(0));
-                heads::ensure_for(be, reference, (&[((&data, slots), read)], &spec), a.cache.as_deref(), observe)?
+                heads::ensure_for(be, reference, (&[((&data, slots), read)], &spec), keep, observe)?
             };
             sidecars = done.into_iter().next().map(|(sidecars, _)| sidecars);
             if let Some(to) = &mut sidecars {
                 [&dir, reference].into_iter().try_for_each(|model| check_mismatched(model, &plan))?;
                 let rows = plan.mismatched((0, 0), plan.steps_in_epoch(0));
-                mismatched::ensure(be, reference, (&plan, &rows), a.cache.as_deref(), to, observe)?;
+                mismatched::ensure(be, reference, (&plan, &rows), keep, to, observe)?;
             }
         }
         let capacity = plan.capacity();
@@ -136,16 +153,24 @@ impl Task for Eval<'_> {
         be.reserve(&memory.table)?;
         let set = EvalSet { steps: plan.steps_in_epoch(0), plan, sidecars };
         let mut engine = Engine::new(be, Model::load(be, &dir, positions)?, capacity, Purpose::Score)?;
+        engine.team = team;
         let totals = eval::evaluate(&mut engine, &set, &spec, observe)?;
         eval::check_finite(&totals, &data, dir.path())?;
         // What the evaluation worked with goes before the samples come.
         let policy = engine.into_model();
         let kl = match (reference, samples.kl) {
-            (Some(reference), Some(plan)) => Some(kl::estimate(be, policy, &reference, &data, &plan, slots, observe)?),
+            (Some(reference), Some(plan)) => {
+                Some(kl::estimate(be, policy, &reference, (&data, &plan, slots), team, observe)?)
+            }
             _ => None,
         };
         Ok((split, totals, kl))
     }
+}
+
+/// What says how to sample, in words.
+fn samples_of(a: &EvalArgs) -> String {
+    format!("{:?}, {:?}, {:?}", a.kl_samples, a.kl_max_new_tokens, a.seed)
 }
 
 /// The KL estimate's samples, and the positions that evaluation and samples need.

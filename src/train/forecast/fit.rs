@@ -9,9 +9,12 @@ use super::run::{Cut, MOST, Opened, Run};
 use crate::backend::Backend;
 use crate::backend::metered::Ceilings;
 use crate::error::{Error, Result};
+use crate::files::{self, MOST_TEXT};
 use crate::observe::{Event, Observe};
 use crate::train::options::TrainOptions;
+use crate::train::team::Team;
 use crate::units;
+use std::path::Path;
 
 /// Steps whose work is looked at.
 const STEPS: u64 = 4;
@@ -59,11 +62,46 @@ fn fits<B: Backend>(run: &Run<'_, B>, slots: usize, free: usize) -> Result<bool>
 }
 
 /// `c` with the recommended budget in place of the wish for it, which is told. Errors: no budget fits.
-pub fn fitted<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -> Result<TrainOptions> {
+///
+/// Of several ranks the first decides, with the memory of the rank that has least: those of a machine share its memory.
+pub fn fitted<B: Backend>(be: &B, c: &TrainOptions, team: Team<'_>, observe: &mut dyn Observe) -> Result<TrainOptions> {
+    let free = least_free(be, team)?;
+    let slots = if team.is_first() { Some(decided(be, c, free)?) } else { None };
+    let mut said = slots.map_or_else(Vec::new, |slots| (slots as u64).to_le_bytes().to_vec());
+    team.comm.broadcast(&mut said, "hear the token budget")?;
+    let slots = said.as_chunks().0.first().map_or(0, |said| u64::from_le_bytes(*said) as usize);
+    observe.tell(&Event::Note(&format!("token budget {slots}, as `options.fit` asks for the recommended one")))?;
+    Ok(with_budget(c, slots))
+}
+
+/// What each rank has for itself at least, where the system tells.
+fn least_free<B: Backend>(be: &B, team: Team<'_>) -> Result<Option<usize>> {
+    let free = be.memory()?.map(|memory| memory.free);
+    if team.size() == 1 {
+        return Ok(free);
+    }
+    // A device's memory is one rank's.
+    let machine = if B::OWN_MEMORY { team.comm.world().rank.to_string() } else { machine() };
+    let mine = format!("{} {machine}", free.map_or_else(|| "?".to_owned(), |free| free.to_string()));
+    let all = team.comm.gather(mine.as_bytes(), "hear how much memory there is")?;
+    let all: Vec<String> = all.iter().map(|said| String::from_utf8_lossy(said).into_owned()).collect();
+    let each = all.iter().filter_map(|said| {
+        let (free, machine) = said.split_once(' ')?;
+        let sharing = all.iter().filter(|other| other.split_once(' ').is_some_and(|(_, on)| on == machine)).count();
+        Some(free.parse::<usize>().ok()? / sharing.max(1))
+    });
+    Ok(each.min())
+}
+
+/// The machine's name.
+fn machine() -> String {
+    files::read_text(Path::new("/proc/sys/kernel/hostname"), MOST_TEXT).unwrap_or_default().trim().to_owned()
+}
+
+fn decided<B: Backend>(be: &B, c: &TrainOptions, free: Option<usize>) -> Result<usize> {
     let opened = Opened::of(be, c, (&c.files.data, false))?;
     let cut = Cut::of(c, &opened)?;
     let run = Run::new(be, c, &opened, &cut)?;
-    let free = be.memory()?.map(|memory| memory.free);
     let Some(slots) = recommended(&run, free, &be.ceilings())? else {
         let (least, free) = (run.budgets.least(), units::bytes(free.unwrap_or(0)));
         let needed = run.needed(least)?.max(run.scoring(least)?.unwrap_or(0));
@@ -73,8 +111,7 @@ pub fn fitted<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) -
             units::bytes(needed)
         )));
     };
-    observe.tell(&Event::Note(&format!("token budget {slots}, as `options.fit` asks for the recommended one")))?;
-    Ok(with_budget(c, slots))
+    Ok(slots)
 }
 
 /// `c` with `slots` in place of the wish for a budget.

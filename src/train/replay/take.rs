@@ -45,7 +45,7 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     let sidecars = match &ready.reference {
         Some(model) if sync.is_none() => {
             let clock = begin.checkpoint.as_ref().map_or_else(Default::default, |c| c.saved().clock);
-            let of = Pass { c, ready: &ready, held_out: false };
+            let of = Pass { c, ready: &ready, held_out: false, team };
             of.run(be.inner(), model, (clock, step - clock.step), observe)?.0.into_iter().next()
         }
         _ => None,

@@ -1,6 +1,6 @@
 //! What is no step by several processes: the reference's pass, evaluation, log-probs, continuations. All are one process's, to the byte.
 
-use crate::cli_common::{Cli, pairs, rows, words};
+use crate::cli_common::{Cli, rows, words};
 use crate::mpirun::{Mpirun, said};
 use crate::torchrun::Torchrun;
 use crate::training::{RUN, with};
@@ -221,36 +221,56 @@ fn what_goes_wrong_ends_all() {
     }
 }
 
-/// A signal to any rank is heard within the pass by all; what was computed is kept, and any number of processes goes on from it.
-#[test]
-fn a_signal_to_any_rank_ends_the_pass() {
+/// Rows so long and so many that a pass over them takes seconds, in `d`.
+fn with_long() -> Cli {
     let cli = Cli::new();
-    let row = |i: usize| {
-        let all = pairs(1).remove(0);
-        json!({ "prompt": format!("{}{}", all["prompt"].as_str().unwrap(), words(i, 40)), "chosen": words(i, 50), "rejected": words(i + 1, 50) })
-    };
+    let row = |i: usize| json!({ "prompt": words(i, 45), "chosen": words(i, 50), "rejected": words(i + 1, 50) });
     cli.write_rows("rows.jsonl", &(0..3000).map(row).collect::<Vec<_>>());
     cli.ok("pack --tokenizer m --input rows.jsonl --out d");
-    let args = "reference --model m --data d --device cpu --token-budget 512";
-    cli.ok(&format!("{args} --cache one"));
+    cli
+}
+
+/// Three ranks at `args`, which fill `by`, and a signal to rank 1 in the middle; and how long they lived after it.
+fn struck(cli: &Cli, args: &str, signal: &str) -> (Vec<Output>, Duration) {
     let torchrun = Torchrun::new(3);
-    let all = torchrun.start(|_| cli.command(&format!("{args} --cache by")));
+    let all = torchrun.start(|_| cli.command(args));
     let begun = Instant::now();
     while !cli.path("by").is_dir() || cli.names("by", "train-").is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(Duration::from_millis(200));
-    assert!(Command::new("kill").args(["-TERM", &all[1].id().to_string()]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &all[1].id().to_string()]).status().unwrap().success());
     let struck = Instant::now();
-    let all = Torchrun::end(all);
+    (Torchrun::end(all), struck.elapsed())
+}
+
+/// A signal to any rank is heard within the pass by all; what was computed is kept, and any number of processes goes on from it. One
+/// that is killed ends all, in a line that names it.
+#[test]
+fn a_signal_to_any_rank_ends_the_pass() {
+    let cli = with_long();
+    let args = "reference --model m --data d --device cpu --token-budget 512";
+    cli.ok(&format!("{args} --cache one"));
+    let (all, took) = struck(&cli, &format!("{args} --cache by"), "-TERM");
     let text: String = all.iter().map(said).collect();
     assert!(text.contains(" responses still to do; the same command goes on from here"), "{text}");
     assert_eq!(text.matches("still to do").count(), 1, "rank 0 alone says it: {text}");
     assert_eq!(all.iter().map(|ran| ran.status.code()).collect::<Vec<_>>(), [130, 143, 130].map(Some), "{text}");
-    assert!(struck.elapsed() < Duration::from_secs(20), "{:?}", struck.elapsed());
+    assert!(took < Duration::from_secs(20), "{took:?}");
     let ran = cli.ok(&format!("{args} --cache by"));
     let found: u64 = ran.out.split(" computed, ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(0 < found && found < 6000, "{ran:?}");
     assert_same_content(&cli, "by", "one", "after a signal");
+    std::fs::remove_dir_all(cli.path("by")).unwrap();
+    let (all, took) = struck(&cli, &format!("{args} --cache by"), "-KILL");
+    for rank in [0, 2] {
+        let text = String::from_utf8_lossy(&all[rank].stderr);
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains("fusedpo: ")).collect();
+        assert!(lines.len() == 1 && lines[0].contains("rank 1 is lost"), "{rank}: {text}");
+        assert_eq!(all[rank].status.code(), Some(1), "{rank}: {text}");
+    }
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    cli.ok(&format!("{args} --cache by"));
+    assert_same_content(&cli, "by", "one", "after a kill");
 }

@@ -45,8 +45,27 @@ pub fn dispatch<T: Task>(device: DeviceChoice, precision: (DtypeChoice, LogitsCh
     dispatch_owning(device, precision, Lent(task))
 }
 
+/// [`dispatch`] for one of several processes on a machine, number `local`: each takes a GPU of its own, as long as there are some.
+pub fn dispatch_one_of<T: Task>(
+    local: usize,
+    device: DeviceChoice,
+    precision: (DtypeChoice, LogitsChoice),
+    task: T,
+) -> Result<T::Out> {
+    on(local, device, precision, Lent(task))
+}
+
 /// [`dispatch`] of work that takes its backend for its own.
 pub fn dispatch_owning<T: OwningTask>(
+    device: DeviceChoice,
+    precision: (DtypeChoice, LogitsChoice),
+    task: T,
+) -> Result<T::Out> {
+    on(0, device, precision, task)
+}
+
+fn on<T: OwningTask>(
+    local: usize,
     device: DeviceChoice,
     (dtype, logits): (DtypeChoice, LogitsChoice),
     task: T,
@@ -58,8 +77,8 @@ pub fn dispatch_owning<T: OwningTask>(
     };
     match (on_gpu, dtype) {
         (false, _) if logits == LogitsChoice::Bf16 => Err(bf16_logits_on_a_cpu()),
-        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(gpu::<bf16>(logits)?),
-        (true, DtypeChoice::F32) => task.run(gpu::<f32>(logits)?),
+        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(gpu::<bf16>(local, logits)?),
+        (true, DtypeChoice::F32) => task.run(gpu::<f32>(local, logits)?),
         (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(Cpu::<f32>::with(GemmPrecision::Native)?),
         (false, DtypeChoice::Bf16) => task.run(Cpu::<f32>::with(GemmPrecision::Bf16)?),
     }
@@ -166,9 +185,9 @@ fn bf16_logits_on_a_cpu() -> Error {
     Error::usage("`logits_dtype` bf16: the CPU's logits are f32; leave it out, or use `device` cuda")
 }
 
-/// The GPU, with logits as asked for; what it held before that was known is given back.
-fn gpu<A: GpuFloat>(logits: LogitsChoice) -> Result<Gpu<CudaDriver, A>> {
-    let gpu = Gpu::new(CudaDriver::open(0)?)?;
+/// The GPU of process `local` of this machine, with logits as asked for; what it held before that was known is given back.
+fn gpu<A: GpuFloat>(local: usize, logits: LogitsChoice) -> Result<Gpu<CudaDriver, A>> {
+    let gpu = Gpu::new(CudaDriver::open(local % cuda::gpus().max(1))?)?;
     match logits {
         LogitsChoice::F32 => Ok(gpu),
         LogitsChoice::Bf16 => gpu.with_bf16_logits(),

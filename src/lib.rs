@@ -82,7 +82,7 @@
 //! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
 //!   what of a stranger's folder may be opened at all.
 //! - [`comm`]: the ranks of a job that a launcher started, and how bytes go from one to the other; sums in a fixed order. Knows
-//!   bytes and numbers, no device.
+//!   bytes, numbers and addresses, no device.
 //! - [`loss`]: the table of losses: formula, derivative, source, and what each needs; a loss at given numbers
 //!   ([`loss::explain()`]). Knows no device and no plan.
 //! - [`quant`]: weights in four bits, on the host, as bitsandbytes has them.
@@ -146,7 +146,7 @@
 //!   is written to, and never replaced.
 //! - Whatever is refused is refused in one line that names what, where and what to do. Nothing falls back in silence.
 
-#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map, comm::mpi::{abi, calls}, commands::bus
+#![deny(unsafe_code)] // allowed by name: backend::gpu, backend::cpu::{gemm, pages, simd}, files::map, comm::{mpi::{abi, calls}, nccl}, commands::bus
 
 pub mod analyze;
 pub mod backend;

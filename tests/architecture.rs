@@ -99,6 +99,7 @@ const UNSAFE: &[&str] = &[
     "files/map.rs",
     "comm/mpi/abi.rs",
     "comm/mpi/calls.rs",
+    "comm/nccl/",
     "commands/bus.rs",
 ];
 

@@ -265,3 +265,6 @@ timed! {
         Optimizer: update_8bit[G](Update8bit { w, m, m_scale, v, v_scale, g, norm, max_grad_norm, rule, rounding });
     }
 }
+
+/// One process.
+impl<B: Backend> RankOps for Timed<B> {}

@@ -9,6 +9,8 @@ using namespace standin;
 
 namespace {
 char context_object;
+int gpus() { return env("STANDIN_GPUS") ? atoi(env("STANDIN_GPUS")) : 1; }
+bool none(int device) { return device < 0 || device >= gpus(); }
 CUcontext the_context() { return reinterpret_cast<CUcontext>(&context_object); }
 }  // namespace
 
@@ -47,20 +49,20 @@ STANDIN_API CUresult cuGetErrorString(CUresult e, const char** s) {
 STANDIN_API CUresult cuGetErrorName(CUresult, const char** s) { return *s = "CUDA_ERROR", CUDA_SUCCESS; }
 STANDIN_API CUresult cuDeviceGetCount(int* n) {
     ENTER(false);
-    return *n = env("STANDIN_GPUS") ? atoi(env("STANDIN_GPUS")) : 1, CUDA_SUCCESS;
+    return *n = gpus(), CUDA_SUCCESS;
 }
 STANDIN_API CUresult cuDeviceGet(CUdevice* d, int ordinal) {
     ENTER(false);
-    return ordinal ? CUDA_ERROR_INVALID_DEVICE : (*d = 0, CUDA_SUCCESS);
+    return none(ordinal) ? CUDA_ERROR_INVALID_DEVICE : (*d = ordinal, CUDA_SUCCESS);
 }
 STANDIN_API CUresult cuDeviceGetName(char* name, int n, CUdevice d) {
     ENTER(false);
-    if (d) return CUresult(fail(CUDA_ERROR_INVALID_DEVICE, "the name of device %d", d));
+    if (none(d)) return CUresult(fail(CUDA_ERROR_INVALID_DEVICE, "the name of device %d", d));
     return snprintf(name, size_t(n), "Stand-in %u.%u", capability() / 10, capability() % 10), CUDA_SUCCESS;
 }
 STANDIN_API CUresult cuDeviceGetAttribute(int* v, CUdevice_attribute a, CUdevice d) {
     ENTER(false);
-    if (d) return CUresult(fail(CUDA_ERROR_INVALID_DEVICE, "an attribute of device %d", d));
+    if (none(d)) return CUresult(fail(CUDA_ERROR_INVALID_DEVICE, "an attribute of device %d", d));
     switch (a) {
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *v = int(capability() / 10); break;
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *v = int(capability() % 10); break;
@@ -73,7 +75,9 @@ STANDIN_API CUresult cuDeviceGetAttribute(int* v, CUdevice_attribute a, CUdevice
 }
 STANDIN_API CUresult cuDevicePrimaryCtxRetain(CUcontext* c, CUdevice d) {
     ENTER(false);
-    if (d) return CUresult(fail(CUDA_ERROR_INVALID_DEVICE, "a context of device %d", d));
+    if (none(d)) return CUresult(fail(CUDA_ERROR_INVALID_DEVICE, "a context of device %d", d));
+    if (state().retained && state().device != d) defect("a second device is used, %d beside %d", d, state().device);
+    state().device = d;
     ++state().retained;
     return *c = the_context(), CUDA_SUCCESS;
 }

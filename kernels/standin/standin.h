@@ -1,4 +1,4 @@
-// What the two stand-in libraries share. libcublasLt.so.13 links to libcuda.so.1 for these. README.md lists the switches.
+// What the stand-in libraries share. libcublasLt.so.13 and libnccl.so.2 link to libcuda.so.1 for these. README.md lists the switches.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -22,6 +22,7 @@ struct Work {
     HostRange host = {};
     const void* module = nullptr;
     bool counts = false;  // a kernel or a product: one of those that STANDIN_LOSE counts
+    std::function<bool()> ready = {};  // goes on as far as it can; whether it is over: what waits for another process
 };
 
 // Enqueues on a CUstream (or adds to its capture). 0, or a CUresult.

@@ -126,9 +126,9 @@ void summary() {
         }
     if (!env("STANDIN_LOG")) return;
     fprintf(log_file(), "stand-in: %lu launches of %zu kernels, %lu products, %lu copies, %lu replays, %lu waits; %zu KiB at most; "
-            "left: %zu + %zu pieces of memory, %zu streams, %zu events, %zu modules, %zu graphs; defects: %lu\n",
+            "left: %zu + %zu pieces of memory, %zu streams, %zu events, %zu modules, %zu graphs; device %d; defects: %lu\n",
             s.launches, s.by_name.size(), s.products, s.copies, s.replays, s.waits, s.peak >> 10, device, host,
-            s.streams.all.size(), s.events.all.size(), s.modules.all.size(), s.execs.all.size(), s.defects);
+            s.streams.all.size(), s.events.all.size(), s.modules.all.size(), s.execs.all.size(), s.device, s.defects);
     fflush(log_file());
 }
 }  // namespace

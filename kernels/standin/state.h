@@ -61,7 +61,7 @@ struct State {
     Handles<Function> functions;
     Handles<Graph> graphs, execs;
     bool started = false;
-    int retained = 0;
+    int retained = 0, device = 0;
     int sticky = 0;               // once work has failed, everything does
     std::atomic<int> running{0};  // the "device" may touch its memory
     string running_what;
@@ -95,7 +95,8 @@ struct DeviceMode { DeviceMode(); ~DeviceMode(); };
 
 // stream.cpp
 int enqueue_item(void* stream, Item item);
-int drain(Stream& s, const Event* until, uint64_t number);
+// `waits`: for other processes too, as long as they take.
+int drain(Stream& s, const Event* until, uint64_t number, bool waits = true);
 int drain_all();
 Stream* capture_of_this_thread();
 int unsafe_in_capture(const char* call);  // of this thread: 0, or the error

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <unistd.h>
 
 using namespace standin;
 
@@ -31,10 +32,15 @@ double now() {
 }  // namespace
 
 namespace standin {
-int drain(Stream& s, const Event* until, uint64_t number) {
+int drain(Stream& s, const Event* until, uint64_t number, bool waits) {
     DeviceMode device;
     State& all = state();
     while (!s.queue.empty() && !all.sticky && !(until && until->reached >= number)) {
+        if (auto& ready = s.queue.front().work.ready; ready && !ready()) {
+            if (!waits) break;
+            usleep(50);
+            continue;
+        }
         Item item = std::move(s.queue.front());
         s.queue.pop_front();
         if (item.mark.event) {
@@ -154,6 +160,17 @@ STANDIN_API CUresult cuEventSynchronize(CUevent e) {
     for (auto& [_, s] : state().streams.all)
         if (found->reached < found->recorded) drain(*s, found, found->recorded);
     return CUresult(state().sticky);
+}
+STANDIN_API CUresult cuEventQuery(CUevent e) {
+    ENTER(true);
+    if (int bad = unsafe_in_capture("cuEventQuery")) return CUresult(bad);
+    Event* found = state().events.find(e);
+    if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "a dead event is asked for"));
+    // A device works while nobody waits.
+    for (auto& [_, s] : state().streams.all)
+        if (found->reached < found->recorded) drain(*s, found, found->recorded, false);
+    if (state().sticky) return CUresult(state().sticky);
+    return found->reached < found->recorded ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
 STANDIN_API CUresult cuEventElapsedTime_v2(float* ms, CUevent a, CUevent b) {
     ENTER(true);

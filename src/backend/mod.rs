@@ -44,6 +44,7 @@ pub trait Backend:
     + LossOps
     + OptimOps
     + SmallStateOps
+    + RankOps
 {
 }
 
@@ -64,5 +65,6 @@ impl<B> Backend for B where
         + LossOps
         + OptimOps
         + SmallStateOps
+        + RankOps
 {
 }

@@ -62,6 +62,12 @@ pub trait Comm {
     /// Hands every rank its part, and takes what the others have for this one.
     fn exchange(&self, parts: Parts<'_>, what: &str) -> Result<()>;
 
+    /// Looks whether a rank is known to be lost, and waits for nothing. Errors: one is.
+    fn look(&self, what: &str) -> Result<()> {
+        let _ = what;
+        Ok(())
+    }
+
     /// Ends all processes of the job, this one too, with exit code `code`; may come back where the library cannot, or wait for ever.
     fn abort(&self, code: i32);
 

@@ -9,6 +9,9 @@ pub const TIMEOUT: &str = "FUSEDPO_COMM_TIMEOUT";
 /// Longer than a checkpoint of a large model takes.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
+/// All are started together: who is not there by then does not come, however patient the ranks are later.
+pub(super) const JOINING: Duration = Duration::from_secs(300);
+
 /// Looks before a wait begins to sleep between them: about as long as an exchange takes.
 const EAGER: u32 = 20_000;
 

@@ -7,7 +7,7 @@ use crate::backend::gpu::cuda::{self, CudaDriver};
 use crate::backend::gpu::driver::Driver;
 use crate::choice::Choice;
 use crate::comm::launch::Place;
-use crate::comm::mpi;
+use crate::comm::{mpi, nccl};
 use crate::error::Result;
 use crate::say;
 use crate::units;
@@ -32,6 +32,8 @@ struct Found {
     place: Option<Place>,
     /// The MPI library by which processes would find each other.
     mpi: std::result::Result<String, String>,
+    /// The NCCL library by which their GPUs would.
+    nccl: std::result::Result<String, String>,
 }
 
 struct Gpu {
@@ -77,7 +79,8 @@ fn look(flags: &Flags, place: Option<&Place>) -> Result<Found> {
     let memory = cpu.memory()?.map(|memory| memory.free);
     let cpu = [cpu.description(), cpu.fingerprint(), cpu.f32_path().to_owned()];
     let mpi = mpi::find(place.map(|place| place.launcher), &|name| std::env::var(name).ok()).map(|found| found.line());
-    Ok(Found { cpu, bf16, memory, gpu, place: place.copied(), mpi })
+    let nccl = nccl::find(&|name| std::env::var(name).ok()).map(|found| found.line().to_owned());
+    Ok(Found { cpu, bf16, memory, gpu, place: place.copied(), mpi, nccl })
 }
 
 fn print(found: &Found) {
@@ -112,6 +115,10 @@ fn print(found: &Found) {
         Ok(line) => say!("        mpi: {line}"),
         Err(why) => say!("        mpi: none that can be used: {why}"),
     }
+    match &found.nccl {
+        Ok(line) => say!("        nccl: {line}"),
+        Err(why) => say!("        nccl: none that can be used: {why}"),
+    }
 }
 
 fn as_json(found: &Found) -> Value {
@@ -126,16 +133,17 @@ fn as_json(found: &Found) -> Value {
         }),
         Err(NoGpu { there, why }) => json!({ "usable": false, "found": there, "reason": why }),
     };
-    let mpi = match &found.mpi {
+    let library = |found: &std::result::Result<String, String>| match found {
         Ok(line) => json!({ "usable": true, "description": line }),
         Err(why) => json!({ "usable": false, "reason": why }),
     };
+    let (mpi, nccl) = (library(&found.mpi), library(&found.nccl));
     let ranks = match &found.place {
         Some(place) => json!({
             "launcher": place.launcher.name(), "rank": place.rank, "size": place.size,
-            "local_rank": place.local_rank, "local_size": place.local_size, "mpi": mpi,
+            "local_rank": place.local_rank, "local_size": place.local_size, "mpi": mpi, "nccl": nccl,
         }),
-        None => json!({ "launcher": null, "mpi": mpi }),
+        None => json!({ "launcher": null, "mpi": mpi, "nccl": nccl }),
     };
     json!({
         "version": env!("CARGO_PKG_VERSION"),

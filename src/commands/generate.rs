@@ -131,7 +131,8 @@ pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Resu
         // Rank 0 alone reads prompts, which stdin may have, and writes.
         let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
         let task = Run { args: &args, dir, prompts: &[], job, observe };
-        return device::dispatch(args.device, (args.dtype, LogitsChoice::F32), task).map(drop);
+        return device::dispatch_one_of(job.comm.local_rank(), args.device, (args.dtype, LogitsChoice::F32), task)
+            .map(drop);
     }
     args.input.as_mut().map_or(Ok(()), |input| hub::place_input(input, observe))?;
     let args = &args;
@@ -148,7 +149,7 @@ pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Resu
     let inputs = Inputs::of(&named)?;
     let prompts = prompts(args, inputs.paths.first(), &tokenizer, wraps).map_err(|e| inputs.named(e))?;
     let task = Run { args, dir, prompts: &prompts, job, observe };
-    let all = device::dispatch(args.device, (args.dtype, LogitsChoice::F32), task)?;
+    let all = device::dispatch_one_of(job.comm.local_rank(), args.device, (args.dtype, LogitsChoice::F32), task)?;
     write(args, &tokenizer, (&prompts, &all), out)
 }
 
@@ -312,7 +313,7 @@ impl Task for Run<'_> {
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
         let (a, dir, job, observe) = (self.args, self.dir, self.job, self.observe);
-        job.refuse_device::<B>()?;
+        job.same_device(be)?;
         if a.max_new_tokens > MAX_NEW_TOKENS {
             return Err(Error::usage(format!(
                 "--max-new-tokens {}: must be at most {MAX_NEW_TOKENS}",

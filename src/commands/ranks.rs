@@ -17,7 +17,8 @@ const PASSED_ON: Duration = Duration::from_millis(500);
 /// How long ending a job may take: a library that has lost its network waits for ever.
 const LAST: Duration = Duration::from_secs(5);
 
-fn environment(name: &str) -> Option<String> {
+/// What the environment says of `name`.
+pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

@@ -59,7 +59,12 @@ pub fn run(args: &ReferenceArgs, job: Job<'_>, observe: &mut dyn Observe) -> Res
     let mut args = args.clone();
     ranks::first_fetches(job, || hub::place_both(&mut args.model, &mut args.adapter, observe))?;
     let args = &args;
-    let done = device::dispatch(args.device, (args.dtype, args.logits_dtype), Pass(args, job, observe))?;
+    let done = device::dispatch_one_of(
+        job.comm.local_rank(),
+        args.device,
+        (args.dtype, args.logits_dtype),
+        Pass(args, job, observe),
+    )?;
     if !job.comm.world().is_first() {
         return Ok(());
     }
@@ -94,7 +99,7 @@ impl Task for Pass<'_> {
     type Out = Done;
     fn run<B: Backend>(self, be: &B) -> Result<Done> {
         let Pass(a, job, observe) = self;
-        job.refuse_device::<B>()?;
+        job.same_device(be)?;
         let splits = open_splits(&a.data)?;
         let model = a.quantize.open(&a.model, a.adapter.as_deref())?;
         let mut parts = Vec::with_capacity(splits.len());

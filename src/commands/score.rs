@@ -86,7 +86,12 @@ pub fn run(args: &ScoreArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<
     ranks::first_fetches(job, || hub::place_both(&mut args.model, &mut args.adapter, observe))?;
     let args = &args;
     let lines = out.as_ref().map(|out| out.spool(&args.out)).transpose()?;
-    let lines = device::dispatch(args.device, (args.dtype, args.logits_dtype), Score { args, lines, job, observe })?;
+    let lines = device::dispatch_one_of(
+        job.comm.local_rank(),
+        args.device,
+        (args.dtype, args.logits_dtype),
+        Score { args, lines, job, observe },
+    )?;
     let (Some(mut out), Some(lines)) = (out, lines) else { return Ok(()) };
     let scored = lines.len();
     lines.drain(|line| out.put(line))?;
@@ -106,7 +111,7 @@ struct Score<'a> {
 impl Task for Score<'_> {
     type Out = Option<Lines>;
     fn run<B: Backend>(mut self, be: &B) -> Result<Option<Lines>> {
-        self.job.refuse_device::<B>()?;
+        self.job.same_device(be)?;
         let mut groups = 0;
         let splits = open_splits(&self.args.data)?;
         let model = self.args.quantize.open(&self.args.model, self.args.adapter.as_deref())?;

@@ -7,6 +7,7 @@ use super::hub;
 use super::loss_flags::{LossFlags, TokenFlags};
 use super::out;
 use super::quantize_flags::QuantizeFlags;
+use super::ranks;
 use crate::backend::Backend;
 use crate::device::{self, Task};
 use crate::error::{Error, Result};
@@ -299,7 +300,11 @@ struct Train<'a>(&'a TrainOptions, Job<'a>, &'a mut dyn Observe);
 impl Task for Train<'_> {
     type Out = Summary;
     fn run<B: Backend>(self, be: &B) -> Result<Summary> {
-        run::train_as(be, self.1, self.0, self.2)
+        let job = self.1;
+        job.join_devices(be, &ranks::environment)?;
+        let summary = run::train_as(be, job, self.0, self.2)?;
+        be.leave(job.comm)?;
+        Ok(summary)
     }
 }
 
@@ -332,7 +337,8 @@ fn train(
         return Ok(());
     }
     say::log(&format!("fusedpo {}: {}", env!("CARGO_PKG_VERSION"), options.command.join(" ")));
-    let s = device::dispatch(
+    let s = device::dispatch_one_of(
+        job.comm.local_rank(),
         options.compute.device,
         (options.compute.dtype, options.compute.logits_dtype),
         Train(&options, job, &mut Logged { to: observe, run: &options.files.out, open: rank > 0 }),

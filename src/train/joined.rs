@@ -58,6 +58,19 @@ impl Job<'_> {
         Ok(c)
     }
 
+    /// Refuses ranks that compute on another kind of device than rank 0, of which `be` is this one's.
+    pub fn same_device<B: Backend>(&self, be: &B) -> Result<()> {
+        Team { comm: self.comm, lanes: 1 }.same(&[("way of computing", be.fingerprint())])
+    }
+
+    /// [`Job::same_device`]; and makes the devices such as reach each other.
+    ///
+    /// Errors: [`Error::Usage`] where there is no way from one to the other.
+    pub fn join_devices<B: Backend>(&self, be: &B, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        self.same_device(be)?;
+        be.join(self.comm, env)
+    }
+
     /// The ranks with the lanes of `c`, once they are settled.
     pub fn team(&self, c: &TrainOptions) -> Team<'_> {
         Team { comm: self.comm, lanes: c.data.lanes.unwrap_or(1) }
@@ -67,10 +80,6 @@ impl Job<'_> {
     pub fn refuse<B: Backend>(&self, c: &TrainOptions) -> Result<()> {
         let (size, lanes) = (self.comm.world().size, c.data.lanes.unwrap_or(1));
         let refuse = |what: String| Err(Error::usage(what));
-        self.refuse_device::<B>()?;
-        if lanes > 1 && B::ASYNC {
-            return refuse(format!("`lanes` {lanes}: they are added up on CPUs as yet; give `device` cpu, or 1"));
-        }
         if lanes > 1 && c.optim.gradient_dtype == GradientChoice::Bf16 {
             return refuse(format!(
                 "`gradient_dtype` bf16: {lanes} `lanes` are added up in f32; leave one of them out"
@@ -83,17 +92,6 @@ impl Job<'_> {
             ));
         }
         Ok(())
-    }
-
-    /// Refuses several processes on a device that they do not share yet.
-    pub fn refuse_device<B: Backend>(&self) -> Result<()> {
-        let size = self.comm.world().size;
-        match size > 1 && B::ASYNC {
-            true => {
-                Err(Error::usage(format!("{size} processes: they share CPUs as yet; give `device` cpu, or start one")))
-            }
-            false => Ok(()),
-        }
     }
 
     /// The ranks, for work that is no step: a lane each.

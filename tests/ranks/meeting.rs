@@ -3,9 +3,9 @@
 use crate::mpirun::said;
 use crate::torchrun::Torchrun;
 use crate::transport::{environment, seed, this_program};
+use fusedpo::comm::join;
 use fusedpo::comm::launch::{Launcher, Place};
 use fusedpo::comm::tcp::Meeting;
-use fusedpo::comm::join;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};

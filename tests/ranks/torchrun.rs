@@ -2,6 +2,11 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+fn seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
+}
 
 /// What all processes of a job have in common.
 pub struct Torchrun {
@@ -15,10 +20,10 @@ impl Torchrun {
     pub fn new(size: usize) -> Torchrun {
         // Ports after it are likely to be free, and it is below those that the system deals out.
         let own = (0..200).find_map(|_| {
-            let port = 12_000 + (crate::transport::seed() / 1000 % 16_000) as u16;
+            let port = 12_000 + (seed() / 1000 % 16_000) as u16;
             TcpListener::bind(("127.0.0.1", port)).ok()
         });
-        Torchrun { size, store: own.expect("a port"), id: format!("{}", crate::transport::seed()) }
+        Torchrun { size, store: own.expect("a port"), id: format!("{}", seed()) }
     }
 
     pub fn port(&self) -> u16 {

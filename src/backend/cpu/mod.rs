@@ -28,6 +28,7 @@ mod optim;
 mod pages;
 mod par;
 mod quant;
+mod ranks;
 mod real;
 mod rope;
 mod rows;

@@ -1,6 +1,7 @@
 //! A GPU as its ops see it: a driver with memory and scratch, on which they launch.
 
 use super::driver::{Arg, Driver, Dtype, Grid, Kernel, View, ViewMut};
+use super::joined::Joined;
 use super::memory::{Buf, Heap};
 use crate::backend::ops::element::{Float, Storage};
 use crate::error::{Error, Result, expect_len};
@@ -36,6 +37,8 @@ pub(super) struct Scratch<D: Driver> {
 
 /// A device with storage type `A` for weights and activations.
 pub struct Gpu<D: Driver, A: GpuFloat> {
+    /// The way to the GPUs of other ranks. Dropped first: what is under way there uses memory.
+    pub(super) ranks: Mutex<Option<Joined<D>>>,
     pub(super) driver: Arc<D>,
     pub(super) heap: Heap<D>,
     pub(super) scratch: Mutex<Scratch<D>>,
@@ -69,7 +72,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let floats = heap.alloc("sums over rows", SCRATCH)?;
         let doubles = heap.alloc("sums over rows", NORM_SLABS)?;
         let scratch = Mutex::new(Scratch { floats, doubles, words: None });
-        Ok(Gpu { driver, heap, scratch, narrow_logits, storage: PhantomData })
+        Ok(Gpu { ranks: Mutex::default(), driver, heap, scratch, narrow_logits, storage: PhantomData })
     }
 
     /// See [`Device::counting`](crate::backend::ops::device::Device::counting).
@@ -81,7 +84,7 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         };
         let heap = Heap::new(&self.driver, true);
         let (driver, scratch, narrow_logits) = (self.driver.clone(), Mutex::new(scratch()), self.narrow_logits);
-        Gpu { driver, heap, scratch, narrow_logits, storage: PhantomData }
+        Gpu { ranks: Mutex::default(), driver, heap, scratch, narrow_logits, storage: PhantomData }
     }
 
     /// An error where there is no memory behind the buffers.

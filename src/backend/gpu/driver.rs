@@ -304,6 +304,16 @@ pub trait Driver: Send + Sync + Sized + 'static {
     fn record(&self, event: &Self::Event) -> Result<()>;
     /// Waits for what was enqueued before an event; at once if it was never recorded.
     fn wait(&self, event: &Self::Event) -> Result<()>;
+    /// Whether what was enqueued before an event is done, without a wait; of a device that has no such question, after one.
+    fn reached(&self, event: &Self::Event) -> Result<bool> {
+        self.wait(event).map(|()| true)
+    }
+    /// The stream by its handle, where a library of the device's can enqueue on it.
+    fn queue(&self) -> Option<u64> {
+        None
+    }
+    /// Something is enqueued that never ends: from here on nothing is waited for, nor given back.
+    fn lose(&self) {}
     /// Waits for everything enqueued.
     fn synchronize(&self) -> Result<()>;
     /// Enqueues a kernel; a grid without blocks does nothing. Errors: [`Error::Launch`].

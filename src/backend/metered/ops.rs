@@ -202,3 +202,6 @@ impl<B: Backend> DropoutOps for Metered<B> {
         Ok(())
     }
 }
+
+/// Alone, as what is metered does nothing.
+impl<B: Backend> RankOps for Metered<B> {}

@@ -14,6 +14,7 @@ pub mod loss;
 pub mod norm;
 pub mod optim;
 pub mod quant;
+pub mod ranks;
 pub mod rope;
 pub mod rows;
 pub mod small_state;
@@ -32,6 +33,7 @@ pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pai
 pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
 pub use optim::{GradNorm, GradNormNarrow, Mix, OptimOps, Rule, Update};
 pub use quant::{DequantizeNf4, Nf4Absmax, QuantOps};
+pub use ranks::{Exchange, RankOps};
 pub use rope::{RopeBwd, RopeFwd, RopeOps};
 pub use rows::{GatherRows, RowOps, ScatterRows};
 pub use small_state::{SmallStateOps, Update8bit, UpdateBf16};

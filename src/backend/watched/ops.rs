@@ -5,6 +5,7 @@ use super::log::Rows::{Pairs, Parameters, Predictions, Responses, Slots, Whole};
 use crate::backend::Backend;
 use crate::backend::ops::*;
 use crate::batch::Capacity;
+use crate::comm::Comm;
 use crate::error::Result;
 use std::time::Instant;
 
@@ -218,6 +219,26 @@ impl<B: Backend> DropoutOps for Watched<B> {
         self.timed("dropout_bwd", begun);
         let on = self.log().on;
         if on { self.see("dropout_bwd", "dx", be.read_only(&dx), (Slots, dim)) } else { Ok(()) }
+    }
+}
+
+impl<B: Backend> RankOps for Watched<B> {
+    fn join(&self, comm: &dyn Comm, env: &dyn Fn(&str) -> Option<String>) -> Result<()> {
+        self.be.join(comm, env)
+    }
+    fn joined(&self) -> Option<String> {
+        self.be.joined()
+    }
+    fn exchange<T: Storage>(&self, comm: &dyn Comm, op: Exchange<'_, Self, T>, what: &str) -> Result<()> {
+        let Exchange { send, to, mut receive, from } = op;
+        let (send, receive) = (self.be.part(send, 0..self.be.view_len(send)), self.be.lend(&mut receive));
+        self.be.exchange(comm, Exchange { send, to, receive, from }, what)
+    }
+    fn exchanged(&self, comm: &dyn Comm, what: &str) -> Result<()> {
+        self.be.exchanged(comm, what)
+    }
+    fn leave(&self, comm: &dyn Comm) -> Result<()> {
+        self.be.leave(comm)
     }
 }
 

@@ -121,6 +121,16 @@ impl<'a, 'b> Receiving<'a, 'b> {
     }
 }
 
+/// Whether the other side has ended, as far as it has said so, without taking what it says; because of whom.
+pub(super) fn farewell_of(from: &TcpStream) -> Result<Option<usize>> {
+    let mut header = [0; HEADER];
+    if at_once(from.peek(&mut header))? < HEADER || header[8..12] != FAREWELL.to_le_bytes() {
+        return Ok(None);
+    }
+    let number: [u8; 8] = header[..8].try_into().expect("eight bytes");
+    Ok(Some(u64::from_le_bytes(number) as usize))
+}
+
 fn header(number: u64, kind: u32, length: u32) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(&number.to_le_bytes());

@@ -2,7 +2,7 @@
 
 use super::mesh::are;
 use crate::comm::launch::{Launcher, Place};
-use crate::comm::patience::TIMEOUT;
+use crate::comm::patience::{JOINING, TIMEOUT};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::io::{ErrorKind, Read, Write};
@@ -16,9 +16,6 @@ pub const ADDRESS: &str = "FUSEDPO_COMM_ADDRESS";
 
 /// Ports after the launcher's own that are tried: another job may have the first ones.
 const PORTS: u16 = 16;
-
-/// All are started together: who is not there by then does not come, however patient the ranks are later.
-const COMING: Duration = Duration::from_secs(300);
 
 /// What a stranger may take of the time to say who it is.
 const HELLO: Duration = Duration::from_secs(5);
@@ -53,7 +50,7 @@ struct Deadline {
 
 impl Deadline {
     fn new(patience: Duration) -> Self {
-        Self { begun: Instant::now(), patience: patience.min(COMING) }
+        Self { begun: Instant::now(), patience: patience.min(JOINING) }
     }
     /// More than nothing.
     fn left(&self) -> Duration {
@@ -61,7 +58,7 @@ impl Deadline {
     }
     fn late(&self, what: &str) -> Error {
         let waited = self.begun.elapsed().as_secs_f64();
-        let most = COMING.as_secs();
+        let most = JOINING.as_secs();
         Error::Device(format!(
             "waited {waited:.0} s to {what} ({TIMEOUT} is how long ranks are waited for, {most} s at most here)"
         ))

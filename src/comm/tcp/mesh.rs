@@ -1,6 +1,6 @@
 //! A connection to every other rank, and what all send and receive over them at once.
 
-use super::frame::{Moved, Odd, Receiving, Room, Sending};
+use super::frame::{Moved, Odd, Receiving, Room, Sending, farewell_of};
 use crate::comm::patience::Wait;
 use crate::error::{Error, Result};
 use std::cell::{Cell, RefCell};
@@ -96,18 +96,31 @@ impl Mesh {
     fn receive(&self, rank: usize, frame: &mut Receiving<'_, '_>, what: &str) -> Result<Moved> {
         let why = match frame.step(self.peer(rank)) {
             Ok(Ok(moved)) => return Ok(moved),
-            Ok(Err(Odd::Farewell(culprit))) => {
-                self.culprit.set(Some(culprit));
-                match culprit {
-                    of if of == rank => format!("rank {rank} has ended"),
-                    _ => format!("rank {rank} has ended, as it lost rank {culprit}"),
-                }
-            }
+            Ok(Err(Odd::Farewell(culprit))) => return Err(self.ended(rank, culprit, what)),
             Ok(Err(Odd::Elsewhere)) => format!("rank {rank} is at something else: do all run the same program?"),
             Ok(Err(Odd::Length(got, want))) => format!("rank {rank} sends {got} bytes in place of {want}"),
             Err(e) => return Err(self.gone(rank, what, &e)),
         };
         Err(Error::Device(format!("cannot {what}: {why}")))
+    }
+
+    /// Looks whether a rank has ended.
+    pub(super) fn look(&self, what: &str) -> Result<()> {
+        for (rank, peer) in self.peers.iter().enumerate() {
+            let Some(peer) = peer else { continue };
+            match farewell_of(peer) {
+                Ok(None) => {}
+                Ok(Some(culprit)) => return Err(self.ended(rank, culprit, what)),
+                Err(e) => return Err(self.gone(rank, what, &e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self, rank: usize, culprit: usize, what: &str) -> Error {
+        self.culprit.set(Some(culprit));
+        let why = if culprit == rank { String::new() } else { format!(", as it lost rank {culprit}") };
+        Error::Device(format!("cannot {what}: rank {rank} has ended{why}"))
     }
 
     fn gone(&self, rank: usize, what: &str, e: &std::io::Error) -> Error {

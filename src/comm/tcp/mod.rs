@@ -140,6 +140,10 @@ impl Comm for Tcp {
         self.swap(&out, &mut into, Some(self.patience), what)
     }
 
+    fn look(&self, what: &str) -> Result<()> {
+        self.mesh.look(what)
+    }
+
     fn abort(&self, _: i32) {
         self.over.set(true);
         self.mesh.part();

@@ -39,7 +39,12 @@ pub fn run(args: &EvalArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<(
         args.ref_model.as_mut().map_or(Ok(()), |other| hub::place(other, Wanted::Model, observe))
     })?;
     let args = &args;
-    let (split, totals, kl) = device::dispatch(args.device, (args.dtype, args.logits_dtype), Eval(args, job, observe))?;
+    let (split, totals, kl) = device::dispatch_one_of(
+        job.comm.local_rank(),
+        args.device,
+        (args.dtype, args.logits_dtype),
+        Eval(args, job, observe),
+    )?;
     if !job.comm.world().is_first() {
         return Ok(());
     }
@@ -98,7 +103,7 @@ impl Task for Eval<'_> {
 
     fn run<B: Backend>(self, be: &B) -> Result<Self::Out> {
         let Eval(a, job, observe) = self;
-        job.refuse_device::<B>()?;
+        job.same_device(be)?;
         let team = job.ranks();
         let split = evaluated_split(&a.data);
         let data = Dataset::open(&a.data, split)?;

@@ -16,6 +16,7 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, ThreadId};
 
@@ -115,6 +116,8 @@ pub struct CudaDriver {
     recording: Mutex<Option<ThreadId>>,
     /// What was given back in between: freeing it at once would end the recording.
     freed: Mutex<Vec<Freed>>,
+    /// Something is enqueued that never ends.
+    lost: AtomicBool,
 }
 
 impl CudaDriver {
@@ -148,6 +151,7 @@ impl CudaDriver {
             nvtx: Nvtx::open(),
             recording: Mutex::default(),
             freed: Mutex::default(),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -170,10 +174,15 @@ impl CudaDriver {
 
     /// Refuses what cannot be part of recorded work: it would spoil the recording, or happen once instead of every time.
     fn not_while_recording(&self, what: &str) -> Result<()> {
-        match self.is_recording() {
-            true => Err(Error::Device(format!("cannot {what} while work is being recorded"))),
-            false => self.bind(),
+        match (self.is_lost(), self.is_recording()) {
+            (true, _) => Err(Error::Device(format!("cannot {what}: what other ranks were to send never came"))),
+            (_, true) => Err(Error::Device(format!("cannot {what} while work is being recorded"))),
+            _ => self.bind(),
         }
+    }
+
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 
     fn is_recording(&self) -> bool {
@@ -348,7 +357,7 @@ impl Driver for CudaDriver {
     unsafe fn free(&self, at: u64) {
         if self.is_recording() {
             lock(&self.freed).push(Freed::Device(at));
-        } else if self.bind().is_ok() {
+        } else if !self.is_lost() && self.bind().is_ok() {
             // SAFETY: the caller's promise; the driver waits for work that uses it. A failure leaves nothing to do.
             let _ = unsafe { result::free_sync(at) };
         }
@@ -368,7 +377,7 @@ impl Driver for CudaDriver {
     unsafe fn free_host(&self, at: u64) {
         if self.is_recording() {
             lock(&self.freed).push(Freed::Host(at));
-        } else if self.bind().is_ok() {
+        } else if !self.is_lost() && self.bind().is_ok() {
             // SAFETY: the caller's promise. A failure leaves nothing to do.
             let _ = unsafe { result::free_host(at as *mut c_void) };
         }
@@ -453,6 +462,23 @@ impl Driver for CudaDriver {
         self.not_while_recording("wait")?;
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(event.handle) }.map_err(error("finish what was enqueued"))
+    }
+
+    fn reached(&self, event: &Event) -> Result<bool> {
+        self.not_while_recording("wait")?;
+        // SAFETY: the event is alive.
+        match unsafe { result::event::query(event.handle) } {
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            asked => asked.map(|()| true).map_err(error("finish what was enqueued")),
+        }
+    }
+
+    fn queue(&self) -> Option<u64> {
+        Some(self.stream.cu_stream() as u64)
+    }
+
+    fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
     }
 
     fn synchronize(&self) -> Result<()> {

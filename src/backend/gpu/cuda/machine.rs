@@ -96,6 +96,12 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
     }))
 }
 
+/// How many GPUs this process sees; none where that cannot be asked.
+pub fn gpus() -> usize {
+    let asked = || result::init().is_ok().then(|| ThisMachine.gpus().ok()).flatten();
+    if libcuda_is_there() { asked().unwrap_or(0) } else { 0 }
+}
+
 /// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
 pub fn unavailable() -> Option<String> {
     refusal(&ThisMachine, 0)

@@ -14,5 +14,5 @@ mod paper;
 
 pub use driver::CudaDriver;
 pub use images::BUILT;
-pub use machine::unavailable;
+pub use machine::{gpus, unavailable};
 pub use paper::PaperDriver;

@@ -33,6 +33,8 @@ pub fn generate_by<B: Backend>(
         Err(Error::Training(why)) => said(NOT_FINITE, &why),
         Err(e) => return Err(e),
     };
+    // However long they take: shares differ by hours where there are many prompts.
+    team.comm.barrier("wait for what the others generate")?;
     let all = team.comm.gather(&mine, "hear what the others generated")?;
     let text = |said: &Vec<u8>| String::from_utf8_lossy(&said[1..]).into_owned();
     let of = |kind: u8| all.iter().find(|said| said.first() == Some(&kind)).map(text);

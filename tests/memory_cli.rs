@@ -322,7 +322,9 @@ fn samples_are_in_what_fits() {
         let [least, steps] = [ample.clone(), without.json()].map(|plan| plan["at"]["needed"].as_u64().unwrap());
         assert!(least > steps, "{more}: {least} and {steps}");
         let [with, without] = [&ample, &without.json()].map(|plan| plan["least_needed"].as_u64().unwrap());
-        assert!(with > without, "{more}: of the least budget, {with} and {without}");
+        // Weights on the host, or another model; of a reference that follows a cache alone.
+        let least_of_samples = if more.contains("--sync") { 0 } else { 50 << 20 };
+        assert!(with > without + least_of_samples, "{more}: of the least budget, {with} and {without}");
         let c: TrainOptions = resolved(&cli, more);
         let run =
             |free: u64| run::train(&Cpu::<f32>::new().unwrap().with_free(free as usize), &c, &mut Silent).map(drop);

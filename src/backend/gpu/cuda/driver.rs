@@ -209,6 +209,14 @@ impl CudaDriver {
         }
     }
 
+    /// Waits for a copy to or from memory that is the host's again afterwards, whatever comes of it: nothing that could fail is
+    /// between the copy and the wait, and a wait that failed is tried again. A device that refuses both copies nothing any more.
+    fn copied(&self) -> Result<()> {
+        // SAFETY: the stream is alive, and its context is this thread's, as the copy just now needed.
+        let wait = || unsafe { result::stream::synchronize(self.stream.cu_stream()) };
+        wait().inspect_err(|_| drop(wait())).map_err(error("finish what was enqueued"))
+    }
+
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(error("use the GPU from this thread"))
     }
@@ -391,7 +399,7 @@ impl Driver for CudaDriver {
         // SAFETY: the caller's promise. From pageable memory the call returns once the source has been staged, or the wait
         // below sees to it that it was read.
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))?;
-        if self.reads_pageable { self.synchronize() } else { Ok(()) }
+        if self.reads_pageable { self.copied() } else { Ok(()) }
     }
 
     unsafe fn upload_from(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
@@ -424,7 +432,7 @@ impl Driver for CudaDriver {
             unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
                 .map_err(error("copy from the GPU"))?;
         }
-        self.synchronize()
+        self.copied()
     }
 
     unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {

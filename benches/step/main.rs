@@ -25,6 +25,7 @@ use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::{Budgets, MemoryPlan};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
+use fusedpo::train::team::Ranks;
 use fusedpo::train::trained::{Learns, Trained};
 use moved::Moved;
 use predict::{Flops, Work};
@@ -218,7 +219,7 @@ fn case<B: Backend>(
     let mut batches = plan.step(0, 0)?;
     let purpose = if args.recompute { Purpose::Recompute } else { Purpose::Train };
     let optim = OptimOptions::default();
-    let learns = Learns { optim: &optim, trained: &Trained::All, synced: false };
+    let learns = Learns { optim: &optim, trained: &Trained::All, synced: false, ranks: Ranks::ALONE };
     let (memory, purpose) = match Budgets::of([&plan]).training(be.inner(), &config, LONGEST, (purpose, learns)) {
         // What does not fit is said below.
         Err(_) => (MemoryPlan::training(be.inner(), &config, LONGEST, plan.capacity(), (purpose, &optim))?, purpose),

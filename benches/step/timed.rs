@@ -257,6 +257,9 @@ timed! {
     OptimOps {
         Optimizer: grad_norm(GradNorm { norm, g });
         Optimizer: grad_norm_narrow(GradNormNarrow { norm, matrices, vectors });
+        Optimizer: add(Add { to, from });
+        Optimizer: squares(Squares { sums, g, block });
+        Optimizer: root(Root { norm, sums });
         Optimizer: update[G](Update { w, master, m, v, g, norm, max_grad_norm, rule });
         Optimizer: mix(Mix { w, master, from, from_master, alpha });
     }

@@ -1,9 +1,10 @@
 //! One model on one device: micro-batches in, sums and gradients out.
 
+use super::lane_sums::LaneSums;
 use super::metrics::Totals;
 use super::optim::OptimOptions;
 use super::state::State;
-use super::team::{LaneSums, Team};
+use super::team::Team;
 use crate::backend::dropout;
 use crate::backend::{Backend, Float, HeadMode, Mark, PAIR_STATS, RESPONSE_STATS};
 use crate::batch::{Capacity, Chunk, MicroBatch};
@@ -61,7 +62,7 @@ pub struct Engine<'a, B: Backend> {
     acc: Vec<B::Acc>,
     /// With whom it takes steps.
     pub team: Team<'a>,
-    pub(super) sums: Option<LaneSums<B::Acc>>,
+    pub(super) sums: Option<LaneSums<B>>,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {

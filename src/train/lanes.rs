@@ -1,57 +1,64 @@
 //! A step's gradient, lane by lane, and its numbers, by all ranks.
 
 use super::engine::Engine;
-use super::team::{LaneSums, Numbers};
+use super::lane_sums::LaneSums;
+use super::team::{Numbers, Team};
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
-use crate::comm::tree::Nodes;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use crate::model::Sums;
 use std::ops::Range;
 
-impl<B: Backend> Engine<'_, B> {
-    /// Goes through `own`, this rank's micro-batches of a step, by `pass`, and leaves the gradient of the whole step.
+impl<'a, B: Backend> Engine<'a, B> {
+    /// Takes steps with `team` from here on.
+    pub(super) fn join(&mut self, team: Team<'a>) -> Result<()> {
+        self.sums = LaneSums::new(self.be, self.state.model.table.trained_len, team.ranks())?;
+        self.team = team;
+        Ok(())
+    }
+
+    /// Goes through `own`, this rank's micro-batches of a step, by `pass`, and leaves the gradient of the whole step: where there
+    /// are several lanes, in this rank's share.
     pub(super) fn by_lanes(
         &mut self,
         own: Vec<MicroBatch>,
         mut pass: impl FnMut(&mut Self, Vec<MicroBatch>) -> Result<()>,
     ) -> Result<()> {
-        if self.team.lanes == 1 {
+        let Some(mut sums) = self.sums.take() else {
             self.clear_grads()?;
             return pass(self, own);
-        }
+        };
         let mut rest = own;
-        for lane in self.team.own_lanes() {
+        for lane in self.team.ranks().own_lanes() {
             let later = rest.split_off(rest.partition_point(|mb| mb.lane() <= lane));
+            sums.set_aside(self.be, self.full()?)?;
             self.clear_grads()?;
             pass(self, rest)?;
-            self.keep_lane(lane)?;
+            let (be, table) = (self.be, &self.state.model.table);
+            let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
+            grads.settle(be, table)?;
+            for frozen in &table.unused {
+                be.clear(grads.vectors(be, frozen.clone()))?;
+            }
+            sums.add(be, lane, self.full()?)?;
             rest = later;
         }
-        self.sum_lanes()
+        let (be, team, shares) = (self.be, self.team, self.state.shares.clone());
+        sums.end(be, team, &shares, self.full()?)?;
+        self.sums = Some(sums);
+        Ok(())
     }
 
-    /// Takes the gradients as those of `lane`.
-    fn keep_lane(&mut self, lane: usize) -> Result<()> {
-        let lanes = self.team.lanes;
-        let (table, n) = (&self.state.model.table, self.state.model.table.trained_len);
+    /// The gradients, all in accumulation precision.
+    fn full(&mut self) -> Result<&mut B::Buf<B::Acc>> {
         let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
-        grads.settle(self.be, table)?;
-        let Sums::Full(all) = &grads.sums else { return Err(narrow()) };
-        let sums = self.sums.get_or_insert_with(|| LaneSums { nodes: Nodes::new(lanes), whole: Vec::new() });
-        sums.nodes.push(lane, n, |to| self.be.download(to, self.be.view(all, 0..n)))
-    }
-
-    /// Makes the gradients the sum over all lanes, those of the other ranks too.
-    fn sum_lanes(&mut self) -> Result<()> {
-        let n = self.state.model.table.trained_len;
-        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
-        let Sums::Full(all) = &mut grads.sums else { return Err(narrow()) };
-        let Some(sums) = &mut self.sums else { return Ok(()) };
-        sums.whole.resize(n, bytemuck::Zeroable::zeroed());
-        sums.nodes.sum(self.team.comm, &mut sums.whole, "add up gradients")?;
-        self.be.upload(self.be.view_mut(all, 0..n), &sums.whole)
+        match &mut grads.sums {
+            Sums::Full(all) => Ok(all),
+            Sums::Narrow { .. } => {
+                Err(Error::usage("`gradient_dtype` bf16: gradients of several lanes are added up in f32; leave it out"))
+            }
+        }
     }
 
     /// The numbers of all `batches`, none of which trains, computed by all ranks.
@@ -75,8 +82,4 @@ impl<B: Backend> Engine<'_, B> {
         }
         self.team.numbers(batches, own)
     }
-}
-
-fn narrow() -> Error {
-    Error::usage("`gradient_dtype` bf16: gradients of several lanes are added up in f32; leave it out")
 }

@@ -6,9 +6,12 @@
 
 use super::checkpoint::{BUFFER, PIECE, elements};
 use super::engine::{Engine, Purpose};
+use super::exchange;
+use super::lane_sums::LaneSums;
 use super::optim::{OptimOptions, Optimizer};
 use super::state::{Section, State};
 use super::synced;
+use super::team::Ranks;
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::batch::Capacity;
@@ -53,7 +56,7 @@ impl MemoryPlan {
         capacity: Capacity,
         (purpose, optim): (Purpose, &OptimOptions),
     ) -> Result<Self> {
-        let learns = Learns { optim, trained: &Trained::All, synced: false };
+        let learns = Learns { optim, trained: &Trained::All, synced: false, ranks: Ranks::ALONE };
         Self::training_as(be, model, positions, capacity, (purpose, learns))
     }
 
@@ -69,12 +72,19 @@ impl MemoryPlan {
         let mut policy = Model::counted(&counting, model, positions)?;
         learns.trained.apply(&mut policy.table)?;
         let mut engine = Engine::for_optimizer(&counting, policy, capacity, purpose, learns.optim)?;
-        Optimizer::reserve(&counting, &mut engine.state, learns.optim)?;
+        let (trained, ranks) = (engine.state.model.table.trained_len, learns.ranks);
+        LaneSums::new(&counting, trained, ranks)?;
+        Optimizer::reserve(&counting, &mut engine.state, learns.optim, ranks)?;
         if learns.synced {
             synced::reserve(&counting, &mut engine.state)?;
         }
         let save = SavePlan::of(&counting, &engine.state);
-        Ok(Self { save: Some(save), ..Self::of(be, &counting, model, capacity) })
+        let mut plan = Self { save: Some(save), ..Self::of(be, &counting, model, capacity) };
+        let packed = exchange::packed(&engine.state.shares, ranks, size_of::<B::Acc>());
+        if packed > 0 {
+            plan.table.push(("gradients between ranks".into(), packed));
+        }
+        Ok(plan)
     }
 
     /// Of [`MemoryPlan::training_as`] what does not depend on the capacity: the model and its state, as they lie from the first
@@ -84,7 +94,7 @@ impl MemoryPlan {
         let mut policy = Model::counted(&counting, model, positions)?;
         learns.trained.apply(&mut policy.table)?;
         let mut state = State::training(&counting, policy, learns.optim.narrow_gradients())?;
-        Optimizer::reserve(&counting, &mut state, learns.optim)?;
+        Optimizer::reserve(&counting, &mut state, learns.optim, learns.ranks)?;
         if learns.synced {
             synced::reserve(&counting, &mut state)?;
         }
@@ -97,7 +107,7 @@ impl MemoryPlan {
         let mut policy = Model::counted(&counting, model, 1)?;
         learns.trained.apply(&mut policy.table)?;
         let mut state = State::training(&counting, policy, learns.optim.narrow_gradients())?;
-        Optimizer::reserve(&counting, &mut state, learns.optim)?;
+        Optimizer::reserve(&counting, &mut state, learns.optim, learns.ranks)?;
         if learns.synced {
             synced::reserve(&counting, &mut state)?;
         }
@@ -136,15 +146,6 @@ impl MemoryPlan {
     fn of<B: Backend>(be: &B, counting: &B, model: &ModelConfig, capacity: Capacity) -> Self {
         let rows = capacity.slots.max(capacity.predictions);
         Self { table: counting.memory_table(), scratch: be.scratch(rows, model.hidden_size), save: None }
-    }
-
-    /// With so many copies of the gradients, on the host.
-    pub(super) fn with_copies(mut self, copies: usize) -> Self {
-        let one = self.table.iter().find(|(name, _)| name == "gradients").map_or(0, |(_, bytes)| *bytes);
-        if copies * one > 0 {
-            self.table.push(("gradients of lanes".into(), copies * one));
-        }
-        self
     }
 
     /// Bytes in all.
@@ -246,19 +247,12 @@ pub fn fitting_generation<B: Backend>(
 #[derive(Clone)]
 pub struct Budgets<'a> {
     planners: Vec<&'a Planner<'a>>,
-    /// Copies of the gradients beside themselves.
-    copies: usize,
 }
 
 impl<'a> Budgets<'a> {
     /// Of planners with the same token budget.
     pub fn of(planners: impl IntoIterator<Item = &'a Planner<'a>>) -> Self {
-        Self { planners: planners.into_iter().collect(), copies: 0 }
-    }
-
-    /// With so many copies of the gradients, in which those of lanes are added up.
-    pub fn with_copies(self, copies: usize) -> Self {
-        Self { copies, ..self }
+        Self { planners: planners.into_iter().collect() }
     }
 
     /// The capacity of micro-batches as they are planned.
@@ -311,13 +305,7 @@ impl<'a> Budgets<'a> {
         positions: usize,
         (purpose, learns): (Purpose, Learns<'_>),
     ) -> Result<(MemoryPlan, Purpose)> {
-        let copies = self.copies;
-        let plan = |purpose| {
-            move |capacity| {
-                let plan = MemoryPlan::training_as(be, model, positions, capacity, (purpose, learns))?;
-                Ok(plan.with_copies(copies))
-            }
-        };
+        let plan = |purpose| move |capacity| MemoryPlan::training_as(be, model, positions, capacity, (purpose, learns));
         let (free, least) = (be.memory()?.map(|m| m.free), purpose == Purpose::Train);
         let fits = |purpose, free| -> Result<Option<MemoryPlan>> {
             Ok(Some(plan(purpose)(self.capacity())?).filter(|plan| plan.needed() <= free))

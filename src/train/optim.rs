@@ -2,17 +2,19 @@
 
 use super::choices::GradientChoice;
 use super::clock::Clock;
+use super::exchange::{self, Handout};
 use super::group::{finite_from_0, options};
+use super::shares::{self, Kind, Piece, Shares};
 use super::state::{Coded, Moments, State};
+use super::team::{Ranks, Team};
 use crate::backend::rounding::Rounding;
 use crate::backend::{
-    Backend, Device, GradNorm, GradNormNarrow, Gradient, Mark, Rule, Update, Update8bit, UpdateBf16, code8,
+    Backend, Device, GradNorm, GradNormNarrow, Gradient, Mark, Root, Rule, Squares, Update, Update8bit, UpdateBf16,
 };
 use crate::choice;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
-use crate::model::{ParamTable, Sums};
-use std::ops::Range;
+use crate::model::{Gradients, Sums};
 
 /// `torch.optim.RMSprop`'s default smoothing constant, which the DPO paper's code keeps.
 const RMSPROP_ALPHA: f64 = 0.99;
@@ -87,19 +89,6 @@ fn finite_above_0(x: &f64) -> bool {
     x.is_finite() && *x > 0.0
 }
 
-/// Parameters that are updated together.
-struct Place {
-    /// In the arena of weights.
-    at: Range<usize>,
-    /// In the trained arena.
-    grad: Range<usize>,
-    /// Of matrices, or of vectors.
-    matrix: bool,
-    weight_decay: f64,
-    /// Their blocks, where moments have some.
-    blocks: Range<usize>,
-}
-
 /// Weights, their masters and moments.
 type Learned<'a, B> = (
     &'a mut <B as Device>::Buf<<B as Device>::Act>,
@@ -113,6 +102,8 @@ pub struct Optimizer<B: Backend> {
     /// Of stochastic rounding.
     seed: u64,
     norm: B::Buf<f64>,
+    /// Sums of squares of the gradients' blocks, where these are of several lanes.
+    squares: Option<B::Buf<f64>>,
     /// The norm of the last step, on its way; the flag says that nobody has read it.
     late: B::Readback,
     unread: bool,
@@ -122,10 +113,24 @@ impl<B: Backend> Optimizer<B> {
     /// Gives `state` moments of zero for what trains, and master weights where the backend computes in a narrower type, unless small
     /// states are asked for: the model's stored values, not their bf16 rounding.
     pub fn new(be: &B, state: &mut State<B>, options: &OptimOptions) -> Result<Self> {
-        let this = Self::reserve(be, state, options)?;
-        if let Some(master) = &mut state.master {
-            state.model.fill_master(be, master)?;
+        Self::shared(be, state, options, Ranks::ALONE)
+    }
+
+    /// [`Optimizer::new`] of a rank's share.
+    pub fn shared(be: &B, state: &mut State<B>, options: &OptimOptions, ranks: Ranks) -> Result<Self> {
+        let this = Self::reserve(be, state, options, ranks)?;
+        let State { model, grads, master: Some(master), shares, .. } = state else { return Ok(this) };
+        let Some(Sums::Full(all)) = grads.as_mut().map(|grads| &mut grads.sums).filter(|_| shares.shared()) else {
+            model.fill_master(be, master)?;
+            return Ok(this);
+        };
+        // By way of the gradients, which have room for all of them and are zeros as yet.
+        model.fill_master(be, all)?;
+        for Piece { place, held: [at, _], .. } in shares.own() {
+            let to = be.view_mut(master, *at..at + place.grad.len());
+            be.copy(to, be.view(all, place.grad.clone()))?;
         }
+        be.clear(be.view_mut(all, 0..model.table.trained_len))?;
         Ok(this)
     }
 
@@ -134,14 +139,15 @@ impl<B: Backend> Optimizer<B> {
         Self { seed, ..self }
     }
 
-    /// [`Optimizer::new`] with master weights of zero.
-    pub(super) fn reserve(be: &B, state: &mut State<B>, options: &OptimOptions) -> Result<Self> {
-        let n = state.model.table.trained_len;
-        let blocks = state.model.table.trained_blocks(code8::blocks);
+    /// [`Optimizer::shared`] with master weights of zero.
+    pub(super) fn reserve(be: &B, state: &mut State<B>, options: &OptimOptions, ranks: Ranks) -> Result<Self> {
+        let coded = options.optim == OptimizerChoice::Adamw8bit;
+        state.shares = Shares::new(&state.model.table, coded, ranks.world);
+        let [n, scales] = [Kind::Elements, Kind::Scales].map(|kind| state.shares.held(kind));
         let [first, second] = ["optimizer first moment", "optimizer second moment"];
         // Whatever the byte 0 stands for: a scale of 0 makes 0 of it.
         let coded =
-            |name| -> Result<Coded<B>> { Ok(Coded { codes: be.zeros(name, n)?, scales: be.zeros(name, blocks)? }) };
+            |name| -> Result<Coded<B>> { Ok(Coded { codes: be.zeros(name, n)?, scales: be.zeros(name, scales)? }) };
         state.moments = Some(match options.optim {
             OptimizerChoice::Adamw | OptimizerChoice::Rmsprop => {
                 let has_first = options.optim == OptimizerChoice::Adamw;
@@ -154,7 +160,8 @@ impl<B: Backend> Optimizer<B> {
         let masters = B::MASTER_WEIGHTS && !options.optim.is_small();
         state.master = if masters { Some(be.zeros("master weights", n)?) } else { None };
         let (norm, late) = (be.zeros("gradient norm", 1)?, be.readback(1)?);
-        Ok(Self { options: options.clone(), seed: 0, norm, late, unread: false })
+        let blocks = (ranks.lanes > 1).then(|| be.zeros("gradient norms of blocks", state.shares.blocks()));
+        Ok(Self { options: options.clone(), seed: 0, norm, squares: blocks.transpose()?, late, unread: false })
     }
 
     fn rule(&self, lr: f64, weight_decay: f64, step: u64) -> Rule {
@@ -170,75 +177,81 @@ impl<B: Backend> Optimizer<B> {
     ///
     /// Waits for the norm of the step before, which decides this step's number; not for anything of this one.
     pub fn step(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
-        self.settle(be, &mut state.clock)?;
-        be.marked(Mark::Stage("update"), || self.update(be, state, lr))
+        self.step_of(be, state, lr, &Team::ALONE)
     }
 
-    fn update(&mut self, be: &B, state: &mut State<B>, lr: f64) -> Result<()> {
-        let State { model, grads, master, moments, clock, .. } = state;
+    /// [`Optimizer::step`] by the ranks of `team`: each has the sums of its own share of the gradients, and updates that; all have all
+    /// of the weights afterwards.
+    pub fn step_of(&mut self, be: &B, state: &mut State<B>, lr: f64, team: &Team<'_>) -> Result<()> {
+        self.settle(be, &mut state.clock)?;
+        be.marked(Mark::Stage("update"), || self.update(be, state, lr, team))
+    }
+
+    fn update(&mut self, be: &B, state: &mut State<B>, lr: f64, team: &Team<'_>) -> Result<()> {
+        let State { model, grads, master, moments, shares, clock, .. } = state;
         let grads = grads.as_mut().expect("a state made to train has gradients");
         grads.settle(be, &model.table)?;
         clock.updates += 1;
         for frozen in &model.table.unused {
             be.clear(grads.vectors(be, frozen.clone()))?;
         }
-        let (n, norm) = (model.table.trained_len, be.view_mut(&mut self.norm, 0..1));
-        match &grads.sums {
-            Sums::Full(all) => be.grad_norm(GradNorm { norm, g: be.view(all, 0..n) }),
-            Sums::Narrow { matrices, vectors, split } => {
-                let (matrices, vectors) = (be.view(matrices, 0..*split), be.view(vectors, 0..n - *split));
-                be.grad_norm_narrow(GradNormNarrow { norm, matrices, vectors })
-            }
-        }?;
+        self.norm(be, (grads, model.table.trained_len), shares, team)?;
         be.read_back(&mut self.late, &[be.view(&self.norm, 0..1)])?;
         self.unread = true;
         let moments = moments.as_mut().expect("an optimizer gave it moments");
-        for place in self.places(&model.table, moments) {
-            let (at, rule) = (place.grad.clone(), (self.rule(lr, place.weight_decay, clock.updates), clock.updates));
-            let learned = (&mut model.weights, master.as_mut(), &mut *moments);
-            match &grads.sums {
-                Sums::Full(all) => self.one(be, learned, &place, rule, be.view(all, at)),
-                Sums::Narrow { matrices, .. } if place.matrix => {
-                    self.one(be, learned, &place, rule, be.view(matrices, at))
-                }
-                Sums::Narrow { vectors, split, .. } => {
-                    self.one(be, learned, &place, rule, be.view(vectors, at.start - *split..at.end - *split))
-                }
-            }?;
+        let mut weights = Handout::new(team, shares);
+        for k in shares.buckets() {
+            for piece in shares.own_of(k) {
+                let (at, decay) = (piece.place.grad.clone(), piece.place.decay);
+                let weight_decay = if decay { self.options.weight_decay } else { 0.0 };
+                let rule = (self.rule(lr, weight_decay, clock.updates), clock.updates);
+                let learned = (&mut model.weights, master.as_mut(), &mut *moments);
+                match &grads.sums {
+                    Sums::Full(all) => self.one(be, learned, piece, rule, be.view(all, at)),
+                    Sums::Narrow { matrices, .. } if decay => self.one(be, learned, piece, rule, be.view(matrices, at)),
+                    Sums::Narrow { vectors, split, .. } => {
+                        self.one(be, learned, piece, rule, be.view(vectors, at.start - *split..at.end - *split))
+                    }
+                }?;
+            }
+            weights.add(be, k, &mut model.weights)?;
         }
-        Ok(())
+        weights.end(be, &mut model.weights)
     }
 
-    /// Every parameter that trains, in order: neighbours in both arenas together, unless a tensor has blocks of its own.
-    fn places(&self, table: &ParamTable, moments: &Moments<B>) -> Vec<Place> {
-        let of = |at: &Range<usize>, grad: &Range<usize>, decay, blocks| {
-            let weight_decay = if decay { self.options.weight_decay } else { 0.0 };
-            Place { at: at.clone(), grad: grad.clone(), matrix: decay, weight_decay, blocks }
-        };
-        if !matches!(moments, Moments::Block8 { .. }) {
-            return table.runs.iter().map(|run| of(&run.at, &run.grad, run.decay, 0..0)).collect();
+    /// The norm of the gradients: of several lanes' block by block, each rank having its share of them.
+    fn norm(&mut self, be: &B, (grads, n): (&Gradients<B>, usize), shares: &Shares, team: &Team<'_>) -> Result<()> {
+        let norm = be.view_mut(&mut self.norm, 0..1);
+        match (&grads.sums, &mut self.squares) {
+            (Sums::Full(all), Some(squares)) => {
+                for Piece { place, blocks, .. } in shares.own() {
+                    let (sums, g) = (be.view_mut(squares, blocks.clone()), be.view(all, place.grad.clone()));
+                    be.squares(Squares { sums, g, block: shares::BLOCK })?;
+                }
+                exchange::complete(be, team, shares, squares)?;
+                be.root(Root { norm, sums: be.view(squares, 0..shares.blocks()) })
+            }
+            (Sums::Full(all), None) => be.grad_norm(GradNorm { norm, g: be.view(all, 0..n) }),
+            (Sums::Narrow { matrices, vectors, split }, _) => {
+                let (matrices, vectors) = (be.view(matrices, 0..*split), be.view(vectors, 0..n - *split));
+                be.grad_norm_narrow(GradNormNarrow { norm, matrices, vectors })
+            }
         }
-        let (mut all, mut block) = (Vec::new(), 0);
-        for spec in table.specs.iter().filter(|spec| spec.trains) {
-            let blocks = block..block + code8::blocks(spec.grad.len());
-            block = blocks.end;
-            all.push(of(&spec.at, &spec.grad, spec.decay, blocks));
-        }
-        all
     }
 
-    /// What lies at `place`, with the gradient `g`.
+    /// What lies at `piece`, with the gradient `g`.
     fn one<'a, G: Gradient>(
         &'a self,
         be: &B,
         (weights, master, moments): Learned<'a, B>,
-        place: &Place,
+        Piece { place, held: [at, scales], .. }: &Piece,
         (rule, step): (Rule, u64),
         g: B::View<'a, G>,
     ) -> Result<()> {
-        let range = place.grad.clone();
+        let range = *at..at + place.grad.len();
         let (w, norm) = (be.view_mut(weights, place.at.clone()), be.view(&self.norm, 0..1));
-        let (max_grad_norm, rounding) = (self.options.max_grad_norm, Rounding::of(self.seed, step, range.start as u64));
+        let rounding = Rounding::of(self.seed, step, place.grad.start as u64);
+        let max_grad_norm = self.options.max_grad_norm;
         match moments {
             Moments::Full { first, has_first, second } => {
                 let m = be.view_mut(first, if *has_first { range.clone() } else { 0..0 });
@@ -251,7 +264,7 @@ impl<B: Backend> Optimizer<B> {
                 be.update_bf16(UpdateBf16 { w, m, v, g, norm, max_grad_norm, rule, rounding })
             }
             Moments::Block8 { first, second } => {
-                let blocks = place.blocks.clone();
+                let blocks = *scales..scales + place.scales.len();
                 be.update_8bit(Update8bit {
                     w,
                     m: be.view_mut(&mut first.codes, range.clone()),

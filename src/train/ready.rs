@@ -10,7 +10,7 @@ use super::sample_plan::{SamplePlan, Whereabouts};
 use super::schedule::Schedule;
 use super::sets::{self, NamedSet};
 use super::synced;
-use super::team::Team;
+use super::team::Ranks;
 use super::trained::{Learns, Trained};
 use crate::backend::Backend;
 use crate::batch::Capacity;
@@ -55,7 +55,7 @@ impl<'a> Ready<'a> {
         be: &B,
         c: &TrainOptions,
         (splits, named, sampling): (&'a [Dataset], &'a [NamedSet], bool),
-        (learns, team): (Learns<'_>, Team<'_>),
+        learns: Learns<'_>,
     ) -> Result<Self> {
         let (dir, reference) = open_models(c, splits)?;
         let models: Vec<&ModelDir> = [Some(&dir), reference.as_ref()].into_iter().flatten().collect();
@@ -67,7 +67,7 @@ impl<'a> Ready<'a> {
         let sets = sets::planners(c, named, planner.token_budget())?;
         sets::check_rows(&models, &sets)?;
         let all = || [&planner].into_iter().chain(&held_out).chain(&sets);
-        let budgets = Budgets::of(all()).with_copies(team.copies());
+        let budgets = Budgets::of(all());
         let mut samples = None;
         if sampling && c.eval.kl_samples + c.eval.sample_prompts > 0 {
             let prompts = held_out.as_ref().or(sets.first()).map(Planner::data).ok_or_else(|| no_prompts(c))?;
@@ -89,7 +89,6 @@ impl<'a> Ready<'a> {
                 }
                 purpose = Purpose::Train;
                 memory = MemoryPlan::training_as(be, dir.config(), positions, size.1, (purpose, learns))?;
-                memory = memory.with_copies(team.copies());
                 lasting = memory.table.len();
                 samples.make_room(be, of, size, &mut memory)?;
             }
@@ -113,8 +112,8 @@ impl<'a> Ready<'a> {
 }
 
 /// What `c` says of the tensors of a run's state.
-pub(super) fn learns<'a>(c: &'a TrainOptions, trained: &'a Trained) -> Learns<'a> {
-    Learns { optim: &c.optim, trained, synced: c.reference.sync_ref_model }
+pub(super) fn learns<'a>(c: &'a TrainOptions, trained: &'a Trained, ranks: Ranks) -> Learns<'a> {
+    Learns { optim: &c.optim, trained, synced: c.reference.sync_ref_model, ranks }
 }
 
 /// How products and passes are enqueued, where that is asked for. Errors: a device that cannot.

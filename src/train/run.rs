@@ -12,6 +12,7 @@ use super::choices::GraphsChoice;
 use super::engine::Engine;
 use super::eval::EvalSet;
 use super::eval_keys::refuse_unknown_metric;
+use super::exchange;
 use super::joined::Job;
 use super::ledger::{self, HasReference};
 use super::memory::MemoryPlan;
@@ -42,7 +43,7 @@ use crate::data::sidecar::Sidecars;
 use crate::data::text::{TemplateChoice, TextTokenizer, TokenizerOptions};
 use crate::error::{Error, Result};
 use crate::files::RunDir;
-use crate::model::{self, Model, ModelDir, Quantized};
+use crate::model::{self, Gradients, Model, ModelDir, Quantized};
 use crate::observe::jsonl::Jsonl;
 use crate::observe::tensorboard::Events;
 use crate::observe::{Both, Event, Observe};
@@ -73,10 +74,10 @@ pub fn train_as<B: Backend>(be: &B, job: Job<'_>, c: &TrainOptions, observe: &mu
     let splits = open_splits(&c.files.data)?;
     refuse_empty_evaluation(c, &splits)?;
     let trained = Trained::of(c.train.train.as_deref())?;
-    let learns = ready::learns(c, &trained);
+    let learns = ready::learns(c, &trained, team.ranks());
     refuse_unknown_metric(c, splits.len() > 1)?;
     let sets = sets::open(c)?;
-    let ready = Ready::new(be, c, (&splits, &sets, true), (learns, team))?;
+    let ready = Ready::new(be, c, (&splits, &sets, true), learns)?;
     let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
     let (slots, total) = (ready.planner.token_budget(), schedule.total);
     let mut identity = Identity::of(c, &splits, (dir, reference), be.fingerprint(), slots, &schedule)?;
@@ -189,11 +190,11 @@ impl Run<'_> {
         self.trained.apply(&mut policy.table)?;
         tell_trained(&policy, observe)?;
         let mut engine = Engine::for_optimizer(be, policy, ready.capacity, ready.purpose, &c.optim)?;
-        engine.team = team;
+        engine.join(team)?;
         if c.compute.cuda_graphs == GraphsChoice::On {
             engine.use_graphs()?;
         }
-        let mut optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?.seeded(c.data.seed);
+        let mut optimizer = Optimizer::shared(be, &mut engine.state, &c.optim, team.ranks())?.seeded(c.data.seed);
         if let (Some(_), Some(model)) = (sync, &ready.reference) {
             synced::load(be, &mut engine.state, model)?;
         }
@@ -267,9 +268,12 @@ impl Run<'_> {
         if engine.state.clock.step == 0 && summary.ended == Ended::Paused {
             return Err(Error::stopped("stopped before the first step; nothing was learned yet"));
         }
+        exchange::whole_master(be, &mut engine.state, &team)?;
         let Some(out) = out else { return Ok(()) };
-        let State { model, master, .. } = &engine.state;
-        let report = model::export(be, model, master.as_ref(), None, out.path(), c.save.save_dtype)?;
+        let State { model, master, grads, .. } = &engine.state;
+        let gathered = grads.as_ref().and_then(Gradients::all).filter(|_| team.size() > 1);
+        let master = master.as_ref().map(|own| gathered.unwrap_or(own));
+        let report = model::export(be, model, master, None, out.path(), c.save.save_dtype)?;
         self.trained_with.write(out.path())?;
         summary.changed_share = report.changed_share();
         if let Some(why) = &report.not_compared {

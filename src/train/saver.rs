@@ -1,10 +1,11 @@
 //! What a run leaves in its folder while it goes on: checkpoints when they are due, and a record that is kept true.
 
-use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection};
+use super::checkpoint::{self, Carried, Due, Identity, Plans, SavedSection, Source};
 use super::clock::Clock;
 use super::kept_batch::{self, MOST_FILES, StepBatch};
 use super::record::Record;
 use super::state::State;
+use super::team::Team;
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
@@ -132,20 +133,29 @@ impl<'a> Saver<'a> {
     }
 
     /// Saves the state as it is. Where the disk will not have it, that is told at once, and the run goes on with the
-    /// checkpoint before.
+    /// checkpoint before. Every rank of `team` calls this.
     pub fn save<B: Backend>(
         &mut self,
-        (be, state): (&B, &State<B>),
+        (be, state, team): (&B, &State<B>, &Team<'_>),
         carried: Carried,
         observe: &mut dyn Observe,
     ) -> Result<()> {
         let step = state.clock.step;
         let begun = Instant::now();
-        let Some(out) = self.out else {
-            self.last = Some(step);
+        let mut source = Source::new(be, state, team);
+        let written = self.out.map(|out| self.write(out, (step, state.clock), &mut source, carried));
+        let written = match written {
+            // The run ends, and with it all ranks.
+            Some(Err(e)) if !matches!(e, Error::Io { .. }) => return Err(e),
+            written => written,
+        };
+        source.end()?;
+        let saved = team.told(matches!(written, Some(Ok(_))))?;
+        let (Some(out), Some(written)) = (self.out, written) else {
+            self.last = if saved { Some(step) } else { self.last };
             return Ok(());
         };
-        match self.write(out, (be, state), carried) {
+        match written {
             Ok((path, bytes)) => {
                 self.took = begun.elapsed();
                 self.last = Some(step);
@@ -153,12 +163,11 @@ impl<'a> Saver<'a> {
                 observe.tell(&Event::Checkpoint { step, path: &path, bytes, seconds })?;
                 self.forget_old(out, observe)?;
             }
-            Err(e @ Error::Io { .. }) => {
+            Err(e) => {
                 let line = format!("no checkpoint at step {step}: {e}; the run goes on, {}", self.last_one());
                 observe.tell(&Event::Warning(&line))?;
                 self.failed.get_or_insert((step, e.to_string()));
             }
-            Err(e) => return Err(e),
         }
         self.since = Instant::now();
         self.record.steps_done = step;
@@ -168,14 +177,14 @@ impl<'a> Saver<'a> {
     fn write<B: Backend>(
         &mut self,
         out: &RunDir,
-        (be, state): (&B, &State<B>),
+        (step, clock): (u64, Clock),
+        source: &mut Source<'_, B>,
         carried: Carried,
     ) -> Result<(PathBuf, u64)> {
-        let step = state.clock.step;
         self.identity.plans = self.plans.as_deref().map(Plans::of).transpose()?;
         out.keep_metrics()?;
         let before = self.evaluation.filter(|(clock, _)| clock.step == step);
-        let (clock, mark) = before.unwrap_or_else(|| (state.clock, out.metrics_mark()));
+        let (clock, mark) = before.unwrap_or_else(|| (clock, out.metrics_mark()));
         let saved = checkpoint::Saved {
             program: env!("CARGO_PKG_VERSION").into(),
             global_step: step,
@@ -189,7 +198,7 @@ impl<'a> Saver<'a> {
             carried,
         };
         let path = out.path().join(format!("checkpoint-{step}"));
-        let bytes = checkpoint::save(be, state, out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
+        let bytes = checkpoint::save(source, out.new_checkpoint(step)?, (saved, &self.config, self.trained_with))?;
         Ok((path, bytes))
     }
 

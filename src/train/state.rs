@@ -1,10 +1,13 @@
 //! What a run has learned: the one noun for what a checkpoint holds, a memory plan counts and ranks share.
 //!
 //! Weights are in the layout of the parameter arena; gradients, master weights and moments are in that of the trained arena,
-//! which has what trains and nothing else ([`crate::model::ParamTable`]).
+//! which has what trains and nothing else ([`crate::model::ParamTable`]). Where several ranks train, each has the whole of the
+//! weights and of its gradients, and its share of master weights and moments ([`Shares`]).
 
 use super::clock::Clock;
+use super::shares::{Kind, Shares};
 use crate::backend::{Backend, Storage, code8};
+use crate::comm::World;
 use crate::error::{Error, Result};
 use crate::model::{Gradients, Model, Sums};
 use half::bf16;
@@ -20,6 +23,8 @@ pub struct State<B: Backend> {
     pub master: Option<B::Buf<B::Acc>>,
     /// What the optimiser remembers, where there is one.
     pub moments: Option<Moments<B>>,
+    /// What of masters and moments this rank has.
+    pub shares: Shares,
     /// A reference that follows the policy, where there is one.
     pub reference: Option<Synced<B>>,
     /// Where the run stands.
@@ -105,7 +110,7 @@ pub struct Section {
     pub dtype: &'static str,
     /// Bytes of an element.
     pub width: usize,
-    /// Elements.
+    /// Elements, of all ranks.
     pub len: usize,
     /// Whether it outlives a step: a run can go on from the lasting sections and the clock alone.
     pub lasting: bool,
@@ -116,6 +121,15 @@ impl Part {
     pub fn of_trained(self) -> bool {
         matches!(self, Part::Gradients | Part::VectorGradients | Part::Master | Part::First | Part::Second)
             || self.of_blocks()
+    }
+
+    /// How it is shared among ranks, where it is: what the optimiser keeps.
+    pub fn shared(self) -> Option<Kind> {
+        match self {
+            Part::Master | Part::First | Part::Second => Some(Kind::Elements),
+            Part::FirstScale | Part::SecondScale => Some(Kind::Scales),
+            _ => None,
+        }
     }
 
     /// Whether it has an element for each block of a tensor that trains, and not for each of its own.
@@ -134,7 +148,8 @@ impl<B: Backend> State<B> {
     /// Of a model alone, or with gradients of zero.
     pub fn new(be: &B, model: Model<B>, trains: bool) -> Result<Self> {
         let grads = if trains { Some(Gradients::new(be, &model.table, false)?) } else { None };
-        Ok(Self { model, grads, master: None, moments: None, reference: None, clock: Clock::default() })
+        let shares = Shares::new(&model.table, false, World::ALONE);
+        Ok(Self { model, grads, master: None, moments: None, shares, reference: None, clock: Clock::default() })
     }
 
     /// With gradients of zero, those of matrices in bf16 where `narrow` says so. Errors: [`Error::Usage`] where no matrix trains
@@ -196,9 +211,17 @@ impl<B: Backend> State<B> {
         all
     }
 
-    /// Appends the elements `range` of `part` to `to`, as little-endian bytes; waits for the device. Errors: a part that is
-    /// not there, a range beyond it.
+    /// Appends the elements `range` of `part` to `to`, as little-endian bytes, but for those that other ranks have; waits for the
+    /// device. Errors: a part that is not there, a range beyond it.
     pub fn read(&self, be: &B, part: Part, range: Range<usize>, to: &mut Vec<u8>) -> Result<()> {
+        let (Some(kind), true) = (part.shared(), self.shares.shared()) else {
+            return self.read_held(be, part, range, to);
+        };
+        let kept = self.shares.kept(kind, &range);
+        kept.into_iter().try_for_each(|(of, at)| self.read_held(be, part, at..at + of.len(), to))
+    }
+
+    fn read_held(&self, be: &B, part: Part, range: Range<usize>, to: &mut Vec<u8>) -> Result<()> {
         let none = || absent(part);
         let reference = || self.reference.as_ref().ok_or_else(none);
         match part {
@@ -228,9 +251,23 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// Overwrites elements of `part` from `start` on with those that `bytes` are, little-endian. Errors: a part that is not
-    /// there, bytes that end beyond it or within an element.
+    /// Overwrites elements of `part` from `start` on with those that `bytes` are, little-endian, but for those that other ranks have.
+    /// Errors: a part that is not there, bytes that end beyond it or within an element.
     pub fn write(&mut self, be: &B, part: Part, start: usize, bytes: &[u8]) -> Result<()> {
+        let (Some(kind), true) = (part.shared(), self.shares.shared()) else {
+            return self.write_held(be, part, start, bytes);
+        };
+        let section = self.sections(be).into_iter().find(|s| s.part == part).ok_or_else(|| absent(part))?;
+        let end = start.saturating_add(bytes.len() / section.width);
+        check(part, &(start..end), section.len)?;
+        for (of, at) in self.shares.kept(kind, &(start..end)) {
+            let bytes = &bytes[(of.start - start) * section.width..(of.end - start) * section.width];
+            self.write_held(be, part, at, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write_held(&mut self, be: &B, part: Part, start: usize, bytes: &[u8]) -> Result<()> {
         let none = || absent(part);
         let at = (part, start);
         match part {

@@ -119,7 +119,7 @@ impl Stepper<'_> {
         opt: &mut Optimizer<B>,
         this: &InFlight<B>,
     ) -> Result<()> {
-        opt.step(engine.be, &mut engine.state, this.lr)?;
+        opt.step_of(engine.be, &mut engine.state, this.lr, &engine.team)?;
         match self.sync.filter(|sync| sync.is_due(this.step)) {
             Some(sync) => sync.take(engine.be, &mut engine.state),
             None => Ok(()),

@@ -176,7 +176,7 @@ impl Steps<'_> {
         let best_eval = self.best[at].clone().filter(Totals::is_finite);
         let (train_seconds, reference_seconds, eval_seconds) = (s.train_seconds, s.reference_seconds, s.eval_seconds);
         let carried = Carried { first_eval, train_seconds, reference_seconds, best_eval, eval_seconds };
-        self.saver.save((engine.be, &engine.state), carried, self.observe)
+        self.saver.save((engine.be, &engine.state, &engine.team), carried, self.observe)
     }
 
     /// Before the first step, after the last, and every so often.

@@ -5,7 +5,7 @@
 
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
 use crate::batch::MicroBatch;
-use crate::comm::tree::{Nodes, lanes_of};
+use crate::comm::tree::lanes_of;
 use crate::comm::{Alone, Comm, World};
 use crate::error::{Error, Result};
 use crate::observe::Flow;
@@ -13,6 +13,25 @@ use std::ops::Range;
 
 /// Numbers of a micro-batch: of its responses, and of its pairs.
 pub type Numbers = (Vec<f64>, Vec<f64>);
+
+/// Which process of how many this is, and how many lanes they share: what a rank's memory depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranks {
+    /// Which of how many.
+    pub world: World,
+    /// At least as many as there are ranks.
+    pub lanes: usize,
+}
+
+impl Ranks {
+    /// One process, one lane.
+    pub const ALONE: Self = Ranks { world: World::ALONE, lanes: 1 };
+
+    /// This rank's lanes.
+    pub fn own_lanes(&self) -> Range<usize> {
+        lanes_of(self.world.rank, self.world.size, self.lanes)
+    }
+}
 
 /// Ranks, and the lanes that they share.
 #[derive(Clone, Copy)]
@@ -34,7 +53,8 @@ impl Team<'static> {
 }
 
 impl Team<'_> {
-    fn world(&self) -> World {
+    /// Which of how many.
+    pub fn world(&self) -> World {
         self.comm.world()
     }
 
@@ -48,18 +68,9 @@ impl Team<'_> {
         self.world().is_first()
     }
 
-    /// This rank's lanes.
-    pub fn own_lanes(&self) -> Range<usize> {
-        let World { rank, size } = self.world();
-        lanes_of(rank, size, self.lanes)
-    }
-
-    /// Copies of the gradients that this rank holds at once, beside the gradients themselves.
-    pub fn copies(&self) -> usize {
-        match self.lanes {
-            1 => 0,
-            lanes => Nodes::<f32>::most(&self.own_lanes(), lanes) + 1,
-        }
+    /// Without how they hear of each other.
+    pub fn ranks(&self) -> Ranks {
+        Ranks { world: self.world(), lanes: self.lanes }
     }
 
     /// What `f` gives, rank 0 being through with it before the others begin; `what` says what they are at meanwhile.
@@ -75,7 +86,7 @@ impl Team<'_> {
 
     /// Which of a step's `batches`, which are in the order of their lanes, this rank trains on.
     pub fn own(&self, batches: &[MicroBatch]) -> Range<usize> {
-        let lanes = self.own_lanes();
+        let lanes = self.ranks().own_lanes();
         let before = |lane: usize| batches.partition_point(|mb| mb.lane() < lane);
         before(lanes.start)..before(lanes.end)
     }
@@ -107,6 +118,16 @@ impl Team<'_> {
             (r, p)
         };
         Ok(batches.iter().map(of).collect())
+    }
+
+    /// What rank 0 says.
+    pub fn told(&self, said: bool) -> Result<bool> {
+        if self.size() == 1 {
+            return Ok(said);
+        }
+        let mut bytes = vec![said.into()];
+        self.comm.broadcast(&mut bytes, "hear of a checkpoint")?;
+        Ok(bytes == [1])
     }
 
     /// What all do next: what the rank asked for that asked for most, and where rank 0 says that a checkpoint is due.
@@ -159,12 +180,4 @@ impl Team<'_> {
 /// Numbers of the responses and of the pairs of `mb`.
 fn lengths(mb: &MicroBatch) -> [usize; 2] {
     [mb.responses().len() * RESPONSE_STATS, mb.pairs().len() * PAIR_STATS]
-}
-
-/// The gradients of the lanes of a step.
-pub(super) struct LaneSums<T> {
-    /// What is added up.
-    pub nodes: Nodes<T>,
-    /// What it came to.
-    pub whole: Vec<T>,
 }

@@ -1,6 +1,7 @@
 //! Which parameters a run trains.
 
 use super::optim::OptimOptions;
+use super::team::Ranks;
 use crate::error::{Error, Result};
 use crate::model::ParamTable;
 use regex::Regex;
@@ -54,4 +55,6 @@ pub struct Learns<'a> {
     pub trained: &'a Trained,
     /// Whether a synced reference lies beside the policy.
     pub synced: bool,
+    /// Who shares what the optimiser keeps.
+    pub ranks: Ranks,
 }

@@ -3,8 +3,9 @@
 
 use crate::mpirun::{Mpirun, said};
 use fusedpo::comm::launch::{Launcher, Place};
-use fusedpo::comm::tree::{Nodes, lanes_of};
-use fusedpo::comm::{Alone, Comm, Parts, Staging, join};
+use fusedpo::comm::tree::{Stack, finish, lanes_of, nodes};
+use fusedpo::comm::{Alone, Comm, Parts, Staging, Transfer, Way, World, join};
+use std::ops::Range;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -92,35 +93,47 @@ fn exchanges(comm: &dyn Comm, draws: &mut Draws) {
     assert!(comm.exchange(few, "exchange").is_err());
 }
 
+/// What a rank has of lanes that it adds up as they come.
+fn held(all: &[Vec<f32>], own: Range<usize>, lanes: usize) -> (Stack, Vec<Vec<f32>>) {
+    let (mut stack, mut held) = (Stack::new(lanes), Vec::<Vec<f32>>::new());
+    for lane in own {
+        stack.push(lane);
+        held.push(all[lane].clone());
+        while stack.join() {
+            let right = held.pop().unwrap();
+            held.last_mut().unwrap().iter_mut().zip(right).for_each(|(to, from)| *to += from);
+        }
+    }
+    (stack, held)
+}
+
 fn sums(comm: &dyn Comm, draws: &mut Draws) {
-    let (rank, size) = (comm.world().rank, comm.world().size);
+    let World { rank, size } = comm.world();
     for (lanes, len) in [(size, 1), (size, 1001), (4.max(size), 3), (8, 4097), (13, 17), (7, 0)] {
-        let all: Vec<Vec<f64>> = (0..lanes).map(|_| (0..len).map(|_| draws.number()).collect()).collect();
-        let mut wide = Nodes::<f64>::new(lanes);
-        let mut narrow = Nodes::<f32>::new(lanes);
-        // Twice, as a step comes after a step.
-        for _ in 0..2 {
-            for lane in lanes_of(rank, size, lanes) {
-                wide.push(lane, len, |to| {
-                    to.copy_from_slice(&all[lane]);
-                    Ok(())
-                })
-                .unwrap();
-                narrow
-                    .push(lane, len, |to| {
-                        to.iter_mut().zip(&all[lane]).for_each(|(to, x)| *to = *x as f32);
-                        Ok(())
-                    })
-                    .unwrap();
-            }
-            let (mut out, mut out32) = (vec![0.0; len], vec![0.0; len]);
-            wide.sum(comm, &mut out, "add").unwrap();
-            narrow.sum(comm, &mut out32, "add").unwrap();
-            for i in 0..len {
-                let column: Vec<f64> = all.iter().map(|lane| lane[i]).collect();
-                let column32: Vec<f32> = column.iter().map(|x| *x as f32).collect();
-                assert_eq!(out[i].to_bits(), defined(&column).to_bits(), "{lanes} lanes, element {i}");
-                assert_eq!(out32[i].to_bits(), defined(&column32).to_bits(), "{lanes} lanes, element {i}");
+        let all: Vec<Vec<f32>> = (0..lanes).map(|_| (0..len).map(|_| draws.number() as f32).collect()).collect();
+        let nodes: Vec<Vec<Range<usize>>> = (0..size).map(|rank| nodes(&lanes_of(rank, size, lanes), lanes)).collect();
+        let (stack, mine) = held(&all, lanes_of(rank, size, lanes), lanes);
+        assert_eq!(stack.nodes(), nodes[rank]);
+        let bytes: &[u8] = &mine.concat().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        // Two are under way at once: one where each rank has all for each, one where it says the same to all.
+        let lengths: Vec<usize> = nodes.iter().map(|nodes| nodes.len() * len * 4).collect();
+        let exchange = Way::Exchange { to: vec![bytes.len(); size], from: lengths.clone() };
+        let begin =
+            |send: Staging, way| comm.begin(Transfer { send, receive: Staging::default(), way }, "add").unwrap();
+        let first = begin(Staging::of(&bytes.repeat(size)), exchange);
+        let mut second = begin(Staging::of(bytes), Way::Gather { lengths });
+        while !second.is_over().unwrap() {
+            std::thread::yield_now();
+        }
+        // What is called while they are under way comes after them.
+        comm.barrier("meet").unwrap();
+        for pending in [second, first] {
+            let received = pending.wait().unwrap().receive;
+            let mut out = vec![f32::NAN; len];
+            finish(lanes, &nodes.concat(), received.numbers::<f32>(), &mut out);
+            for (i, out) in out.iter().enumerate() {
+                let column: Vec<f32> = all.iter().map(|lane| lane[i]).collect();
+                assert_eq!(out.to_bits(), defined(&column).to_bits(), "{lanes} lanes, element {i}");
             }
         }
     }

@@ -8,6 +8,7 @@ use fusedpo::model::{AdapterInit, AdapterShape, Model, ModelDir, Quantized};
 use fusedpo::train::engine::{Engine, Purpose};
 use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::optim::{OptimOptions, Optimizer};
+use fusedpo::train::team::Ranks;
 use fusedpo::train::trained::{Learns, Trained};
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ fn plans_count_four_bits() {
         let dir = ModelDir::open(&golden("qwen3")).unwrap().quantized(Quantized { double }).unwrap();
         let dir = dir.with_new_adapter(AdapterShape::new(4, 8.0).unwrap(), AdapterInit::Kaiming, 1).unwrap();
         for purpose in [Purpose::Train, Purpose::Recompute] {
-            let learns = Learns { optim: &optim, trained: &trained, synced: false };
+            let learns = Learns { optim: &optim, trained: &trained, synced: false, ranks: Ranks::ALONE };
             let be = Cpu::<f32>::new().unwrap();
             let plan = MemoryPlan::training_as(&be, dir.config(), 32, capacity, (purpose, learns)).unwrap();
             let model = Model::load(&be, &dir, 32).unwrap();

@@ -25,6 +25,7 @@ use fusedpo::train::options::{
 };
 use fusedpo::train::run::train;
 use fusedpo::train::schedule::{Schedule, ScheduleOptions};
+use fusedpo::train::team::Ranks;
 use fusedpo::train::trained::{Learns, Trained};
 use fusedpo::{Error, Result};
 use half::bf16;
@@ -232,7 +233,7 @@ fn the_memory_plan_has_the_reference() {
     fn both<B: Backend>(be: &B, of: (&ModelDir, Capacity, &OptimOptions), added: &[&str]) {
         let (dir, capacity, optim) = of;
         let plan = |synced| {
-            let how = (Purpose::Train, Learns { optim, trained: &Trained::All, synced });
+            let how = (Purpose::Train, Learns { optim, trained: &Trained::All, synced, ranks: Ranks::ALONE });
             MemoryPlan::training_as(be, dir.config(), 40, capacity, how).unwrap()
         };
         let (with, without) = (plan(true), plan(false));

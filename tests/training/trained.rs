@@ -13,6 +13,7 @@ use fusedpo::train::memory::MemoryPlan;
 use fusedpo::train::optim::OptimOptions;
 use fusedpo::train::options::{FileOptions, Stage, TrainOptions};
 use fusedpo::train::run::train;
+use fusedpo::train::team::Ranks;
 use fusedpo::train::trained::{Learns, Trained};
 use half::bf16;
 use safetensors::SafeTensors;
@@ -81,7 +82,7 @@ fn what_is_frozen_takes_no_memory() {
         let plan = |train: &str| {
             let trained = Trained::of(Some(train)).unwrap();
             let capacity = Capacity { slots: 64, predictions: 64, responses: 8, pairs: 4 };
-            let learns = Learns { optim: &optim, trained: &trained, synced: false };
+            let learns = Learns { optim: &optim, trained: &trained, synced: false, ranks: Ranks::ALONE };
             MemoryPlan::training_as(be, dir.config(), 40, capacity, (Purpose::Train, learns)).unwrap()
         };
         let mut table = fusedpo::model::ParamTable::new(dir.config()).unwrap();

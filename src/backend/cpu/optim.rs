@@ -7,7 +7,7 @@ use super::real::Real;
 use super::scalar::{Scalar, sum_lanes};
 use super::simd::{ask_for, simd_fn};
 use crate::backend::ops::element::Gradient;
-use crate::backend::ops::optim::{GradNorm, GradNormNarrow, Mix, OptimOps, Rule, Update};
+use crate::backend::ops::optim::{Add, GradNorm, GradNormNarrow, Mix, OptimOps, Root, Rule, Squares, Update};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 
@@ -65,6 +65,29 @@ impl<S: Real> OptimOps for Cpu<S> {
             of_vectors.par_iter_mut().zip(vectors.par_chunks(BLOCK)).for_each(|(s, g)| *s = block_sum(level, g));
             norm[0] = sums.iter().sum::<f64>().sqrt();
         });
+        Ok(())
+    }
+
+    fn add(&self, op: Add<'_, Self>) -> Result<()> {
+        let Add { to, from } = op;
+        check::len("add", "from", from.len(), &[("parameters", to.len())])?;
+        let blocks = to.par_chunks_mut(BLOCK).zip(from.par_chunks(BLOCK));
+        blocks.for_each(|(to, from)| to.iter_mut().zip(from).for_each(|(to, from)| *to += *from));
+        Ok(())
+    }
+
+    fn squares(&self, op: Squares<'_, Self>) -> Result<()> {
+        let level = self.level();
+        let Squares { sums, g, block } = op;
+        check::len("squares", "sums", sums.len(), &[("blocks", g.len().div_ceil(block))])?;
+        sums.par_iter_mut().zip(g.par_chunks(block)).for_each(|(s, g)| *s = block_sum(level, g));
+        Ok(())
+    }
+
+    fn root(&self, op: Root<'_, Self>) -> Result<()> {
+        let Root { norm, sums } = op;
+        check::len("root", "norm", norm.len(), &[("numbers", 1)])?;
+        norm[0] = sums.iter().sum::<f64>().sqrt();
         Ok(())
     }
 

@@ -5,8 +5,9 @@ use super::context::{Gpu, GpuFloat, NORM_SLABS, pack};
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::lock::lock;
 use super::product::narrow;
+use crate::backend::ops::device::Device;
 use crate::backend::ops::element::Gradient;
-use crate::backend::ops::optim::{GradNorm, GradNormNarrow, Mix, OptimOps, Rule, Update};
+use crate::backend::ops::optim::{Add, GradNorm, GradNormNarrow, Mix, OptimOps, Root, Rule, Squares, Update};
 use crate::error::Result;
 
 /// Slabs of the gradient's norm that are of vectors, where these lie apart.
@@ -54,6 +55,39 @@ impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
         }
         let args = [norm.arg(), part.as_view().arg(), Arg::int(OP, "slabs", slabs.0 + slabs.1)?];
         // SAFETY: `part` has a number a slab, and `norm` has one, as checked above.
+        unsafe { self.launch_as(Dtype::F32, "norm_of_sums", Grid::new([1, 1], 256), &args) }
+    }
+
+    fn add(&self, op: Add<'_, Self>) -> Result<()> {
+        // By the host, until a kernel does it: only gradients of several lanes come here, and a GPU has one lane as yet.
+        let Add { mut to, from } = op;
+        check::len("add", "from", from.len(), &[("parameters", to.len())])?;
+        let (mut sum, mut other) = (vec![0f32; to.len()], vec![0f32; to.len()]);
+        self.download(&mut sum, self.read_only(&to))?;
+        self.download(&mut other, from)?;
+        sum.iter_mut().zip(other).for_each(|(to, from)| *to += from);
+        self.upload(self.lend(&mut to), &sum)
+    }
+
+    fn squares(&self, op: Squares<'_, Self>) -> Result<()> {
+        const OP: &str = "squares";
+        let Squares { mut sums, g, block } = op;
+        let (n, blocks) = (g.len(), g.len().div_ceil(block));
+        check::len(OP, "sums", sums.len(), &[("blocks", blocks)])?;
+        if blocks == 0 {
+            return Ok(());
+        }
+        let args = [sums.arg(), g.arg(), Arg::I64(n as i64), Arg::I64(block as i64)];
+        // SAFETY: `sums` has a number a block of `g`, as checked above.
+        unsafe { self.launch_as(Dtype::F32, "sum_squares", Grid::new([blocks, 1], 256), &args) }
+    }
+
+    fn root(&self, op: Root<'_, Self>) -> Result<()> {
+        const OP: &str = "root";
+        let Root { mut norm, sums } = op;
+        check::len(OP, "norm", norm.len(), &[("numbers", 1)])?;
+        let args = [norm.arg(), sums.arg(), Arg::int(OP, "blocks", sums.len())?];
+        // SAFETY: `sums` has as many numbers as it is told, and `norm` has one, as checked above.
         unsafe { self.launch_as(Dtype::F32, "norm_of_sums", Grid::new([1, 1], 256), &args) }
     }
 

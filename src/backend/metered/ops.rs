@@ -152,6 +152,9 @@ metered! { this, moved:
     OptimOps {
         grad_norm(GradNorm { out norm, view g }) => { stream: moved };
         grad_norm_narrow(GradNormNarrow { out norm, view matrices, view vectors }) => { stream: moved };
+        add(Add { both to, view from }) => { stream: moved };
+        squares(Squares { out sums, view g, own block }) => { stream: moved };
+        root(Root { out norm, view sums }) => { stream: moved };
         update[G](Update { both w, maybe master, both m, both v, view g, view norm, own max_grad_norm, own rule })
             => { stream: moved - if master.is_some() { w.bytes() } else { 0.0 } };
         mix(Mix { both w, maybe master, view from, some from_master, own alpha }) => { stream: moved };

@@ -31,7 +31,7 @@ pub use head::{HeadBwd, HeadFwd, HeadMode, HeadOps, Logits};
 pub use linear::{BiasBwd, BiasFwd, LinearBwdInput, LinearBwdPart, LinearBwdWeight, LinearFwd, LinearOps};
 pub use loss::{Loss, LossOps, PAIR_STATS, RESPONSE_STATS, pair as loss_pair, pair_weight};
 pub use norm::{NormOps, QkNormBwd, QkNormFwd, RmsNormBwd, RmsNormFwd};
-pub use optim::{GradNorm, GradNormNarrow, Mix, OptimOps, Rule, Update};
+pub use optim::{Add, GradNorm, GradNormNarrow, Mix, OptimOps, Root, Rule, Squares, Update};
 pub use quant::{DequantizeNf4, Nf4Absmax, QuantOps};
 pub use ranks::{Exchange, RankOps};
 pub use rope::{RopeBwd, RopeFwd, RopeOps};

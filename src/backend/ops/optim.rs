@@ -43,6 +43,33 @@ pub struct GradNorm<'a, B: Device> {
     pub g: Acc<'a, B>,
 }
 
+/// `to += from`.
+pub struct Add<'a, B: Device> {
+    /// n.
+    pub to: AccMut<'a, B>,
+    /// n.
+    pub from: Acc<'a, B>,
+}
+
+/// `sums[i] = sum g^2` over the `block` elements of `g` from `i block` on, the last block being what is left; in f64, in a fixed order
+/// that the block's length alone decides.
+pub struct Squares<'a, B: Device> {
+    /// One a block.
+    pub sums: B::ViewMut<'a, f64>,
+    /// parameters.
+    pub g: Acc<'a, B>,
+    /// A multiple of 1,024.
+    pub block: usize,
+}
+
+/// `norm[0] = sqrt(sum of sums)`, in a fixed order: with [`Squares`] what [`GradNorm`] is, by blocks.
+pub struct Root<'a, B: Device> {
+    /// 1.
+    pub norm: B::ViewMut<'a, f64>,
+    /// One a block.
+    pub sums: B::View<'a, f64>,
+}
+
 /// As [`GradNorm`], of gradients in two pieces: those of matrices in bf16, and those of vectors.
 pub struct GradNormNarrow<'a, B: Device> {
     /// 1.
@@ -95,6 +122,12 @@ pub trait OptimOps: Device {
     fn grad_norm(&self, op: GradNorm<'_, Self>) -> Result<()>;
     /// See [`GradNormNarrow`].
     fn grad_norm_narrow(&self, op: GradNormNarrow<'_, Self>) -> Result<()>;
+    /// See [`Add`].
+    fn add(&self, op: Add<'_, Self>) -> Result<()>;
+    /// See [`Squares`].
+    fn squares(&self, op: Squares<'_, Self>) -> Result<()>;
+    /// See [`Root`].
+    fn root(&self, op: Root<'_, Self>) -> Result<()>;
     /// See [`Update`].
     fn update<G: Gradient>(&self, op: Update<'_, Self, G>) -> Result<()>;
     /// See [`Mix`].

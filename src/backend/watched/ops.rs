@@ -154,6 +154,9 @@ watched! { this:
     OptimOps {
         grad_norm(GradNorm { out norm, view g }) => out norm (Whole, 1);
         grad_norm_narrow(GradNormNarrow { out norm, view matrices, view vectors }) => out norm (Whole, 1);
+        add(Add { out to, view from }) => out to (Parameters, 1);
+        squares(Squares { out sums, view g, own block }) => out sums (Whole, 1);
+        root(Root { out norm, view sums }) => out norm (Whole, 1);
         update[G](Update { out w, maybe master, out m, out v, view g, view norm, own max_grad_norm, own rule })
             => maybe master (Parameters, 1), out m (Parameters, 1), out v (Parameters, 1), out w (Parameters, 1);
         mix(Mix { out w, maybe master, view from, some from_master, own alpha })

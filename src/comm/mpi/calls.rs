@@ -34,7 +34,7 @@ pub(super) enum Op<'a> {
     Barrier,
     Broadcast(&'a mut Staging),
     Gather { send: &'a mut Staging, receive: &'a mut Staging, lengths: &'a [usize] },
-    Exchange(Parts<'a>),
+    Exchange { parts: Parts<'a>, rank: usize },
 }
 
 /// A library that was started.
@@ -183,11 +183,21 @@ impl<H: Copy + Default + 'static> Calls for Table<H> {
                 // SAFETY: `n` bytes are at `from`, and the sum of the counts at `to`; they and the lists stay as above.
                 unsafe { (self.gather)(from.cast(), n, byte, to.cast(), counts, begin, byte, world, &mut request) }
             }
-            Op::Exchange(Parts { send, to, receive, from }) => {
-                assert!(send.bytes().len() >= to.iter().sum() && receive.bytes().len() >= from.iter().sum());
+            Op::Exchange { parts: Parts { send, to, receive, from }, rank } => {
+                let all = [to, from].map(|lengths| lengths.iter().sum::<usize>());
+                assert!(send.bytes().len() >= all[0]);
+                // Room for a byte more.
+                send.resize(all[0] + 1);
+                receive.resize(all[1] + 1);
                 let (out, into) = (send.bytes().as_ptr(), receive.bytes_mut().as_mut_ptr());
                 memory = [Some(send), Some(receive)];
                 lists.extend(layout(to).into_iter().chain(layout(from)));
+                // Open MPI 4.1 leaves a rank that has no byte to send or take out of its count of such calls, and its next one
+                // never meets the others': whoever has none for itself takes one.
+                if to[rank] == 0 && from[rank] == 0 {
+                    (lists[0][rank], lists[1][rank]) = (1, all[0] as c_int);
+                    (lists[2][rank], lists[3][rank]) = (1, all[1] as c_int);
+                }
                 let [n, at, m, into_at] = [0, 1, 2, 3].map(|i| lists[i].as_ptr());
                 // SAFETY: the sums of the counts are at `out` and at `into`; they and the lists stay as above.
                 unsafe { (self.exchange)(out.cast(), n, at, byte, into.cast(), m, into_at, byte, world, &mut request) }

@@ -146,8 +146,13 @@ impl Comm for Mpi {
 
     fn exchange(&self, parts: Parts<'_>, what: &str) -> Result<()> {
         staging::check(parts.to, parts.from, self.world.size)?;
-        parts.receive.resize(parts.from.iter().sum());
-        self.run(Op::Exchange(parts), Some(self.patience), what)
+        let (lengths, rank) = ([parts.to, parts.from].map(|all| all.iter().sum::<usize>()), self.world.rank);
+        let Parts { send, to, receive, from } = parts;
+        let all = Parts { send: &mut *send, to, receive: &mut *receive, from };
+        self.run(Op::Exchange { parts: all, rank }, Some(self.patience), what)?;
+        send.resize(lengths[0]);
+        receive.resize(lengths[1]);
+        Ok(())
     }
 
     fn abort(&self, code: i32) {

@@ -28,4 +28,4 @@ pub use identity::{Identity, Plans, data_sha256, deciding};
 pub use layout::{BUFFER, PIECE, elements};
 pub use load::Checkpoint;
 pub use manifest::{Carried, Manifest, Saved, SavedLedger, SavedSection, VERSION};
-pub use save::save;
+pub use save::{Source, save};

@@ -18,6 +18,7 @@ use crate::train::reference::score_options;
 use crate::train::schedule::Schedule;
 use crate::train::stepper::Stepper;
 use crate::train::synced::{self, Sync};
+use crate::train::team::Ranks;
 use crate::train::trained::Learns;
 
 /// What the first steps ask for, and what they hold.
@@ -47,7 +48,7 @@ pub(super) fn steps<B: Backend>(run: &Run<'_, B>, cut: &Cut<'_>, purpose: Purpos
     let (c, plan, be) = (run.c, &cut.train, Metered::new(run.be));
     run.with(|config, learns| {
         let mut engine = engine(&be, (config, run.positions), cut, (purpose, learns))?;
-        let mut optimizer = Optimizer::reserve(&be, &mut engine.state, learns.optim)?;
+        let mut optimizer = Optimizer::reserve(&be, &mut engine.state, learns.optim, Ranks::ALONE)?;
         if learns.synced {
             synced::reserve(&be, &mut engine.state)?;
         }

@@ -16,6 +16,7 @@ use crate::quant::Precision;
 use crate::train::engine::{Engine, Purpose};
 use crate::train::memory::MemoryPlan;
 use crate::train::optim::{OptimOptions, Optimizer};
+use crate::train::team::Ranks;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -194,7 +195,7 @@ impl<'a, B: Backend> Slice<'a, B> {
 
     fn of(be: &'a B, model: Model<B>, capacity: Capacity, (optim, head_rows): (&OptimOptions, usize)) -> Result<Self> {
         let mut engine = Engine::over_rows(be, model, capacity, (Purpose::Train, optim), head_rows)?;
-        let optimizer = Optimizer::reserve(be, &mut engine.state, optim)?;
+        let optimizer = Optimizer::reserve(be, &mut engine.state, optim, Ranks::ALONE)?;
         Ok(Self { engine, optimizer, spec: LossSpec::of(LossType::Sft), step: 0 })
     }
 

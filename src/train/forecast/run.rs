@@ -156,7 +156,8 @@ impl<'a, B: Backend> Run<'a, B> {
     /// Calls `f` with the model as it is trained, and what is learned.
     pub fn with<T>(&self, f: impl FnOnce(&ModelConfig, Learns<'_>) -> Result<T>) -> Result<T> {
         let trained = Trained::of(self.c.train.train.as_deref())?;
-        let learns = Learns { optim: &self.c.optim, trained: &trained, synced: self.c.reference.sync_ref_model };
+        let (synced, ranks) = (self.c.reference.sync_ref_model, Team::by_one(self.c.data.lanes).ranks());
+        let learns = Learns { optim: &self.c.optim, trained: &trained, synced, ranks };
         let train = &self.c.train;
         let adapter: Option<AdapterShape> = train.new_adapter().map(|(shape, _)| shape).or(self.opened.base.adapter);
         let adapter = adapter.map(|a| AdapterShape { dropout: train.lora_dropout.unwrap_or(a.dropout), ..a });
@@ -175,12 +176,10 @@ impl<'a, B: Backend> Run<'a, B> {
     /// What a run takes; `free` bytes are there for what is sampled too.
     fn at(&self, slots: usize, purpose: Purpose, free: Option<usize>) -> Result<Planned> {
         let capacity = self.budgets.capacity_at(slots);
-        let copies = Team::by_one(self.c.data.lanes).copies();
         self.with(|config, learns| {
             let samples = self.samples(config, capacity)?;
             let positions = samples.iter().map(|s| s.positions).fold(self.positions, usize::max);
             let steps = MemoryPlan::training_as(self.be, config, positions, capacity, (purpose, learns))?;
-            let steps = steps.with_copies(copies);
             let lasting = steps.table.len();
             let Some(mut samples) = samples else { return Ok(Planned { memory: steps, lasting, purpose }) };
             let trained = MemoryPlan::sections(self.be, config, learns)?.0.trained_len;

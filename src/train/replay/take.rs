@@ -37,21 +37,20 @@ pub fn replay<B: Backend>(be: B, c: &TrainOptions, step: u64, observe: &mut dyn 
     choose_products(be.inner(), c)?;
     let splits = open_splits(&c.files.data)?;
     let trained = Trained::of(c.train.train.as_deref())?;
-    let team = Team::by_one(c.data.lanes);
-    let ready = Ready::new(be.inner(), c, (&splits, &[], false), (learns(c, &trained), team))?;
+    let of = learns(c, &trained, Team::by_one(c.data.lanes).ranks());
+    let ready = Ready::new(be.inner(), c, (&splits, &[], false), of)?;
     let made = Made { c, step, splits: &splits, trained: &trained, ready: &ready };
     let begin = made.begin(&be, &record, observe)?;
     let sync = Sync::of(&c.reference);
     let sidecars = match &ready.reference {
         Some(model) if sync.is_none() => {
             let clock = begin.checkpoint.as_ref().map_or_else(Default::default, |c| c.saved().clock);
-            let of = Pass { c, ready: &ready, held_out: false, team };
+            let of = Pass { c, ready: &ready, held_out: false, team: Team::ALONE };
             of.run(be.inner(), model, (clock, step - clock.step), observe)?.0.into_iter().next()
         }
         _ => None,
     };
     let (mut engine, mut optimizer) = made.load(&be, begin.checkpoint.as_ref())?;
-    engine.team = team;
     let stepper = Stepper {
         spec: c.loss(),
         plan: &ready.planner,
@@ -101,7 +100,7 @@ impl Made<'_> {
         }
         let written = Written::of(run, step)?;
         let goes_on = |of: &Saved| of.identity.difference(&identity, c, schedule, of.max_steps).is_none();
-        let model = (ready.dir.config(), learns(c, trained));
+        let model = (ready.dir.config(), learns(c, trained, Team::by_one(c.data.lanes).ranks()));
         let (checkpoint, from) = nearest(be, (record, run), goes_on, step, model, observe)?;
         warn_of_numerics(record, &identity.numerics, (from.step, step), observe)?;
         tell_start(&from, step, observe)?;
@@ -119,7 +118,9 @@ impl Made<'_> {
         let mut policy = Model::load(be, &ready.dir, ready.positions)?;
         self.trained.apply(&mut policy.table)?;
         let mut engine = Engine::for_optimizer(be, policy, ready.capacity, ready.purpose, &c.optim)?;
-        let optimizer = Optimizer::new(be, &mut engine.state, &c.optim)?.seeded(c.data.seed);
+        let team = Team::by_one(c.data.lanes);
+        engine.join(team)?;
+        let optimizer = Optimizer::shared(be, &mut engine.state, &c.optim, team.ranks())?.seeded(c.data.seed);
         if let (Some(_), Some(model)) = (Sync::of(&c.reference), &ready.reference) {
             synced::load(be, &mut engine.state, model)?;
         }

@@ -214,7 +214,11 @@ impl CudaDriver {
     fn copied(&self) -> Result<()> {
         // SAFETY: the stream is alive, and its context is this thread's, as the copy just now needed.
         let wait = || unsafe { result::stream::synchronize(self.stream.cu_stream()) };
-        wait().inspect_err(|_| drop(wait())).map_err(error("finish what was enqueued"))
+        let done = wait();
+        if done.is_err() {
+            let _ = wait();
+        }
+        done.map_err(error("finish what was enqueued"))
     }
 
     fn bind(&self) -> Result<()> {

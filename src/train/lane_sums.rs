@@ -1,0 +1,65 @@
+//! Where the gradients of lanes are added up, on the way to the sum over all of them.
+
+use super::exchange::Gathered;
+use super::shares::Shares;
+use super::team::{Ranks, Team};
+use crate::backend::{Add, Backend};
+use crate::comm::tree::Stack;
+use crate::error::Result;
+
+/// Where the gradients of lanes are added up, beside where passes leave them.
+pub(super) struct LaneSums<B: Backend> {
+    /// What this rank has; the last of it are the gradients themselves.
+    stack: Stack,
+    /// The nodes before the last.
+    before: Vec<B::Buf<B::Acc>>,
+    spare: Vec<B::Buf<B::Acc>>,
+}
+
+impl<B: Backend> LaneSums<B> {
+    /// For gradients of `len` elements; none where there is one lane.
+    pub fn new(be: &B, len: usize, ranks: Ranks) -> Result<Option<Self>> {
+        if ranks.lanes == 1 {
+            return Ok(None);
+        }
+        let copies = Stack::most(&ranks.own_lanes(), ranks.lanes).saturating_sub(1);
+        let spare = (0..copies).map(|_| be.zeros("gradients of lanes", len)).collect::<Result<_>>()?;
+        Ok(Some(Self { stack: Stack::new(ranks.lanes), before: Vec::new(), spare }))
+    }
+
+    /// Keeps `grads` as they are, of the lanes before.
+    pub fn set_aside(&mut self, be: &B, grads: &B::Buf<B::Acc>) -> Result<()> {
+        if self.stack.nodes().is_empty() {
+            return Ok(());
+        }
+        let mut to = self.spare.pop().expect("room for every node");
+        be.copy(be.view_mut(&mut to, 0..be.len(grads)), be.view(grads, 0..be.len(grads)))?;
+        self.before.push(to);
+        Ok(())
+    }
+
+    /// Takes `grads` as those of `lane`, and adds to them what lies before, as far as the tree has it so.
+    pub fn add(&mut self, be: &B, lane: usize, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+        self.stack.push(lane);
+        while self.stack.join() {
+            let from = self.before.pop().expect("a node a place of the stack");
+            be.add(Add { to: be.view_mut(grads, 0..be.len(&from)), from: be.view(&from, 0..be.len(&from)) })?;
+            self.spare.push(from);
+        }
+        Ok(())
+    }
+
+    /// Makes `grads`, where this rank's share of them is, the sum over all lanes, and has nothing from here on.
+    pub fn end(&mut self, be: &B, team: Team<'_>, shares: &Shares, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+        if team.size() > 1 {
+            let mut gathered = Gathered::new(team);
+            for k in shares.buckets() {
+                gathered.send(be, shares, k, (&self.before, grads))?;
+            }
+            gathered.end(be, shares, grads)?;
+        }
+        self.stack.clear();
+        self.spare.append(&mut self.before);
+        Ok(())
+    }
+}

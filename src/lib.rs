@@ -99,9 +99,9 @@
 //! - [`model`]: a directory opened once, configuration, parameter table, weights in four bits ([`model::nf4`]), adapters
 //!   ([`model::peft`] are their files, [`model::low_rank`] what they compute), loading and export, forward and backward written
 //!   out, generation.
-//! - [`train`]: options ([`train::options`]), memory plan, who takes a run's steps together ([`train::team`]) and
-//!   what of the optimiser's state each keeps ([`train::shares`]) and continues prompts
-//!   together ([`train::generating`]), reference pass, what a run learns and where it stands ([`train::state`]), the passes of a step
+//! - [`train`]: options ([`train::options`]), memory plan, who takes a run's steps together ([`train::team`]), continues prompts
+//!   together ([`train::generating`]), and keeps what of the optimiser's state ([`train::shares`]), reference pass, what a run learns
+//!   and where it stands ([`train::state`]), the passes of a step
 //!   ([`train::engine`]), optimiser, evaluation and what is sampled at it ([`train::samples`]), what follows from it
 //!   ([`train::best`]), metrics, the ledger of pairs ([`train::ledger`]), checkpoints ([`train::checkpoint`]), records
 //!   ([`train::record`]), runs, a step of one taken again ([`train::replay`]), and the memory and time of those that are not begun

@@ -108,6 +108,8 @@ fn main() -> ExitCode {
         Err(Error::Io { path, source, .. })
             if path == Path::new(STDOUT) && source.kind() == std::io::ErrorKind::BrokenPipe =>
         {
+            // The others have come to their end, and wait for this one.
+            let _ = comm.end();
             ExitCode::SUCCESS
         }
         Err(e @ Error::Stopped(_)) => end(Some(&*comm), &e, world, signal::exit_code().unwrap_or(e.exit_code())),

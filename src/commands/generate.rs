@@ -130,6 +130,8 @@ pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Resu
     if !job.comm.world().is_first() {
         // Rank 0 alone reads prompts, which stdin may have, and writes.
         let dir = args.quantize.open(&args.model, args.adapter.as_deref())?;
+        // However long who writes them takes.
+        job.comm.barrier("wait for the prompts of rank 0")?;
         let task = Run { args: &args, dir, prompts: &[], job, observe };
         return device::dispatch_one_of(job.comm.local_rank(), args.device, (args.dtype, LogitsChoice::F32), task)
             .map(drop);
@@ -148,6 +150,7 @@ pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Resu
     let named: Vec<PathBuf> = args.input.iter().cloned().collect();
     let inputs = Inputs::of(&named)?;
     let prompts = prompts(args, inputs.paths.first(), &tokenizer, wraps).map_err(|e| inputs.named(e))?;
+    job.comm.barrier("wait for the prompts of rank 0")?;
     let task = Run { args, dir, prompts: &prompts, job, observe };
     let all = device::dispatch_one_of(job.comm.local_rank(), args.device, (args.dtype, LogitsChoice::F32), task)?;
     write(args, &tokenizer, (&prompts, &all), out)

@@ -303,6 +303,8 @@ impl Task for Train<'_> {
         let job = self.1;
         job.join_devices(be, &ranks::environment)?;
         let summary = run::train_as(be, job, self.0, self.2)?;
+        // Rank 0 may be at it for minutes. Whoever parts, or stops with another exit code than 0, would take it along.
+        job.comm.barrier("wait for what rank 0 saves")?;
         be.leave(job.comm)?;
         Ok(summary)
     }

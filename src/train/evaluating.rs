@@ -128,9 +128,8 @@ impl Steps<'_> {
         let (Some(metric), Some(best)) = (metric, engine.state.clock.watched.best) else { return Ok(()) };
         let step = engine.state.clock.step;
         let mut loaded = self.options.eval.load_best_model_at_end;
-        // Whoever has the folder alone has a use for the model.
-        if loaded && best.step != step && self.saver.out.is_some() {
-            match self.take_best(engine, best.step) {
+        if loaded && best.step != step {
+            match self.take_best(engine, best.step)? {
                 Ok(path) => {
                     let (of, value) = (best.step, best.value);
                     let line =
@@ -160,14 +159,26 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// Fills the state from the checkpoint of `step`, which is read through before anything is overwritten.
-    fn take_best<B: Backend>(&self, engine: &mut Engine<'_, B>, step: u64) -> Result<PathBuf> {
+    /// Fills the state from the checkpoint of `step`, which rank 0 reads through before anybody overwrites anything: each rank has its
+    /// share of it. Gives why not, on rank 0 in words. Errors: a checkpoint that is good no more.
+    fn take_best<B: Backend>(&self, engine: &mut Engine<'_, B>, step: u64) -> Result<Result<PathBuf>> {
         let gone = || Error::file(self.saver.path, format!("checkpoint-{step} is not there"));
-        let path = self.saver.checkpoint(step).ok_or_else(gone)?;
-        let checkpoint = Checkpoint::open(&path)?;
-        checkpoint.verify(&engine.state.model.table, &engine.state.sections(engine.be))?;
+        let opened = || Checkpoint::open(&self.saver.checkpoint(step).ok_or_else(gone)?);
+        let checked = || {
+            let checkpoint = opened()?;
+            checkpoint.verify(&engine.state.model.table, &engine.state.sections(engine.be))?;
+            Ok(checkpoint)
+        };
+        let first = engine.team.is_first().then(checked);
+        let good = engine.team.told(matches!(first, Some(Ok(_))))?;
+        let checkpoint = match first {
+            Some(Err(why)) => return Ok(Err(why)),
+            None if !good => return Ok(Err(gone())),
+            Some(Ok(checkpoint)) => checkpoint,
+            None => opened()?,
+        };
         checkpoint.load(engine.be, &mut engine.state)?;
-        Ok(path)
+        Ok(Ok(checkpoint.path().to_owned()))
     }
 
     /// The held-out numbers of the model that the run started from, and of that which it has after `step` steps: where both

@@ -81,6 +81,8 @@ pub(super) fn fill<B: Backend>(
             to.keep(!stop)?;
         }
         if stop {
+            // Whoever ends with another exit code than 0 takes the others along.
+            team.comm.barrier("wait for what rank 0 keeps")?;
             let (left, called) = (total - seen, work.called);
             let why = format!("stopped: {left} {called} still to do; the same command goes on from here");
             return Err(Error::stopped(why));

@@ -94,7 +94,8 @@ impl Steps<'_> {
             let this = self.stepper.start(engine);
             // Its numbers have long been there: the device is at work on the passes that were started just now. They are
             // written even where that failed.
-            if let Some(before) = before.take() {
+            // Not where there are other ranks: they would be at something else.
+            if let Some(before) = before.take_if(|_| this.is_ok() || engine.team.size() == 1) {
                 let finished = self.finish(engine, opt, before, &mut done);
                 flow = flow.and(this.as_ref().map_or(Ok(Flow::On), |_| finished)?);
             }
@@ -137,6 +138,7 @@ impl Steps<'_> {
         let (step, total) = (engine.state.clock.step, self.stepper.schedule.total);
         if flow == Flow::Stop && self.evaluated != Some(step) {
             flow = flow.and(self.evaluate(engine)?);
+            (flow, _) = engine.team.agree(flow, false)?;
         }
         self.saver.record.stopped_early = self.ends_early.clone().filter(|_| flow == Flow::Stop);
         self.summary.ended = match flow {

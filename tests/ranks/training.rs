@@ -13,6 +13,7 @@ pub const RUN: &str = "--model m --data d --device cpu --learning-rate 1e-3 --ba
 const KINDS: &[(&str, &str)] = &[
     ("sft", "sft"),
     ("dpo", "dpo --eval-steps 2 --save-steps 2"),
+    ("the best evaluation", "dpo --eval-steps 1 --load-best-model-at-end"),
     ("a sum of losses", "dpo --loss-type sigmoid,sft --loss-weights 1,0.5 --optim adamw_8bit --dtype bf16"),
     ("a loss of the whole step", "dpo --loss-type bco_pair"),
     ("judgements", "dpo --loss-type kto"),

@@ -84,8 +84,10 @@ impl Meeting {
             let wrong = || Error::usage(format!("{name}={text} in the environment: not a port, 1 to 65535"));
             text.trim().parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)
         };
+        // Of two jobs on a machine, or one that torchrun starts again, where they meet differs at least. How often an agent has started
+        // its processes is its own count.
         let known =
-            ["TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
+            [ADDRESS, "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
         let job = |host: &str| {
             let known = known.map(|name| env(name).unwrap_or_default());
             let hash = Sha256::digest(format!("{host} {} {}", place.size, known.join(" ")));

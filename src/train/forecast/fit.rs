@@ -8,11 +8,12 @@ use super::asked;
 use super::run::{Cut, MOST, Opened, Run};
 use crate::backend::Backend;
 use crate::backend::metered::Ceilings;
+use crate::comm::World;
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT};
 use crate::observe::{Event, Observe};
 use crate::train::options::TrainOptions;
-use crate::train::team::Team;
+use crate::train::team::{Ranks, Team};
 use crate::units;
 use std::path::Path;
 
@@ -66,7 +67,7 @@ fn fits<B: Backend>(run: &Run<'_, B>, slots: usize, free: usize) -> Result<bool>
 /// Of several ranks the first decides, with the memory of the rank that has least: those of a machine share its memory.
 pub fn fitted<B: Backend>(be: &B, c: &TrainOptions, team: Team<'_>, observe: &mut dyn Observe) -> Result<TrainOptions> {
     let free = least_free(be, team)?;
-    let slots = if team.is_first() { Some(decided(be, c, free)?) } else { None };
+    let slots = if team.is_first() { Some(decided(be, c, free, team.ranks())?) } else { None };
     let mut said = slots.map_or_else(Vec::new, |slots| (slots as u64).to_le_bytes().to_vec());
     team.comm.broadcast(&mut said, "hear the token budget")?;
     let slots = said.as_chunks().0.first().map_or(0, |said| u64::from_le_bytes(*said) as usize);
@@ -98,10 +99,12 @@ fn machine() -> String {
     files::read_text(Path::new("/proc/sys/kernel/hostname"), MOST_TEXT).unwrap_or_default().trim().to_owned()
 }
 
-fn decided<B: Backend>(be: &B, c: &TrainOptions, free: Option<usize>) -> Result<usize> {
+fn decided<B: Backend>(be: &B, c: &TrainOptions, free: Option<usize>, ranks: Ranks) -> Result<usize> {
     let opened = Opened::of(be, c, (&c.files.data, false))?;
     let cut = Cut::of(c, &opened)?;
-    let run = Run::new(be, c, &opened, &cut)?;
+    // The last has as many lanes as any.
+    let world = World { rank: ranks.world.size - 1, ..ranks.world };
+    let run = Run { ranks: Ranks { world, ..ranks }, ..Run::new(be, c, &opened, &cut)? };
     let Some(slots) = recommended(&run, free, &be.ceilings())? else {
         let (least, free) = (run.budgets.least(), units::bytes(free.unwrap_or(0)));
         let needed = run.needed(least)?.max(run.scoring(least)?.unwrap_or(0));

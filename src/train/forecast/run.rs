@@ -16,7 +16,7 @@ use crate::train::ready::{check_quantized, choose_products, no_prompts, planners
 use crate::train::reference::score_options;
 use crate::train::sample_plan::{SamplePlan, Whereabouts};
 use crate::train::sets::{self, NamedSet};
-use crate::train::team::Team;
+use crate::train::team::{Ranks, Team};
 use crate::train::trained::{Learns, Trained};
 use std::path::Path;
 
@@ -134,6 +134,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub positions: usize,
     /// What prompts to sample are taken from, where evaluations sample.
     pub prompts: Option<&'a Dataset>,
+    /// By whom.
+    pub ranks: Ranks,
 }
 
 /// The memory of a run.
@@ -150,13 +152,14 @@ impl<'a, B: Backend> Run<'a, B> {
     /// Of `c` over what is open, cut as `cut`. Errors: evaluations find no prompt to sample.
     pub fn new(be: &'a B, c: &'a TrainOptions, opened: &'a Opened, cut: &'a Cut<'_>) -> Result<Self> {
         let (budgets, positions) = (Budgets::of(cut.all()), cut.longest_row());
-        Ok(Self { be, c, opened, budgets, positions, prompts: opened.prompts(c)? })
+        let ranks = Team::by_one(c.data.lanes).ranks();
+        Ok(Self { be, c, opened, budgets, positions, prompts: opened.prompts(c)?, ranks })
     }
 
     /// Calls `f` with the model as it is trained, and what is learned.
     pub fn with<T>(&self, f: impl FnOnce(&ModelConfig, Learns<'_>) -> Result<T>) -> Result<T> {
         let trained = Trained::of(self.c.train.train.as_deref())?;
-        let (synced, ranks) = (self.c.reference.sync_ref_model, Team::by_one(self.c.data.lanes).ranks());
+        let (synced, ranks) = (self.c.reference.sync_ref_model, self.ranks);
         let learns = Learns { optim: &self.c.optim, trained: &trained, synced, ranks };
         let train = &self.c.train;
         let adapter: Option<AdapterShape> = train.new_adapter().map(|(shape, _)| shape).or(self.opened.base.adapter);

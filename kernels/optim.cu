@@ -4,12 +4,13 @@
 //   adamw    m += (g - m)(1 - beta1);  v = v beta2 + g^2 (1 - beta2);  p = p decay - lr (m / (sqrt(v) / root + eps)),
 //            lr = lr / (1 - beta1^t), root = sqrt(1 - beta2^t), decay = 1 - lr weight_decay: from the host.
 //   rmsprop  g += decay p;  v = v beta2 + g^2 (1 - beta2);  p -= lr (g / (sqrt(v) + eps)).
+//   add      to += from: gradients of lanes.
 //   mix      p = p keep + from take, keep = 1 - take: a reference on its way to the policy (TR-DPO).
 // Source     Loshchilov & Hutter 2019, as torch.optim.AdamW; torch.optim.RMSprop; Gorbatovski et al. 2024 (TR-DPO).
 // Shapes     w (n) T   p = master, from, m, v, g (n) f32, g bf16 too (_narrow)   norm (1), part (blocks) f64. f32 storage: master is w.
 // Launch     norm: grid = 8192 or fewer, block = 256, a contiguous part each; then one block. Updates: a thread per 8 (bf16) or
 //            4 (f32) parameters, block = 256. The host does not wait for the norm.
-// Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32), mix 14 or 12 bytes a parameter: the least.
+// Traffic    norm 4 bytes; adamw 30 (bf16 with master) or 28 (f32), mix 14 or 12, add 12 bytes a parameter: the least.
 // Order      norm: thread-strided sums in f64, butterfly, warps in order, blocks in order. No atomics.
 // Limits     none that memory does not set.
 // Predicted  HBM is the limiter. Norm: 8192 parts are 7 to 8 waves of an H100, the last nearly full (1024 would be 1.3: two). AdamW in
@@ -62,6 +63,21 @@ KERNEL(256, norm_of_sums)(double* __restrict__ norm, const double* __restrict__ 
     if (threadIdx.x == 0) norm[0] = sqrt(sum);
 }
 EXPORT_KERNEL(norm_of_sums)
+
+KERNEL(256, add)(float* __restrict__ to, const float* __restrict__ from, long long n) {
+    constexpr int N = PACK(float);
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * N;
+    if (i >= n) return;
+    if_whole(n - i < N ? n - i : 0, [&](auto whole) {  // the last pack alone may be cut short
+        const int live = int(n - i < N ? n - i : N);
+        const auto other = load_pack<whole>(from + i, live);
+        auto sum = load_pack<whole>(to + i, live);
+#pragma unroll
+        for (int e = 0; e < N; ++e) sum[e] += other[e];
+        store_pack<whole>(to + i, sum, live);
+    }, to, from);
+}
+EXPORT_KERNEL(add)
 #endif
 
 // The factor for the gradient; false: leave everything as it is.

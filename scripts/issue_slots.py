@@ -28,7 +28,7 @@ ELEMENT = {
     r"qk_norm_fwd": (4, 1), r"qk_norm_bwd": (4, 1), r"bias_fwd": (2, 0), r"bias_bwd": (1, 0), r"rope": (2, 1), r"rope_bias": (2, 1),
     r"rope_bias_bwd": (2, 1), r"embed_bwd": (1, 0), r"dropout_fwd": (2, 0), r"dropout_bwd": (3, 0),
     r"gather_rows|scale_rows": (2, 0), r"scatter_rows": (1, 0), r"head": (0, 1),
-    r"target_logits": (2, 0), r"adamw": (1, 7), r"rmsprop": (1, 5), r"mix": (1, 3),
+    r"target_logits": (2, 0), r"adamw": (1, 7), r"rmsprop": (1, 5), r"mix": (1, 3), r"add": (0, 3),
     # Half an f32: gradients in bf16, in a kernel that is compiled with those of f32.
     r"sum_squares_narrow": (0, 0.5), r"adamw_narrow": (2, 6), r"rmsprop_narrow": (2, 4), r"embed_bwd_narrow": (1, 0),
     r"adamw_in_bf16": (6, 1), r"adamw_in_bf16_narrow": (7, 0), r"adamw_in_8bit": (2, 1), r"adamw_in_8bit_narrow": (3, 0),

@@ -7,8 +7,9 @@ One GPU's step is that of docs/step-model.md ("pairs/s at most", UltraFeedback),
 hand each other in ZeRO-1: gradients in single precision to who adds them up, weights in bf16 to all; a message of n bytes takes
 alpha + n / beta. Three ways are told apart:
 
-- host: as the program does it today. Buckets pass the hosts' memory on their way, and nothing is done meanwhile.
-- device: from GPU to GPU by NCCL, first within a machine, then between machines, where each GPU sends an eighth. Not built.
+- host: buckets pass the hosts' memory on their way, and nothing is done meanwhile. What the program would do without NCCL.
+- device: from GPU to GPU by NCCL, first within a machine, then between machines, where each GPU sends an eighth. The program does so
+  in one level: within a machine the same, between machines more.
 - overlapped: as device, beside the last micro-batch's backward pass and the next step's first forward pass. Not built."""
 
 import argparse

@@ -163,6 +163,10 @@ fn updates<B: Clock>(bench: &mut Bench<'_, B>) {
     bench.run("grad_norm", &shape, Work::bytes(4 * n), set, |be, (_, _, _, _, g, norm)| {
         be.grad_norm(GradNorm { norm: be.view_mut(norm, 0..1), g: be.view(g, 0..n) }).expect("grad_norm");
     });
+    let lane = |be: &B| (be.zeros::<B::Acc>("bench", n).expect("memory"), random::<B, B::Acc>(be, n));
+    bench.run("add", &shape, Work::bytes(12 * n), lane, |be, (to, from)| {
+        be.add(Add { to: be.view_mut(to, 0..n), from: be.view(from, 0..n) }).expect("add");
+    });
     let adamw = Rule::AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 5 };
     let rmsprop = Rule::RmsProp { lr: 1e-6, alpha: 0.99, eps: 1e-8, weight_decay: 0.0 };
     // Weights, moments: read and written; gradients read. With a master, bf16 weights are only written.

@@ -15,7 +15,7 @@ pub fn lanes_of(rank: usize, size: usize, lanes: usize) -> Range<usize> {
 }
 
 /// The halves of a node.
-fn halves(node: &Range<usize>) -> [Range<usize>; 2] {
+pub fn halves(node: &Range<usize>) -> [Range<usize>; 2] {
     let middle = node.start + (node.len().next_power_of_two() / 2);
     [node.start..middle, middle..node.end]
 }

@@ -81,7 +81,8 @@ impl MemoryPlan {
         let save = SavePlan::of(&counting, &engine.state);
         let mut plan = Self { save: Some(save), ..Self::of(be, &counting, model, capacity) };
         let packed = exchange::packed(&engine.state.shares, ranks, size_of::<B::Acc>());
-        if packed > 0 {
+        // Where devices reach each other, their room is in the table already.
+        if packed > 0 && be.joined().is_none() {
             plan.table.push(("gradients between ranks".into(), packed));
         }
         Ok(plan)

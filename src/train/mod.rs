@@ -31,6 +31,7 @@ pub mod means;
 pub mod memory;
 pub mod metrics;
 pub mod mismatched;
+mod on_device;
 pub mod optim;
 pub mod options;
 mod pass;

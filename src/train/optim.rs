@@ -4,6 +4,7 @@ use super::choices::GradientChoice;
 use super::clock::Clock;
 use super::exchange::{self, Handout};
 use super::group::{finite_from_0, options};
+use super::on_device::Handed;
 use super::shares::{self, Kind, Piece, Shares};
 use super::state::{Coded, Moments, State};
 use super::team::{Ranks, Team};
@@ -104,6 +105,8 @@ pub struct Optimizer<B: Backend> {
     norm: B::Buf<f64>,
     /// Sums of squares of the gradients' blocks, where these are of several lanes.
     squares: Option<B::Buf<f64>>,
+    /// Where weights of other ranks come, where the devices reach each other.
+    handed: Option<Handed<B>>,
     /// The norm of the last step, on its way; the flag says that nobody has read it.
     late: B::Readback,
     unread: bool,
@@ -160,8 +163,9 @@ impl<B: Backend> Optimizer<B> {
         let masters = B::MASTER_WEIGHTS && !options.optim.is_small();
         state.master = if masters { Some(be.zeros("master weights", n)?) } else { None };
         let (norm, late) = (be.zeros("gradient norm", 1)?, be.readback(1)?);
+        let handed = Handed::new(be, state.model.table.trained_len, ranks)?;
         let blocks = (ranks.lanes > 1).then(|| be.zeros("gradient norms of blocks", state.shares.blocks()));
-        Ok(Self { options: options.clone(), seed: 0, norm, squares: blocks.transpose()?, late, unread: false })
+        Ok(Self { options: options.clone(), seed: 0, norm, squares: blocks.transpose()?, handed, late, unread: false })
     }
 
     fn rule(&self, lr: f64, weight_decay: f64, step: u64) -> Rule {
@@ -200,6 +204,7 @@ impl<B: Backend> Optimizer<B> {
         self.unread = true;
         let moments = moments.as_mut().expect("an optimizer gave it moments");
         let mut weights = Handout::new(team, shares);
+        let mut handed = self.handed.take();
         for k in shares.buckets() {
             for piece in shares.own_of(k) {
                 let (at, decay) = (piece.place.grad.clone(), piece.place.decay);
@@ -214,9 +219,17 @@ impl<B: Backend> Optimizer<B> {
                     }
                 }?;
             }
-            weights.add(be, k, &mut model.weights)?;
+            match &mut handed {
+                Some(handed) => handed.add(be, team, (shares, k), &mut model.weights)?,
+                None => weights.add(be, k, &mut model.weights)?,
+            }
         }
-        weights.end(be, &mut model.weights)
+        match &handed {
+            Some(handed) => handed.end(be, team),
+            None => weights.end(be, &mut model.weights),
+        }?;
+        self.handed = handed;
+        Ok(())
     }
 
     /// The norm of the gradients: of several lanes' block by block, each rank having its share of them.

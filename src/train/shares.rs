@@ -16,7 +16,7 @@ use std::ops::Range;
 pub const BLOCK: usize = 1 << 14;
 
 /// Blocks of a bucket, 16 MiB in single precision; one a rank where there are more ranks.
-const BUCKET: usize = 256;
+pub(super) const BUCKET: usize = 256;
 
 /// Elements to which the parts that a rank has of a place are aligned in its buffers, as places are in the arenas.
 const ALIGN: usize = params::ALIGN;

@@ -139,6 +139,44 @@ fn all_of_the_policy<A: GpuFloat>() {
 }
 both!(all_of_the_policy);
 
+/// Gradients of a lane added to those of another, and the norm of their sum by blocks; elements beside the range stay.
+struct Lanes {
+    to: Vec<f64>,
+    from: Vec<f64>,
+    range: std::ops::Range<usize>,
+    block: usize,
+}
+impl Case for Lanes {
+    fn run<B: Backend>(&self, be: &B) -> Outputs {
+        let (mut to, from) = (buf::<B, B::Acc>(be, &self.to), buf::<B, B::Acc>(be, &self.from));
+        let at = self.range.clone();
+        be.add(Add { to: be.view_mut(&mut to, at.clone()), from: be.view(&from, 0..at.len()) }).unwrap();
+        let blocks = at.len().div_ceil(self.block);
+        let (mut sums, mut norm) = (unset::<B, f64>(be, blocks), unset::<B, f64>(be, 1));
+        let squares = Squares { sums: v!(be, mut sums), g: be.view(&to, at), block: self.block };
+        be.squares(squares).unwrap();
+        be.root(Root { norm: v!(be, mut norm), sums: v!(be, sums) }).unwrap();
+        let few = Add { to: be.view_mut(&mut to, 0..1), from: be.view(&from, 0..0) };
+        assert!(be.add(few).is_err());
+        vec![
+            ("to", fetch::<B, B::Acc>(be, &to), false),
+            ("sums", fetch::<B, f64>(be, &sums), false),
+            ("norm", fetch::<B, f64>(be, &norm), false),
+        ]
+    }
+}
+
+fn lanes<A: GpuFloat>() {
+    for (n, range, block) in
+        [(1, 0..1, 1024), (40, 1..38, 1024), (5000, 8..4999, 1024), (9001, 3..9001, 4096), (70_000, 0..70_000, 16_384)]
+    {
+        let mut noise = Noise(n as u64 + 5);
+        let case = Lanes { to: noise.vec::<f32>(n, 1.0), from: noise.vec::<f32>(n, 1.0), range, block };
+        compare::<A>(&format!("lanes of {n}"), &case);
+    }
+}
+both!(lanes);
+
 /// The norm of a range so long that blocks, and the threads of one, go round several times; its last part is short.
 struct LongNorm(Vec<f64>);
 impl Case for LongNorm {

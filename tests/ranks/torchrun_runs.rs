@@ -72,10 +72,13 @@ fn a_rank_that_is_killed_or_stuck_ends_all() {
         for (i, ran) in others.iter().enumerate() {
             let text = String::from_utf8_lossy(&ran.stderr).into_owned();
             let lines: Vec<&str> = text.lines().filter(|line| line.contains("fusedpo: ")).collect();
-            assert!(lines.len() == 1 && lines[0].contains("rank 2"), "{signal}, {i}: {text}");
+            // Who waits for all names those too that wait for rank 2.
+            let named = lines[0].contains("rank 2") || lines[0].contains("ranks ") && lines[0].contains(" 2,");
+            assert!(lines.len() == 1 && named, "{signal}, {i}: {text}");
             assert_eq!(ran.status.code(), Some(1), "{signal}, {i}: {text}");
         }
-        assert!(said(&others[0]).contains(why), "{signal}: {}", said(&others[0]));
+        let all: Vec<String> = others.iter().map(said).collect();
+        assert!(all.iter().any(|text| text.contains(why)), "{signal}: {all:?}");
         assert!(took < Duration::from_secs(15), "{signal}: {took:?}");
     }
 }

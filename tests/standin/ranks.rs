@@ -247,3 +247,37 @@ fn a_run_by_several_gpus_is_that_of_one() {
         }
     }
 }
+
+/// What befalls rank 1 of three in the middle of a run: where gradients go from GPU to GPU, and nobody but NCCL would know.
+#[test]
+fn a_run_whose_rank_is_lost_ends() {
+    if library::folder().is_none() {
+        return;
+    }
+    let (cli, aside) = (Cli::with_data(), tempfile::TempDir::new().unwrap());
+    // The patience of ranks: where it is to end, and where it is not.
+    let faults: [(Switches, &str, &str); 3] = [
+        (&[("NCCL_STICK", "3")], "6", "s to add up gradients: another rank is lost or stuck"),
+        (&[("NCCL_DIE", "4")], "60", "rank 1 is lost: its connection was closed"),
+        (&[("FAIL", "ncclRecv:9")], "60", "rank 1 has ended"),
+    ];
+    for (i, (switches, patience, why)) in faults.into_iter().enumerate() {
+        let (log, begun) = (aside.path().join(i.to_string()), Instant::now());
+        let of = |rank: usize| {
+            let command = cli.command(&format!("sft {RUN} --out lost{i}"));
+            let mut command = on_stand_ins(command, &log, if rank == 1 { switches } else { &[] });
+            command.env("FUSEDPO_COMM_TIMEOUT", patience);
+            command
+        };
+        let all = Torchrun::end(Torchrun::new(3).start(of));
+        let texts: Vec<String> = all.iter().map(said).collect();
+        for (rank, (ran, text)) in all.iter().zip(&texts).enumerate().filter(|(rank, _)| *rank != 1) {
+            assert_eq!(text.matches("fusedpo: ").count(), 1, "{switches:?}, {rank}: {texts:?}");
+            assert_eq!(ran.status.code(), Some(1), "{switches:?}, {rank}: {texts:?}");
+        }
+        assert!(texts[0].contains(why), "{switches:?}: {texts:?}");
+        assert!(begun.elapsed() < Duration::from_secs(25), "{switches:?}: {:?}", begun.elapsed());
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(!text.contains("DEFECT"), "{switches:?}: {text}\n{texts:?}");
+    }
+}

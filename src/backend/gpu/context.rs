@@ -6,7 +6,7 @@ use super::memory::{Buf, Heap};
 use crate::backend::ops::element::{Float, Storage};
 use crate::error::{Error, Result, expect_len};
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Storage that kernels compute in.
 pub trait GpuFloat: Float {
@@ -39,6 +39,8 @@ pub(super) struct Scratch<D: Driver> {
 pub struct Gpu<D: Driver, A: GpuFloat> {
     /// The way to the GPUs of other ranks. Dropped first: what is under way there uses memory.
     pub(super) ranks: Mutex<Option<Joined<D>>>,
+    /// By what, in words: a backend that counts knows it too.
+    pub(super) way: OnceLock<String>,
     pub(super) driver: Arc<D>,
     pub(super) heap: Heap<D>,
     pub(super) scratch: Mutex<Scratch<D>>,
@@ -72,7 +74,15 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         let floats = heap.alloc("sums over rows", SCRATCH)?;
         let doubles = heap.alloc("sums over rows", NORM_SLABS)?;
         let scratch = Mutex::new(Scratch { floats, doubles, words: None });
-        Ok(Gpu { ranks: Mutex::default(), driver, heap, scratch, narrow_logits, storage: PhantomData })
+        Ok(Gpu {
+            ranks: Mutex::default(),
+            way: OnceLock::new(),
+            driver,
+            heap,
+            scratch,
+            narrow_logits,
+            storage: PhantomData,
+        })
     }
 
     /// See [`Device::counting`](crate::backend::ops::device::Device::counting).
@@ -84,7 +94,8 @@ impl<D: Driver, A: GpuFloat> Gpu<D, A> {
         };
         let heap = Heap::new(&self.driver, true);
         let (driver, scratch, narrow_logits) = (self.driver.clone(), Mutex::new(scratch()), self.narrow_logits);
-        Gpu { ranks: Mutex::default(), driver, heap, scratch, narrow_logits, storage: PhantomData }
+        let way = self.way.clone();
+        Gpu { ranks: Mutex::default(), way, driver, heap, scratch, narrow_logits, storage: PhantomData }
     }
 
     /// An error where there is no memory behind the buffers.

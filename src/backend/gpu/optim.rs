@@ -5,7 +5,6 @@ use super::context::{Gpu, GpuFloat, NORM_SLABS, pack};
 use super::driver::{Arg, Driver, Dtype, Grid, View, ViewMut};
 use super::lock::lock;
 use super::product::narrow;
-use crate::backend::ops::device::Device;
 use crate::backend::ops::element::Gradient;
 use crate::backend::ops::optim::{Add, GradNorm, GradNormNarrow, Mix, OptimOps, Root, Rule, Squares, Update};
 use crate::error::Result;
@@ -59,14 +58,13 @@ impl<D: Driver, A: GpuFloat> OptimOps for Gpu<D, A> {
     }
 
     fn add(&self, op: Add<'_, Self>) -> Result<()> {
-        // By the host, until a kernel does it: only gradients of several lanes come here, and a GPU has one lane as yet.
+        const OP: &str = "add";
         let Add { mut to, from } = op;
-        check::len("add", "from", from.len(), &[("parameters", to.len())])?;
-        let (mut sum, mut other) = (vec![0f32; to.len()], vec![0f32; to.len()]);
-        self.download(&mut sum, self.read_only(&to))?;
-        self.download(&mut other, from)?;
-        sum.iter_mut().zip(other).for_each(|(to, from)| *to += from);
-        self.upload(self.lend(&mut to), &sum)
+        let n = to.len();
+        check::len(OP, "from", from.len(), &[("parameters", n)])?;
+        let grid = Grid::new([n.div_ceil(pack::<f32>()).div_ceil(256), 1], 256);
+        // SAFETY: both have n elements, as checked above.
+        unsafe { self.launch_as(Dtype::F32, OP, grid, &[to.arg(), from.arg(), Arg::I64(n as i64)]) }
     }
 
     fn squares(&self, op: Squares<'_, Self>) -> Result<()> {

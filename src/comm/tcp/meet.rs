@@ -86,8 +86,7 @@ impl Meeting {
         };
         // Of two jobs on a machine, or one that torchrun starts again, where they meet differs at least. How often an agent has started
         // its processes is its own count.
-        let known =
-            [ADDRESS, "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
+        let known = [ADDRESS, "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE"];
         let job = |host: &str| {
             let known = known.map(|name| env(name).unwrap_or_default());
             let hash = Sha256::digest(format!("{host} {} {}", place.size, known.join(" ")));

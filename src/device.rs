@@ -187,7 +187,9 @@ fn bf16_logits_on_a_cpu() -> Error {
 
 /// The GPU of process `local` of this machine, with logits as asked for; what it held before that was known is given back.
 fn gpu<A: GpuFloat>(local: usize, logits: LogitsChoice) -> Result<Gpu<CudaDriver, A>> {
-    let gpu = Gpu::new(CudaDriver::open(local % cuda::gpus().max(1))?)?;
+    // The first is there or is said not to be; how many there are only others ask.
+    let at = if local == 0 { 0 } else { local % cuda::gpus()?.max(1) };
+    let gpu = Gpu::new(CudaDriver::open(at)?)?;
     match logits {
         LogitsChoice::F32 => Ok(gpu),
         LogitsChoice::Bf16 => gpu.with_bf16_logits(),

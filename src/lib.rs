@@ -128,7 +128,8 @@
 //!   be is told before any is taken, by the same constructors on a backend that only counts ([`train::memory`]).
 //! - Within a step the host reads nothing that the step computes, and leaves the device always something to do: numbers are
 //!   read a step later, micro-batches are staged two ahead, and a non-finite gradient norm stops the update on the device.
-//!   Losses that compare a whole step ([`loss::Scope::Step`]) alone go through the model twice, and read log-probs between.
+//!   Losses that compare a whole step ([`loss::Scope::Step`]) alone go through the model twice, and read log-probs between. Several
+//!   ranks wait for each other within a step: for gradients, the blocks of their norm, and weights.
 //! - An output row depends on its own inputs alone, not on what is packed beside it. So the reference's log-probs, computed
 //!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
 //!   proves it or does not start.

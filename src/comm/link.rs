@@ -2,7 +2,6 @@
 
 use super::staging::{Staging, check};
 use crate::error::{Error, Result};
-use std::sync::mpsc::{Receiver, TryRecvError};
 
 /// Which of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,67 +36,8 @@ pub struct Parts<'a> {
     pub from: &'a [usize],
 }
 
-/// How bytes go from rank to rank.
-#[derive(Clone, Debug)]
-pub enum Way {
-    /// Every rank has a part for each rank, one after the other.
-    Exchange {
-        /// Bytes of the parts that go out, by rank.
-        to: Vec<usize>,
-        /// Bytes of those that come in, by rank.
-        from: Vec<usize>,
-    },
-    /// Every rank has one part, for all.
-    Gather {
-        /// Its bytes, by rank.
-        lengths: Vec<usize>,
-    },
-}
-
-/// Bytes that go, and room for those that come: in all less than 2 GiB each way.
-#[derive(Debug)]
-pub struct Transfer {
-    /// What goes out.
-    pub send: Staging,
-    /// Becomes what came in, by rank.
-    pub receive: Staging,
-    /// Who gets what.
-    pub way: Way,
-}
-
-/// A [`Transfer`] that was begun.
-#[derive(Debug)]
-pub enum Pending {
-    /// It is over.
-    Done(Transfer),
-    /// Somebody else is at it.
-    Late(Receiver<Result<Transfer>>),
-}
-
-impl Pending {
-    /// Whether it is over.
-    pub fn is_over(&mut self) -> Result<bool> {
-        let Self::Late(late) = self else { return Ok(true) };
-        match late.try_recv() {
-            Ok(done) => *self = Self::Done(done?),
-            Err(TryRecvError::Empty) => return Ok(false),
-            Err(TryRecvError::Disconnected) => return Err(lost()),
-        }
-        Ok(true)
-    }
-
-    /// Waits until it is over.
-    pub fn wait(self) -> Result<Transfer> {
-        match self {
-            Self::Done(done) => Ok(done),
-            Self::Late(late) => late.recv().map_err(|_| lost())?,
-        }
-    }
-}
-
-fn lost() -> Error {
-    Error::Device("whoever was at a transfer is gone".into())
-}
+/// What goes out, and what becomes what came in.
+pub type Pair<'a> = (&'a mut Staging, &'a mut Staging);
 
 /// What the ranks of a job say to each other. Every rank calls the same in the same order; `what` says in an error what they
 /// were at, as in "waited 60 s to `what`".
@@ -131,30 +71,24 @@ pub trait Comm {
         Ok(())
     }
 
-    /// Begins what [`Comm::exchange`] or [`Comm::gather`] would do, and comes back before it is over where it can. What was begun first
-    /// is over first, and what is called later comes after it.
-    fn begin(&self, transfer: Transfer, what: &str) -> Result<Pending> {
-        let Transfer { mut send, mut receive, way } = transfer;
-        match &way {
-            Way::Exchange { to, from } => {
-                self.exchange(Parts { send: &mut send, to, receive: &mut receive, from }, what)?;
-            }
-            Way::Gather { lengths } => {
-                let all = self.gather(send.bytes(), what)?.concat();
-                check(lengths, lengths, self.world().size)?;
-                if all.len() != lengths.iter().sum::<usize>() {
-                    let why = format!(
-                        "cannot {what}: {} bytes came, and {} were to come",
-                        all.len(),
-                        lengths.iter().sum::<usize>()
-                    );
-                    return Err(Error::Device(why));
-                }
-                receive.resize(all.len());
-                receive.bytes_mut().copy_from_slice(&all);
-            }
+    /// Hands `send`, of `lengths[rank]` bytes, to all, and makes `receive` what all have, by rank; in all less than 2 GiB. All know
+    /// the lengths, where [`Comm::gather`] asks for them.
+    fn share(&self, (send, receive): Pair<'_>, lengths: &[usize], what: &str) -> Result<()> {
+        check(lengths, lengths, self.world().size)?;
+        let all = self.gather(send.bytes(), what)?;
+        if !all.iter().map(Vec::len).eq(lengths.iter().copied()) {
+            let got: usize = all.iter().map(Vec::len).sum();
+            let want: usize = lengths.iter().sum();
+            return Err(Error::Device(format!("cannot {what}: {got} bytes came, and {want} were to come")));
         }
-        Ok(Pending::Done(Transfer { send, receive, way }))
+        receive.resize(lengths.iter().sum());
+        let mut to = receive.bytes_mut();
+        for part in &all {
+            let (now, rest) = to.split_at_mut(part.len());
+            now.copy_from_slice(part);
+            to = rest;
+        }
+        Ok(())
     }
 
     /// Ends all processes of the job, this one too, with exit code `code`; may come back where the library cannot, or wait for ever.

@@ -17,6 +17,6 @@ pub mod tcp;
 pub mod tree;
 
 pub use join::join;
-pub use link::{Alone, Comm, Parts, Pending, Transfer, Way, World};
+pub use link::{Alone, Comm, Pair, Parts, World};
 pub use patience::TIMEOUT;
 pub use staging::Staging;

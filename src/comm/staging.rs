@@ -3,11 +3,18 @@
 use crate::error::{Error, Result};
 use bytemuck::Pod;
 
-/// Bytes that are aligned for any number. A transfer that failed keeps them: whoever still writes there writes nowhere else.
-#[derive(Clone, Debug, Default)]
+/// Bytes that are aligned for any number, with room for one more behind them. A transfer that failed keeps them: whoever still
+/// writes there writes nowhere else.
+#[derive(Clone, Debug)]
 pub struct Staging {
     words: Vec<u64>,
     len: usize,
+}
+
+impl Default for Staging {
+    fn default() -> Self {
+        Self { words: vec![0], len: 0 }
+    }
 }
 
 impl Staging {
@@ -21,7 +28,7 @@ impl Staging {
 
     /// Makes it `len` bytes long. What was in it may stay, or not.
     pub fn resize(&mut self, len: usize) {
-        self.words.resize(len.div_ceil(8), 0);
+        self.words.resize(len / 8 + 1, 0);
         self.len = len;
     }
 

@@ -141,9 +141,6 @@ struct Of<'a> {
     team: Team<'a>,
 }
 
-/// Micro-batches a rank that are scored before the ranks hear of each other.
-const AT_ONCE: usize = 4;
-
 impl Of<'_> {
     /// Scores all of it; `lines`, which rank 0 has, get every rank's.
     fn score<B: Backend>(&self, be: &B, mut lines: Option<&mut Lines>, observe: &mut dyn Observe) -> Result<()> {
@@ -166,7 +163,7 @@ impl Of<'_> {
         let (mut done, mut step, steps) = (0, 0, planner.steps_in_epoch(0));
         while step < steps {
             let mut batches = Vec::new();
-            while step < steps && (batches.is_empty() || team.size() > 1 && batches.len() < AT_ONCE * team.size()) {
+            while step < steps && !team.is_enough(batches.len()) {
                 batches.extend(planner.step(0, step)?);
                 step += 1;
             }

@@ -321,16 +321,12 @@ fn train(
     out::refuse_stdout(&options.files.out)?;
     options.command = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     // Rank 0 alone has the run's folder. What is fetched it fetches first, and the others find it.
-    let fetched = || job.comm.barrier("wait for what rank 0 fetches");
-    if rank > 0 {
-        fetched()?;
-    } else if options.resume.resume.is_none() {
-        refuse_taken(&options.files.out)?;
-    }
-    hub::place_run(&mut options, Wanted::Model, observe)?;
-    if rank == 0 {
-        fetched()?;
-    }
+    ranks::first_fetches(job, || {
+        if rank == 0 && options.resume.resume.is_none() {
+            refuse_taken(&options.files.out)?;
+        }
+        hub::place_run(&mut options, Wanted::Model, observe)
+    })?;
     let finished = if rank == 0 { resume::finished(&options) } else { None };
     if let Some(said) = job.told(finished)? {
         if rank == 0 {

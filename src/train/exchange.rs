@@ -1,114 +1,92 @@
 //! What ranks hand each other of a step, and of what they keep: parts of gradients to who adds them up, updated weights to all,
-//! pieces of moments to rank 0.
-//!
-//! Bytes travel a bucket at a time ([`Shares`]), and few buckets at once: what is packed for them is memory.
+//! pieces of moments to rank 0. A bucket at a time ([`Shares`]): what is packed to travel is memory.
 
-use super::shares::{Piece, Shares};
+use super::shares::{Piece, Shares, length};
 use super::state::{Part, State};
 use super::team::{Ranks, Team};
 use crate::backend::{Backend, Device, Storage};
-use crate::comm::tree::{finish, lanes_of, nodes};
-use crate::comm::{Parts, Pending, Staging, Transfer, Way};
+use crate::comm::tree::finish;
+use crate::comm::{Parts, Staging};
 use crate::error::{Error, Result};
 use crate::model;
-use std::collections::VecDeque;
 use std::ops::Range;
 
 /// Gradients, in the layout of the trained arena.
 type Sums<B> = <B as Device>::Buf<<B as Device>::Acc>;
 
-/// Buckets that are under way at once, at most.
-const UNDER_WAY: usize = 3;
+/// Where numbers lie that travel: it stays from step to step.
+#[derive(Default)]
+pub(super) struct Packed {
+    send: Staging,
+    receive: Staging,
+}
 
-/// Bytes that a rank packs for others, and that come from them, at most; numbers of `width` bytes, `nodes` of which it has.
-pub(super) fn packed(shares: &Shares, ranks: Ranks, width: usize) -> usize {
-    let most = shares.buckets().map(|k| length(&shares.pieces(shares.bucket(k)))).max().unwrap_or(0);
+/// Most bytes that are packed of gradients, and of weights, on their way out and in.
+pub(super) fn packed<B: Backend>(shares: &Shares, ranks: Ranks) -> [usize; 2] {
     let size = ranks.world.size;
     if size == 1 {
-        return 0;
+        return [0; 2];
     }
-    let of = |rank| nodes(&lanes_of(rank, size, ranks.lanes), ranks.lanes).len();
-    let all: usize = (0..size).map(of).sum();
-    UNDER_WAY.min(shares.buckets().len()) * width * (most * of(ranks.world.rank) + most.div_ceil(size) * all)
+    let bucket = shares.buckets().map(|k| length(&shares.pieces(shares.bucket(k)))).max().unwrap_or(0);
+    let (part, nodes) = (bucket.div_ceil(size), ranks.nodes());
+    let all: usize = nodes.iter().map(Vec::len).sum();
+    let gradients = bucket * nodes[ranks.world.rank].len() + part * all;
+    [gradients * size_of::<B::Acc>(), (bucket + part) * size_of::<B::Act>()]
 }
 
-/// Elements of `pieces`.
-fn length(pieces: &[Piece]) -> usize {
-    pieces.iter().map(|piece| piece.place.grad.len()).sum()
-}
-
-/// Sums of gradients on their way to who adds them up.
-pub(super) struct Gathered<'a> {
-    team: Team<'a>,
-    /// The nodes of all ranks, in order, and how many each has.
-    nodes: Vec<Range<usize>>,
-    counts: Vec<usize>,
-    under_way: VecDeque<(usize, Pending)>,
-    spare: Vec<[Staging; 2]>,
-}
-
-impl<'a> Gathered<'a> {
-    pub fn new(team: Team<'a>) -> Self {
-        let (size, lanes) = (team.size(), team.lanes);
-        let of: Vec<_> = (0..size).map(|rank| nodes(&lanes_of(rank, size, lanes), lanes)).collect();
-        let counts = of.iter().map(Vec::len).collect();
-        Self { team, nodes: of.concat(), counts, under_way: VecDeque::new(), spare: Vec::new() }
-    }
-
-    /// Sends bucket `k` of this rank's nodes, the last of which is `grads`, and takes what the others have of its own part.
-    pub fn send<B: Backend>(
-        &mut self,
-        be: &B,
-        shares: &Shares,
-        k: usize,
-        (others, grads): (&[Sums<B>], &mut Sums<B>),
-    ) -> Result<()> {
-        while self.under_way.len() >= UNDER_WAY {
-            self.take(be, shares, grads)?;
-        }
-        let (world, width) = (self.team.world(), size_of::<B::Acc>());
-        let [mut send, receive] = self.spare.pop().unwrap_or_default();
-        let parts: Vec<Vec<Piece>> = (0..world.size).map(|rank| shares.pieces(shares.part(k, rank))).collect();
-        let lengths: Vec<usize> = parts.iter().map(|part| length(part)).collect();
-        let own = others.len() + 1;
-        send.resize(own * lengths.iter().sum::<usize>() * width);
-        let mut to = send.numbers_mut::<B::Acc>();
+/// Makes `grads`, where this rank's share of them is, the sum over the nodes of all ranks; they are the last of its own, after `others`.
+pub(super) fn sum_gradients<B: Backend>(
+    be: &B,
+    team: &Team<'_>,
+    shares: &Shares,
+    (others, grads): (&[Sums<B>], &mut Sums<B>),
+    Packed { send, receive }: &mut Packed,
+) -> Result<()> {
+    let (own, width, nodes) = (team.world().rank, size_of::<B::Acc>(), team.ranks().nodes());
+    for k in shares.buckets() {
+        let parts: Vec<Vec<Piece>> = (0..nodes.len()).map(|rank| shares.pieces(shares.part(k, rank))).collect();
+        let to: Vec<usize> = parts.iter().map(|part| nodes[own].len() * length(part) * width).collect();
+        let n = length(&parts[own]);
+        let from: Vec<usize> = nodes.iter().map(|nodes| nodes.len() * n * width).collect();
+        send.resize(to.iter().sum());
+        let mut room = send.numbers_mut::<B::Acc>();
         for part in &parts {
             for node in others.iter().chain([&*grads]) {
-                to = pack(be, node, part.iter().map(|piece| &piece.place.grad), to)?;
+                room = pack(be, node, part.iter().map(|piece| &piece.place.grad), room)?;
             }
         }
-        let way = Way::Exchange {
-            to: lengths.iter().map(|n| own * n * width).collect(),
-            from: self.counts.iter().map(|count| count * lengths[world.rank] * width).collect(),
-        };
-        let pending = self.team.comm.begin(Transfer { send, receive, way }, "add up gradients")?;
-        self.under_way.push_back((k, pending));
-        Ok(())
-    }
-
-    /// Adds up this rank's part of what was sent first.
-    fn take<B: Backend>(&mut self, be: &B, shares: &Shares, grads: &mut Sums<B>) -> Result<()> {
-        let Some((k, pending)) = self.under_way.pop_front() else { return Ok(()) };
-        let Transfer { mut send, receive, .. } = pending.wait()?;
-        let own = shares.own_of(k);
-        let n = length(own);
+        let parcels = Parts { send: &mut *send, to: &to, receive: &mut *receive, from: &from };
+        team.comm.exchange(parcels, "add up gradients")?;
         // What was sent is not needed any more: its memory takes the sums.
-        send.resize(send.bytes().len().max(n * size_of::<B::Acc>()));
-        let sums = &mut send.numbers_mut::<B::Acc>()[..n];
-        finish(self.team.lanes, &self.nodes, receive.numbers::<B::Acc>(), sums);
-        unpack(be, own.iter().map(|piece| &piece.place.grad), sums, grads)?;
-        self.spare.push([send, receive]);
-        Ok(())
+        send.resize(n * width);
+        finish(team.lanes, &nodes.concat(), receive.numbers::<B::Acc>(), send.numbers_mut());
+        unpack(be, parts[own].iter().map(|piece| &piece.place.grad), send.numbers::<B::Acc>(), grads)?;
     }
+    Ok(())
+}
 
-    /// Waits for all that was sent.
-    pub fn end<B: Backend>(&mut self, be: &B, shares: &Shares, grads: &mut Sums<B>) -> Result<()> {
-        while !self.under_way.is_empty() {
-            self.take(be, shares, grads)?;
-        }
-        Ok(())
+/// Hands all ranks this one's part of bucket `k` of the weights, and takes the others' parts.
+pub(super) fn hand_out<B: Backend>(
+    be: &B,
+    team: &Team<'_>,
+    (shares, k): (&Shares, usize),
+    weights: &mut B::Buf<B::Act>,
+    Packed { send, receive }: &mut Packed,
+) -> Result<()> {
+    if !shares.shared() {
+        return Ok(());
     }
+    let (own, width) = (shares.own_of(k), size_of::<B::Act>());
+    send.resize(length(own) * width);
+    pack(be, weights, own.iter().map(|piece| &piece.place.at), send.numbers_mut::<B::Act>())?;
+    team.comm.share((&mut *send, &mut *receive), &lengths(shares, k, (team.size(), width)), "hand out weights")?;
+    let pieces = shares.pieces(shares.bucket(k));
+    unpack(be, pieces.iter().map(|piece| &piece.place.at), receive.numbers::<B::Act>(), weights)
+}
+
+/// Bytes of each rank's part of bucket `k`, of `size` ranks and numbers of `width` bytes.
+fn lengths(shares: &Shares, k: usize, (size, width): (usize, usize)) -> Vec<usize> {
+    (0..size).map(|rank| length(&shares.pieces(shares.part(k, rank))) * width).collect()
 }
 
 /// Writes the elements `ranges` of `from` to the beginning of `to`; gives what is behind them.
@@ -141,72 +119,20 @@ fn unpack<'r, B: Backend, T: Storage>(
     Ok(())
 }
 
-/// Weights that their ranks have updated, on their way to all.
-pub(super) struct Handout<'a> {
-    team: &'a Team<'a>,
-    shares: &'a Shares,
-    under_way: VecDeque<(usize, Pending)>,
-    spare: Vec<[Staging; 2]>,
-}
-
-impl<'a> Handout<'a> {
-    pub fn new(team: &'a Team<'a>, shares: &'a Shares) -> Self {
-        Self { team, shares, under_way: VecDeque::new(), spare: Vec::new() }
-    }
-
-    /// This rank's part of bucket `k` is what it is to be.
-    pub fn add<B: Backend>(&mut self, be: &B, k: usize, weights: &mut B::Buf<B::Act>) -> Result<()> {
-        if !self.shares.shared() {
-            return Ok(());
-        }
-        while self.under_way.len() >= UNDER_WAY {
-            self.take(be, weights)?;
-        }
-        let [mut send, receive] = self.spare.pop().unwrap_or_default();
-        let width = size_of::<B::Act>();
-        let own = self.shares.own_of(k);
-        send.resize(length(own) * width);
-        pack(be, weights, own.iter().map(|piece| &piece.place.at), send.numbers_mut::<B::Act>())?;
-        let of = |rank| length(&self.shares.pieces(self.shares.part(k, rank))) * width;
-        let way = Way::Gather { lengths: (0..self.team.size()).map(of).collect() };
-        self.under_way.push_back((k, self.team.comm.begin(Transfer { send, receive, way }, "hand out weights")?));
-        Ok(())
-    }
-
-    fn take<B: Backend>(&mut self, be: &B, weights: &mut B::Buf<B::Act>) -> Result<()> {
-        let Some((k, pending)) = self.under_way.pop_front() else { return Ok(()) };
-        let Transfer { send, receive, .. } = pending.wait()?;
-        let pieces = self.shares.pieces(self.shares.bucket(k));
-        unpack(be, pieces.iter().map(|piece| &piece.place.at), receive.numbers::<B::Act>(), weights)?;
-        self.spare.push([send, receive]);
-        Ok(())
-    }
-
-    /// All weights are what they are to be.
-    pub fn end<B: Backend>(mut self, be: &B, weights: &mut B::Buf<B::Act>) -> Result<()> {
-        while !self.under_way.is_empty() {
-            self.take(be, weights)?;
-        }
-        Ok(())
-    }
-}
-
 /// Makes `numbers`, of which every rank has those of its own blocks, whole on all.
 pub(super) fn complete<B: Backend>(be: &B, team: &Team<'_>, shares: &Shares, numbers: &mut B::Buf<f64>) -> Result<()> {
     if !shares.shared() {
         return Ok(());
     }
     let of = |rank: usize| shares.buckets().map(move |k| shares.part(k, rank));
-    let length = |rank: usize| of(rank).map(|part| part.len()).sum::<usize>();
-    let world = team.world();
-    let mut send = Staging::default();
-    send.resize(length(world.rank) * size_of::<f64>());
+    let bytes = |rank: usize| of(rank).map(|part| part.len()).sum::<usize>() * size_of::<f64>();
+    let (world, Packed { mut send, mut receive }) = (team.world(), Packed::default());
+    send.resize(bytes(world.rank));
     pack(be, numbers, of(world.rank).collect::<Vec<_>>().iter(), send.numbers_mut::<f64>())?;
-    let way = Way::Gather { lengths: (0..world.size).map(|rank| length(rank) * size_of::<f64>()).collect() };
-    let transfer = Transfer { send, receive: Staging::default(), way };
-    let all = team.comm.begin(transfer, "hear of the gradients' norm")?.wait()?;
+    let lengths: Vec<usize> = (0..world.size).map(bytes).collect();
+    team.comm.share((&mut send, &mut receive), &lengths, "hear of the gradients' norm")?;
     let parts: Vec<_> = (0..world.size).flat_map(of).collect();
-    unpack(be, parts.iter(), all.receive.numbers::<f64>(), numbers)
+    unpack(be, parts.iter(), receive.numbers::<f64>(), numbers)
 }
 
 /// Appends the elements `range` of `part` to `to`, as [`State::read`] would if this rank had all of them: on rank 0, and with
@@ -228,44 +154,46 @@ pub(super) fn collect<B: Backend>(
     if of(world.rank) != mine.len() {
         return Err(Error::Training(format!("{part:?}: {} bytes of a share of {}", mine.len(), of(world.rank))));
     }
-    let (mut lengths, mut from) = (vec![0; world.size], vec![0; world.size]);
-    lengths[0] = mine.len();
-    if world.is_first() {
-        from = (0..world.size).map(of).collect();
-    }
-    let (mut send, mut receive) = (Staging::of(&mine), Staging::default());
-    let parts = Parts { send: &mut send, to: &lengths, receive: &mut receive, from: &from };
-    team.comm.exchange(parts, "collect what the ranks have of a checkpoint")?;
+    let lengths: Vec<usize> = (0..world.size).map(of).collect();
+    let mut of_all = Packed { send: Staging::of(&mine), ..Packed::default() };
+    to_first(team, &mut of_all, &lengths, "collect what the ranks have of a checkpoint")?;
     if !world.is_first() {
         to.extend(mine);
         return Ok(());
     }
-    let mut at: Vec<usize> = from.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
+    let mut at: Vec<usize> = lengths.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n))).collect();
     for (rank, span) in spans {
         let end = at[rank] + span.len() * width;
-        to.extend_from_slice(&receive.bytes()[at[rank]..end]);
+        to.extend_from_slice(&of_all.receive.bytes()[at[rank]..end]);
         at[rank] = end;
     }
     Ok(())
+}
+
+/// Hands what each rank has packed, of `lengths` by rank, to rank 0.
+fn to_first(team: &Team<'_>, Packed { send, receive }: &mut Packed, lengths: &[usize], what: &str) -> Result<()> {
+    let none = vec![0; lengths.len()];
+    let mut to = none.clone();
+    to[0] = lengths[team.world().rank];
+    let from = if team.is_first() { lengths } else { &none };
+    team.comm.exchange(Parts { send, to: &to, receive, from }, what)
 }
 
 /// The master weights of all ranks, in the place of rank 0's gradients, which are not needed any more. Every rank calls this.
 pub(super) fn whole_master<B: Backend>(be: &B, state: &mut State<B>, team: &Team<'_>) -> Result<()> {
     let Some(master) = state.master.as_ref().filter(|_| state.shares.shared()) else { return Ok(()) };
     let Some(model::Sums::Full(all)) = state.grads.as_mut().map(|grads| &mut grads.sums) else { return Ok(()) };
-    let (shares, width) = (&state.shares, size_of::<B::Acc>());
+    let (shares, width, mut packed) = (&state.shares, size_of::<B::Acc>(), Packed::default());
     for k in shares.buckets() {
         let own = shares.own_of(k);
-        let mut send = Staging::default();
-        send.resize(length(own) * width);
+        packed.send.resize(length(own) * width);
         let held: Vec<_> = own.iter().map(|piece| piece.held[0]..piece.held[0] + piece.place.grad.len()).collect();
-        pack(be, master, held.iter(), send.numbers_mut::<B::Acc>())?;
-        let of = |rank| length(&shares.pieces(shares.part(k, rank))) * width;
-        let way = Way::Gather { lengths: (0..team.size()).map(of).collect() };
-        let transfer = Transfer { send, receive: Staging::default(), way };
-        let received = team.comm.begin(transfer, "collect master weights")?.wait()?.receive;
-        let pieces = shares.pieces(shares.bucket(k));
-        unpack(be, pieces.iter().map(|piece| &piece.place.grad), received.numbers::<B::Acc>(), all)?;
+        pack(be, master, held.iter(), packed.send.numbers_mut::<B::Acc>())?;
+        to_first(team, &mut packed, &lengths(shares, k, (team.size(), width)), "collect master weights")?;
+        if team.is_first() {
+            let pieces = shares.pieces(shares.bucket(k));
+            unpack(be, pieces.iter().map(|piece| &piece.place.grad), packed.receive.numbers::<B::Acc>(), all)?;
+        }
     }
     Ok(())
 }

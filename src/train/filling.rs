@@ -13,9 +13,6 @@ use std::time::Duration;
 /// How much work an interruption may lose.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
-/// Micro-batches a rank that are computed before the ranks hear of each other: so many that few wait long for the others.
-const AT_ONCE: usize = 4;
-
 /// What a pass goes through.
 pub(super) struct Work<'w> {
     /// Steps of it.
@@ -56,7 +53,7 @@ pub(super) fn fill<B: Backend>(
     let (mut step, mut seen) = (0, 0);
     while step < work.steps {
         let mut batches = Vec::new();
-        while step < work.steps && (batches.is_empty() || team.size() > 1 && batches.len() < AT_ONCE * team.size()) {
+        while step < work.steps && !team.is_enough(batches.len()) {
             batches.extend((work.step)(step)?);
             step += 1;
         }

@@ -1,6 +1,6 @@
 //! Where the gradients of lanes are added up, on the way to the sum over all of them.
 
-use super::exchange::Gathered;
+use super::exchange::{Packed, sum_gradients};
 use super::on_device::OnDevice;
 use super::shares::Shares;
 use super::team::{Ranks, Team};
@@ -17,6 +17,8 @@ pub(super) struct LaneSums<B: Backend> {
     spare: Vec<B::Buf<B::Acc>>,
     /// Where those of other ranks come, where the devices reach each other.
     on_device: Option<OnDevice<B>>,
+    /// And where they do not.
+    packed: Packed,
 }
 
 impl<B: Backend> LaneSums<B> {
@@ -28,7 +30,8 @@ impl<B: Backend> LaneSums<B> {
         let copies = Stack::most(&ranks.own_lanes(), ranks.lanes).saturating_sub(1);
         let spare = (0..copies).map(|_| be.zeros("gradients of lanes", len)).collect::<Result<_>>()?;
         let on_device = OnDevice::new(be, len, ranks)?;
-        Ok(Some(Self { stack: Stack::new(ranks.lanes), before: Vec::new(), spare, on_device }))
+        let (stack, packed) = (Stack::new(ranks.lanes), Packed::default());
+        Ok(Some(Self { stack, before: Vec::new(), spare, on_device, packed }))
     }
 
     /// Keeps `grads` as they are, of the lanes before.
@@ -54,15 +57,11 @@ impl<B: Backend> LaneSums<B> {
     }
 
     /// Makes `grads`, where this rank's share of them is, the sum over all lanes, and has nothing from here on.
-    pub fn end(&mut self, be: &B, team: Team<'_>, shares: &Shares, grads: &mut B::Buf<B::Acc>) -> Result<()> {
+    pub fn end(&mut self, be: &B, team: &Team<'_>, shares: &Shares, grads: &mut B::Buf<B::Acc>) -> Result<()> {
         if let Some(on_device) = &mut self.on_device {
-            on_device.sum(be, &team, shares, &self.before, grads)?;
+            on_device.sum(be, team, shares, &self.before, grads)?;
         } else if team.size() > 1 {
-            let mut gathered = Gathered::new(team);
-            for k in shares.buckets() {
-                gathered.send(be, shares, k, (&self.before, grads))?;
-            }
-            gathered.end(be, shares, grads)?;
+            sum_gradients(be, team, shares, (&self.before, grads), &mut self.packed)?;
         }
         self.stack.clear();
         self.spare.append(&mut self.before);

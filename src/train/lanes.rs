@@ -2,12 +2,13 @@
 
 use super::engine::Engine;
 use super::lane_sums::LaneSums;
+use super::state::State;
 use super::team::{Numbers, Team};
 use crate::backend::Backend;
 use crate::batch::MicroBatch;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
-use crate::model::Sums;
+use crate::model::{Gradients, Sums};
 use std::ops::Range;
 
 impl<'a, B: Backend> Engine<'a, B> {
@@ -32,7 +33,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut rest = own;
         for lane in self.team.ranks().own_lanes() {
             let later = rest.split_off(rest.partition_point(|mb| mb.lane() <= lane));
-            sums.set_aside(self.be, self.full()?)?;
+            sums.set_aside(self.be, full(&mut self.state.grads)?)?;
             self.clear_grads()?;
             pass(self, rest)?;
             let (be, table) = (self.be, &self.state.model.table);
@@ -41,24 +42,13 @@ impl<'a, B: Backend> Engine<'a, B> {
             for frozen in &table.unused {
                 be.clear(grads.vectors(be, frozen.clone()))?;
             }
-            sums.add(be, lane, self.full()?)?;
+            sums.add(be, lane, full(&mut self.state.grads)?)?;
             rest = later;
         }
-        let (be, team, shares) = (self.be, self.team, self.state.shares.clone());
-        sums.end(be, team, &shares, self.full()?)?;
+        let State { shares, grads, .. } = &mut self.state;
+        sums.end(self.be, &self.team, shares, full(grads)?)?;
         self.sums = Some(sums);
         Ok(())
-    }
-
-    /// The gradients, all in accumulation precision.
-    fn full(&mut self) -> Result<&mut B::Buf<B::Acc>> {
-        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
-        match &mut grads.sums {
-            Sums::Full(all) => Ok(all),
-            Sums::Narrow { .. } => {
-                Err(Error::usage("`gradient_dtype` bf16: gradients of several lanes are added up in f32; leave it out"))
-            }
-        }
     }
 
     /// The numbers of all `batches`, none of which trains, computed by all ranks.
@@ -81,5 +71,15 @@ impl<'a, B: Backend> Engine<'a, B> {
             own.push(self.read(late, |responses, pairs| (responses.to_vec(), pairs.to_vec()))?);
         }
         self.team.numbers(batches, own)
+    }
+}
+
+/// The gradients, all in accumulation precision.
+fn full<B: Backend>(grads: &mut Option<Gradients<B>>) -> Result<&mut B::Buf<B::Acc>> {
+    match &mut grads.as_mut().expect("an engine made to train has gradients").sums {
+        Sums::Full(all) => Ok(all),
+        Sums::Narrow { .. } => {
+            Err(Error::usage("`gradient_dtype` bf16: gradients of several lanes are added up in f32; leave it out"))
+        }
     }
 }

@@ -80,10 +80,11 @@ impl MemoryPlan {
         }
         let save = SavePlan::of(&counting, &engine.state);
         let mut plan = Self { save: Some(save), ..Self::of(be, &counting, model, capacity) };
-        let packed = exchange::packed(&engine.state.shares, ranks, size_of::<B::Acc>());
         // Where devices reach each other, their room is in the table already.
-        if packed > 0 && be.joined().is_none() {
-            plan.table.push(("gradients between ranks".into(), packed));
+        if be.joined().is_none() {
+            let packed = ["gradients between ranks", "weights between ranks"].into_iter();
+            let packed = packed.zip(exchange::packed::<B>(&engine.state.shares, ranks));
+            plan.table.extend(packed.filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n)));
         }
         Ok(plan)
     }

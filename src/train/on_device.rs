@@ -3,10 +3,10 @@
 //!
 //! The numbers that are added, and their order, are those of [`super::exchange`], which goes by the host.
 
-use super::shares::{BLOCK, BUCKET, Piece, Shares};
+use super::shares::{BLOCK, BUCKET, Piece, Shares, length};
 use super::team::{Ranks, Team};
 use crate::backend::{Add, Backend, Exchange};
-use crate::comm::tree::{halves, lanes_of, nodes};
+use crate::comm::tree::halves;
 use crate::error::Result;
 use std::ops::Range;
 
@@ -23,16 +23,6 @@ fn levels(lanes: usize) -> usize {
     lanes.next_power_of_two().trailing_zeros() as usize + 1
 }
 
-/// The nodes that each rank has.
-fn nodes_of(ranks: Ranks) -> Vec<Vec<Range<usize>>> {
-    let (size, lanes) = (ranks.world.size, ranks.lanes);
-    (0..size).map(|rank| nodes(&lanes_of(rank, size, lanes), lanes)).collect()
-}
-
-fn length(pieces: &[Piece]) -> usize {
-    pieces.iter().map(|piece| piece.place.grad.len()).sum()
-}
-
 impl<B: Backend> OnDevice<B> {
     /// Room for gradients of `len` elements; none where the devices do not reach each other.
     pub fn new(be: &B, len: usize, ranks: Ranks) -> Result<Option<Self>> {
@@ -41,7 +31,7 @@ impl<B: Backend> OnDevice<B> {
             return Ok(None);
         }
         const NAME: &str = "gradients of other ranks";
-        let of = nodes_of(ranks);
+        let of = ranks.nodes();
         let blocks = BUCKET.max(size);
         let (bucket, part) = ((blocks * BLOCK).min(len), (blocks.div_ceil(size) * BLOCK).min(len));
         let all: usize = of.iter().map(Vec::len).sum();
@@ -64,7 +54,7 @@ impl<B: Backend> OnDevice<B> {
     ) -> Result<()> {
         const WHAT: &str = "add up gradients";
         let (ranks, own) = (team.ranks(), team.world().rank);
-        let of = nodes_of(ranks);
+        let of = ranks.nodes();
         let places = of.concat();
         for k in shares.buckets() {
             let parts: Vec<Vec<Piece>> = (0..of.len()).map(|rank| shares.pieces(shares.part(k, rank))).collect();

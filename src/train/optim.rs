@@ -2,7 +2,7 @@
 
 use super::choices::GradientChoice;
 use super::clock::Clock;
-use super::exchange::{self, Handout};
+use super::exchange::{self, Packed};
 use super::group::{finite_from_0, options};
 use super::on_device::Handed;
 use super::shares::{self, Kind, Piece, Shares};
@@ -107,6 +107,8 @@ pub struct Optimizer<B: Backend> {
     squares: Option<B::Buf<f64>>,
     /// Where weights of other ranks come, where the devices reach each other.
     handed: Option<Handed<B>>,
+    /// And where they do not.
+    packed: Packed,
     /// The norm of the last step, on its way; the flag says that nobody has read it.
     late: B::Readback,
     unread: bool,
@@ -165,7 +167,8 @@ impl<B: Backend> Optimizer<B> {
         let (norm, late) = (be.zeros("gradient norm", 1)?, be.readback(1)?);
         let handed = Handed::new(be, state.model.table.trained_len, ranks)?;
         let blocks = (ranks.lanes > 1).then(|| be.zeros("gradient norms of blocks", state.shares.blocks()));
-        Ok(Self { options: options.clone(), seed: 0, norm, squares: blocks.transpose()?, handed, late, unread: false })
+        let (options, squares, packed) = (options.clone(), blocks.transpose()?, Packed::default());
+        Ok(Self { options, seed: 0, norm, squares, handed, packed, late, unread: false })
     }
 
     fn rule(&self, lr: f64, weight_decay: f64, step: u64) -> Rule {
@@ -203,8 +206,6 @@ impl<B: Backend> Optimizer<B> {
         be.read_back(&mut self.late, &[be.view(&self.norm, 0..1)])?;
         self.unread = true;
         let moments = moments.as_mut().expect("an optimizer gave it moments");
-        let mut weights = Handout::new(team, shares);
-        let mut handed = self.handed.take();
         for k in shares.buckets() {
             for piece in shares.own_of(k) {
                 let (at, decay) = (piece.place.grad.clone(), piece.place.decay);
@@ -219,17 +220,12 @@ impl<B: Backend> Optimizer<B> {
                     }
                 }?;
             }
-            match &mut handed {
+            match &mut self.handed {
                 Some(handed) => handed.add(be, team, (shares, k), &mut model.weights)?,
-                None => weights.add(be, k, &mut model.weights)?,
+                None => exchange::hand_out(be, team, (shares, k), &mut model.weights, &mut self.packed)?,
             }
         }
-        match &handed {
-            Some(handed) => handed.end(be, team),
-            None => weights.end(be, &mut model.weights),
-        }?;
-        self.handed = handed;
-        Ok(())
+        self.handed.as_ref().map_or(Ok(()), |handed| handed.end(be, team))
     }
 
     /// The norm of the gradients: of several lanes' block by block, each rank having its share of them.

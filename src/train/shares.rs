@@ -223,6 +223,11 @@ impl Shares {
     }
 }
 
+/// Parameters in `pieces`.
+pub fn length(pieces: &[Piece]) -> usize {
+    pieces.iter().map(|piece| piece.place.grad.len()).sum()
+}
+
 /// Every parameter that trains, in order: neighbours in both arenas together, unless a tensor has blocks of its own.
 fn places(table: &ParamTable, coded: bool) -> Vec<Place> {
     if !coded {

@@ -5,11 +5,14 @@
 
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
 use crate::batch::MicroBatch;
-use crate::comm::tree::lanes_of;
+use crate::comm::tree::{lanes_of, nodes};
 use crate::comm::{Alone, Comm, World};
 use crate::error::{Error, Result};
 use crate::observe::Flow;
 use std::ops::Range;
+
+/// Micro-batches a rank that are computed before the ranks hear of each other, where no gradients are asked for.
+const AT_ONCE: usize = 4;
 
 /// Numbers of a micro-batch: of its responses, and of its pairs.
 pub type Numbers = (Vec<f64>, Vec<f64>);
@@ -30,6 +33,12 @@ impl Ranks {
     /// This rank's lanes.
     pub fn own_lanes(&self) -> Range<usize> {
         lanes_of(self.world.rank, self.world.size, self.lanes)
+    }
+
+    /// The nodes of the tree over the lanes that each rank has in the end, by rank.
+    pub fn nodes(&self) -> Vec<Vec<Range<usize>>> {
+        let size = self.world.size;
+        (0..size).map(|rank| nodes(&lanes_of(rank, size, self.lanes), self.lanes)).collect()
     }
 }
 
@@ -71,6 +80,12 @@ impl Team<'_> {
     /// Without how they hear of each other.
     pub fn ranks(&self) -> Ranks {
         Ranks { world: self.world(), lanes: self.lanes }
+    }
+
+    /// Whether `n` micro-batches, computed before the ranks hear of each other, are so many that few wait long for the others; of one
+    /// process any are.
+    pub fn is_enough(&self, n: usize) -> bool {
+        n > 0 && (self.size() == 1 || n >= AT_ONCE * self.size())
     }
 
     /// What `f` gives, rank 0 being through with it before the others begin; `what` says what they are at meanwhile.

@@ -4,7 +4,7 @@
 use crate::mpirun::{Mpirun, said};
 use fusedpo::comm::launch::{Launcher, Place};
 use fusedpo::comm::tree::{Stack, finish, lanes_of, nodes};
-use fusedpo::comm::{Alone, Comm, Parts, Staging, Transfer, Way, World, join};
+use fusedpo::comm::{Alone, Comm, Parts, Staging, World, join};
 use std::ops::Range;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -115,20 +115,15 @@ fn sums(comm: &dyn Comm, draws: &mut Draws) {
         let (stack, mine) = held(&all, lanes_of(rank, size, lanes), lanes);
         assert_eq!(stack.nodes(), nodes[rank]);
         let bytes: &[u8] = &mine.concat().iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        // Two are under way at once: one where each rank has all for each, one where it says the same to all.
+        // Once each rank has all for each, and once it says the same to all.
         let lengths: Vec<usize> = nodes.iter().map(|nodes| nodes.len() * len * 4).collect();
-        let exchange = Way::Exchange { to: vec![bytes.len(); size], from: lengths.clone() };
-        let begin =
-            |send: Staging, way| comm.begin(Transfer { send, receive: Staging::default(), way }, "add").unwrap();
-        let first = begin(Staging::of(&bytes.repeat(size)), exchange);
-        let mut second = begin(Staging::of(bytes), Way::Gather { lengths });
-        while !second.is_over().unwrap() {
-            std::thread::yield_now();
-        }
-        // What is called while they are under way comes after them.
-        comm.barrier("meet").unwrap();
-        for pending in [second, first] {
-            let received = pending.wait().unwrap().receive;
+        let (mut send, mut exchanged) = (Staging::of(&bytes.repeat(size)), Staging::default());
+        let to = vec![bytes.len(); size];
+        let parts = Parts { send: &mut send, to: &to, receive: &mut exchanged, from: &lengths };
+        comm.exchange(parts, "add").unwrap();
+        let (mut send, mut shared) = (Staging::of(bytes), Staging::default());
+        comm.share((&mut send, &mut shared), &lengths, "add").unwrap();
+        for received in [exchanged, shared] {
             let mut out = vec![f32::NAN; len];
             finish(lanes, &nodes.concat(), received.numbers::<f32>(), &mut out);
             for (i, out) in out.iter().enumerate() {

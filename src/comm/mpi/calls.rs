@@ -185,15 +185,12 @@ impl<H: Copy + Default + 'static> Calls for Table<H> {
             }
             Op::Exchange { parts: Parts { send, to, receive, from }, rank } => {
                 let all = [to, from].map(|lengths| lengths.iter().sum::<usize>());
-                assert!(send.bytes().len() >= all[0]);
-                // Room for a byte more.
-                send.resize(all[0] + 1);
-                receive.resize(all[1] + 1);
+                assert!(send.bytes().len() >= all[0] && receive.bytes().len() >= all[1]);
                 let (out, into) = (send.bytes().as_ptr(), receive.bytes_mut().as_mut_ptr());
                 memory = [Some(send), Some(receive)];
                 lists.extend(layout(to).into_iter().chain(layout(from)));
                 // Open MPI 4.1 leaves a rank that has no byte to send or take out of its count of such calls, and its next one
-                // never meets the others': whoever has none for itself takes one.
+                // never meets the others': whoever has none for itself takes one, for which a `Staging` has room.
                 if to[rank] == 0 && from[rank] == 0 {
                     (lists[0][rank], lists[1][rank]) = (1, all[0] as c_int);
                     (lists[2][rank], lists[3][rank]) = (1, all[1] as c_int);

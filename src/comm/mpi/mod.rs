@@ -13,7 +13,7 @@ pub use abi::{ENVIRONMENT, Found, find};
 use super::launch::Place;
 use super::patience::{Wait, patience};
 use super::staging::{self, Staging};
-use super::{Comm, Parts, World};
+use super::{Comm, Pair, Parts, World};
 use crate::error::{Error, Result};
 use calls::{Calls, Op};
 use std::cell::Cell;
@@ -146,13 +146,15 @@ impl Comm for Mpi {
 
     fn exchange(&self, parts: Parts<'_>, what: &str) -> Result<()> {
         staging::check(parts.to, parts.from, self.world.size)?;
-        let (lengths, rank) = ([parts.to, parts.from].map(|all| all.iter().sum::<usize>()), self.world.rank);
-        let Parts { send, to, receive, from } = parts;
-        let all = Parts { send: &mut *send, to, receive: &mut *receive, from };
-        self.run(Op::Exchange { parts: all, rank }, Some(self.patience), what)?;
-        send.resize(lengths[0]);
-        receive.resize(lengths[1]);
-        Ok(())
+        parts.receive.resize(parts.from.iter().sum());
+        self.run(Op::Exchange { parts, rank: self.world.rank }, Some(self.patience), what)
+    }
+
+    fn share(&self, (send, receive): Pair<'_>, lengths: &[usize], what: &str) -> Result<()> {
+        staging::check(lengths, lengths, self.world.size)?;
+        assert_eq!(send.bytes().len(), lengths[self.world.rank], "as long as all were told");
+        receive.resize(lengths.iter().sum());
+        self.run(Op::Gather { send, receive, lengths }, Some(self.patience), what)
     }
 
     fn abort(&self, code: i32) {

@@ -96,10 +96,13 @@ fn unsuitable(machine: &impl Machine, ordinal: usize) -> Result<Option<String>> 
     }))
 }
 
-/// How many GPUs this process sees; none where that cannot be asked.
-pub fn gpus() -> usize {
-    let asked = || result::init().is_ok().then(|| ThisMachine.gpus().ok()).flatten();
-    if libcuda_is_there() { asked().unwrap_or(0) } else { 0 }
+/// How many GPUs this process sees; none without a driver. Errors: the driver's.
+pub fn gpus() -> Result<usize> {
+    if !libcuda_is_there() {
+        return Ok(0);
+    }
+    result::init().map_err(error("start the driver"))?;
+    ThisMachine.gpus()
 }
 
 /// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.

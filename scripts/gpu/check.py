@@ -26,7 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from stages import STAGES, Bad, Place
+from place import Bad, Place, Skipped
+from stages import STAGES
 
 TOTAL = 590  # seconds for everything, unless --seconds says otherwise
 THERE = {"nvidia-smi", "ncu", "nsys", "compute-sanitizer"}  # programs that a machine without a GPU need not have
@@ -88,12 +89,12 @@ def machine_facts(place):
 
 
 def library_path(place):
-    """LD_LIBRARY_PATH with the folders that have cuBLASLt: those of pip's packages first, so that torch finds its own."""
+    """LD_LIBRARY_PATH with the folders that have cuBLASLt or NCCL: those of pip's packages first, so that torch finds its own."""
     code = "import site, sys; print('\\n'.join([*site.getsitepackages(), site.getusersitepackages(), *sys.path]))"
     packages = (said([place.python, "-c", code])[0] or "").splitlines()
     folders = [folder for package in packages if package for folder in Path(package).glob("nvidia/*/lib")]
     folders += [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "lib64", *Path("/usr/local").glob("cuda-1*/lib64")]
-    with_it = [str(folder) for folder in dict.fromkeys(folders) if any(folder.glob("libcublasLt.so*"))]
+    with_it = [str(folder) for folder in dict.fromkeys(folders) if any(any(folder.glob(f"{name}.so*")) for name in ("libcublasLt", "libnccl"))]
     return ":".join(with_it + [part for part in [os.environ.get("LD_LIBRARY_PATH")] if part])
 
 
@@ -144,9 +145,9 @@ def run_steps(steps, log, end, environment):
             continue
         left = end - time.monotonic()
         text, why = run_step(step, log, left / 2 if step.alone and i + 1 < len(steps) else left, environment)
-        if not why or step.partial:
-            outputs[step.name] = text
-        if why:
+        if not why or step.partial or step.weighed:
+            outputs[step.name] = f"{text}\n{why}" if why and step.weighed else text
+        if why and not step.weighed:
             failures.append(why)
             if not step.alone:
                 break
@@ -172,7 +173,7 @@ def run_stage(stage, place, out, deadline, environment):
             result["header"], result["rows"] = stage.judge(place, outputs)  # of a stage that failed: what there is
             result["status"] = "passed"
     except Bad as error:
-        result.update(status="failed", why=str(error))
+        result.update(status="skipped" if isinstance(error, Skipped) else "failed", why=str(error))
         result["header"], result["rows"] = error.table or ([], [])
     except Exception as error:  # output that the judge did not expect: a failure of this stage, not of the others
         result.update(status="failed", why=f"{type(error).__name__}: {error}")
@@ -310,6 +311,7 @@ def main():
             (out / "check.log").write_text("")
         doctor = subprocess.run([place.fusedpo, "doctor"], capture_output=True, text=True, env=environment).stdout
         report["machine"].update({f"fusedpo doctor, {line[:3]}": line[8:] for line in doctor.splitlines() if line[:3] in ("cpu", "gpu")})
+        report["machine"].update({"NCCL": line.split("nccl: ")[1] for line in doctor.splitlines() if "nccl: " in line})
         for stage in stages:
             if stage.name in before and stage.name not in args.stages:
                 report["stages"].append(before[stage.name])

@@ -113,7 +113,7 @@ def main():
     args.out.mkdir(parents=True)
     for target, key in wanted.items():
         put_program(built[key], args.out / "programs" / target)
-    for name in ("check.sh", "check.py", "stages.py", "predicted.py"):
+    for name in ("check.sh", "check.py", "launch.py", "place.py", "stages.py", "ranks.py", "predicted.py"):
         shutil.copy(ROOT / "scripts/gpu" / name, args.out / name)
     for name in ("LICENSE", "THIRD-PARTY.md"):
         shutil.copy(ROOT / name, args.out / name)

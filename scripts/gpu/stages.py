@@ -5,103 +5,18 @@ A stage plans steps (commands) and judges their outputs. Planning runs nothing, 
 """
 
 import csv
-import hashlib
 import json
 import math
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from place import TIMES, Bad, Place, Stage, Step, digest, metrics  # noqa: F401 (Place: for those who import this)
 from predicted import NONE, PEERS, kernel_share, step_share
+from ranks import judge_ranks, plan_ranks
 
-TIMES = ("step_seconds", "tokens_per_second", "pairs_per_second", "samples_per_second", "peak_memory_bytes")  # what two runs may differ in
 OURS = r"_(bf16|f32)$"  # names of our kernels, for the tools that look at one kernel at a time
-
-
-class Bad(Exception):
-    """A stage's result is not what must hold: what was seen, and the `table` (header, rows) that there is all the same."""
-
-    def __init__(self, why, table=None):
-        super().__init__(why)
-        self.table = table
-
-
-@dataclass
-class Step:
-    """A command, what it is called in the log, and what it makes: a step whose `makes` is there already is left out."""
-    name: str
-    command: list
-    env: dict = field(default_factory=dict)
-    makes: Path = None
-    alone: bool = False  # the steps behind it do not need it: they run though it fails, and have half of the time left
-    partial: bool = False  # what it printed before it failed or was stopped is judged too
-
-
-@dataclass
-class Place:
-    """The bundle, its programs, a folder for the stages' files, and where to compute."""
-    bundle: Path
-    programs: Path
-    work: Path
-    python: str
-    manifest: dict
-    rehearsal: bool = False
-    stand_in: bool = False  # a rehearsal on libraries that only look like a GPU's
-
-    @property
-    def device(self):
-        return "cpu" if self.rehearsal and not self.stand_in else "cuda"
-
-    @property
-    def patience(self):
-        """By what limits are multiplied: they are made for a GPU."""
-        return 20 if self.stand_in else 4 if self.rehearsal else 1
-
-    @property
-    def fusedpo(self):
-        return self.programs / "bin/fusedpo"
-
-    @property
-    def small(self):
-        return self.bundle / "data" / self.manifest["data"]["model"]
-
-    def script(self, name):
-        return [self.python, self.bundle / "scripts" / name]
-
-    def has_module(self, name):
-        """Whether the interpreter that runs the peers has a package. Looked up, as importing it can take as long as a stage."""
-        code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
-        return subprocess.run([self.python, "-c", code], capture_output=True).returncode == 0
-
-    def random_model(self, shape):
-        """(step that makes it, directory) of a model of real shape with random weights; a rehearsal takes the small one."""
-        if self.rehearsal:
-            return [], self.small
-        out = self.work / shape
-        command = [*self.script("random_model.py"), "--shape", shape, "--tokenizer", self.small, "--out", out]
-        return [Step(f"make {shape}", command, makes=out / "config.json")], out
-
-    def pack(self, name="pairs", rows="ids.jsonl", *more):
-        """(step, folder) of a file of pairs as shards."""
-        out = self.work / name
-        command = [self.fusedpo, "pack", "--tokenizer", self.small, "--input", self.bundle / "data" / rows, "--out", out, *more]
-        return Step(f"pack {name}", command, makes=out), out
-
-    def dpo(self, model, data, out, dtype, *more, device=None):
-        """A DPO run; `more` says how long it is."""
-        command = [self.fusedpo, "dpo", "--model", model, "--data", data, "--out", out, "--device", device or self.device,
-                   "--dtype", dtype, *more]
-        return Step(f"dpo {out.name}", [str(part) for part in command])
-
-
-@dataclass
-class Stage:
-    name: str
-    limit: int  # seconds
-    plan: object  # Place -> [Step], or a string: why it cannot run here
-    judge: object  # (Place, {step name: output}) -> (header, rows)
 
 
 def tests_env(place):
@@ -142,14 +57,6 @@ def judge_kernels(place, outputs):
     return ["test", "passed", "seconds"], rows
 
 
-def metrics(run):
-    """Training rows of a run."""
-    rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
-    if not rows:
-        raise Bad(f"{run.name}: metrics.jsonl has no training step")
-    return rows
-
-
 def plan_step0(place):
     pack, data = place.pack()
     make, large = place.random_model("smollm2-135m")
@@ -180,10 +87,6 @@ def plan_determinism(place):
         steps += [pack, place.dpo(place.small, data, place.work / f"small-{run}", "f32", "--max-steps", 6),
                   place.dpo(large, data, place.work / f"135m-{run}", "bf16", "--max-steps", 4)]
     return steps
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def judge_determinism(place, outputs):
@@ -424,7 +327,8 @@ STAGES = [
     Stage("peers", 90, plan_peers, judge_peers),
     Stage("parity", 60, plan_parity, judge_parity),
     Stage("determinism", 25, plan_determinism, judge_determinism),
+    Stage("ranks", 40, plan_ranks, judge_ranks),
     Stage("learning", 25, plan_learning, judge_learning),
-    Stage("profile", 50, plan_profile, judge_profile),
-    Stage("sanitizer", 110, plan_sanitizer, judge_sanitizer),
+    Stage("profile", 40, plan_profile, judge_profile),
+    Stage("sanitizer", 80, plan_sanitizer, judge_sanitizer),
 ]

@@ -33,7 +33,13 @@ elif sys.argv[1] == "pack":
     Path(arg("--out")).mkdir()
 elif sys.argv[1] == "score":
     Path(arg("--out")).write_text("".join(json.dumps({{"logp": -1.0}}) + chr(10) for _ in range(3)))
+elif int(os.environ.get("WORLD_SIZE", 1)) > 1 and "REFUSES" in os.environ:
+    print("fusedpo: " + os.environ["REFUSES"])
+    sys.exit(1)
+elif os.environ.get("RANK", "0") != "0":
+    assert os.environ["FUSEDPO_COMM_ADDRESS"].startswith("127.0.0.1:") and os.environ["LOCAL_RANK"] == os.environ["RANK"]
 elif sys.argv[1] == "dpo":
+    assert "LOCAL_WORLD_SIZE" not in os.environ or os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
     out = Path(arg("--out"))
     out.mkdir()
     (out / "model.safetensors").write_text({weights})
@@ -177,6 +183,46 @@ class CheckTest(unittest.TestCase):
         result, report, _ = self.rehearse("step0", margin=1e-9)
         self.assertEqual((result.returncode, report["stages"][0]["status"]), (1, "failed"))
         self.assertIn("margin 1e-09 at step 0", report["stages"][0]["why"])
+
+    def test_several_ranks(self):
+        result, report, page = self.rehearse("ranks")
+        self.assertEqual((result.returncode, report["stages"][0]["status"]), (0, "passed"), page)
+        rows = report["stages"][0]["rows"]
+        self.assertEqual([row[:3] for row in rows], [[m, d, n] for m, d in (("small", "f32"), ("135m", "bf16")) for n in (1, 2)])
+        self.assertEqual({row[-1] for row in rows}, {"-", "2 on the CPU"})
+
+    def test_several_ranks_with_other_weights_fail(self):
+        result, report, _ = self.rehearse("ranks", weights="os.environ.get('WORLD_SIZE', '1')")
+        self.assertEqual((result.returncode, report["stages"][0]["why"]), (1, "small: weights of 2 ranks are not those of one"))
+        self.assertEqual(len(report["stages"][0]["rows"]), 1, "what there was is shown")
+
+    def refused(self, why, gpus):
+        """The ranks stage on stand-ins of so many GPUs, where several processes end with `why`."""
+        libraries, out = self.folder / "libraries", self.folder / f"out-{gpus}"
+        libraries.mkdir(exist_ok=True)
+        (libraries / "libcuda.so.1").write_text("")
+        environment = {"REFUSES": why, "STANDIN_GPUS": str(gpus)}
+        os.environ.update(environment)
+        self.addCleanup(lambda: [os.environ.pop(name, None) for name in environment])
+        bundle = self.folder / "bundle"
+        bundle = bundle if bundle.exists() else make_bundle(self.folder)
+        result = self.check(bundle, "--rehearse", str(libraries), "--out", str(out), "ranks")
+        return result.returncode, json.loads((out / "check.json").read_text())["stages"][0]
+
+    def test_nccl_that_refuses_one_gpu_is_named_and_no_failure(self):
+        duplicate = "cannot join the GPUs of the other ranks: NCCL: invalid usage (5): Duplicate GPU detected"
+        code, stage = self.refused(duplicate, 1)
+        self.assertEqual((code, stage["status"], stage["why"]), (0, "skipped", duplicate))
+        self.assertEqual([row[3] == "-" for row in stage["rows"]], [False, True] * 2, "one rank's runs are shown")
+        # With a GPU each there is nothing that it may refuse.
+        code, stage = self.refused(duplicate, 2)
+        self.assertEqual((code, stage["status"]), (1, "failed"))
+        self.assertIn("small on 2 ranks: cannot join the GPUs", stage["why"])
+        missing = "rank 0 has no NCCL by which GPUs reach each other (libnccl.so.2: not found): install NCCL"
+        self.assertEqual(self.refused(missing, 2)[1]["status"], "skipped")
+        code, stage = self.refused("the sum is not finite", 1)
+        self.assertEqual((code, stage["status"]), (1, "failed"))
+        self.assertIn("small on 2 ranks: ", stage["why"])
 
     def test_other_weights_fail(self):
         result, report, _ = self.rehearse("determinism", weights="str(out)")

@@ -3,11 +3,17 @@
 #[path = "../cli_common/mod.rs"]
 mod cli_common;
 
+#[cfg(target_os = "linux")]
+mod faults;
+#[cfg(target_os = "linux")]
+mod job;
 mod launchers;
 mod maps;
 mod meeting;
 mod mpirun;
 mod refused;
+#[cfg(target_os = "linux")]
+mod signals;
 mod torchrun;
 mod torchrun_runs;
 mod training;

@@ -1,7 +1,9 @@
 //! The MPIs of this machine.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 /// `mpirun` of an MPI.
 #[derive(Clone, Debug)]
@@ -17,12 +19,18 @@ fn which(name: &str) -> Option<PathBuf> {
 }
 
 impl Mpirun {
-    /// Those that are installed, by Debian's names; says of the others that they are skipped.
+    /// Those that are installed, by Debian's names; says once of the others that they are skipped.
     pub fn all() -> Vec<Mpirun> {
+        static ALL: OnceLock<Vec<Mpirun>> = OnceLock::new();
+        ALL.get_or_init(Self::found).clone()
+    }
+
+    fn found() -> Vec<Mpirun> {
         let of = |name: &'static str| {
             let path = which(name);
             if path.is_none() {
-                println!("skipped: tests under {name} (it is not installed)");
+                // Past what a test harness keeps of tests that pass.
+                drop(writeln!(std::io::stderr(), "skipped: tests under {name} (it is not installed)"));
             }
             path.map(|path| Mpirun { name, path })
         };

@@ -7,6 +7,7 @@ use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::specs::{GpuName, Sheet};
 use crate::backend::gpu::{Gpu, GpuFloat};
 use crate::backend::{Device, Storage};
+use crate::comm::Comm;
 use crate::error::{Error, Result};
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::forecast::On;
@@ -45,14 +46,22 @@ pub fn dispatch<T: Task>(device: DeviceChoice, precision: (DtypeChoice, LogitsCh
     dispatch_owning(device, precision, Lent(task))
 }
 
-/// [`dispatch`] for one of several processes on a machine, number `local`: each takes a GPU of its own, as long as there are some.
+/// [`dispatch`] for one of the processes of `comm`: of several on a machine each takes a GPU of its own, as long as there are some.
+///
+/// Errors: as of [`dispatch`]; several processes, and one GPU for all by its number.
 pub fn dispatch_one_of<T: Task>(
-    local: usize,
+    comm: &dyn Comm,
     device: DeviceChoice,
     precision: (DtypeChoice, LogitsChoice),
     task: T,
 ) -> Result<T::Out> {
-    on(local, device, precision, Lent(task))
+    match (device, comm.world().size) {
+        (DeviceChoice::CudaAt(_), 2..) => Err(Error::usage(format!(
+            "`device` {device}: of several processes each takes the GPU of its number on its machine: use `device` cuda, and \
+             CUDA_VISIBLE_DEVICES says which GPUs there are"
+        ))),
+        _ => on(comm.local_rank(), device, precision, Lent(task)),
+    }
 }
 
 /// [`dispatch`] of work that takes its backend for its own.
@@ -72,13 +81,14 @@ fn on<T: OwningTask>(
 ) -> Result<T::Out> {
     let on_gpu = match device {
         DeviceChoice::Cpu => false,
-        DeviceChoice::Cuda => true,
+        DeviceChoice::Cuda | DeviceChoice::CudaAt(_) => true,
         DeviceChoice::Auto => cuda::unavailable().is_none(),
     };
+    let open = || open(device, local);
     match (on_gpu, dtype) {
         (false, _) if logits == LogitsChoice::Bf16 => Err(bf16_logits_on_a_cpu()),
-        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(gpu::<bf16>(local, logits)?),
-        (true, DtypeChoice::F32) => task.run(gpu::<f32>(local, logits)?),
+        (true, DtypeChoice::Auto | DtypeChoice::Bf16) => task.run(gpu::<bf16>(open()?, logits)?),
+        (true, DtypeChoice::F32) => task.run(gpu::<f32>(open()?, logits)?),
         (false, DtypeChoice::Auto | DtypeChoice::F32) => task.run(Cpu::<f32>::with(GemmPrecision::Native)?),
         (false, DtypeChoice::Bf16) => task.run(Cpu::<f32>::with(GemmPrecision::Bf16)?),
     }
@@ -117,12 +127,17 @@ pub fn on_paper<T: PaperTask>(
         DeviceChoice::Cpu if paper.gpu.is_some() => {
             return Err(Error::usage("`gpu` names one, and `device` cpu asks for none: leave one of them out"));
         }
+        DeviceChoice::CudaAt(_) if paper.gpu.is_some() || paper.memory.is_some() => {
+            return Err(Error::usage(format!(
+                "`device` {device} is a GPU of this machine, and `gpu` and `device_memory` say what another is: use `device` cuda"
+            )));
+        }
         DeviceChoice::Cpu => false,
-        DeviceChoice::Cuda => true,
+        DeviceChoice::Cuda | DeviceChoice::CudaAt(_) => true,
         DeviceChoice::Auto => paper.memory.is_some() || paper.gpu.is_some() || cuda::unavailable().is_none(),
     };
     if on_gpu {
-        let gpu = PaperGpu::of(paper)?;
+        let gpu = PaperGpu::of(paper, device)?;
         return match dtype {
             DtypeChoice::Auto | DtypeChoice::Bf16 => paper_gpu::<bf16, T>(gpu, logits, task),
             DtypeChoice::F32 => paper_gpu::<f32, T>(gpu, logits, task),
@@ -149,12 +164,12 @@ struct PaperGpu {
 }
 
 impl PaperGpu {
-    fn of(paper: Paper) -> Result<Self> {
+    fn of(paper: Paper, device: DeviceChoice) -> Result<Self> {
         let sheet = paper.gpu.map(GpuName::sheet);
         let here = match (paper.memory, sheet, cuda::unavailable()) {
             (Some(memory), _, _) => return Ok(Self { memory, sheet }),
             (None, Some(sheet), _) => return Ok(Self { memory: sheet.memory, sheet: Some(sheet) }),
-            (None, None, None) => CudaDriver::open(0)?,
+            (None, None, None) => open(device, 0)?,
             (None, None, Some(why)) => {
                 return Err(Error::usage(format!(
                     "`gpu`, or `device_memory`: which GPU is to be planned for? Here is none: {why}"
@@ -185,11 +200,29 @@ fn bf16_logits_on_a_cpu() -> Error {
     Error::usage("`logits_dtype` bf16: the CPU's logits are f32; leave it out, or use `device` cuda")
 }
 
-/// The GPU of process `local` of this machine, with logits as asked for; what it held before that was known is given back.
-fn gpu<A: GpuFloat>(local: usize, logits: LogitsChoice) -> Result<Gpu<CudaDriver, A>> {
+/// The GPU that `device` names, else that of process `local` of this machine.
+///
+/// Errors: there are some, and none of that number.
+fn open(device: DeviceChoice, local: usize) -> Result<CudaDriver> {
     // The first is there or is said not to be; how many there are only others ask.
-    let at = if local == 0 { 0 } else { local % cuda::gpus()?.max(1) };
-    let gpu = Gpu::new(CudaDriver::open(at)?)?;
+    let at = match device {
+        DeviceChoice::CudaAt(n) => usize::from(n),
+        _ if local == 0 => 0,
+        _ => local % cuda::gpus()?.max(1),
+    };
+    if matches!(device, DeviceChoice::CudaAt(1..)) && cuda::unavailable().is_none() {
+        let (gpus, hidden) = (cuda::gpus()?, "CUDA_VISIBLE_DEVICES may hide some");
+        if at >= gpus {
+            let last = if gpus > 1 { format!("cuda:0 to cuda:{}", gpus - 1) } else { "cuda:0 alone".into() };
+            return Err(Error::usage(format!("`device` {device}: there is {last} ({hidden})")));
+        }
+    }
+    CudaDriver::open(at)
+}
+
+/// A GPU with logits as asked for; what it held before that was known is given back.
+fn gpu<A: GpuFloat>(driver: CudaDriver, logits: LogitsChoice) -> Result<Gpu<CudaDriver, A>> {
+    let gpu = Gpu::new(driver)?;
     match logits {
         LogitsChoice::F32 => Ok(gpu),
         LogitsChoice::Bf16 => gpu.with_bf16_logits(),

@@ -183,6 +183,8 @@ fn a_gpu_has_a_sheet() {
     for (args, want) in [
         ("--gpu h1000", "h1000"),
         ("--gpu h100 --device cpu", "--gpu names one, and --device cpu asks for none"),
+        ("--gpu h100 --device cuda:1", "--device cuda:1 is a GPU of this machine, and --gpu and --device-memory say"),
+        ("--device-memory 80GB --device cuda:0", "--device cuda:0 is a GPU of this machine"),
         ("--device cuda", "--gpu, or --device-memory: which GPU is to be planned for?"),
         ("--gpu h100 --fit --token-budget 4096", "--fit and --token-budget 4096"),
     ] {

@@ -1,6 +1,6 @@
 //! `fusedpo demo`.
 
-use super::choice::named;
+use super::choice::Devices;
 use super::out::refuse_stdout;
 use crate::demo::{self, DemoOptions, Sizes};
 use crate::error::Result;
@@ -17,8 +17,8 @@ pub struct DemoArgs {
     /// Seed of everything that is drawn
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    /// Device
+    #[arg(long, value_parser = Devices, default_value = "auto")]
     pub device: DeviceChoice,
     /// Steps of SFT; fewer also mean fewer prompts, for a rougher and quicker demo
     #[arg(long, default_value_t = Sizes::STEPS, value_parser = clap::value_parser!(u64).range(2..=100_000))]

@@ -1,6 +1,6 @@
 //! `fusedpo generate`: continuations on stdout.
 
-use super::choice::named;
+use super::choice::{Devices, named};
 use super::effect;
 use super::hub;
 use super::out::Out;
@@ -77,8 +77,8 @@ pub struct GenerateArgs {
     /// Precision of the matrix products
     #[arg(long, value_parser = named::<DtypeChoice>(), default_value = "auto")]
     pub dtype: DtypeChoice,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    /// Device
+    #[arg(long, value_parser = Devices, default_value = "auto")]
     pub device: DeviceChoice,
 }
 
@@ -133,8 +133,7 @@ pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Resu
         // However long who writes them takes.
         job.comm.barrier("wait for the prompts of rank 0")?;
         let task = Run { args: &args, dir, prompts: &[], job, observe };
-        return device::dispatch_one_of(job.comm.local_rank(), args.device, (args.dtype, LogitsChoice::F32), task)
-            .map(drop);
+        return device::dispatch_one_of(job.comm, args.device, (args.dtype, LogitsChoice::F32), task).map(drop);
     }
     args.input.as_mut().map_or(Ok(()), |input| hub::place_input(input, observe))?;
     let args = &args;
@@ -152,7 +151,7 @@ pub fn run(args: &GenerateArgs, job: Job<'_>, observe: &mut dyn Observe) -> Resu
     let prompts = prompts(args, inputs.paths.first(), &tokenizer, wraps).map_err(|e| inputs.named(e))?;
     job.comm.barrier("wait for the prompts of rank 0")?;
     let task = Run { args, dir, prompts: &prompts, job, observe };
-    let all = device::dispatch_one_of(job.comm.local_rank(), args.device, (args.dtype, LogitsChoice::F32), task)?;
+    let all = device::dispatch_one_of(job.comm, args.device, (args.dtype, LogitsChoice::F32), task)?;
     write(args, &tokenizer, (&prompts, &all), out)
 }
 

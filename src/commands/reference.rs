@@ -1,6 +1,6 @@
 //! `fusedpo reference`: log-probs of all responses under the reference model, kept beside the shards.
 
-use super::choice::named;
+use super::choice::{Devices, named};
 use super::hub;
 use super::quantize_flags::QuantizeFlags;
 use super::ranks;
@@ -49,8 +49,8 @@ pub struct ReferenceArgs {
     /// Precision of the head's logits; bf16 on a GPU only
     #[arg(long, value_parser = named::<LogitsChoice>(), default_value = "f32")]
     pub logits_dtype: LogitsChoice,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    /// Device
+    #[arg(long, value_parser = Devices, default_value = "auto")]
     pub device: DeviceChoice,
 }
 
@@ -59,12 +59,8 @@ pub fn run(args: &ReferenceArgs, job: Job<'_>, observe: &mut dyn Observe) -> Res
     let mut args = args.clone();
     ranks::first_fetches(job, || hub::place_both(&mut args.model, &mut args.adapter, observe))?;
     let args = &args;
-    let done = device::dispatch_one_of(
-        job.comm.local_rank(),
-        args.device,
-        (args.dtype, args.logits_dtype),
-        Pass(args, job, observe),
-    )?;
+    let done =
+        device::dispatch_one_of(job.comm, args.device, (args.dtype, args.logits_dtype), Pass(args, job, observe))?;
     if !job.comm.world().is_first() {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! `fusedpo replay`: a step of a run taken again, and what every op of it has left.
 
-use super::choice::named;
+use super::choice::Devices;
 use super::hub;
 use crate::backend::Backend;
 use crate::backend::watched::Numbers;
@@ -25,8 +25,8 @@ pub struct ReplayArgs {
     /// The step, from 1; a run says which were skipped
     #[arg(value_name = "STEP")]
     pub step: u64,
-    /// Where to compute [default: on what the run came to]
-    #[arg(long, value_parser = named::<DeviceChoice>())]
+    /// Device [default: what the run came to]
+    #[arg(long, value_parser = Devices)]
     pub device: Option<DeviceChoice>,
     /// Print one JSON object (docs/json.md has its keys)
     #[arg(long)]

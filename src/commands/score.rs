@@ -1,6 +1,6 @@
 //! `fusedpo score`: the log-probability of every response, one JSON line each, in input order.
 
-use super::choice::named;
+use super::choice::{Devices, named};
 use super::hub;
 use super::out::Out;
 use super::quantize_flags::QuantizeFlags;
@@ -56,8 +56,8 @@ pub struct ScoreArgs {
     /// Precision of the head's logits; bf16 on a GPU only
     #[arg(long, value_parser = named::<LogitsChoice>(), default_value = "f32")]
     pub logits_dtype: LogitsChoice,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    /// Device
+    #[arg(long, value_parser = Devices, default_value = "auto")]
     pub device: DeviceChoice,
 }
 
@@ -87,7 +87,7 @@ pub fn run(args: &ScoreArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<
     let args = &args;
     let lines = out.as_ref().map(|out| out.spool(&args.out)).transpose()?;
     let lines = device::dispatch_one_of(
-        job.comm.local_rank(),
+        job.comm,
         args.device,
         (args.dtype, args.logits_dtype),
         Score { args, lines, job, observe },

@@ -1,6 +1,6 @@
 //! `fusedpo sft` and `fusedpo dpo`.
 
-use super::choice::{Reports, named};
+use super::choice::{Devices, Reports, named};
 use super::config;
 use super::effect;
 use super::hub;
@@ -161,8 +161,8 @@ pub struct TrainFlags {
     /// Seed of the data order [default: 42]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Where to compute [default: auto]
-    #[arg(long, value_parser = named::<DeviceChoice>())]
+    /// Device [default: auto]
+    #[arg(long, value_parser = Devices)]
     pub device: Option<DeviceChoice>,
     /// Whether the held-out split is evaluated [default: steps]
     #[arg(long, value_parser = named::<EvalStrategy>())]
@@ -336,7 +336,7 @@ fn train(
     }
     say::log(&format!("fusedpo {}: {}", env!("CARGO_PKG_VERSION"), options.command.join(" ")));
     let s = device::dispatch_one_of(
-        job.comm.local_rank(),
+        job.comm,
         options.compute.device,
         (options.compute.dtype, options.compute.logits_dtype),
         Train(&options, job, &mut Logged { to: observe, run: &options.files.out, open: rank > 0 }),

@@ -256,7 +256,7 @@ impl<B: Backend> Stages<'_, B> {
         let seed = seed.map_err(|_| Error::usage(format!("`seed` {}: must be at most 2^63 - 1", self.seed)))?;
         common.push(("seed", seed.into()));
         if self.device != DeviceChoice::Auto {
-            common.push(("device", self.device.name().into()));
+            common.push(("device", self.device.to_string().into()));
         }
         common.sort_by_key(|(name, _)| *name);
         let folder = |name: &str| self.path(name).to_string_lossy().into_owned().into();

@@ -2,17 +2,74 @@
 
 use crate::choice;
 use serde::{Deserialize, Serialize};
+use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
+use std::str::FromStr;
 
-choice! {
-    /// Where to compute.
-    pub enum DeviceChoice: default Auto {
-        /// A GPU where one can be used, else the CPU.
-        Auto = "auto",
-        /// The CPU.
-        Cpu = "cpu",
-        /// The first NVIDIA GPU; an error where there is none.
-        Cuda = "cuda",
+/// Where to compute. As torch writes it, a GPU may be named by its number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceChoice {
+    /// A GPU where one can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first NVIDIA GPU, or of several processes each its own; an error where there is none.
+    Cuda,
+    /// The NVIDIA GPU of this number.
+    CudaAt(u16),
+}
+
+impl DeviceChoice {
+    /// What a user writes, and what it means.
+    pub const NAMES: [(&str, &str); 4] = [
+        ("auto", "A GPU where one can be used, else the CPU"),
+        ("cpu", "The CPU"),
+        ("cuda", "The first NVIDIA GPU, or of several processes each its own; an error where there is none"),
+        ("cuda:N", "The NVIDIA GPU of this number, from 0"),
+    ];
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |n: &str| n.bytes().all(|b| b.is_ascii_digit()).then(|| n.parse().ok()).flatten();
+        let numbered = || text.strip_prefix("cuda:").and_then(number).map(Self::CudaAt);
+        let known = match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda),
+            _ => numbered(),
+        };
+        let names = || Self::NAMES.map(|(name, _)| format!("`{name}`")).join(", ");
+        known.ok_or_else(|| format!("unknown variant `{text}`, expected one of {}", names()))
+    }
+}
+
+impl Display for DeviceChoice {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Cpu => f.pad("cpu"),
+            Self::Cuda => f.pad("cuda"),
+            Self::CudaAt(n) => f.pad(&format!("cuda:{n}")),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(device: DeviceChoice) -> Self {
+        device.to_string()
     }
 }
 
@@ -89,5 +146,29 @@ impl GradientChoice {
     /// Whether it says what runs did that knew no other: their checkpoints are of the same run.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeviceChoice::{self, Auto, Cpu, Cuda, CudaAt};
+
+    #[test]
+    fn a_device_is_written_as_it_is_read() {
+        for (text, device) in
+            [("auto", Auto), ("cpu", Cpu), ("cuda", Cuda), ("cuda:0", CudaAt(0)), ("cuda:17", CudaAt(17))]
+        {
+            assert_eq!((text.parse(), device.to_string()), (Ok(device), text.to_owned()));
+            assert_eq!(serde_json::to_string(&device).unwrap(), format!("{text:?}"));
+            assert_eq!(serde_json::from_str::<DeviceChoice>(&format!("{text:?}")).unwrap(), device);
+        }
+        let names = "expected one of `auto`, `cpu`, `cuda`, `cuda:N`";
+        for text in
+            ["", "CUDA", "cuda:", "cuda:N", "cuda:-1", "cuda:+1", "cuda: 1", "cuda:1 ", "cuda:65536", "cpu:0", "gpu"]
+        {
+            assert_eq!(text.parse::<DeviceChoice>(), Err(format!("unknown variant `{text}`, {names}")));
+            let e = serde_json::from_str::<DeviceChoice>(&format!("{text:?}")).unwrap_err();
+            assert!(e.to_string().contains(names), "{e}");
+        }
     }
 }

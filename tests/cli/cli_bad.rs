@@ -26,6 +26,10 @@ fn options_that_cannot_be_honoured() {
             "--device cpu --logits-dtype bf16",
             "--logits-dtype bf16: the CPU's logits are f32; leave it out, or use --device cuda",
         ),
+        (
+            "--device cuda:x",
+            "invalid value 'cuda:x' for '--device <NAME>': possible values: auto, cpu, cuda, cuda:N; see --help",
+        ),
         ("--max-steps 0", "--max-steps 0: must be 1 or more"),
         ("--num-train-epochs 1e300", "--num-train-epochs 1e300: must be greater than 0, and at most 1000000"),
         ("--seed 9223372036854775808", "--seed 9223372036854775808: must be at most 2^63 - 1"),

@@ -272,7 +272,9 @@ fn a_gpu_that_cannot_be_used() {
         "score --model m --data d --out scores",
         "generate --model m --prompt w5",
     ] {
-        cli.bad(&format!("{command} --device cuda"), 1, &format!("--device cuda: {why}"));
+        for device in ["cuda", "cuda:0", "cuda:1"] {
+            cli.bad(&format!("{command} --device {device}"), 1, &format!("--device cuda: {why}"));
+        }
     }
     assert!(cli.ok("doctor").out.contains(&why), "doctor says the same");
     cli.bad(

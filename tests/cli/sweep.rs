@@ -283,6 +283,12 @@ fn what_cannot_be_is_said_before_anything_begins() {
         2,
         "--gpus has no effect: every run is on the CPU (--device); leave it out",
     );
+    cli.write("s.toml", format!("{}{grid}", BASE.replace("\"cpu\"", "\"cuda:1\"")));
+    cli.bad(
+        "sweep s.toml --out o --gpus 0,1",
+        2,
+        "--gpus has no effect: a run names its GPU (--device cuda:1), and would see one alone; leave one of them out",
+    );
     cli.bad("sweep none.toml --out o", 2, "none.toml: cannot read the sweep: No such file or directory (os error 2)");
     cli.bad(
         "sweep s.toml --out -",

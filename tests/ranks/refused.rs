@@ -2,6 +2,7 @@
 
 use crate::cli_common::Cli;
 use crate::mpirun::{Mpirun, said};
+use crate::torchrun::Torchrun;
 
 #[test]
 fn commands_of_one_process_are_refused_under_a_launcher() {
@@ -27,6 +28,21 @@ fn commands_of_one_process_are_refused_under_a_launcher() {
     // A launcher of one is no reason.
     let ran = cli.command("inspect d").envs([("PMI_RANK", "0"), ("PMI_SIZE", "1")]).output().unwrap();
     assert!(ran.status.success(), "{}", said(&ran));
+}
+
+/// One GPU by its number would be that of all.
+#[test]
+fn a_gpu_by_its_number_is_refused() {
+    let cli = Cli::with_data();
+    for command in ["dpo --data d --out r", "reference --data d", "generate --prompt w5"] {
+        let args = format!("{command} --model m --device cuda:1");
+        let all = Torchrun::end(Torchrun::new(2).start(|_| cli.command(&args)));
+        let why =
+            "--device cuda:1: of several processes each takes the GPU of its number on its machine: use --device cuda";
+        assert!(said(&all[0]).starts_with(&format!("fusedpo: {why}")), "{}", said(&all[0]));
+        assert_eq!(all[0].status.code(), Some(2), "{command}");
+        assert!(!cli.path("r").exists());
+    }
 }
 
 #[test]

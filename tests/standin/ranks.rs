@@ -4,7 +4,7 @@
 use crate::cli_common::{Cli, rows};
 use crate::library;
 use crate::mpirun::{Mpirun, said};
-use crate::stand::Switches;
+use crate::stand::{Stand, Switches};
 use crate::torchrun::Torchrun;
 use fusedpo::Error;
 use fusedpo::backend::gpu::Gpu;
@@ -246,6 +246,61 @@ fn a_run_by_several_gpus_is_that_of_one() {
             }
         }
     }
+}
+
+/// The best evaluation lies behind: every rank takes its share of that checkpoint's master weights, and what rank 0 writes in single
+/// precision is made of all of them.
+#[test]
+fn the_best_model_of_several_gpus_is_that_of_one() {
+    if library::folder().is_none() {
+        return;
+    }
+    let (cli, aside) = (Cli::with_data(), tempfile::TempDir::new().unwrap());
+    // The last evaluation is not the best: the held-out loss ends higher.
+    let run = RUN.replace("--dtype f32", "--dtype bf16 --save-dtype f32");
+    let args = format!("dpo {run} --eval-steps 1 --load-best-model-at-end");
+    let of = |out: &str, ranks: usize| {
+        let log = aside.path().join(out);
+        let all = with(0, &cli, &log, ranks, &format!("{args} --out {out}"), &[("GPUS", "2")]);
+        assert!(all.iter().all(|ran| ran.status.success()), "{ranks}: {}", all.iter().map(said).collect::<String>());
+        sound(&log, ranks, out);
+        let record: serde_json::Value = serde_json::from_slice(&cli.bytes(&format!("{out}/run.json"))).unwrap();
+        assert!(record["best"]["step"].as_u64() < Some(3) && record["best"]["loaded"] == true, "{}", record["best"]);
+        (rows(&cli, out), cli.bytes(&format!("{out}/model.safetensors")))
+    };
+    let one = of("one", 1);
+    for ranks in [2, 3] {
+        assert!(of(&format!("of-{ranks}"), ranks) == one, "{ranks} ranks");
+    }
+}
+
+/// Of two GPUs each by its number, and what there is not.
+#[test]
+fn a_gpu_by_its_number() {
+    let Some(stand) = Stand::with(Cli::with_data) else { return };
+    let run = format!("dpo {}", RUN.replace("--device cuda ", ""));
+    let two: Switches = &[("GPUS", "2")];
+    for (device, number) in [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)] {
+        let out = format!("on-{}", device.replace(':', "-"));
+        let (ran, log) = stand.run(&format!("{run} --device {device} --out {out}"), two);
+        assert_eq!(ran.code, 0, "{device}: {}", ran.err);
+        assert!(log.contains(&format!("device {number};")), "{device}: {log}");
+        let config = String::from_utf8(stand.cli.bytes(&format!("{out}/config.toml"))).unwrap();
+        assert!(config.contains(&format!("device = \"{device}\"")), "{config}");
+        assert!(stand.cli.bytes(&format!("{out}/model.safetensors")) == stand.cli.bytes("on-cuda/model.safetensors"));
+    }
+    let there = |last: &str| format!("there is {last} (CUDA_VISIBLE_DEVICES may hide some)");
+    for (device, gpus, want) in [("cuda:2", two, "cuda:0 to cuda:1"), ("cuda:1", &[][..], "cuda:0 alone")] {
+        let mut command = stand.command(&format!("{run} --device {device} --out no"), gpus);
+        let ran = command.output().unwrap();
+        let want = format!("fusedpo: --device {device}: {}", there(want));
+        assert!(said(&ran).starts_with(&want) && ran.status.code() == Some(2), "{}", said(&ran));
+        assert!(!stand.cli.path("no").exists());
+    }
+    // What a config file says is the same.
+    stand.cli.write("c.toml", "device = 'cuda:1'\n");
+    let (ran, log) = stand.run(&format!("{run} --config c.toml --out by-config"), two);
+    assert!(ran.code == 0 && log.contains("device 1;"), "{log}");
 }
 
 /// What befalls rank 1 of three in the middle of a run: where gradients go from GPU to GPU, and nobody but NCCL would know.

@@ -1,6 +1,6 @@
 //! What can be asked of `fusedpo eval`.
 
-use crate::commands::choice::named;
+use crate::commands::choice::{Devices, named};
 use crate::commands::loss_flags::{LossFlags, TokenFlags};
 use crate::commands::quantize_flags::QuantizeFlags;
 use crate::error::{Error, Result};
@@ -61,8 +61,8 @@ pub struct EvalArgs {
     /// Precision of the head's logits; bf16 on a GPU only
     #[arg(long, value_parser = named::<LogitsChoice>(), default_value = "f32")]
     pub logits_dtype: LogitsChoice,
-    /// Where to compute
-    #[arg(long, value_parser = named::<DeviceChoice>(), default_value = "auto")]
+    /// Device
+    #[arg(long, value_parser = Devices, default_value = "auto")]
     pub device: DeviceChoice,
 }
 

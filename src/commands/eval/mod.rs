@@ -39,12 +39,8 @@ pub fn run(args: &EvalArgs, job: Job<'_>, observe: &mut dyn Observe) -> Result<(
         args.ref_model.as_mut().map_or(Ok(()), |other| hub::place(other, Wanted::Model, observe))
     })?;
     let args = &args;
-    let (split, totals, kl) = device::dispatch_one_of(
-        job.comm.local_rank(),
-        args.device,
-        (args.dtype, args.logits_dtype),
-        Eval(args, job, observe),
-    )?;
+    let (split, totals, kl) =
+        device::dispatch_one_of(job.comm, args.device, (args.dtype, args.logits_dtype), Eval(args, job, observe))?;
     if !job.comm.world().is_first() {
         return Ok(());
     }

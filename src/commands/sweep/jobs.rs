@@ -78,7 +78,9 @@ pub(super) fn all(args: &SweepArgs, common: &Common, plans: &[Plan]) -> Result<R
 /// those that this process is given.
 fn gpus(args: &SweepArgs, jobs: usize, plans: &[Plan]) -> Vec<String> {
     let on_cpu = plans.iter().all(|p| p.options.compute.device == DeviceChoice::Cpu);
-    if !args.gpus.is_empty() || jobs == 1 || on_cpu {
+    // Who names a GPU means one of all that there are.
+    let named = plans.iter().any(|p| matches!(p.options.compute.device, DeviceChoice::CudaAt(_)));
+    if !args.gpus.is_empty() || jobs == 1 || on_cpu || named {
         return args.gpus.clone();
     }
     let seen = std::env::var(VISIBLE).unwrap_or_default();

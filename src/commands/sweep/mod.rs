@@ -37,6 +37,13 @@ pub fn run(args: &SweepArgs, observe: &mut dyn Observe) -> Result<()> {
     if !args.gpus.is_empty() && plans.iter().all(|p| p.options.compute.device == DeviceChoice::Cpu) {
         return effect::refuse("gpus", "every run is on the CPU (`device`); leave it out");
     }
+    let named = plans.iter().map(|p| p.options.compute.device).find(|d| matches!(d, DeviceChoice::CudaAt(_)));
+    if let Some(device) = named.filter(|_| !args.gpus.is_empty()) {
+        return effect::refuse(
+            "gpus",
+            &format!("a run names its GPU (`device` {device}), and would see one alone; leave one of them out"),
+        );
+    }
     let folder = Folder::open(&args.out, &spec, &text)?;
     let inputs = Inputs::of(&spec, &plans)?;
     inputs.agree(&folder, &plans)?;

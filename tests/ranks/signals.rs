@@ -33,7 +33,7 @@ fn what_a_launcher_hands_on_ends_the_run_with_a_checkpoint() {
             send(&format!("-{signal}"), job.launcher());
             let ended = job.ends(None);
             let step = stopped_at(&ended);
-            assert!(25 <= step && step < 200 && ended.took < Duration::from_secs(15), "{step}: {:?}", ended.took);
+            assert!((25..200).contains(&step) && ended.took < Duration::from_secs(15), "{step}: {:?}", ended.took);
             assert_eq!(ended.all[0].status.code(), Some(*code), "{}", ended.said());
             assert!(cli.path(&format!("{out}/checkpoint-{step}")).is_dir());
             comes_to_the_same(&by, &cli, &out);

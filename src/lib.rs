@@ -77,7 +77,8 @@
 //!
 //! - [`error`]; [`mod@choice`]: enums that a user names, with names and descriptions beside the variants; [`units`]: sizes in
 //!   words; [`guard`]: a library that panics on a damaged file gives an error.
-//! - [`batch`]: what a micro-batch is, sound by construction: one builder makes it, everything below reads it.
+//! - [`batch`]: what a micro-batch is, sound by construction: an outline, which says what lies where before any token is read, and
+//!   as many tokens; one builder makes it, everything below reads it.
 //! - [`chart`]: curves as pictures. Knows numbers over steps and colours, no run.
 //! - [`files`]: the only opener and writer of files: a file, a folder, a run's folder, what the user named for a result; and
 //!   what of a stranger's folder may be opened at all.
@@ -135,7 +136,7 @@
 //!   proves it or does not start.
 //! - Every reduction has a fixed order: the same command gives the same bits, whatever the number of threads. Ranks of a job add up
 //!   lanes along one tree ([`comm::tree`]), and numbers of micro-batches in the order of the plan: whatever the number of processes. All
-//!   know the same of a step, and decide alike; rank 0 alone has the run's folder.
+//!   know the same of a step, whose tokens each reads for its own micro-batches alone, and decide alike; rank 0 alone has the run's folder.
 //! - A run that goes on from a checkpoint comes to the bytes of one that nobody disturbed, in weights and metrics: what decides a
 //!   bit is in the [`State`](train::state::State) with its [`Clock`](train::clock::Clock), or in the
 //!   [`Identity`](train::checkpoint::Identity) that the checkpoint refuses to be without. Observers hold nothing of the kind.

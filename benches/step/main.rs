@@ -268,7 +268,7 @@ fn case<B: Backend>(
 fn step<B: Backend>(engine: &mut Engine<'_, B>, optimizer: &mut Optimizer<B>, batches: &[MicroBatch]) -> Result<()> {
     engine.clear_grads()?;
     let mut totals = Totals::default();
-    let scale = fusedpo::train::means::scales(batches, &SPEC);
+    let scale = fusedpo::train::means::scales(batches.iter().map(MicroBatch::outline), &SPEC);
     // As in a run: the numbers of one micro-batch are read while the next one is under way.
     let mut late = Vec::new();
     for mb in batches {

@@ -162,19 +162,21 @@ impl Of<'_> {
         observe.tell(&Event::Begin { task: "score", total: data.num_responses(), keeps: false })?;
         let (mut done, mut step, steps) = (0, 0, planner.steps_in_epoch(0));
         while step < steps {
-            let mut batches = Vec::new();
-            while step < steps && !team.is_enough(batches.len()) {
-                batches.extend(planner.step(0, step)?);
+            let mut outlines = Vec::new();
+            while step < steps && !team.is_enough(outlines.len()) {
+                outlines.extend(planner.outlines(0, step)?);
                 step += 1;
             }
             let mut mine = String::new();
-            for mb in &batches[team.share(batches.len())] {
+            let share = team.share(outlines.len());
+            let batches = planner.batches(outlines, share)?;
+            for mb in &batches.own {
                 self.lines(&mut engine, mb, &mut mine)?;
             }
             for said in team.comm.gather(mine.as_bytes(), "hear what the others scored")? {
                 lines.as_mut().map_or(Ok(()), |to| put(to, &said))?;
             }
-            done += batches.iter().map(|mb| mb.responses().len() as u64).sum::<u64>();
+            done += batches.all().map(|of| of.responses().len() as u64).sum::<u64>();
             let flow = observe.on(&Event::Progress { done, beside: format_args!("") })?;
             if team.agree(flow, false)?.0 != Flow::On {
                 return Err(Error::stopped("stopped; nothing was written"));

@@ -198,7 +198,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Waits for the numbers of `mb`, and for nothing enqueued after them, and adds them to `totals`.
     pub fn collect(&mut self, late: Late<B>, mb: &MicroBatch, spec: &LossSpec, totals: &mut Totals) -> Result<()> {
-        self.read(late, |responses, pairs| totals.add(mb, spec, responses, pairs))
+        self.read(late, |responses, pairs| totals.add(mb.outline(), spec, responses, pairs))
     }
 
     /// Waits for the numbers of a micro-batch: those of its responses ([`RESPONSE_STATS`] each) and of its pairs
@@ -253,9 +253,9 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub fn collect_reference(&mut self, late: Late<B>, mb: &mut MicroBatch) -> Result<()> {
         self.read(late, |responses, pairs| {
             let sums = responses.chunks_exact(RESPONSE_STATS);
-            mb.responses_mut().zip(sums).for_each(|(slot, stats)| slot.ref_logp = stats[0]);
+            mb.outline_mut().responses_mut().zip(sums).for_each(|(slot, stats)| slot.ref_logp = stats[0]);
             let heads = pairs.chunks_exact(PAIR_STATS);
-            mb.pairs_mut().zip(heads).for_each(|(slot, stats)| slot.ref_heads = [stats[4], stats[5]]);
+            mb.outline_mut().pairs_mut().zip(heads).for_each(|(slot, stats)| slot.ref_heads = [stats[4], stats[5]]);
         })
     }
 

@@ -6,7 +6,7 @@ use super::mismatched::reference_of;
 use super::synced;
 use super::whole_step::{self, Taking};
 use crate::backend::Backend;
-use crate::batch::{MicroBatch, PairSlot, ResponseSlot};
+use crate::batch::{Batches, Outline, PairSlot, ResponseSlot};
 use crate::data::plan::Planner;
 use crate::data::shard::Dataset;
 use crate::data::sidecar::Sidecars;
@@ -43,27 +43,28 @@ pub fn evaluate<B: Backend>(
         if flow != Flow::On {
             return Err(Error::stopped("stopped; what was evaluated so far is not kept"));
         }
-        let mut batches = set.plan.first(0, step)?;
+        let outlines = set.plan.first_outlines(0, step)?;
+        let mine = engine.team.share(outlines.len());
+        let mut batches = set.plan.batches(outlines, mine)?;
         if let Some(sidecars) = &set.sidecars {
-            fill_reference(&mut batches, sidecars, spec)?;
+            fill_reference(&mut batches, sidecars, spec, false)?;
         }
         if engine.state.reference.is_some() {
-            let mine = engine.team.share(batches.len());
-            synced::fill(engine, &mut batches, spec, mine)?;
+            synced::fill(engine, &mut batches, spec)?;
         }
         if spec.scope() == Scope::Step {
             // A step's pairs are compared with one another, as in training; nothing is remembered of them.
             let how = Taking { spec, scales: 1.0.into(), seed: [0, step], trains: false, proves: false };
             totals.merge(whole_step::first(engine, &mut batches, how, &mut { engine.state.clock.running })?);
-            batches.clear();
+            batches = Batches::default();
         }
         if engine.team.size() > 1 && !batches.is_empty() {
-            let numbers = engine.evaluated(&batches, spec, engine.team.share(batches.len()))?;
-            let all = batches.iter().zip(&numbers);
-            all.for_each(|(mb, (responses, pairs))| totals.add(mb, spec, responses, pairs));
-            batches.clear();
+            let numbers = engine.evaluated(&batches, spec)?;
+            let all = batches.all().zip(&numbers);
+            all.for_each(|(of, (responses, pairs))| totals.add(of, spec, responses, pairs));
+            batches = Batches::default();
         }
-        for mb in batches {
+        for mb in batches.own {
             let late = engine.start_evaluation(&mb, spec)?;
             if let Some((mb, late)) = before.replace((mb, late)) {
                 engine.collect(late, &mb, spec, &mut totals)?;
@@ -104,26 +105,30 @@ pub fn check_finite(t: &Totals, data: &Dataset, model: &Path) -> Result<()> {
     }
 }
 
-/// Copies the reference's log-probs into the batches; where `spec` reads them also those of the tokens that both responses of a
-/// pair have.
-pub fn fill_reference(batches: &mut [MicroBatch], sidecars: &Sidecars, spec: &LossSpec) -> Result<()> {
+/// Copies the reference's log-probs into this rank's own of `batches`; into those of others too where `all` says so, or where the
+/// losses compare a whole step. Where `spec` reads them also those of the tokens that both responses of a pair have.
+pub fn fill_reference(batches: &mut Batches, sidecars: &Sidecars, spec: &LossSpec, all: bool) -> Result<()> {
+    match all || spec.scope() == Scope::Step {
+        true => batches.all_mut().try_for_each(|of| look_up(of, sidecars, spec)),
+        false => batches.own.iter_mut().try_for_each(|mb| look_up(mb.outline_mut(), sidecars, spec)),
+    }
+}
+
+fn look_up(to: &mut Outline, sidecars: &Sidecars, spec: &LossSpec) -> Result<()> {
     let of = |slot: &ResponseSlot| {
         reference_of(slot, sidecars).ok_or_else(|| {
             Error::Training(format!("response {} has no reference log-prob: run `fusedpo reference` again", slot.id))
         })
     };
-    batches.iter_mut().try_for_each(|mb| mb.set_ref_logps(of))?;
-    match spec.ld_alpha {
-        Some(_) => batches.iter_mut().try_for_each(|mb| fill_heads(mb, sidecars)),
-        None => Ok(()),
-    }
+    to.set_ref_logps(of)?;
+    if spec.ld_alpha.is_some() { look_up_heads(to, sidecars) } else { Ok(()) }
 }
 
-fn fill_heads(mb: &mut MicroBatch, sidecars: &Sidecars) -> Result<()> {
+fn look_up_heads(to: &mut Outline, sidecars: &Sidecars) -> Result<()> {
     let of = |pair: &PairSlot| {
-        let shared = mb.shared_len(pair) as u64;
+        let shared = to.shared_len(pair) as u64;
         let head = |r: u32| {
-            let id = mb.responses()[r as usize].id;
+            let id = to.responses()[r as usize].id;
             sidecars.head(id, shared).ok_or_else(|| {
                 let why = "has no reference log-prob: run the same command again";
                 Error::Training(format!("response {id}: the sum of its first {shared} tokens {why}"))
@@ -131,8 +136,8 @@ fn fill_heads(mb: &mut MicroBatch, sidecars: &Sidecars) -> Result<()> {
         };
         Ok([head(pair.chosen)?, head(pair.rejected)?])
     };
-    let heads: Vec<[f64; 2]> = mb.pairs().iter().map(of).collect::<Result<_>>()?;
-    mb.pairs_mut().zip(heads).for_each(|(pair, heads)| pair.ref_heads = heads);
+    let heads: Vec<[f64; 2]> = to.pairs().iter().map(of).collect::<Result<_>>()?;
+    to.pairs_mut().zip(heads).for_each(|(pair, heads)| pair.ref_heads = heads);
     Ok(())
 }
 

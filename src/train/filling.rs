@@ -3,7 +3,8 @@
 
 use super::engine::Engine;
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, Outline};
+use crate::data::plan::Planner;
 use crate::data::sidecar::{Keyed, Sidecars};
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
@@ -15,12 +16,14 @@ const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// What a pass goes through.
 pub(super) struct Work<'w> {
+    /// Whose tokens they are.
+    pub plan: &'w Planner<'w>,
     /// Steps of it.
     pub steps: u64,
     /// Their micro-batches.
-    pub step: &'w dyn Fn(u64) -> Result<Vec<MicroBatch>>,
+    pub step: &'w dyn Fn(u64) -> Result<Vec<Outline>>,
     /// What is counted in a micro-batch,
-    pub units: fn(&MicroBatch) -> u64,
+    pub units: fn(&Outline) -> u64,
     /// how many there are of it,
     pub total: u64,
     /// and what it is called.
@@ -31,8 +34,8 @@ pub(super) struct Work<'w> {
 
 /// What a pass leaves its numbers in.
 pub(super) trait Fill {
-    /// Takes those of the responses and of the pairs of `mb`.
-    fn take(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]);
+    /// Takes those of the responses and of the pairs of a micro-batch.
+    fn take(&mut self, of: &Outline, responses: &[f64], pairs: &[f64]);
 
     /// Makes what was taken survive the process; with `if_due` not before it is worth the work.
     fn keep(&mut self, if_due: bool) -> Result<()>;
@@ -52,27 +55,30 @@ pub(super) fn fill<B: Backend>(
     let mut before = None;
     let (mut step, mut seen) = (0, 0);
     while step < work.steps {
-        let mut batches = Vec::new();
-        while step < work.steps && !team.is_enough(batches.len()) {
-            batches.extend((work.step)(step)?);
+        let mut outlines = Vec::new();
+        while step < work.steps && !team.is_enough(outlines.len()) {
+            outlines.extend((work.step)(step)?);
             step += 1;
         }
-        seen += batches.iter().map(work.units).sum::<u64>();
+        seen += outlines.iter().map(work.units).sum::<u64>();
+        let mine = team.share(outlines.len());
+        let mut batches = work.plan.batches(outlines, mine)?;
         if team.size() > 1 {
-            let numbers = engine.evaluated(&batches, spec, team.share(batches.len()))?;
-            batches.drain(..).zip(numbers).for_each(|(mb, (responses, pairs))| to.take(&mb, &responses, &pairs));
+            let numbers = engine.evaluated(&batches, spec)?;
+            batches.all().zip(numbers).for_each(|(of, (responses, pairs))| to.take(of, &responses, &pairs));
+            batches = Batches::default();
         }
-        for mb in batches {
+        for mb in batches.own {
             let late = engine.start_evaluation(&mb, spec)?;
             if let Some((mb, late)) = before.replace((mb, late)) {
-                engine.read(late, |responses, pairs| to.take(&mb, responses, pairs))?;
+                engine.read(late, |responses, pairs| to.take(mb.outline(), responses, pairs))?;
             }
         }
         flow = flow.and(observe.on(&Event::Tick)?);
         (flow, _) = team.agree(flow, false)?;
         let stop = flow != Flow::On;
         if let Some((mb, late)) = before.take_if(|_| stop || step == work.steps) {
-            engine.read(late, |responses, pairs| to.take(&mb, responses, pairs))?;
+            engine.read(late, |responses, pairs| to.take(mb.outline(), responses, pairs))?;
         }
         if team.is_first() {
             to.keep(!stop)?;

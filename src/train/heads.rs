@@ -6,7 +6,7 @@
 use super::filling::{self, Fill, Work, fill};
 use super::reference::{Keep, Part, ReferenceReport, ensure_of, key, lap, not_used, open, scorer};
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
-use crate::batch::MicroBatch;
+use crate::batch::Outline;
 use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet, shared_lens};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::{Kept, Keyed, Sidecars};
@@ -90,9 +90,10 @@ fn pass<B: Backend>(
         if let (Some(engine), Some(planner)) = (&mut engine, planner) {
             let mut begun = Instant::now();
             let (steps, total, spec) = (planner.steps_in_epoch(0), planner.units(), statistics());
-            let units = |mb: &MicroBatch| mb.pairs().len() as u64;
-            let step = |step| planner.step(0, step);
-            fill(engine, &Work { steps, step: &step, units, total, called: "pairs", spec }, kinds, observe)?;
+            let units = |of: &Outline| of.pairs().len() as u64;
+            let step = |step| planner.outlines(0, step);
+            let work = Work { plan: planner, steps, step: &step, units, total, called: "pairs", spec };
+            fill(engine, &work, kinds, observe)?;
             let (pairs, seconds) = (planner.units(), lap(&mut begun));
             let line = format!(
                 "reference log-probs of what both responses have, of {pairs} pairs, computed in {seconds:.1} s"
@@ -125,17 +126,17 @@ fn statistics() -> LossSpec {
 }
 
 impl Fill for Kinds {
-    fn take(&mut self, mb: &MicroBatch, responses: &[f64], pairs: &[f64]) {
+    fn take(&mut self, of: &Outline, responses: &[f64], pairs: &[f64]) {
         let Self { heads, sums } = self;
-        for (slot, stats) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
+        for (slot, stats) in of.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
             if !sums.has(slot.id) {
                 sums.set(slot.id, stats[0]);
             }
         }
-        for (pair, stats) in mb.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS)) {
-            let shared = mb.shared_len(pair) as u64;
+        for (pair, stats) in of.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS)) {
+            let shared = of.shared_len(pair) as u64;
             for (end, head) in [pair.chosen, pair.rejected].into_iter().zip(&stats[4..6]) {
-                heads.set(mb.responses()[end as usize].id, shared, *head);
+                heads.set(of.responses()[end as usize].id, shared, *head);
             }
         }
     }

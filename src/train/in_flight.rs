@@ -4,7 +4,7 @@ use super::engine::{Engine, Late};
 use super::ledger::Taken;
 use super::metrics::Totals;
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, MicroBatch};
 use crate::error::Result;
 use crate::loss::LossSpec;
 use std::collections::VecDeque;
@@ -22,12 +22,12 @@ pub struct InFlight<B: Backend> {
     pub lr: f64,
     /// When its host work began.
     pub begun: Instant,
-    /// Micro-batches of other ranks, before this one's and after them, whose numbers were not heard of yet.
-    pub others: [Vec<MicroBatch>; 2],
     /// This rank's micro-batches whose numbers were not read yet, in order.
     pub late: VecDeque<(MicroBatch, Late<B>)>,
-    /// Micro-batches whose numbers were read, in order.
-    pub read: Vec<MicroBatch>,
+    /// Those whose numbers were read, in order, and what is known of other ranks'.
+    pub batches: Batches,
+    /// Whether the numbers of all ranks were heard of.
+    pub heard: bool,
     /// What was read.
     pub totals: Totals,
     /// What was read of single pairs, where a ledger is kept.
@@ -43,32 +43,28 @@ impl<B: Backend> InFlight<B> {
         while let Some((mb, late)) = self.late.pop_front() {
             let (totals, taken) = (&mut self.totals, &mut self.taken);
             engine.read(late, |responses, pairs| {
-                totals.add(&mb, spec, responses, pairs);
-                taken.iter_mut().for_each(|taken| taken.add(&mb, spec, [responses, pairs]));
+                totals.add(mb.outline(), spec, responses, pairs);
+                taken.iter_mut().for_each(|taken| taken.add(mb.outline(), spec, [responses, pairs]));
             })?;
-            self.read.push(mb);
+            self.batches.own.push(mb);
         }
         Ok(())
     }
 
     /// [`InFlight::collect`] of several ranks: each brings its own, and all add up the same numbers in the same order.
     fn hear(&mut self, engine: &mut Engine<'_, B>, spec: &LossSpec) -> Result<()> {
-        let [before, after] = std::mem::take(&mut self.others);
-        let (mut batches, mut own) = (before, Vec::with_capacity(self.late.len()));
-        while let Some((mb, late)) = self.late.pop_front() {
-            own.push(engine.read(late, |responses, pairs| (responses.to_vec(), pairs.to_vec()))?);
-            batches.push(mb);
-        }
-        batches.extend(after);
-        // Every step has a micro-batch, somebody's: where none is left all was heard.
-        if batches.is_empty() {
+        if std::mem::replace(&mut self.heard, true) {
             return Ok(());
         }
-        for (mb, (responses, pairs)) in batches.iter().zip(engine.team.numbers(&batches, own)?) {
-            self.totals.add(mb, spec, &responses, &pairs);
-            self.taken.iter_mut().for_each(|taken| taken.add(mb, spec, [&responses, &pairs]));
+        let mut own = Vec::with_capacity(self.late.len());
+        while let Some((mb, late)) = self.late.pop_front() {
+            own.push(engine.read(late, |responses, pairs| (responses.to_vec(), pairs.to_vec()))?);
+            self.batches.own.push(mb);
         }
-        self.read.extend(batches);
+        for (of, (responses, pairs)) in self.batches.all().zip(engine.team.numbers(&self.batches, own)?) {
+            self.totals.add(of, spec, &responses, &pairs);
+            self.taken.iter_mut().for_each(|taken| taken.add(of, spec, [&responses, &pairs]));
+        }
         Ok(())
     }
 }

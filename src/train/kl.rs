@@ -180,11 +180,13 @@ impl Drawn {
         engine.team = team;
         let mut scored = vec![f64::NAN; self.samples];
         for step in 0..plan.steps_in_epoch(0) {
-            let batches = plan.step(0, step)?;
-            let numbers = engine.evaluated(&batches, &LossSpec::STATISTICS, team.share(batches.len()))?;
-            for (mb, (responses, _)) in batches.iter().zip(numbers) {
+            let outlines = plan.outlines(0, step)?;
+            let mine = team.share(outlines.len());
+            let batches = plan.batches(outlines, mine)?;
+            let numbers = engine.evaluated(&batches, &LossSpec::STATISTICS)?;
+            for (of, (responses, _)) in batches.all().zip(numbers) {
                 let sums = responses.chunks_exact(RESPONSE_STATS);
-                mb.responses().iter().zip(sums).for_each(|(slot, stats)| scored[slot.id as usize] = stats[0]);
+                of.responses().iter().zip(sums).for_each(|(slot, stats)| scored[slot.id as usize] = stats[0]);
             }
         }
         Ok(scored)

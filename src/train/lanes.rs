@@ -5,11 +5,10 @@ use super::lane_sums::LaneSums;
 use super::state::State;
 use super::team::{Numbers, Team};
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, MicroBatch};
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use crate::model::{Gradients, Sums};
-use std::ops::Range;
 
 impl<'a, B: Backend> Engine<'a, B> {
     /// Takes steps with `team` from here on.
@@ -51,17 +50,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// The numbers of all `batches`, none of which trains, computed by all ranks.
-    pub(super) fn evaluated(
-        &mut self,
-        batches: &[MicroBatch],
-        spec: &LossSpec,
-        mine: Range<usize>,
-    ) -> Result<Vec<Numbers>> {
-        let mut own = Vec::with_capacity(mine.len());
+    /// The numbers of all `batches`, none of which trains, each rank computing its own.
+    pub(super) fn evaluated(&mut self, batches: &Batches, spec: &LossSpec) -> Result<Vec<Numbers>> {
+        let mut own = Vec::with_capacity(batches.own.len());
         // One micro-batch is always under way while the host prepares the next.
         let mut before = None;
-        for mb in &batches[mine] {
+        for mb in &batches.own {
             let late = self.start_evaluation(mb, spec)?;
             if let Some(late) = before.replace(late) {
                 own.push(self.read(late, |responses, pairs| (responses.to_vec(), pairs.to_vec()))?);

@@ -1,7 +1,7 @@
 //! What a step's losses are means over, and what they would be at the reference.
 
 use crate::backend::{PAIR_STATS, RESPONSE_STATS, loss_pair, pair_weight};
-use crate::batch::{MicroBatch, PairSlot};
+use crate::batch::{Outline, PairSlot};
 use crate::data::plan::Objective;
 use crate::loss::{LossSpec, Pair, Rule, Scales};
 
@@ -15,21 +15,21 @@ pub fn objective(spec: &LossSpec) -> Objective {
     }
 }
 
-/// One over what each kind of loss is a mean over in the step that `batches` are: pair weights, tokens of the pairs' chosen
+/// One over what each kind of loss is a mean over in the step that `batches` are, all of it: pair weights, tokens of the pairs' chosen
 /// responses, and for what responses have alone prompts (lists), scored tokens (SFT) or judgements, by weight (KTO).
-pub fn scales(batches: &[MicroBatch], spec: &LossSpec) -> Scales {
+pub fn scales<'b>(batches: impl Iterator<Item = &'b Outline> + Clone, spec: &LossSpec) -> Scales {
     let (mut pairs, mut tokens) = (0.0, 0.0);
-    for mb in batches {
-        for p in mb.pairs() {
+    for of in batches.clone() {
+        for p in of.pairs() {
             pairs += f64::from(p.weight);
-            tokens += f64::from(p.weight) * mb.responses()[p.chosen as usize].predictions.len() as f64;
+            tokens += f64::from(p.weight) * of.responses()[p.chosen as usize].predictions.len() as f64;
         }
     }
-    let scored: usize = batches.iter().map(|mb| mb.predictions().len()).sum();
-    let prompts: usize = batches.iter().map(|mb| mb.groups().len()).sum();
+    let scored: usize = batches.clone().map(Outline::num_predictions).sum();
+    let prompts: usize = batches.clone().map(|of| of.groups().len()).sum();
     let over = |n: f64| if n > 0.0 { 1.0 / n } else { 1.0 };
     if spec.is_judged() {
-        let judged = batches.iter().flat_map(MicroBatch::responses).map(|r| r.role.judged()).sum();
+        let judged = batches.flat_map(Outline::responses).map(|r| r.role.judged()).sum();
         return over(judged).into();
     }
     if spec.is_sft() {
@@ -44,14 +44,14 @@ pub fn agreed(p: &Pair) -> Pair {
 }
 
 /// What formulas see of pair `of` of `mb`, given its responses' numbers and its own, as the loss op wrote them.
-pub fn seen(mb: &MicroBatch, spec: &LossSpec, of: &PairSlot, [responses, stats]: [&[f64]; 2], less: bool) -> Pair {
+pub fn seen(mb: &Outline, spec: &LossSpec, of: &PairSlot, [responses, stats]: [&[f64]; 2], less: bool) -> Pair {
     let sums = [of.chosen, of.rejected].map(|r| responses[r as usize * RESPONSE_STATS]);
     loss_pair(mb, spec, of, [sums, [stats[4], stats[5]]], less)
 }
 
 /// The losses of a group's scope as they would be at a reference that agrees with the policy: those that are means over pairs,
 /// over tokens of chosen responses, and those that responses have alone.
-pub fn at_reference(mb: &MicroBatch, spec: &LossSpec, responses: &[f64], pairs: &[f64]) -> [f64; 3] {
+pub fn at_reference(mb: &Outline, spec: &LossSpec, responses: &[f64], pairs: &[f64]) -> [f64; 3] {
     let mut sums = [0.0; 3];
     for term in spec.terms() {
         match term.def().rule {

@@ -8,7 +8,7 @@
 use super::means::at_reference;
 use super::spread::{OF_PAIRS, Squares, Z};
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
-use crate::batch::{MicroBatch, ResponseSlot, Role};
+use crate::batch::{Outline, ResponseSlot, Role};
 use crate::loss::LossSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -89,7 +89,7 @@ impl Totals {
     }
 
     /// Adds a micro-batch, from the numbers that [`crate::backend::Loss`] wrote.
-    pub fn add(&mut self, mb: &MicroBatch, spec: &LossSpec, responses: &[f64], pairs: &[f64]) {
+    pub fn add(&mut self, mb: &Outline, spec: &LossSpec, responses: &[f64], pairs: &[f64]) {
         let response = |i: u32| &responses[i as usize * RESPONSE_STATS..][..RESPONSE_STATS];
         let alone = spec.is_sft() || spec.is_listwise() || spec.is_judged();
         let scored = |i: u32| mb.responses()[i as usize].predictions.len() as u64;
@@ -147,7 +147,7 @@ impl Totals {
         }
         self.responses += mb.responses().iter().filter(|r| !r.role.is_mismatched()).count() as u64;
         self.response_weight += match alone {
-            true if spec.is_sft() => mb.predictions().len() as f64,
+            true if spec.is_sft() => mb.num_predictions() as f64,
             true if spec.is_judged() => mb.responses().iter().map(|r| r.role.judged()).sum(),
             true => mb.groups().len() as f64,
             false => 0.0,
@@ -181,7 +181,7 @@ impl Totals {
     }
 
     /// The rows of other prompts' responses are not of the data: they are not counted as they would be by TRL.
-    fn count_tokens(&mut self, mb: &MicroBatch) {
+    fn count_tokens(&mut self, mb: &Outline) {
         self.tokens += mb.used() as u64;
         for g in mb.groups() {
             let prompt = g.prompt.len() as u64;
@@ -375,7 +375,7 @@ mod tests {
         ] {
             let mut t = Totals::default();
             let pair = [loss, chosen, rejected, 0.0, 0.0, 0.0, 0.0, 0.0];
-            t.add(&mb, &LossSpec::of(LossType::Sigmoid), &[0.0; 2 * RESPONSE_STATS], &pair);
+            t.add(mb.outline(), &LossSpec::of(LossType::Sigmoid), &[0.0; 2 * RESPONSE_STATS], &pair);
             assert_eq!((t.correct, t.off_reference, !t.non_finite.is_empty()), want, "{loss} {chosen} {rejected}");
         }
     }

@@ -3,7 +3,7 @@
 use super::filling::{self, Fill, Work, fill};
 use super::reference::{Keep, key, not_used, scorer};
 use crate::backend::{Backend, RESPONSE_STATS};
-use crate::batch::{MicroBatch, ResponseSlot, Role};
+use crate::batch::{Outline, ResponseSlot, Role};
 use crate::data::plan::{Mismatch, Planner};
 use crate::data::sidecar::{Kept, Keyed, Sidecars};
 use crate::error::Result;
@@ -44,9 +44,10 @@ pub fn ensure<B: Backend>(
         let mut engine = scorer(be, model, (&[planner], planner.longest_row()), keep.team)?;
         let steps: Vec<&[Mismatch]> = missing.chunks(planner.mismatched_at_once()).collect();
         let work = Work {
+            plan: planner,
             steps: steps.len() as u64,
             step: &|step| planner.mismatched_rows(steps[step as usize]),
-            units: |mb| mb.responses().iter().filter(|slot| slot.role.is_mismatched()).count() as u64,
+            units: |of| of.responses().iter().filter(|slot| slot.role.is_mismatched()).count() as u64,
             total: missing.len() as u64,
             called: "mismatched rows",
             spec: LossSpec::STATISTICS,
@@ -64,8 +65,8 @@ pub fn ensure<B: Backend>(
 struct Rows<'r>(&'r mut Keyed);
 
 impl Fill for Rows<'_> {
-    fn take(&mut self, mb: &MicroBatch, responses: &[f64], _: &[f64]) {
-        for (slot, stats) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
+    fn take(&mut self, of: &Outline, responses: &[f64], _: &[f64]) {
+        for (slot, stats) in of.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
             if let Role::Mismatched { group, .. } = slot.role {
                 self.0.set(group, slot.id, stats[0]);
             }

@@ -6,7 +6,7 @@ use super::metrics::Totals;
 use super::mismatched::reference_of;
 use super::whole_step::{self, Taking};
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
-use crate::batch::MicroBatch;
+use crate::batch::Batches;
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::{Error, Result};
@@ -28,7 +28,8 @@ pub fn spot_check<B: Backend>(
         return Ok(());
     }
     let step = RandomState::new().build_hasher().finish() % steps;
-    let Some(mb) = plan.first(0, step)?.pop() else { return Ok(()) };
+    let Some(outline) = plan.first_outlines(0, step)?.pop() else { return Ok(()) };
+    let mb = plan.with_tokens(outline)?;
     let mut sums = LossSpec::STATISTICS;
     sums.ld_alpha = spec.ld_alpha;
     let late = engine.start_evaluation(&mb, &sums)?;
@@ -76,18 +77,20 @@ pub fn prove_step_0(totals: &Totals) -> Result<()> {
 /// [`prove_step_0`] of a policy that training takes away from the reference, by dropout: of an evaluation of the first step.
 pub fn prove_evaluated<B: Backend>(
     engine: &mut Engine<'_, B>,
-    mut batches: Vec<MicroBatch>,
+    mut batches: Batches,
     spec: &LossSpec,
     seed: u64,
 ) -> Result<()> {
     let mut totals = Totals::proving();
     if spec.scope() == Scope::Step {
-        let scales = means::scales(&batches, spec);
+        let scales = means::scales(batches.all(), spec);
         let how = Taking { spec, scales, seed: [seed, 1], trains: false, proves: true };
         let mut running = engine.state.clock.running;
         totals = whole_step::first(engine, &mut batches, how, &mut running)?;
     } else {
-        batches.iter().try_for_each(|mb| engine.evaluate(mb, spec, &mut totals))?;
+        let numbers = engine.evaluated(&batches, spec)?;
+        let all = batches.all().zip(&numbers);
+        all.for_each(|(of, (responses, pairs))| totals.add(of, spec, responses, pairs));
     }
     prove_step_0(&totals)
 }

@@ -8,7 +8,7 @@ use super::filling::{self, Fill, Work, fill};
 use super::memory::{Budgets, MemoryPlan};
 use super::team::Team;
 use crate::backend::{Backend, RESPONSE_STATS};
-use crate::batch::MicroBatch;
+use crate::batch::Outline;
 use crate::data::plan::{Objective, PlanOptions, Planner, ResponseSet};
 use crate::data::shard::Dataset;
 use crate::data::sidecar::{self, Pruned, RefKey, Sidecars};
@@ -113,10 +113,10 @@ pub fn ensure_of<B: Backend>(
             observe.tell(&Event::Note(&note))?;
         }
         if let (Some(engine), Some(planner)) = (&mut engine, planner) {
-            let step = |step| planner.step(0, step);
+            let step = |step| planner.outlines(0, step);
             let (steps, total, spec) = (planner.steps_in_epoch(0), planner.units(), LossSpec::STATISTICS);
-            let units = |mb: &MicroBatch| mb.responses().len() as u64;
-            let work = Work { steps, step: &step, units, total, called: "responses", spec };
+            let units = |of: &Outline| of.responses().len() as u64;
+            let work = Work { plan: planner, steps, step: &step, units, total, called: "responses", spec };
             fill(engine, &work, &mut Sums { sidecars, report }, observe)?;
             report.seconds += lap(&mut begun);
         }
@@ -197,11 +197,11 @@ struct Sums<'s> {
 }
 
 impl Fill for Sums<'_> {
-    fn take(&mut self, mb: &MicroBatch, responses: &[f64], _: &[f64]) {
+    fn take(&mut self, of: &Outline, responses: &[f64], _: &[f64]) {
         let sums = responses.chunks_exact(RESPONSE_STATS).map(|stats| stats[0]);
-        mb.responses().iter().zip(sums).for_each(|(slot, logp)| self.sidecars.set(slot.id, logp));
-        self.report.computed += mb.responses().len() as u64;
-        self.report.tokens += mb.used() as u64;
+        of.responses().iter().zip(sums).for_each(|(slot, logp)| self.sidecars.set(slot.id, logp));
+        self.report.computed += of.responses().len() as u64;
+        self.report.tokens += of.used() as u64;
     }
 
     fn keep(&mut self, if_due: bool) -> Result<()> {

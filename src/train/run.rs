@@ -244,7 +244,7 @@ impl Run<'_> {
                 starts_at_reference,
                 schedule,
                 seed: c.data.seed,
-                ledger: c.ledger.keeps(&c.loss()),
+                ledger: c.ledger.keeps(&c.loss()) && team.is_first(),
                 adapter_given: c.train.adapter.is_some(),
             },
             eval: held_out.map(|(steps, plan)| EvalSet { steps, plan, sidecars: sidecars_of_held_out }),

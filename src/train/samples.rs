@@ -11,7 +11,7 @@ use super::generating::generate_by;
 use super::kl::{KlEstimate, mean_with_interval};
 use super::sample_plan::{SamplePlan, Whereabouts};
 use crate::backend::{Backend, RESPONSE_STATS};
-use crate::batch::{Builder, MicroBatch};
+use crate::batch::{Batches, Builder, MicroBatch};
 use crate::data::text::TextTokenizer;
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
@@ -250,7 +250,8 @@ fn score<B: Backend>(engine: &mut Engine<'_, B>, prompts: &[Vec<u32>], samples: 
     if used > 0 {
         flush(&mut batch)?;
     }
-    let numbers = engine.evaluated(&batches, &LossSpec::STATISTICS, engine.team.share(batches.len()))?;
+    let mine = engine.team.share(batches.len());
+    let numbers = engine.evaluated(&Batches::share(batches, mine), &LossSpec::STATISTICS)?;
     Ok(numbers.iter().flat_map(|(responses, _)| responses.chunks_exact(RESPONSE_STATS).map(|stats| stats[0])).collect())
 }
 

@@ -8,7 +8,7 @@ use super::state::State;
 use super::team::Team;
 use super::trained_with::TrainedWith;
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, MicroBatch};
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files::{FileMark, RunDir};
@@ -214,9 +214,15 @@ impl<'a> Saver<'a> {
         self.protected = stays;
     }
 
-    /// Keeps the batch of a step without finite numbers, one of the first of the run; what to say of it. Where it cannot be written,
+    /// Keeps the batch of a step without finite numbers, one of the first of the run: `batches`, which `whole` gives the tokens of other
+    /// ranks; what to say of it. Where it cannot be written,
     /// that is told, and the run goes on.
-    pub fn keep_batch(&mut self, of: StepBatch, batches: &[MicroBatch], observe: &mut dyn Observe) -> Result<String> {
+    pub fn keep_batch(
+        &mut self,
+        of: StepBatch,
+        (batches, whole): (&Batches, &dyn Fn() -> Result<Vec<MicroBatch>>),
+        observe: &mut dyn Observe,
+    ) -> Result<String> {
         let Some(out) = self.out else { return Ok(String::new()) };
         let (step, identity) = (of.step, &self.identity);
         let said = format!("{} names the op", self.replays(step));
@@ -224,7 +230,7 @@ impl<'a> Saver<'a> {
         if kept.len() >= MOST_FILES && kept.iter().all(|(of, _)| *of != step) {
             return Ok(format!("; {} batches of such steps are kept already, and this one is not: {said}", kept.len()));
         }
-        if kept_batch::len(batches) > kept_batch::MOST_BYTES {
+        if kept_batch::len(batches.all()) > kept_batch::MOST_BYTES {
             return Ok(format!("; its batch is too large to be kept: {said}"));
         }
         let options = serde_json::to_vec(&identity.options).expect("plain values");
@@ -235,7 +241,8 @@ impl<'a> Saver<'a> {
             sha256_options: hex(&Sha256::digest(&options)),
             ..of
         };
-        match out.keep_batch(step, &of.named(batches).to_bytes(batches)?) {
+        let kept = whole().and_then(|all| out.keep_batch(step, &of.named(&all).to_bytes(&all)?));
+        match kept {
             Ok(path) => Ok(format!("; its batch is in {}: {said}", path.display())),
             Err(e) => {
                 observe

@@ -12,7 +12,7 @@ use super::schedule::Schedule;
 use super::synced::{self, Sync};
 use super::whole_step::{self, Taking};
 use crate::backend::Backend;
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, MicroBatch, Outline};
 use crate::data::plan::Planner;
 use crate::data::sidecar::Sidecars;
 use crate::error::Result;
@@ -36,7 +36,7 @@ pub(super) struct Stepper<'a> {
     pub schedule: Schedule,
     /// Of what a loss and an adapter with dropout draw.
     pub seed: u64,
-    /// Whether what the passes bring of single pairs is kept.
+    /// Whether this process keeps what the passes bring of single pairs.
     pub ledger: bool,
     /// Whether the policy's adapter was loaded: what it drops takes it away from what it computes otherwise.
     pub adapter_given: bool,
@@ -58,58 +58,68 @@ impl Stepper<'_> {
         let begun = Instant::now();
         let (epoch, place) = engine.state.clock.advance(|epoch| self.plan.steps_in_epoch(epoch));
         let step = engine.state.clock.step;
-        let mut batches = self.plan.first(epoch, place)?;
+        let outlines = self.plan.first_outlines(epoch, place)?;
+        let own = engine.team.own(&outlines);
+        let mut batches = self.plan.batches(outlines, own)?;
         if let Some(sidecars) = &self.sidecars {
-            eval::fill_reference(&mut batches, sidecars, &self.spec)?;
+            eval::fill_reference(&mut batches, sidecars, &self.spec, self.ledger)?;
         }
-        engine.drop_from(&mut batches, self.seed, step);
-        let scales = means::scales(&batches, &self.spec);
+        engine.drop_from(&mut batches.own, self.seed, step);
+        let scales = means::scales(batches.all(), &self.spec);
         let proves = self.proves(engine, step);
         let mut totals = if proves { Totals::proving() } else { Totals::default() };
         let mut taken = self.ledger.then(|| Taken::new(step, epoch, &scales));
-        let (mut late, mut read) = (VecDeque::with_capacity(batches.len()), Vec::new());
-        let mut others = [Vec::new(), Vec::new()];
+        let mut late = VecDeque::with_capacity(batches.own.len());
+        let mut heard = false;
         if self.spec.scope() == Scope::Step {
             if self.sync.is_some() {
-                let mine = engine.team.share(batches.len());
-                synced::fill(engine, &mut batches, &self.spec, mine)?;
+                synced::fill(engine, &mut batches, &self.spec)?;
             }
             let how = Taking { spec: &self.spec, scales, seed: [self.seed, step], trains: true, proves };
             let mut running = engine.state.clock.running;
-            let mut keep = |mb: &MicroBatch, numbers: [&[f64]; 2]| {
-                taken.iter_mut().for_each(|taken| taken.add(mb, &self.spec, numbers));
+            let mut keep = |of: &Outline, numbers: [&[f64]; 2]| {
+                taken.iter_mut().for_each(|taken| taken.add(of, &self.spec, numbers));
             };
             totals = whole_step::first_seen(engine, &mut batches, how, &mut running, &mut keep)?;
             engine.state.clock.running = running;
-            read.clone_from(&batches);
-            batches = whole_step::second(batches, || self.plan.step(epoch, place))?;
-            engine.drop_from(&mut batches, self.seed, step);
-            let own = engine.team.own(&batches);
-            engine.by_lanes(batches.drain(own).collect(), |engine, batches| {
-                batches.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))
+            heard = true;
+            let mut own = whole_step::second(&batches, || {
+                let outlines = self.plan.outlines(epoch, place)?;
+                let own = engine.team.own(&outlines);
+                self.plan.batches(outlines, own)
+            })?;
+            engine.drop_from(&mut own, self.seed, step);
+            engine.by_lanes(own, |engine, own| {
+                own.iter().try_for_each(|mb| engine.start_given(mb, &self.spec, scales))
             })?;
         } else {
-            let own = engine.team.own(&batches);
             // All ranks know the numbers of all, and what those are compared with.
             let at_once = self.sync.is_some() && engine.team.size() > 1;
             if at_once {
-                synced::fill(engine, &mut batches, &self.spec, own.clone())?;
+                synced::fill(engine, &mut batches, &self.spec)?;
             }
-            others[1] = batches.split_off(own.end);
-            let own = batches.split_off(own.start);
-            others[0] = batches;
+            let own = std::mem::take(&mut batches.own);
             let mut pass = |engine: &mut Engine<'_, B>, mb: MicroBatch| {
                 let numbers = engine.start(&mb, &self.spec, scales)?;
                 late.push_back((mb, numbers));
                 Ok(())
             };
-            engine.by_lanes(own, |engine, batches| match self.sync.filter(|_| !at_once) {
-                Some(_) => synced::each(engine, batches, &self.spec, &mut pass),
-                None => batches.into_iter().try_for_each(|mb| pass(engine, mb)),
+            engine.by_lanes(own, |engine, own| match self.sync.filter(|_| !at_once) {
+                Some(_) => synced::each(engine, own, &self.spec, &mut pass),
+                None => own.into_iter().try_for_each(|mb| pass(engine, mb)),
             })?;
         }
         let lr = self.schedule.at(step - 1);
-        Ok(InFlight { step, epoch, place, lr, begun, others, late, read, totals, taken })
+        Ok(InFlight { step, epoch, place, lr, begun, late, batches, heard, totals, taken })
+    }
+
+    /// The micro-batches of a step, other ranks' too, as those have them.
+    pub fn whole(&self, batches: &Batches) -> Result<Vec<MicroBatch>> {
+        let mut whole = Batches::from(self.plan.whole(batches)?);
+        if let Some(sidecars) = &self.sidecars {
+            eval::fill_reference(&mut whole, sidecars, &self.spec, true)?;
+        }
+        Ok(whole.own)
     }
 
     /// Enqueues the update of the step that was started, and what the reference does after it.

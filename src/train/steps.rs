@@ -82,8 +82,10 @@ impl Steps<'_> {
             let (plan, spec) = (self.stepper.plan, &self.stepper.spec);
             spot_check(engine, (plan, spec), sidecars)?;
             if self.stepper.drops_away(engine) {
-                let mut batches = plan.first(0, 0)?;
-                eval::fill_reference(&mut batches, sidecars, spec)?;
+                let outlines = plan.first_outlines(0, 0)?;
+                let mine = engine.team.share(outlines.len());
+                let mut batches = plan.batches(outlines, mine)?;
+                eval::fill_reference(&mut batches, sidecars, spec, false)?;
                 prove_evaluated(engine, batches, spec, self.options.data.seed)?;
             }
         }
@@ -266,14 +268,15 @@ impl Steps<'_> {
             grad_norm: norm.to_string(),
             ..StepBatch::default()
         };
-        self.saver.keep_batch(of, &this.read, self.observe)
+        let whole = || self.stepper.whole(&this.batches);
+        self.saver.keep_batch(of, (&this.batches, &whole), self.observe)
     }
 
     /// Ids of the pairs of a step, or where it has none of its responses.
     fn ids(&self, epoch: u64, place: u64) -> Result<Vec<u64>> {
-        let batches = self.stepper.plan.step(epoch, place)?;
-        let pairs: Vec<u64> = batches.iter().flat_map(|mb| mb.pairs()).map(|p| p.id).collect();
-        let responses = || batches.iter().flat_map(|mb| mb.responses()).map(|r| r.id).collect();
+        let step = self.stepper.plan.outlines(epoch, place)?;
+        let pairs: Vec<u64> = step.iter().flat_map(|of| of.pairs()).map(|p| p.id).collect();
+        let responses = || step.iter().flat_map(|of| of.responses()).map(|r| r.id).collect();
         Ok(if pairs.is_empty() { responses() } else { pairs })
     }
 }

@@ -10,12 +10,11 @@ use super::engine::Engine;
 use super::options::ReferenceOptions;
 use super::state::{State, Synced};
 use crate::backend::{Backend, Mix};
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, MicroBatch};
 use crate::error::{Error, Result};
 use crate::loss::LossSpec;
 use crate::model::ModelDir;
 use std::collections::VecDeque;
-use std::ops::Range;
 
 /// When the reference follows, and how far.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,16 +89,11 @@ pub fn load<B: Backend>(be: &B, state: &mut State<B>, dir: &ModelDir) -> Result<
     master.as_mut().map_or(Ok(()), |master| model.fill_from(be, dir, master))
 }
 
-/// Fills in the present reference's log-probs of all `batches`, of which this rank computes `mine`, one of them always being under
-/// way on the device, and hears of the others. Ranks in order have what follows each other.
-pub fn fill<B: Backend>(
-    engine: &mut Engine<'_, B>,
-    batches: &mut [MicroBatch],
-    spec: &LossSpec,
-    mine: Range<usize>,
-) -> Result<()> {
+/// Fills in the present reference's log-probs of all `batches`: this rank computes those of its own, one of them always being under
+/// way on the device, and hears of the others.
+pub fn fill<B: Backend>(engine: &mut Engine<'_, B>, batches: &mut Batches, spec: &LossSpec) -> Result<()> {
     let mut late = VecDeque::with_capacity(2);
-    let own = &mut batches[mine.clone()];
+    let own = &mut batches.own;
     for at in 0..own.len() {
         late.push_back(engine.start_reference(&own[at], spec)?);
         if at > 0 {
@@ -113,13 +107,13 @@ pub fn fill<B: Backend>(
     if engine.team.size() == 1 {
         return Ok(());
     }
-    let numbers = batches[mine].iter().flat_map(|mb| {
+    let numbers = batches.own.iter().flat_map(|mb| {
         let sums = mb.responses().iter().map(|slot| slot.ref_logp);
         sums.chain(mb.pairs().iter().flat_map(|slot| slot.ref_heads))
     });
     let told: Vec<u8> = numbers.flat_map(f64::to_le_bytes).collect();
     let all = engine.team.comm.gather(&told, "hear of the reference's log-probs")?.concat();
-    let want: usize = batches.iter().map(|mb| mb.responses().len() + 2 * mb.pairs().len()).sum();
+    let want: usize = batches.all().map(|of| of.responses().len() + 2 * of.pairs().len()).sum();
     if all.len() != want * size_of::<f64>() {
         let got = all.len() / size_of::<f64>();
         let why =
@@ -128,9 +122,9 @@ pub fn fill<B: Backend>(
     }
     let mut all = all.as_chunks().0.iter().map(|x| f64::from_le_bytes(*x));
     let mut next = || all.next().expect("as many were counted");
-    for mb in batches {
-        mb.responses_mut().for_each(|slot| slot.ref_logp = next());
-        mb.pairs_mut().for_each(|slot| slot.ref_heads = [next(), next()]);
+    for of in batches.all_mut() {
+        of.responses_mut().for_each(|slot| slot.ref_logp = next());
+        of.pairs_mut().for_each(|slot| slot.ref_heads = [next(), next()]);
     }
     Ok(())
 }

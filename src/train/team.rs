@@ -1,10 +1,11 @@
 //! The ranks that take a run's steps together: whose micro-batches are whose, and what they tell each other.
 //!
-//! Every rank has the whole plan, and the whole of the state; it computes what is of its own lanes. Numbers of the others'
-//! micro-batches are gathered, so that all ranks know the same of a step, in the order of the plan, and decide alike.
+//! Every rank has the whole plan, the outlines of all of a step's micro-batches, and the whole of the state; it has the tokens of its
+//! own lanes, and computes what is of those. Numbers of the others' micro-batches are gathered, so that all ranks know the same of a
+//! step, in the order of the plan, and decide alike.
 
 use crate::backend::{PAIR_STATS, RESPONSE_STATS};
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, Outline};
 use crate::comm::tree::{lanes_of, nodes};
 use crate::comm::{Alone, Comm, World};
 use crate::error::{Error, Result};
@@ -99,10 +100,10 @@ impl Team<'_> {
         Ok(done)
     }
 
-    /// Which of a step's `batches`, which are in the order of their lanes, this rank trains on.
-    pub fn own(&self, batches: &[MicroBatch]) -> Range<usize> {
+    /// Which of a step's micro-batches, whose outlines are in the order of their lanes, this rank trains on.
+    pub fn own(&self, outlines: &[Outline]) -> Range<usize> {
         let lanes = self.ranks().own_lanes();
-        let before = |lane: usize| batches.partition_point(|mb| mb.lane() < lane);
+        let before = |lane: usize| outlines.partition_point(|of| of.lane() < lane);
         before(lanes.start)..before(lanes.end)
     }
 
@@ -112,8 +113,8 @@ impl Team<'_> {
         lanes_of(rank, size, n)
     }
 
-    /// The numbers of all `batches`, in order, where ranks in order have the `own` of as many as follow each other.
-    pub fn numbers(&self, batches: &[MicroBatch], own: Vec<Numbers>) -> Result<Vec<Numbers>> {
+    /// The numbers of all `batches`, in order, where each rank has the `own` of those that are its own.
+    pub fn numbers(&self, batches: &Batches, own: Vec<Numbers>) -> Result<Vec<Numbers>> {
         if self.size() == 1 {
             return Ok(own);
         }
@@ -121,18 +122,18 @@ impl Team<'_> {
         let all = self.comm.gather(&mine, "hear of a step's numbers")?.concat();
         let number = |bytes: &[u8]| f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
         let mut all = all.chunks_exact(8).map(number);
-        let want: usize = batches.iter().map(|mb| lengths(mb).iter().sum::<usize>()).sum();
+        let want: usize = batches.all().map(|of| lengths(of).iter().sum::<usize>()).sum();
         if all.len() != want {
             let got = all.len();
             return Err(Error::Device(format!(
                 "the ranks brought {got} numbers of a step that has {want}: do all have the same data?"
             )));
         }
-        let of = |mb: &MicroBatch| {
-            let [r, p] = lengths(mb).map(|n| all.by_ref().take(n).collect());
+        let of = |outline: &Outline| {
+            let [r, p] = lengths(outline).map(|n| all.by_ref().take(n).collect());
             (r, p)
         };
-        Ok(batches.iter().map(of).collect())
+        Ok(batches.all().map(of).collect())
     }
 
     /// What rank 0 says.
@@ -192,7 +193,7 @@ impl Team<'_> {
     }
 }
 
-/// Numbers of the responses and of the pairs of `mb`.
-fn lengths(mb: &MicroBatch) -> [usize; 2] {
-    [mb.responses().len() * RESPONSE_STATS, mb.pairs().len() * PAIR_STATS]
+/// Numbers of the responses and of the pairs of a micro-batch.
+fn lengths(of: &Outline) -> [usize; 2] {
+    [of.responses().len() * RESPONSE_STATS, of.pairs().len() * PAIR_STATS]
 }

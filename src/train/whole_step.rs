@@ -6,7 +6,7 @@ use super::means::{agreed, seen};
 use super::metrics::Totals;
 use super::team::Numbers;
 use crate::backend::{Backend, PAIR_STATS, RESPONSE_STATS};
-use crate::batch::{MicroBatch, Role};
+use crate::batch::{Batches, MicroBatch, Outline, Role};
 use crate::error::Result;
 use crate::loss::{Judged, LossSpec, Pair, PairLoss, Params, Rule, Running, Scales, StepPairs, Term};
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ pub struct Taking<'a> {
 /// from the losses that see all of them, for [`Engine::start_given`].
 pub fn first<B: Backend>(
     engine: &mut Engine<'_, B>,
-    batches: &mut [MicroBatch],
+    batches: &mut Batches,
     how: Taking<'_>,
     running: &mut Running,
 ) -> Result<Totals> {
@@ -40,13 +40,12 @@ pub fn first<B: Backend>(
 /// [`first`], which hands every micro-batch on with the numbers of its responses and pairs, once all of it is known.
 pub fn first_seen<B: Backend>(
     engine: &mut Engine<'_, B>,
-    batches: &mut [MicroBatch],
+    batches: &mut Batches,
     how: Taking<'_>,
     running: &mut Running,
-    keep: &mut dyn FnMut(&MicroBatch, [&[f64]; 2]),
+    keep: &mut dyn FnMut(&Outline, [&[f64]; 2]),
 ) -> Result<Totals> {
-    let mine = if how.trains { engine.team.own(batches) } else { engine.team.share(batches.len()) };
-    let mut numbers = engine.evaluated(batches, how.spec, mine)?;
+    let mut numbers = engine.evaluated(batches, how.spec)?;
     let mut totals = if how.proves { Totals::proving() } else { Totals::default() };
     if let &[Term { weight, params, .. }] = how.spec.terms()
         && let Rule::Judged(f) = how.spec.terms()[0].def().rule
@@ -57,24 +56,25 @@ pub fn first_seen<B: Backend>(
         let agreed = pairs_of_the_step(batches, &mut numbers, how, running);
         totals.add_at_reference([agreed, 0.0, 0.0]);
     }
-    for (mb, (responses, pairs)) in batches.iter().zip(&numbers) {
-        totals.add(mb, how.spec, responses, pairs);
-        keep(mb, [responses, pairs]);
+    for (of, (responses, pairs)) in batches.all().zip(&numbers) {
+        totals.add(of, how.spec, responses, pairs);
+        keep(of, [responses, pairs]);
     }
     Ok(totals)
 }
 
-/// What the second time goes through: `batches`, or where those have mismatched rows `second`, which have none, with the
-/// coefficients that the first time left in them.
-pub fn second(batches: Vec<MicroBatch>, second: impl FnOnce() -> Result<Vec<MicroBatch>>) -> Result<Vec<MicroBatch>> {
-    let slots = || batches.iter().flat_map(MicroBatch::responses);
+/// What this rank goes through the second time: its own of `batches`, or where any have mismatched rows of `second`, which have none,
+/// with the coefficients that the first time left in them.
+pub fn second(batches: &Batches, second: impl FnOnce() -> Result<Batches>) -> Result<Vec<MicroBatch>> {
+    let slots = || batches.all().flat_map(Outline::responses);
     if slots().all(|r| !r.role.is_mismatched()) {
-        return Ok(batches);
+        return Ok(batches.own.clone());
     }
     let given: HashMap<u64, f64> = slots().filter(|r| !r.role.is_mismatched()).map(|r| (r.id, r.given)).collect();
-    let mut second = second()?;
-    second.iter_mut().flat_map(MicroBatch::responses_mut).for_each(|r| r.given = given[&r.id]);
-    Ok(second)
+    let mut own = second()?.own;
+    let slots = own.iter_mut().map(MicroBatch::outline_mut).flat_map(Outline::responses_mut);
+    slots.for_each(|r| r.given = given[&r.id]);
+    Ok(own)
 }
 
 /// A loss of judgements.
@@ -87,10 +87,10 @@ struct Judging {
 
 /// How far the policy is from the reference, by the step's mismatched rows, and with it what its judgements come to: the values
 /// added to each response's numbers, the coefficients to the batches.
-fn judgements_of_the_step(batches: &mut [MicroBatch], numbers: &mut [Numbers], of: &Judging, totals: &mut Totals) {
+fn judgements_of_the_step(batches: &mut Batches, numbers: &mut [Numbers], of: &Judging, totals: &mut Totals) {
     let (mut sum, mut over, mut expected) = (0.0, 0.0, 0.0);
-    for (mb, (responses, _)) in batches.iter().zip(&*numbers) {
-        for (slot, numbers) in mb.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
+    for (of, (responses, _)) in batches.all().zip(&*numbers) {
+        for (slot, numbers) in of.responses().iter().zip(responses.chunks_exact(RESPONSE_STATS)) {
             if let Role::Mismatched { weight, .. } = slot.role {
                 sum += f64::from(weight) * (numbers[0] - slot.ref_logp);
                 over += f64::from(weight);
@@ -101,8 +101,8 @@ fn judgements_of_the_step(batches: &mut [MicroBatch], numbers: &mut [Numbers], o
     let z = if sum < 0.0 || over == 0.0 { 0.0 } else { sum / over };
     totals.divergence += z;
     totals.divergences += 1;
-    for (mb, (responses, _)) in batches.iter_mut().zip(numbers) {
-        for (slot, numbers) in mb.responses_mut().zip(responses.chunks_exact_mut(RESPONSE_STATS)) {
+    for (outline, (responses, _)) in batches.all_mut().zip(numbers) {
+        for (slot, numbers) in outline.responses_mut().zip(responses.chunks_exact_mut(RESPONSE_STATS)) {
             let Role::Own { desirable, undesirable } = slot.role else { continue };
             slot.given = 0.0;
             for (desirable, times) in [(true, f64::from(desirable)), (false, f64::from(undesirable))] {
@@ -123,21 +123,16 @@ fn judgements_of_the_step(batches: &mut [MicroBatch], numbers: &mut [Numbers], o
 
 /// What the losses of all pairs come to: their values added to each pair's numbers, their coefficients to the batches. Gives
 /// the sum of their values if policy and reference agreed, where that is asked for.
-fn pairs_of_the_step(
-    batches: &mut [MicroBatch],
-    numbers: &mut [Numbers],
-    how: Taking<'_>,
-    running: &mut Running,
-) -> f64 {
+fn pairs_of_the_step(batches: &mut Batches, numbers: &mut [Numbers], how: Taking<'_>, running: &mut Running) -> f64 {
     let (mut pairs, mut weights, mut ids) = (Vec::new(), Vec::new(), Vec::new());
-    for (mb, (responses, stats)) in batches.iter().zip(&*numbers) {
-        for (of, stats) in mb.pairs().iter().zip(stats.chunks_exact(PAIR_STATS)) {
-            pairs.push(seen(mb, how.spec, of, [responses, stats], true));
+    for (outline, (responses, stats)) in batches.all().zip(&*numbers) {
+        for (of, stats) in outline.pairs().iter().zip(stats.chunks_exact(PAIR_STATS)) {
+            pairs.push(seen(outline, how.spec, of, [responses, stats], true));
             weights.push(f64::from(of.weight));
             ids.push(of.id);
         }
     }
-    batches.iter_mut().flat_map(MicroBatch::pairs_mut).for_each(|slot| slot.given = [0.0; 2]);
+    batches.all_mut().flat_map(Outline::pairs_mut).for_each(|slot| slot.given = [0.0; 2]);
     let agree: Vec<Pair> = pairs.iter().filter(|_| how.proves).map(agreed).collect();
     let mut at_reference = 0.0;
     for term in how.spec.terms() {
@@ -154,8 +149,8 @@ fn pairs_of_the_step(
     at_reference
 }
 
-fn add(batches: &mut [MicroBatch], numbers: &mut [Numbers], got: &[PairLoss], weight: f64, scale: f64) {
-    let slots = batches.iter_mut().flat_map(MicroBatch::pairs_mut);
+fn add(batches: &mut Batches, numbers: &mut [Numbers], got: &[PairLoss], weight: f64, scale: f64) {
+    let slots = batches.all_mut().flat_map(Outline::pairs_mut);
     let stats = numbers.iter_mut().flat_map(|(_, pairs)| pairs.chunks_exact_mut(PAIR_STATS));
     for ((slot, stats), got) in slots.zip(stats).zip(got) {
         stats[0] += weight * got.loss;

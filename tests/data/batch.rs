@@ -1,6 +1,6 @@
 //! Micro-batches: what the builder gives is sound, whatever it is given, and what would not be it refuses.
 
-use fusedpo::batch::{Builder, Capacity, MicroBatch, chunks};
+use fusedpo::batch::{Batches, Builder, Capacity, MicroBatch, Outliner, chunks};
 use fusedpo::error::Result;
 use proptest::prelude::*;
 use std::ops::Range;
@@ -116,6 +116,48 @@ proptest! {
         prop_assert_eq!((ends, m.groups().len()), (all, groups.len()));
     }
 
+    /// A micro-batch is its outline, which is known from lengths alone, and its tokens.
+    #[test]
+    fn an_outline_with_its_tokens_is_the_batch(groups in prop::collection::vec(own(), 0..6), tail in 0usize..5) {
+        let m = build(&groups, tail);
+        let (mut o, mut ids, mut pairs) = (Outliner::default(), 100.., 0..);
+        for (id, g) in (7..).zip(&groups) {
+            o.group(id, g.prompt.len()).unwrap();
+            g.responses.iter().for_each(|r| o.response(ids.next().unwrap(), r.len()).unwrap());
+            g.pairs.iter().for_each(|p| o.pair(p.0, p.1, 0.5, pairs.next().unwrap()).unwrap());
+        }
+        let outline = o.finish(m.slots()).unwrap();
+        prop_assert_eq!(m.outline(), &outline);
+        prop_assert_eq!((outline.capacity(), outline.num_segments()), (m.capacity(), m.segments().len()));
+        for g in outline.groups() {
+            let rows = outline.responses()[at(&g.responses)].iter().map(|r| r.rows.clone());
+            let end = rows.fold(g.prompt.end, |end, rows| {
+                assert_eq!(rows.start, end);
+                rows.end
+            });
+            prop_assert_eq!(end, g.end);
+        }
+        let live = m.tokens()[..m.used()].to_vec();
+        let more = [live.clone(), vec![0]].concat();
+        let why = format!("{} tokens for {} rows", more.len(), live.len());
+        prop_assert!(MicroBatch::of(outline.clone(), more).unwrap_err().to_string().contains(&why));
+        prop_assert_eq!(MicroBatch::of(outline, live).unwrap(), m);
+    }
+
+    /// What is another's is known by its outline.
+    #[test]
+    fn shared_batches_are_all_known(groups in prop::collection::vec(own(), 1..6), cut in any::<[prop::sample::Index; 2]>()) {
+        let all: Vec<MicroBatch> = groups.iter().map(|g| build(std::slice::from_ref(g), 1)).collect();
+        let mut cut = cut.map(|i| i.index(all.len() + 1));
+        cut.sort_unstable();
+        let mine = cut[0]..cut[1];
+        let mut shared = Batches::share(all.clone(), mine.clone());
+        prop_assert!(shared.all().eq(all.iter().map(MicroBatch::outline)));
+        prop_assert_eq!((&shared.own[..], shared.len()), (&all[mine], all.len()));
+        shared.all_mut().zip(0..).for_each(|(of, i)| of.set_ref_logps(|_| Ok(f64::from(i))).unwrap());
+        prop_assert!(shared.all().zip(0..).all(|(of, i)| of.responses().iter().all(|r| r.ref_logp == f64::from(i))));
+    }
+
     /// Chunks are whole groups in order, within the rows where a group is, and as few as that allows.
     #[test]
     fn chunks_cover_a_batch(groups in prop::collection::vec(own(), 0..6), rows in 1usize..30) {
@@ -207,6 +249,8 @@ fn sequences_that_are_being_continued() {
     assert!(m.segments().is_empty() && m.groups().is_empty() && m.pairs().is_empty());
     let predictions: Vec<_> = m.predictions().iter().map(|p| (p.row, p.target, p.response)).collect();
     assert_eq!(predictions, [(0, 0, 0), (1, 0, 1)]);
+    let positions_are_lost = MicroBatch::of(m.outline().clone(), vec![5, 3]);
+    refused(positions_are_lost.map(drop), "2 rows attend to a cache, and their positions are not known");
 
     let mut b = Builder::default();
     b.group(3, [6, 7]).unwrap();

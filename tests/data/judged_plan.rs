@@ -2,7 +2,7 @@
 
 use crate::shards;
 
-use fusedpo::batch::{MicroBatch, Role};
+use fusedpo::batch::{MicroBatch, Outline, Role};
 use fusedpo::data::plan::{Mismatch, Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
 use proptest::prelude::*;
@@ -145,7 +145,9 @@ proptest! {
             let from = if shuffle { epoch } else { 0 };
             let all = planner.mismatched((from, 0), planner.steps_in_epoch(from));
             prop_assert_eq!(&all, &others);
-            let laid: Vec<_> = all.chunks(planner.mismatched_at_once()).flat_map(|part| planner.mismatched_rows(part).unwrap()).collect();
+            let parts = all.chunks(planner.mismatched_at_once());
+            let outlines: Vec<Outline> = parts.flat_map(|part| planner.mismatched_rows(part).unwrap()).collect();
+            let laid = planner.batches(outlines.clone(), 0..outlines.len()).unwrap().own;
             laid.iter().for_each(|mb| mb.within(&planner.capacity()).unwrap());
             let mut laid: Vec<Mismatch> = rows(&laid, &data).into_iter().map(|r| (r.0, r.1)).collect();
             laid.sort_unstable();

@@ -9,6 +9,7 @@ mod batch;
 mod files;
 mod judged_plan;
 mod lanes;
+mod outlines;
 mod plan;
 mod shard;
 mod sidecar;

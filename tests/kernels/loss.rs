@@ -105,12 +105,12 @@ impl Loss {
         ];
         let mut micro = micro_batch(400, &sizes, 50, || noise.uniform());
         let lengths: Vec<usize> = micro.responses().iter().map(|r| r.predictions.len()).collect();
-        for r in micro.responses_mut() {
+        for r in micro.outline_mut().responses_mut() {
             r.score = Some(noise.normal() as f32);
             r.given = GIVEN * (2.0 * noise.uniform() - 1.0);
         }
         let refs: Vec<f64> = micro.responses().iter().map(|r| r.ref_logp).collect();
-        for p in micro.pairs_mut() {
+        for p in micro.outline_mut().pairs_mut() {
             let ends = [p.chosen as usize, p.rejected as usize];
             let shared = lengths[ends[0]].min(lengths[ends[1]]) as f64;
             p.ref_heads = ends.map(|r| refs[r] * shared / lengths[r] as f64);
@@ -130,7 +130,7 @@ impl Loss {
         self.micro
             .set_ref_logps(|r| Ok(sums(r.predictions.start as usize, r.predictions.len()) + 3.0 * noise.normal()))
             .unwrap();
-        for p in self.micro.pairs_mut() {
+        for p in self.micro.outline_mut().pairs_mut() {
             let ends = [p.chosen, p.rejected].map(|r| spans[r as usize]);
             let shared = ends[0].1.min(ends[1].1);
             p.ref_heads = ends.map(|(from, _)| sums(from, shared) + 2.0 * noise.normal());

@@ -54,7 +54,7 @@ impl Batch {
         let slots = b.used();
         let mut m = b.finish(slots).unwrap();
         m.set_ref_logps(|r| Ok(sum(&self.reference[r.id as usize]))).unwrap();
-        for pair in m.pairs_mut() {
+        for pair in m.outline_mut().pairs_mut() {
             let [w, l] = [pair.id as usize, pair.id as usize + self.pairs()];
             let shared = self.policy[w].len().min(self.policy[l].len());
             pair.ref_heads = [w, l].map(|r| sum(&self.reference[r][..shared]));

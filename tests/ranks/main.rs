@@ -7,6 +7,7 @@ mod cli_common;
 mod faults;
 #[cfg(target_os = "linux")]
 mod job;
+mod kept;
 mod launchers;
 mod maps;
 mod meeting;

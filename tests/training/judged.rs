@@ -9,7 +9,7 @@ use cli_common::*;
 use fusedpo::backend::cpu::{Cpu, GemmPrecision};
 use fusedpo::backend::gpu::Gpu;
 use fusedpo::backend::{Backend, Device};
-use fusedpo::batch::{Capacity, MicroBatch, ResponseSlot, Role};
+use fusedpo::batch::{Batches, Capacity, MicroBatch, ResponseSlot, Role};
 use fusedpo::data::plan::{Objective, PlanOptions, Planner};
 use fusedpo::data::shard::{Dataset, Split};
 use fusedpo::loss::{LossSpec, LossType, Param, Running, Term};
@@ -71,15 +71,16 @@ fn step(engine: &mut Engine<'_, Cpu<f64>>, plan: &Planner<'_>, spec: &LossSpec, 
         let mut policy = engine.score(mb).unwrap().into_iter();
         mb.set_ref_logps(|slot| Ok(policy.next().unwrap() - drift(slot, towards))).unwrap();
     }
-    let scales = means::scales(&first, spec);
+    let mut first = Batches::from(first);
+    let scales = means::scales(first.all(), spec);
     let how = Taking { spec, scales, seed: [1, 1], trains: true, proves: false };
     let totals = whole_step::first(engine, &mut first, how, &mut Running::default()).unwrap();
-    let second = whole_step::second(first.clone(), || plan.step(0, 0)).unwrap();
+    let second = whole_step::second(&first, || Ok(plan.step(0, 0)?.into())).unwrap();
     engine.clear_grads().unwrap();
     second.iter().for_each(|mb| engine.start_given(mb, spec, scales).unwrap());
     let n = engine.state.model.table.len;
     let grads = read(engine.be, engine.state.grads.as_ref().unwrap().all().unwrap(), n);
-    Step { first, second, totals, grads }
+    Step { first: first.own, second, totals, grads }
 }
 
 /// Gradients against central differences of `loss`, which sees each response's log-prob in the order of `of`, for weights all

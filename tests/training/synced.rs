@@ -95,7 +95,7 @@ fn naive(c: &TrainOptions, cli: &Cli) -> (Vec<f64>, Vec<f32>, Vec<f32>) {
             let mut logps = reference.score(mb).unwrap().into_iter();
             mb.set_ref_logps(|_| Ok(logps.next().unwrap())).unwrap();
         }
-        let (scales, mut totals) = (means::scales(&batches, &spec), Totals::default());
+        let (scales, mut totals) = (means::scales(batches.iter().map(MicroBatch::outline), &spec), Totals::default());
         policy.clear_grads().unwrap();
         batches.iter().for_each(|mb| policy.accumulate(mb, &spec, scales, &mut totals).unwrap());
         losses.push(totals.mean_loss());
@@ -479,8 +479,8 @@ fn ld_dpo_gradients() {
         let len = |r: u32| mb.responses()[r as usize].predictions.len();
         len(p.chosen) != len(p.rejected)
     }));
-    mb.responses_mut().enumerate().for_each(|(i, r)| r.ref_logp = -20.0 - i as f64);
-    mb.pairs_mut().enumerate().for_each(|(i, p)| p.ref_heads = [-15.0 - i as f64, -14.0]);
+    mb.outline_mut().responses_mut().enumerate().for_each(|(i, r)| r.ref_logp = -20.0 - i as f64);
+    mb.outline_mut().pairs_mut().enumerate().for_each(|(i, p)| p.ref_heads = [-15.0 - i as f64, -14.0]);
     let model = Model::load(&be, &ModelDir::open(&cli.path("m")).unwrap(), data.longest_row()).unwrap();
     let mut engine = Engine::new(&be, model, plan.capacity(), Purpose::Train).unwrap();
     let n = engine.state.model.table.len;

@@ -1,7 +1,9 @@
 //! Sums of metrics: the parts of a batch merged give the batch, field by field.
 
-use fusedpo::batch::Builder;
-use fusedpo::loss::{LossSpec, LossType};
+use fusedpo::batch::{Builder, MicroBatch, Role};
+use fusedpo::choice::Choice;
+use fusedpo::data::plan::draw;
+use fusedpo::loss::{LossSpec, LossType, Scope};
 use fusedpo::train::metrics::Totals;
 use fusedpo::train::spread::Squares;
 use serde_json::json;
@@ -115,7 +117,7 @@ fn a_row_is_the_means_by_hand() {
     let pairs = [[0.5, 0.25, -0.75, 0.0, 0.0, 0.0, 0.0, 0.0], [1.5, -0.5, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]].concat();
     let row = |batch, loss_type, pairs: &[f64]| {
         let mut t = Totals::default();
-        t.add(batch, &LossSpec::of(loss_type), &responses, pairs);
+        t.add(MicroBatch::outline(batch), &LossSpec::of(loss_type), &responses, pairs);
         assert_eq!((t.tokens, t.tokens_with_prompts, t.scored_tokens, t.responses), (13, 15, 9, 4));
         serde_json::Value::Object(t.to_json("eval_"))
     };
@@ -138,4 +140,46 @@ fn a_row_is_the_means_by_hand() {
         row(&of_responses, LossType::Sft, &[]),
         json!({"eval_loss": 4.25 / 9.0, "eval_entropy": 85.0 / 9.0, "eval_mean_token_accuracy": 6.0 / 9.0})
     );
+}
+
+/// A rank does not know the reference's log-probs of what others compute, but where losses compare a whole step: what all have to know
+/// of a step does not read them.
+#[test]
+fn sums_of_a_step_do_not_read_the_reference() {
+    let mut b = Builder::default();
+    for id in 0..3 {
+        b.group(id, 1..3 + id as u32).unwrap();
+        for r in 0..3 {
+            b.response(3 * id + r, 7..9 + r as u32).unwrap();
+            b.score(r as f32 - 0.5).unwrap();
+            b.role(Role::Own { desirable: 0.5, undesirable: 1.5 }).unwrap();
+        }
+        b.pair(0, 1, 1.5, 2 * id).unwrap();
+        b.pair(2, 0, 0.5, 2 * id + 1).unwrap();
+    }
+    let unknown = b.finish(64).unwrap();
+    let mut known = unknown.clone();
+    known.set_ref_logps(|r| Ok(-3.5 - r.id as f64)).unwrap();
+    known.outline_mut().pairs_mut().for_each(|p| p.ref_heads = [-1.0 - p.id as f64, -2.5]);
+    let numbers =
+        |of: u64, n: usize| -> Vec<f64> { (0..n as u64).map(|i| -(draw(3, of, i) as f64) / u64::MAX as f64).collect() };
+    let responses = numbers(0, 9 * fusedpo::backend::RESPONSE_STATS);
+    let pairs = numbers(1, 6 * fusedpo::backend::PAIR_STATS);
+    let mut differ = 0;
+    for loss_type in LossType::ALL {
+        for (ld_alpha, use_weighting) in [(None, false), (Some(0.5), false), (None, true)] {
+            let mut spec = LossSpec::of(*loss_type);
+            (spec.ld_alpha, spec.use_weighting) = (ld_alpha, use_weighting);
+            let [is, was] = [&known, &unknown].map(|mb| {
+                let mut totals = Totals::proving();
+                totals.add(mb.outline(), &spec, &responses, &pairs);
+                totals
+            });
+            match spec.scope() {
+                Scope::Group => assert_eq!(is, was, "{}", spec.name()),
+                Scope::Step => differ += u64::from(is != was),
+            }
+        }
+    }
+    assert!(differ > 0, "the sums of judgements are over rewards");
 }

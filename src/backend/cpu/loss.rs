@@ -129,7 +129,7 @@ impl Part<'_> {
 
     fn pair(&self, of: &PairSlot, stats: &[f64], responses: &[f64], less: bool) -> Pair {
         let sums = self.ends(of).map(|r| responses[r * RESPONSE_STATS]);
-        pair(&self.batch.micro, self.spec, of, [sums, [stats[4], stats[5]]], less)
+        pair(self.batch.micro.outline(), self.spec, of, [sums, [stats[4], stats[5]]], less)
     }
 
     /// One loss: its values into `responses` and `pairs`, its derivatives by each pair's sums into the last two numbers of

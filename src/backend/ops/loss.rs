@@ -1,7 +1,7 @@
 //! From statistics of predictions to losses, metrics and coefficients.
 
 use super::device::{Acc, AccMut, Device};
-use crate::batch::{Chunk, MicroBatch, PairSlot};
+use crate::batch::{Chunk, Outline, PairSlot};
 use crate::error::Result;
 use crate::loss::{LossSpec, Pair, Scales};
 
@@ -54,7 +54,7 @@ pub trait LossOps: Device {
 
 /// What a formula sees of pair `of` of `batch`: `sums` of its responses' logp, `heads` of those over as many tokens as the
 /// shorter one has; with `less`, and where LD-DPO asks for it, tokens beyond those count less.
-pub fn pair(batch: &MicroBatch, spec: &LossSpec, of: &PairSlot, [sums, heads]: [[f64; 2]; 2], less: bool) -> Pair {
+pub fn pair(batch: &Outline, spec: &LossSpec, of: &PairSlot, [sums, heads]: [[f64; 2]; 2], less: bool) -> Pair {
     let (chosen, rejected) = (&batch.responses()[of.chosen as usize], &batch.responses()[of.rejected as usize]);
     let seen = |sum: f64, head: f64| match spec.ld_alpha {
         Some(alpha) if less => head + alpha * (sum - head),

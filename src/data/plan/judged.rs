@@ -1,8 +1,8 @@
 //! Judgements of a step, and the mismatched rows that go with them.
 
 use super::pieces::{Selection, best_fit_decreasing, taken};
-use super::planner::{Planner, push_group, push_response};
-use crate::batch::{Builder, MicroBatch, Role};
+use super::planner::{Planner, push_response};
+use crate::batch::{Outline, Outliner, Role};
 use crate::data::shard::Dataset;
 use crate::error::Result;
 use std::collections::BTreeMap;
@@ -43,16 +43,16 @@ struct Part {
 }
 
 impl Planner<'_> {
-    /// [`Planner::step`], with every mismatched row that a loss of judgements reads before it gives coefficients.
-    pub fn first(&self, epoch: u64, step: u64) -> Result<Vec<MicroBatch>> {
+    /// [`Planner::outlines`], with every mismatched row that a loss of judgements reads before it gives coefficients.
+    pub fn first_outlines(&self, epoch: u64, step: u64) -> Result<Vec<Outline>> {
         match self.is_judged() {
             true => self.judged_step(epoch, step, true),
-            false => self.step(epoch, step),
+            false => self.outlines(epoch, step),
         }
     }
 
-    /// The micro-batches of a step of judged responses, with its mismatched rows or without.
-    pub(super) fn judged_step(&self, epoch: u64, step: u64, mismatched: bool) -> Result<Vec<MicroBatch>> {
+    /// The outlines of a step of judged responses, with its mismatched rows or without.
+    pub(super) fn judged_step(&self, epoch: u64, step: u64, mismatched: bool) -> Result<Vec<Outline>> {
         self.data().check_unchanged()?;
         let (mut groups, units) = self.judgements(epoch, step);
         if mismatched {
@@ -82,8 +82,8 @@ impl Planner<'_> {
         all.into_iter().collect()
     }
 
-    /// Micro-batches of mismatched rows alone; as many as go into a step's at a time ([`Planner::mismatched_at_once`]).
-    pub fn mismatched_rows(&self, of: &[Mismatch]) -> Result<Vec<MicroBatch>> {
+    /// Outlines of mismatched rows alone; as many as go into a step's at a time ([`Planner::mismatched_at_once`]).
+    pub fn mismatched_rows(&self, of: &[Mismatch]) -> Result<Vec<Outline>> {
         self.data().check_unchanged()?;
         let mut groups: Vec<(u64, Vec<Row>)> = Vec::new();
         for &(group, id) in of {
@@ -149,7 +149,7 @@ impl Planner<'_> {
         taken(data.group(group).record().prompt_len.into(), tokens.into(), longest.into())
     }
 
-    fn lay_out(&self, groups: Vec<(u64, Vec<Row>)>) -> Result<Vec<MicroBatch>> {
+    fn lay_out(&self, groups: Vec<(u64, Vec<Row>)>) -> Result<Vec<Outline>> {
         let budget = self.token_budget() as u64;
         let mut parts = Vec::new();
         for (group, rows) in groups {
@@ -161,18 +161,18 @@ impl Planner<'_> {
             }
         }
         let sizes: Vec<u64> = parts.iter().map(|p| p.slots).collect();
-        self.in_bins(&sizes, |bin| build(self.data(), self.token_budget(), bin.iter().map(|i| &parts[*i])))
+        self.in_bins(&sizes, |bin| outline(self.data(), self.token_budget(), bin.iter().map(|i| &parts[*i])))
     }
 }
 
-fn build<'p>(data: &Dataset, slots: usize, parts: impl Iterator<Item = &'p Part>) -> Result<MicroBatch> {
-    let mut b = Builder::with_capacity(slots);
+fn outline<'p>(data: &Dataset, slots: usize, parts: impl Iterator<Item = &'p Part>) -> Result<Outline> {
+    let mut o = Outliner::default();
     for part in parts {
-        push_group(&mut b, &data.group(part.group))?;
+        o.group(part.group, data.group(part.group).record().prompt_len as usize)?;
         for row in &part.rows {
-            push_response(&mut b, &data.group(row.of.group), row.of.local, Some(row.tokens as usize))?;
-            b.role(row.role)?;
+            push_response(&mut o, &data.group(row.of.group), row.of.local, Some(row.tokens as usize))?;
+            o.role(row.role)?;
         }
     }
-    b.finish(slots)
+    o.finish(slots)
 }

@@ -6,8 +6,8 @@ use super::order;
 use super::pieces::{Piece, Selection};
 use super::set::ResponseSet;
 use super::survey::{Survey, survey};
-use crate::batch::{Builder, Capacity, MicroBatch};
-use crate::data::shard::{Dataset, Group, Tokens};
+use crate::batch::{Capacity, Outline, Outliner};
+use crate::data::shard::{Dataset, Group};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -169,12 +169,12 @@ impl<'a> Planner<'a> {
         (steps, seen)
     }
 
-    /// The micro-batches of a step (0-based); empty unless `step < steps_in_epoch(epoch)`.
-    /// Reference log-probs are 0: the caller sets them ([`MicroBatch::set_ref_logps`]).
+    /// What lies where in the micro-batches of a step (0-based), from the records of its groups alone; empty unless
+    /// `step < steps_in_epoch(epoch)`. Reference log-probs are 0: the caller sets them ([`Outline::set_ref_logps`]).
     ///
     /// Errors: [`Error::File`] where a shard changed since it was opened; [`Error::Training`] where one that was sound when
     /// the plan was made no longer is.
-    pub fn step(&self, epoch: u64, step: u64) -> Result<Vec<MicroBatch>> {
+    pub fn outlines(&self, epoch: u64, step: u64) -> Result<Vec<Outline>> {
         if self.is_judged() {
             return self.judged_step(epoch, step, false);
         }
@@ -187,18 +187,18 @@ impl<'a> Planner<'a> {
             selection.pieces(&g, self.budget as u64, &mut pieces);
         }
         let sizes: Vec<u64> = pieces.iter().map(|p| p.slots).collect();
-        let build = |bin: &[usize]| build(self.data, self.budget, bin.iter().map(|&i| &pieces[i]));
-        self.in_bins(&sizes, build)
+        let outline = |bin: &[usize]| outline(self.data, self.budget, bin.iter().map(|&i| &pieces[i]));
+        self.in_bins(&sizes, outline)
     }
 
-    /// The micro-batches of what needs `sizes`, which `build` makes of each one's members.
+    /// The outlines of what needs `sizes`, which `outline` makes of each one's members.
     pub(super) fn in_bins(
         &self,
         sizes: &[u64],
-        build: impl Fn(&[usize]) -> Result<MicroBatch> + Sync,
-    ) -> Result<Vec<MicroBatch>> {
+        outline: impl Fn(&[usize]) -> Result<Outline> + Sync,
+    ) -> Result<Vec<Outline>> {
         let bins = lanes::bins(sizes, self.budget as u64, self.lanes);
-        let of = |(lane, bin): &(usize, Vec<usize>)| build(bin).map(|mb| mb.in_lane(*lane));
+        let of = |(lane, bin): &(usize, Vec<usize>)| outline(bin).map(|o| o.in_lane(*lane));
         bins.par_iter().map(of).collect()
     }
 
@@ -267,44 +267,32 @@ fn budget(s: &Survey, o: &PlanOptions) -> Result<usize> {
 }
 
 /// Lays `pieces` out in `slots` token slots.
-fn build<'p>(data: &Dataset, slots: usize, pieces: impl Iterator<Item = &'p Piece>) -> Result<MicroBatch> {
-    let mut b = Builder::with_capacity(slots);
+fn outline<'p>(data: &Dataset, slots: usize, pieces: impl Iterator<Item = &'p Piece>) -> Result<Outline> {
+    let mut o = Outliner::default();
     for piece in pieces {
-        push(&mut b, data, piece)?;
+        push(&mut o, data, piece)?;
     }
-    b.finish(slots)
+    o.finish(slots)
 }
 
-fn push(b: &mut Builder, data: &Dataset, piece: &Piece) -> Result<()> {
+fn push(o: &mut Outliner, data: &Dataset, piece: &Piece) -> Result<()> {
     let g = data.group(piece.group);
-    push_group(b, &g)?;
+    o.group(g.id, g.record().prompt_len as usize)?;
     for &i in &piece.responses {
-        push_response(b, &g, i, None)?;
+        push_response(o, &g, i, None)?;
     }
     // `responses` ascends, and holds both ends of each of the piece's pairs.
     let place = |local: usize| piece.responses.partition_point(|&r| (r as usize) < local);
     for &i in &piece.pairs {
         let p = g.pair(i as usize);
-        b.pair(place(p.chosen), place(p.rejected), p.weight, p.id)?;
+        o.pair(place(p.chosen), place(p.rejected), p.weight, p.id)?;
     }
     Ok(())
 }
 
-/// Begins a group with its prompt.
-pub(super) fn push_group(b: &mut Builder, g: &Group<'_>) -> Result<()> {
-    // As slices: what has a known length is copied without a question per token.
-    match g.prompt() {
-        Tokens::U16(t) => b.group(g.id, t.iter().map(|&t| t.into())),
-        Tokens::U32(t) => b.group(g.id, t.iter().copied()),
-    }
-}
-
-/// Adds response `local` of `g`, or the first tokens of it, to the group that was begun.
-pub(super) fn push_response(b: &mut Builder, g: &Group<'_>, local: u32, tokens: Option<usize>) -> Result<()> {
+/// Adds response `local` of `g`, or the first `tokens` tokens of it, to the group that was begun.
+pub(super) fn push_response(o: &mut Outliner, g: &Group<'_>, local: u32, tokens: Option<usize>) -> Result<()> {
     let r = g.response(local as usize);
-    match r.tokens.slice(0..tokens.unwrap_or(r.tokens.len())) {
-        Tokens::U16(t) => b.response(r.id, t.iter().map(|&t| t.into()))?,
-        Tokens::U32(t) => b.response(r.id, t.iter().copied())?,
-    }
-    r.score.map_or(Ok(()), |score| b.score(score))
+    o.response(r.id, tokens.unwrap_or(r.tokens.len()))?;
+    r.score.map_or(Ok(()), |score| o.score(score))
 }

@@ -2,7 +2,7 @@
 
 use super::format::PairRecord;
 use crate::backend::{PAIR_STATS, RESPONSE_STATS, pair_weight};
-use crate::batch::MicroBatch;
+use crate::batch::Outline;
 use crate::loss::{LossSpec, Pair, Rule, Scales};
 use crate::train::means::seen;
 
@@ -24,12 +24,12 @@ impl Taken {
         Self { step, epoch, scale: scales.pairs, records: Vec::new() }
     }
 
-    /// Adds the pairs of `mb`, from the numbers of its responses and pairs; of losses of the whole step once `mb` has its
+    /// Adds the pairs of a micro-batch, from the numbers of its responses and pairs; of losses of the whole step once it has its
     /// coefficients.
-    pub fn add(&mut self, mb: &MicroBatch, spec: &LossSpec, [responses, pairs]: [&[f64]; 2]) {
-        for (slot, stats) in mb.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS)) {
-            let whole = seen(mb, spec, slot, [responses, stats], false);
-            let less = seen(mb, spec, slot, [responses, stats], true);
+    pub fn add(&mut self, of: &Outline, spec: &LossSpec, [responses, pairs]: [&[f64]; 2]) {
+        for (slot, stats) in of.pairs().iter().zip(pairs.chunks_exact(PAIR_STATS)) {
+            let whole = seen(of, spec, slot, [responses, stats], false);
+            let less = seen(of, spec, slot, [responses, stats], true);
             let aligned = [slot.chosen, slot.rejected].map(|r| responses[r as usize * RESPONSE_STATS + 4]);
             let [loss, chosen, rejected] = alone(spec, [&whole, &less], pair_weight(spec, aligned, &less));
             let given = slot.given.map(|by| by / (self.scale * f64::from(slot.weight)));
@@ -39,8 +39,8 @@ impl Taken {
                 epoch: self.epoch,
                 chosen: whole.chosen,
                 rejected: whole.rejected,
-                ref_chosen: mb.responses()[slot.chosen as usize].ref_logp,
-                ref_rejected: mb.responses()[slot.rejected as usize].ref_logp,
+                ref_chosen: of.responses()[slot.chosen as usize].ref_logp,
+                ref_rejected: of.responses()[slot.rejected as usize].ref_logp,
                 margin: (stats[1] - stats[2]) as f32,
                 loss: (stats[0] + loss) as f32,
                 coef_chosen: (chosen + given[0]) as f32,

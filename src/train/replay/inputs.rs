@@ -4,7 +4,7 @@ use super::naming::index;
 use super::report::Bad;
 use crate::backend::watched::Numbers;
 use crate::backend::{Backend, code8};
-use crate::batch::MicroBatch;
+use crate::batch::{Batches, Outline};
 use crate::error::Result;
 use crate::model::{ParamSpec, ParamTable};
 use crate::train::checkpoint::PIECE;
@@ -64,8 +64,8 @@ fn numbers<B: Backend>(be: &B, state: &State<B>, section: &Section, at: Range<us
 }
 
 /// Reference log-probs of the step's responses that are not finite.
-pub(super) fn of_reference(batches: &[MicroBatch]) -> Vec<Bad> {
-    let slots = batches.iter().flat_map(MicroBatch::responses);
+pub(super) fn of_reference(batches: &Batches) -> Vec<Bad> {
+    let slots = batches.all().flat_map(Outline::responses);
     let bad = slots.filter(|slot| !slot.ref_logp.is_finite()).map(|slot| {
         let mut numbers = Numbers::default();
         numbers.add(slot.ref_logp);

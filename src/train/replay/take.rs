@@ -145,7 +145,7 @@ impl Made<'_> {
         be.look(false);
         let (seen, batches) = be.take();
         if again.stepper.sync.is_none() && self.ready.reference.is_some() {
-            inputs.extend(inputs::of_reference(&this.read));
+            inputs.extend(inputs::of_reference(&this.batches));
         }
         let names = Names { table: &engine.state.model.table, data: &self.splits[0], batches: &batches };
         Ok(Replay {
@@ -153,7 +153,7 @@ impl Made<'_> {
             step,
             steps: self.ready.schedule.total,
             from,
-            agreement: again.written.agreement((&this.read, step), numbers(&this.totals, norm)),
+            agreement: again.written.agreement((&this.batches.own, step), numbers(&this.totals, norm)),
             loss: this.totals.mean_loss(),
             grad_norm: norm,
             updated: norm.is_finite(),

@@ -40,10 +40,10 @@ pub struct Parts<'a> {
 pub type Pair<'a> = (&'a mut Staging, &'a mut Staging);
 
 /// What the ranks of a job say to each other. Every rank calls the same in the same order; `what` says in an error what they
-/// were at, as in "waited 60 s to `what`".
+/// were at, as in "waited 60 s to `what`". Calls may come from any thread, one after the other.
 ///
 /// Errors of all: [`Error::Device`](crate::Error::Device) where a rank is lost, or did not come within the time that ranks are waited for.
-pub trait Comm {
+pub trait Comm: Sync {
     /// Which of how many.
     fn world(&self) -> World;
 
@@ -90,6 +90,9 @@ pub trait Comm {
         }
         Ok(())
     }
+
+    /// This rank does not go on: what another thread waits for ends soon, with an error.
+    fn give_up(&self) {}
 
     /// Ends all processes of the job, this one too, with exit code `code`; may come back where the library cannot, or wait for ever.
     fn abort(&self, code: i32);

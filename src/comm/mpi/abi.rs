@@ -4,7 +4,7 @@
 //! - MPICH's (`libmpi.so.12`, Debian's `libmpich.so.12`; Intel MPI, MVAPICH and Cray's too): a handle is a C `int`.
 //! - That of the MPI 5.0 standard, chapter 20 (`libmpi_abi.so.1`): a handle is a pointer, and small values of it are constants.
 
-use super::calls::{Calls, Handles, LONGEST, Table, words};
+use super::calls::{Calls, Handles, LONGEST, Table, Unfit, words};
 use crate::comm::launch::Launcher;
 use crate::error::{Error, Result};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -92,35 +92,41 @@ impl Found {
     /// Starts it: `MPI_Init_thread`. From here on the process is one of the launcher's.
     pub(super) fn start(self) -> Result<Box<dyn Calls>> {
         let Self { library, file, abi, .. } = self;
-        let missing =
-            |name: String| Error::usage(format!("{file} has no {name}: it is older than MPI 3.1; use a newer one"));
+        let unfit = |why: Unfit| {
+            Error::usage(match why {
+                Unfit::Lacks(name) => format!("{file} has no {name}: it is older than MPI 3.1; use a newer one"),
+                Unfit::OneThread => {
+                    format!("{file} lets no second thread call it (MPI_THREAD_SERIALIZED): use one that was built to")
+                }
+            })
+        };
         match abi {
             Abi::Mpich => {
                 let handles = Handles::<c_int> {
                     world: 0x4400_0000,
                     byte: 0x4c00_010d,
                     errors_return: 0x5400_0001,
-                    funneled: 1,
+                    serialized: 2,
                     status_ignore: 1,
                 };
-                Table::start(library, handles).map_err(missing)
+                Table::start(library, handles).map_err(unfit)
             }
             Abi::Standard => {
                 let handles = Handles::<usize> {
                     world: 0x101,
                     byte: 0x247,
                     errors_return: 0x143,
-                    funneled: 1024,
+                    serialized: 2048,
                     status_ignore: 0,
                 };
-                Table::start(library, handles).map_err(missing)
+                Table::start(library, handles).map_err(unfit)
             }
             Abi::OpenMpi => {
-                let of = |name: &str| address(&library, name).ok_or_else(|| missing(name.to_owned()));
+                let of = |name: &str| address(&library, name).ok_or_else(|| unfit(Unfit::Lacks(name.to_owned())));
                 let [world, byte] = [of("ompi_mpi_comm_world")?, of("ompi_mpi_byte")?];
                 let errors_return = of("ompi_mpi_errors_return")?;
-                Table::start(library, Handles { world, byte, errors_return, funneled: 1, status_ignore: 0 })
-                    .map_err(missing)
+                Table::start(library, Handles { world, byte, errors_return, serialized: 2, status_ignore: 0 })
+                    .map_err(unfit)
             }
         }
     }

@@ -4,7 +4,6 @@ use crate::comm::{Parts, Staging};
 use crate::error::{Error, Result};
 use libloading::os::unix::Library;
 use std::ffi::{c_char, c_int, c_void};
-use std::marker::PhantomData;
 
 /// Room for a library's own words: no `MPI_MAX_LIBRARY_VERSION_STRING` or `MPI_MAX_ERROR_STRING` is larger.
 pub(super) const LONGEST: usize = 8192;
@@ -17,8 +16,8 @@ pub(super) struct Handles<H> {
     pub byte: H,
     /// `MPI_ERRORS_RETURN`.
     pub errors_return: H,
-    /// `MPI_THREAD_FUNNELED`.
-    pub funneled: c_int,
+    /// `MPI_THREAD_SERIALIZED`.
+    pub serialized: c_int,
     /// `MPI_STATUS_IGNORE`.
     pub status_ignore: usize,
 }
@@ -37,8 +36,16 @@ pub(super) enum Op<'a> {
     Exchange { parts: Parts<'a>, rank: usize },
 }
 
-/// A library that was started.
-pub(super) trait Calls {
+/// Why a library does not serve.
+pub(super) enum Unfit {
+    /// It lacks this function.
+    Lacks(String),
+    /// It may be called by one thread only.
+    OneThread,
+}
+
+/// A library that was started. Calls may come from any thread, and do not overlap.
+pub(super) trait Calls: Send {
     /// Rank and size.
     fn world(&self) -> Result<[usize; 2]>;
 
@@ -70,21 +77,19 @@ pub(super) struct Table<H> {
     broadcast: unsafe extern "C" fn(Out, c_int, H, c_int, H, *mut H) -> c_int,
     gather: unsafe extern "C" fn(In, c_int, H, Out, Ints, Ints, H, H, *mut H) -> c_int,
     exchange: unsafe extern "C" fn(In, Ints, Ints, H, Out, Ints, Ints, H, H, *mut H) -> c_int,
-    /// Calls come from the thread that started it.
-    here: PhantomData<*const ()>,
 }
 
 /// # Safety
 /// `F` is the type of the function `name` in the library's interface.
-unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
+unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, Unfit> {
     // SAFETY: the caller's word.
-    unsafe { library.get::<F>(name.as_bytes()) }.map(|symbol| *symbol).map_err(|_| name.to_owned())
+    unsafe { library.get::<F>(name.as_bytes()) }.map(|symbol| *symbol).map_err(|_| Unfit::Lacks(name.to_owned()))
 }
 
-impl<H: Copy + Default + 'static> Table<H> {
-    /// Starts `library`, whose interface has `handles`. It is never closed: what it began may outlive it. Errors: the name of a
-    /// function that it has not.
-    pub(super) fn start(library: Library, handles: Handles<H>) -> Result<Box<dyn Calls>, String> {
+impl<H: Copy + Default + Send + 'static> Table<H> {
+    /// Starts `library`, whose interface has `handles`. It is never closed: what it began may outlive it. Errors: why it does not
+    /// serve.
+    pub(super) fn start(library: Library, handles: Handles<H>) -> Result<Box<dyn Calls>, Unfit> {
         type Init = unsafe extern "C" fn(*mut c_int, Out, c_int, *mut c_int) -> c_int;
         type SetHandler<H> = unsafe extern "C" fn(H, H) -> c_int;
         // SAFETY: the types are those of MPI 3.1, which the three interfaces share but for `H`. `MPI_Init_thread` takes null for
@@ -104,9 +109,12 @@ impl<H: Copy + Default + 'static> Table<H> {
                 gather: get(&library, "MPI_Iallgatherv")?,
                 exchange: get(&library, "MPI_Ialltoallv")?,
                 handles,
-                here: PhantomData,
             };
-            init(std::ptr::null_mut(), std::ptr::null_mut(), table.handles.funneled, &mut 0);
+            let mut given = table.handles.serialized;
+            init(std::ptr::null_mut(), std::ptr::null_mut(), table.handles.serialized, &mut given);
+            if given < table.handles.serialized {
+                return Err(Unfit::OneThread);
+            }
             handler(table.handles.world, table.handles.errors_return);
             table
         };
@@ -149,7 +157,7 @@ fn layout(lengths: &[usize]) -> [Vec<c_int>; 2] {
     [lengths.iter().map(|n| *n as c_int).collect(), begin]
 }
 
-impl<H: Copy + Default + 'static> Calls for Table<H> {
+impl<H: Copy + Default + Send + 'static> Calls for Table<H> {
     fn world(&self) -> Result<[usize; 2]> {
         let (mut rank, mut size) = (0, 0);
         // SAFETY: the library was started.

@@ -16,7 +16,8 @@ use super::staging::{self, Staging};
 use super::{Comm, Pair, Parts, World};
 use crate::error::{Error, Result};
 use calls::{Calls, Op};
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Most bytes that are broadcast, or that a rank adds to what is gathered, at once.
@@ -24,13 +25,13 @@ const PIECE: usize = 1 << 24;
 
 /// The ranks of a job, by way of an MPI library.
 pub struct Mpi {
-    calls: Box<dyn Calls>,
+    calls: Mutex<Box<dyn Calls>>,
     found: String,
     world: World,
     local_rank: usize,
     patience: Duration,
     /// Whether the last call was made, or none can be any more.
-    over: Cell<bool>,
+    over: AtomicBool,
 }
 
 impl Mpi {
@@ -50,12 +51,12 @@ impl Mpi {
         let calls = found.start()?;
         let [rank, seen] = calls.world()?;
         let this = Self {
-            calls,
+            calls: Mutex::new(calls),
             found: line,
             world: World { rank, size: seen },
             local_rank: place.local_rank,
             patience,
-            over: Cell::new(false),
+            over: AtomicBool::new(false),
         };
         if (rank, seen) == (place.rank, size) {
             return Ok(this);
@@ -68,18 +69,30 @@ impl Mpi {
         )))
     }
 
+    fn calls(&self) -> MutexGuard<'_, Box<dyn Calls>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// Runs `op` to its end.
     fn run(&self, op: Op<'_>, patience: Option<Duration>, what: &str) -> Result<()> {
-        if self.over.get() {
-            return Err(Error::Device(format!("cannot {what}: the ranks have parted")));
+        let parted = || Error::Device(format!("cannot {what}: the ranks have parted"));
+        let calls = self.calls();
+        if self.over() {
+            return Err(parted());
         }
         let mut wait = Wait::new(what, patience);
-        let mut waiting = || wait.on(|| "another rank is".into());
-        let ended = self.calls.run(op, &mut waiting).map_err(|e| match e {
-            Error::Device(why) if !why.starts_with("waited") => Error::Device(format!("cannot {what}: {why}")),
+        let mut waiting = || if self.over() { Err(parted()) } else { wait.on(|| "another rank is".into()) };
+        let ended = calls.run(op, &mut waiting).map_err(|e| match e {
+            Error::Device(why) if !why.starts_with("waited") && !self.over() => {
+                Error::Device(format!("cannot {what}: {why}"))
+            }
             e => e,
         });
-        self.over.set(ended.is_err());
+        self.over.fetch_or(ended.is_err(), Ordering::Relaxed);
         ended
     }
 
@@ -157,14 +170,19 @@ impl Comm for Mpi {
         self.run(Op::Gather { send, receive, lengths }, Some(self.patience), what)
     }
 
+    fn give_up(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
     fn abort(&self, code: i32) {
-        self.calls.abort(code);
+        self.give_up();
+        self.calls().abort(code);
     }
 
     fn end(&self) -> Result<()> {
         // Whoever waits for the last one looks now and then, where a library would look all the time.
         self.barrier("part")?;
-        self.over.set(true);
-        self.calls.finalize()
+        self.give_up();
+        self.calls().finalize()
     }
 }

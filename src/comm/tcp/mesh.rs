@@ -3,9 +3,10 @@
 use super::frame::{Moved, Odd, Receiving, Room, Sending, farewell_of};
 use crate::comm::patience::Wait;
 use crate::error::{Error, Result};
-use std::cell::{Cell, RefCell};
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The connections of a rank.
@@ -13,11 +14,12 @@ pub(super) struct Mesh {
     rank: usize,
     /// By rank; none to itself.
     peers: Vec<Option<TcpStream>>,
-    calls: Cell<u64>,
+    /// How many calls there were; held through each.
+    calls: Mutex<u64>,
     /// Ranks to which a frame was begun and not ended: nothing else can be said to them.
-    midway: RefCell<Vec<usize>>,
+    midway: Mutex<Vec<usize>>,
     /// Who is at the bottom of it that this rank cannot go on.
-    culprit: Cell<Option<usize>>,
+    culprit: Mutex<Option<usize>>,
 }
 
 impl Mesh {
@@ -27,20 +29,21 @@ impl Mesh {
             peer.set_nonblocking(true)?;
             peer.set_nodelay(true)?;
         }
-        Ok(Self { rank, peers, calls: Cell::new(0), midway: RefCell::default(), culprit: Cell::new(None) })
+        Ok(Self { rank, peers, calls: Mutex::default(), midway: Mutex::default(), culprit: Mutex::default() })
     }
 
     /// One call of all ranks: sends `out`, by rank, and fills `into`, by rank; what this rank has for itself stays where it is.
-    /// Errors: a rank is lost, or nothing came from it within `patience`.
+    /// Errors: a rank is lost, or nothing came from it within `patience`, or `over` was set.
     pub(super) fn swap(
         &self,
-        out: &[Option<&[u8]>],
-        into: &mut [Option<Room<'_>>],
+        (out, into): (&[Option<&[u8]>], &mut [Option<Room<'_>>]),
         patience: Option<Duration>,
         what: &str,
+        over: &AtomicBool,
     ) -> Result<()> {
-        let call = self.calls.get() + 1;
-        self.calls.set(call);
+        let mut calls = lock(&self.calls);
+        *calls += 1;
+        let call = *calls;
         let mut sending = Vec::new();
         for (rank, body) in out.iter().enumerate().filter(|(rank, _)| *rank != self.rank) {
             let Some(body) = body else { continue };
@@ -76,6 +79,9 @@ impl Mesh {
             match failed {
                 Some(e) => break Err(e),
                 None if sending.is_empty() && receiving.is_empty() => break Ok(()),
+                None if over.load(Ordering::Relaxed) => {
+                    break Err(Error::Device(format!("cannot {what}: the ranks have parted")));
+                }
                 None if moved => wait.moved(),
                 None => {
                     let late = receiving.iter().map(|(rank, _)| *rank).chain(sending.iter().map(|(rank, _)| *rank));
@@ -85,7 +91,7 @@ impl Mesh {
                 }
             }
         };
-        *self.midway.borrow_mut() = sending.iter().filter(|(_, frame)| frame.begun()).map(|(rank, _)| *rank).collect();
+        *lock(&self.midway) = sending.iter().filter(|(_, frame)| frame.begun()).map(|(rank, _)| *rank).collect();
         ended
     }
 
@@ -118,13 +124,13 @@ impl Mesh {
     }
 
     fn ended(&self, rank: usize, culprit: usize, what: &str) -> Error {
-        self.culprit.set(Some(culprit));
+        *lock(&self.culprit) = Some(culprit);
         let why = if culprit == rank { String::new() } else { format!(", as it lost rank {culprit}") };
         Error::Device(format!("cannot {what}: rank {rank} has ended{why}"))
     }
 
     fn gone(&self, rank: usize, what: &str, e: &std::io::Error) -> Error {
-        self.culprit.set(Some(rank));
+        *lock(&self.culprit) = Some(rank);
         let closed = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&e.kind());
         let why = if closed { "its connection was closed".to_owned() } else { e.to_string() };
         Error::Device(format!("cannot {what}: rank {rank} is lost: {why}"))
@@ -135,14 +141,14 @@ impl Mesh {
         let mut ranks: Vec<usize> = ranks.collect();
         ranks.sort_unstable();
         ranks.dedup();
-        self.culprit.set(ranks.first().copied());
+        *lock(&self.culprit) = ranks.first().copied();
         are(&ranks)
     }
 
     /// Tells the others, where that can be done at once, that this rank ends before them.
     pub(super) fn part(&self) {
-        let culprit = self.culprit.get().unwrap_or(self.rank);
-        let midway = self.midway.borrow();
+        let culprit = lock(&self.culprit).unwrap_or(self.rank);
+        let midway = lock(&self.midway);
         for (_, peer) in self.peers.iter().enumerate().filter(|(rank, _)| !midway.contains(rank)) {
             if let Some(peer) = peer {
                 // One that does not read has the connection's end to go by.
@@ -150,6 +156,10 @@ impl Mesh {
             }
         }
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// "rank 3 is", "ranks 1, 2 are".

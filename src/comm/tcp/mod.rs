@@ -15,7 +15,7 @@ use super::{Comm, Parts, World};
 use crate::error::{Error, Result};
 use frame::Room;
 use mesh::Mesh;
-use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Most bytes that are broadcast, or that a rank adds to what is gathered, at once.
@@ -28,7 +28,7 @@ pub struct Tcp {
     local_rank: usize,
     patience: Duration,
     /// Whether the ranks have parted.
-    over: Cell<bool>,
+    over: AtomicBool,
 }
 
 impl Tcp {
@@ -41,7 +41,7 @@ impl Tcp {
         let mesh =
             Mesh::new(place.rank, peers).map_err(|e| Error::Device(format!("cannot join the other ranks: {e}")))?;
         let world = World { rank: place.rank, size: place.size };
-        Ok(Self { mesh, world, local_rank: place.local_rank, patience, over: Cell::new(false) })
+        Ok(Self { mesh, world, local_rank: place.local_rank, patience, over: AtomicBool::new(false) })
     }
 
     fn swap(
@@ -51,11 +51,11 @@ impl Tcp {
         patience: Option<Duration>,
         what: &str,
     ) -> Result<()> {
-        if self.over.get() {
+        if self.over.load(Ordering::Relaxed) {
             return Err(Error::Device(format!("cannot {what}: the ranks have parted")));
         }
-        let ended = self.mesh.swap(out, into, patience, what);
-        self.over.set(ended.is_err());
+        let ended = self.mesh.swap((out, into), patience, what, &self.over);
+        self.over.fetch_or(ended.is_err(), Ordering::Relaxed);
         ended
     }
 }
@@ -144,14 +144,18 @@ impl Comm for Tcp {
         self.mesh.look(what)
     }
 
+    fn give_up(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
     fn abort(&self, _: i32) {
-        self.over.set(true);
+        self.give_up();
         self.mesh.part();
     }
 
     fn end(&self) -> Result<()> {
         self.barrier("part")?;
-        self.over.set(true);
+        self.give_up();
         Ok(())
     }
 }

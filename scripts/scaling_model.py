@@ -8,9 +8,10 @@ hand each other in ZeRO-1: gradients in single precision to who adds them up, we
 alpha + n / beta. Three ways are told apart:
 
 - host: buckets pass the hosts' memory on their way, and nothing is done meanwhile. What the program would do without NCCL.
-- device: from GPU to GPU by NCCL, first within a machine, then between machines, where each GPU sends an eighth. The program does so
-  in one level: within a machine the same, between machines more.
-- overlapped: as device, beside the last micro-batch's backward pass and the next step's first forward pass. Not built."""
+- device: from GPU to GPU by NCCL, first within a machine, then between machines, where each GPU sends an eighth; nothing is
+  done meanwhile.
+- overlapped: as device, gradients beside the last micro-batch's backward pass, as the program does it, and weights beside the next
+  step's first forward pass, where the program has them travel beside the update of those after them."""
 
 import argparse
 import math

@@ -101,7 +101,8 @@
 //!   ([`model::peft`] are their files, [`model::low_rank`] what they compute), loading and export, forward and backward written
 //!   out, generation.
 //! - [`train`]: options ([`train::options`]), memory plan, who takes a run's steps together ([`train::team`]), continues prompts
-//!   together ([`train::generating`]), and keeps what of the optimiser's state ([`train::shares`]), reference pass, what a run learns
+//!   together ([`train::generating`]), and keeps what of the optimiser's state ([`train::shares`]; buckets of gradients go to the others
+//!   while the backward pass goes on), reference pass, what a run learns
 //!   and where it stands ([`train::state`]), the passes of a step
 //!   ([`train::engine`]), optimiser, evaluation and what is sampled at it ([`train::samples`]), what follows from it
 //!   ([`train::best`]), metrics, the ledger of pairs ([`train::ledger`]), checkpoints ([`train::checkpoint`]), records
@@ -130,7 +131,8 @@
 //! - Within a step the host reads nothing that the step computes, and leaves the device always something to do: numbers are
 //!   read a step later, micro-batches are staged two ahead, and a non-finite gradient norm stops the update on the device.
 //!   Losses that compare a whole step ([`loss::Scope::Step`]) alone go through the model twice, and read log-probs between. Several
-//!   ranks wait for each other within a step: for gradients, the blocks of their norm, and weights.
+//!   ranks wait for each other within a step: for gradients that were not there before the backward pass was over, the blocks of their
+//!   norm, and weights.
 //! - An output row depends on its own inputs alone, not on what is packed beside it. So the reference's log-probs, computed
 //!   in other batches and kept in a file, equal the policy's at step 0 to the bit; a run that starts at its reference
 //!   proves it or does not start.

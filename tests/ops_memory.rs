@@ -111,7 +111,7 @@ fn ops(precision: GemmPrecision, name: &str, times: usize) -> (usize, usize) {
             model::loss(&be, &mut ws, chunk, (&SPEC, 0.5.into(), false)).unwrap();
             model::head_backward(&be, m, &mut ws, chunk, grads).unwrap();
         }
-        model::backward(&be, m, &mut ws, grads).unwrap();
+        model::backward(&be, m, &mut ws, grads, None).unwrap();
         optimizer.step(&be, &mut state, 1e-3).unwrap();
     });
     (bytes, products)

@@ -74,7 +74,7 @@ struct Ready<'a> {
 
 impl<'a> Ready<'a> {
     fn new(comm: &'a dyn Comm, case: &'a Case) -> Self {
-        let World { rank, size } = comm.world();
+        let World { rank, size, .. } = comm.world();
         let (elements, width) = if matches!(case.op, Op::Norm) { (BLOCKS, 8) } else { (case.bytes / 4, 4) };
         let lengths: Vec<usize> = (0..size).map(|rank| lanes_of(rank, size, elements).len() * width).collect();
         let whole = matches!(case.op, Op::Gradients | Op::Exchange);
@@ -90,7 +90,7 @@ impl<'a> Ready<'a> {
     }
 
     fn once(&mut self) -> Result<()> {
-        let World { rank, size } = self.comm.world();
+        let World { rank, size, .. } = self.comm.world();
         let Self { comm, send, receive, lengths, sum, .. } = self;
         match self.case.op {
             Op::Gradients | Op::Exchange => {
@@ -98,7 +98,7 @@ impl<'a> Ready<'a> {
                 comm.exchange(Parts { send, to: lengths, receive: &mut *receive, from: &from }, "exchange")?;
                 if matches!(self.case.op, Op::Gradients) {
                     let nodes: Vec<_> = (0..size).flat_map(|rank| nodes(&lanes_of(rank, size, size), size)).collect();
-                    finish(size, &nodes, receive.numbers::<f32>(), sum);
+                    finish(&(0..size), (&nodes, receive.numbers::<f32>()), 0, sum);
                 }
                 Ok(())
             }

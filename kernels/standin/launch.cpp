@@ -121,6 +121,7 @@ STANDIN_API CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsi
     ENTER(true);
     Function* function = state().functions.find(f);
     if (!function) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "launch of a dead function"));
+    trace("launch of %s", function->name.c_str());
     auto launch = std::make_shared<Launch>(Launch{{}, {gx, gy, gz}, {bx, by, bz}, shared, function->host.kernel, 0});
     if (int e = check_launch(*function, launch->grid, launch->block, shared)) return CUresult(e);
     if (extra) return CUresult(fail(CUDA_ERROR_INVALID_VALUE, "%s: extra", function->name.c_str()));

@@ -24,7 +24,7 @@ using std::string;
 struct Allocation { uint64_t at; size_t bytes; char* pages; size_t mapped; bool host, live; };
 // A place of a stream that an event waits for.
 struct Mark { CUevent event = nullptr; uint64_t number = 0; };
-struct Item { Work work; Mark mark = {}; };
+struct Item { Work work; Mark mark = {}; Mark awaits = {}; };
 struct Graph { std::vector<Work> work; };
 struct Stream {
     std::deque<Item> queue;
@@ -32,7 +32,7 @@ struct Stream {
     std::thread::id capturer;
     Graph graph;
 };
-struct Event { bool timing; uint64_t recorded = 0, reached = 0; double at = 0; };
+struct Event { bool timing; uint64_t recorded = 0, reached = 0; double at = 0; void* stream = nullptr; };
 struct Module { fatbin::Image image; };
 struct Function { string name; fatbin::Kernel k; HostKernel host; int dynamic; bool asked; const void* module; int carve_out = -1; };
 
@@ -95,7 +95,7 @@ struct DeviceMode { DeviceMode(); ~DeviceMode(); };
 
 // stream.cpp
 int enqueue_item(void* stream, Item item);
-// `waits`: for other processes too, as long as they take.
+// Up to `until`, where there is one. `waits`: for other processes too, as long as they take.
 int drain(Stream& s, const Event* until, uint64_t number, bool waits = true);
 int drain_all();
 Stream* capture_of_this_thread();

@@ -26,6 +26,20 @@ int loses() {
     return *end == ':' ? atoi(end + 1) : CUDA_ERROR_LAUNCH_FAILED;
 }
 
+// Runs what `e` marks on its stream; false: that has to wait.
+bool reaches(Event& e, uint64_t number, bool waits) {
+    Stream* s = state().streams.find(e.stream);
+    if (s && e.reached < number) drain(*s, &e, number, waits);
+    return !s || e.reached >= number;
+}
+
+// STANDIN_SIDE_FIRST: what is beside a stream runs as early as it may, and otherwise as late.
+void side_first(const Stream* than) {
+    if (!env("STANDIN_SIDE_FIRST")) return;
+    for (auto& [_, s] : state().streams.all)
+        if (s.get() != than) drain(*s, nullptr, 0, false);
+}
+
 double now() {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -41,8 +55,13 @@ int drain(Stream& s, const Event* until, uint64_t number, bool waits) {
             usleep(50);
             continue;
         }
+        if (auto& mark = s.queue.front().awaits; mark.event) {
+            Event* e = all.events.find(mark.event);
+            if (e && !reaches(*e, mark.number, waits) && !waits) break;
+        }
         Item item = std::move(s.queue.front());
         s.queue.pop_front();
+        if (item.awaits.event) continue;
         if (item.mark.event) {
             if (Event* e = all.events.find(item.mark.event)) e->reached = item.mark.number, e->at = now();
             continue;
@@ -80,13 +99,13 @@ int unsafe_in_capture(const char* call) {
 int enqueue_item(void* handle, Item item) {
     Stream* s = state().streams.find(handle);
     const char* name = item.work.name.c_str();
-    if (!s) return fail(handle ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE, "%s on %s", name, handle ? "a dead stream" : "the null stream, beside the one stream there is");
+    if (!s) return fail(handle ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE, "%s on %s", name, handle ? "a dead stream" : "the null stream, beside those there are");
     for (auto& r : item.work.ranges)
         if (string why = reach(r); !why.empty()) return fail(CUDA_ERROR_INVALID_VALUE, "%s: %s", name, why.c_str());
     if (s->capturing) {
         if (s->capturer != std::this_thread::get_id()) defect("%s: recorded by a thread that did not begin the recording", name);
         if (s->invalidated) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-        if (item.mark.event) return fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "an event recorded into a graph");
+        if (item.mark.event || item.awaits.event) return fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "an event recorded into a graph");
         if (item.work.host.bytes) return fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "%s recorded into a graph", name);
         s->graph.work.push_back(std::move(item.work));
         return 0;
@@ -128,6 +147,7 @@ STANDIN_API CUresult cuStreamSynchronize(CUstream s) {
     if (code) return CUresult(code);
     if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "wait for a dead stream"));
     if (found->capturing) return found->invalidated = true, CUresult(fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "wait for a stream that records"));
+    side_first(found);
     return CUresult(drain(*found, nullptr, 0));
 }
 STANDIN_API CUresult cuEventCreate(CUevent* e, unsigned flags) {
@@ -146,6 +166,17 @@ STANDIN_API CUresult cuEventRecord(CUevent e, CUstream s) {
     Item item;
     item.work.name = "event";
     item.mark = {e, ++found->recorded};
+    found->stream = s;
+    return CUresult(enqueue_item(s, std::move(item)));
+}
+STANDIN_API CUresult cuStreamWaitEvent(CUstream s, CUevent e, unsigned flags) {
+    ENTER(true);
+    Event* found = state().events.find(e);
+    if (!found || flags) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "a stream waits for a dead event, or with flags %u", flags));
+    if (!found->recorded) return CUDA_SUCCESS;
+    Item item;
+    item.work.name = "wait for an event";
+    item.awaits = {e, found->recorded};
     return CUresult(enqueue_item(s, std::move(item)));
 }
 STANDIN_API CUresult cuEventSynchronize(CUevent e) {
@@ -157,8 +188,8 @@ STANDIN_API CUresult cuEventSynchronize(CUevent e) {
     if (int bad = unsafe_in_capture("cuEventSynchronize")) return CUresult(bad);
     Event* found = state().events.find(e);
     if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "wait for a dead event"));
-    for (auto& [_, s] : state().streams.all)
-        if (found->reached < found->recorded) drain(*s, found, found->recorded);
+    side_first(state().streams.find(found->stream));
+    reaches(*found, found->recorded, true);
     return CUresult(state().sticky);
 }
 STANDIN_API CUresult cuEventQuery(CUevent e) {
@@ -167,8 +198,8 @@ STANDIN_API CUresult cuEventQuery(CUevent e) {
     Event* found = state().events.find(e);
     if (!found) return CUresult(fail(CUDA_ERROR_INVALID_HANDLE, "a dead event is asked for"));
     // A device works while nobody waits.
-    for (auto& [_, s] : state().streams.all)
-        if (found->reached < found->recorded) drain(*s, found, found->recorded, false);
+    side_first(state().streams.find(found->stream));
+    reaches(*found, found->recorded, false);
     if (state().sticky) return CUresult(state().sticky);
     return found->reached < found->recorded ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }

@@ -10,11 +10,40 @@ pub struct World {
     pub rank: usize,
     /// How many ranks there are; at least 1.
     pub size: usize,
+    /// How many are on each machine, where they follow each other there and all machines have as many; 1 where that is not so, or not
+    /// known.
+    pub beside: usize,
 }
 
 impl World {
     /// One process.
-    pub const ALONE: World = World { rank: 0, size: 1 };
+    pub const ALONE: World = World::of(0, 1);
+
+    /// Of ranks of which nobody knows where they are.
+    pub const fn of(rank: usize, size: usize) -> Self {
+        Self { rank, size, beside: 1 }
+    }
+
+    /// Machines, each with several ranks; 1 where it does not matter to whom one is near.
+    pub fn machines(self) -> usize {
+        if self.beside == 1 { 1 } else { self.size / self.beside }
+    }
+
+    /// Which part of what all share is `rank`'s: those of the same number on each machine have neighbours.
+    pub fn place_of(self, rank: usize) -> usize {
+        match self.machines() {
+            1 => rank,
+            n => rank % self.beside * n + rank / self.beside,
+        }
+    }
+
+    /// Whose part `place` is.
+    pub fn rank_at(self, place: usize) -> usize {
+        match self.machines() {
+            1 => place,
+            n => place % n * self.beside + place / n,
+        }
+    }
 
     /// Whether it is the one that writes and speaks.
     pub fn is_first(self) -> bool {

@@ -26,7 +26,7 @@ impl Staging {
         this
     }
 
-    /// Makes it `len` bytes long. What was in it may stay, or not.
+    /// Makes it `len` bytes long. What is within both lengths stays.
     pub fn resize(&mut self, len: usize) {
         self.words.resize(len / 8 + 1, 0);
         self.len = len;

@@ -102,10 +102,16 @@ impl Stack {
 /// Numbers that are added up at a time.
 const CHUNK: usize = 1 << 14;
 
-/// `out` = the sums over all `lanes`, `all` holding the numbers of `nodes`, which are all of them, one node after the other.
-pub fn finish<T: Pod + AddAssign + Send + Sync>(lanes: usize, nodes: &[Range<usize>], all: &[T], out: &mut [T]) {
-    let of = Whole { nodes, all, len: out.len() };
-    out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| of.add_up(&(0..lanes), i * CHUNK, out));
+/// `out` = the sums of the node `root`, from the number `first` on, `all` holding the numbers of `nodes`, which make it up, one node
+/// after the other.
+pub fn finish<T: Pod + AddAssign + Send + Sync>(
+    root: &Range<usize>,
+    (nodes, all): (&[Range<usize>], &[T]),
+    first: usize,
+    out: &mut [T],
+) {
+    let of = Whole { nodes, all, len: all.len() / nodes.len() };
+    out.par_chunks_mut(CHUNK).enumerate().for_each(|(i, out)| of.add_up(root, first + i * CHUNK, out));
 }
 
 /// What a sum is finished from.
@@ -183,7 +189,7 @@ mod tests {
                     all.extend(held.concat());
                 }
                 let mut out = vec![f32::NAN; CHUNK + 3];
-                finish(lanes, &places, &all, &mut out);
+                finish(&(0..lanes), (&places, &all), 0, &mut out);
                 for (e, out) in out.iter().enumerate() {
                     let column: Vec<f32> = rows.iter().map(|row| row[e]).collect();
                     assert_eq!(out.to_bits(), defined(0..lanes, &column).to_bits(), "{lanes} lanes, {size} ranks, {e}");

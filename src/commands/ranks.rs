@@ -40,7 +40,7 @@ pub fn refuse_several(place: Option<&Place>) -> Result<()> {
 
 /// Where this process stands, before it has joined the others.
 pub fn world(place: Option<&Place>) -> World {
-    place.map_or(World::ALONE, |place| World { rank: place.rank, size: place.size })
+    place.map_or(World::ALONE, |place| World::of(place.rank, place.size))
 }
 
 /// Joins the others that `place` tells of.

@@ -22,13 +22,30 @@ use crate::backend::{
 };
 use crate::error::Result;
 
+/// Hears of each layer, from above, when its gradients and those of all above it have been enqueued whole.
+pub type Told<'a, B> = &'a mut dyn FnMut(&mut Gradients<B>, usize) -> Result<()>;
+
 /// Adds the gradient of every parameter that trains, below the head, to `grads` (the table's trained arena), from
 /// what [`super::forward()`] kept and [`super::head_backward`] left for every chunk. Consumes the activations.
-pub fn backward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut Gradients<B>) -> Result<()> {
-    be.marked(Mark::Stage("backward"), || all(be, model, ws, grads))
+///
+/// Where somebody is `told` how far it is, nothing of it is recorded or replayed.
+pub fn backward<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+    grads: &mut Gradients<B>,
+    told: Option<Told<'_, B>>,
+) -> Result<()> {
+    be.marked(Mark::Stage("backward"), || all(be, model, ws, grads, told))
 }
 
-fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut Gradients<B>) -> Result<()> {
+fn all<B: Backend>(
+    be: &B,
+    model: &Model<B>,
+    ws: &mut Workspace<B>,
+    grads: &mut Gradients<B>,
+    mut told: Option<Told<'_, B>>,
+) -> Result<()> {
     let floor = model.table.floor;
     grads.settle_head(be, &model.table)?;
     if floor > Stage::Norm {
@@ -44,8 +61,11 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
     let (acts, g) = (&mut ws.acts, ws.grads.as_mut().ok_or_else(scoring_only)?);
     let all = Rows::all(&ws.batch, rows);
     let buffers = [be.address(&model.weights), be.address(&model.rope), grads.address(be)];
-    ws.graphs.run(be, Key { backward: true, rows, drops, buffers }, || {
+    let key = told.is_none().then_some(Key { backward: true, rows, drops, buffers });
+    let mut tell = |grads: &mut Gradients<B>, l| told.as_mut().map_or(Ok(()), |told| told(grads, l));
+    ws.graphs.run(be, key, || {
         be.marked(Mark::Layer(last), || attention(be, model, last, acts, g, all, grads))?;
+        tell(grads, last)?;
         let reached = |l: &usize| floor <= Stage::Layer(*l, Place::Down);
         (0..last).rev().take_while(reached).try_for_each(|l| {
             be.marked(Mark::Layer(l), || {
@@ -66,7 +86,8 @@ fn all<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>, grads: &mut 
                 let adapter = params.adapters()[1];
                 low_rank::input(be, model, adapter, &mut acts.low_rank, (&mut acts.narrow, all))?;
                 attention(be, model, l, acts, g, all, grads)
-            })
+            })?;
+            tell(grads, l)
         })
     })?;
     grads.layers_are_set();

@@ -22,7 +22,7 @@ pub fn forward<B: Backend>(be: &B, model: &Model<B>, ws: &mut Workspace<B>) -> R
         let mut graphs = std::mem::take(&mut ws.graphs);
         let attention =
             |be: &B, _, layer: &mut LayerActs<B>, batch: &B::Batch, rows| attend(be, model, layer, batch, rows);
-        let done = graphs.run(be, key, || layers(be, model, Packs::NONE, ws, attention));
+        let done = graphs.run(be, Some(key), || layers(be, model, Packs::NONE, ws, attention));
         ws.graphs = graphs;
         done?;
         predictions(be, model, Packs::NONE, ws)

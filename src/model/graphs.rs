@@ -72,8 +72,12 @@ impl<B: Backend> Graphs<B> {
         self.counts
     }
 
-    /// Runs `ops`, whose launches `key` decides, or what was recorded of them.
-    pub(super) fn run(&mut self, be: &B, key: Key, ops: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Runs `ops`, whose launches `key` decides, or what was recorded of them; without a key they are not recorded.
+    pub(super) fn run(&mut self, be: &B, key: Option<Key>, ops: impl FnOnce() -> Result<()>) -> Result<()> {
+        let Some(key) = key else {
+            self.counts.eager += 1;
+            return ops();
+        };
         // What can no longer be replayed is as if it had not been met.
         self.passes.retain(|(_, graph)| graph.as_ref().is_none_or(|g| be.is_current(g)));
         let met = self.passes.iter_mut().find(|(k, _)| *k == key);

@@ -10,7 +10,7 @@
 //!     loss(be, &mut ws, &chunk, &spec, scale)?;                    // ws.coef, ws.response_stats, ws.pair_stats
 //!     head_backward(be, &model, &mut ws, &chunk, &mut grads)?;     // ws.d_hidden, and the head's gradient
 //! }
-//! backward(be, &model, &mut ws, &mut grads)?;           // everything below the head
+//! backward(be, &model, &mut ws, &mut grads, None)?;     // everything below the head
 //! ```
 //! `grads` are [`Gradients`] over the trained arena of [`params::ParamTable`], accumulated into: the caller clears them once a step.
 //!
@@ -55,7 +55,7 @@ pub mod wanted;
 
 pub use acts::{Keep, Workspace};
 pub use adapter::{AdapterInit, AdapterShape};
-pub use backward::backward;
+pub use backward::{Told, backward};
 pub use config::{Architecture, ModelConfig};
 pub use dir::ModelDir;
 pub use export::{ExportReport, export, export_beside_weights};

@@ -82,6 +82,11 @@ impl Param {
     pub fn trains(&self) -> bool {
         !self.parts.is_empty()
     }
+
+    /// Where its gradients are in the trained arena.
+    pub fn grads(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.whole.iter().chain(self.parts.iter().map(|part| &part.grad))
+    }
 }
 
 /// Parameters that are neighbours in both arenas, and updated together.
@@ -124,6 +129,14 @@ impl LayerParams {
     /// The adapters of `qkv`, `o`, `gate_up` and `down`.
     pub fn adapters(&self) -> [Option<&AdapterParams>; 4] {
         self.low_rank.each_ref().map(Option::as_ref)
+    }
+
+    /// All that it has.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        let matrices = [&self.qkv, &self.o, &self.gate_up, &self.down];
+        let biases = [&self.qkv_bias, &self.qk_norm, &self.o_bias].into_iter().flatten();
+        let adapters = self.adapters().into_iter().flatten().flat_map(|adapter| [&adapter.a, &adapter.b]);
+        matrices.into_iter().chain([&self.input_norm, &self.post_norm]).chain(biases).chain(adapters)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One model on one device: micro-batches in, sums and gradients out.
 
-use super::lane_sums::LaneSums;
+use super::lane_sums::{LaneSums, full};
 use super::metrics::Totals;
 use super::optim::OptimOptions;
 use super::state::State;
@@ -11,7 +11,7 @@ use crate::batch::{Capacity, Chunk, MicroBatch};
 use crate::error::Result;
 use crate::loss::{LossSpec, Scales};
 use crate::model::graphs::GraphCounts;
-use crate::model::{self, Keep, Model, Workspace};
+use crate::model::{self, Gradients, Keep, Model, Workspace};
 use std::ops::Range;
 
 /// What an [`Engine`] is for.
@@ -180,8 +180,19 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     fn train(&mut self, mb: &MicroBatch, loss: (&LossSpec, Scales, bool)) -> Result<()> {
         self.pass(mb, loss, Purpose::Train)?;
-        let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
-        model::backward(self.be, &self.state.model, &mut self.ws, grads)
+        let Self { be, state: State { model, grads, shares, .. }, ws, team, sums, .. } = self;
+        let grads = grads.as_mut().expect("an engine made to train has gradients");
+        let last = sums.as_mut().is_some_and(LaneSums::is_last);
+        let Some(sums) = sums.as_mut().filter(|_| last) else {
+            return model::backward(*be, model, ws, grads, None);
+        };
+        let mut tell = |grads: &mut Gradients<B>, layer| {
+            for frozen in &model.table.unused {
+                be.clear(grads.vectors(*be, frozen.clone()))?;
+            }
+            sums.send(*be, team, shares, full(grads)?, Some(layer))
+        };
+        model::backward(*be, model, ws, grads, Some(&mut tell))
     }
 
     /// The numbers of one micro-batch, without gradients.

@@ -1,92 +1,147 @@
 //! What ranks hand each other of a step, and of what they keep: parts of gradients to who adds them up, updated weights to all,
 //! pieces of moments to rank 0. A bucket at a time ([`Shares`]): what is packed to travel is memory.
 
-use super::shares::{Piece, Shares, length};
+use super::carrier::{Packed, Parcel, ROOM};
+use super::levels::{self, Level, levels};
+use super::shares::{BLOCK, Piece, Shares, length};
 use super::state::{Part, State};
 use super::team::{Ranks, Team};
 use crate::backend::{Backend, Device, Storage};
 use crate::comm::tree::finish;
-use crate::comm::{Parts, Staging};
+use crate::comm::{Comm, Parts, Staging};
 use crate::error::{Error, Result};
 use crate::model;
-use std::ops::Range;
+use bytemuck::Pod;
+use std::ops::{AddAssign, Range};
 
 /// Gradients, in the layout of the trained arena.
 type Sums<B> = <B as Device>::Buf<<B as Device>::Acc>;
 
-/// Where numbers lie that travel: it stays from step to step.
-#[derive(Default)]
-pub(super) struct Packed {
-    send: Staging,
-    receive: Staging,
-}
-
 /// Most bytes that are packed of gradients, and of weights, on their way out and in.
 pub(super) fn packed<B: Backend>(shares: &Shares, ranks: Ranks) -> [usize; 2] {
-    let size = ranks.world.size;
-    if size == 1 {
-        return [0; 2];
-    }
+    let levels = levels(ranks);
     let bucket = shares.buckets().map(|k| length(&shares.pieces(shares.bucket(k)))).max().unwrap_or(0);
-    let (part, nodes) = (bucket.div_ceil(size), ranks.nodes());
-    let all: usize = nodes.iter().map(Vec::len).sum();
-    let gradients = bucket * nodes[ranks.world.rank].len() + part * all;
-    [gradients * size_of::<B::Acc>(), (bucket + part) * size_of::<B::Act>()]
+    let part = (shares.bucket(0).len().div_ceil(ranks.world.size) * BLOCK).min(bucket);
+    let buckets = ROOM.min(shares.buckets().len());
+    let [out, into, _] = levels::room(&levels, part);
+    // Of several levels what comes is what goes on.
+    let weights = [0, bucket + part, 2 * bucket][levels.len()];
+    [buckets * (out + into) * size_of::<B::Acc>(), buckets * weights * size_of::<B::Act>()]
 }
 
-/// Makes `grads`, where this rank's share of them is, the sum over the nodes of all ranks; they are the last of its own, after `others`.
-pub(super) fn sum_gradients<B: Backend>(
+/// Numbers of gradients or weights at each place of bucket `k`.
+fn parts(shares: &Shares, k: usize) -> Vec<usize> {
+    (0..shares.size()).map(|place| length(&shares.pieces(shares.parts(k, &(place..place + 1))))).collect()
+}
+
+/// Bucket `k` of the gradients of this rank's `nodes`, on its way to the first of `levels`.
+pub(super) fn pack_gradients<B: Backend>(
     be: &B,
-    team: &Team<'_>,
-    shares: &Shares,
-    (others, grads): (&[Sums<B>], &mut Sums<B>),
-    Packed { send, receive }: &mut Packed,
-) -> Result<()> {
-    let (own, width, nodes) = (team.world().rank, size_of::<B::Acc>(), team.ranks().nodes());
-    for k in shares.buckets() {
-        let parts: Vec<Vec<Piece>> = (0..nodes.len()).map(|rank| shares.pieces(shares.part(k, rank))).collect();
-        let to: Vec<usize> = parts.iter().map(|part| nodes[own].len() * length(part) * width).collect();
-        let n = length(&parts[own]);
-        let from: Vec<usize> = nodes.iter().map(|nodes| nodes.len() * n * width).collect();
-        send.resize(to.iter().sum());
-        let mut room = send.numbers_mut::<B::Acc>();
-        for part in &parts {
-            for node in others.iter().chain([&*grads]) {
-                room = pack(be, node, part.iter().map(|piece| &piece.place.grad), room)?;
-            }
+    levels: &[Level],
+    (shares, k): (&Shares, usize),
+    nodes: &[&Sums<B>],
+    mut packed: Packed,
+) -> Result<Parcel> {
+    packed.send.resize(nodes.len() * length(&shares.pieces(shares.bucket(k))) * size_of::<B::Acc>());
+    let mut room = packed.send.numbers_mut::<B::Acc>();
+    for region in &levels[0].regions {
+        let pieces = shares.pieces(shares.parts(k, region));
+        for node in nodes {
+            room = pack(be, node, pieces.iter().map(|piece| &piece.place.grad), room)?;
         }
-        let parcels = Parts { send: &mut *send, to: &to, receive: &mut *receive, from: &from };
-        team.comm.exchange(parcels, "add up gradients")?;
-        // What was sent is not needed any more: its memory takes the sums.
-        send.resize(n * width);
-        finish(team.lanes, &nodes.concat(), receive.numbers::<B::Acc>(), send.numbers_mut());
-        unpack(be, parts[own].iter().map(|piece| &piece.place.grad), send.numbers::<B::Acc>(), grads)?;
+    }
+    Ok(Parcel { bucket: k, packed, parts: parts(shares, k) })
+}
+
+/// Hands a bucket's gradients to who adds them up, level by level; the sums of this rank's part are in the place of what went out then.
+pub(super) fn add_up<Acc: Pod + AddAssign + Send + Sync>(
+    comm: &dyn Comm,
+    levels: &[Level],
+    Parcel { packed: Packed { send, receive }, parts, .. }: &mut Parcel,
+) -> Result<()> {
+    let (size, width) = (comm.world().size, size_of::<Acc>());
+    let span = |places: &Range<usize>| parts[places.clone()].iter().sum::<usize>();
+    for (i, level) in levels.iter().enumerate() {
+        let (own, mine) = (level.region(), level.nodes[level.own].len());
+        let to = level.by_rank(size, level.regions.iter().map(|region| mine * span(region) * width));
+        let from = level.by_rank(size, level.nodes.iter().map(|nodes| nodes.len() * span(own) * width));
+        comm.exchange(Parts { send: &mut *send, to: &to, receive: &mut *receive, from: &from }, "add up gradients")?;
+        send.resize(level.sums.len() * span(own) * width);
+        let (mut room, nodes, all) = (send.numbers_mut::<Acc>(), level.nodes.concat(), receive.numbers::<Acc>());
+        let next = levels.get(i + 1).map_or(std::slice::from_ref(own), |next| &next.regions);
+        for (region, sum) in next.iter().flat_map(|region| level.sums.iter().map(move |sum| (region, sum))) {
+            let (now, rest) = room.split_at_mut(span(region));
+            finish(sum, (&nodes, all), span(&(own.start..region.start)), now);
+            room = rest;
+        }
     }
     Ok(())
 }
 
-/// Hands all ranks this one's part of bucket `k` of the weights, and takes the others' parts.
-pub(super) fn hand_out<B: Backend>(
+/// Writes the sums of this rank's part of a bucket to `grads`.
+pub(super) fn unpack_gradients<B: Backend>(
     be: &B,
-    team: &Team<'_>,
-    (shares, k): (&Shares, usize),
-    weights: &mut B::Buf<B::Act>,
-    Packed { send, receive }: &mut Packed,
+    shares: &Shares,
+    Parcel { bucket, packed, .. }: &Parcel,
+    grads: &mut Sums<B>,
 ) -> Result<()> {
-    if !shares.shared() {
-        return Ok(());
-    }
-    let (own, width) = (shares.own_of(k), size_of::<B::Act>());
-    send.resize(length(own) * width);
-    pack(be, weights, own.iter().map(|piece| &piece.place.at), send.numbers_mut::<B::Act>())?;
-    team.comm.share((&mut *send, &mut *receive), &lengths(shares, k, (team.size(), width)), "hand out weights")?;
-    let pieces = shares.pieces(shares.bucket(k));
-    unpack(be, pieces.iter().map(|piece| &piece.place.at), receive.numbers::<B::Act>(), weights)
+    unpack(be, shares.own_of(*bucket).iter().map(|piece| &piece.place.grad), packed.send.numbers::<B::Acc>(), grads)
 }
 
-/// Bytes of each rank's part of bucket `k`, of `size` ranks and numbers of `width` bytes.
-fn lengths(shares: &Shares, k: usize, (size, width): (usize, usize)) -> Vec<usize> {
-    (0..size).map(|rank| length(&shares.pieces(shares.part(k, rank))) * width).collect()
+/// This rank's part of bucket `k` of the weights, on its way to all.
+pub(super) fn pack_weights<B: Backend>(
+    be: &B,
+    (shares, k): (&Shares, usize),
+    weights: &B::Buf<B::Act>,
+    mut packed: Packed,
+) -> Result<Parcel> {
+    let own = shares.own_of(k);
+    packed.send.resize(length(own) * size_of::<B::Act>());
+    pack(be, weights, own.iter().map(|piece| &piece.place.at), packed.send.numbers_mut::<B::Act>())?;
+    Ok(Parcel { bucket: k, packed, parts: parts(shares, k) })
+}
+
+/// Hands a part of a bucket's weights, of numbers of `width` bytes, to all, and takes the others' parts, level by level.
+pub(super) fn hand_out(
+    comm: &dyn Comm,
+    (levels, width): (&[Level], usize),
+    Parcel { packed: Packed { send, receive }, parts, .. }: &mut Parcel,
+) -> Result<()> {
+    const WHAT: &str = "hand out weights";
+    let size = comm.world().size;
+    let span = |places: &Range<usize>| parts[places.clone()].iter().sum::<usize>() * width;
+    for (i, level) in levels.iter().rev().enumerate() {
+        if i > 0 {
+            std::mem::swap(send, receive);
+        }
+        let from = level.by_rank(size, level.regions.iter().map(span));
+        if level.circle.len() == size {
+            comm.share((&mut *send, &mut *receive), &from, WHAT)?;
+            continue;
+        }
+        let n = span(level.region());
+        send.resize(n * level.circle.len());
+        (1..level.circle.len()).for_each(|i| send.bytes_mut().copy_within(0..n, i * n));
+        let to = level.by_rank(size, level.circle.iter().map(|_| n));
+        comm.exchange(Parts { send: &mut *send, to: &to, receive: &mut *receive, from: &from }, WHAT)?;
+    }
+    Ok(())
+}
+
+/// Writes all of a bucket's weights to `weights`.
+pub(super) fn unpack_weights<B: Backend>(
+    be: &B,
+    shares: &Shares,
+    Parcel { bucket, packed, .. }: &Parcel,
+    weights: &mut B::Buf<B::Act>,
+) -> Result<()> {
+    let pieces = shares.pieces(shares.bucket(*bucket));
+    unpack(be, pieces.iter().map(|piece| &piece.place.at), packed.receive.numbers::<B::Act>(), weights)
+}
+
+/// Bytes of each rank's part of bucket `k`, of numbers of `width` bytes.
+fn lengths(shares: &Shares, k: usize, width: usize) -> Vec<usize> {
+    (0..shares.size()).map(|rank| length(&shares.pieces(shares.part(k, rank))) * width).collect()
 }
 
 /// Writes the elements `ranges` of `from` to the beginning of `to`; gives what is behind them.
@@ -189,9 +244,9 @@ pub(super) fn whole_master<B: Backend>(be: &B, state: &mut State<B>, team: &Team
         packed.send.resize(length(own) * width);
         let held: Vec<_> = own.iter().map(|piece| piece.held[0]..piece.held[0] + piece.place.grad.len()).collect();
         pack(be, master, held.iter(), packed.send.numbers_mut::<B::Acc>())?;
-        to_first(team, &mut packed, &lengths(shares, k, (team.size(), width)), "collect master weights")?;
+        to_first(team, &mut packed, &lengths(shares, k, width), "collect master weights")?;
         if team.is_first() {
-            let pieces = shares.pieces(shares.bucket(k));
+            let pieces: Vec<Piece> = (0..team.size()).flat_map(|rank| shares.pieces(shares.part(k, rank))).collect();
             unpack(be, pieces.iter().map(|piece| &piece.place.grad), packed.receive.numbers::<B::Acc>(), all)?;
         }
     }

@@ -1,14 +1,15 @@
 //! A step's gradient, lane by lane, and its numbers, by all ranks.
 
+use super::carrier::Ends;
 use super::engine::Engine;
-use super::lane_sums::LaneSums;
+use super::lane_sums::{LaneSums, full};
 use super::state::State;
 use super::team::{Numbers, Team};
 use crate::backend::Backend;
 use crate::batch::{Batches, MicroBatch};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::loss::LossSpec;
-use crate::model::{Gradients, Sums};
+use crate::model::Gradients;
 
 impl<'a, B: Backend> Engine<'a, B> {
     /// Takes steps with `team` from here on.
@@ -25,29 +26,60 @@ impl<'a, B: Backend> Engine<'a, B> {
         own: Vec<MicroBatch>,
         mut pass: impl FnMut(&mut Self, Vec<MicroBatch>) -> Result<()>,
     ) -> Result<()> {
-        let Some(mut sums) = self.sums.take() else {
+        if self.sums.is_none() {
             self.clear_grads()?;
             return pass(self, own);
-        };
-        let mut rest = own;
-        for lane in self.team.ranks().own_lanes() {
+        }
+        let (mut rest, lanes) = (own, self.team.ranks().own_lanes());
+        for lane in lanes.clone() {
             let later = rest.split_off(rest.partition_point(|mb| mb.lane() <= lane));
-            sums.set_aside(self.be, full(&mut self.state.grads)?)?;
-            self.clear_grads()?;
-            pass(self, rest)?;
-            let (be, table) = (self.be, &self.state.model.table);
-            let grads = self.state.grads.as_mut().expect("an engine made to train has gradients");
-            grads.settle(be, table)?;
-            for frozen in &table.unused {
-                be.clear(grads.vectors(be, frozen.clone()))?;
+            let last = lane + 1 == lanes.end && self.team.size() > 1;
+            let (be, sums, state) = self.lanes();
+            sums.set_aside(be, full(grads(state))?)?;
+            if last {
+                sums.begin(lane, rest.len(), (&state.model.table, &state.shares));
             }
-            sums.add(be, lane, full(&mut self.state.grads)?)?;
+            self.clear_grads()?;
+            if last {
+                return self.last_lane(|engine| pass(engine, rest));
+            }
+            pass(self, rest)?;
+            self.settle()?;
+            let (be, sums, state) = self.lanes();
+            sums.add(be, lane, full(grads(state))?)?;
             rest = later;
         }
-        let State { shares, grads, .. } = &mut self.state;
-        sums.end(self.be, &self.team, shares, full(grads)?)?;
-        self.sums = Some(sums);
-        Ok(())
+        self.end_lanes()
+    }
+
+    fn end_lanes(&mut self) -> Result<()> {
+        let (team, (be, sums, State { shares, grads, .. })) = (self.team, self.lanes());
+        sums.end(be, &team, shares, full(grads.as_mut().expect(TRAINS))?)
+    }
+
+    /// Goes through the last lane by `pass`, while what is whole of the gradients travels to the other ranks.
+    fn last_lane(&mut self, pass: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let team = self.team;
+        std::thread::scope(|scope| {
+            let ends = self.lanes().1.carry(scope, team);
+            pass(self)?;
+            self.settle()?;
+            self.end_lanes()?;
+            ends.into_iter().for_each(Ends::well);
+            Ok(())
+        })
+    }
+
+    /// Sets to zero what no pass of a lane has set, and what is not to be looked at.
+    fn settle(&mut self) -> Result<()> {
+        let (be, State { model, grads, .. }) = (self.be, &mut self.state);
+        let grads = grads.as_mut().expect(TRAINS);
+        grads.settle(be, &model.table)?;
+        model.table.unused.iter().try_for_each(|frozen| be.clear(grads.vectors(be, frozen.clone())))
+    }
+
+    fn lanes(&mut self) -> (&'a B, &mut LaneSums<B>, &mut State<B>) {
+        (self.be, self.sums.as_mut().expect("there are several lanes"), &mut self.state)
     }
 
     /// The numbers of all `batches`, none of which trains, each rank computing its own.
@@ -68,12 +100,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 }
 
-/// The gradients, all in accumulation precision.
-fn full<B: Backend>(grads: &mut Option<Gradients<B>>) -> Result<&mut B::Buf<B::Acc>> {
-    match &mut grads.as_mut().expect("an engine made to train has gradients").sums {
-        Sums::Full(all) => Ok(all),
-        Sums::Narrow { .. } => {
-            Err(Error::usage("`gradient_dtype` bf16: gradients of several lanes are added up in f32; leave it out"))
-        }
-    }
+const TRAINS: &str = "an engine made to train has gradients";
+
+fn grads<B: Backend>(state: &mut State<B>) -> &mut Gradients<B> {
+    state.grads.as_mut().expect(TRAINS)
 }

@@ -3,7 +3,9 @@
 pub mod adapter_options;
 mod announce;
 pub mod best;
+mod bucket_order;
 mod card;
+mod carrier;
 pub mod check;
 pub mod checkpoint;
 pub mod choices;
@@ -26,6 +28,7 @@ pub mod kl;
 mod lane_sums;
 mod lanes;
 pub mod ledger;
+mod levels;
 pub mod loss_options;
 pub mod means;
 pub mod memory;

@@ -3,9 +3,10 @@
 //!
 //! The numbers that are added, and their order, are those of [`super::exchange`], which goes by the host.
 
+use super::levels::{self, Level};
 use super::shares::{BLOCK, BUCKET, Piece, Shares, length};
 use super::team::{Ranks, Team};
-use crate::backend::{Add, Backend, Exchange};
+use crate::backend::{Add, Backend, Exchange, Storage};
 use crate::comm::tree::halves;
 use crate::error::Result;
 use std::ops::Range;
@@ -14,13 +15,50 @@ use std::ops::Range;
 pub(super) struct OnDevice<B: Backend> {
     send: B::Buf<B::Acc>,
     receive: B::Buf<B::Acc>,
-    /// A sum for each level of the tree.
+    /// A sum for each height of the tree.
     sums: Vec<B::Buf<B::Acc>>,
 }
 
-/// Levels of a tree over `lanes`, its leaves among them.
-fn levels(lanes: usize) -> usize {
+const ADD_UP: &str = "add up gradients";
+
+const HAND_OUT: &str = "hand out weights";
+
+/// Heights of a tree over `lanes`, its leaves among them.
+fn heights(lanes: usize) -> usize {
     lanes.next_power_of_two().trailing_zeros() as usize + 1
+}
+
+/// The most elements of a part of a bucket, where `len` train.
+fn part(len: usize, size: usize) -> usize {
+    (BUCKET.max(size).div_ceil(size) * BLOCK).min(len)
+}
+
+/// Copies the elements of `pieces` that `of` gives to `to`, from `at` on; gives where they end.
+fn pack<'a, B: Backend, T: Storage>(
+    be: &B,
+    to: &mut B::Buf<T>,
+    mut at: usize,
+    (from, pieces): (&B::Buf<T>, impl Iterator<Item = &'a Range<usize>>),
+) -> Result<usize> {
+    for piece in pieces {
+        be.copy(be.view_mut(to, at..at + piece.len()), be.view(from, piece.clone()))?;
+        at += piece.len();
+    }
+    Ok(at)
+}
+
+/// Copies the first elements of `from` to `pieces` of `to`.
+fn unpack<'a, B: Backend, T: Storage>(
+    be: &B,
+    from: &B::Buf<T>,
+    (to, pieces): (&mut B::Buf<T>, impl Iterator<Item = &'a Range<usize>>),
+) -> Result<()> {
+    let mut at = 0;
+    for piece in pieces {
+        be.copy(be.view_mut(to, piece.clone()), be.view(from, at..at + piece.len()))?;
+        at += piece.len();
+    }
+    Ok(())
 }
 
 impl<B: Backend> OnDevice<B> {
@@ -31,58 +69,60 @@ impl<B: Backend> OnDevice<B> {
             return Ok(None);
         }
         const NAME: &str = "gradients of other ranks";
-        let of = ranks.nodes();
-        let blocks = BUCKET.max(size);
-        let (bucket, part) = ((blocks * BLOCK).min(len), (blocks.div_ceil(size) * BLOCK).min(len));
-        let all: usize = of.iter().map(Vec::len).sum();
+        let [out, into, region] = levels::room(&levels::levels(ranks), part(len, size));
         Ok(Some(Self {
-            send: be.zeros(NAME, bucket * of[ranks.world.rank].len())?,
-            receive: be.zeros(NAME, part * all)?,
-            sums: (0..levels(ranks.lanes)).map(|_| be.zeros(NAME, part)).collect::<Result<_>>()?,
+            send: be.zeros(NAME, out)?,
+            receive: be.zeros(NAME, into)?,
+            sums: (0..heights(ranks.lanes)).map(|_| be.zeros(NAME, region)).collect::<Result<_>>()?,
         }))
     }
 
-    /// Makes `grads`, where this rank's share of them is, the sum over all lanes; they are the last of this rank's nodes, after
-    /// `others`.
+    /// Makes bucket `k` of `grads`, where this rank's part of it is, the sum over all lanes; they are the last of this rank's nodes,
+    /// after `others`.
     pub fn sum(
         &mut self,
         be: &B,
         team: &Team<'_>,
-        shares: &Shares,
+        (levels, shares, k): (&[Level], &Shares, usize),
         others: &[B::Buf<B::Acc>],
         grads: &mut B::Buf<B::Acc>,
     ) -> Result<()> {
-        const WHAT: &str = "add up gradients";
-        let (ranks, own) = (team.ranks(), team.world().rank);
-        let of = ranks.nodes();
-        let places = of.concat();
-        for k in shares.buckets() {
-            let parts: Vec<Vec<Piece>> = (0..of.len()).map(|rank| shares.pieces(shares.part(k, rank))).collect();
-            let mut at = 0;
-            for part in &parts {
-                for node in others.iter().chain([&*grads]) {
-                    for Piece { place, .. } in part {
-                        let to = be.view_mut(&mut self.send, at..at + place.grad.len());
-                        be.copy(to, be.view(node, place.grad.clone()))?;
-                        at += place.grad.len();
-                    }
-                }
-            }
-            let n = length(&parts[own]);
-            let to: Vec<usize> = parts.iter().map(|part| of[own].len() * length(part)).collect();
-            let from: Vec<usize> = of.iter().map(|nodes| nodes.len() * n).collect();
-            let receive = be.view_mut(&mut self.receive, 0..from.iter().sum());
-            let op = Exchange { send: be.view(&self.send, 0..at), to: &to, receive, from: &from };
-            be.exchange(team.comm, op, WHAT)?;
-            finish(be, &(0..ranks.lanes), &places, (&self.receive, n), &mut self.sums)?;
-            let mut at = 0;
-            for Piece { place, .. } in &parts[own] {
-                let sum = be.view(&self.sums[0], at..at + place.grad.len());
-                be.copy(be.view_mut(grads, place.grad.clone()), sum)?;
-                at += place.grad.len();
+        let size = team.size();
+        let span = |places: &Range<usize>| length(&shares.pieces(shares.parts(k, places)));
+        let mut at = 0;
+        for region in &levels[0].regions {
+            let pieces = shares.pieces(shares.parts(k, region));
+            for node in others.iter().chain([&*grads]) {
+                at = pack(be, &mut self.send, at, (node, pieces.iter().map(|piece| &piece.place.grad)))?;
             }
         }
-        be.exchanged(team.comm, WHAT)
+        for (i, level) in levels.iter().enumerate() {
+            let (n, mine, nodes) = (span(level.region()), level.nodes[level.own].len(), level.nodes.concat());
+            let to = level.by_rank(size, level.regions.iter().map(|region| mine * span(region)));
+            let from = level.by_rank(size, level.nodes.iter().map(|nodes| nodes.len() * n));
+            let receive = be.view_mut(&mut self.receive, 0..from.iter().sum());
+            let op = Exchange { send: be.view(&self.send, 0..to.iter().sum()), to: &to, receive, from: &from };
+            be.exchange(team.comm, op, ADD_UP)?;
+            for (j, sum) in level.sums.iter().enumerate() {
+                finish(be, sum, &nodes, (&self.receive, n), &mut self.sums)?;
+                let Some(next) = levels.get(i + 1) else { continue };
+                // By region, and then by sum: so they go on.
+                let mut before = 0;
+                for region in &next.regions {
+                    let (of, at) = (span(region), span(&(next.regions[0].start..region.start)));
+                    let to = before * level.sums.len() + j * of;
+                    be.copy(be.view_mut(&mut self.send, to..to + of), be.view(&self.sums[0], at..at + of))?;
+                    before += of;
+                }
+            }
+        }
+        unpack(be, &self.sums[0], (grads, shares.own_of(k).iter().map(|piece| &piece.place.grad)))
+    }
+
+    /// Waits until all buckets are what they are to be.
+    pub fn end(&self, be: &B, team: &Team<'_>) -> Result<()> {
+        be.rejoin()?;
+        be.exchanged(team.comm, ADD_UP)
     }
 }
 
@@ -103,7 +143,7 @@ fn finish<B: Backend>(
     if let Some(at) = place(&right) {
         return be.add(Add { to: be.view_mut(&mut sums[0], 0..n), from: be.view(all, at) });
     }
-    let (sum, rest) = sums.split_first_mut().expect("a sum a level");
+    let (sum, rest) = sums.split_first_mut().expect("a sum a height");
     finish(be, &right, places, (all, n), rest)?;
     be.add(Add { to: be.view_mut(sum, 0..n), from: be.view(&rest[0], 0..n) })
 }
@@ -121,43 +161,42 @@ impl<B: Backend> Handed<B> {
         if size == 1 || be.joined().is_none() {
             return Ok(None);
         }
-        let blocks = BUCKET.max(size);
-        let part = (blocks.div_ceil(size) * BLOCK).min(len);
-        let room = |n: usize| be.zeros("weights of other ranks", n);
-        Ok(Some(Self { send: room(part * size)?, receive: room((blocks * BLOCK).min(len))? }))
+        let room = || be.zeros("weights of other ranks", part(len, size) * size);
+        Ok(Some(Self { send: room()?, receive: room()? }))
     }
 
-    /// This rank's part of bucket `k` is what it is to be. All of it is under way when this comes back.
+    /// This rank's part of bucket `k` is what it is to be, and goes to all.
     pub fn add(
         &mut self,
         be: &B,
         team: &Team<'_>,
-        (shares, k): (&Shares, usize),
+        (levels, shares, k): (&[Level], &Shares, usize),
         weights: &mut B::Buf<B::Act>,
     ) -> Result<()> {
-        let (size, own) = (team.size(), shares.own_of(k));
-        let mut at = 0;
-        for Piece { place, .. } in (0..size).flat_map(|_| own) {
-            let to = be.view_mut(&mut self.send, at..at + place.at.len());
-            be.copy(to, be.view(weights, place.at.clone()))?;
-            at += place.at.len();
-        }
-        let to = vec![length(own); size];
-        let from: Vec<usize> = (0..size).map(|rank| length(&shares.pieces(shares.part(k, rank)))).collect();
-        let receive = be.view_mut(&mut self.receive, 0..from.iter().sum());
-        let op = Exchange { send: be.view(&self.send, 0..at), to: &to, receive, from: &from };
-        be.exchange(team.comm, op, "hand out weights")?;
-        let mut at = 0;
-        for Piece { place, .. } in shares.pieces(shares.bucket(k)) {
-            let came = be.view(&self.receive, at..at + place.at.len());
-            be.copy(be.view_mut(weights, place.at.clone()), came)?;
-            at += place.at.len();
+        let size = team.size();
+        for level in levels.iter().rev() {
+            let pieces = |places: &Range<usize>| shares.pieces(shares.parts(k, places));
+            let (mine, mut at) = (pieces(level.region()), 0);
+            for _ in &level.circle {
+                at = pack(be, &mut self.send, at, (weights, mine.iter().map(|piece| &piece.place.at)))?;
+            }
+            let to = level.by_rank(size, level.circle.iter().map(|_| length(&mine)));
+            let from = level.by_rank(size, level.regions.iter().map(|region| length(&pieces(region))));
+            let receive = be.view_mut(&mut self.receive, 0..from.iter().sum());
+            be.exchange(
+                team.comm,
+                Exchange { send: be.view(&self.send, 0..at), to: &to, receive, from: &from },
+                HAND_OUT,
+            )?;
+            let all = level.regions.iter().flat_map(pieces).collect::<Vec<Piece>>();
+            unpack(be, &self.receive, (weights, all.iter().map(|piece| &piece.place.at)))?;
         }
         Ok(())
     }
 
     /// Waits until all weights are what they are to be.
     pub fn end(&self, be: &B, team: &Team<'_>) -> Result<()> {
-        be.exchanged(team.comm, "hand out weights")
+        be.rejoin()?;
+        be.exchanged(team.comm, HAND_OUT)
     }
 }

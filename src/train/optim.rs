@@ -1,9 +1,11 @@
 //! AdamW and RMSprop over the flat parameter arena, with clipping.
 
+use super::carrier::{Carrier, Packed};
 use super::choices::GradientChoice;
 use super::clock::Clock;
-use super::exchange::{self, Packed};
+use super::exchange;
 use super::group::{finite_from_0, options};
+use super::levels::{Level, levels};
 use super::on_device::Handed;
 use super::shares::{self, Kind, Piece, Shares};
 use super::state::{Coded, Moments, State};
@@ -108,7 +110,9 @@ pub struct Optimizer<B: Backend> {
     /// Where weights of other ranks come, where the devices reach each other.
     handed: Option<Handed<B>>,
     /// And where they do not.
-    packed: Packed,
+    room: Vec<Packed>,
+    /// Among whom they go.
+    levels: Vec<Level>,
     /// The norm of the last step, on its way; the flag says that nobody has read it.
     late: B::Readback,
     unread: bool,
@@ -167,8 +171,8 @@ impl<B: Backend> Optimizer<B> {
         let (norm, late) = (be.zeros("gradient norm", 1)?, be.readback(1)?);
         let handed = Handed::new(be, state.model.table.trained_len, ranks)?;
         let blocks = (ranks.lanes > 1).then(|| be.zeros("gradient norms of blocks", state.shares.blocks()));
-        let (options, squares, packed) = (options.clone(), blocks.transpose()?, Packed::default());
-        Ok(Self { options, seed: 0, norm, squares, handed, packed, late, unread: false })
+        let (options, squares, room, levels) = (options.clone(), blocks.transpose()?, Vec::new(), levels(ranks));
+        Ok(Self { options, seed: 0, norm, squares, handed, room, levels, late, unread: false })
     }
 
     fn rule(&self, lr: f64, weight_decay: f64, step: u64) -> Rule {
@@ -206,26 +210,71 @@ impl<B: Backend> Optimizer<B> {
         be.read_back(&mut self.late, &[be.view(&self.norm, 0..1)])?;
         self.unread = true;
         let moments = moments.as_mut().expect("an optimizer gave it moments");
-        for k in shares.buckets() {
-            for piece in shares.own_of(k) {
-                let (at, decay) = (piece.place.grad.clone(), piece.place.decay);
-                let weight_decay = if decay { self.options.weight_decay } else { 0.0 };
-                let rule = (self.rule(lr, weight_decay, clock.updates), clock.updates);
-                let learned = (&mut model.weights, master.as_mut(), &mut *moments);
-                match &grads.sums {
-                    Sums::Full(all) => self.one(be, learned, piece, rule, be.view(all, at)),
-                    Sums::Narrow { matrices, .. } if decay => self.one(be, learned, piece, rule, be.view(matrices, at)),
-                    Sums::Narrow { vectors, split, .. } => {
-                        self.one(be, learned, piece, rule, be.view(vectors, at.start - *split..at.end - *split))
-                    }
-                }?;
-            }
-            match &mut self.handed {
-                Some(handed) => handed.add(be, team, (shares, k), &mut model.weights)?,
-                None => exchange::hand_out(be, team, (shares, k), &mut model.weights, &mut self.packed)?,
-            }
+        let (mut learned, at) = ((&mut model.weights, master.as_mut(), moments), (lr, clock.updates));
+        if !shares.shared() {
+            return shares.buckets().try_for_each(|k| self.bucket(be, &mut learned, (shares, k), &grads.sums, at));
         }
-        self.handed.as_ref().map_or(Ok(()), |handed| handed.end(be, team))
+        match self.handed.take() {
+            Some(mut handed) => {
+                for k in shares.buckets() {
+                    self.bucket(be, &mut learned, (shares, k), &grads.sums, at)?;
+                    be.beside(|| handed.add(be, team, (&self.levels, shares, k), learned.0))?;
+                }
+                handed.end(be, team)?;
+                self.handed = Some(handed);
+                Ok(())
+            }
+            None => self.by_host(be, learned, shares, team, (&grads.sums, at)),
+        }
+    }
+
+    /// Updates bucket by bucket; each travels to the other ranks, and theirs come, while the next is updated.
+    fn by_host(
+        &mut self,
+        be: &B,
+        mut learned: Learned<'_, B>,
+        shares: &Shares,
+        team: &Team<'_>,
+        (grads, at): (&Sums<B>, (f64, u64)),
+    ) -> Result<()> {
+        let (room, comm, levels) = (std::mem::take(&mut self.room), team.comm, self.levels.clone());
+        let hand_out = move |parcel: &mut _| exchange::hand_out(comm, (&levels, size_of::<B::Act>()), parcel);
+        std::thread::scope(|scope| {
+            let (mut carrier, ends) = Carrier::start(scope, comm, room, hand_out);
+            for k in shares.buckets() {
+                self.bucket(be, &mut learned, (shares, k), grads, at)?;
+                let room = carrier.room(|parcel| exchange::unpack_weights(be, shares, parcel, learned.0))?;
+                carrier.send(exchange::pack_weights(be, (shares, k), learned.0, room)?)?;
+            }
+            self.room = carrier.finish(|parcel| exchange::unpack_weights(be, shares, parcel, learned.0))?;
+            ends.well();
+            Ok(())
+        })
+    }
+
+    /// Updates what this rank has of bucket `k`.
+    fn bucket(
+        &self,
+        be: &B,
+        (weights, master, moments): &mut Learned<'_, B>,
+        (shares, k): (&Shares, usize),
+        grads: &Sums<B>,
+        (lr, updates): (f64, u64),
+    ) -> Result<()> {
+        for piece in shares.own_of(k) {
+            let (at, decay) = (piece.place.grad.clone(), piece.place.decay);
+            let weight_decay = if decay { self.options.weight_decay } else { 0.0 };
+            let rule = (self.rule(lr, weight_decay, updates), updates);
+            let learned = (&mut **weights, master.as_deref_mut(), &mut **moments);
+            match grads {
+                Sums::Full(all) => self.one(be, learned, piece, rule, be.view(all, at)),
+                Sums::Narrow { matrices, .. } if decay => self.one(be, learned, piece, rule, be.view(matrices, at)),
+                Sums::Narrow { vectors, split, .. } => {
+                    self.one(be, learned, piece, rule, be.view(vectors, at.start - *split..at.end - *split))
+                }
+            }?;
+        }
+        Ok(())
     }
 
     /// The norm of the gradients: of several lanes' block by block, each rank having its share of them.

@@ -82,7 +82,7 @@ impl Start {
 
     /// [`Start::of`] for the ranks of a job: what rank 0 found, which alone has the run's folder.
     pub fn shared(comm: &dyn Comm, c: &TrainOptions) -> Result<Self> {
-        let World { rank, size } = comm.world();
+        let World { rank, size, .. } = comm.world();
         if size == 1 {
             return Self::of(c);
         }

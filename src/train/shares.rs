@@ -7,7 +7,6 @@
 
 use crate::backend::code8;
 use crate::comm::World;
-use crate::comm::tree::lanes_of;
 use crate::model::ParamTable;
 use crate::model::params::{self, ParamSpec, Run};
 use std::ops::Range;
@@ -15,8 +14,11 @@ use std::ops::Range;
 /// Elements of a block: whole blocks of 8-bit moments, and little beside a bucket.
 pub const BLOCK: usize = 1 << 14;
 
-/// Blocks of a bucket, 16 MiB in single precision; one a rank where there are more ranks.
+/// Most blocks of a bucket, 16 MiB in single precision; one a rank where there are more ranks.
 pub(super) const BUCKET: usize = 256;
+
+/// As many buckets as this there are of a model that is not too small for it: one travels while the gradients of others are computed.
+const BUCKETS: usize = 16;
 
 /// Elements to which the parts that a rank has of a place are aligned in its buffers, as places are in the arenas.
 const ALIGN: usize = params::ALIGN;
@@ -82,11 +84,12 @@ pub struct Shares {
 impl Shares {
     /// Of what trains in `table`, by the ranks of `world`. `coded`: moments have blocks of 8 bits, a tensor's own.
     pub fn new(table: &ParamTable, coded: bool, world: World) -> Self {
-        Self::in_buckets(table, coded, world, BUCKET.max(world.size))
+        let places = places(table, coded);
+        let blocks: usize = places.iter().map(|place| place.grad.len().div_ceil(BLOCK)).sum();
+        Self::in_buckets(table, places, world, (blocks / BUCKETS).min(BUCKET).max(world.size))
     }
 
-    fn in_buckets(table: &ParamTable, coded: bool, world: World, bucket: usize) -> Self {
-        let places = places(table, coded);
+    fn in_buckets(table: &ParamTable, places: Vec<Place>, world: World, bucket: usize) -> Self {
         let mut firsts = vec![0];
         for place in &places {
             firsts.push(firsts[firsts.len() - 1] + place.grad.len().div_ceil(BLOCK));
@@ -125,9 +128,15 @@ impl Shares {
 
     /// The blocks of bucket `k` that `rank` has.
     pub fn part(&self, k: usize, rank: usize) -> Range<usize> {
+        let place = self.world.place_of(rank);
+        self.parts(k, &(place..place + 1))
+    }
+
+    /// The blocks of bucket `k` at `places` of its parts ([`World::place_of`]).
+    pub fn parts(&self, k: usize, places: &Range<usize>) -> Range<usize> {
         let bucket = self.bucket(k);
-        let part = lanes_of(rank, self.world.size, bucket.len());
-        bucket.start + part.start..bucket.start + part.end
+        let at = |place: usize| bucket.start + place * bucket.len() / self.world.size;
+        at(places.start)..at(places.end)
     }
 
     /// What this rank has, in order.
@@ -148,9 +157,14 @@ impl Shares {
         self.held[kind as usize]
     }
 
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.world.size
+    }
+
     /// Whether others keep some of it.
     pub fn shared(&self) -> bool {
-        self.world.size > 1
+        self.size() > 1
     }
 
     /// `blocks`, cut where places end; where they are held is not said.
@@ -202,8 +216,8 @@ impl Shares {
     /// Who has `block`.
     fn rank_of(&self, block: usize) -> usize {
         let k = block / self.bucket;
-        let parts = (0..self.world.size).map(|rank| self.part(k, rank));
-        parts.take_while(|part| part.end <= block).count()
+        let parts = (0..self.world.size).map(|place| self.parts(k, &(place..place + 1)));
+        self.world.rank_at(parts.take_while(|part| part.end <= block).count())
     }
 
     /// What this rank keeps of the numbers `range` of `kind`: which of them, and where.
@@ -260,10 +274,16 @@ mod tests {
     #[test]
     fn every_element_has_one_owner_whatever_is_asked_for() {
         let table = table();
-        for (coded, size, bucket) in
-            [(false, 1, 4), (true, 1, 3), (false, 3, 4), (true, 2, 3), (true, 4, 5), (false, 7, 7)]
-        {
-            let of = |rank| Shares::in_buckets(&table, coded, World { rank, size }, bucket);
+        for (coded, size, beside, bucket) in [
+            (false, 1, 1, 4),
+            (true, 1, 1, 3),
+            (false, 3, 3, 4),
+            (true, 2, 1, 3),
+            (true, 4, 2, 5),
+            (false, 6, 3, 6),
+            (false, 7, 1, 7),
+        ] {
+            let of = |rank| Shares::in_buckets(&table, places(&table, coded), World { rank, size, beside }, bucket);
             let all: Vec<Shares> = (0..size).map(of).collect();
             let mut owners = vec![usize::MAX; table.trained_len];
             for (rank, shares) in all.iter().enumerate() {
@@ -320,7 +340,9 @@ mod tests {
     fn ranks_have_about_as_much_each() {
         let table = table();
         for size in [2, 3, 5] {
-            let held = |rank| Shares::in_buckets(&table, false, World { rank, size }, 256).held(Kind::Elements);
+            let held = |rank| {
+                Shares::in_buckets(&table, places(&table, false), World::of(rank, size), 256).held(Kind::Elements)
+            };
             let all: Vec<usize> = (0..size).map(held).collect();
             let (least, most) = (all.iter().min().unwrap(), all.iter().max().unwrap());
             assert!(most - least <= 2 * BLOCK, "{all:?}");

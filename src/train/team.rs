@@ -109,7 +109,7 @@ impl Team<'_> {
 
     /// Which of `n` micro-batches, whose gradients nobody asks for, this rank computes.
     pub fn share(&self, n: usize) -> Range<usize> {
-        let World { rank, size } = self.world();
+        let World { rank, size, .. } = self.world();
         lanes_of(rank, size, n)
     }
 

@@ -8,8 +8,8 @@ use fusedpo::loss::{LossSpec, LossType};
 
 use fusedpo::model::sample::{normal, uniform};
 use fusedpo::model::{
-    Architecture, GenerateOptions, Generated, Gradients, Keep, Model, ModelConfig, ModelDir, Rope, RopeScaling,
-    generate,
+    Architecture, GenerateOptions, Generated, Gradients, Keep, Model, ModelConfig, ModelDir, Rope, RopeScaling, Sums,
+    Workspace, generate,
 };
 use model_common::*;
 
@@ -111,6 +111,48 @@ fn total(step: &Step, groups: &[Group], spec: &LossSpec, scale: f64) -> f64 {
     match spec.is_sft() {
         true => step.response_losses.iter().sum::<f64>() * scale,
         false => step.pair_losses.iter().zip(weights).map(|(l, w)| l * w).sum::<f64>() * scale,
+    }
+}
+
+/// When a layer is told, its gradients and those of all above it are what they are in the end.
+#[test]
+fn what_is_told_to_be_whole_is_whole() {
+    let be = cpu64();
+    for (what, config) in configs() {
+        let config = ModelConfig { num_hidden_layers: 4, ..config };
+        for (seed, keep) in [(3, Keep::Layers), (4, Keep::Inputs), (5, Keep::Outputs)] {
+            let (m, batch) = (model(&be, &config, seed), pack(&groups(seed), 3));
+            let rows = batch.predictions().len();
+            let mut ws = Workspace::keeping(&be, &m, capacity(std::slice::from_ref(&batch)), rows, keep).unwrap();
+            let mut grads = Gradients::new(&be, &m.table, false).unwrap();
+            // What was there before is not to be taken for a gradient.
+            let noise = vec![7.0; m.table.trained_len];
+            let Sums::Full(all) = &mut grads.sums else { unreachable!() };
+            be.upload(be.view_mut(all, 0..noise.len()), &noise).unwrap();
+            grads.clear(&be, &m.table).unwrap();
+            let mut seen = Vec::new();
+            let mut told = |grads: &mut Gradients<_>, layer| {
+                seen.push((layer, read(&be, grads.all().unwrap(), m.table.trained_len)));
+                Ok(())
+            };
+            run_told(&be, &m, &mut ws, &batch, &SIGMOID, 0.7, &mut grads, Some(&mut told));
+            let last = read(&be, grads.all().unwrap(), m.table.trained_len);
+            assert!(seen.iter().map(|(layer, _)| *layer).eq((0..4).rev()), "{what}");
+            for (layer, then) in &seen {
+                let above = m.table.layers[*layer..].iter().flat_map(|l| l.params());
+                let head = [&m.table.norm].into_iter().chain((!config.tie_word_embeddings).then_some(&m.table.head));
+                for at in above.chain(head).flat_map(|p| p.grads()) {
+                    assert!(then[at.clone()] == last[at.clone()], "{what}, {keep:?}: layer {layer}, {at:?}");
+                    assert!(last[at.clone()].iter().any(|g| *g != 0.0 && *g != 7.0), "{what}: {at:?}");
+                }
+            }
+            // And nobody is told too late.
+            let lowest = |l: usize| m.table.layers[l].qkv.whole.clone().unwrap();
+            assert!(
+                seen.iter().filter(|(l, _)| *l > 0).all(|(l, then)| then[lowest(l - 1)] != last[lowest(l - 1)]),
+                "{what}"
+            );
+        }
     }
 }
 

@@ -95,6 +95,21 @@ pub fn run<B: Backend>(
     scale: f64,
     grads: &mut Gradients<B>,
 ) {
+    run_told(be, m, ws, batch, spec, scale, grads, None);
+}
+
+/// [`run`], where somebody is told how far it is.
+#[allow(clippy::too_many_arguments)] // those of `run`
+pub fn run_told<B: Backend>(
+    be: &B,
+    m: &Model<B>,
+    ws: &mut Workspace<B>,
+    batch: &MicroBatch,
+    spec: &LossSpec,
+    scale: f64,
+    grads: &mut Gradients<B>,
+    told: Option<model::Told<'_, B>>,
+) {
     ws.load_batch(be, batch).unwrap();
     model::forward(be, m, ws).unwrap();
     for chunk in ws.chunks.clone() {
@@ -102,7 +117,7 @@ pub fn run<B: Backend>(
         model::loss(be, ws, &chunk, (spec, scale.into(), false)).unwrap();
         model::head_backward(be, m, ws, &chunk, grads).unwrap();
     }
-    model::backward(be, m, ws, grads).unwrap();
+    model::backward(be, m, ws, grads, told).unwrap();
 }
 
 /// Forward and backward over micro-batches, gradients accumulated.

@@ -11,6 +11,8 @@ fn seed() -> u64 {
 /// What all processes of a job have in common.
 pub struct Torchrun {
     size: usize,
+    /// Ranks that each machine is said to have.
+    beside: usize,
     /// The agent's store; it never answers.
     store: TcpListener,
     id: String,
@@ -23,7 +25,12 @@ impl Torchrun {
             let port = 12_000 + (seed() / 1000 % 16_000) as u16;
             TcpListener::bind(("127.0.0.1", port)).ok()
         });
-        Torchrun { size, store: own.expect("a port"), id: format!("{}", seed()) }
+        Torchrun { size, beside: size, store: own.expect("a port"), id: format!("{}", seed()) }
+    }
+
+    /// As if the ranks were on machines with `beside` each.
+    pub fn on_machines(self, beside: usize) -> Torchrun {
+        Torchrun { beside, ..self }
     }
 
     pub fn port(&self) -> u16 {
@@ -32,9 +39,9 @@ impl Torchrun {
 
     /// `command` as rank `rank`.
     pub fn rank(&self, rank: usize, mut command: Command) -> Command {
-        let (size, port) = (self.size.to_string(), self.port().to_string());
-        command.envs([("RANK", rank.to_string()), ("LOCAL_RANK", rank.to_string())]);
-        command.envs([("WORLD_SIZE", &size), ("LOCAL_WORLD_SIZE", &size), ("MASTER_PORT", &port)]);
+        let (size, beside, port) = (self.size.to_string(), self.beside.to_string(), self.port().to_string());
+        command.envs([("RANK", rank.to_string()), ("LOCAL_RANK", (rank % self.beside).to_string())]);
+        command.envs([("WORLD_SIZE", &size), ("LOCAL_WORLD_SIZE", &beside), ("MASTER_PORT", &port)]);
         command.envs([("MASTER_ADDR", "127.0.0.1"), ("TORCHELASTIC_RUN_ID", &self.id), ("RAYON_NUM_THREADS", "1")]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -30,6 +30,29 @@ fn results_are_those_of_one_process() {
     }
 }
 
+#[test]
+fn ranks_of_a_machine_add_up_first_and_come_to_the_same() {
+    let cli = Cli::with_data();
+    for (i, args) in ["sft --optim adamw_8bit --dtype bf16", "dpo --save-steps 2"].iter().enumerate() {
+        if args.contains("bf16") && cli.ok("doctor").out.contains("--dtype bf16: not here") {
+            println!("skipped: {args} (no products in bf16 here)");
+            continue;
+        }
+        // Lanes that machines have as many of, and a tree that does not end where they do.
+        for (lanes, ranks, beside) in [(4, 4, 2), (7, 6, 3)] {
+            let args =
+                format!("{args} {RUN} --max-steps 4 --batch-size 8 --lanes {lanes}").replace("--batch-size 5 ", "");
+            let (one, all) = (format!("m{i}-{lanes}-1"), format!("m{i}-{lanes}-{ranks}"));
+            cli.ok(&format!("{args} --out {one}"));
+            let torchrun = Torchrun::new(ranks).on_machines(beside);
+            let ran = Torchrun::end(torchrun.start(|_| cli.command(&format!("{args} --out {all}"))));
+            let text: String = ran.iter().map(said).collect();
+            assert!(ran.iter().all(|ran| ran.status.success()), "{args}: {text}");
+            assert_same(&cli, &all, &one, &format!("{args}, {ranks} ranks, {beside} a machine"));
+        }
+    }
+}
+
 /// Waits for `file` to have `lines` of them.
 fn await_lines(file: &Path, lines: usize) {
     let begun = Instant::now();

@@ -108,7 +108,7 @@ fn held(all: &[Vec<f32>], own: Range<usize>, lanes: usize) -> (Stack, Vec<Vec<f3
 }
 
 fn sums(comm: &dyn Comm, draws: &mut Draws) {
-    let World { rank, size } = comm.world();
+    let World { rank, size, .. } = comm.world();
     for (lanes, len) in [(size, 1), (size, 1001), (4.max(size), 3), (8, 4097), (13, 17), (7, 0)] {
         let all: Vec<Vec<f32>> = (0..lanes).map(|_| (0..len).map(|_| draws.number() as f32).collect()).collect();
         let nodes: Vec<Vec<Range<usize>>> = (0..size).map(|rank| nodes(&lanes_of(rank, size, lanes), lanes)).collect();
@@ -125,7 +125,7 @@ fn sums(comm: &dyn Comm, draws: &mut Draws) {
         comm.share((&mut send, &mut shared), &lengths, "add").unwrap();
         for received in [exchanged, shared] {
             let mut out = vec![f32::NAN; len];
-            finish(lanes, &nodes.concat(), received.numbers::<f32>(), &mut out);
+            finish(&(0..lanes), (&nodes.concat(), received.numbers::<f32>()), 0, &mut out);
             for (i, out) in out.iter().enumerate() {
                 let column: Vec<f32> = all.iter().map(|lane| lane[i]).collect();
                 assert_eq!(out.to_bits(), defined(&column).to_bits(), "{lanes} lanes, element {i}");

@@ -208,7 +208,11 @@ const KINDS: &[&str] =
 fn with(launcher: usize, cli: &Cli, log: &Path, ranks: usize, args: &str, switches: Switches) -> Vec<Output> {
     let all = Mpirun::all();
     match launcher % (all.len() + 1) {
-        0 => Torchrun::end(Torchrun::new(ranks).start(|_| on_stand_ins(cli.command(args), log, switches))),
+        0 => {
+            // Four are on two machines, as far as they know.
+            let torchrun = Torchrun::new(ranks).on_machines(if ranks == 4 { 2 } else { ranks });
+            Torchrun::end(torchrun.start(|_| on_stand_ins(cli.command(args), log, switches)))
+        }
         n => {
             let mut command = all[n - 1].command(ranks);
             command.arg(env!("CARGO_BIN_EXE_fusedpo")).args(args.split_whitespace()).current_dir(cli.dir.path());
@@ -233,8 +237,10 @@ fn a_run_by_several_gpus_is_that_of_one() {
         for ranks in 2..=4 {
             let out = format!("r{i}-{ranks}");
             let (log, what) = (aside.path().join(&out), format!("{kind}, {ranks} ranks"));
-            // Two GPUs: they are dealt out in turn.
-            let all = with(i + ranks, &cli, &log, ranks, &format!("{args} --out {out}"), &[("GPUS", "2")]);
+            // Two GPUs: they are dealt out in turn. What goes beside the backward pass comes as early as it may, or as late.
+            let switches: Switches = &[("GPUS", "2"), ("SIDE_FIRST", "1")];
+            let switches = if ranks == 2 { &switches[..1] } else { switches };
+            let all = with(i + ranks, &cli, &log, ranks, &format!("{args} --out {out}"), switches);
             let text: String = all.iter().map(said).collect();
             assert!(all.iter().all(|ran| ran.status.success()), "{what}: {text}");
             let log = sound(&log, ranks, &what);
@@ -269,7 +275,7 @@ fn the_best_model_of_several_gpus_is_that_of_one() {
         (rows(&cli, out), cli.bytes(&format!("{out}/model.safetensors")))
     };
     let one = of("one", 1);
-    for ranks in [2, 3] {
+    for ranks in [2, 4] {
         assert!(of(&format!("of-{ranks}"), ranks) == one, "{ranks} ranks");
     }
 }
@@ -301,6 +307,28 @@ fn a_gpu_by_its_number() {
     stand.cli.write("c.toml", "device = 'cuda:1'\n");
     let (ran, log) = stand.run(&format!("{run} --config c.toml --out by-config"), two);
     assert!(ran.code == 0 && log.contains("device 1;"), "{log}");
+}
+
+/// Gradients of layers are on their way before the embedding's are enqueued.
+#[test]
+fn gradients_travel_beside_the_backward_pass() {
+    if library::folder().is_none() {
+        return;
+    }
+    let (cli, aside) = (Cli::with_data(), tempfile::TempDir::new().unwrap());
+    let logs = [0, 1].map(|rank| aside.path().join(rank.to_string()));
+    let args = format!("sft {RUN} --eval-strategy no --out beside").replace("--max-steps 3", "--max-steps 1");
+    let of = |rank: usize| on_stand_ins(cli.command(&args), &logs[rank], &[("TRACE", "1")]);
+    let all = Torchrun::end(Torchrun::new(2).start(of));
+    let text: String = all.iter().map(said).collect();
+    assert!(all.iter().all(|ran| ran.status.success()), "{text}");
+    for log in logs {
+        let text = sound(&log, 1, "beside");
+        let lines: Vec<&str> = text.lines().collect();
+        let passes = lines.iter().rposition(|line| line.contains("launch of embed_bwd")).expect("a backward pass");
+        let sends = lines.iter().position(|line| line.contains("ncclSend")).expect("ranks hand each other gradients");
+        assert!(sends < passes, "sent at {sends}, the last pass ends at {passes}: {text}");
+    }
 }
 
 /// What befalls rank 1 of three in the middle of a run: where gradients go from GPU to GPU, and nobody but NCCL would know.

@@ -248,7 +248,7 @@ pub struct MatMul {
     pub row_invariant: bool,
 }
 
-/// A device as launch wrappers see it. Everything is enqueued on one stream; only [`Driver::download`], [`Driver::wait`],
+/// A device as launch wrappers see it. Everything is enqueued on one stream, but what goes [aside](Driver::aside); only [`Driver::download`], [`Driver::wait`],
 /// [`Driver::synchronize`] and giving memory back wait.
 ///
 /// Between [`Driver::begin`] and [`Driver::end`] launches, products, copies on the device and clearings are recorded and
@@ -311,6 +311,17 @@ pub trait Driver: Send + Sync + Sized + 'static {
     /// The stream by its handle, where a library of the device's can enqueue on it.
     fn queue(&self) -> Option<u64> {
         None
+    }
+    /// What is enqueued until [`Driver::back`] goes to a second stream, after all that was enqueued before; no products. A device that
+    /// works at once has none.
+    fn aside(&self) -> Result<()> {
+        Ok(())
+    }
+    /// What is enqueued goes to the first stream again.
+    fn back(&self) {}
+    /// What is enqueued from here on comes after all that went aside.
+    fn rejoin(&self) -> Result<()> {
+        Ok(())
     }
     /// Something is enqueued that never ends: from here on nothing is waited for, nor given back.
     fn lose(&self) {}

@@ -1,4 +1,4 @@
-//! GPUs of ranks, which reach each other by NCCL on the stream that all else is enqueued on.
+//! GPUs of ranks, which reach each other by NCCL, on the stream that all else is enqueued on or on one beside it.
 
 use super::check;
 use super::context::{Gpu, GpuFloat};
@@ -63,6 +63,19 @@ impl<D: Driver, A: GpuFloat> RankOps for Gpu<D, A> {
         // is this driver's, with whose GPU this rank joined.
         let begun = unsafe { joined.nccl.exchange(comm, (&out, &into), stream, what) };
         begun.map_err(|e| joined.failed(e))
+    }
+
+    fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.usable("enqueue beside")?;
+        self.driver.aside()?;
+        let done = work();
+        self.driver.back();
+        done
+    }
+
+    fn rejoin(&self) -> Result<()> {
+        self.usable("enqueue beside")?;
+        self.driver.rejoin()
     }
 
     fn exchanged(&self, comm: &dyn Comm, what: &str) -> Result<()> {

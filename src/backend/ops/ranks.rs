@@ -50,6 +50,18 @@ pub trait RankOps: Device {
         self.upload(self.lend(&mut receive), into.numbers())
     }
 
+    /// Enqueues what `work` enqueues beside what comes later: after all that was enqueued before, and not awaited by later ops until
+    /// [`RankOps::rejoin`]. Nobody else writes meanwhile to what it reads, nor touches what it writes. Products are not for it, nor ops
+    /// with scratch. A device that does one thing after the other does it at once.
+    fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        work()
+    }
+
+    /// What is enqueued from here on comes after all that went [beside](RankOps::beside).
+    fn rejoin(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Waits until all exchanges are over, as long as ranks are waited for.
     ///
     /// Errors: as of [`Comm`].

@@ -237,6 +237,12 @@ impl<B: Backend> RankOps for Watched<B> {
         let (send, receive) = (self.be.part(send, 0..self.be.view_len(send)), self.be.lend(&mut receive));
         self.be.exchange(comm, Exchange { send, to, receive, from }, what)
     }
+    fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.be.beside(work)
+    }
+    fn rejoin(&self) -> Result<()> {
+        self.be.rejoin()
+    }
     fn exchanged(&self, comm: &dyn Comm, what: &str) -> Result<()> {
         self.be.exchanged(comm, what)
     }

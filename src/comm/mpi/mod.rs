@@ -27,7 +27,7 @@ const PIECE: usize = 1 << 24;
 pub struct Mpi {
     calls: Mutex<Box<dyn Calls>>,
     found: String,
-    world: World,
+    pub(super) world: World,
     local_rank: usize,
     patience: Duration,
     /// Whether the last call was made, or none can be any more.
@@ -53,7 +53,7 @@ impl Mpi {
         let this = Self {
             calls: Mutex::new(calls),
             found: line,
-            world: World { rank, size: seen },
+            world: World::of(rank, seen),
             local_rank: place.local_rank,
             patience,
             over: AtomicBool::new(false),

@@ -24,7 +24,7 @@ const PIECE: usize = 1 << 30;
 /// The ranks of a job, by way of connections of their own.
 pub struct Tcp {
     mesh: Mesh,
-    world: World,
+    pub(super) world: World,
     local_rank: usize,
     patience: Duration,
     /// Whether the ranks have parted.
@@ -40,7 +40,7 @@ impl Tcp {
         let peers = meeting.meet(place, patience)?;
         let mesh =
             Mesh::new(place.rank, peers).map_err(|e| Error::Device(format!("cannot join the other ranks: {e}")))?;
-        let world = World { rank: place.rank, size: place.size };
+        let world = World::of(place.rank, place.size);
         Ok(Self { mesh, world, local_rank: place.local_rank, patience, over: AtomicBool::new(false) })
     }
 
@@ -97,7 +97,7 @@ impl Comm for Tcp {
     }
 
     fn gather(&self, mine: &[u8], what: &str) -> Result<Vec<Vec<u8>>> {
-        let World { rank, size } = self.world;
+        let World { rank, size, .. } = self.world;
         let mut all = vec![Vec::new(); size];
         // Who has more than goes at once says so by the length of what comes.
         let mut at = 0;
@@ -121,7 +121,7 @@ impl Comm for Tcp {
     }
 
     fn exchange(&self, Parts { send, to, receive, from }: Parts<'_>, what: &str) -> Result<()> {
-        let World { rank, size } = self.world;
+        let World { rank, size, .. } = self.world;
         staging::check(to, from, size)?;
         receive.resize(from.iter().sum());
         let (mut rest, mut room) = (send.bytes(), receive.bytes_mut());

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, ThreadId};
 
 /// A kernel as the driver knows it.
@@ -90,6 +90,14 @@ impl Drop for Event {
     }
 }
 
+/// A second stream, and how the two wait for each other.
+struct Side {
+    stream: Arc<CudaStream>,
+    /// How far each was when the other began to wait for it.
+    forked: Event,
+    joined: Event,
+}
+
 /// Recorded work.
 pub struct Recorded(Mutex<CudaGraph>);
 // SAFETY: CUDA asks that calls on one graph do not overlap, which the mutex sees to; any thread may make them.
@@ -104,6 +112,9 @@ pub struct CudaDriver {
     functions: Mutex<HashMap<Kernel, Function>>,
     modules: Modules,
     stream: Arc<CudaStream>,
+    /// What goes aside, once something has.
+    side: OnceLock<Side>,
+    is_aside: AtomicBool,
     context: Arc<CudaContext>,
     max_shared: usize,
     /// The device reads the host's pageable memory itself (GH200, HMM): a copy from there may do so after the call.
@@ -127,7 +138,7 @@ impl CudaDriver {
             return Err(Error::Device(format!("`device` cuda: {why}")));
         }
         let context = CudaContext::new(ordinal).map_err(error("open the GPU"))?;
-        // SAFETY: this driver has one stream and orders everything on it; it makes no `CudaSlice`.
+        // SAFETY: this driver orders everything on its streams itself; it makes no `CudaSlice`.
         unsafe { context.disable_event_tracking() };
         let name = context.name().map_err(error("ask for the GPU's name"))?;
         let capability = context.compute_capability().map_err(error("ask for the GPU's architecture"))?;
@@ -143,6 +154,8 @@ impl CudaDriver {
             functions: Mutex::default(),
             modules,
             stream,
+            side: OnceLock::new(),
+            is_aside: AtomicBool::new(false),
             context,
             max_shared,
             reads_pageable,
@@ -155,9 +168,25 @@ impl CudaDriver {
         })
     }
 
-    /// The stream that everything is enqueued on.
+    /// The stream that everything is enqueued on, but what goes aside.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// The stream that is enqueued on now.
+    fn now(&self) -> sys::CUstream {
+        let side = self.side.get().filter(|_| self.is_aside.load(Ordering::Relaxed));
+        side.map_or(&self.stream, |side| &side.stream).cu_stream()
+    }
+
+    /// Makes what is enqueued on `later` wait for all that is on `first`.
+    fn after(&self, later: &CudaStream, first: &CudaStream, event: &Event) -> Result<()> {
+        // SAFETY: all are alive.
+        let recorded = unsafe { result::event::record(event.handle, first.cu_stream()) };
+        recorded.map_err(error("record an event"))?;
+        let none = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: as above.
+        unsafe { result::stream::wait_event(later.cu_stream(), event.handle, none) }.map_err(error("order two streams"))
     }
 
     /// Where this GPU's kernels come from, for people.
@@ -213,7 +242,7 @@ impl CudaDriver {
     /// between the copy and the wait, and a wait that failed is tried again. A device that refuses both copies nothing any more.
     fn copied(&self) -> Result<()> {
         // SAFETY: the stream is alive, and its context is this thread's, as the copy just now needed.
-        let wait = || unsafe { result::stream::synchronize(self.stream.cu_stream()) };
+        let wait = || unsafe { result::stream::synchronize(self.now()) };
         let done = wait();
         if done.is_err() {
             let _ = wait();
@@ -358,7 +387,7 @@ impl Driver for CudaDriver {
             Error::Device(format!("{why} ({:.2} of {:.2} GiB free; {e:?})", gib(free), gib(all)))
         })?;
         // SAFETY: `size` bytes were allocated just now.
-        if let Err(e) = unsafe { result::memset_d8_async(at, 0, size, self.stream.cu_stream()) } {
+        if let Err(e) = unsafe { result::memset_d8_async(at, 0, size, self.now()) } {
             // SAFETY: allocated just now, and nobody has it.
             let _ = unsafe { result::free_sync(at) };
             return Err(error("clear memory")(e));
@@ -402,7 +431,7 @@ impl Driver for CudaDriver {
         }
         // SAFETY: the caller's promise. From pageable memory the call returns once the source has been staged, or the wait
         // below sees to it that it was read.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))?;
+        unsafe { result::memcpy_htod_async(to, from, self.now()) }.map_err(error("copy to the GPU"))?;
         if self.reads_pageable { self.copied() } else { Ok(()) }
     }
 
@@ -414,7 +443,7 @@ impl Driver for CudaDriver {
         // SAFETY: the caller's promise that the source covers the length.
         let from = unsafe { std::slice::from_raw_parts(from as *const u8, bytes) };
         // SAFETY: the caller's promise, for as long as the copy runs.
-        unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.map_err(error("copy to the GPU"))
+        unsafe { result::memcpy_htod_async(to, from, self.now()) }.map_err(error("copy to the GPU"))
     }
 
     unsafe fn download_to(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
@@ -422,7 +451,7 @@ impl Driver for CudaDriver {
         if bytes == 0 {
             return Ok(());
         }
-        let stream = self.stream.cu_stream();
+        let stream = self.now();
         // SAFETY: the caller's promise. Not through a Rust slice, which nobody else may write.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to as *mut c_void, from, bytes, stream) }
             .result()
@@ -433,8 +462,7 @@ impl Driver for CudaDriver {
         self.not_while_recording("copy from the GPU")?;
         if !to.is_empty() {
             // SAFETY: the caller's promise; `to` is not touched before the synchronisation below.
-            unsafe { result::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }
-                .map_err(error("copy from the GPU"))?;
+            unsafe { result::memcpy_dtoh_async(to, from, self.now()) }.map_err(error("copy from the GPU"))?;
         }
         self.copied()
     }
@@ -445,7 +473,7 @@ impl Driver for CudaDriver {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.map_err(error("copy on the GPU"))
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.now()) }.map_err(error("copy on the GPU"))
     }
 
     unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
@@ -454,7 +482,7 @@ impl Driver for CudaDriver {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.map_err(error("clear memory"))
+        unsafe { result::memset_d8_async(at, 0, bytes, self.now()) }.map_err(error("clear memory"))
     }
 
     fn event(&self) -> Result<Event> {
@@ -467,7 +495,7 @@ impl Driver for CudaDriver {
     fn record(&self, event: &Event) -> Result<()> {
         self.not_while_recording("record an event")?;
         // SAFETY: both are alive.
-        unsafe { result::event::record(event.handle, self.stream.cu_stream()) }.map_err(error("record an event"))
+        unsafe { result::event::record(event.handle, self.now()) }.map_err(error("record an event"))
     }
 
     fn wait(&self, event: &Event) -> Result<()> {
@@ -486,7 +514,31 @@ impl Driver for CudaDriver {
     }
 
     fn queue(&self) -> Option<u64> {
-        Some(self.stream.cu_stream() as u64)
+        Some(self.now() as u64)
+    }
+
+    fn aside(&self) -> Result<()> {
+        self.not_while_recording("enqueue beside")?;
+        let side = match self.side.get() {
+            Some(side) => side,
+            None => {
+                let stream = self.context.new_stream().map_err(error("make a stream"))?;
+                let side = Side { stream, forked: self.event()?, joined: self.event()? };
+                self.side.get_or_init(|| side)
+            }
+        };
+        self.after(&side.stream, &self.stream, &side.forked)?;
+        self.is_aside.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn back(&self) {
+        self.is_aside.store(false, Ordering::Relaxed);
+    }
+
+    fn rejoin(&self) -> Result<()> {
+        self.not_while_recording("wait")?;
+        self.side.get().map_or(Ok(()), |side| self.after(&self.stream, &side.stream, &side.joined))
     }
 
     fn lose(&self) {
@@ -495,7 +547,11 @@ impl Driver for CudaDriver {
 
     fn synchronize(&self) -> Result<()> {
         self.not_while_recording("wait")?;
-        self.stream.synchronize().map_err(error("finish what was enqueued"))
+        let side = self.side.get().map(|side| &side.stream);
+        side.into_iter()
+            .chain([&self.stream])
+            .try_for_each(|s| s.synchronize())
+            .map_err(error("finish what was enqueued"))
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
@@ -508,7 +564,7 @@ impl Driver for CudaDriver {
         let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
         let ([bx, by, bz], [tx, ty, tz]) = (grid.blocks.map(|n| n as u32), grid.threads.map(|n| n as u32));
-        let stream = self.stream.cu_stream();
+        let stream = self.now();
         // SAFETY: each value lies in eight bytes, the widest that a parameter reads; that the list fits the kernel's
         // declaration is checked for every wrapper by the host driver, which sees the C++ types (tests/kernels.rs).
         unsafe {

@@ -60,6 +60,32 @@ fn sidecars_that_are_not_what_they_say() {
     assert!(ran.err.contains("responses computed in"), "{ran:?}");
 }
 
+/// One number is off by a rounding, where the sample of the sidecars does not look: the proof of step 0 sees it.
+#[test]
+fn a_log_prob_that_is_not_the_references() {
+    let cli = Cli::with_data();
+    cli.ok("reference --model m --data d");
+    let name = format!("d/{}", cli.names("d", "train-00000.pref.ref-").pop().unwrap());
+    let (good, mut proved) = (cli.bytes(&name), 0);
+    // All pairs are one step of many micro-batches, and the sample is one of them.
+    for wrong in (0..32).step_by(5) {
+        edit_sidecars(&cli, |s, i| {
+            let factor = if i == wrong { 1.0 + 1e-12 } else { 1.0 };
+            s.set(i, s.get(i).unwrap() * factor)
+        });
+        let ran = cli.run("dpo --model m --data d --out r --batch-size 16 --token-budget 64 --device cpu");
+        let last = ran.err.lines().last().unwrap();
+        let sampled = last.contains("the reference sidecars say ");
+        assert!(ran.code == 1 && (sampled || last.contains("step-0 proof failed: ")), "{wrong}: {ran:?}");
+        assert!(sampled || last.contains("yet 1 of 16 pairs differ"), "{wrong}: {last}");
+        proved += usize::from(!sampled);
+        assert!(!cli.path("r/model.safetensors").exists());
+        let _ = std::fs::remove_dir_all(cli.path("r"));
+        cli.write(&name, &good);
+    }
+    assert!(proved > 0);
+}
+
 #[test]
 fn outputs_that_are_in_the_way() {
     let cli = Cli::with_data();

@@ -97,7 +97,7 @@ fn main() -> ExitCode {
     };
     // With it go its bars.
     drop(terminal);
-    let result = result.and_then(|()| comm.end());
+    let result = result.and_then(|()| ranks::end(&*comm));
     match result {
         // It came when nothing could be left undone any more; but what is to come after this command is not to begin.
         Ok(()) if signal::stop_requested() => {
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
             if path == Path::new(STDOUT) && source.kind() == std::io::ErrorKind::BrokenPipe =>
         {
             // The others have come to their end, and wait for this one.
-            let _ = comm.end();
+            let _ = ranks::end(&*comm);
             ExitCode::SUCCESS
         }
         Err(e @ Error::Stopped(_)) => end(Some(&*comm), &e, world, signal::exit_code().unwrap_or(e.exit_code())),

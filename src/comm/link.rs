@@ -82,7 +82,7 @@ pub trait Comm: Sync {
     /// Through what, in words.
     fn describe(&self) -> String;
 
-    /// Comes back when all have come here, however long that takes.
+    /// Comes back when all have come here; waits 48 times as long as elsewhere.
     fn barrier(&self, what: &str) -> Result<()>;
 
     /// Makes `bytes` those of rank 0, of whatever length.

@@ -9,6 +9,9 @@ pub const TIMEOUT: &str = "FUSEDPO_COMM_TIMEOUT";
 /// Longer than a checkpoint of a large model takes.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
+/// Outside of a step so many times as long: a day, unless somebody says otherwise. A rank may fetch, read, save or generate meanwhile.
+const OUTSIDE: u32 = 48;
+
 /// All are started together: who is not there by then does not come, however patient the ranks are later.
 pub(super) const JOINING: Duration = Duration::from_secs(300);
 
@@ -21,6 +24,11 @@ pub(super) fn patience(env: &dyn Fn(&str) -> Option<String>) -> Result<Duration>
     let seconds = text.parse::<f64>().ok().filter(|s| *s > 0.0);
     let patience = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
     patience.ok_or_else(|| Error::usage(format!("{TIMEOUT}={text} in the environment: give seconds, more than 0")))
+}
+
+/// How long ranks wait, outside of a step, that wait for `patience` within one.
+pub(super) fn outside(patience: Duration) -> Duration {
+    patience.saturating_mul(OUTSIDE)
 }
 
 /// A wait for other ranks.

@@ -17,6 +17,9 @@ const PASSED_ON: Duration = Duration::from_millis(500);
 /// How long ending a job may take: a library that has lost its network waits for ever.
 const LAST: Duration = Duration::from_secs(5);
 
+/// How long taking leave of each other may take, when all is done.
+const LEAVE: Duration = Duration::from_secs(20);
+
 /// What the environment says of `name`.
 pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -76,9 +79,24 @@ pub fn abort(comm: &dyn Comm, code: u8) {
         return;
     }
     std::thread::sleep(PASSED_ON);
+    ends_with(code, LAST);
+    comm.abort(code.into());
+}
+
+/// The last call of all ranks, which have come to their end. MPICH over UCX between machines stays in `MPI_Finalize` for ever now
+/// and then: one rank takes leave of others that no longer listen.
+pub fn end(comm: &dyn Comm) -> Result<()> {
+    if comm.world().size > 1 {
+        comm.barrier("part")?;
+        ends_with(0, LEAVE);
+    }
+    comm.end()
+}
+
+/// Ends the process with `code`, unless it has ended by itself within `time`.
+fn ends_with(code: u8, time: Duration) {
     std::thread::spawn(move || {
-        std::thread::sleep(LAST);
+        std::thread::sleep(time);
         signal::exit_now(code);
     });
-    comm.abort(code.into());
 }

@@ -4,6 +4,10 @@ use super::team::Team;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::model::{GenerateOptions, Generated, Model, generate_some};
+use std::time::{Duration, Instant};
+
+/// How often a rank that generates looks after the others.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What a rank's share came to: the first byte of what it tells.
 const DONE: u8 = 0;
@@ -23,6 +27,15 @@ pub fn generate_by<B: Backend>(
     goes_on: &mut dyn FnMut() -> Result<bool>,
 ) -> Result<Vec<Vec<Generated>>> {
     let own = team.share(prompts.len());
+    let mut looked = Instant::now();
+    let goes_on = &mut || {
+        // Whoever fails meanwhile ends this one too, and not when its share is done.
+        if team.size() > 1 && looked.elapsed() > LOOK {
+            team.comm.look("generate")?;
+            looked = Instant::now();
+        }
+        goes_on()
+    };
     let done = generate_some(be, model, (&prompts[own.clone()], own.start), options, goes_on);
     if team.size() == 1 {
         return done;

@@ -1,10 +1,11 @@
 //! What can go wrong with one rank in the middle of a run: all processes end within a deadline, a line says which rank it was and why,
 //! and from the last checkpoint another number of processes comes to the bytes of a run that nothing disturbed.
 
-use crate::cli_common::{Cli, Mount, Running};
+use crate::cli_common::{Cli, Mount, Running, words};
 use crate::job::{By, Ended, Job, send};
 use crate::training::{RUN, assert_same};
 use crate::transport::seed;
+use serde_json::json;
 use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, Weak};
@@ -219,6 +220,34 @@ fn after_a_link_is_cut_any_number_goes_on() {
         assert!(lines[0].contains("waited 3 s to ") && lines[0].contains(" lost or stuck"), "{rank}: {said}");
     }
     comes_to_the_same(&By::Torchrun, &cli, out);
+}
+
+/// Ranks that continue prompts for a minute hear of one that is killed at once, and not when their share is done.
+#[test]
+fn a_rank_that_is_killed_ends_those_that_generate() {
+    let cli = scene();
+    cli.write_rows("prompts.jsonl", &(0..90).map(|i| json!({ "prompt": words(i, 3) })).collect::<Vec<_>>());
+    let args = "generate --model m --device cpu --input prompts.jsonl --max-new-tokens 40 --temperature 1 \
+                --num-return-sequences 2000 --out texts.jsonl";
+    let job = Job::start(&By::Torchrun, &cli, 3, args, &[]);
+    // In hundredths of a second: with the meeting and the model it is through by then.
+    while cpu_time(job.pid(0)) < 150 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    send("-KILL", job.pid(2));
+    let ended = job.ends(None);
+    others_ended(&By::Torchrun, &ended, 2, "");
+    assert!(
+        ended.said().contains("cannot generate: rank 2 is lost") && ended.took < Duration::from_secs(12),
+        "{ended:?}"
+    );
+    assert!(!cli.path("texts.jsonl").exists());
+}
+
+/// What a process has computed, in hundredths of a second.
+fn cpu_time(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().split(' ').nth(11).unwrap().parse().unwrap()
 }
 
 /// A network with nothing but `lo`, for as long as a process holds it.

@@ -40,14 +40,17 @@ fn a_part() {
     comm.end().unwrap();
 }
 
+/// A rank that plays `part`, with two seconds of patience.
+fn part_of(part: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "1", "12"]);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", "meeting::a_part", "--nocapture"]);
+    command.env(PART, part).env("FUSEDPO_COMM_TIMEOUT", "2");
+    command
+}
+
 fn play(torchrun: &Torchrun, size: usize, part: (usize, &str)) -> Vec<Output> {
-    let of = |rank: usize| {
-        let mut command = Command::new("timeout");
-        command.args(["-k", "1", "12"]);
-        command.arg(std::env::current_exe().unwrap()).args(["--exact", "meeting::a_part", "--nocapture"]);
-        command.env(PART, if rank == part.0 { part.1 } else { "" }).env("FUSEDPO_COMM_TIMEOUT", "2");
-        command
-    };
+    let of = |rank: usize| part_of(if rank == part.0 { part.1 } else { "" });
     let all = (0..size).filter(|rank| part.1 != "missing" || *rank != part.0);
     Torchrun::end(all.map(|rank| torchrun.rank(rank, of(rank)).spawn().unwrap()).collect())
 }
@@ -121,6 +124,30 @@ fn strangers_are_passed_by() {
     }
     knocks.join().unwrap();
     closes.join().unwrap();
+}
+
+/// Twenty are at rank 0's door before the others come, and say nothing, or a little.
+#[test]
+fn strangers_that_stay_hold_nobody_up() {
+    let torchrun = Torchrun::new(3);
+    let mut all = vec![torchrun.rank(0, part_of("")).spawn().unwrap()];
+    let begun = Instant::now();
+    let mut strangers = Vec::new();
+    while strangers.len() < 20 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "rank 0 does not listen");
+        match TcpStream::connect(("127.0.0.1", torchrun.port() + 1)) {
+            Ok(stranger) => strangers.push(stranger),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    strangers.iter_mut().step_by(2).for_each(|stranger| stranger.write_all(b"fusedpo").unwrap());
+    let begun = Instant::now();
+    all.extend((1..3).map(|rank| torchrun.rank(rank, part_of("")).spawn().unwrap()));
+    for ran in Torchrun::end(all) {
+        let text = said(&ran);
+        assert!(text.contains("1 passed") && !text.contains("says"), "{text}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -3,6 +3,9 @@
 use crate::cli_common::Cli;
 use crate::mpirun::{Mpirun, said};
 use crate::torchrun::Torchrun;
+use fusedpo::backend::cpu::Cpu;
+use fusedpo::comm::{Comm, Parts, World};
+use fusedpo::train::joined::Job;
 
 #[test]
 fn commands_of_one_process_are_refused_under_a_launcher() {
@@ -71,4 +74,50 @@ fn doctor_says_what_it_found() {
         let version = if mpirun.name.ends_with("mpich") { "MPICH" } else { "Open MPI v" };
         assert!(text.contains("rank 1 of 2, 1 of 2 on its machine") && text.contains(version), "{text}");
     }
+}
+
+/// Rank 0 of two; the other one says the same, but for one word.
+struct Two(&'static str, &'static str);
+
+impl Comm for Two {
+    fn world(&self) -> World {
+        World::of(0, 2)
+    }
+    fn local_rank(&self) -> usize {
+        0
+    }
+    fn describe(&self) -> String {
+        "a test".into()
+    }
+    fn barrier(&self, _: &str) -> fusedpo::Result<()> {
+        Ok(())
+    }
+    fn broadcast(&self, _: &mut Vec<u8>, _: &str) -> fusedpo::Result<()> {
+        Ok(())
+    }
+    fn gather(&self, mine: &[u8], _: &str) -> fusedpo::Result<Vec<Vec<u8>>> {
+        let text = String::from_utf8(mine.to_vec()).unwrap();
+        Ok(vec![mine.to_vec(), text.replacen(self.0, self.1, 1).into_bytes()])
+    }
+    fn exchange(&self, _: Parts<'_>, _: &str) -> fusedpo::Result<()> {
+        Ok(())
+    }
+    fn abort(&self, _: i32) {}
+    fn end(&self) -> fusedpo::Result<()> {
+        Ok(())
+    }
+}
+
+/// Under an MPI, where ranks of another version can meet.
+#[test]
+fn ranks_of_another_version_are_refused() {
+    let own = env!("CARGO_PKG_VERSION");
+    let compare = |other| {
+        let comm = Two(own, other);
+        Job { comm: &comm, launched: true }.same_work(&Cpu::<f32>::new().unwrap(), (&[], &[]), &[])
+    };
+    compare(own).unwrap();
+    let e = compare("9.8.7").unwrap_err();
+    let said = format!("rank 1 has another version of the program than rank 0: `9.8.7`, and rank 0 `{own}`; ");
+    assert!(e.to_string().starts_with(&said) && e.exit_code() == 2, "{e}");
 }

@@ -11,7 +11,7 @@ mod calls;
 pub use abi::{ENVIRONMENT, Found, find};
 
 use super::launch::Place;
-use super::patience::{Wait, patience};
+use super::patience::{Wait, outside, patience};
 use super::staging::{self, Staging};
 use super::{Comm, Pair, Parts, World};
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ impl Comm for Mpi {
     }
 
     fn barrier(&self, what: &str) -> Result<()> {
-        self.run(Op::Barrier, None, what)
+        self.run(Op::Barrier, Some(outside(self.patience)), what)
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>, what: &str) -> Result<()> {

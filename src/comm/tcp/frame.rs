@@ -105,8 +105,7 @@ impl<'a, 'b> Receiving<'a, 'b> {
 
     /// The header is there.
     fn opened(&mut self) -> std::result::Result<(), Odd> {
-        let word = |at: usize| u32::from_le_bytes(self.header[at..at + 4].try_into().expect("four bytes"));
-        let (number, kind, length) = (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12));
+        let (number, kind, length) = words(&self.header);
         if kind == FAREWELL {
             return Err(Odd::Farewell(number as usize));
         }
@@ -121,14 +120,27 @@ impl<'a, 'b> Receiving<'a, 'b> {
     }
 }
 
-/// Whether the other side has ended, as far as it has said so, without taking what it says; because of whom.
+/// Whether the other side has ended, as far as it has said so, without taking what it says; because of whom. What it said before
+/// is passed over where that is short, as it is of a rank that waits for the others.
 pub(super) fn farewell_of(from: &TcpStream) -> Result<Option<usize>> {
-    let mut header = [0; HEADER];
-    if at_once(from.peek(&mut header))? < HEADER || header[8..12] != FAREWELL.to_le_bytes() {
-        return Ok(None);
+    let mut said = [0; 8 * HEADER];
+    let n = at_once(from.peek(&mut said))?;
+    let mut rest = &said[..n];
+    while let Some((header, after)) = rest.split_first_chunk::<HEADER>() {
+        let (number, kind, length) = words(header);
+        match kind {
+            FAREWELL => return Ok(Some(number as usize)),
+            BYTES => rest = after.get(length as usize..).unwrap_or_default(),
+            _ => break,
+        }
     }
-    let number: [u8; 8] = header[..8].try_into().expect("eight bytes");
-    Ok(Some(u64::from_le_bytes(number) as usize))
+    Ok(None)
+}
+
+/// Number, kind and length of a frame.
+fn words(header: &[u8; HEADER]) -> (u64, u32, u32) {
+    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    (u64::from(word(0)) | u64::from(word(4)) << 32, word(8), word(12))
 }
 
 fn header(number: u64, kind: u32, length: u32) -> [u8; HEADER] {

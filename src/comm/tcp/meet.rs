@@ -1,12 +1,13 @@
 //! How ranks find each other: all come to rank 0's machine, hear there where the others are, and connect to each.
 
+use super::door::{Answer, Door, Greeting, Guest, HELLO, greet, has_left, own_version};
 use super::mesh::are;
 use crate::comm::launch::{Launcher, Place};
 use crate::comm::patience::{JOINING, TIMEOUT};
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,17 +18,8 @@ pub const ADDRESS: &str = "FUSEDPO_COMM_ADDRESS";
 /// Ports after the launcher's own that are tried: another job may have the first ones.
 const PORTS: u16 = 16;
 
-/// What a stranger may take of the time to say who it is.
-const HELLO: Duration = Duration::from_secs(5);
-
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(50);
-
-/// What a connection begins with: a mark, the job, who it is, of how many, and the port where others reach it.
-const GREETING: usize = 32;
-const MARK: &[u8; 8] = b"fusedpo\x01";
-/// What the other side says to that.
-const WELCOME: u8 = 0xa5;
 
 /// A place in the list that rank 0 hands out: an address and a port.
 const ENTRY: usize = 18;
@@ -67,12 +59,6 @@ impl Deadline {
     fn check(&self, what: impl FnOnce() -> String) -> Result<()> {
         if self.begun.elapsed() < self.patience { Ok(()) } else { Err(self.late(&what())) }
     }
-}
-
-struct Greeting {
-    rank: usize,
-    size: usize,
-    port: u16,
 }
 
 impl Meeting {
@@ -135,17 +121,25 @@ impl Meeting {
 
     /// Rank 0: waits for all, and tells each where the others are.
     fn receive(&self, place: &Place, until: Deadline) -> Result<Vec<Option<TcpStream>>> {
-        let door = self.open()?;
+        let mut door = self.open()?;
         let mut met: Vec<Option<TcpStream>> = (0..place.size).map(|_| None).collect();
-        let mut ports = vec![0u16; place.size];
+        let mut who: Vec<Option<Greeting>> = vec![None; place.size];
         while met[1..].iter().any(Option::is_none) {
-            let Some((guest, greeting)) = self.guest(&door).map_err(lost("the other ranks"))? else {
-                until.check(|| format!("hear from all ranks at {}: {} missing", self.line(), missing(&met, 1)))?;
-                sleep(AGAIN / 10);
-                continue;
+            let (guest, greeting) = match door.guest().map_err(lost("the other ranks"))? {
+                Some(Guest::Rank(guest, greeting)) => (guest, greeting),
+                Some(Guest::Another(greeting)) => {
+                    return Err(versions(&greeting.version, greeting.rank, &own_version()));
+                }
+                None => {
+                    until.check(|| format!("hear from all ranks at {}: {} missing", self.line(), missing(&met, 1)))?;
+                    sleep(AGAIN / 10);
+                    continue;
+                }
             };
-            let Greeting { rank, size, port } = greeting;
-            if size != place.size || rank == 0 || rank >= size || met[rank].is_some() {
+            let Greeting { rank, size, process, .. } = greeting;
+            // One that was started again comes in place of the one before.
+            let stands = |before: &Greeting| before.process != process && !met[rank].as_ref().is_none_or(has_left);
+            if size != place.size || rank == 0 || rank >= size || who[rank].as_ref().is_some_and(stands) {
                 return Err(Error::usage(format!(
                     "a process came to {} as rank {rank} of {size}, and this one is rank 0 of {}: is another job at the same \
                      address? {ADDRESS} names one of its own",
@@ -153,8 +147,10 @@ impl Meeting {
                     place.size
                 )));
             }
-            (met[rank], ports[rank]) = (Some(guest), port);
+            (met[rank], who[rank]) = (Some(guest), Some(greeting));
         }
+        met.iter().flatten().try_for_each(|guest| guest.set_nonblocking(false)).map_err(lost("the other ranks"))?;
+        let ports: Vec<u16> = who.iter().map(|who| who.as_ref().map_or(0, |who| who.port)).collect();
         for rank in 1..place.size {
             let list = directory(&met, &ports, rank).map_err(lost(&format!("rank {rank}")))?;
             let guest = met[rank].as_mut().expect("all came");
@@ -163,13 +159,13 @@ impl Meeting {
         Ok(met)
     }
 
-    fn open(&self) -> Result<TcpListener> {
+    fn open(&self) -> Result<Door> {
         // As the others will reach it: by which kind of address.
         let v4 = self.resolve().map_or(true, |all| all.iter().any(SocketAddr::is_ipv4));
         let any: IpAddr = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let mut why = None;
         for port in self.ports.clone() {
-            match TcpListener::bind((any, port)).and_then(|door| door.set_nonblocking(true).map(|()| door)) {
+            match Door::open(any, port, self.job) {
                 Ok(door) => return Ok(door),
                 Err(e) => why = Some(e),
             }
@@ -185,44 +181,9 @@ impl Meeting {
         Ok((self.host.as_str(), *self.ports.start()).to_socket_addrs()?.collect())
     }
 
-    /// Who stands before the door, of this job.
-    fn guest(&self, door: &TcpListener) -> std::io::Result<Option<(TcpStream, Greeting)>> {
-        let Some(mut guest) = accepted(door)? else { return Ok(None) };
-        Ok(self.hear(&mut guest).map(|greeting| (guest, greeting)))
-    }
-
-    /// Who that is; nothing for a stranger, and for whoever did not stay.
-    fn hear(&self, guest: &mut TcpStream) -> Option<Greeting> {
-        let mut said = [0; GREETING];
-        guest.set_nonblocking(false).ok()?;
-        guest.set_read_timeout(Some(HELLO)).ok()?;
-        guest.read_exact(&mut said).ok()?;
-        let word = |at: usize| u32::from_le_bytes(said[at..at + 4].try_into().expect("four bytes"));
-        if said[..8] != MARK[..] || said[8..16] != self.job[..] {
-            return None;
-        }
-        guest.write_all(&[WELCOME]).ok()?;
-        Some(Greeting { rank: word(16) as usize, size: word(20) as usize, port: word(24) as u16 })
-    }
-
-    /// Says who this is; whether the other side is of this job.
-    fn greet(&self, to: &mut TcpStream, place: &Place, port: u16) -> std::io::Result<bool> {
-        let mut said = [0; GREETING];
-        said[..8].copy_from_slice(MARK);
-        said[8..16].copy_from_slice(&self.job);
-        for (at, word) in [(16, place.rank as u32), (20, place.size as u32), (24, u32::from(port))] {
-            said[at..at + 4].copy_from_slice(&word.to_le_bytes());
-        }
-        to.set_read_timeout(Some(HELLO * 3))?;
-        to.write_all(&said)?;
-        let mut answer = [0];
-        to.read_exact(&mut answer)?;
-        Ok(answer[0] == WELCOME)
-    }
-
     /// Another rank: goes to rank 0, hears where the others are, and connects to those before it; those after it come.
     fn come(&self, place: &Place, until: Deadline) -> Result<Vec<Option<TcpStream>>> {
-        let (mut first, own) = self.to_first(place, until)?;
+        let (mut first, mut own, who) = self.to_first(place, until)?;
         let mut list = vec![0; place.size * ENTRY];
         let all = first.set_read_timeout(Some(until.left())).and_then(|()| first.read_exact(&mut list));
         all.map_err(|e| match e.kind() {
@@ -235,12 +196,13 @@ impl Meeting {
         let mut met: Vec<Option<TcpStream>> = (0..place.size).map(|_| None).collect();
         met[0] = Some(first);
         for (rank, entry) in list.chunks_exact(ENTRY).enumerate().take(place.rank).skip(1) {
-            met[rank] = Some(self.reach(place, rank, address(entry), until)?);
+            met[rank] = Some(self.reach((rank, address(entry)), &who, until)?);
         }
-        own.set_nonblocking(true).map_err(lost("the other ranks"))?;
         while met[place.rank + 1..].iter().any(Option::is_none) {
-            match self.guest(&own).map_err(lost("the other ranks"))? {
-                Some((guest, of)) if of.rank > place.rank && of.rank < place.size => met[of.rank] = Some(guest),
+            match own.guest().map_err(lost("the other ranks"))? {
+                Some(Guest::Rank(guest, of)) if of.rank > place.rank && of.rank < place.size => {
+                    met[of.rank] = Some(guest);
+                }
                 Some(_) => {}
                 None => {
                     until.check(|| format!("be reached by all ranks: {} missing", missing(&met, place.rank + 1)))?;
@@ -251,8 +213,8 @@ impl Meeting {
         Ok(met)
     }
 
-    /// A connection to rank 0, and the door at which this rank is reached.
-    fn to_first(&self, place: &Place, until: Deadline) -> Result<(TcpStream, TcpListener)> {
+    /// A connection to rank 0, the door at which this rank is reached, and what it says of itself.
+    fn to_first(&self, place: &Place, until: Deadline) -> Result<(TcpStream, Door, Greeting)> {
         let mut why = "nobody of this job answers".to_owned();
         loop {
             let all = self.resolve().unwrap_or_else(|e| {
@@ -262,8 +224,9 @@ impl Meeting {
             for port in self.ports.clone() {
                 for at in &all {
                     match self.knock(place, SocketAddr::new(at.ip(), port)) {
-                        Ok(Some(both)) => return Ok(both),
-                        Ok(None) => {}
+                        Ok((to, door, who, Answer::Welcome)) => return Ok((to, door, who)),
+                        Ok((.., Answer::Another(first))) => return Err(versions(&own_version(), place.rank, &first)),
+                        Ok((.., Answer::Stranger)) => {}
                         Err(e) => why = e.to_string(),
                     }
                 }
@@ -273,23 +236,24 @@ impl Meeting {
         }
     }
 
-    /// [`Meeting::to_first`] at `at`; nothing where a stranger is there.
-    fn knock(&self, place: &Place, at: SocketAddr) -> std::io::Result<Option<(TcpStream, TcpListener)>> {
+    /// [`Meeting::to_first`] at `at`, and what is said there.
+    fn knock(&self, place: &Place, at: SocketAddr) -> std::io::Result<(TcpStream, Door, Greeting, Answer)> {
         let mut to = TcpStream::connect_timeout(&at, HELLO)?;
         let any: IpAddr = match at {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let own = TcpListener::bind((any, 0))?;
-        let port = own.local_addr()?.port();
-        Ok(self.greet(&mut to, place, port)?.then_some((to, own)))
+        let door = Door::open(any, 0, self.job)?;
+        let who = Greeting::of(place, door.at()?.port());
+        let answer = greet(&mut to, &self.job, &who)?;
+        Ok((to, door, who, answer))
     }
 
-    fn reach(&self, place: &Place, rank: usize, at: SocketAddr, until: Deadline) -> Result<TcpStream> {
+    fn reach(&self, (rank, at): (usize, SocketAddr), who: &Greeting, until: Deadline) -> Result<TcpStream> {
         loop {
             let why = match TcpStream::connect_timeout(&at, until.left()) {
-                Ok(mut to) => match self.greet(&mut to, place, 0) {
-                    Ok(true) => return Ok(to),
+                Ok(mut to) => match greet(&mut to, &self.job, who) {
+                    Ok(Answer::Welcome) => return Ok(to),
                     _ => "it does not answer".to_owned(),
                 },
                 Err(e) => e.to_string(),
@@ -300,19 +264,16 @@ impl Meeting {
     }
 }
 
+/// Rank `rank` runs `its` version of the program, and rank 0 `first`.
+fn versions(its: &str, rank: usize, first: &str) -> Error {
+    Error::usage(format!(
+        "rank {rank} has another version of the program than rank 0: `{its}`, and rank 0 `{first}`; all ranks must run the same"
+    ))
+}
+
 /// Which ranks from `first` on have not come, in words.
 fn missing(met: &[Option<TcpStream>], first: usize) -> String {
     are(&(first..met.len()).filter(|rank| met[*rank].is_none()).collect::<Vec<_>>())
-}
-
-fn accepted(door: &TcpListener) -> std::io::Result<Option<TcpStream>> {
-    match door.accept() {
-        Ok((guest, _)) => Ok(Some(guest)),
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(None),
-        // Whoever it was is gone again.
-        Err(e) if e.kind() == ErrorKind::ConnectionAborted || e.kind() == ErrorKind::Interrupted => Ok(None),
-        Err(e) => Err(e),
-    }
 }
 
 /// Where rank `to` finds the others, as far as rank 0 sees them. Those on rank 0's own machine are where `to` reached that.
@@ -344,4 +305,79 @@ fn address(entry: &[u8]) -> SocketAddr {
 fn lost(who: &str) -> impl Fn(std::io::Error) -> Error {
     let who = who.to_owned();
     move |e| Error::Device(format!("cannot join {who}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread::{JoinHandle, spawn};
+
+    type Met = Result<Vec<Option<TcpStream>>>;
+
+    fn place(rank: usize, size: usize) -> Place {
+        Place { launcher: Launcher::Torchrun, rank, size, local_rank: rank, local_size: None }
+    }
+
+    /// A meeting of a job that nobody else is of, and its rank 0.
+    fn begun(size: usize) -> (Meeting, JoinHandle<Met>) {
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        let meeting = Meeting { host: "127.0.0.1".into(), ports: port..=port, job: *b"this job" };
+        let first = meeting.clone();
+        (meeting, spawn(move || first.meet(&place(0, size), Duration::from_secs(20))))
+    }
+
+    /// A connection to rank 0, once it listens.
+    fn knocked(meeting: &Meeting) -> TcpStream {
+        loop {
+            if let Ok(to) = TcpStream::connect(("127.0.0.1", *meeting.ports.start())) {
+                return to;
+            }
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Rank 1 comes, is lost, and comes again as another process; rank 2 comes late.
+    #[test]
+    fn a_rank_that_is_started_again_comes_in_place_of_the_one_before() {
+        let (meeting, first) = begun(3);
+        let mut lost = knocked(&meeting);
+        let who = Greeting::of(&place(1, 3), 9);
+        assert!(matches!(greet(&mut lost, &meeting.job, &who), Ok(Answer::Welcome)));
+        drop(lost);
+        let comes = |rank: usize| {
+            let meeting = meeting.clone();
+            spawn(move || meeting.meet(&place(rank, 3), Duration::from_secs(20)))
+        };
+        let again = comes(1);
+        sleep(Duration::from_millis(300));
+        let last = comes(2);
+        let mut all = [first, again, last].map(|rank| rank.join().unwrap().unwrap());
+        // What rank 0 says to rank 1 arrives.
+        all[0][1].as_mut().unwrap().write_all(b"word").unwrap();
+        let mut heard = [0; 4];
+        all[1][0].as_mut().unwrap().read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"word");
+    }
+
+    #[test]
+    fn two_jobs_at_an_address_and_two_versions_are_refused() {
+        let (meeting, first) = begun(3);
+        let mut mine = knocked(&meeting);
+        assert!(matches!(greet(&mut mine, &meeting.job, &Greeting::of(&place(1, 3), 9)), Ok(Answer::Welcome)));
+        let mut other = knocked(&meeting);
+        let _ = greet(&mut other, &meeting.job, &Greeting::of(&place(1, 3), 9));
+        let e = first.join().unwrap().unwrap_err();
+        assert!(
+            e.to_string().contains("as rank 1 of 3, and this one is rank 0 of 3: is another job") && e.exit_code() == 2,
+            "{e}"
+        );
+        let (meeting, first) = begun(3);
+        let mut to = knocked(&meeting);
+        let of = Greeting { version: "9.8.7".into(), ..Greeting::of(&place(2, 3), 9) };
+        assert!(matches!(greet(&mut to, &meeting.job, &of), Ok(Answer::Another(own)) if own == own_version()));
+        let e = first.join().unwrap().unwrap_err();
+        let said = "rank 2 has another version of the program than rank 0: `9.8.7`, and rank 0 `";
+        assert!(e.to_string().starts_with(said) && e.exit_code() == 2, "{e}");
+    }
 }

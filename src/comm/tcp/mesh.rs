@@ -3,11 +3,25 @@
 use super::frame::{Moved, Odd, Receiving, Room, Sending, farewell_of};
 use crate::comm::patience::Wait;
 use crate::error::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// A connection over which nothing goes is asked so often, so many times, whether the other side is still there: a machine that
+/// vanishes is missed after 40 s. Where something was sent and nobody takes it, the system's own patience counts, about 15 minutes.
+const ASK_AFTER: Duration = Duration::from_secs(20);
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK: u32 = 4;
+
+/// The other side takes and sends no more, whatever of its words was not heard yet.
+#[cfg(target_os = "linux")]
+const CLOSED: PollFlags = PollFlags::RDHUP.union(PollFlags::HUP).union(PollFlags::ERR);
+#[cfg(not(target_os = "linux"))]
+const CLOSED: PollFlags = PollFlags::HUP.union(PollFlags::ERR);
 
 /// The connections of a rank.
 pub(super) struct Mesh {
@@ -28,6 +42,10 @@ impl Mesh {
         for peer in peers.iter().flatten() {
             peer.set_nonblocking(true)?;
             peer.set_nodelay(true)?;
+            sockopt::set_socket_keepalive(peer, true)?;
+            sockopt::set_tcp_keepidle(peer, ASK_AFTER)?;
+            sockopt::set_tcp_keepintvl(peer, ASK_EVERY)?;
+            sockopt::set_tcp_keepcnt(peer, ASK)?;
         }
         Ok(Self { rank, peers, calls: Mutex::default(), midway: Mutex::default(), culprit: Mutex::default() })
     }
@@ -112,11 +130,17 @@ impl Mesh {
 
     /// Looks whether a rank has ended.
     pub(super) fn look(&self, what: &str) -> Result<()> {
-        for (rank, peer) in self.peers.iter().enumerate() {
-            let Some(peer) = peer else { continue };
+        let there = || self.peers.iter().enumerate().filter_map(|(rank, peer)| Some((rank, peer.as_ref()?)));
+        let mut seen: Vec<PollFd<'_>> = there().map(|(_, peer)| PollFd::new(peer, PollFlags::IN | CLOSED)).collect();
+        // Where it is interrupted, the next look sees it.
+        let _ = poll(&mut seen, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        for ((rank, peer), seen) in there().zip(seen).filter(|(_, seen)| !seen.revents().is_empty()) {
             match farewell_of(peer) {
-                Ok(None) => {}
                 Ok(Some(culprit)) => return Err(self.ended(rank, culprit, what)),
+                Ok(None) if seen.revents().intersects(CLOSED) => {
+                    return Err(self.gone(rank, what, &ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(None) => {}
                 Err(e) => return Err(self.gone(rank, what, &e)),
             }
         }
@@ -166,4 +190,78 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) fn are(ranks: &[usize]) -> String {
     let names: Vec<String> = ranks.iter().map(usize::to_string).collect();
     if names.len() == 1 { format!("rank {} is", names[0]) } else { format!("ranks {} are", names.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// Three ranks, each over connections of their own.
+    fn three() -> [Mesh; 3] {
+        let mut peers: [[Option<TcpStream>; 3]; 3] = Default::default();
+        let door = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+            peers[a][b] = Some(TcpStream::connect(door.local_addr().unwrap()).unwrap());
+            peers[b][a] = Some(door.accept().unwrap().0);
+        }
+        let mut rank = 0;
+        peers.map(|peers| {
+            rank += 1;
+            Mesh::new(rank - 1, peers.into()).unwrap()
+        })
+    }
+
+    /// Rank `rank` comes to where all meet, and waits in vain.
+    fn waits(mesh: &Mesh, patience: u64) -> Error {
+        let mut into: Vec<_> = (0..3).map(|_| Some(Room::Of(&mut []))).collect();
+        let parts = (&[Some(&[][..]); 3][..], &mut into[..]);
+        mesh.swap(parts, Some(Duration::from_millis(patience)), "meet", &AtomicBool::new(false)).unwrap_err()
+    }
+
+    /// Says what a look comes to, as soon as it sees something.
+    fn seen(mesh: &Mesh) -> String {
+        for _ in 0..1000 {
+            if let Err(e) = mesh.look("go on") {
+                return e.to_string();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        "nothing".into()
+    }
+
+    /// One that looks now and then hears of a rank that ends while it waits for it.
+    #[test]
+    fn a_look_sees_who_ended_behind_what_it_said_before() {
+        let [mine, other, last] = three();
+        assert!(mine.look("go on").is_ok());
+        waits(&other, 20);
+        assert!(mine.look("go on").is_ok(), "it waits, and has not ended");
+        *lock(&other.culprit) = None;
+        other.part();
+        assert!(seen(&mine).contains("cannot go on: rank 1 has ended"), "{}", seen(&mine));
+        // One that is killed says nothing.
+        let [mine, other, third] = three();
+        waits(&other, 20);
+        drop(other);
+        assert!(seen(&mine).contains("cannot go on: rank 1 is lost: its connection was closed"), "{}", seen(&mine));
+        assert!(seen(&third).contains("rank 1 is lost"));
+        // And what one says that lost it.
+        third.part();
+        assert!(waits(&mine, 1000).to_string().contains("rank 1"));
+        let [mine, other, third] = three();
+        *lock(&third.culprit) = Some(1);
+        third.part();
+        assert!(seen(&mine).contains("cannot go on: rank 2 has ended, as it lost rank 1"), "{}", seen(&mine));
+        drop((mine, other, third, last));
+    }
+
+    #[test]
+    fn who_keeps_silent_is_named() {
+        let [mine, other, last] = three();
+        waits(&last, 20);
+        let e = waits(&mine, 300).to_string();
+        assert!(e.contains("s to meet: rank 1 is lost or stuck"), "{e}");
+        drop((other, last));
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! They find each other at rank 0's machine. No library is needed, and whoever is lost or late is known by rank.
 
+mod door;
 mod frame;
 mod meet;
 mod mesh;
@@ -9,7 +10,7 @@ mod mesh;
 pub use meet::{ADDRESS, Meeting};
 
 use super::launch::Place;
-use super::patience::patience;
+use super::patience::{outside, patience};
 use super::staging;
 use super::{Comm, Parts, World};
 use crate::error::{Error, Result};
@@ -76,7 +77,7 @@ impl Comm for Tcp {
     fn barrier(&self, what: &str) -> Result<()> {
         let size = self.world.size;
         let mut into: Vec<_> = (0..size).map(|_| Some(Room::Of(&mut []))).collect();
-        self.swap(&vec![Some(&[][..]); size], &mut into, None, what)
+        self.swap(&vec![Some(&[][..]); size], &mut into, Some(outside(self.patience)), what)
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>, what: &str) -> Result<()> {

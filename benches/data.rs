@@ -111,6 +111,19 @@ fn plan(c: &mut Criterion) {
         })
     });
 
+    // What each of several ranks does for the same step: the outlines of all, the tokens of its own.
+    let lanes = Planner::new(&data, &options()).unwrap().in_lanes(8);
+    for ranks in [1, 2, 4, 8] {
+        g.bench_function(format!("step of 64 pairs, by one of {ranks} (elements: tokens of all)"), |b| {
+            b.iter(|| {
+                step = (step + 1) % lanes.steps_in_epoch(0);
+                let outlines = lanes.outlines(0, step).unwrap();
+                let mine = 0..outlines.partition_point(|of| of.lane() < 8 / ranks);
+                lanes.batches(outlines, mine).unwrap()
+            })
+        });
+    }
+
     let key = RefKey { model_sha256: [3; 32], fingerprint: "bench".into() };
     let mut s = Sidecars::open(&data, None, &key).unwrap();
     g.throughput(Throughput::Elements(data.num_responses()));

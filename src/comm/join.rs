@@ -30,9 +30,31 @@ pub fn join(place: Option<&Place>, env: &dyn Fn(&str) -> Option<String>) -> Resu
 fn beside(comm: &dyn Comm, place: &Place) -> Result<usize> {
     let mine = [place.local_rank as u64, place.local_size.unwrap_or(0) as u64].map(u64::to_le_bytes).concat();
     let all = comm.gather(&mine, "hear where the ranks are")?;
-    let size = place.local_size.filter(|n| *n > 0 && all.len().is_multiple_of(*n));
-    let lies = |size: usize| {
-        (0..all.len()).all(|rank| all[rank] == [rank % size, size].map(|n| (n as u64).to_le_bytes()).concat())
-    };
-    Ok(size.filter(|size| lies(*size)).unwrap_or(1))
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, byte| n << 8 | usize::from(*byte));
+    let told = |said: &Vec<u8>| [0, 8].map(|at| said.get(at..at + 8).map_or(0, number));
+    Ok(even(&all.iter().map(told).collect::<Vec<_>>()))
+}
+
+/// How many ranks every machine has, where they follow each other there, of `all` that have a number of as many; else 1.
+fn even(all: &[[usize; 2]]) -> usize {
+    let size = all[0][1];
+    let lies = |(rank, told): (usize, &[usize; 2])| *told == [rank % size, size];
+    let all_lie = size > 0 && all.len().is_multiple_of(size) && all.iter().enumerate().all(lies);
+    if all_lie { size } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::even;
+
+    #[test]
+    fn machines_with_as_many_ranks_in_a_row() {
+        assert_eq!(even(&[[0, 2], [1, 2], [0, 2], [1, 2]]), 2);
+        assert_eq!(even(&[[0, 3], [1, 3], [2, 3]]), 3, "one machine");
+        assert_eq!(even(&[[0, 1], [0, 1]]), 1);
+        assert_eq!(even(&[[0, 2], [0, 2], [1, 2], [1, 2]]), 1, "dealt out in turn");
+        assert_eq!(even(&[[0, 2], [1, 2], [0, 1]]), 1, "one has fewer");
+        assert_eq!(even(&[[0, 2], [1, 2], [0, 2]]), 1, "one has not all of its own");
+        assert_eq!(even(&[[0, 0], [1, 0]]), 1, "the launcher says nothing");
+    }
 }

@@ -121,7 +121,7 @@ impl<'a> Ready<'a> {
 fn told(comm: &dyn Comm, word: [u64; 2]) -> Result<[u64; 2]> {
     let mut bytes = bytemuck::bytes_of(&word).to_vec();
     comm.broadcast(&mut bytes, "hear what is next")?;
-    Ok(*bytemuck::try_from_bytes(&bytes).map_err(|e| Error::Device(e.to_string()))?)
+    bytemuck::try_pod_read_unaligned(&bytes).map_err(|e| Error::Device(e.to_string()))
 }
 
 fn lead(comm: &dyn Comm, name: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-"""The stage of runs by several processes: as many as there are GPUs, or two on one.
+"""The stage of runs by several processes: two, and four where there are as many GPUs; two on one GPU.
 
 Usage:   from ranks import judge_ranks, plan_ranks      (a module; it has no command line)
 """
@@ -10,7 +10,7 @@ OPTIONS = ["--lanes", 4, "--max-steps", 4, "--batch-size", 16]  # four steps of 
 
 
 def worlds(place):
-    """Numbers of ranks: as many as there are GPUs, up to the lanes; two on a machine with one, where NCCL may allow it."""
+    """Numbers of ranks: two, on one GPU where NCCL may allow it, and four on as many GPUs."""
     return [n for n in (2, 4) if n <= max(place.gpus, 2)]
 
 
@@ -32,8 +32,9 @@ def plan_ranks(place):
 
 
 def refusal(text):
-    """The line by which a run of several ranks said that NCCL is missing, or does not do what was asked of it."""
-    return next((line.removeprefix("fusedpo: ") for line in text.splitlines() if line.startswith("fusedpo: ") and "NCCL" in line), None)
+    """The line by which a run of several ranks said that NCCL is missing, or joins no two ranks on one GPU. What fails later is no refusal."""
+    said = [line.removeprefix("fusedpo: ") for line in text.splitlines() if line.startswith("fusedpo: ") and "NCCL" in line]
+    return next((line for line in said if "has no NCCL" in line or "join the GPUs of the other ranks" in line), None)
 
 
 def median_seconds(run):
@@ -45,7 +46,7 @@ def median_seconds(run):
 def judge_ranks(place, outputs):
     """Weights and metrics of several ranks are those of one, to the byte. Where NCCL is missing, or refuses what one GPU alone can
     be asked for, that is no failure."""
-    rows, refused = [], []
+    rows, refused, joined = [], [], False
     drop = lambda rows: [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
     for name, dtype in (("small", "f32"), ("135m", "bf16")):
         one = place.work / f"ranks-{name}-1"
@@ -56,7 +57,7 @@ def judge_ranks(place, outputs):
             text = outputs.get(f"dpo {run.name}", "")
             if not (run / "model.safetensors").exists():
                 why = refusal(text)
-                if not why or (place.gpus > 1 and "no NCCL" not in why):
+                if not why or joined or (place.gpus > 1 and "no NCCL" not in why):
                     last = text.strip().splitlines()[-1:] or ["it printed nothing"]
                     raise Bad(f"{name} on {n} ranks: {why or last[0]}", (HEADER, rows))
                 refused.append(why)
@@ -66,7 +67,7 @@ def judge_ranks(place, outputs):
                 raise Bad(f"{name}: metrics of {n} ranks are not those of one", (HEADER, rows))
             if digest(run / "model.safetensors") != digest(one / "model.safetensors"):
                 raise Bad(f"{name}: weights of {n} ranks are not those of one", (HEADER, rows))
-            seconds = median_seconds(run)
+            joined, seconds = True, median_seconds(run)
             how = f"{n} on one GPU" if place.gpus == 1 else f"{n} GPUs" if place.gpus else f"{n} on the CPU"
             rows.append([name, dtype, n, f"{1e3 * seconds:.1f}", f"{alone / seconds:.2f}", digest(run / "model.safetensors")[:16], how])
     if len(refused) == 2 * len(worlds(place)):

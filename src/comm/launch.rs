@@ -43,6 +43,9 @@ struct Words {
     local_size: &'static [&'static str],
 }
 
+/// Slurm's list of how many tasks each machine has, as "8(x2)": known where all have as many.
+const TASKS_PER_NODE: &str = "SLURM_STEP_TASKS_PER_NODE";
+
 /// In the order in which they are asked. Slurm comes last: its allocation is around whatever was started in it. What a batch
 /// script itself sees has no step.
 const KNOWN: &[Words] = &[
@@ -60,7 +63,7 @@ const KNOWN: &[Words] = &[
         rank: "PMI_RANK",
         size: &["PMI_SIZE"],
         local_rank: &["MPI_LOCALRANKID", "SLURM_LOCALID"],
-        local_size: &["MPI_LOCALNRANKS"],
+        local_size: &["MPI_LOCALNRANKS", TASKS_PER_NODE],
     },
     Words {
         launcher: Launcher::OpenMpi,
@@ -76,7 +79,7 @@ const KNOWN: &[Words] = &[
         rank: "SLURM_PROCID",
         size: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
         local_rank: &["SLURM_LOCALID"],
-        local_size: &[],
+        local_size: &[TASKS_PER_NODE],
     },
 ];
 
@@ -131,7 +134,15 @@ impl Words {
                 "{name}={rank} and {of}={size} in the environment: ranks are below their number; who set them?"
             )));
         }
-        let (local_rank, local_size) = (first(self.local_rank)?.unwrap_or(rank), first(self.local_size)?);
+        let on_each = |name: &&'static str| match *name {
+            TASKS_PER_NODE => {
+                let list = env(name).filter(|list| !list.contains(','));
+                list.and_then(|list| list.split("(x").next()?.parse().ok()).map(Ok)
+            }
+            name => number(name).transpose(),
+        };
+        let local_size = self.local_size.iter().find_map(on_each).transpose()?;
+        let local_rank = first(self.local_rank)?.unwrap_or(rank);
         Ok(Place { launcher: self.launcher, rank, size, local_rank, local_size })
     }
 }

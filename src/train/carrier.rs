@@ -5,7 +5,7 @@
 use crate::comm::{Comm, Staging};
 use crate::error::{Error, Result};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::Scope;
+use std::thread::{Builder, Scope};
 
 /// Buckets that are under way at once: one is packed, one travels, one is unpacked.
 pub(super) const ROOM: usize = 3;
@@ -52,9 +52,9 @@ impl Carrier {
         comm: &'a dyn Comm,
         mut room: Vec<Packed>,
         mut carry: impl FnMut(&mut Parcel) -> Result<()> + Send + 's,
-    ) -> (Self, Ends<'a>) {
+    ) -> Result<(Self, Ends<'a>)> {
         let ((jobs, todo), (back, done)) = (channel::<Option<Parcel>>(), channel());
-        scope.spawn(move || {
+        let carries = move || {
             while let Ok(Some(mut parcel)) = todo.recv() {
                 let ended = carry(&mut parcel).map(|()| parcel);
                 let failed = ended.is_err();
@@ -62,10 +62,12 @@ impl Carrier {
                     return;
                 }
             }
-        });
+        };
+        let begun = Builder::new().name("carrier".into()).spawn_scoped(scope, carries);
+        begun.map_err(|e| Error::Device(format!("cannot begin a thread that carries gradients and weights: {e}")))?;
         room.resize_with(ROOM, Packed::default);
         let ends = Ends { comm, jobs: jobs.clone(), well: false };
-        (Self { jobs, done, under_way: 0, room }, ends)
+        Ok((Self { jobs, done, under_way: 0, room }, ends))
     }
 
     /// Room to pack a bucket in; where all is under way, that of the first to come back, once `unpack` has taken what it brings.
@@ -76,10 +78,14 @@ impl Carrier {
         }
     }
 
-    /// Hands a bucket on.
+    /// Hands a bucket on. Errors: why one before it failed.
     pub fn send(&mut self, parcel: Parcel) -> Result<()> {
         self.under_way += 1;
-        self.jobs.send(Some(parcel)).map_err(|_| gone())
+        match self.jobs.send(Some(parcel)) {
+            Ok(()) => Ok(()),
+            // What the thread has said last is behind what it had brought before.
+            Err(_) => Err(self.done.try_iter().find_map(Result::err).unwrap_or_else(gone)),
+        }
     }
 
     /// Waits for all that is under way, and gives all room back.
@@ -99,7 +105,7 @@ impl Carrier {
     }
 }
 
-/// It has said why, and that was heard, or it has panicked, which its scope tells.
+/// It has panicked, which its scope tells.
 fn gone() -> Error {
     Error::Device("the thread that carries gradients and weights has ended".into())
 }

@@ -186,12 +186,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let Some(sums) = sums.as_mut().filter(|_| last) else {
             return model::backward(*be, model, ws, grads, None);
         };
-        let mut tell = |grads: &mut Gradients<B>, layer| {
-            for frozen in &model.table.unused {
-                be.clear(grads.vectors(*be, frozen.clone()))?;
-            }
-            sums.send(*be, team, shares, full(grads)?, Some(layer))
-        };
+        let mut tell = |grads: &mut Gradients<B>, layer| sums.send(*be, team, shares, full(grads)?, Some(layer));
         model::backward(*be, model, ws, grads, Some(&mut tell))
     }
 

@@ -95,15 +95,15 @@ impl<B: Backend> LaneSums<B> {
     }
 
     /// Begins the thread on which buckets travel, where they go by the host.
-    pub fn carry<'s, 'a: 's>(&mut self, scope: &'s Scope<'s, '_>, team: Team<'a>) -> Option<Ends<'a>> {
+    pub fn carry<'s, 'a: 's>(&mut self, scope: &'s Scope<'s, '_>, team: Team<'a>) -> Result<Option<Ends<'a>>> {
         if self.on_device.is_some() {
-            return None;
+            return Ok(None);
         }
         let (comm, levels) = (team.comm, self.levels.clone());
         let add_up = move |parcel: &mut _| exchange::add_up::<B::Acc>(comm, &levels, parcel);
-        let (carrier, ends) = Carrier::start(scope, comm, std::mem::take(&mut self.room), add_up);
+        let (carrier, ends) = Carrier::start(scope, comm, std::mem::take(&mut self.room), add_up)?;
         self.carrier = Some(carrier);
-        Some(ends)
+        Ok(Some(ends))
     }
 
     /// Whether the pass that begins is the step's last.

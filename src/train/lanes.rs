@@ -61,7 +61,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     fn last_lane(&mut self, pass: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let team = self.team;
         std::thread::scope(|scope| {
-            let ends = self.lanes().1.carry(scope, team);
+            let ends = self.lanes().1.carry(scope, team)?;
             pass(self)?;
             self.settle()?;
             self.end_lanes()?;

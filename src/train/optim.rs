@@ -240,7 +240,7 @@ impl<B: Backend> Optimizer<B> {
         let (room, comm, levels) = (std::mem::take(&mut self.room), team.comm, self.levels.clone());
         let hand_out = move |parcel: &mut _| exchange::hand_out(comm, (&levels, size_of::<B::Act>()), parcel);
         std::thread::scope(|scope| {
-            let (mut carrier, ends) = Carrier::start(scope, comm, room, hand_out);
+            let (mut carrier, ends) = Carrier::start(scope, comm, room, hand_out)?;
             for k in shares.buckets() {
                 self.bucket(be, &mut learned, (shares, k), grads, at)?;
                 let room = carrier.room(|parcel| exchange::unpack_weights(be, shares, parcel, learned.0))?;

@@ -17,7 +17,7 @@ pub const BLOCK: usize = 1 << 14;
 /// Most blocks of a bucket, 16 MiB in single precision; one a rank where there are more ranks.
 pub(super) const BUCKET: usize = 256;
 
-/// As many buckets as this there are of a model that is not too small for it: one travels while the gradients of others are computed.
+/// At least as many buckets as this there are of a model that has the blocks: some travel while the gradients of others are computed.
 const BUCKETS: usize = 16;
 
 /// Elements to which the parts that a rank has of a place are aligned in its buffers, as places are in the arenas.

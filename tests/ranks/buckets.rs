@@ -1,5 +1,5 @@
-//! A model of two buckets of 16 MiB, the last of them shorter: each rank has a part of each, and places that reach from one bucket
-//! into the next are updated in pieces. The golden models have one bucket, whose parts are a block each.
+//! A model of seventeen buckets, the last of them shorter: each rank has a part of each, and places that reach from one bucket into the
+//! next are updated in pieces. The golden models have a few buckets, whose parts are a block each.
 
 use crate::cli_common::Cli;
 use crate::mpirun::said;
@@ -13,7 +13,7 @@ const HIDDEN: usize = 384;
 const FFN: usize = 1024;
 const LAYERS: usize = 3;
 
-/// Puts a llama of 4.9 million random weights, two buckets, in the place of the golden one.
+/// Puts a llama of 4.9 million random weights in the place of the golden one.
 fn widen(cli: &Cli, draws: &mut Draws) {
     let mut config: serde_json::Value = serde_json::from_slice(&cli.bytes("m/config.json")).unwrap();
     let vocab = config["vocab_size"].as_u64().unwrap() as usize;
@@ -54,16 +54,19 @@ fn widen(cli: &Cli, draws: &mut Draws) {
         })
         .collect();
     let elements: usize = all.iter().map(|(_, _, bytes)| bytes.len() / 4).sum();
-    assert!(elements > 4 << 20 && elements % (4 << 20) > 1 << 18, "{elements}");
+    // Buckets are a sixteenth of the blocks of 16,384: 18 of them, and less in the last.
+    let blocks = elements.div_ceil(1 << 14);
+    assert!(blocks / 16 == 18 && blocks % 18 > 3, "{elements}");
     let views =
         all.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     safetensors::serialize_to_file(views, None, &cli.path("m/model.safetensors")).unwrap();
 }
 
-/// `args` as so many ranks, over TCP.
+/// `args` as so many ranks, over TCP; four are on two machines, as far as they know.
 #[track_caller]
 fn by(ranks: usize, cli: &Cli, args: &str) {
-    let all = Torchrun::end(Torchrun::new(ranks).start(|_| cli.command(args)));
+    let torchrun = Torchrun::new(ranks).on_machines(if ranks == 4 { 2 } else { ranks });
+    let all = Torchrun::end(torchrun.start(|_| cli.command(args)));
     assert!(all.iter().all(|ran| ran.status.success()), "{args}: {}", all.iter().map(said).collect::<String>());
 }
 
@@ -77,7 +80,7 @@ fn a_model_of_several_buckets_is_that_of_one_process() {
     for (name, how) in kinds.into_iter().take(if bf16 { 2 } else { 1 }) {
         let args = format!("dpo {RUN} {how} --save-steps 2 --save-total-limit 1 --lr-scheduler-type constant");
         cli.ok(&format!("{args} --max-steps 3 --lanes 4 --out {name}-1"));
-        for ranks in [2, 3] {
+        for ranks in [2, 3, 4] {
             by(ranks, &cli, &format!("{args} --max-steps 3 --lanes 4 --out {name}-{ranks}"));
             assert_same(
                 &cli,

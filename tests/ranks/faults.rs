@@ -77,7 +77,9 @@ fn others_ended(by: &By, ended: &Ended, lost: usize, why: &str) {
     for (rank, (code, lines)) in lines.iter().enumerate().filter(|(rank, _)| *rank != lost) {
         assert!(lines.len() == 1 && *code == Some(1), "{rank}, {code:?}: {said}");
         // Who waits for all names those too that wait for that one.
-        let named = lines[0].contains(&format!("rank {lost}")) || lines[0].contains("ranks ");
+        let line = lines[0].split(" (FUSEDPO").next().unwrap_or_default();
+        let many = line.split_once("ranks ").and_then(|(_, list)| list.split(" are").next()).unwrap_or_default();
+        let named = line.contains(&format!("rank {lost}")) || many.split(", ").any(|rank| rank == lost.to_string());
         assert!(named && (rank == 0 || lines[0].contains(&format!("fusedpo: rank {rank}: "))), "{rank}: {said}");
     }
 }

@@ -49,10 +49,22 @@ fn each_launcher_is_understood() {
                 ("SLURM_NTASKS", "8"),
                 ("SLURM_STEP_ID", "0"),
                 ("SLURM_LOCALID", "1"),
+                ("SLURM_STEP_TASKS_PER_NODE", "4(x2)"),
                 ("PMI_RANK", "5"),
                 ("PMI_SIZE", "8"),
             ],
-            of(Launcher::Pmi, 5, 8, 1, None),
+            of(Launcher::Pmi, 5, 8, 1, Some(4)),
+        ),
+        // Machines with 3, 3 and 2: no number that holds for all.
+        (
+            &[
+                ("SLURM_PROCID", "5"),
+                ("SLURM_NTASKS", "8"),
+                ("SLURM_STEP_ID", "0"),
+                ("SLURM_LOCALID", "2"),
+                ("SLURM_STEP_TASKS_PER_NODE", "3(x2),2"),
+            ],
+            of(Launcher::Slurm, 5, 8, 2, None),
         ),
         // srun --mpi=pmix of a step of four in an allocation of eight.
         (

@@ -220,6 +220,10 @@ class CheckTest(unittest.TestCase):
         self.assertIn("small on 2 ranks: cannot join the GPUs", stage["why"])
         missing = "rank 0 has no NCCL by which GPUs reach each other (libnccl.so.2: not found): install NCCL"
         self.assertEqual(self.refused(missing, 2)[1]["status"], "skipped")
+        # What fails once they have joined is no refusal.
+        code, stage = self.refused("cannot add up gradients: NCCL: unhandled cuda error (1)", 1)
+        self.assertEqual((code, stage["status"]), (1, "failed"))
+        self.assertIn("small on 2 ranks: ", stage["why"])
         code, stage = self.refused("the sum is not finite", 1)
         self.assertEqual((code, stage["status"]), (1, "failed"))
         self.assertIn("small on 2 ranks: ", stage["why"])

@@ -248,8 +248,8 @@ pub struct MatMul {
     pub row_invariant: bool,
 }
 
-/// A device as launch wrappers see it. Everything is enqueued on one stream, but what goes [aside](Driver::aside); only [`Driver::download`], [`Driver::wait`],
-/// [`Driver::synchronize`] and giving memory back wait.
+/// A device as launch wrappers see it. Everything is enqueued on one stream, but what goes [aside](Driver::aside); only
+/// [`Driver::download`], [`Driver::wait`], [`Driver::synchronize`] and giving memory back wait.
 ///
 /// Between [`Driver::begin`] and [`Driver::end`] launches, products, copies on the device and clearings are recorded and
 /// not run; whatever allocates, waits or touches the host's memory is then an error.

@@ -11,6 +11,10 @@ use crate::comm::Comm;
 use crate::comm::nccl::{Nccl, Run};
 use crate::error::{Error, Result};
 
+/// Exchanges that the host is ahead of the device. A queue of the driver's that is full holds the host where it looks for nobody; this
+/// many, with what belongs to them, are far from filling one.
+const AHEAD: usize = 16;
+
 /// Where each part lies that is not rank `own`'s.
 fn runs<T>(at: u64, lengths: &[usize], own: usize) -> Vec<Run> {
     let mut at = at;
@@ -62,7 +66,15 @@ impl<D: Driver, A: GpuFloat> RankOps for Gpu<D, A> {
         // SAFETY: they lie within views of live buffers of this driver, and whoever frees one waits for the stream first; the stream
         // is this driver's, with whose GPU this rank joined.
         let begun = unsafe { joined.nccl.exchange(comm, (&out, &into), stream, what) };
-        begun.map_err(|e| joined.failed(e))
+        begun.map_err(|e| joined.failed(e))?;
+        let event = self.driver.event()?;
+        self.driver.record(&event)?;
+        joined.under_way.push_back(event);
+        if joined.under_way.len() <= AHEAD {
+            return Ok(());
+        }
+        let first = joined.under_way.pop_front().expect("there are more");
+        joined.nccl.wait(comm, || self.driver.reached(&first), what).map_err(|e| joined.failed(e))
     }
 
     fn beside(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -84,6 +96,7 @@ impl<D: Driver, A: GpuFloat> RankOps for Gpu<D, A> {
         let driver = &self.driver;
         let event = driver.event()?;
         driver.record(&event)?;
+        joined.under_way.clear();
         joined.nccl.wait(comm, || driver.reached(&event), what).map_err(|e| joined.failed(e))
     }
 

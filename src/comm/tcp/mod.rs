@@ -12,7 +12,7 @@ pub use meet::{ADDRESS, Meeting};
 use super::launch::Place;
 use super::patience::{outside, patience};
 use super::staging;
-use super::{Comm, Parts, World};
+use super::{Comm, Pair, Parts, World};
 use crate::error::{Error, Result};
 use frame::Room;
 use mesh::Mesh;
@@ -138,6 +138,24 @@ impl Comm for Tcp {
         if let (Some(part), Some(place)) = (out[rank].take(), into[rank].take().as_mut()) {
             place.bytes().copy_from_slice(part);
         }
+        self.swap(&out, &mut into, Some(self.patience), what)
+    }
+
+    fn share(&self, (send, receive): Pair<'_>, lengths: &[usize], what: &str) -> Result<()> {
+        let World { rank, size, .. } = self.world;
+        staging::check(lengths, lengths, size)?;
+        assert_eq!(send.bytes().len(), lengths[rank], "as long as all were told");
+        receive.resize(lengths.iter().sum());
+        let (mut rest, mut into) = (receive.bytes_mut(), Vec::with_capacity(size));
+        for n in lengths {
+            let (place, beyond) = rest.split_at_mut(*n);
+            rest = beyond;
+            into.push((*n > 0).then_some(Room::Of(place)));
+        }
+        if let Some(place) = into[rank].take().as_mut() {
+            place.bytes().copy_from_slice(send.bytes());
+        }
+        let out = vec![Some(send.bytes()).filter(|bytes| !bytes.is_empty()); size];
         self.swap(&out, &mut into, Some(self.patience), what)
     }
 

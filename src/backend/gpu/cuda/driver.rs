@@ -210,6 +210,14 @@ impl CudaDriver {
         }
     }
 
+    /// Refuses what has no place on the second stream.
+    fn not_aside(&self, what: &str) -> Result<()> {
+        match self.is_aside.load(Ordering::Relaxed) {
+            true => Err(Error::Device(format!("cannot {what} on the second stream"))),
+            false => Ok(()),
+        }
+    }
+
     fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
@@ -519,6 +527,7 @@ impl Driver for CudaDriver {
 
     fn aside(&self) -> Result<()> {
         self.not_while_recording("enqueue beside")?;
+        self.not_aside("go aside")?;
         let side = match self.side.get() {
             Some(side) => side,
             None => {
@@ -575,6 +584,7 @@ impl Driver for CudaDriver {
 
     unsafe fn matmul(&self, product: &MatMul) -> Result<()> {
         self.may_enqueue()?;
+        self.not_aside("multiply")?;
         // SAFETY: the caller's promise that the operands cover their shapes.
         unsafe { self.lt.matmul(&self.stream, product, self.is_recording()) }
     }
@@ -585,6 +595,7 @@ impl Driver for CudaDriver {
 
     fn begin(&self) -> Result<()> {
         self.not_while_recording("start recording")?;
+        self.not_aside("start recording")?;
         // Other threads may use the GPU otherwise meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(error("start recording"))?;

@@ -1,8 +1,8 @@
 //! A real GPU through the CUDA driver API, loaded at run time: one binary serves machines with and without one.
 //!
-//! One context, no event tracking; one stream, on which everything is ordered by being enqueued, and where ranks exchange something
-//! a second beside it. Nothing waits but what
-//! [`Driver`](super::driver::Driver) says. Errors of earlier work surface there, or at any later call.
+//! One context, no event tracking; one stream, on which everything is ordered by being enqueued, and a second beside it where ranks
+//! exchange something. Nothing waits but what [`Driver`](super::driver::Driver) says. Errors of earlier work surface there, or at any
+//! later call.
 
 mod carve_out;
 mod cublaslt;

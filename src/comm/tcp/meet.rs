@@ -310,6 +310,7 @@ fn lost(who: &str) -> impl Fn(std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::hash::BuildHasher;
     use std::thread::{JoinHandle, spawn};
 
     type Met = Result<Vec<Option<TcpStream>>>;
@@ -320,7 +321,9 @@ mod tests {
 
     /// A meeting of a job that nobody else is of, and its rank 0.
     fn begun(size: usize) -> (Meeting, JoinHandle<Met>) {
-        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        // Below those that the system deals out: no connection of another test takes it meanwhile.
+        let drawn = || 12_000 + (std::collections::hash_map::RandomState::new().hash_one(0u8) % 16_000) as u16;
+        let free = (0..200).find_map(|_| std::net::TcpListener::bind(("127.0.0.1", drawn())).ok()).expect("a port");
         let port = free.local_addr().unwrap().port();
         let meeting = Meeting { host: "127.0.0.1".into(), ports: port..=port, job: *b"this job" };
         let first = meeting.clone();

@@ -239,6 +239,10 @@ impl Meeting {
     /// [`Meeting::to_first`] at `at`, and what is said there.
     fn knock(&self, place: &Place, at: SocketAddr) -> std::io::Result<(TcpStream, Door, Greeting, Answer)> {
         let mut to = TcpStream::connect_timeout(&at, HELLO)?;
+        // At a port that the system deals out, where nobody listens yet, a connection can come to itself.
+        if to.local_addr()? == at {
+            return Err(std::io::ErrorKind::ConnectionRefused.into());
+        }
         let any: IpAddr = match at {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

@@ -80,7 +80,7 @@ fn a_model_of_several_buckets_is_that_of_one_process() {
     for (name, how) in kinds.into_iter().take(if bf16 { 2 } else { 1 }) {
         let args = format!("dpo {RUN} {how} --save-steps 2 --save-total-limit 1 --lr-scheduler-type constant");
         cli.ok(&format!("{args} --max-steps 3 --lanes 4 --out {name}-1"));
-        for ranks in [2, 3, 4] {
+        for ranks in [2, 4] {
             by(ranks, &cli, &format!("{args} --max-steps 3 --lanes 4 --out {name}-{ranks}"));
             assert_same(
                 &cli,

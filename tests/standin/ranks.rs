@@ -188,7 +188,8 @@ fn a_rank_that_is_lost_ends_all() {
         for rank in [0, 2] {
             assert_eq!(texts[rank].matches("says: ").count(), 1, "{what}: {texts:?}");
         }
-        assert!(texts[0].contains(why) || texts[2].contains(why), "{what}: {texts:?}");
+        // Rank 1 waits as long as the others, and may be the first of them to say so.
+        assert!(texts.iter().any(|text| text.contains(why)), "{what}: {texts:?}");
         let dies = *what == "is killed";
         assert!(dies || texts[1].matches("says: ").count() == 1, "{what}: {texts:?}");
         assert!(took < Duration::from_secs(20), "{what}: {took:?}");
@@ -326,7 +327,9 @@ fn gradients_travel_beside_the_backward_pass() {
         let text = sound(&log, 1, "beside");
         let lines: Vec<&str> = text.lines().collect();
         let passes = lines.iter().rposition(|line| line.contains("launch of embed_bwd")).expect("a backward pass");
-        let sends = lines.iter().position(|line| line.contains("ncclSend")).expect("ranks hand each other gradients");
+        // A rank without a part of the first bucket takes nothing of it, and one that has all of it sends nothing.
+        let sends =
+            lines.iter().position(|line| line.contains("ncclGroupStart")).expect("ranks hand each other gradients");
         assert!(sends < passes, "sent at {sends}, the last pass ends at {passes}: {text}");
     }
 }

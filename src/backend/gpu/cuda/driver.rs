@@ -1,120 +1,30 @@
 //! [`Driver`] for a real GPU.
 
-use super::carve_out::{Block, PLENTY};
 use super::cublaslt::products::CublasLt;
 use super::error::error;
+use super::functions::Functions;
 use super::images::{self, BUILT};
 use super::machine::{self, ThisMachine};
 use super::nvtx::Nvtx;
+use super::recording::{Memory, Recorded, Recording};
+use super::streams::{Event, Streams};
 use crate::backend::gpu::driver::{Arg, Driver, Grid, Kernel, MatMul};
-use crate::backend::gpu::lock::lock;
 use crate::backend::ops::device::Mark;
 use crate::error::{Error, Result};
-use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{CudaContext, CudaGraph, CudaStream};
-use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUdevice_attribute};
+use cudarc::driver::{CudaContext, CudaStream};
+use std::ffi::c_void;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::{self, ThreadId};
-
-/// A kernel as the driver knows it.
-#[derive(Clone, Copy)]
-struct Function {
-    handle: sys::CUfunction,
-    /// Dynamic shared memory that it may ask for, in bytes.
-    shared: usize,
-}
-// SAFETY: the handle is a name for something that lives as long as its module; the driver API is thread-safe.
-unsafe impl Send for Function {}
-
-/// Loaded images of the kernels, unloaded when dropped: nothing may run any more.
-struct Modules {
-    all: Vec<sys::CUmodule>,
-    context: Arc<CudaContext>,
-}
-// SAFETY: the handles are names for something that lives as long as the driver here; the driver API is thread-safe.
-unsafe impl Send for Modules {}
-// SAFETY: the handles are names, never changed after loading; the driver API is thread-safe.
-unsafe impl Sync for Modules {}
-
-impl Modules {
-    fn load(context: &Arc<CudaContext>, name: &str) -> Result<Modules> {
-        let mut this = Modules { all: Vec::with_capacity(images::FATBINS.len()), context: context.clone() };
-        for image in images::FATBINS {
-            // Embedded bytes may start anywhere; the loader wants them aligned, as an allocation is.
-            let image = image.to_vec();
-            // SAFETY: a fatbin that nvcc wrote, embedded whole; the driver reads its own header for the length.
-            let loaded = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            this.all.push(loaded.map_err(error(&format!("load the kernels ({BUILT}) on {name}")))?);
-        }
-        Ok(this)
-    }
-}
-
-impl Drop for Modules {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            for module in &self.all {
-                // SAFETY: loaded above, unloaded once, and nothing runs any more. A failure leaves nothing to do.
-                let _ = unsafe { result::module::unload(*module) };
-            }
-        }
-    }
-}
-
-/// Memory that was given back while work was recorded.
-enum Freed {
-    Device(u64),
-    Host(u64),
-}
-
-/// A point of the stream.
-pub struct Event {
-    handle: sys::CUevent,
-    context: Arc<CudaContext>,
-}
-// SAFETY: the handle is a name; the driver API is thread-safe.
-unsafe impl Send for Event {}
-// SAFETY: calls on an event may overlap: the driver API is thread-safe.
-unsafe impl Sync for Event {}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: made by `CudaDriver::event`, destroyed once. A failure leaves nothing to do.
-            let _ = unsafe { result::event::destroy(self.handle) };
-        }
-    }
-}
-
-/// A second stream, and how the two wait for each other.
-struct Side {
-    stream: Arc<CudaStream>,
-    /// How far each was when the other began to wait for it.
-    forked: Event,
-    joined: Event,
-}
-
-/// Recorded work.
-pub struct Recorded(Mutex<CudaGraph>);
-// SAFETY: CUDA asks that calls on one graph do not overlap, which the mutex sees to; any thread may make them.
-unsafe impl Send for Recorded {}
-// SAFETY: the mutex sees to it that calls do not overlap.
-unsafe impl Sync for Recorded {}
 
 /// One GPU.
 pub struct CudaDriver {
     // Dropped in this order: the library before the stream before the context.
     lt: CublasLt,
-    functions: Mutex<HashMap<Kernel, Function>>,
-    modules: Modules,
-    stream: Arc<CudaStream>,
-    /// What goes aside, once something has.
-    side: OnceLock<Side>,
-    is_aside: AtomicBool,
+    functions: Functions,
+    streams: Streams,
     context: Arc<CudaContext>,
     max_shared: usize,
     /// The device reads the host's pageable memory itself (GH200, HMM): a copy from there may do so after the call.
@@ -123,10 +33,7 @@ pub struct CudaDriver {
     name: String,
     /// Where a profiler may look.
     nvtx: Option<Nvtx>,
-    /// The thread that records, between `begin` and `end`.
-    recording: Mutex<Option<ThreadId>>,
-    /// What was given back in between: freeing it at once would end the recording.
-    freed: Mutex<Vec<Freed>>,
+    recording: Recording,
     /// Something is enqueued that never ends.
     lost: AtomicBool,
 }
@@ -146,47 +53,32 @@ impl CudaDriver {
         let max_shared = context.attribute(optin).map_err(error("ask for the GPU's shared memory"))? as usize;
         let pageable = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS;
         let reads_pageable = context.attribute(pageable).map_err(error("ask how the GPU reads memory"))? != 0;
-        let stream = context.new_stream().map_err(error("make a stream"))?;
-        let modules = Modules::load(&context, &name)?;
-        let lt = CublasLt::new(&stream)?;
+        let streams = Streams::new(&context)?;
+        let functions = Functions::load(&context, &name, max_shared)?;
+        let lt = CublasLt::new(streams.main())?;
         Ok(CudaDriver {
             lt,
-            functions: Mutex::default(),
-            modules,
-            stream,
-            side: OnceLock::new(),
-            is_aside: AtomicBool::new(false),
+            functions,
+            streams,
             context,
             max_shared,
             reads_pageable,
             capability,
             name,
             nvtx: Nvtx::open(),
-            recording: Mutex::default(),
-            freed: Mutex::default(),
+            recording: Recording::default(),
             lost: AtomicBool::new(false),
         })
     }
 
     /// The stream that everything is enqueued on, but what goes aside.
     pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
+        self.streams.main()
     }
 
     /// The stream that is enqueued on now.
     fn now(&self) -> sys::CUstream {
-        let side = self.side.get().filter(|_| self.is_aside.load(Ordering::Relaxed));
-        side.map_or(&self.stream, |side| &side.stream).cu_stream()
-    }
-
-    /// Makes what is enqueued on `later` wait for all that is on `first`.
-    fn after(&self, later: &CudaStream, first: &CudaStream, event: &Event) -> Result<()> {
-        // SAFETY: all are alive.
-        let recorded = unsafe { result::event::record(event.handle, first.cu_stream()) };
-        recorded.map_err(error("record an event"))?;
-        let none = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        // SAFETY: as above.
-        unsafe { result::stream::wait_event(later.cu_stream(), event.handle, none) }.map_err(error("order two streams"))
+        self.streams.now().cu_stream()
     }
 
     /// Where this GPU's kernels come from, for people.
@@ -201,48 +93,36 @@ impl CudaDriver {
         format!("sm_{major}{minor}-{}-cublaslt{}", self.name.replace(' ', "_"), self.lt.version())
     }
 
-    /// Refuses what cannot be part of recorded work: it would spoil the recording, or happen once instead of every time.
+    /// Refuses what cannot be part of recorded work, and all once something is lost.
     fn not_while_recording(&self, what: &str) -> Result<()> {
-        match (self.is_lost(), self.is_recording()) {
-            (true, _) => Err(Error::Device(format!("cannot {what}: what other ranks were to send never came"))),
-            (_, true) => Err(Error::Device(format!("cannot {what} while work is being recorded"))),
-            _ => self.bind(),
+        if self.is_lost() {
+            return Err(Error::Device(format!("cannot {what}: what other ranks were to send never came")));
         }
-    }
-
-    /// Refuses what has no place on the second stream.
-    fn not_aside(&self, what: &str) -> Result<()> {
-        match self.is_aside.load(Ordering::Relaxed) {
-            true => Err(Error::Device(format!("cannot {what} on the second stream"))),
-            false => Ok(()),
-        }
+        self.recording.refuse(what)?;
+        self.bind()
     }
 
     fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed)
     }
 
-    fn is_recording(&self) -> bool {
-        lock(&self.recording).is_some()
-    }
-
-    /// Before anything that a recording takes in: what another thread enqueued on the stream would become part of it.
+    /// Before anything that a recording takes in.
     fn may_enqueue(&self) -> Result<()> {
-        match *lock(&self.recording) {
-            Some(by) if by != thread::current().id() => {
-                Err(Error::Device("another thread is recording work on this GPU".into()))
-            }
-            _ => self.bind(),
-        }
+        self.recording.may_enqueue()?;
+        self.bind()
     }
 
-    /// Where ending a recording did not come to its end, the stream must not go on recording: nothing could be given back.
-    fn leave_recording(&self) {
-        let recording = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE;
-        if self.stream.capture_status().is_ok_and(|status| status == recording) {
-            // SAFETY: the stream is alive and records; the graph is nobody else's.
-            let _ = unsafe { result::stream::end_capture(self.stream.cu_stream()) }
-                .and_then(|graph| unsafe { result::graph::destroy(graph) });
+    /// Frees memory, at the end of a recording where there is one.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Memory::free`].
+    unsafe fn give_back(&self, memory: Memory) {
+        if self.recording.is_on() {
+            self.recording.keep(memory);
+        } else if !self.is_lost() && self.bind().is_ok() {
+            // SAFETY: the caller's promise.
+            unsafe { memory.free() }
         }
     }
 
@@ -261,78 +141,12 @@ impl CudaDriver {
     fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(error("use the GPU from this thread"))
     }
-
-    /// The function of that name, where a module has one. Errors: anything else that the driver says.
-    fn find(&self, name: &CString) -> Result<Option<sys::CUfunction>, DriverError> {
-        for module in &self.modules.all {
-            // SAFETY: the modules stay loaded as long as this driver lives.
-            match unsafe { result::module::get_function(*module, name.clone()) } {
-                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_FOUND => {}
-                found => return found.map(Some),
-            }
-        }
-        Ok(None)
-    }
-
-    /// The function of a kernel, allowed the dynamic shared memory of `grid`.
-    fn function(&self, kernel: Kernel, grid: &Grid) -> Result<sys::CUfunction> {
-        let shared = grid.shared;
-        let mut all = lock(&self.functions);
-        let mut f = match all.get(&kernel) {
-            Some(f) => *f,
-            None => {
-                let name = CString::new(kernel.name()).expect("names have no NUL");
-                let handle = self.find(&name).map_err(|e| Error::Launch {
-                    kernel: kernel.op,
-                    why: error(&format!("find `{}`", kernel.name()))(e).to_string(),
-                })?;
-                let handle = handle.ok_or_else(|| Error::Launch {
-                    kernel: kernel.op,
-                    why: format!("no kernel `{}` in this binary ({BUILT})", kernel.name()),
-                })?;
-                // How much a kernel may have unasked depends on what else it has: it is asked for.
-                Function { handle, shared: 0 }
-            }
-        };
-        if shared > f.shared {
-            let threads = grid.threads.iter().product();
-            // SAFETY: a live function; the bytes were checked against the device's limit.
-            unsafe { self.give_shared(f.handle, threads, shared) }.map_err(|e| Error::Launch {
-                kernel: kernel.op,
-                why: error(&format!("give a block {shared} bytes of shared memory"))(e).to_string(),
-            })?;
-            f.shared = shared;
-        }
-        all.insert(kernel, f);
-        Ok(f.handle)
-    }
-
-    /// Allows a kernel that much dynamic shared memory. Where it is plenty, also asks for as much on a multiprocessor as the blocks
-    /// need that its registers allow; the rest is L1.
-    ///
-    /// # Safety
-    ///
-    /// The function is alive; a block may have that much.
-    unsafe fn give_shared(&self, f: sys::CUfunction, threads: usize, shared: usize) -> Result<(), DriverError> {
-        use CUfunction_attribute::*;
-        // SAFETY: the caller's promise.
-        let set = |attribute, value| unsafe { result::function::set_function_attribute(f, attribute, value) };
-        // SAFETY: the caller's promise.
-        let get = |attribute| unsafe { result::function::get_function_attribute(f, attribute) };
-        set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32)?;
-        if shared >= PLENTY {
-            let fixed = get(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)? as usize;
-            let block = Block { registers: get(CU_FUNC_ATTRIBUTE_NUM_REGS)? as usize, threads, shared: shared + fixed };
-            set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, block.carve_out(self.max_shared))?;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
         // What was being recorded is dropped; what was enqueued is waited for, before anything that it uses goes.
-        if self.is_recording() {
+        if self.recording.is_on() {
             drop(self.end());
         }
         if self.bind().is_ok() {
@@ -404,12 +218,8 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn free(&self, at: u64) {
-        if self.is_recording() {
-            lock(&self.freed).push(Freed::Device(at));
-        } else if !self.is_lost() && self.bind().is_ok() {
-            // SAFETY: the caller's promise; the driver waits for work that uses it. A failure leaves nothing to do.
-            let _ = unsafe { result::free_sync(at) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.give_back(Memory::Device(at)) }
     }
 
     fn alloc_host(&self, bytes: usize) -> Result<u64> {
@@ -424,12 +234,8 @@ impl Driver for CudaDriver {
     }
 
     unsafe fn free_host(&self, at: u64) {
-        if self.is_recording() {
-            lock(&self.freed).push(Freed::Host(at));
-        } else if !self.is_lost() && self.bind().is_ok() {
-            // SAFETY: the caller's promise. A failure leaves nothing to do.
-            let _ = unsafe { result::free_host(at as *mut c_void) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.give_back(Memory::Host(at)) }
     }
 
     unsafe fn upload(&self, to: u64, from: &[u8]) -> Result<()> {
@@ -495,30 +301,22 @@ impl Driver for CudaDriver {
 
     fn event(&self) -> Result<Event> {
         self.not_while_recording("make an event")?;
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let handle = result::event::create(flags).map_err(error("make an event"))?;
-        Ok(Event { handle, context: self.context.clone() })
+        Event::new(&self.context)
     }
 
     fn record(&self, event: &Event) -> Result<()> {
         self.not_while_recording("record an event")?;
-        // SAFETY: both are alive.
-        unsafe { result::event::record(event.handle, self.now()) }.map_err(error("record an event"))
+        event.record(self.streams.now())
     }
 
     fn wait(&self, event: &Event) -> Result<()> {
         self.not_while_recording("wait")?;
-        // SAFETY: the event is alive.
-        unsafe { result::event::synchronize(event.handle) }.map_err(error("finish what was enqueued"))
+        event.wait()
     }
 
     fn reached(&self, event: &Event) -> Result<bool> {
         self.not_while_recording("wait")?;
-        // SAFETY: the event is alive.
-        match unsafe { result::event::query(event.handle) } {
-            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
-            asked => asked.map(|()| true).map_err(error("finish what was enqueued")),
-        }
+        event.reached()
     }
 
     fn queue(&self) -> Option<u64> {
@@ -527,27 +325,16 @@ impl Driver for CudaDriver {
 
     fn aside(&self) -> Result<()> {
         self.not_while_recording("enqueue beside")?;
-        self.not_aside("go aside")?;
-        let side = match self.side.get() {
-            Some(side) => side,
-            None => {
-                let stream = self.context.new_stream().map_err(error("make a stream"))?;
-                let side = Side { stream, forked: self.event()?, joined: self.event()? };
-                self.side.get_or_init(|| side)
-            }
-        };
-        self.after(&side.stream, &self.stream, &side.forked)?;
-        self.is_aside.store(true, Ordering::Relaxed);
-        Ok(())
+        self.streams.aside()
     }
 
     fn back(&self) {
-        self.is_aside.store(false, Ordering::Relaxed);
+        self.streams.back();
     }
 
     fn rejoin(&self) -> Result<()> {
         self.not_while_recording("wait")?;
-        self.side.get().map_or(Ok(()), |side| self.after(&self.stream, &side.stream, &side.joined))
+        self.streams.rejoin()
     }
 
     fn lose(&self) {
@@ -556,11 +343,7 @@ impl Driver for CudaDriver {
 
     fn synchronize(&self) -> Result<()> {
         self.not_while_recording("wait")?;
-        let side = self.side.get().map(|side| &side.stream);
-        side.into_iter()
-            .chain([&self.stream])
-            .try_for_each(|s| s.synchronize())
-            .map_err(error("finish what was enqueued"))
+        self.streams.synchronize()
     }
 
     unsafe fn launch(&self, kernel: Kernel, grid: Grid, args: &[Arg]) -> Result<()> {
@@ -569,7 +352,7 @@ impl Driver for CudaDriver {
             return Ok(());
         }
         self.may_enqueue()?;
-        let function = self.function(kernel, &grid)?;
+        let function = self.functions.get(kernel, &grid)?;
         let mut values: Vec<u64> = args.iter().map(Arg::bits).collect();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
         let ([bx, by, bz], [tx, ty, tz]) = (grid.blocks.map(|n| n as u32), grid.threads.map(|n| n as u32));
@@ -584,9 +367,9 @@ impl Driver for CudaDriver {
 
     unsafe fn matmul(&self, product: &MatMul) -> Result<()> {
         self.may_enqueue()?;
-        self.not_aside("multiply")?;
+        self.streams.not_aside("multiply")?;
         // SAFETY: the caller's promise that the operands cover their shapes.
-        unsafe { self.lt.matmul(&self.stream, product, self.is_recording()) }
+        unsafe { self.lt.matmul(self.streams.main(), product, self.recording.is_on()) }
     }
 
     fn tune(&self, file: &Path) -> Result<()> {
@@ -595,36 +378,19 @@ impl Driver for CudaDriver {
 
     fn begin(&self) -> Result<()> {
         self.not_while_recording("start recording")?;
-        self.not_aside("start recording")?;
-        // Other threads may use the GPU otherwise meanwhile.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.stream.begin_capture(mode).map_err(error("start recording"))?;
-        *lock(&self.recording) = Some(thread::current().id());
-        Ok(())
+        self.streams.not_aside("start recording")?;
+        self.recording.begin(self.streams.main())
     }
 
     fn end(&self) -> Result<Recorded> {
-        *lock(&self.recording) = None;
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        if graph.is_err() {
-            self.leave_recording();
-        }
-        for freed in std::mem::take(&mut *lock(&self.freed)) {
-            match freed {
-                // SAFETY: the promise of whoever gave it back.
-                Freed::Device(at) => unsafe { self.free(at) },
-                // SAFETY: as above.
-                Freed::Host(at) => unsafe { self.free_host(at) },
-            }
-        }
-        let graph = graph.map_err(error("end recording"))?;
-        let graph = graph.ok_or_else(|| Error::Device("CUDA: nothing was recorded".into()))?;
-        graph.upload().map_err(error("load a graph"))?;
-        Ok(Recorded(Mutex::new(graph)))
+        let (graph, freed) = self.recording.end(self.streams.main());
+        // SAFETY: the promise of whoever gave it back.
+        freed.into_iter().for_each(|memory| unsafe { self.give_back(memory) });
+        Recorded::new(graph?)
     }
 
     unsafe fn replay(&self, graph: &Recorded) -> Result<()> {
         self.not_while_recording("replay a graph")?;
-        lock(&graph.0).launch().map_err(error("launch a graph"))
+        graph.replay()
     }
 }

@@ -8,10 +8,13 @@ mod carve_out;
 mod cublaslt;
 mod driver;
 mod error;
+mod functions;
 mod images;
 mod machine;
 mod nvtx;
 mod paper;
+mod recording;
+mod streams;
 
 pub use driver::CudaDriver;
 pub use images::BUILT;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::folder::make_folder;
-use crate::files::lock;
+use crate::files::lock::{self, Held};
 use crate::files::open::read_at;
 use crate::files::paths::{folder_of, sync_folder};
 use std::fs::{self, File, OpenOptions};
@@ -84,7 +84,7 @@ impl Partial {
 /// The right to make something that other processes may want to make too; theirs when dropped. The file of the lock stays.
 #[derive(Debug)]
 pub struct Turn {
-    _file: File,
+    _held: Held,
 }
 
 impl Turn {
@@ -97,7 +97,7 @@ impl Turn {
             waiting()?;
             std::thread::sleep(LOOK);
         }
-        Ok(Self { _file: file })
+        Ok(Self { _held: Held(file) })
     }
 }
 

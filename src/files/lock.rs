@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// A file that this process has, until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct Claim {
-    _file: File,
+    _held: Held,
 }
 
 impl Claim {
@@ -19,15 +19,27 @@ impl Claim {
         }
         // For writing: some network file systems lock nothing else.
         let file = File::options().append(true).open(path).map_err(Error::io(path, "open"))?;
-        Ok(take(&file, path)?.then_some(Self { _file: file }))
+        Ok(take(&file, path)?.then_some(Self { _held: Held(file) }))
+    }
+}
+
+/// A file that was [taken](take), free again when this is dropped: to close it is not enough while a process that was begun
+/// meanwhile has it open too, as it does until it is another program.
+#[derive(Debug)]
+pub(super) struct Held(pub File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Where there are no locks there is nothing to free.
+        let _ = self.0.unlock();
     }
 }
 
 /// How long a lock is asked for: whoever looks whether a file is [`taken`] has it for a moment, and so has a process that was begun
-/// while it was held, until it is another program.
+/// by one that was killed while it held it, until it is another program.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Takes `file`, which was opened at `path`, until it is closed; false where another process has it.
+/// Takes `file`, which was opened at `path`, until it is closed or [`Held`] lets it go; false where another process has it.
 ///
 /// A file system without locks (some network ones) is no error: there everybody may take it, and [`taken`] never says yes.
 pub(crate) fn take(file: &File, path: &Path) -> Result<bool> {
@@ -58,4 +70,21 @@ pub(crate) fn taken(path: &Path) -> bool {
         .append(true)
         .open(path)
         .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child has what its parent held when it was begun, until it is another program.
+    #[test]
+    fn what_is_let_go_is_free_whoever_has_it_open() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let claim = Claim::take(file.path()).unwrap().unwrap();
+        let child = claim._held.0.try_clone().unwrap();
+        assert!(taken(file.path()));
+        drop(claim);
+        assert!(!taken(file.path()));
+        drop(child);
+    }
 }

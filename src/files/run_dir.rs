@@ -434,6 +434,9 @@ impl Drop for RunDir {
                 let _ = fs::remove_file(self.path.join(name));
             }
         }
+        // A process that was begun meanwhile may hold the file open: whoever goes on with this run next is not to be told that it is
+        // at work. Where there are no locks there is nothing to free.
+        let _ = self.metrics.file.unlock();
     }
 }
 
@@ -444,6 +447,19 @@ fn taken(path: &Path) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A child has what its parent held when it was begun, until it is another program.
+    #[test]
+    fn a_run_that_ended_is_free_whoever_has_its_files_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::create(&dir.path().join("run"), "").unwrap();
+        let (path, child) = (run.path().to_owned(), run.metrics.file.try_clone().unwrap());
+        run.begun.set(true);
+        assert!(RunDir::is_taken(&path));
+        drop(run);
+        assert!(!RunDir::is_taken(&path));
+        drop(child);
+    }
 
     /// Whoever can write to the folder could plant one after it was seen to be empty.
     #[test]

@@ -130,7 +130,15 @@ impl Start {
     pub fn take(&self, c: &TrainOptions) -> Result<Option<RunDir>> {
         match self {
             Self::New | Self::Elsewhere(_) => Ok(None),
-            Self::Again | Self::From(_) => RunDir::reopen(&c.files.out).map(Some),
+            Self::Again | Self::From(_) => {
+                let (out, last) = (RunDir::reopen(&c.files.out)?, RunDir::checkpoints(&c.files.out).pop());
+                if c.resume.resume == Some(Resume::Auto) && last.map(|last| last.step) != self.own_step() {
+                    // To begin as was decided before would take away what it saved.
+                    let why = "another run was writing to it until now; give the command again";
+                    return Err(Error::file(&c.files.out, why));
+                }
+                Ok(Some(out))
+            }
         }
     }
 
@@ -345,4 +353,26 @@ fn is_the_same(c: &TrainOptions, was: &TrainOptions, record: &Record) -> bool {
         && data()
         && model(paths, Some(&record.sha256.model))
         && model(reference, record.sha256.reference.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::options::FileOptions;
+
+    /// As where another run had it when it was looked at, and ended before it was taken.
+    #[test]
+    fn a_folder_that_changed_meanwhile_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().to_owned();
+        std::fs::write(out.join("metrics.jsonl"), "{}\n").unwrap();
+        let mut c =
+            TrainOptions { files: FileOptions { out: out.clone(), ..Default::default() }, ..Default::default() };
+        c.resume.resume = Some(Resume::Auto);
+        assert!(Start::Again.take(&c).unwrap().is_some());
+        std::fs::create_dir(out.join("checkpoint-2")).unwrap();
+        let e = Start::Again.take(&c).unwrap_err().to_string();
+        assert!(e.ends_with("another run was writing to it until now; give the command again"), "{e}");
+        assert_eq!(std::fs::read(out.join("metrics.jsonl")).unwrap(), b"{}\n");
+    }
 }

@@ -35,7 +35,7 @@ HOST = 200e9
 # Of device memory, and what the optimiser moves a weight (docs/step-model.md).
 MEMORY, OPTIMISER = 3.0e12, 38
 GPUS_A_MACHINE, PAIRS_A_MICRO_BATCH, PAIRS_OF_THE_PAGE = 8, 18, 64
-# Elements of a block, and blocks of a bucket where ranks are no more (src/train/shares.rs).
+# Elements of a block, and blocks of a bucket where ranks are no more (src/train/{places,shares}.rs).
 BLOCK, BUCKET = 1 << 14, 256
 # Mean over largest load of the ranks, at 8 pairs a rank: UltraFeedback's lengths, 0.993 by the plan's own lanes at 8 ranks; with more ranks
 # the largest of more draws. At more pairs a rank the rest shrinks as their number.

@@ -27,7 +27,7 @@ pub(super) fn order(table: &ParamTable, shares: &Shares) -> Vec<Due> {
         layer.params().for_each(|p| add(p, Some(l)));
     }
     let lowest = |bucket: usize| {
-        let pieces = shares.pieces(shares.bucket(bucket));
+        let pieces: Vec<_> = shares.pieces(shares.bucket(bucket)).collect();
         let met = |at: &Range<usize>| pieces.iter().any(|p| p.place.grad.start < at.end && at.start < p.place.grad.end);
         params.iter().filter(|(at, _)| met(at)).map(|(_, after)| *after).min().unwrap_or(above)
     };
@@ -59,7 +59,7 @@ mod tests {
             buckets.sort_unstable();
             assert!(buckets.into_iter().eq(shares.buckets()));
             for due in &order {
-                let pieces = shares.pieces(shares.bucket(due.bucket));
+                let pieces: Vec<_> = shares.pieces(shares.bucket(due.bucket)).collect();
                 let inside = |at: &Range<usize>| {
                     pieces.iter().any(|p| p.place.grad.contains(&at.start) || at.contains(&p.place.grad.start))
                 };

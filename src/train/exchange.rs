@@ -3,7 +3,8 @@
 
 use super::carrier::{Packed, Parcel, ROOM};
 use super::levels::{self, Level, levels};
-use super::shares::{BLOCK, Piece, Shares, length};
+use super::places::{BLOCK, length};
+use super::shares::Shares;
 use super::state::{Part, State};
 use super::team::{Ranks, Team};
 use crate::backend::{Backend, Device, Storage};
@@ -20,7 +21,7 @@ type Sums<B> = <B as Device>::Buf<<B as Device>::Acc>;
 /// Most bytes that are packed of gradients, and of weights, on their way out and in.
 pub(super) fn packed<B: Backend>(shares: &Shares, ranks: Ranks) -> [usize; 2] {
     let levels = levels(ranks);
-    let bucket = shares.buckets().map(|k| length(&shares.pieces(shares.bucket(k)))).max().unwrap_or(0);
+    let bucket = shares.buckets().map(|k| length(shares.pieces(shares.bucket(k)))).max().unwrap_or(0);
     let part = (shares.bucket(0).len().div_ceil(ranks.world.size) * BLOCK).min(bucket);
     let buckets = ROOM.min(shares.buckets().len());
     let [out, into, _] = levels::room(&levels, part);
@@ -31,7 +32,7 @@ pub(super) fn packed<B: Backend>(shares: &Shares, ranks: Ranks) -> [usize; 2] {
 
 /// Numbers of gradients or weights at each place of bucket `k`.
 fn parts(shares: &Shares, k: usize) -> Vec<usize> {
-    (0..shares.size()).map(|place| length(&shares.pieces(shares.parts(k, &(place..place + 1))))).collect()
+    (0..shares.size()).map(|place| length(shares.pieces(shares.parts(k, &(place..place + 1))))).collect()
 }
 
 /// Bucket `k` of the gradients of this rank's `nodes`, on its way to the first of `levels`.
@@ -42,12 +43,12 @@ pub(super) fn pack_gradients<B: Backend>(
     nodes: &[&Sums<B>],
     mut packed: Packed,
 ) -> Result<Parcel> {
-    packed.send.resize(nodes.len() * length(&shares.pieces(shares.bucket(k))) * size_of::<B::Acc>());
+    packed.send.resize(nodes.len() * length(shares.pieces(shares.bucket(k))) * size_of::<B::Acc>());
     let mut room = packed.send.numbers_mut::<B::Acc>();
     for region in &levels[0].regions {
         let pieces = shares.pieces(shares.parts(k, region));
         for node in nodes {
-            room = pack(be, node, pieces.iter().map(|piece| &piece.place.grad), room)?;
+            room = pack(be, node, pieces.clone().map(|piece| piece.place.grad), room)?;
         }
     }
     Ok(Parcel { bucket: k, packed, parts: parts(shares, k) })
@@ -85,7 +86,12 @@ pub(super) fn unpack_gradients<B: Backend>(
     Parcel { bucket, packed, .. }: &Parcel,
     grads: &mut Sums<B>,
 ) -> Result<()> {
-    unpack(be, shares.own_of(*bucket).iter().map(|piece| &piece.place.grad), packed.send.numbers::<B::Acc>(), grads)
+    unpack(
+        be,
+        shares.own_of(*bucket).iter().map(|piece| piece.place.grad.clone()),
+        packed.send.numbers::<B::Acc>(),
+        grads,
+    )
 }
 
 /// This rank's part of bucket `k` of the weights, on its way to all.
@@ -97,7 +103,7 @@ pub(super) fn pack_weights<B: Backend>(
 ) -> Result<Parcel> {
     let own = shares.own_of(k);
     packed.send.resize(length(own) * size_of::<B::Act>());
-    pack(be, weights, own.iter().map(|piece| &piece.place.at), packed.send.numbers_mut::<B::Act>())?;
+    pack(be, weights, own.iter().map(|piece| piece.place.at.clone()), packed.send.numbers_mut::<B::Act>())?;
     Ok(Parcel { bucket: k, packed, parts: parts(shares, k) })
 }
 
@@ -136,39 +142,39 @@ pub(super) fn unpack_weights<B: Backend>(
     weights: &mut B::Buf<B::Act>,
 ) -> Result<()> {
     let pieces = shares.pieces(shares.bucket(*bucket));
-    unpack(be, pieces.iter().map(|piece| &piece.place.at), packed.receive.numbers::<B::Act>(), weights)
+    unpack(be, pieces.map(|piece| piece.place.at), packed.receive.numbers::<B::Act>(), weights)
 }
 
 /// Bytes of each rank's part of bucket `k`, of numbers of `width` bytes.
 fn lengths(shares: &Shares, k: usize, width: usize) -> Vec<usize> {
-    (0..shares.size()).map(|rank| length(&shares.pieces(shares.part(k, rank))) * width).collect()
+    (0..shares.size()).map(|rank| length(shares.pieces(shares.part(k, rank))) * width).collect()
 }
 
 /// Writes the elements `ranges` of `from` to the beginning of `to`; gives what is behind them.
-fn pack<'t, 'r, B: Backend, T: Storage>(
+fn pack<'t, B: Backend, T: Storage>(
     be: &B,
     from: &B::Buf<T>,
-    ranges: impl Iterator<Item = &'r Range<usize>>,
+    ranges: impl Iterator<Item = Range<usize>>,
     mut to: &'t mut [T],
 ) -> Result<&'t mut [T]> {
     for range in ranges {
         let (now, rest) = to.split_at_mut(range.len());
-        be.download(now, be.view(from, range.clone()))?;
+        be.download(now, be.view(from, range))?;
         to = rest;
     }
     Ok(to)
 }
 
 /// Overwrites the elements `ranges` of `to` with the first of `from`.
-fn unpack<'r, B: Backend, T: Storage>(
+fn unpack<B: Backend, T: Storage>(
     be: &B,
-    ranges: impl Iterator<Item = &'r Range<usize>>,
+    ranges: impl Iterator<Item = Range<usize>>,
     mut from: &[T],
     to: &mut B::Buf<T>,
 ) -> Result<()> {
     for range in ranges {
         let (now, rest) = from.split_at(range.len());
-        be.upload(be.view_mut(to, range.clone()), now)?;
+        be.upload(be.view_mut(to, range), now)?;
         from = rest;
     }
     Ok(())
@@ -183,11 +189,17 @@ pub(super) fn complete<B: Backend>(be: &B, team: &Team<'_>, shares: &Shares, num
     let bytes = |rank: usize| of(rank).map(|part| part.len()).sum::<usize>() * size_of::<f64>();
     let (world, Packed { mut send, mut receive }) = (team.world(), Packed::default());
     send.resize(bytes(world.rank));
-    pack(be, numbers, of(world.rank).collect::<Vec<_>>().iter(), send.numbers_mut::<f64>())?;
+    pack(be, numbers, of(world.rank), send.numbers_mut::<f64>())?;
     let lengths: Vec<usize> = (0..world.size).map(bytes).collect();
     team.comm.share((&mut send, &mut receive), &lengths, "hear of the gradients' norm")?;
-    let parts: Vec<_> = (0..world.size).flat_map(of).collect();
-    unpack(be, parts.iter(), receive.numbers::<f64>(), numbers)
+    // Put in order here: they are eight bytes each, and many.
+    let (mut all, mut from) = (vec![0.0; shares.blocks()], receive.numbers::<f64>());
+    for part in (0..world.size).flat_map(of) {
+        let (now, rest) = from.split_at(part.len());
+        all[part].copy_from_slice(now);
+        from = rest;
+    }
+    be.upload(be.view_mut(numbers, 0..all.len()), &all)
 }
 
 /// Appends the elements `range` of `part` to `to`, as [`State::read`] would if this rank had all of them: on rank 0, and with
@@ -205,11 +217,11 @@ pub(super) fn collect<B: Backend>(
     let mut mine = Vec::new();
     state.read(be, part, range.clone(), &mut mine)?;
     let spans = state.shares.spans(kind, range);
-    let of = |rank: usize| spans.iter().filter(|(by, _)| *by == rank).map(|(_, of)| of.len() * width).sum::<usize>();
-    if of(world.rank) != mine.len() {
-        return Err(Error::Training(format!("{part:?}: {} bytes of a share of {}", mine.len(), of(world.rank))));
+    let mut lengths = vec![0; world.size];
+    spans.iter().for_each(|(rank, of)| lengths[*rank] += of.len() * width);
+    if lengths[world.rank] != mine.len() {
+        return Err(Error::Training(format!("{part:?}: {} bytes of a share of {}", mine.len(), lengths[world.rank])));
     }
-    let lengths: Vec<usize> = (0..world.size).map(of).collect();
     let mut of_all = Packed { send: Staging::of(&mine), ..Packed::default() };
     to_first(team, &mut of_all, &lengths, "collect what the ranks have of a checkpoint")?;
     if !world.is_first() {
@@ -242,12 +254,12 @@ pub(super) fn whole_master<B: Backend>(be: &B, state: &mut State<B>, team: &Team
     for k in shares.buckets() {
         let own = shares.own_of(k);
         packed.send.resize(length(own) * width);
-        let held: Vec<_> = own.iter().map(|piece| piece.held[0]..piece.held[0] + piece.place.grad.len()).collect();
-        pack(be, master, held.iter(), packed.send.numbers_mut::<B::Acc>())?;
+        let held = own.iter().map(|piece| piece.held[0]..piece.held[0] + piece.place.grad.len());
+        pack(be, master, held, packed.send.numbers_mut::<B::Acc>())?;
         to_first(team, &mut packed, &lengths(shares, k, width), "collect master weights")?;
         if team.is_first() {
-            let pieces: Vec<Piece> = (0..team.size()).flat_map(|rank| shares.pieces(shares.part(k, rank))).collect();
-            unpack(be, pieces.iter().map(|piece| &piece.place.grad), packed.receive.numbers::<B::Acc>(), all)?;
+            let pieces = (0..team.size()).flat_map(|rank| shares.pieces(shares.part(k, rank)));
+            unpack(be, pieces.map(|piece| piece.place.grad), packed.receive.numbers::<B::Acc>(), all)?;
         }
     }
     Ok(())

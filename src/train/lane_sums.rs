@@ -132,9 +132,9 @@ impl<B: Backend> LaneSums<B> {
                 joined
                     .iter()
                     .rev()
-                    .flat_map(|from| pieces.iter().map(move |piece| (from, &piece.place.grad)))
+                    .flat_map(|from| pieces.clone().map(move |piece| (from, piece.place.grad)))
                     .try_for_each(|(from, at)| {
-                        be.add(Add { to: be.view_mut(grads, at.clone()), from: be.view(from, at.clone()) })
+                        be.add(Add { to: be.view_mut(grads, at.clone()), from: be.view(from, at) })
                     })
             };
             if let Some(on_device) = on_device {

@@ -38,6 +38,7 @@ mod on_device;
 pub mod optim;
 pub mod options;
 mod pass;
+pub mod places;
 mod proof;
 mod ready;
 pub mod record;

@@ -4,7 +4,8 @@
 //! The numbers that are added, and their order, are those of [`super::exchange`], which goes by the host.
 
 use super::levels::{self, Level};
-use super::shares::{BLOCK, BUCKET, Piece, Shares, length};
+use super::places::{BLOCK, length};
+use super::shares::{BUCKET, Shares};
 use super::team::{Ranks, Team};
 use crate::backend::{Add, Backend, Exchange, Storage};
 use crate::comm::tree::halves;
@@ -34,29 +35,31 @@ fn part(len: usize, size: usize) -> usize {
 }
 
 /// Copies the elements of `pieces` that `of` gives to `to`, from `at` on; gives where they end.
-fn pack<'a, B: Backend, T: Storage>(
+fn pack<B: Backend, T: Storage>(
     be: &B,
     to: &mut B::Buf<T>,
     mut at: usize,
-    (from, pieces): (&B::Buf<T>, impl Iterator<Item = &'a Range<usize>>),
+    (from, pieces): (&B::Buf<T>, impl Iterator<Item = Range<usize>>),
 ) -> Result<usize> {
     for piece in pieces {
-        be.copy(be.view_mut(to, at..at + piece.len()), be.view(from, piece.clone()))?;
-        at += piece.len();
+        let end = at + piece.len();
+        be.copy(be.view_mut(to, at..end), be.view(from, piece))?;
+        at = end;
     }
     Ok(at)
 }
 
 /// Copies the first elements of `from` to `pieces` of `to`.
-fn unpack<'a, B: Backend, T: Storage>(
+fn unpack<B: Backend, T: Storage>(
     be: &B,
     from: &B::Buf<T>,
-    (to, pieces): (&mut B::Buf<T>, impl Iterator<Item = &'a Range<usize>>),
+    (to, pieces): (&mut B::Buf<T>, impl Iterator<Item = Range<usize>>),
 ) -> Result<()> {
     let mut at = 0;
     for piece in pieces {
-        be.copy(be.view_mut(to, piece.clone()), be.view(from, at..at + piece.len()))?;
-        at += piece.len();
+        let end = at + piece.len();
+        be.copy(be.view_mut(to, piece), be.view(from, at..end))?;
+        at = end;
     }
     Ok(())
 }
@@ -88,12 +91,12 @@ impl<B: Backend> OnDevice<B> {
         grads: &mut B::Buf<B::Acc>,
     ) -> Result<()> {
         let size = team.size();
-        let span = |places: &Range<usize>| length(&shares.pieces(shares.parts(k, places)));
+        let span = |places: &Range<usize>| length(shares.pieces(shares.parts(k, places)));
         let mut at = 0;
         for region in &levels[0].regions {
             let pieces = shares.pieces(shares.parts(k, region));
             for node in others.iter().chain([&*grads]) {
-                at = pack(be, &mut self.send, at, (node, pieces.iter().map(|piece| &piece.place.grad)))?;
+                at = pack(be, &mut self.send, at, (node, pieces.clone().map(|piece| piece.place.grad)))?;
             }
         }
         for (i, level) in levels.iter().enumerate() {
@@ -116,7 +119,7 @@ impl<B: Backend> OnDevice<B> {
                 }
             }
         }
-        unpack(be, &self.sums[0], (grads, shares.own_of(k).iter().map(|piece| &piece.place.grad)))
+        unpack(be, &self.sums[0], (grads, shares.own_of(k).iter().map(|piece| piece.place.grad.clone())))
     }
 
     /// Waits until all buckets are what they are to be.
@@ -178,18 +181,19 @@ impl<B: Backend> Handed<B> {
             let pieces = |places: &Range<usize>| shares.pieces(shares.parts(k, places));
             let (mine, mut at) = (pieces(level.region()), 0);
             for _ in &level.circle {
-                at = pack(be, &mut self.send, at, (weights, mine.iter().map(|piece| &piece.place.at)))?;
+                at = pack(be, &mut self.send, at, (weights, mine.clone().map(|piece| piece.place.at)))?;
             }
-            let to = level.by_rank(size, level.circle.iter().map(|_| length(&mine)));
-            let from = level.by_rank(size, level.regions.iter().map(|region| length(&pieces(region))));
+            let n = length(mine);
+            let to = level.by_rank(size, level.circle.iter().map(|_| n));
+            let from = level.by_rank(size, level.regions.iter().map(|region| length(pieces(region))));
             let receive = be.view_mut(&mut self.receive, 0..from.iter().sum());
             be.exchange(
                 team.comm,
                 Exchange { send: be.view(&self.send, 0..at), to: &to, receive, from: &from },
                 HAND_OUT,
             )?;
-            let all = level.regions.iter().flat_map(pieces).collect::<Vec<Piece>>();
-            unpack(be, &self.receive, (weights, all.iter().map(|piece| &piece.place.at)))?;
+            let all = level.regions.iter().flat_map(pieces);
+            unpack(be, &self.receive, (weights, all.map(|piece| piece.place.at)))?;
         }
         Ok(())
     }

@@ -7,7 +7,8 @@ use super::exchange;
 use super::group::{finite_from_0, options};
 use super::levels::{Level, levels};
 use super::on_device::Handed;
-use super::shares::{self, Kind, Piece, Shares};
+use super::places::{self, Kind, Piece};
+use super::shares::Shares;
 use super::state::{Coded, Moments, State};
 use super::team::{Ranks, Team};
 use crate::backend::rounding::Rounding;
@@ -284,7 +285,7 @@ impl<B: Backend> Optimizer<B> {
             (Sums::Full(all), Some(squares)) => {
                 for Piece { place, blocks, .. } in shares.own() {
                     let (sums, g) = (be.view_mut(squares, blocks.clone()), be.view(all, place.grad.clone()));
-                    be.squares(Squares { sums, g, block: shares::BLOCK })?;
+                    be.squares(Squares { sums, g, block: places::BLOCK })?;
                 }
                 exchange::complete(be, team, shares, squares)?;
                 be.root(Root { norm, sums: be.view(squares, 0..shares.blocks()) })

@@ -5,7 +5,8 @@
 //! weights and of its gradients, and its share of master weights and moments ([`Shares`]).
 
 use super::clock::Clock;
-use super::shares::{Kind, Shares};
+use super::places::Kind;
+use super::shares::Shares;
 use crate::backend::{Backend, Storage, code8};
 use crate::comm::World;
 use crate::error::{Error, Result};

@@ -15,7 +15,7 @@ class ScalingModelTest(unittest.TestCase):
         self.assertEqual(model.PAGE.read_text(), model.page(), "run scripts/scaling_model.py --write")
 
     def test_constants_are_the_sources(self):
-        rust = (ROOT / "src/train/shares.rs").read_text()
+        rust = "".join((ROOT / "src/train" / file).read_text() for file in ("places.rs", "shares.rs"))
         self.assertIn("pub const BLOCK: usize = 1 << 14;", rust)
         self.assertEqual(model.BLOCK, 1 << 14)
         self.assertIn(f"const BUCKET: usize = {model.BUCKET};", rust)

@@ -8,6 +8,7 @@ use super::carrier::{Carrier, Ends, Packed};
 use super::exchange;
 use super::levels::{Level, levels};
 use super::on_device::OnDevice;
+use super::places::Piece;
 use super::shares::Shares;
 use super::team::{Ranks, Team};
 use crate::backend::{Add, Backend};
@@ -27,16 +28,24 @@ pub(super) struct LaneSums<B: Backend> {
     on_device: Option<OnDevice<B>>,
     /// And where they do not.
     room: Vec<Packed>,
-    carrier: Option<Carrier>,
     /// Among whom they are added up.
     levels: Vec<Level>,
-    /// The order in which buckets go, and how many of them are gone.
+    /// The order in which buckets go.
     order: Vec<Due>,
-    gone: usize,
-    /// How many of the nodes before the last lane's make one with it.
+    /// While that is under way.
+    last: Option<LastLane>,
+}
+
+/// The last lane of a rank of several, whose buckets go to the others.
+struct LastLane {
+    /// How many of the nodes before make one with it.
     joins: usize,
-    /// Passes until the step's last, that one included; 0: nobody said.
+    /// Passes until the step's last, that one included.
     left: usize,
+    /// How many buckets are gone.
+    gone: usize,
+    /// Who takes them, where they go by the host.
+    carrier: Option<Carrier>,
 }
 
 impl<B: Backend> LaneSums<B> {
@@ -52,12 +61,9 @@ impl<B: Backend> LaneSums<B> {
             spare: (0..copies).map(|_| be.zeros("gradients of lanes", len)).collect::<Result<_>>()?,
             on_device: OnDevice::new(be, len, ranks)?,
             room: Vec::new(),
-            carrier: None,
             levels: levels(ranks),
             order: Vec::new(),
-            gone: 0,
-            joins: 0,
-            left: 0,
+            last: None,
         }))
     }
 
@@ -83,34 +89,39 @@ impl<B: Backend> LaneSums<B> {
         Ok(())
     }
 
-    /// What comes now is the last lane, by `passes`: as its gradients come to be whole they go to the other ranks.
-    pub fn begin(&mut self, lane: usize, passes: usize, (table, shares): (&ParamTable, &Shares)) {
+    /// What comes now is the last lane, by `passes`: as its gradients come to be whole they go to the other ranks. Gives what ends the
+    /// thread on which they go by the host.
+    pub fn begin<'s, 'a: 's>(
+        &mut self,
+        scope: &'s Scope<'s, '_>,
+        team: Team<'a>,
+        (lane, passes): (usize, usize),
+        (table, shares): (&ParamTable, &Shares),
+    ) -> Result<Option<Ends<'a>>> {
         if self.order.is_empty() {
             self.order = order(table, shares);
         }
         self.stack.push(lane);
         let n = self.stack.nodes().len();
         while self.stack.join() {}
-        (self.joins, self.left, self.gone) = (n - self.stack.nodes().len(), passes, 0);
-    }
-
-    /// Begins the thread on which buckets travel, where they go by the host.
-    pub fn carry<'s, 'a: 's>(&mut self, scope: &'s Scope<'s, '_>, team: Team<'a>) -> Result<Option<Ends<'a>>> {
+        let last = LastLane { joins: n - self.stack.nodes().len(), left: passes, gone: 0, carrier: None };
+        let last = self.last.insert(last);
         if self.on_device.is_some() {
             return Ok(None);
         }
         let (comm, levels) = (team.comm, self.levels.clone());
         let add_up = move |parcel: &mut _| exchange::add_up::<B::Acc>(comm, &levels, parcel);
         let (carrier, ends) = Carrier::start(scope, comm, std::mem::take(&mut self.room), add_up)?;
-        self.carrier = Some(carrier);
+        last.carrier = Some(carrier);
         Ok(Some(ends))
     }
 
     /// Whether the pass that begins is the step's last.
     pub fn is_last(&mut self) -> bool {
-        let last = self.left == 1;
-        self.left = self.left.saturating_sub(1);
-        last
+        self.last.as_mut().is_some_and(|last| {
+            last.left -= 1;
+            last.left == 0
+        })
     }
 
     /// Sends the buckets that are whole when the layer `after` and all above it are behind the pass; all, where it is through.
@@ -122,53 +133,53 @@ impl<B: Backend> LaneSums<B> {
         grads: &mut B::Buf<B::Acc>,
         after: Option<usize>,
     ) -> Result<()> {
-        while let Some(due) = self.order.get(self.gone).filter(|due| due.after >= after) {
-            let k = due.bucket;
-            self.gone += 1;
-            let Self { before, joins, on_device, carrier, levels, .. } = &mut *self;
-            let (others, joined) = before.split_at(before.len() - *joins);
-            let pieces = shares.pieces(shares.bucket(k));
-            let join = |grads: &mut B::Buf<B::Acc>| {
-                joined
-                    .iter()
-                    .rev()
-                    .flat_map(|from| pieces.clone().map(move |piece| (from, piece.place.grad)))
-                    .try_for_each(|(from, at)| {
-                        be.add(Add { to: be.view_mut(grads, at.clone()), from: be.view(from, at) })
-                    })
-            };
+        let Self { before, on_device, levels, order, last: Some(last), .. } = self else { return Ok(()) };
+        let (others, joined) = before.split_at(before.len() - last.joins);
+        for &Due { bucket: k, .. } in order[last.gone..].iter().take_while(|due| due.after >= after) {
+            last.gone += 1;
             if let Some(on_device) = on_device {
                 be.beside(|| {
-                    join(grads)?;
+                    join(be, (shares, k), joined, grads)?;
                     on_device.sum(be, team, (levels, shares, k), others, grads)
                 })?;
-                continue;
+            } else if let Some(carrier) = &mut last.carrier {
+                join(be, (shares, k), joined, grads)?;
+                let packed = carrier.room(|parcel| exchange::unpack_gradients(be, shares, parcel, grads))?;
+                let nodes: Vec<_> = others.iter().chain([&*grads]).collect();
+                carrier.send(exchange::pack_gradients(be, levels, (shares, k), &nodes, packed)?)?;
             }
-            let carrier = carrier.as_mut().expect("it was begun");
-            join(grads)?;
-            let packed = carrier.room(|parcel| exchange::unpack_gradients(be, shares, parcel, grads))?;
-            let nodes: Vec<_> = others.iter().chain([&*grads]).collect();
-            carrier.send(exchange::pack_gradients(be, levels, (shares, k), &nodes, packed)?)?;
         }
         Ok(())
     }
 
     /// Makes `grads`, where this rank's share of them is, the sum over all lanes, and has nothing from here on.
     pub fn end(&mut self, be: &B, team: &Team<'_>, shares: &Shares, grads: &mut B::Buf<B::Acc>) -> Result<()> {
-        if shares.shared() {
-            self.send(be, team, shares, grads, None)?;
-        }
-        if let Some(carrier) = self.carrier.take() {
+        self.send(be, team, shares, grads, None)?;
+        if let Some(carrier) = self.last.take().and_then(|last| last.carrier) {
             self.room = carrier.finish(|parcel| exchange::unpack_gradients(be, shares, parcel, grads))?;
         }
         if let Some(on_device) = &self.on_device {
             on_device.end(be, team)?;
         }
-        (self.joins, self.left) = (0, 0);
         self.stack.clear();
         self.spare.append(&mut self.before);
         Ok(())
     }
+}
+
+/// Adds to bucket `k` of `grads` what is `joined` to it, the last first.
+fn join<B: Backend>(
+    be: &B,
+    (shares, k): (&Shares, usize),
+    joined: &[B::Buf<B::Acc>],
+    grads: &mut B::Buf<B::Acc>,
+) -> Result<()> {
+    for from in joined.iter().rev() {
+        for Piece { place, .. } in shares.pieces(shares.bucket(k)) {
+            be.add(Add { to: be.view_mut(grads, place.grad.clone()), from: be.view(from, place.grad) })?;
+        }
+    }
+    Ok(())
 }
 
 /// The gradients, all in accumulation precision.

@@ -36,12 +36,9 @@ impl<'a, B: Backend> Engine<'a, B> {
             let last = lane + 1 == lanes.end && self.team.size() > 1;
             let (be, sums, state) = self.lanes();
             sums.set_aside(be, full(grads(state))?)?;
-            if last {
-                sums.begin(lane, rest.len(), (&state.model.table, &state.shares));
-            }
             self.clear_grads()?;
             if last {
-                return self.last_lane(|engine| pass(engine, rest));
+                return self.last_lane((lane, rest.len()), |engine| pass(engine, rest));
             }
             pass(self, rest)?;
             self.settle()?;
@@ -57,11 +54,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         sums.end(be, &team, shares, full(grads.as_mut().expect(TRAINS))?)
     }
 
-    /// Goes through the last lane by `pass`, while what is whole of the gradients travels to the other ranks.
-    fn last_lane(&mut self, pass: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+    /// Goes through the last lane by `pass`, which makes that many passes, while what is whole of the gradients travels to the other ranks.
+    fn last_lane(&mut self, of: (usize, usize), pass: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let team = self.team;
         std::thread::scope(|scope| {
-            let ends = self.lanes().1.carry(scope, team)?;
+            let (_, sums, State { model, shares, .. }) = self.lanes();
+            let ends = sums.begin(scope, team, of, (&model.table, shares))?;
             pass(self)?;
             self.settle()?;
             self.end_lanes()?;

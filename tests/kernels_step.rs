@@ -313,7 +313,7 @@ fn run_training<B: Backend>(be: &B, dir: &Path, batch: &MicroBatch, steps: u64) 
     for step in 1..=steps {
         grads.clear(be, &model.table).unwrap();
         let scale = 1.0 / batch.pairs().iter().map(|p| f64::from(p.weight)).sum::<f64>();
-        model_common::run(be, &model, &mut ws, batch, &SPEC, scale, &mut grads);
+        model_common::run(be, (&model, &mut ws, &mut grads), batch, (&SPEC, scale), None);
         let pairs = read(be, &ws.pair_stats, batch.pairs().len() * fusedpo::backend::PAIR_STATS);
         let weighted = pairs.chunks(fusedpo::backend::PAIR_STATS).zip(batch.pairs());
         losses.push(weighted.map(|(l, p)| l[0] * f64::from(p.weight)).sum::<f64>() * scale);

@@ -135,7 +135,7 @@ fn what_is_told_to_be_whole_is_whole() {
                 seen.push((layer, read(&be, grads.all().unwrap(), m.table.trained_len)));
                 Ok(())
             };
-            run_told(&be, &m, &mut ws, &batch, &SIGMOID, 0.7, &mut grads, Some(&mut told));
+            run(&be, (&m, &mut ws, &mut grads), &batch, (&SIGMOID, 0.7), Some(&mut told));
             let last = read(&be, grads.all().unwrap(), m.table.trained_len);
             assert!(seen.iter().map(|(layer, _)| *layer).eq((0..4).rev()), "{what}");
             for (layer, then) in &seen {
@@ -283,7 +283,7 @@ fn a_step_allocates_nothing() {
         let mut grads = Gradients::new(&be, &m.table, false).unwrap();
         let before = be.memory_table().len();
         for b in &batches {
-            run(&be, &m, &mut ws, b, &SIGMOID, 0.2, &mut grads);
+            run(&be, (&m, &mut ws, &mut grads), b, (&SIGMOID, 0.2), None);
         }
         assert_eq!(be.memory_table().len(), before, "{name}");
     }

@@ -85,29 +85,12 @@ pub struct Step {
     pub grads: Vec<f64>,
 }
 
-/// Forward and backward over one micro-batch.
+/// Forward and backward over one micro-batch, of a loss at a scale; `told` is, how far it is.
 pub fn run<B: Backend>(
     be: &B,
-    m: &Model<B>,
-    ws: &mut Workspace<B>,
+    (m, ws, grads): (&Model<B>, &mut Workspace<B>, &mut Gradients<B>),
     batch: &MicroBatch,
-    spec: &LossSpec,
-    scale: f64,
-    grads: &mut Gradients<B>,
-) {
-    run_told(be, m, ws, batch, spec, scale, grads, None);
-}
-
-/// [`run`], where somebody is told how far it is.
-#[allow(clippy::too_many_arguments)] // those of `run`
-pub fn run_told<B: Backend>(
-    be: &B,
-    m: &Model<B>,
-    ws: &mut Workspace<B>,
-    batch: &MicroBatch,
-    spec: &LossSpec,
-    scale: f64,
-    grads: &mut Gradients<B>,
+    (spec, scale): (&LossSpec, f64),
     told: Option<model::Told<'_, B>>,
 ) {
     ws.load_batch(be, batch).unwrap();
@@ -150,7 +133,7 @@ fn train_in<B: Backend>(
     let mut grads = Gradients::new(be, &m.table, false).unwrap();
     let mut step = Step { pair_losses: Vec::new(), logps: Vec::new(), response_losses: Vec::new(), grads: Vec::new() };
     for b in batches {
-        run(be, m, &mut ws, b, spec, scale, &mut grads);
+        run(be, (m, &mut ws, &mut grads), b, (spec, scale), None);
         let pairs = read(be, &ws.pair_stats, b.pairs().len() * PAIR_STATS);
         step.pair_losses.extend(pairs.chunks(PAIR_STATS).map(|p| p[0]));
         let responses = read(be, &ws.response_stats, b.responses().len() * RESPONSE_STATS);

@@ -41,6 +41,7 @@ pub mod merge;
 pub mod nf4;
 mod nf4_file;
 mod packed;
+mod param_builder;
 pub mod params;
 pub mod peft;
 mod quantized;

@@ -1,7 +1,7 @@
 //! A row's columns on their way to be understood.
 
 use super::fields::names;
-use super::json::kind;
+use super::json_row::kind;
 use super::python_json;
 use super::row::Turn;
 use serde_json::{Map, Value};

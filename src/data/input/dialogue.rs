@@ -1,6 +1,6 @@
 //! Prompts and responses of a row, checked and brought to one form.
 
-use super::json::kind;
+use super::json_row::kind;
 use super::messages::{assistant, is_assistant, messages, same_turn, say_something, says, user};
 use super::row::{Body, Prompt, Response, Text, Unusable};
 use serde_json::Value;

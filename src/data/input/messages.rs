@@ -2,7 +2,7 @@
 //! that stands for a list.
 
 use super::integers;
-use super::json::kind;
+use super::json_row::kind;
 use serde_json::{Map, Value, json};
 
 /// A message list, if `value` is one or a single message. Errors: messages that no template could render as they are meant.

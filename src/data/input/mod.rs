@@ -11,6 +11,7 @@ mod dialogue;
 mod fields;
 mod integers;
 mod json;
+mod json_row;
 mod json_text;
 mod messages;
 mod open;

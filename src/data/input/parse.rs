@@ -11,7 +11,7 @@ use super::columns::Columns;
 use super::dialogue::{answer, answers_as_messages, join, prompt};
 use super::fields::FieldMap;
 use super::integers;
-use super::json::kind;
+use super::json_row::kind;
 use super::messages::user;
 use super::pairs::{pair, scored_after};
 use super::row::{Body, Pairs, Prompt, Response, Row, Text, Turn};

@@ -1,7 +1,7 @@
 //! What stands before an answer in the shapes that name who speaks: a dialogue, or a request.
 
 use super::columns::Columns;
-use super::json::kind;
+use super::json_row::kind;
 use super::messages::{self, assistant, is_assistant, messages, user};
 use super::row::{Body, Response, Text};
 use serde_json::Value;

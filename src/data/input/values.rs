@@ -1,7 +1,7 @@
 //! Weights, labels, scores and token ids of a row.
 
 use super::columns::Columns;
-use super::json::kind;
+use super::json_row::kind;
 use super::row::{Body, Unusable};
 use serde_json::Value;
 

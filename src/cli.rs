@@ -3,7 +3,7 @@
 use crate::commands::choice::named;
 use crate::commands::demo::DemoArgs;
 use crate::commands::flags::Flags;
-use crate::commands::train::{DpoFlags, TrainFlags};
+use crate::commands::train_flags::{DpoFlags, TrainFlags};
 use crate::commands::{
     analyze, doctor, eval, generate, help, inspect, loss, merge, pack, plan, quantize, reference, replay, report, run,
     score, shell, sweep, watch,

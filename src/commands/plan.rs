@@ -3,7 +3,8 @@
 use super::choice::named;
 use super::hub;
 use super::plan_time::{self, holds, unit};
-use super::train::{DpoFlags, TrainFlags, command_of_plan, options_for_plan};
+use super::train_flags::{DpoFlags, TrainFlags};
+use super::typed::{command_of_plan, options_for_plan};
 use crate::backend::Backend;
 use crate::backend::gpu::specs::GpuName;
 use crate::choice::Choice;

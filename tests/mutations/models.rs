@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, golden};
 use super::{Rng, Verdict, bytes, json_value, refused};
-use fusedpo::commands::train::resolve;
+use fusedpo::commands::typed::resolve;
 use fusedpo::model::{Model, ModelDir};
 use fusedpo::train::options::Stage;
 use serde_json::{Value, json};

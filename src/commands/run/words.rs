@@ -6,8 +6,9 @@ use crate::commands::pack::PackArgs;
 use crate::commands::quantize::QuantizeArgs;
 use crate::commands::reference::ReferenceArgs;
 use crate::commands::report::ReportArgs;
-use crate::commands::train::{self, DpoFlags, TrainFlags};
+use crate::commands::train_flags::{DpoFlags, TrainFlags};
 use crate::commands::trl_keys::nearest;
+use crate::commands::typed;
 use crate::error::{Error, Result};
 use crate::hub::{self, Repo};
 use crate::recipe::{CACHE, Kind};
@@ -105,7 +106,7 @@ pub(super) fn of(kind: Kind, options: &Table, runs: &[String]) -> Result<Vec<Str
     let flags = TrainFlags::from_arg_matches(&matches).map_err(read)?;
     let dpo =
         if stage == Stage::Dpo { DpoFlags::from_arg_matches(&matches).map_err(read)? } else { DpoFlags::default() };
-    train::checked(stage, &flags, &dpo).map_err(|e| fail(e.to_string()))?;
+    typed::checked(stage, &flags, &dpo).map_err(|e| fail(e.to_string()))?;
     Ok(words)
 }
 

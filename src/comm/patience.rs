@@ -15,8 +15,12 @@ const OUTSIDE: u32 = 48;
 /// All are started together: who is not there by then does not come, however patient the ranks are later.
 pub(super) const JOINING: Duration = Duration::from_secs(300);
 
-/// Looks before a wait begins to sleep between them: about as long as an exchange takes.
-const EAGER: u32 = 20_000;
+/// Looks before a wait begins to sleep between them: about as long as a short exchange takes. Where ranks compute on all cores, every
+/// look more is taken from what is waited for.
+const EAGER: u32 = 500;
+
+/// After those so many sleeps as short as the system has them, some 50 microseconds each: about as long as a bucket takes.
+const SHORT: u32 = 400;
 
 /// How long ranks are waited for. Errors: what was asked for is no time.
 pub(super) fn patience(env: &dyn Fn(&str) -> Option<String>) -> Result<Duration> {
@@ -48,9 +52,10 @@ impl<'a> Wait<'a> {
     /// Between one look and the next. Errors: it has lasted too long, by `who`, as in "rank 3 is".
     pub(super) fn on(&mut self, who: impl FnOnce() -> String) -> Result<()> {
         self.looks = self.looks.saturating_add(1);
-        match self.looks < EAGER {
-            true => std::thread::yield_now(),
-            false => std::thread::sleep(Duration::from_micros(200)),
+        match self.looks {
+            n if n < EAGER => std::thread::yield_now(),
+            n if n < EAGER + SHORT => std::thread::sleep(Duration::from_micros(1)),
+            _ => std::thread::sleep(Duration::from_micros(200)),
         }
         let waited = || self.begun.elapsed();
         match self.patience.filter(|patience| self.looks.is_multiple_of(64) && waited() > *patience) {

@@ -1,6 +1,7 @@
 //! A model of seventeen buckets, the last of them shorter: each rank has a part of each, and places that reach from one bucket into the
 //! next are updated in pieces. The golden models have a few buckets, whose parts are a block each.
 
+use crate::abreast::abreast;
 use crate::cli_common::Cli;
 use crate::mpirun::said;
 use crate::torchrun::Torchrun;
@@ -77,7 +78,7 @@ fn a_model_of_several_buckets_is_that_of_one_process() {
     let bf16 = !cli.ok("doctor").out.contains("--dtype bf16: not here");
     let small = "--optim adamw_8bit --dtype bf16";
     let kinds = [("adamw", "--dtype f32"), ("8bit", small)];
-    for (name, how) in kinds.into_iter().take(if bf16 { 2 } else { 1 }) {
+    abreast(2, &kinds[..if bf16 { 2 } else { 1 }], |(name, how)| {
         let args = format!("dpo {RUN} {how} --save-steps 2 --save-total-limit 1 --lr-scheduler-type constant");
         cli.ok(&format!("{args} --max-steps 3 --lanes 4 --out {name}-1"));
         for ranks in [2, 4] {
@@ -95,5 +96,5 @@ fn a_model_of_several_buckets_is_that_of_one_process() {
         by(2, &cli, &format!("{args} --max-steps 3 --out {parts} --resume auto"));
         let [last, whole] = [&*parts, &format!("{name}-1")].map(|run| cli.bytes(&format!("{run}/model.safetensors")));
         assert!(last == whole, "{how}: weights of a run that went on differ, seed {seed}");
-    }
+    });
 }

@@ -1,5 +1,6 @@
 //! A step without finite numbers: rank 0 keeps its batch with the tokens and the references of all ranks, as one process does.
 
+use crate::abreast::{abreast, pairs};
 use crate::cli_common::Cli;
 use crate::mpirun::{Mpirun, said};
 use crate::training::with;
@@ -24,19 +25,17 @@ fn the_batch_of_a_step_is_kept_whole() {
         "dpo --loss-type kto",
         "dpo --ledger off --sync-ref-model --ref-model-sync-steps 1",
     ];
-    for (i, args) in kinds.into_iter().enumerate() {
-        let one = format!("one-{i}");
-        let ran = cli.run(&format!("{args} {RUN} --out {one}"));
-        let want = kept(&cli, &one);
-        assert!(!want.is_empty(), "{args}: {ran:?}");
-        for mpirun in &all {
-            for ranks in [2, 4] {
-                let out = format!("{}-{ranks}-{i}", mpirun.name);
-                let ran = with(mpirun, &cli, ranks, &format!("{args} {RUN} --out {out}"));
-                let text = said(&ran);
-                assert!(text.contains("no finite gradient in 3 steps in a row"), "{args}, {ranks} ranks: {text}");
-                assert!(kept(&cli, &out) == want, "{args}, {}, {ranks} ranks: {text}", mpirun.name);
-            }
-        }
+    for (i, args) in kinds.iter().enumerate() {
+        let ran = cli.run(&format!("{args} {RUN} --out one-{i}"));
+        assert!(!kept(&cli, &format!("one-{i}")).is_empty(), "{args}: {ran:?}");
     }
+    let kinds: Vec<(usize, &str)> = kinds.into_iter().enumerate().collect();
+    abreast(4, &pairs(&kinds, &pairs(&all, &[2, 4])), |((i, args), (mpirun, ranks))| {
+        let out = format!("{}-{ranks}-{i}", mpirun.name);
+        let ran = with(mpirun, &cli, *ranks, &format!("{args} {RUN} --out {out}"));
+        let text = said(&ran);
+        assert!(text.contains("no finite gradient in 3 steps in a row"), "{args}, {ranks} ranks: {text}");
+        let same = kept(&cli, &out) == kept(&cli, &format!("one-{i}"));
+        assert!(same, "{args}, {}, {ranks} ranks: {text}", mpirun.name);
+    });
 }

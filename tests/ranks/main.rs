@@ -3,6 +3,7 @@
 #[path = "../cli_common/mod.rs"]
 mod cli_common;
 
+mod abreast;
 mod buckets;
 #[cfg(target_os = "linux")]
 mod faults;

@@ -1,18 +1,24 @@
 //! Ranks without MPI meet over TCP: what is sent arrives, strangers and other jobs are passed by, and who is late or lost is named.
 
-use crate::mpirun::said;
+use crate::abreast::abreast;
+use crate::mpirun::{Mpirun, said};
 use crate::torchrun::Torchrun;
 use crate::transport::{environment, seed, this_program};
-use fusedpo::comm::join;
 use fusedpo::comm::launch::{Launcher, Place};
 use fusedpo::comm::tcp::Meeting;
+use fusedpo::comm::{Comm, join};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a rank of `a_part` plays.
 const PART: &str = "FUSEDPO_TEST_PART";
+
+/// Arguments of this program as such a rank.
+const AS_PART: [&str; 3] = ["--exact", "meeting::a_part", "--nocapture"];
 
 /// A rank that does `PART` at the third step, or, as the others, goes on.
 #[test]
@@ -29,6 +35,8 @@ fn a_part() {
             (3, "dies") => std::process::abort(),
             (3, "hangs") => std::thread::sleep(Duration::from_secs(60)),
             (3, "fails") => return comm.abort(1),
+            (3, "gives up") => return gives_up(&*comm),
+            (3, "is behind") => std::thread::sleep(Duration::from_millis(2500)),
             (3, "errs") => drop(comm.barrier("do something else").map_err(|e| println!("says: {e}"))),
             _ => {}
         }
@@ -40,17 +48,33 @@ fn a_part() {
     comm.end().unwrap();
 }
 
+/// A rank whose own work fails while another thread of it waits for what only this work would have brought about.
+fn gives_up(comm: &dyn Comm) {
+    let waited = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| (comm.gather(&[], "hear of nothing"), Instant::now()));
+        std::thread::sleep(Duration::from_millis(100));
+        let given_up = Instant::now();
+        comm.give_up();
+        let (ended, at) = waits.join().unwrap();
+        println!("says: {}", ended.unwrap_err());
+        at.duration_since(given_up)
+    });
+    assert!(waited < Duration::from_millis(1500), "less than the patience that ranks have: {waited:?}");
+    comm.abort(1);
+}
+
 /// A rank that plays `part`, with two seconds of patience.
 fn part_of(part: &str) -> Command {
     let mut command = Command::new("timeout");
     command.args(["-k", "1", "12"]);
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", "meeting::a_part", "--nocapture"]);
+    command.arg(std::env::current_exe().unwrap()).args(AS_PART);
     command.env(PART, part).env("FUSEDPO_COMM_TIMEOUT", "2");
     command
 }
 
 fn play(torchrun: &Torchrun, size: usize, part: (usize, &str)) -> Vec<Output> {
-    let of = |rank: usize| part_of(if rank == part.0 { part.1 } else { "" });
+    let others = if part.1 == "gives up" { "is behind" } else { "" };
+    let of = |rank: usize| part_of(if rank == part.0 { part.1 } else { others });
     let all = (0..size).filter(|rank| part.1 != "missing" || *rank != part.0);
     Torchrun::end(all.map(|rank| torchrun.rank(rank, of(rank)).spawn().unwrap()).collect())
 }
@@ -73,24 +97,42 @@ fn what_is_sent_arrives_without_mpi() {
 
 #[test]
 fn who_is_lost_or_late_is_named() {
-    for (part, why) in [
+    let parts = [
         ("dies", "cannot hear of a step's numbers: rank 2 is lost: its connection was closed"),
         ("fails", "cannot hear of a step's numbers: rank 2 has ended"),
         ("hangs", "s to hear of a step's numbers: rank 2 is lost or stuck"),
         ("errs", "sends 100000 bytes in place of 0"),
+        ("gives up", "cannot hear of a step's numbers: rank 2 "),
         ("missing", "rank 2 is missing"),
-    ] {
+    ];
+    abreast(3, &parts, |(part, why)| {
         let (torchrun, begun) = (Torchrun::new(4), Instant::now());
         let all = play(&torchrun, 4, (2, part));
         let texts: Vec<String> = all.iter().map(said).collect();
         let told = texts.iter().filter(|text| text.contains("says: ") && text.contains(why)).count();
         let named = texts.iter().filter(|text| text.contains("says: ")).count();
         assert!(told >= 1 && named >= 3, "{part}: {texts:?}");
+        let own = "says: cannot hear of nothing: the ranks have parted";
+        assert!(*part != "gives up" || texts[2].contains(own) && texts[2].contains("1 passed"), "{texts:?}");
         // Rank 0 tells the user.
-        assert!(part == "missing" || texts[0].contains("rank 2"), "{part}: {texts:?}");
-        let most = if part == "hangs" { 14 } else { 8 };
+        assert!(*part == "missing" || texts[0].contains("rank 2"), "{part}: {texts:?}");
+        let most = if *part == "hangs" { 14 } else { 8 };
         assert!(begun.elapsed() < Duration::from_secs(most), "{part}: {:?}", begun.elapsed());
-    }
+    });
+}
+
+#[test]
+fn who_gives_up_under_an_mpi_ends_all() {
+    abreast(2, &Mpirun::all(), |mpirun| {
+        let mut command = mpirun.command(2);
+        let program = std::env::current_exe().unwrap();
+        command.env("FUSEDPO_COMM_TIMEOUT", "100").env(PART, "is behind").arg(&program).args(AS_PART);
+        command.args([":", "-n", "1", "env", &format!("{PART}=gives up")]).arg(&program).args(AS_PART);
+        let ran = command.output().unwrap();
+        let text = said(&ran);
+        let given_up = text.contains("says: cannot hear of nothing: the ranks have parted");
+        assert!(!ran.status.success() && given_up, "{mpirun:?}: {text}");
+    });
 }
 
 /// Somebody else listens at the first port, a stranger knocks at the second, and another job meets beside this one.
@@ -110,18 +152,22 @@ fn strangers_are_passed_by() {
         }
     });
     // It takes connections and closes them.
-    let closes = std::thread::spawn(move || {
-        taken.set_nonblocking(true).unwrap();
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(3) {
-            drop(taken.accept());
-            std::thread::sleep(Duration::from_millis(5));
+    let met = Arc::new(AtomicBool::new(false));
+    let closes = std::thread::spawn({
+        let met = met.clone();
+        move || {
+            taken.set_nonblocking(true).unwrap();
+            while !met.load(Ordering::Relaxed) {
+                drop(taken.accept());
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
     });
     for ran in play(&torchrun, 2, (0, "")) {
         let text = said(&ran);
         assert!(text.contains("1 passed") && !text.contains("says"), "{text}");
     }
+    met.store(true, Ordering::Relaxed);
     knocks.join().unwrap();
     closes.join().unwrap();
 }

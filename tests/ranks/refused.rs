@@ -1,5 +1,6 @@
 //! What does not work on several processes is refused before anything is done, in one line.
 
+use crate::abreast::abreast;
 use crate::cli_common::Cli;
 use crate::mpirun::{Mpirun, said};
 use crate::torchrun::Torchrun;
@@ -37,7 +38,7 @@ fn commands_of_one_process_are_refused_under_a_launcher() {
 #[test]
 fn a_gpu_by_its_number_is_refused() {
     let cli = Cli::with_data();
-    for command in ["dpo --data d --out r", "reference --data d", "generate --prompt w5"] {
+    abreast(3, &["dpo --data d --out r", "reference --data d", "generate --prompt w5"], |command| {
         let args = format!("{command} --model m --device cuda:1");
         let all = Torchrun::end(Torchrun::new(2).start(|_| cli.command(&args)));
         let why =
@@ -45,7 +46,7 @@ fn a_gpu_by_its_number_is_refused() {
         assert!(said(&all[0]).starts_with(&format!("fusedpo: {why}")), "{}", said(&all[0]));
         assert_eq!(all[0].status.code(), Some(2), "{command}");
         assert!(!cli.path("r").exists());
-    }
+    });
 }
 
 #[test]

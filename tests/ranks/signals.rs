@@ -1,5 +1,6 @@
 //! A signal to the launcher: what each hands on, and how the run ends by it.
 
+use crate::abreast::abreast;
 use crate::faults::{args, comes_to_the_same, scene};
 use crate::job::{By, Ended, Job, send};
 use crate::mpirun::Mpirun;
@@ -20,25 +21,28 @@ fn stopped_at(ended: &Ended) -> u64 {
 /// Which signals a launcher hands on at once, and the exit code that the run, and with it the launcher, ends with.
 #[test]
 fn what_a_launcher_hands_on_ends_the_run_with_a_checkpoint() {
+    let mut handed_on: Vec<(Mpirun, &str, i32)> = Vec::new();
     for mpirun in Mpirun::all() {
-        let handed_on: &[(&str, i32)] = match mpirun.name {
+        let signals: &[(&str, i32)] = match mpirun.name {
             "mpirun.openmpi" => &[("USR1", 138)],
             _ => &[("USR1", 138), ("TERM", 143), ("INT", 130)],
         };
-        for (signal, code) in handed_on {
-            let (cli, by) = (scene(), By::Mpi(mpirun.clone()));
-            let out = format!("{signal}-{}", mpirun.name);
-            let mut job = Job::start(&by, &cli, 3, &format!("{} --out {out}", args()), &[]);
-            job.awaits(&cli.path(&format!("{out}/checkpoint-25")));
-            send(&format!("-{signal}"), job.launcher());
-            let ended = job.ends(None);
-            let step = stopped_at(&ended);
-            assert!((25..200).contains(&step) && ended.took < Duration::from_secs(15), "{step}: {:?}", ended.took);
-            assert_eq!(ended.all[0].status.code(), Some(*code), "{}", ended.said());
-            assert!(cli.path(&format!("{out}/checkpoint-{step}")).is_dir());
-            comes_to_the_same(&by, &cli, &out);
-        }
+        handed_on.extend(signals.iter().map(|(signal, code)| (mpirun.clone(), *signal, *code)));
     }
+    let cli = scene();
+    abreast(2, &handed_on, |(mpirun, signal, code)| {
+        let by = By::Mpi(mpirun.clone());
+        let out = format!("{signal}-{}", mpirun.name);
+        let mut job = Job::start(&by, &cli, 3, &format!("{} --out {out}", args()), &[]);
+        job.awaits(&cli.path(&format!("{out}/checkpoint-25")));
+        send(&format!("-{signal}"), job.launcher());
+        let ended = job.ends(None);
+        let step = stopped_at(&ended);
+        assert!((25..200).contains(&step) && ended.took < Duration::from_secs(15), "{step}: {:?}", ended.took);
+        assert_eq!(ended.all[0].status.code(), Some(*code), "{}", ended.said());
+        assert!(cli.path(&format!("{out}/checkpoint-{step}")).is_dir());
+        comes_to_the_same(&by, &cli, &out);
+    });
 }
 
 /// Open MPI ends a job in its own way where it is told to end: it waits, asks the ranks to, waits as long again, and kills them.

@@ -1,5 +1,6 @@
 //! Runs by processes that torchrun started: those of one process, to the byte; and every way in which a rank is lost ends all.
 
+use crate::abreast::abreast;
 use crate::cli_common::Cli;
 use crate::mpirun::said;
 use crate::torchrun::Torchrun;
@@ -87,10 +88,11 @@ fn struck(signal: &str) -> (Vec<Output>, Duration) {
 
 #[test]
 fn a_rank_that_is_killed_or_stuck_ends_all() {
-    for (signal, why) in [
+    let signals = [
         ("-KILL", "rank 2 is lost: its connection was closed"),
         ("-STOP", ": rank 2 is lost or stuck (FUSEDPO_COMM_TIMEOUT"),
-    ] {
+    ];
+    abreast(2, &signals, |(signal, why)| {
         let (others, took) = struck(signal);
         for (i, ran) in others.iter().enumerate() {
             let text = String::from_utf8_lossy(&ran.stderr).into_owned();
@@ -103,5 +105,5 @@ fn a_rank_that_is_killed_or_stuck_ends_all() {
         let all: Vec<String> = others.iter().map(said).collect();
         assert!(all.iter().any(|text| text.contains(why)), "{signal}: {all:?}");
         assert!(took < Duration::from_secs(15), "{signal}: {took:?}");
-    }
+    });
 }

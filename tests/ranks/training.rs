@@ -1,6 +1,7 @@
 //! A run by several processes is the run of one, to the byte: weights, metrics without times, ledger and checkpoints depend on the
 //! lanes alone. And what ends it.
 
+use crate::abreast::{abreast, pairs};
 use crate::cli_common::{Cli, rows};
 use crate::mpirun::{Mpirun, said};
 use std::path::Path;
@@ -78,9 +79,14 @@ pub fn assert_same(cli: &Cli, is: &str, was: &str, what: &str) {
 /// Numbers of processes that a test tries its `case` with, of 2 to 4: one, and all three where `FUSEDPO_RANKS` is `all`
 /// (scripts/ranks.sh).
 fn sizes(case: usize) -> Vec<usize> {
+    some_of(&[2, 3, 4], case)
+}
+
+/// What a test tries of `all` with its `case`: one, so that cases in a row try each, and all where `FUSEDPO_RANKS` is `all`.
+pub fn some_of<T: Copy>(all: &[T], case: usize) -> Vec<T> {
     match std::env::var("FUSEDPO_RANKS") {
-        Ok(which) if which == "all" => vec![2, 3, 4],
-        _ => vec![2 + case % 3],
+        Ok(which) if which == "all" => all.to_vec(),
+        _ => vec![all[case % all.len()]],
     }
 }
 
@@ -89,11 +95,11 @@ fn results_depend_on_the_lanes_alone() {
     let all = Mpirun::all();
     let cli = Cli::with_data();
     cli.model("other", "llama");
-    for (i, (kind, args)) in KINDS.iter().enumerate() {
+    let kinds: Vec<(usize, &(&str, &str))> = KINDS.iter().enumerate().collect();
+    abreast(3, &kinds, |(i, (kind, args))| {
         let usable = !args.contains("bf16") || !cli.ok("doctor").out.contains("--dtype bf16: not here");
         if !usable {
-            println!("skipped: {kind} (no products in bf16 here)");
-            continue;
+            return println!("skipped: {kind} (no products in bf16 here)");
         }
         let one = format!("r{i}-1");
         cli.ok(&format!("{args} {RUN} --max-steps 5 --lanes 4 --out {one}"));
@@ -112,7 +118,7 @@ fn results_depend_on_the_lanes_alone() {
                 assert_eq!(once, 1, "one rank speaks: {}", said(&ran));
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -120,15 +126,15 @@ fn a_run_goes_on_with_another_number_of_processes() {
     let cli = Cli::with_data();
     let args = format!("dpo {RUN} --lr-scheduler-type constant --save-steps 2");
     cli.ok(&format!("{args} --max-steps 7 --lanes 4 --out whole"));
-    for mpirun in Mpirun::all() {
+    abreast(2, &Mpirun::all(), |mpirun| {
         let out = format!("parts-{}", mpirun.name);
-        let ran = with(&mpirun, &cli, 3, &format!("{args} --max-steps 2 --lanes 4 --out {out}"));
+        let ran = with(mpirun, &cli, 3, &format!("{args} --max-steps 2 --lanes 4 --out {out}"));
         assert!(ran.status.success(), "{}", said(&ran));
         // Nobody names the lanes: they are the checkpoint's.
-        let ran = with(&mpirun, &cli, 2, &format!("{args} --max-steps 4 --out {out} --resume auto"));
+        let ran = with(mpirun, &cli, 2, &format!("{args} --max-steps 4 --out {out} --resume auto"));
         assert!(ran.status.success(), "{}", said(&ran));
         cli.ok(&format!("{args} --max-steps 6 --out {out} --resume auto"));
-        let ran = with(&mpirun, &cli, 4, &format!("{args} --max-steps 7 --out {out} --resume auto"));
+        let ran = with(mpirun, &cli, 4, &format!("{args} --max-steps 7 --out {out} --resume auto"));
         assert!(ran.status.success(), "{}", said(&ran));
         let [last, whole] = [&out, "whole"].map(|run| cli.bytes(&format!("{run}/model.safetensors")));
         assert!(last == whole, "{}: weights differ", mpirun.name);
@@ -136,12 +142,12 @@ fn a_run_goes_on_with_another_number_of_processes() {
             |run: &str| rows(&cli, run).into_iter().filter(|row| row.get("loss").is_some()).collect::<Vec<_>>();
         assert_eq!(trained(&out), trained("whole"));
         // More than share the lanes of then.
-        let ran = with(&mpirun, &cli, 5, &format!("{args} --max-steps 8 --out {out} --resume auto"));
+        let ran = with(mpirun, &cli, 5, &format!("{args} --max-steps 8 --out {out} --resume auto"));
         let text = said(&ran);
         assert!(text.contains("the checkpoint's --lanes, 4: fewer than the 5 processes"), "{text}");
-        let ran = with(&mpirun, &cli, 2, &format!("{args} --max-steps 7 --out {out} --resume auto"));
+        let ran = with(mpirun, &cli, 2, &format!("{args} --max-steps 7 --out {out} --resume auto"));
         assert!(said(&ran).contains("the run is finished, after 7 steps"), "{}", said(&ran));
-    }
+    });
 }
 
 #[test]
@@ -163,26 +169,18 @@ fn a_launcher_gives_eight_lanes() {
 #[test]
 fn what_several_processes_do_not_do_is_refused_once() {
     let cli = Cli::with_data();
-    for mpirun in Mpirun::all() {
-        for (args, why, code) in [
-            ("dpo --lanes 1 --max-steps 2", "--lanes 1: fewer than the 2 processes that are to share them", 2),
-            ("sft --model nowhere", "nowhere", 2),
-        ] {
-            let ran = with(
-                &mpirun,
-                &cli,
-                2,
-                &format!(
-                    "{args} {} --out refused",
-                    RUN.replace("--model m", if args.contains("--model") { "" } else { "--model m" })
-                ),
-            );
-            let text = said(&ran);
-            assert_eq!(text.matches("fusedpo: ").count(), 1, "{args}: {text}");
-            assert!(text.contains(why) && ran.status.code() == Some(code), "{args}: {:?} {text}", ran.status);
-            assert!(!cli.path("refused").exists(), "{args}");
-        }
-    }
+    let cases = [
+        ("dpo --lanes 1 --max-steps 2", "--lanes 1: fewer than the 2 processes that are to share them", 2),
+        ("sft --model nowhere", "nowhere", 2),
+    ];
+    abreast(4, &pairs(&Mpirun::all(), &cases), |(mpirun, (args, why, code))| {
+        let run = RUN.replace("--model m", if args.contains("--model") { "" } else { "--model m" });
+        let ran = with(mpirun, &cli, 2, &format!("{args} {run} --out refused"));
+        let text = said(&ran);
+        assert_eq!(text.matches("fusedpo: ").count(), 1, "{args}: {text}");
+        assert!(text.contains(why) && ran.status.code() == Some(*code), "{args}: {:?} {text}", ran.status);
+        assert!(!cli.path("refused").exists(), "{args}");
+    });
     let ran = cli.run(&format!("dpo {RUN} --lanes 0 --out refused"));
     assert!(ran.code == 2 && ran.err.contains("--lanes 0: must be 1 or more"), "{ran:?}");
 }
@@ -193,18 +191,18 @@ fn a_budget_is_chosen_for_all() {
     let cli = Cli::with_data();
     let run = RUN.replace("--token-budget 96", "");
     cli.ok(&format!("dpo {run} --fit --max-steps 3 --lanes 4 --out one"));
-    for mpirun in Mpirun::all() {
+    abreast(2, &Mpirun::all(), |mpirun| {
         let out = format!("by-{}", mpirun.name);
         let args = format!("dpo {run} --fit --lr-scheduler-type constant --lanes 4 --out {out}").replace("--quiet", "");
-        let ran = with(&mpirun, &cli, 3, &format!("dpo {run} --fit --max-steps 3 --lanes 4 --out {out}-1"));
+        let ran = with(mpirun, &cli, 3, &format!("dpo {run} --fit --max-steps 3 --lanes 4 --out {out}-1"));
         assert!(ran.status.success(), "{}", said(&ran));
         assert_same(&cli, &format!("{out}-1"), "one", mpirun.name);
         assert!(cli.text(&format!("{out}-1/config.toml")).contains("\ntoken_budget = 512\n"));
-        let ran = with(&mpirun, &cli, 2, &format!("{args} --max-steps 2 --save-steps 1"));
+        let ran = with(mpirun, &cli, 2, &format!("{args} --max-steps 2 --save-steps 1"));
         assert_eq!(said(&ran).matches("token budget 512, as --fit asks for").count(), 1, "{}", said(&ran));
-        let ran = with(&mpirun, &cli, 3, &format!("{args} --max-steps 3 --resume auto"));
+        let ran = with(mpirun, &cli, 3, &format!("{args} --max-steps 3 --resume auto"));
         assert!(ran.status.success() && said(&ran).contains("token budget 512, the checkpoint's"), "{}", said(&ran));
-    }
+    });
 }
 
 /// A rank that fails alone, as one whose disk has other shards: its line names it, and all end.
@@ -213,7 +211,7 @@ fn a_rank_that_differs_ends_all() {
     let cli = Cli::with_data();
     cli.write_rows("other.jsonl", &crate::cli_common::pairs(25));
     cli.ok("pack --tokenizer m --input other.jsonl --out e --eval-fraction 0.25");
-    for mpirun in Mpirun::all() {
+    abreast(2, &Mpirun::all(), |mpirun| {
         let begun = Instant::now();
         let mut command = mpirun.command(1);
         let [mine, other] = ["d", "e"].map(|data| {
@@ -226,5 +224,5 @@ fn a_rank_that_differs_ends_all() {
         assert!(text.contains("rank 1 has another content of the training shards than rank 0"), "{text}");
         assert!(!ran.status.success() && begun.elapsed() < Duration::from_secs(30));
         assert!(!cli.path("differ").exists());
-    }
+    });
 }

@@ -1,6 +1,7 @@
 //! What travels between ranks arrives as it was, and sums are those of the tree whatever the number of ranks: this test program
 //! again, as every rank of a job.
 
+use crate::abreast::abreast;
 use crate::mpirun::{Mpirun, said};
 use fusedpo::comm::launch::{Launcher, Place};
 use fusedpo::comm::tree::{Stack, finish, lanes_of, nodes};
@@ -171,7 +172,7 @@ fn one_process_is_a_job_of_one() {
 
 #[test]
 fn what_is_sent_arrives_under_every_mpi() {
-    for mpirun in Mpirun::all() {
+    abreast(2, &Mpirun::all(), |mpirun| {
         for ranks in 1..=4 {
             let seed = seed();
             let ran = this_program(&mut mpirun.command(ranks), seed).output().unwrap();
@@ -179,7 +180,7 @@ fn what_is_sent_arrives_under_every_mpi() {
             let arrived = text.matches("all arrived at rank").count();
             assert!(ran.status.success() && arrived == ranks, "{} {ranks} seed {seed}: {text}", mpirun.name);
         }
-    }
+    });
 }
 
 /// With another MPI's library every process is alone, or cannot begin at all: it never takes itself for rank 0 of 1.

@@ -186,3 +186,58 @@ impl Comm for Mpi {
         self.calls().finalize()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// A library by which nobody else ever comes.
+    struct Nobody;
+
+    impl Calls for Nobody {
+        fn world(&self) -> Result<[usize; 2]> {
+            Ok([0, 2])
+        }
+        fn run(&self, _: Op<'_>, waiting: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+            loop {
+                waiting()?;
+            }
+        }
+        fn abort(&self, _: i32) {}
+        fn finalize(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn two(patience: Duration) -> Mpi {
+        let calls: Mutex<Box<dyn Calls>> = Mutex::new(Box::new(Nobody));
+        let (found, over) = ("a test".into(), AtomicBool::new(false));
+        Mpi { calls, found, world: World::of(0, 2), local_rank: 0, patience, over }
+    }
+
+    #[test]
+    fn where_all_meet_is_not_waited_for_ever() {
+        let (patience, begun) = (Duration::from_millis(20), Instant::now());
+        let e = two(patience).barrier("meet").unwrap_err().to_string();
+        assert!(e.starts_with("waited 1 s to meet: another rank is lost or stuck ("), "{e}");
+        assert!(begun.elapsed() >= 48 * patience && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let begun = Instant::now();
+        let e = two(patience).gather(&[], "gather").unwrap_err().to_string();
+        assert!(e.starts_with("waited 0 s to gather: another") && begun.elapsed() < 24 * patience, "{e}");
+    }
+
+    /// What one thread waits for another of this rank may give up.
+    #[test]
+    fn what_is_given_up_is_not_waited_for() {
+        let (mine, begun) = (two(Duration::from_secs(100)), Instant::now());
+        let ended = std::thread::scope(|scope| {
+            let waits = scope.spawn(|| mine.barrier("meet"));
+            std::thread::sleep(Duration::from_millis(20));
+            mine.give_up();
+            waits.join().unwrap()
+        });
+        assert!(ended.unwrap_err().to_string().contains("cannot meet: the ranks have parted"));
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+}

@@ -193,12 +193,12 @@ pub(super) fn are(ranks: &[usize]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::net::TcpListener;
 
     /// Three ranks, each over connections of their own.
-    fn three() -> [Mesh; 3] {
+    pub(in crate::comm::tcp) fn three() -> [Mesh; 3] {
         let mut peers: [[Option<TcpStream>; 3]; 3] = Default::default();
         let door = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         for (a, b) in [(0, 1), (0, 2), (1, 2)] {
@@ -254,6 +254,19 @@ mod tests {
         third.part();
         assert!(seen(&mine).contains("cannot go on: rank 2 has ended, as it lost rank 1"), "{}", seen(&mine));
         drop((mine, other, third, last));
+    }
+
+    /// A machine that vanishes without a word is asked after, by both sides, and missed after 40 s.
+    #[test]
+    fn the_system_asks_whether_the_other_side_is_there() {
+        let all = three();
+        let peers: Vec<&TcpStream> = all.iter().flat_map(|mesh| mesh.peers.iter().flatten()).collect();
+        assert_eq!(peers.len(), 6);
+        for peer in peers {
+            assert!(sockopt::socket_keepalive(peer).unwrap());
+            let [idle, every] = [sockopt::tcp_keepidle(peer).unwrap(), sockopt::tcp_keepintvl(peer).unwrap()];
+            assert_eq!(idle + every * sockopt::tcp_keepcnt(peer).unwrap(), Duration::from_secs(40));
+        }
     }
 
     #[test]

@@ -178,3 +178,40 @@ impl Comm for Tcp {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::mesh::tests::three;
+    use super::*;
+    use std::time::Instant;
+
+    /// Of one that does not come, those hear in the end that wait where all meet; elsewhere sooner.
+    #[test]
+    fn where_all_meet_is_not_waited_for_ever() {
+        let patience = Duration::from_millis(20);
+        let [mine, other, third] = three();
+        let rank = |mesh, rank| Tcp {
+            mesh,
+            world: World::of(rank, 3),
+            local_rank: rank,
+            patience,
+            over: AtomicBool::new(false),
+        };
+        let (mine, other) = (rank(mine, 0), rank(other, 1));
+        let waits = |of: &Tcp| {
+            let begun = Instant::now();
+            let e = of.barrier("meet").unwrap_err().to_string();
+            assert!(e.starts_with("waited 1 s to meet: rank 2 is lost or stuck ("), "{e}");
+            assert!(
+                begun.elapsed() >= 48 * patience && begun.elapsed() < Duration::from_secs(10),
+                "{:?}",
+                begun.elapsed()
+            );
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| waits(&mine));
+            waits(&other);
+        });
+        drop(third);
+    }
+}

@@ -2,6 +2,10 @@
 //! `LD_LIBRARY_PATH`, with the fatbins that nvcc wrote, cudarc, and `CudaDriver`. They are strict where the real ones are silent:
 //! one line with DEFECT fails the run. Skipped without nvcc or a C++ compiler; `FUSEDPO_REQUIRE_STANDIN`: an error then.
 
+#[path = "ranks/abreast.rs"]
+mod abreast;
+#[path = "standin/beside.rs"]
+mod beside;
 #[path = "standin/bits.rs"]
 mod bits;
 mod cli_common;

@@ -1,6 +1,7 @@
 //! Several processes, each with a GPU: what goes from one to the other arrives, a run is that of one process to the byte, and
 //! whatever ends one of them ends all, in time and with a line each.
 
+use crate::abreast::abreast;
 use crate::cli_common::{Cli, rows};
 use crate::library;
 use crate::mpirun::{Mpirun, said};
@@ -92,7 +93,7 @@ fn a_gpu_rank() {
 }
 
 /// `command` on the stand-ins, which say what they see in `log`.
-fn on_stand_ins(mut command: Command, log: &Path, switches: Switches) -> Command {
+pub fn on_stand_ins(mut command: Command, log: &Path, switches: Switches) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("STANDIN_")) {
         command.env_remove(name);
     }
@@ -171,7 +172,7 @@ fn a_rank_that_is_lost_ends_all() {
         return;
     }
     let aside = tempfile::TempDir::new().unwrap();
-    for (what, switches, why) in FAULTS {
+    abreast(3, FAULTS, |(what, switches, why)| {
         let log = aside.path().join(what.replace(' ', "-"));
         let begun = Instant::now();
         let of = |rank: usize| {
@@ -195,10 +196,10 @@ fn a_rank_that_is_lost_ends_all() {
         assert!(took < Duration::from_secs(20), "{what}: {took:?}");
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         assert!(!text.contains("DEFECT"), "{what}: {text}\n{texts:?}");
-    }
+    });
 }
 
-const RUN: &str = "--model m --data d --device cuda --dtype f32 --learning-rate 1e-3 --batch-size 5 --token-budget 96 \
+pub const RUN: &str = "--model m --data d --device cuda --dtype f32 --learning-rate 1e-3 --batch-size 5 --token-budget 96 \
                    --max-steps 3 --lanes 4 --quiet";
 
 /// Runs that differ in what goes through several ranks.
@@ -342,12 +343,12 @@ fn a_run_whose_rank_is_lost_ends() {
     }
     let (cli, aside) = (Cli::with_data(), tempfile::TempDir::new().unwrap());
     // The patience of ranks: where it is to end, and where it is not.
-    let faults: [(Switches, &str, &str); 3] = [
-        (&[("NCCL_STICK", "3")], "6", "s to add up gradients: another rank is lost or stuck"),
-        (&[("NCCL_DIE", "4")], "60", "rank 1 is lost: its connection was closed"),
-        (&[("FAIL", "ncclRecv:9")], "60", "rank 1 has ended"),
+    let faults: [(usize, Switches, &str, &str); 3] = [
+        (0, &[("NCCL_STICK", "3")], "6", "s to add up gradients: another rank is lost or stuck"),
+        (1, &[("NCCL_DIE", "4")], "60", "rank 1 is lost: its connection was closed"),
+        (2, &[("FAIL", "ncclRecv:9")], "60", "rank 1 has ended"),
     ];
-    for (i, (switches, patience, why)) in faults.into_iter().enumerate() {
+    abreast(3, &faults, |(i, switches, patience, why)| {
         let (log, begun) = (aside.path().join(i.to_string()), Instant::now());
         let of = |rank: usize| {
             let command = cli.command(&format!("sft {RUN} --out lost{i}"));
@@ -365,5 +366,5 @@ fn a_run_whose_rank_is_lost_ends() {
         assert!(begun.elapsed() < Duration::from_secs(25), "{switches:?}: {:?}", begun.elapsed());
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         assert!(!text.contains("DEFECT"), "{switches:?}: {text}\n{texts:?}");
-    }
+    });
 }

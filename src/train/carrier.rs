@@ -126,3 +126,44 @@ impl Drop for Ends<'_> {
         let _ = self.jobs.send(None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::Alone;
+
+    /// No more buckets are under way than there is room for, and what one brings is taken before its room is used again.
+    #[test]
+    fn a_bucket_waits_for_room() {
+        std::thread::scope(|scope| {
+            let (go, wait) = channel();
+            let carry = move |parcel: &mut Parcel| {
+                wait.recv().expect("the test goes on");
+                parcel.parts.push(parcel.bucket);
+                Ok(())
+            };
+            let (mut carrier, ends) = Carrier::start(scope, &Alone, Vec::new(), carry).unwrap();
+            let mut came = Vec::new();
+            let mut take = |parcel: &mut Parcel| {
+                came.push((parcel.bucket, parcel.parts.clone()));
+                Ok(())
+            };
+            for bucket in 0..2 * ROOM {
+                if bucket >= ROOM {
+                    go.send(()).unwrap();
+                }
+                let mut taken = 0;
+                let packed = carrier.room(|parcel| {
+                    taken += 1;
+                    take(parcel)
+                });
+                assert_eq!(taken, usize::from(bucket >= ROOM), "{bucket}");
+                carrier.send(Parcel { bucket, packed: packed.unwrap(), parts: Vec::new() }).unwrap();
+            }
+            (0..ROOM).for_each(|_| go.send(()).unwrap());
+            assert_eq!(carrier.finish(take).unwrap().len(), ROOM);
+            assert!(came.into_iter().eq((0..2 * ROOM).map(|bucket| (bucket, vec![bucket]))));
+            ends.well();
+        });
+    }
+}

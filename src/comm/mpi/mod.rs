@@ -230,7 +230,7 @@ mod tests {
     /// What one thread waits for another of this rank may give up.
     #[test]
     fn what_is_given_up_is_not_waited_for() {
-        let (mine, begun) = (two(Duration::from_secs(100)), Instant::now());
+        let (mine, begun) = (two(Duration::from_secs(20)), Instant::now());
         let ended = std::thread::scope(|scope| {
             let waits = scope.spawn(|| mine.barrier("meet"));
             std::thread::sleep(Duration::from_millis(20));

@@ -114,8 +114,8 @@ fn who_is_lost_or_late_is_named() {
         assert!(told >= 1 && named >= 3, "{part}: {texts:?}");
         let own = "says: cannot hear of nothing: the ranks have parted";
         assert!(*part != "gives up" || texts[2].contains(own) && texts[2].contains("1 passed"), "{texts:?}");
-        // Rank 0 tells the user.
-        assert!(*part == "missing" || texts[0].contains("rank 2"), "{part}: {texts:?}");
+        // Rank 0 tells the user; where rank 2 has long ended, whoever of the others sees it first may be whom rank 0 loses.
+        assert!(["missing", "gives up"].contains(part) || texts[0].contains("rank 2"), "{part}: {texts:?}");
         let most = if *part == "hangs" { 14 } else { 8 };
         assert!(begun.elapsed() < Duration::from_secs(most), "{part}: {:?}", begun.elapsed());
     });

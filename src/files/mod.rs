@@ -5,7 +5,8 @@
 //! - [`Target`]: what the user named, which may be a device, a pipe or a link, and is never destroyed for it.
 //! - [`open()`], [`read()`], [`Inside`]: the door that files come in by. [`Map`]: a file read where it lies.
 //! - [`parse_toml`]: a file of options, with the line that is wrong.
-//! - [`Claim`]: a file that one process at a time has; [`own_folder`]: a folder with such a file in it.
+//! - [`Claim`]: a file that one process at a time has; [`own_folder`]: a folder with such a file in it;
+//!   [`set_aside`]: what lies damaged there.
 //! - [`Partial`], [`Turn`], [`link`]: what is downloaded: kept half way, by one process at a time, under a second name.
 //! - [`scratch_file`], [`scratch_folder`], [`Spool`], [`Log`], [`Sorter`], [`Parts`]: what nobody else sees, gone with the process.
 //!   What a killed process left of folders and files is taken away by the next ([`sweep_files`]).
@@ -40,7 +41,7 @@ pub use leftover::sweep_files;
 pub use lock::Claim;
 pub use map::Map;
 pub use open::{Inside, MOST_JSON, MOST_TEXT, MOST_TOKENIZER, cut_short, open, read, read_at, read_text};
-pub use owned::own_folder;
+pub use owned::{own_folder, set_aside};
 pub use parts::{PARTS, PartReader, Parts};
 pub use records::{Log, LogReader};
 pub use run_dir::{CheckpointDir, RunDir};

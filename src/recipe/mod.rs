@@ -7,4 +7,4 @@ mod manifest;
 
 pub use file::{Kind, Recipe, Stage};
 pub use hash::{CACHE, Inputs, content_sha256, data_sha256, model_sha256, stage_sha256};
-pub use manifest::{Entry, Manifest};
+pub use manifest::{Entry, Manifest, Unread};

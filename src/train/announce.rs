@@ -24,9 +24,7 @@ pub fn reference_line(c: &TrainOptions, model: &ModelDir, reference: Option<&Mod
     Ok(match Sync::of(&c.reference) {
         Some(Sync { alpha, every }) => {
             let steps = if every == 1 { "every step".to_owned() } else { format!("every {every} steps") };
-            format!(
-                "reference: a copy of {whose} (sha256 {sha}...), in memory, which takes {alpha} of the policy {steps}"
-            )
+            format!("a copy of {whose} (sha256 {sha}...), in memory, which takes {alpha} of the policy {steps}")
         }
         None => format!("{whose} (sha256 {sha}...), from sidecars"),
     })

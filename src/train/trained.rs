@@ -3,7 +3,7 @@
 use super::optim::OptimOptions;
 use super::team::Ranks;
 use crate::error::{Error, Result};
-use crate::model::ParamTable;
+use crate::model::{ModelConfig, ParamTable};
 use regex::Regex;
 
 /// Which parameters train.
@@ -29,6 +29,14 @@ impl Trained {
                     Err(Error::usage(format!("`train` {text}: not a regular expression ({why})")))
                 }
             },
+        }
+    }
+
+    /// [`Trained::apply`], asked of a model by its shape, before a run. Errors: as there.
+    pub fn check(&self, config: &ModelConfig) -> Result<()> {
+        match self {
+            Self::All => Ok(()),
+            Self::Matching(_) => self.apply(&mut ParamTable::new(config)?),
         }
     }
 

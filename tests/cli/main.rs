@@ -27,6 +27,7 @@ mod hub_server;
 mod messages;
 mod options;
 mod recipe;
+mod recipe_damaged;
 mod recipe_killed;
 mod recipe_stages;
 mod replay;

@@ -1,5 +1,6 @@
 //! What each stage takes from the stages before it, and the hash and place of its result.
 
+use super::known;
 use super::words;
 use crate::choice::Choice;
 use crate::error::{Error, Result};
@@ -33,21 +34,26 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Its line of the manifest, once it is there.
-    pub fn entry(&self) -> Result<Entry> {
-        Ok(Entry {
+    /// Its result's, beside the manifest.
+    pub fn name(&self) -> String {
+        self.result.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Its line of the manifest, once its result is there, with `outputs`.
+    pub fn entry(&self, outputs: Inputs) -> Entry {
+        Entry {
             stage: self.stage.kind,
             sha256: self.sha256.clone(),
-            result: self.result.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            result: self.name(),
             command: ["fusedpo".to_owned()].into_iter().chain(self.words.iter().cloned()).collect(),
             inputs: self.inputs.clone(),
             reads: self.reads.clone(),
-            outputs: self.outputs()?,
-        })
+            outputs,
+        }
     }
 
     /// Shards, weights and measures; what else lies there has times in it.
-    fn outputs(&self) -> Result<Inputs> {
+    pub fn outputs(&self) -> Result<Inputs> {
         let mut all = Inputs::new();
         if self.stage.kind == Kind::Eval {
             all.insert(String::new(), content_sha256(&self.result)?);
@@ -76,6 +82,8 @@ struct Made {
     hashed: Inputs,
     /// The model that was trained last: folder, adapter, and its stage.
     trained: Option<(Value, Option<Value>, Kind)>,
+    /// A model that was there before, and that the one which was trained last has the shape of.
+    shape: Option<String>,
 }
 
 /// A stage while it is put together: what decides it by itself, and what comes from stages before.
@@ -144,10 +152,11 @@ fn link(recipe: &Recipe, stage: &Stage, out: &Path, made: &mut Made) -> Result<L
     let mut parts = Parts { given: stage.options.clone(), linked: Table::new(), reads: Vec::new() };
     wire(recipe, kind, made, &mut parts)?;
     words::refuse_missing(kind, &parts.given)?;
-    let decides = Stage { kind, options: parts.given.clone() };
+    let decides = Stage { kind, options: words::plain_paths(kind, &parts.given) };
     let inputs = inputs(&parts.given, &mut made.hashed)?;
+    let named = inputs.iter().map(|(name, sum)| (words::plain(name), sum.clone())).collect();
     let before: Vec<String> = parts.reads.iter().filter_map(|of| made.hashes.get(of.name()).cloned()).collect();
-    let sha256 = stage_sha256(env!("CARGO_PKG_VERSION"), &decides, &inputs, &before);
+    let sha256 = stage_sha256(env!("CARGO_PKG_VERSION"), &decides, &named, &before);
     let end = match kind {
         Kind::Reference => ".txt",
         Kind::Eval => ".json",
@@ -165,6 +174,9 @@ fn link(recipe: &Recipe, stage: &Stage, out: &Path, made: &mut Made) -> Result<L
     let mut words = vec![kind.command().to_owned()];
     words.extend(words::of(kind, &all, &runs(kind, made))?);
     if matches!(kind, Kind::Sft | Kind::Dpo) {
+        let named = parts.given.get("model").and_then(Value::as_str).map(str::to_owned);
+        made.shape = named.or(made.shape.take());
+        known::refuse_untrained(kind, &parts.given, made.shape.as_deref())?;
         words.extend(["--resume=auto".to_owned()]);
         let adapter = all.contains_key("lora_r") || all.contains_key("adapter");
         let model = if adapter { all["model"].clone() } else { text(&result) };
@@ -184,7 +196,11 @@ fn wire(recipe: &Recipe, kind: Kind, made: &Made, parts: &mut Parts) -> Result<(
             parts.borrow(dpo, "model", "tokenizer");
         }
         Kind::Sft => parts.data(made),
-        Kind::Reference => reference(dpo, made, parts),
+        Kind::Reference => {
+            let started = made.trained.as_ref().and_then(|(model, ..)| model.as_str());
+            known::refuse_unread(recipe, &parts.given, started)?;
+            reference(dpo, made, parts);
+        }
         Kind::Dpo => {
             parts.model(made);
             parts.data(made);

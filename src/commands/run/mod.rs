@@ -1,6 +1,8 @@
 //! `fusedpo run`: the stages of a recipe, each a process of its own, and only what is not there yet.
 
 mod chain;
+mod kept;
+mod known;
 mod stage;
 mod words;
 
@@ -10,9 +12,12 @@ use super::signal;
 use crate::error::{Error, Result};
 use crate::files::{self, Claim, MOST_TEXT};
 use crate::note;
-use crate::recipe::{Manifest, Recipe, content_sha256};
+use crate::recipe::{Inputs, Manifest, Recipe, content_sha256};
 use crate::say;
+use crate::warn;
 use chain::Link;
+use kept::Kept;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Options of `fusedpo run`.
@@ -41,24 +46,64 @@ pub fn run(args: &RunArgs, flags: &Flags) -> Result<()> {
     let links = chain::links(&recipe, &args.out).map_err(named)?;
     let _claim = claim(&args.out)?;
     signal::saves();
+    let path = args.out.join("manifest.json");
+    let mut kept = Kept::read(&path)?;
     let mut manifest = Manifest {
-        version: 1,
+        version: Manifest::VERSION,
         program: env!("CARGO_PKG_VERSION").to_owned(),
         recipe_sha256: content_sha256(&args.recipe)?,
         complete: false,
         stages: Vec::new(),
+        earlier: BTreeMap::new(),
+    };
+    let write = |manifest: &mut Manifest, kept: &Kept| {
+        manifest.complete = manifest.stages.len() == links.len();
+        manifest.earlier = kept.earlier(&manifest.stages);
+        files::write(&path, manifest.json().as_bytes())
     };
     for link in &links {
-        match stage::is_there(link) {
-            true => say!("{}: {} is there", link.stage.kind, link.result.display()),
-            false => made(args, link)?,
-        }
-        manifest.stages.push(link.entry()?);
-        manifest.complete = manifest.stages.len() == links.len();
-        files::write(&args.out.join("manifest.json"), manifest.json().as_bytes())?;
+        let outputs = match found(link, &kept)? {
+            Found::There(outputs) => {
+                say!("{}: {} is there", link.stage.kind, link.result.display());
+                outputs
+            }
+            found => {
+                if let Found::SetAside = found {
+                    write(&mut manifest, &kept)?;
+                }
+                made(args, link)?;
+                link.outputs()?
+            }
+        };
+        kept.add(link, &outputs);
+        manifest.stages.push(link.entry(outputs));
+        write(&mut manifest, &kept)?;
     }
-    say!("{}", args.out.join("manifest.json").display());
+    say!("{}", path.display());
     Ok(())
+}
+
+/// What there is of a stage.
+enum Found {
+    /// Its result, with what it holds.
+    There(Inputs),
+    /// One that was damaged, and has another name now.
+    SetAside,
+    /// Nothing that is through.
+    Nothing,
+}
+
+/// Looks for the result of a stage; one that is no longer as it was made is set aside, and told.
+fn found(link: &Link, kept: &Kept) -> Result<Found> {
+    if !stage::is_there(link) {
+        return Ok(Found::Nothing);
+    }
+    let outputs = link.outputs()?;
+    let Some(why) = kept.damage(link, &outputs) else { return Ok(Found::There(outputs)) };
+    let aside = files::set_aside(&link.result)?;
+    let (kind, result) = (link.stage.kind, link.result.display());
+    warn!("{kind}: {result} {why}: it is made again, and what was there is kept as {}", aside.display());
+    Ok(Found::SetAside)
 }
 
 fn made(args: &RunArgs, link: &Link) -> Result<()> {

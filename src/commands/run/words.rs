@@ -15,7 +15,7 @@ use crate::recipe::{CACHE, Kind};
 use crate::train::options::Stage;
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
 use std::any::TypeId;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use toml::{Table, Value};
 
 /// The command of a stage with its options.
@@ -49,17 +49,51 @@ pub(super) fn paths<'a>(key: &str, value: &'a Value) -> Vec<&'a str> {
     }
 }
 
+fn is_path(command: &Command, key: &str) -> bool {
+    let named = |a: &&Arg| a.get_long().is_some_and(|long| long.replace('-', "_") == key);
+    let arg = command.get_arguments().find(named);
+    key == "eval_data" || arg.is_some_and(|a| a.get_value_parser().type_id() == TypeId::of::<PathBuf>())
+}
+
+/// A path as it is told from others: without `./`, doubled slashes and one at its end. What is above a link is not known by its name.
+pub(super) fn plain(name: &str) -> String {
+    let parts: PathBuf = Path::new(name).components().filter(|part| *part != Component::CurDir).collect();
+    match parts.to_str() {
+        Some(text) if !text.is_empty() => text.to_owned(),
+        _ => ".".to_owned(),
+    }
+}
+
+/// `given` as it decides a hash: of what is there, each path in its one form.
+pub(super) fn plain_paths(kind: Kind, given: &Table) -> Table {
+    let command = command(kind);
+    let one = |key: &str, text: &str| {
+        let (name, path) = match (key, text.split_once('=')) {
+            ("eval_data", Some((name, path))) => (format!("{name}="), path),
+            _ => (String::new(), text),
+        };
+        // A name of the hub's is no path.
+        if Path::new(path).exists() { name + &plain(path) } else { text.to_owned() }
+    };
+    let value = |key: &str, value: &Value| match value {
+        Value::String(text) => one(key, text).into(),
+        Value::Array(list) => {
+            let all = list.iter().map(|v| v.as_str().map_or_else(|| v.clone(), |text| one(key, text).into()));
+            Value::Array(all.collect())
+        }
+        other => other.clone(),
+    };
+    let all =
+        given.iter().map(|(key, v)| (key.clone(), if is_path(&command, key) { value(key, v) } else { v.clone() }));
+    all.collect()
+}
+
 /// Refuses a file or folder that an option names and that is not there, whichever stage would come to it. A name of the hub's is its
 /// stage's to look for.
 pub(super) fn refuse_missing(kind: Kind, given: &Table) -> Result<()> {
     let command = command(kind);
-    let is_path = |key: &str| {
-        let named = |a: &&Arg| a.get_long().is_some_and(|long| long.replace('-', "_") == key);
-        let arg = command.get_arguments().find(named);
-        key == "eval_data" || arg.is_some_and(|a| a.get_value_parser().type_id() == TypeId::of::<PathBuf>())
-    };
     // A cache is made where there is none.
-    for (key, value) in given.iter().filter(|(key, _)| *key != CACHE && is_path(key)) {
+    for (key, value) in given.iter().filter(|(key, _)| *key != CACHE && is_path(&command, key)) {
         for name in paths(key, value) {
             let of_hub = match key.as_str() {
                 key if MODELS.contains(&key) => Repo::of(hub::Kind::Model, Path::new(name))?.is_some(),

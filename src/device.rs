@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::train::choices::{DeviceChoice, DtypeChoice, LogitsChoice};
 use crate::train::forecast::On;
 use half::bf16;
+use std::path::Path;
 
 /// Work that any backend can do.
 pub trait Task {
@@ -36,6 +37,28 @@ impl<T: Task> OwningTask for Lent<T> {
     type Out = T::Out;
     fn run<B: Backend>(self, be: B) -> Result<T::Out> {
         self.0.run(&be)
+    }
+}
+
+/// Whether `device` means a GPU: `auto` takes one where one can be used.
+pub fn is_gpu(device: DeviceChoice) -> bool {
+    match device {
+        DeviceChoice::Cpu => false,
+        DeviceChoice::Cuda | DeviceChoice::CudaAt(_) => true,
+        DeviceChoice::Auto => cuda::unavailable().is_none(),
+    }
+}
+
+/// What a run on `device` refuses of its options once it has a backend, where that is the CPU: known before. Errors: `logits` in bf16,
+/// and `plans` of products.
+pub fn check_options(device: DeviceChoice, logits: LogitsChoice, plans: Option<&Path>) -> Result<()> {
+    // A GPU is not looked for where nothing depends on it.
+    if (logits != LogitsChoice::Bf16 && plans.is_none()) || is_gpu(device) {
+        return Ok(());
+    }
+    match plans {
+        Some(file) => Cpu::<f32>::with(GemmPrecision::Native)?.tune_products(file),
+        None => Err(bf16_logits_on_a_cpu()),
     }
 }
 
@@ -79,11 +102,7 @@ fn on<T: OwningTask>(
     (dtype, logits): (DtypeChoice, LogitsChoice),
     task: T,
 ) -> Result<T::Out> {
-    let on_gpu = match device {
-        DeviceChoice::Cpu => false,
-        DeviceChoice::Cuda | DeviceChoice::CudaAt(_) => true,
-        DeviceChoice::Auto => cuda::unavailable().is_none(),
-    };
+    let on_gpu = is_gpu(device);
     let open = || open(device, local);
     match (on_gpu, dtype) {
         (false, _) if logits == LogitsChoice::Bf16 => Err(bf16_logits_on_a_cpu()),

@@ -274,9 +274,9 @@ fn prompts(
     Ok(prompts)
 }
 
-/// Tokens of the longest prompt in the rows of `input`, as the model in `model` reads them where nobody says otherwise. Errors: as
-/// of the command.
-pub(super) fn longest_prompt(model: &Path, input: &Path) -> Result<usize> {
+/// How many prompts the rows of `input` have, and the tokens of the longest, as the model in `model` reads them where nobody says
+/// otherwise. Errors: as of the command; no prompt, or one without a token.
+pub(super) fn longest_prompt(model: &Path, input: &Path) -> Result<(usize, usize)> {
     let words = [OsStr::new("--model"), model.as_os_str(), OsStr::new("--input"), input.as_os_str()];
     let command = GenerateArgs::augment_args(clap::Command::new("generate").no_binary_name(true));
     let read = |e: clap::Error| Error::usage(e.to_string());
@@ -288,7 +288,15 @@ pub(super) fn longest_prompt(model: &Path, input: &Path) -> Result<usize> {
     let prompts = prompts(&args, inputs.paths.first(), &tokenizer, wraps(&args, &tokenizer)?);
     let prompts = prompts.map_err(|e| inputs.named(e))?;
     check_ids(&dir, &prompts)?;
-    Ok(prompts.iter().map(|p| p.ids.len()).max().unwrap_or(1))
+    let Some(longest) = prompts.iter().map(|p| p.ids.len()).max() else {
+        return Err(inputs.named(Error::file(input, "has no row: there is no prompt to continue")));
+    };
+    if let Some(empty) = prompts.iter().find(|p| p.ids.is_empty()) {
+        let why =
+            format!("the prompt of row {} has no tokens: nothing to continue; start it with a BOS token", empty.row);
+        return Err(inputs.named(Error::file(input, why)));
+    }
+    Ok((prompts.len(), longest))
 }
 
 /// A token that the model has no row for cannot be read.

@@ -69,7 +69,17 @@ impl Axis {
             () if log && min <= 0.0 => Err(format!("`min` is {min}: even in the logarithm are numbers above 0")),
             () if in_grid && steps.is_none() => Err("is a range, of which a grid takes `steps` values; give it".into()),
             () if !in_grid && steps.is_some() => Err("`steps` is of a grid; `draws` says how often is drawn".into()),
-            () => Ok(Self::Range { min, max, log, whole, steps }),
+            () => Self::Range { min, max, log, whole, steps }.distinct(),
+        }
+    }
+
+    /// Refuses a grid of more steps than there are values: fewer runs than were asked for would be made.
+    fn distinct(self) -> Result<Self, String> {
+        let (count, Self::Range { steps: Some(steps), whole, .. }) = (self.all().len(), &self) else { return Ok(self) };
+        let what = if *whole { "whole numbers" } else { "numbers in four digits" };
+        match count < *steps {
+            true => Err(format!("has {count} different {what} at `steps` {steps}; lower it")),
+            false => Ok(self),
         }
     }
 
@@ -82,7 +92,7 @@ impl Axis {
                 let mut all: Vec<Value> = Vec::with_capacity(steps);
                 for i in 0..steps {
                     let value = self.at(i as f64 / (steps - 1) as f64);
-                    // Whole numbers may lie nearer together than the steps.
+                    // Steps may lie nearer together than numbers.
                     if all.last() != Some(&value) {
                         all.push(value);
                     }
@@ -137,7 +147,7 @@ mod tests {
         assert_eq!(all("[0.1, 0.3]"), "[0.1, 0.3]");
         assert_eq!(all("['ipo', ['ipo', 'sft']]"), "[\"ipo\", [\"ipo\", \"sft\"]]");
         assert_eq!(all("{ min = 0.001, max = 1, log = true, steps = 4 }"), "[0.001, 0.01, 0.1, 1.0]");
-        assert_eq!(all("{ min = 1, max = 4, steps = 7 }"), "[1, 2, 3, 4]");
+        assert_eq!(all("{ min = 1, max = 4, steps = 4 }"), "[1, 2, 3, 4]");
         assert_eq!(all("{ min = 0.0, max = 1.0, steps = 3 }"), "[0.0, 0.5, 1.0]");
     }
 
@@ -178,6 +188,13 @@ mod tests {
             ("{ min = 1, max = 2, steps = 3 }", false, "is of a grid"),
             ("{ min = 1, max = 2, steps = 1 }", true, "from 2 to 10000"),
             ("{ min = 1, max = 2, step = 1 }", true, "`step` is none of"),
+            ("{ min = 4, max = 8, steps = 9 }", true, "has 5 different whole numbers at `steps` 9; lower it"),
+            ("{ min = 1, max = 8, log = true, steps = 6 }", true, "has 5 different whole numbers at `steps` 6"),
+            (
+                "{ min = 0.1, max = 1, steps = 10000 }",
+                true,
+                "has 9001 different numbers in four digits at `steps` 10000",
+            ),
         ] {
             let why = axis(text, in_grid).unwrap_err();
             assert!(why.contains(want), "{text}: {why}");

@@ -16,7 +16,7 @@ pub struct Row {
     pub options: Map<String, Value>,
     /// Steps taken.
     pub steps: Option<u64>,
-    /// Its own loss on the held-out split, after the last step.
+    /// Its own loss on the held-out split: of the model that it kept, which is that of the last step or of its best evaluation.
     pub eval_loss: Option<f64>,
     /// Share of held-out pairs whose chosen response has the greater implicit reward.
     pub accuracy: Option<f64>,

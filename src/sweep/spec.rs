@@ -32,7 +32,7 @@ pub struct Spec {
 
 /// `[sweep]`: how runs are drawn and measured.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Measure {
     /// Runs that are drawn, of `[random]`.
     pub draws: Option<usize>,
@@ -87,14 +87,46 @@ pub enum Reward {
     Demo,
 }
 
+/// What each key of `[sweep]` takes, in words.
+const TAKES: [(&str, &str); 12] = [
+    ("draws", "a whole number, 1 or more"),
+    ("draw_seed", "a whole number, 0 or more"),
+    ("reward", "\"demo\""),
+    ("scorer", "a list of a program and its arguments, as in [\"python3\", \"score.py\"]"),
+    ("scorer_timeout", "a number of seconds"),
+    ("prompts", "the name of a file"),
+    ("samples", "a whole number, 1 or more"),
+    ("max_new_tokens", "a whole number, 1 or more"),
+    ("temperature", "a number, 0 or more"),
+    ("top_p", "a number above 0, at most 1"),
+    ("sample_seed", "a whole number, 0 or more"),
+    ("kl_samples", "a whole number, 0 or more"),
+];
+
 impl Measure {
+    /// As the table `[sweep]` says. Errors: a key that there is not, or one with what it does not take; in words.
+    fn of(table: Table) -> Result<Self, String> {
+        for (key, value) in &table {
+            let Some((_, takes)) = TAKES.iter().find(|(known, _)| known == key) else {
+                let known = TAKES.map(|(known, _)| known).join(", ");
+                return Err(format!("`{key}` is none of what this table has: {known}"));
+            };
+            // One by one, so that the error can name its key.
+            if Table::from_iter([(key.clone(), value.clone())]).try_into::<Self>().is_err() {
+                return Err(format!("`{key}` is {value}, not {takes}"));
+            }
+        }
+        table.try_into().map_err(|e: toml::de::Error| e.message().split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
     /// Whether responses are generated and scored.
     pub fn scores(&self) -> bool {
         self.reward.is_some() || self.scorer.is_some()
     }
 
     /// Ranges, and what has no effect beside what else is asked for; in words.
-    fn check(&self, random: bool) -> Result<(), String> {
+    fn check(&self, random: bool, said: &Table) -> Result<(), String> {
+        let given = |key: &str| said.contains_key(key);
         let of_random = [("draws", self.draws.is_some()), ("draw_seed", self.draw_seed.is_some())];
         if let (Some((key, _)), false) = (of_random.iter().find(|(_, given)| *given), random) {
             return Err(format!("`{key}` has no effect: nothing is drawn without [random]"));
@@ -108,13 +140,12 @@ impl Measure {
         if self.scorer.as_ref().is_some_and(|words| words.first().is_none_or(String::is_empty)) {
             return Err("`scorer` names no program".into());
         }
-        let default = Self::default();
         let of_scores = [
             ("scorer_timeout", self.scorer_timeout.is_some(), self.scorer.is_some(), "`scorer`"),
             ("prompts", self.prompts.is_some(), self.scores(), "`reward` or `scorer`"),
             ("samples", self.samples.is_some(), self.scores(), "`reward` or `scorer`"),
-            ("temperature", self.temperature != default.temperature, self.scores(), "`reward` or `scorer`"),
-            ("top_p", self.top_p != default.top_p, self.scores(), "`reward` or `scorer`"),
+            ("temperature", given("temperature"), self.scores(), "`reward` or `scorer`"),
+            ("top_p", given("top_p"), self.scores(), "`reward` or `scorer`"),
         ];
         if let Some((key, .., needs)) = of_scores.iter().find(|(_, given, used, _)| *given && !used) {
             return Err(format!("`{key}` has no effect: nothing is scored; give {needs}, or leave it out"));
@@ -122,6 +153,7 @@ impl Measure {
         if self.prompts.is_some() && self.samples.is_some() {
             return Err("`samples` has no effect: every row of `prompts` is continued; leave one of them out".into());
         }
+        self.check_draws(&given)?;
         let above_0 = |x: f64| x.is_finite() && x > 0.0;
         let ranges = [
             ("scorer_timeout", self.scorer_timeout.is_none_or(|s| above_0(s) && s <= 1e6), "above 0, at most 1000000"),
@@ -134,6 +166,26 @@ impl Measure {
             Some((key, _, range)) => Err(format!("`{key}` must be {range}")),
             None => Ok(()),
         }
+    }
+}
+
+impl Measure {
+    /// What says how to draw has no effect where nothing is drawn.
+    fn check_draws(&self, given: &dyn Fn(&str) -> bool) -> Result<(), String> {
+        if self.kl_samples == 0 && !self.scores() {
+            let why = "with `kl_samples` 0 and without `reward` or `scorer` nothing is drawn; leave it out";
+            let key = ["max_new_tokens", "sample_seed"].into_iter().find(|key| given(key));
+            return key.map_or(Ok(()), |key| Err(format!("`{key}` has no effect: {why}")));
+        }
+        if self.temperature == 0.0 {
+            let why = "with `temperature` 0 the likeliest token is always taken; give another, or leave it out";
+            let top_p = self.top_p > 0.0 && self.top_p < 1.0;
+            let of_draws = [("top_p", top_p), ("sample_seed", given("sample_seed") && self.kl_samples == 0)];
+            if let Some((key, _)) = of_draws.into_iter().find(|(_, given)| *given) {
+                return Err(format!("`{key}` has no effect: {why}"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -155,13 +207,13 @@ impl Spec {
                 .ok_or_else(|| format!("`stage` is {name}, neither \"sft\" nor \"dpo\""))?,
         };
         let (grid, random) = (base.remove("grid"), base.remove("random"));
-        let measure = match base.remove("sweep") {
-            None => Measure::default(),
-            Some(Value::Table(t)) => t.try_into().map_err(|e: toml::de::Error| {
-                format!("[sweep]: {}", e.message().split_whitespace().collect::<Vec<_>>().join(" "))
-            })?,
+        let said = match base.remove("sweep") {
+            None => Table::new(),
+            Some(Value::Table(said)) => said,
             Some(other) => return Err(format!("`sweep` is {other}, not the table [sweep]")),
         };
+        let of_sweep = |why: String| format!("[sweep]: {why}");
+        let measure = Measure::of(said.clone()).map_err(of_sweep)?;
         if let Some((key, _)) = base.iter().find(|(_, value)| value.is_table()) {
             return Err(format!("[{key}] is none of the tables of a sweep: [grid], [random], [sweep]"));
         }
@@ -171,7 +223,7 @@ impl Spec {
             (Some(_), Some(_)) => return Err("has both [grid] and [random]; a sweep is one of them".into()),
             (None, None) => return Err("has neither [grid] nor [random]: nothing is searched over".into()),
         };
-        measure.check(name == "random").map_err(|why| format!("[sweep]: {why}"))?;
+        measure.check(name == "random", &said).map_err(of_sweep)?;
         let Value::Table(of) = of else { return Err(format!("`{name}` is {of}, not the table [{name}]")) };
         let axes = axes(name, &of, &base)?;
         let points = match name {
@@ -238,6 +290,18 @@ mod tests {
     }
 
     #[test]
+    fn every_key_says_what_it_takes() {
+        let wrong: Value = toml::Value::Array(vec![Value::Boolean(true)]);
+        for (key, takes) in TAKES {
+            let why = Measure::of(Table::from_iter([(key.to_owned(), wrong.clone())])).unwrap_err();
+            assert_eq!(why, format!("`{key}` is [true], not {takes}"));
+        }
+        let sound =
+            "[grid]\nbeta = [1]\n[sweep]\nreward = 'demo'\ntemperature = 0\nsample_seed = 1\nmax_new_tokens = 3";
+        assert_eq!(of(sound).unwrap().measure.temperature, 0.0);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let grid = "[grid]\nbeta = [1]\n";
         for (text, want) in [
@@ -250,8 +314,32 @@ mod tests {
             ("grid = 3", "not the table [grid]"),
             ("stage = 'ppo'\n[grid]\nbeta = [1]", "neither \"sft\" nor \"dpo\""),
             (&format!("{grid}[gird]\nx = 1"), "[gird] is none of the tables"),
-            (&format!("{grid}[sweep]\nsample = 1"), "[sweep]: unknown field `sample`"),
-            (&format!("{grid}[sweep]\nreward = 'x'"), "[sweep]: unknown variant `x`"),
+            (&format!("{grid}[sweep]\nsample = 1"), "[sweep]: `sample` is none of what this table has: draws, "),
+            (&format!("{grid}[sweep]\nreward = 'x'"), "[sweep]: `reward` is \"x\", not \"demo\""),
+            (&format!("{grid}[sweep]\nkl_samples = -4"), "[sweep]: `kl_samples` is -4, not a whole number, 0 or more"),
+            (
+                &format!("{grid}[sweep]\nscorer = 'python3 x.py'"),
+                "`scorer` is \"python3 x.py\", not a list of a program",
+            ),
+            (&format!("{grid}[sweep]\ntemperature = 'hot'"), "`temperature` is \"hot\", not a number, 0 or more"),
+            (&format!("{grid}[sweep]\nprompts = 3"), "`prompts` is 3, not the name of a file"),
+            (
+                &format!("{grid}[sweep]\nkl_samples = 0\nmax_new_tokens = 9"),
+                "`max_new_tokens` has no effect: with `kl_samples` 0",
+            ),
+            (
+                &format!("{grid}[sweep]\nkl_samples = 0\nsample_seed = 42"),
+                "`sample_seed` has no effect: with `kl_samples` 0",
+            ),
+            (&format!("{grid}[sweep]\ntemperature = 1"), "`temperature` has no effect: nothing is scored"),
+            (
+                &format!("{grid}[sweep]\nreward = 'demo'\ntemperature = 0\ntop_p = 0.5"),
+                "`top_p` has no effect: with `temperature` 0",
+            ),
+            (
+                &format!("{grid}[sweep]\nreward = 'demo'\nkl_samples = 0\ntemperature = 0.0\nsample_seed = 1"),
+                "`sample_seed` has no effect: with `temperature` 0",
+            ),
             (&format!("{grid}[sweep]\ndraws = 3"), "`draws` has no effect"),
             ("[random]\nbeta = [1, 2]", "`draws` says how many"),
             ("[random]\nbeta = [1, 2]\n[sweep]\ndraws = 3", "does not have 3 different runs"),

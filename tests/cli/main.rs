@@ -35,6 +35,7 @@ mod replay_record;
 mod report;
 mod sweep;
 mod sweep_again;
+mod sweep_checks;
 mod sweep_killed;
 mod tensorboard;
 mod watch;

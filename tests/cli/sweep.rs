@@ -239,14 +239,19 @@ fn what_fails_costs_its_row() {
         let row = results(&cli, &out)["runs"][0].clone();
         assert_eq!(row["error"], want, "{scorer}");
         assert!(row["reward"].is_null() && row["kl"].is_number() && row["accuracy"].is_number(), "{row}");
-        one_line(scorer, &ran, 1, &format!("every one of the 1 runs failed; learning_rate-0.001: {want}"));
+        one_line(
+            scorer,
+            &ran,
+            1,
+            &format!("the run was trained, but not measured to its end; learning_rate-0.001: {want}"),
+        );
     }
-    cli.write(
-        "s.toml",
-        format!("{BASE}max_steps = 1\n[grid]\nseed = [1]\n[sweep]\nscorer = [\"./no-such-program\"]\n{SHORT}"),
-    );
+    // Only some trained: the first error of them.
+    cli.write("s.toml", sweep("exit 4"));
     let ran = cli.run("sweep s.toml --out p");
-    assert!(ran.code == 1 && ran.err.contains("the scorer cannot start ./no-such-program: "), "{ran:?}");
+    let want = "1 of 2 runs were trained, but none was measured to its end; learning_rate-0.001: the scorer ended with exit code 4";
+    assert_eq!(ran.err.lines().last(), Some(format!("fusedpo: {want}").as_str()), "{ran:?}");
+    assert_eq!(ran.code, 1);
 }
 
 #[test]
@@ -263,7 +268,10 @@ fn what_cannot_be_is_said_before_anything_begins() {
         (format!("{BASE}out = 'x'\n{grid}"), "`out`: a sweep names the folders of its runs; leave it out"),
         (format!("{BASE}[grid]\nresume = ['auto']\n"), "`resume`: a sweep's runs go on by themselves; leave it out"),
         (format!("model = 'm'\n{grid}"), "`data` is missing: every run needs it"),
-        (format!("{BASE}{grid}[sweep]\nscorers = ['a']\n"), "[sweep]: unknown field `scorers`, expected one of "),
+        (
+            format!("{BASE}{grid}[sweep]\nscorers = ['a']\n"),
+            "[sweep]: `scorers` is none of what this table has: draws, ",
+        ),
         (format!("{BASE}stage = 'sft'\nbeta = 1\n{grid}"), "run seed-1: `beta` is not an option of this command"),
     ] {
         cli.write("s.toml", &text);

@@ -154,7 +154,7 @@ fn room_for_responses_is_known_before_a_run() {
         )
     };
     refused("max_new_tokens = 128\n", &too_many(1, 128));
-    cli.write("s.toml", format!("{BASE}{grid}max_new_tokens = 128\nkl_samples = 0\n"));
+    cli.write("s.toml", format!("{BASE}{grid}kl_samples = 0\n"));
     cli.ok("sweep s.toml --out none");
     cli.write_rows("p.jsonl", &[json!({ "prompt": words(1, 40) }), json!({ "prompt": words(2, 90) })]);
     let long = words(2, 90).split_whitespace().count();

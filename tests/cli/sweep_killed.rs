@@ -136,12 +136,12 @@ fn runs_at_a_time_have_a_gpu_each() {
     let base = BASE.replace("device = \"cpu\"\n", "");
     cli.write("s.toml", format!("{base}max_steps = 1000000\n[grid]\nseed = [1, 2]\n"));
     for (options, variable, want) in [
-        ("--gpus 5,GPU-7a", None, ["5", "GPU-7a"]),
-        ("--jobs 2", Some("2,3"), ["2", "3"]),
-        ("--jobs 2 --gpus 4", Some("2,3"), ["4", "4"]),
+        ("--gpus 5,GPU-7a", "2,3", ["5", "GPU-7a"]),
+        ("--jobs 2", "2,3", ["2", "3"]),
+        ("--jobs 2 --gpus 4", "2,3", ["4", "4"]),
     ] {
         let mut command = cli.command(&format!("sweep s.toml --out o {options} --threads 2"));
-        command.env_remove("CUDA_VISIBLE_DEVICES").envs(variable.map(|v| ("CUDA_VISIBLE_DEVICES", v)));
+        command.env("CUDA_VISIBLE_DEVICES", variable);
         let child = Running::from(command.stderr(std::process::Stdio::null()).spawn().unwrap());
         until(options, || seen(child.id(), "CUDA_VISIBLE_DEVICES") == want);
         signal(&child, "TERM");

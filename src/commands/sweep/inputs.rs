@@ -3,6 +3,7 @@
 
 use super::folder::Folder;
 use super::planned::Plan;
+use super::program;
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_JSON, MOST_TEXT};
 use crate::note;
@@ -80,7 +81,7 @@ impl Inputs {
             add(&mut prompts, path, || content_sha256(path))?;
         }
         for (i, word) in spec.measure.scorer.iter().flatten().enumerate() {
-            let file = if i == 0 { program(word) } else { Some(PathBuf::from(word)) };
+            let file = if i == 0 { program::found(word) } else { Some(PathBuf::from(word)) };
             if let Some(file) = file.filter(|f| f.is_file()) {
                 add(&mut scorer, Path::new(word), || content_sha256(&file))?;
             }
@@ -160,13 +161,4 @@ fn add(sums: &mut Sums, name: &Path, sum: impl FnOnce() -> Result<String>) -> Re
         place.insert(sum()?);
     }
     Ok(())
-}
-
-/// The file that a command's first word starts.
-fn program(word: &str) -> Option<PathBuf> {
-    if word.contains('/') {
-        return Some(word.into());
-    }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(word)).find(|file| file.is_file())
 }

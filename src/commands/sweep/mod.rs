@@ -6,11 +6,13 @@ mod inputs;
 mod jobs;
 mod planned;
 mod plans;
+mod program;
 mod row;
 mod score;
 
 use super::effect;
 use super::out;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT};
 use crate::note;
@@ -22,8 +24,9 @@ use crate::warn;
 pub use args::SweepArgs;
 use folder::Folder;
 use inputs::Inputs;
-use row::Common;
+use planned::Plan;
 pub(in crate::commands) use row::TAKEN;
+use row::{Common, VISIBLE};
 
 /// Runs the command.
 pub fn run(args: &SweepArgs, observe: &mut dyn Observe) -> Result<()> {
@@ -34,9 +37,7 @@ pub fn run(args: &SweepArgs, observe: &mut dyn Observe) -> Result<()> {
     let text = files::read_text(&args.file, MOST_TEXT).map_err(|e| e.doing("read the sweep"))?;
     let spec = Spec::parse(&args.file, &text)?;
     let plans = plans::of(args, &spec, observe)?;
-    if !args.gpus.is_empty() && plans.iter().all(|p| p.options.compute.device == DeviceChoice::Cpu) {
-        return effect::refuse("gpus", "every run is on the CPU (`device`); leave it out");
-    }
+    refuse_gpus(args, &plans)?;
     let named = plans.iter().map(|p| p.options.compute.device).find(|d| matches!(d, DeviceChoice::CudaAt(_)));
     if let Some(device) = named.filter(|_| !args.gpus.is_empty()) {
         return effect::refuse(
@@ -51,6 +52,22 @@ pub fn run(args: &SweepArgs, observe: &mut dyn Observe) -> Result<()> {
     let results = jobs::all(args, &Common { spec: &spec, folder: &folder, inputs: &inputs }, &plans)?;
     folder.write(&results)?;
     finish(args, &spec, results)
+}
+
+/// Refuses GPUs that no run would see.
+fn refuse_gpus(args: &SweepArgs, plans: &[Plan]) -> Result<()> {
+    let all = |of: DeviceChoice| plans.iter().all(|p| [of, DeviceChoice::Cpu].contains(&p.options.compute.device));
+    if args.gpus.is_empty() || !all(DeviceChoice::Auto) {
+        return Ok(());
+    }
+    if all(DeviceChoice::Cpu) {
+        return effect::refuse("gpus", "every run is on the CPU (`device`); leave it out");
+    }
+    // Who hides GPUs from this process may show them to the runs.
+    if std::env::var_os(VISIBLE).is_none() && !device::is_gpu(DeviceChoice::Auto) {
+        return effect::refuse("gpus", "no GPU can be used here, and every run is on the CPU (`device`); leave it out");
+    }
+    Ok(())
 }
 
 /// Says what came out, in the end.
@@ -74,7 +91,12 @@ fn finish(args: &SweepArgs, spec: &Spec, results: Results) -> Result<()> {
         None => note!("no picture: no run has both a reward and a KL"),
     }
     if let ([(name, error), ..], true) = (&missing[..], missing.len() == results.runs.len()) {
-        return Err(Error::Training(format!("every one of the {} runs failed; {name}: {error}", missing.len())));
+        let (all, trained) = (missing.len(), results.runs.iter().filter(|r| r.steps.is_some()).count());
+        return Err(Error::Training(match (all, trained) {
+            (_, 0) => format!("every one of the {all} runs failed; {name}: {error}"),
+            (1, _) => format!("the run was trained, but not measured to its end; {name}: {error}"),
+            _ => format!("{trained} of {all} runs were trained, but none was measured to its end; {name}: {error}"),
+        }));
     }
     Ok(())
 }

@@ -12,4 +12,6 @@ pub(super) struct Plan {
     /// Whether its data has pairs, or judgements of single responses.
     pub pairs: bool,
     pub labels: bool,
+    /// Prompts that are answered and scored.
+    pub prompts: usize,
 }

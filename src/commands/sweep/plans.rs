@@ -2,9 +2,12 @@
 
 use super::args::SweepArgs;
 use super::planned::Plan;
+use super::program;
 use super::row::{REFERENCE, SAMPLES, prompt_ids};
+
 use crate::commands::{config, effect, generate, hub};
 use crate::data::shard::{Dataset, Split};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::wanted::Wanted;
@@ -12,6 +15,7 @@ use crate::model::{MAX_NEW_TOKENS, ModelDir};
 use crate::observe::Observe;
 use crate::sweep::{Point, Spec};
 use crate::train::options::{Stage, TrainOptions};
+use crate::train::trained::Trained;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +38,7 @@ pub(super) fn of(args: &SweepArgs, spec: &Spec, observe: &mut dyn Observe) -> Re
     if let Some(path) = &spec.measure.prompts {
         files::open(path).map_err(|e| e.doing("read the prompts"))?;
     }
+    program::refuse_unstartable(spec).map_err(|why| Error::file(&args.file, format!("[sweep]: {why}")))?;
     let mut plans: Vec<Plan> = Vec::with_capacity(spec.points.len());
     let (mut room, mut same) = (Room { spec, file: &args.file, prompts: HashMap::new() }, HashMap::new());
     for point in &spec.points {
@@ -43,8 +48,8 @@ pub(super) fn of(args: &SweepArgs, spec: &Spec, observe: &mut dyn Observe) -> Re
             let why = format!("runs {other} and {} are the same run; leave one of the two values out", point.name);
             return Err(Error::file(&args.file, why));
         }
-        room.check(&plan)?;
-        plans.push(plan);
+        let prompts = room.check(&plan)?;
+        plans.push(Plan { prompts, ..plan });
     }
     Ok(plans)
 }
@@ -53,31 +58,34 @@ pub(super) fn of(args: &SweepArgs, spec: &Spec, observe: &mut dyn Observe) -> Re
 struct Room<'a> {
     spec: &'a Spec,
     file: &'a Path,
-    /// The longest prompt, by the data or by the model that reads the prompts' file.
-    prompts: HashMap<PathBuf, usize>,
+    /// How many prompts, and tokens of the longest, by the data or by the model that reads the prompts' file.
+    prompts: HashMap<PathBuf, (usize, usize)>,
 }
 
 impl Room<'_> {
-    fn check(&mut self, plan: &Plan) -> Result<()> {
+    /// Errors: they have not. How many prompts are answered otherwise.
+    fn check(&mut self, plan: &Plan) -> Result<usize> {
         let (o, m) = (&plan.options, &self.spec.measure);
         if !m.scores() && (m.kl_samples == 0 || !(plan.pairs || plan.labels)) {
-            return Ok(());
+            return Ok(0);
         }
         let model = o.folder(&o.files.model);
-        let longest = match (&m.prompts, m.scores()) {
+        let (count, longest) = match (&m.prompts, m.scores()) {
             // Of a KL estimate alone: a prompt of a token at least.
-            (_, false) => 1,
+            (_, false) => (0, 1),
             (Some(file), true) => self.longest(model, || generate::longest_prompt(model, file))?,
             (None, true) => self.longest(&o.files.data, || {
                 let all = prompt_ids(&o.files.data, m.samples.unwrap_or(SAMPLES))?;
-                Ok(all.iter().map(Vec::len).max().unwrap_or(1))
+                let none =
+                    || Error::file(&o.files.data, "has no prompt to continue: name some as `prompts` in [sweep]");
+                Ok((all.len(), all.iter().map(Vec::len).max().ok_or_else(none)?))
             })?,
         };
         let config = ModelDir::shape(model, None)?;
         let positions = config.max_position_embeddings.min(config.rope.turning_point().unwrap_or(usize::MAX));
         let most = positions.saturating_sub(longest).min(MAX_NEW_TOKENS);
         if m.max_new_tokens <= most {
-            return Ok(());
+            return Ok(count);
         }
         let why = match most {
             0 => format!(
@@ -93,7 +101,7 @@ impl Room<'_> {
         Err(Error::file(self.file, why))
     }
 
-    fn longest(&mut self, of: &Path, count: impl FnOnce() -> Result<usize>) -> Result<usize> {
+    fn longest(&mut self, of: &Path, count: impl FnOnce() -> Result<(usize, usize)>) -> Result<(usize, usize)> {
         if let Some(known) = self.prompts.get(of) {
             return Ok(*known);
         }
@@ -124,6 +132,12 @@ fn plan(args: &SweepArgs, spec: &Spec, point: &Point, observe: &mut dyn Observe)
             return Err(Error::file(dir, format!("is not there, and {} names it as a model", args.file.display())));
         }
     }
+    if let Some(train) = options.train.train.as_deref() {
+        let shape = ModelDir::shape(options.folder(&options.files.model), None)?;
+        Trained::of(Some(train)).and_then(|trained| trained.check(&shape)).map_err(named)?;
+    }
+    let compute = &options.compute;
+    device::check_options(compute.device, compute.logits_dtype, compute.matmul_plans.as_deref()).map_err(named)?;
     let data = Dataset::open(&options.files.data, Split::Train)?;
     let follows = options.reference.sync_ref_model;
     if spec.stage == Stage::Dpo && options.loss().reference() && !follows && options.reference.cache.is_none() {
@@ -133,5 +147,6 @@ fn plan(args: &SweepArgs, spec: &Spec, point: &Point, observe: &mut dyn Observe)
     }
     table.remove("out");
     table.insert("stage".into(), spec.stage.to_string().into());
-    Ok(Plan { point: point.clone(), table, options, pairs: data.num_pairs() > 0, labels: data.has_labels() })
+    let (pairs, labels) = (data.num_pairs() > 0, data.has_labels());
+    Ok(Plan { point: point.clone(), table, options, pairs, labels, prompts: 0 })
 }

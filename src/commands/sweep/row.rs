@@ -95,8 +95,11 @@ fn steps(all: &Common, plan: &Plan, slot: &Slot, row: &mut Row) -> Result<(), En
     train(folder, plan, slot, &out)?;
     let record = Record::read(&out).ok_or_else(|| End::Failed("its run.json cannot be read".into()))?;
     row.steps = Some(record.steps_done);
+    // Of the model that it kept, as all that is measured below.
+    let kept = record.best.as_ref().filter(|best| best.loaded).map(|best| best.step);
     RunDir::each_row_of(&out, |line| {
-        if let Some(loss) = line.get("eval_loss").and_then(Value::as_f64) {
+        let is_kept = kept.is_none_or(|step| line.get("step").and_then(Value::as_u64) == Some(step));
+        if let (Some(loss), true) = (line.get("eval_loss").and_then(Value::as_f64), is_kept) {
             row.eval_loss = Some(loss);
         }
     })?;
@@ -185,7 +188,8 @@ fn generate(all: &Common, plan: &Plan, slot: &Slot, out: &Path) -> Result<(), En
     let to = out.join(score::GENERATIONS);
     let marks = Marks { prompts: Some(all.inputs.prompts()), scorer: None };
     if to.symlink_metadata().is_ok() && Marks::of(out).prompts == marks.prompts {
-        return Ok(());
+        let Some(why) = score::damage(&to, plan.prompts) else { return Ok(()) };
+        warn!("{}: {} {why}: responses are drawn again", plan.point.name, to.display());
     }
     let m = &all.spec.measure;
     let prompts = match &m.prompts {

@@ -59,6 +59,25 @@ pub(super) fn of(spec: &Spec, inputs: &Inputs, out: &Path) -> Result<Scores, Opt
     Ok(scores)
 }
 
+/// Why the file of responses at `path` is not as it was written, a line for each of `of` prompts; `None`: it is.
+pub(super) fn damage(path: &Path, of: usize) -> Option<String> {
+    let text = match files::read_text(path, MOST) {
+        Ok(text) => text,
+        Err(e) => return Some(format!("cannot be read ({e})")),
+    };
+    let lines = text.lines().count();
+    if lines != of || !text.ends_with('\n') {
+        let cut = if text.ends_with('\n') || text.is_empty() { "" } else { ", the last of them cut short" };
+        return Some(format!("has {lines} lines{cut}, and there are {of} prompts"));
+    }
+    let sound = |(i, line): (usize, &str)| {
+        let row: Value = serde_json::from_str(line).unwrap_or_default();
+        row["row"].as_u64() == Some(i as u64) && row["index"].as_u64() == Some(0) && row["completion"].is_string()
+    };
+    let bad = text.lines().enumerate().position(|line| !sound(line))?;
+    Some(format!("has a line {} that is no response to its prompt", bad + 1))
+}
+
 /// A finite number a line, as many as there are responses.
 fn numbers(said: &[u8], of: usize) -> Result<Vec<f64>, String> {
     let text = std::str::from_utf8(said).map_err(|_| "printed what is no text")?;
@@ -101,6 +120,27 @@ fn demo(text: &str) -> Result<Vec<f64>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_responses_is_whole_or_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("g.jsonl");
+        let line = |row: usize| format!("{{\"row\":{row},\"index\":0,\"completion\":\"x\"}}\n");
+        let whole: String = (0..3).map(line).collect();
+        let found = |text: &str| {
+            files::write(&path, text.as_bytes()).unwrap();
+            damage(&path, 3)
+        };
+        assert_eq!(found(&whole), None);
+        assert_eq!(found("").unwrap(), "has 0 lines, and there are 3 prompts");
+        assert_eq!(found(&(line(0) + &line(1))).unwrap(), "has 2 lines, and there are 3 prompts");
+        let cut = &whole[..whole.len() - 5];
+        assert_eq!(found(cut).unwrap(), "has 3 lines, the last of them cut short, and there are 3 prompts");
+        assert_eq!(found(&(line(0) + &line(2) + &line(2))).unwrap(), "has a line 2 that is no response to its prompt");
+        assert_eq!(found(&(whole.clone() + &line(3))).unwrap(), "has 4 lines, and there are 3 prompts");
+        assert!(found(&whole.replace("\"x\"", "1")).unwrap().contains("a line 1"));
+        assert!(damage(dir.path(), 3).is_some());
+    }
 
     #[test]
     fn scores_are_as_many_finite_numbers_as_responses() {

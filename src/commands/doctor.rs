@@ -27,7 +27,8 @@ struct Found {
     /// Numerics, and how products are computed.
     bf16: std::result::Result<[String; 2], String>,
     memory: Option<usize>,
-    gpu: std::result::Result<Gpu, NoGpu>,
+    /// By their numbers; one entry where there is none.
+    gpus: Vec<std::result::Result<Gpu, NoGpu>>,
     /// Where a launcher says that this process stands.
     place: Option<Place>,
     /// The MPI library by which processes would find each other.
@@ -65,22 +66,26 @@ fn look(flags: &Flags, place: Option<&Place>) -> Result<Found> {
         Ok(be) => Ok([be.fingerprint(), be.bf16_path().unwrap_or("none").to_owned()]),
         Err(e) => Err(flags.error(&e)),
     };
-    let gpu = match cuda::unavailable() {
-        Some(why) => Err(NoGpu { there: false, why: flags.reason(&why) }),
-        None => match CudaDriver::open(0) {
-            Ok(gpu) => {
-                let (free, all) = gpu.memory()?;
-                Ok(Gpu { description: gpu.description(), free, all, kernels: gpu.kernels() })
-            }
-            Err(e) => Err(NoGpu { there: true, why: flags.error(&e) }),
-        },
-    };
+    // A driver that cannot say how many there are says why when the first is asked for.
+    let gpus = 0..cuda::gpus().unwrap_or(0).max(1);
+    let gpus = gpus.map(|ordinal| look_at_gpu(ordinal, flags)).collect();
     // What a memory plan has to do with.
     let memory = cpu.memory()?.map(|memory| memory.free);
     let cpu = [cpu.description(), cpu.fingerprint(), cpu.f32_path().to_owned()];
     let mpi = mpi::find(place.map(|place| place.launcher), &|name| std::env::var(name).ok()).map(|found| found.line());
     let nccl = nccl::find(&|name| std::env::var(name).ok()).map(|found| found.line().to_owned());
-    Ok(Found { cpu, bf16, memory, gpu, place: place.copied(), mpi, nccl })
+    Ok(Found { cpu, bf16, memory, gpus, place: place.copied(), mpi, nccl })
+}
+
+fn look_at_gpu(ordinal: usize, flags: &Flags) -> std::result::Result<Gpu, NoGpu> {
+    if let Some(why) = cuda::unavailable_at(ordinal) {
+        return Err(NoGpu { there: false, why: flags.reason(&why) });
+    }
+    let found = CudaDriver::open(ordinal).and_then(|gpu| {
+        let (free, all) = gpu.memory()?;
+        Ok(Gpu { description: gpu.description(), free, all, kernels: gpu.kernels() })
+    });
+    found.map_err(|e| NoGpu { there: true, why: flags.error(&e) })
 }
 
 fn print(found: &Found) {
@@ -99,13 +104,16 @@ fn print(found: &Found) {
     if let Some(bytes) = found.memory {
         say!("memory  {} available", units::bytes(bytes));
     }
-    match &found.gpu {
-        Ok(gpu) => {
-            say!("gpu     {}, {} of {} free", gpu.description, units::bytes(gpu.free), units::bytes(gpu.all));
-            say!("        kernels: {}", gpu.kernels);
+    for (ordinal, gpu) in found.gpus.iter().enumerate() {
+        let name = if found.gpus.len() > 1 { format!("cuda:{ordinal}, ") } else { String::new() };
+        match gpu {
+            Ok(gpu) => {
+                say!("gpu     {name}{}, {} of {} free", gpu.description, units::bytes(gpu.free), units::bytes(gpu.all));
+                say!("        kernels: {}", gpu.kernels);
+            }
+            Err(NoGpu { there: false, why }) => say!("gpu     {name}none that can be used: {why}"),
+            Err(NoGpu { there: true, why }) => say!("gpu     {name}found, but: {why}"),
         }
-        Err(NoGpu { there: false, why }) => say!("gpu     none that can be used: {why}"),
-        Err(NoGpu { there: true, why }) => say!("gpu     found, but: {why}"),
     }
     match &found.place {
         Some(place) => say!("ranks   {}", place.line()),
@@ -127,7 +135,7 @@ fn as_json(found: &Found) -> Value {
         Ok([numerics, products]) => json!({ "usable": true, "numerics": numerics, "products": products }),
         Err(why) => json!({ "usable": false, "reason": why }),
     };
-    let gpu = match &found.gpu {
+    let gpu = |found: &std::result::Result<Gpu, NoGpu>| match found {
         Ok(Gpu { description, free, all, kernels }) => json!({
             "usable": true, "description": description, "memory_free_bytes": free, "memory_bytes": all, "kernels": kernels,
         }),
@@ -152,7 +160,7 @@ fn as_json(found: &Found) -> Value {
             "f32": { "numerics": numerics, "products": products }, "bf16": bf16,
         },
         "memory_available_bytes": found.memory,
-        "gpu": gpu,
+        "gpu": gpu(&found.gpus[0]), "gpus": found.gpus.iter().map(gpu).collect::<Vec<_>>(),
         "ranks": ranks,
     })
 }

@@ -48,6 +48,13 @@ fn doctor_names_the_device() {
     assert!(ran.out.contains("Stand-in 9.0"), "{ran:?}");
     let (ran, _) = s.run("doctor", &[("GPUS", "0")]);
     assert!(ran.out.contains("this machine has 0"), "{ran:?}");
+    let ran = s.ok("doctor", &[("GPUS", "2")]);
+    for ordinal in 0..2 {
+        assert!(ran.out.contains(&format!("gpu     cuda:{ordinal}, Stand-in 9.0")), "{ran:?}");
+    }
+    let found = s.ok("doctor --json", &[("GPUS", "2")]).json();
+    assert!(found["gpus"].as_array().is_some_and(|all| all.len() == 2), "{found}");
+    assert_eq!(found["gpu"], found["gpus"][0]);
 }
 
 /// A GPU of each architecture: with code for it the program trains as ever, also where the driver makes that from PTX; without, it

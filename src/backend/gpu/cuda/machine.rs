@@ -105,9 +105,14 @@ pub fn gpus() -> Result<usize> {
     ThisMachine.gpus()
 }
 
-/// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto` and `doctor`.
+/// Why this machine or this binary cannot use a GPU, or nothing: for `--device auto`.
 pub fn unavailable() -> Option<String> {
-    refusal(&ThisMachine, 0)
+    unavailable_at(0)
+}
+
+/// Why GPU number `ordinal` cannot be used, or nothing.
+pub fn unavailable_at(ordinal: usize) -> Option<String> {
+    refusal(&ThisMachine, ordinal)
 }
 
 /// CUDA version that the driver serves, as 13000 for 13.0.

@@ -18,5 +18,5 @@ mod streams;
 
 pub use driver::CudaDriver;
 pub use images::BUILT;
-pub use machine::{gpus, unavailable};
+pub use machine::{gpus, unavailable, unavailable_at};
 pub use paper::PaperDriver;

@@ -21,7 +21,7 @@ mod pairs;
 mod shape;
 mod text;
 
-pub use column::column;
+pub use column::{Column, column};
 pub use duplicates::contradicting;
 pub use flips::{DISAGREES_BY, Flips, LEARNED, Suspect, likely_flipped};
 pub use pairs::{SeenPair, of_epoch};

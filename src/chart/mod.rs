@@ -13,7 +13,7 @@ mod path;
 mod scale;
 mod series;
 
-pub use panel::{BOX, Chart, Drawn, HEIGHT, Line, WIDTH, stacked};
+pub use panel::{BOX, Chart, Drawn, HEIGHT, Line, WIDTH, stacked, usual};
 pub use path::{COLOURS, SHAPES, STYLE, class, marker, swatch};
 pub use scale::{Scale, short};
 pub use series::{Bucket, Series, smoothed};

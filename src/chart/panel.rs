@@ -128,10 +128,10 @@ impl Chart<'_> {
             let (a, b) = quantiles(l.series.buckets().iter().flat_map(|b| [b.low.1, b.high.1]).collect())?;
             (usual_low, usual_high) = (usual_low.min(a), usual_high.max(b));
         }
-        if high - low > BEYOND * (usual_high - usual_low) && usual_high > usual_low {
-            return Some((Scale::linear(usual_low, usual_high).padded(0.1), true));
+        match is_beyond((low, high), (usual_low, usual_high)) {
+            true => Some((Scale::linear(usual_low, usual_high).padded(0.1), true)),
+            false => Some((Scale::linear(low, high).padded(0.04), false)),
         }
-        Some((Scale::linear(low, high).padded(0.04), false))
     }
 
     fn words(&self, lines: &[&Line<'_>]) -> String {
@@ -152,6 +152,17 @@ impl Chart<'_> {
         }
         words
     }
+}
+
+/// Whether a picture of all values, between `all`, would show next to nothing of the usual ones, which lie between `usual`.
+fn is_beyond(all: (f64, f64), usual: (f64, f64)) -> bool {
+    all.1 - all.0 > BEYOND * (usual.1 - usual.0) && usual.1 > usual.0
+}
+
+/// Between what the usual ones of `values`, which are finite, lie, where a picture of all would show next to nothing of them.
+pub fn usual(values: Vec<f64>) -> Option<(f64, f64)> {
+    let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+    quantiles(values).filter(|usual| is_beyond((low, high), *usual))
 }
 
 /// Between which most of them lie; `None` for none.

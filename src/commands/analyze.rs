@@ -1,6 +1,6 @@
 //! `fusedpo analyze`: what a run's ledger says of its data.
 
-use crate::analyze::{self, Analysis, Example, Found, Part, Wanted};
+use crate::analyze::{self, Analysis, Column, Example, Found, Part, Wanted};
 use crate::data::numbers::grouped;
 use crate::data::shard::{Dataset, Split};
 use crate::error::{Error, Result};
@@ -8,6 +8,7 @@ use crate::files::{RunDir, Target};
 use crate::note;
 use crate::say;
 use crate::train::ledger::Ledger;
+use crate::train::record::Record;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +52,7 @@ pub struct AnalyzeArgs {
 /// Runs the command.
 pub fn run(args: &AnalyzeArgs) -> Result<()> {
     check(args)?;
+    Record::refuse_newer(&args.run)?;
     let Some(ledger) = Ledger::open(&args.run)? else {
         let why = match RunDir::is_there(&args.run) {
             true => "has no ledger.bin: its loss reads no pairs, or it ran with `options.ledger` off",
@@ -126,7 +128,13 @@ type Slices = Vec<(String, Part)>;
 fn slices(args: &AnalyzeArgs, by: &str, ledger: &Ledger, data: &Dataset) -> Result<Slices> {
     let Some(epoch) = args.epoch.or(analyze::usual_epoch(ledger)) else { return Ok(Vec::new()) };
     let (pairs, _) = analyze::of_epoch(ledger, data, epoch)?;
-    let values = analyze::column(&args.input, by, data.folder())?;
+    let Column { values, known } = analyze::column(&args.input, by, data.folder())?;
+    if !known {
+        let of = data.folder().display();
+        note!(
+            "{of}: nothing there says which rows it was packed from; they are taken to be those of `--input`, in that order"
+        );
+    }
     Ok(analyze::slices(&pairs, |row| values.get(row as usize).map_or("(absent)", String::as_str)))
 }
 

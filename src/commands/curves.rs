@@ -1,5 +1,7 @@
 //! Curves in characters: braille dots, or stars where a terminal has ASCII alone.
 
+use crate::chart;
+
 /// How a curve is drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Look {
@@ -14,7 +16,16 @@ pub struct Look {
 /// Characters before the curve: a number and a bar.
 const LABEL: usize = 10;
 
-/// What is drawn: a line through the means of `points`, and `marks` as circles; of (x, y). Nothing where no y is finite.
+/// The usual values of `points` and the point that lies furthest from them, where a picture of all would show next to nothing else.
+pub fn beyond(points: &[(f64, f64)]) -> Option<((f64, f64), (f64, f64))> {
+    let finite = || points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
+    let (low, high) = chart::usual(finite().map(|(_, y)| y).collect())?;
+    let by = |y: f64| (low - y).max(y - high);
+    Some(((low, high), finite().max_by(|a, b| by(a.1).total_cmp(&by(b.1)))?))
+}
+
+/// What is drawn: a line through the means of `points`, and `marks` as circles; of (x, y). What lies [`beyond`] is at the edge. Nothing
+/// where no y is finite.
 pub fn curve(points: &[(f64, f64)], marks: &[(f64, f64)], look: Look) -> Vec<String> {
     let all = || points.iter().chain(marks).copied().filter(|(x, y)| x.is_finite() && y.is_finite());
     let range = |of: fn((f64, f64)) -> f64| {
@@ -23,6 +34,9 @@ pub fn curve(points: &[(f64, f64)], marks: &[(f64, f64)], look: Look) -> Vec<Str
     let ((x0, x1), (mut y0, mut y1)) = (range(|p| p.0), range(|p| p.1));
     if x0 > x1 {
         return Vec::new();
+    }
+    if let Some((usual, _)) = beyond(points) {
+        (y0, y1) = usual;
     }
     if y0 == y1 {
         // A flat line is in the middle.
@@ -33,7 +47,7 @@ pub fn curve(points: &[(f64, f64)], marks: &[(f64, f64)], look: Look) -> Vec<Str
     let (cells, lines) = (look.width.saturating_sub(LABEL).max(8), look.height.max(2));
     let (columns, rows) = (cells * across, lines * down);
     let column = |x: f64| if x1 > x0 { ((x - x0) / (x1 - x0) * (columns - 1) as f64).round() as usize } else { 0 };
-    // Numbers near the largest have differences and means that are none.
+    // Numbers near the largest have differences and means that are none. What is above is at the top, and below at the bottom.
     let row = |y: f64| (((y1 - y) / (y1 - y0) * (rows - 1) as f64).round() as usize).min(rows - 1);
     let mut dots = vec![false; columns * rows];
     let mut last: Option<(usize, usize)> = None;
@@ -135,6 +149,18 @@ mod tests {
         let extremes = [(1.0, -1.7e308), (1.001, -1.7e308), (900.0, 1.7e308)];
         assert_eq!(curve(&extremes, &extremes, look).len(), 3);
         assert_eq!(curve(&[(0.0, 1.0)], &[], Look { width: 0, height: 0, ascii: true }).len(), 2);
+    }
+
+    /// One step does not flatten the others.
+    #[test]
+    fn a_spike_is_at_the_edge() {
+        let falls = |i: u32| (f64::from(i), if i == 70 { 1e9 } else { 1.0 - f64::from(i) / 100.0 });
+        let points: Vec<(f64, f64)> = (0..100).map(falls).collect();
+        let ((low, high), at) = beyond(&points).unwrap();
+        assert!(low < 0.05 && (0.95..2.0).contains(&high) && at == (70.0, 1e9), "{low} {high} {at:?}");
+        let drawn = curve(&points, &[], Look { width: 60, height: 5, ascii: true });
+        assert!(drawn.iter().all(|line| line.contains('*')) && drawn[0].starts_with("  1.0000 |"), "{drawn:#?}");
+        assert_eq!(beyond(&points[..70]), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `fusedpo watch`.
 
-use super::curves::{Look, curve, short};
+use super::curves::{Look, beyond, curve, short};
 use super::signal;
 use crate::error::{Error, Result};
 use crate::files::RunDir;
@@ -137,6 +137,9 @@ fn picture(state: Vec<String>, seen: Option<&Seen>, (lines, width): (usize, usiz
         if let Some(value) = last(held_out) {
             title += &format!(", held out {value} (o)");
         }
+        if let Some((_, (step, y))) = beyond(train) {
+            title += &format!("; {} at step {step}, beyond the picture", short(y));
+        }
         text.push(title);
         text.extend(curve(train, held_out, Look { width, height, ascii }));
     }
@@ -162,6 +165,7 @@ pub fn run(args: &WatchArgs) -> Result<()> {
     let (mut drawn, mut lines, mut before) = (String::new(), 0, None);
     loop {
         let looked = Instant::now();
+        Record::refuse_newer(path)?;
         let seen = Seen::of(path)?;
         let size = Term::stdout().size_checked().filter(|_| terminal);
         let (high, wide) = size.map_or((40, 80), |(high, wide)| (usize::from(high), usize::from(wide)));

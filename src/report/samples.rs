@@ -16,29 +16,47 @@ const MOST_CHARS: usize = 6000;
 pub(super) fn inner(runs: &[Run]) -> String {
     let mut out = String::new();
     for (i, run) in runs.iter().enumerate() {
-        let Some((step, samples)) = last(run) else { continue };
+        let Some(Last { step, samples, damaged }) = last(run) else { continue };
         // Writing to text does not fail.
         let _ = writeln!(out, "<h3>{} {}, after step {step}</h3>", swatch(i, None), html::text(&run.name));
+        if damaged > 0 {
+            let lines = if damaged == 1 { "1 line".to_owned() } else { format!("{damaged} lines") };
+            let _ = writeln!(
+                out,
+                "<p class=\"notice\" role=\"note\">{FILE}: {lines} cannot be read; what is here may not be all.</p>"
+            );
+        }
         samples.iter().for_each(|sample| out += &one(sample));
     }
     out
 }
 
-/// The lines of the last step that has some; `None` where there is nothing to read.
-fn last(run: &Run) -> Option<(u64, Vec<Map<String, Value>>)> {
-    let mut found: Option<(u64, Vec<Map<String, Value>>)> = None;
-    // What cannot be read was never whole: a run adds its lines at once.
-    each_line(run, FILE, &mut |row| {
-        let Some(step) = row.get("step").and_then(Value::as_u64) else { return };
-        let (at, all) = found.get_or_insert_with(|| (step, Vec::new()));
-        if *at != step {
-            (*at, *all) = (step, Vec::new());
+/// What was sampled last.
+struct Last {
+    step: u64,
+    samples: Vec<Map<String, Value>>,
+    /// Lines of the file that are none of a run's.
+    damaged: usize,
+}
+
+/// Of the latest step that has samples; `None` where there is nothing to read.
+fn last(run: &Run) -> Option<Last> {
+    let (mut at, mut all, mut odd) = (0, Vec::new(), 0);
+    let damaged = each_line(run, FILE, &mut |row| {
+        // A run writes later steps behind earlier ones, each with what was said to its prompts.
+        let step = row.get("step").and_then(Value::as_u64).filter(|step| all.is_empty() || *step >= at);
+        let (Some(step), true) = (step, row.contains_key("policy")) else {
+            odd += 1;
+            return;
+        };
+        if step != at {
+            (at, all) = (step, Vec::new());
         }
         if all.len() < MOST {
             all.push(row);
         }
     })?;
-    found
+    (!all.is_empty()).then(|| Last { step: at, samples: all, damaged: damaged + odd })
 }
 
 fn one(sample: &Map<String, Value>) -> String {

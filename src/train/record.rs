@@ -5,7 +5,7 @@ use super::options::TrainOptions;
 use crate::backend::Backend;
 use crate::data::shard::Dataset;
 use crate::data::shard::format::hex;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::{self, MOST_TEXT, RunDir};
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
@@ -214,6 +214,20 @@ impl Record {
         })
     }
 
+    /// Refuses the run in `out`, in words, where a newer version wrote it: what it left may mean something else by then.
+    pub fn refuse_newer(out: &Path) -> Result<()> {
+        let why = RunDir::read_record(out).as_deref().and_then(Self::newer);
+        why.map_or(Ok(()), |why| Err(Error::file(out.join("run.json"), why)))
+    }
+
+    /// What is wrong with a record that a newer version wrote: `text` is that of a `run.json`. One that says nothing is no newer one.
+    pub fn newer(text: &str) -> Option<String> {
+        let theirs = serde_json::from_str::<serde_json::Value>(text).ok()?.get("version")?.as_str()?.to_owned();
+        let ours = env!("CARGO_PKG_VERSION");
+        (version(&theirs) > version(ours))
+            .then(|| format!("was written by fusedpo {theirs}, and this is {ours}: a newer version reads it"))
+    }
+
     /// That of the run in `out`; `None` where there is none that can be read.
     pub fn read(out: &Path) -> Option<Self> {
         serde_json::from_str(&RunDir::read_record(out)?).ok()
@@ -276,5 +290,28 @@ impl Machine {
         let host = host.map(|h| h.trim().to_owned()).or_else(|| std::env::var("HOSTNAME").ok());
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self { host, os: std::env::consts::OS.into(), arch: std::env::consts::ARCH.into(), cpus }
+    }
+}
+
+/// The numbers of a version; those of one that is to come are that one's.
+fn version(text: &str) -> Vec<u64> {
+    let numbers = text.split('-').next().unwrap_or(text).split('.');
+    numbers.map(|n| n.parse().unwrap_or(0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers() {
+        assert!(version("0.10.0") > version("0.9.9") && version("1.0.0-rc.1") > version("0.1.0"));
+        assert!(
+            Record::newer("{\"version\": \"99.0.0\"}").is_some_and(|why| why.contains("written by fusedpo 99.0.0"))
+        );
+        let ours = format!("{{\"version\": \"{}\"}}", env!("CARGO_PKG_VERSION"));
+        for old in ["", "{}", "{\"version\": 9}", ours.as_str()] {
+            assert_eq!(Record::newer(old), None, "{old}");
+        }
     }
 }

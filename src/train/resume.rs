@@ -53,7 +53,7 @@ impl Start {
             Some(Resume::Auto) if !RunDir::is_there(out) => Ok(Self::New),
             // Whoever is at it may be about to remove the checkpoint that would be read here.
             Some(Resume::Auto) if RunDir::is_taken(out) => Ok(Self::Again),
-            Some(Resume::Auto) => match RunDir::checkpoints(out).last() {
+            Some(Resume::Auto) => match Record::refuse_newer(out).map(|()| RunDir::checkpoints(out).pop())? {
                 Some(last) => Ok(Self::From(Checkpoint::open(&last.path)?)),
                 None if Record::read(out).is_some_and(|r| r.outcome == Outcome::Finished) => {
                     let why = "its run is finished and has no checkpoint to go on from; name a new `options.out`";
@@ -300,7 +300,7 @@ fn without_its_best(from: &Checkpoint, c: &TrainOptions) -> Option<String> {
 /// run that is asked for, the answer is no, and `Start` says what differs.
 pub fn finished(c: &TrainOptions) -> Option<String> {
     let out = &c.files.out;
-    if c.resume.resume != Some(Resume::Auto) || RunDir::is_taken(out) {
+    if c.resume.resume != Some(Resume::Auto) || RunDir::is_taken(out) || Record::refuse_newer(out).is_err() {
         return None;
     }
     let record = Record::read(out).filter(|r| r.outcome == Outcome::Finished)?;

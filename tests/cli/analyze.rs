@@ -136,6 +136,20 @@ fn a_list_of_other_rows_is_refused() {
     refuse("analyze r --epoch 7", "has no pair of epoch 7");
     refuse("analyze r --by nothing --input rows.jsonl", "no row has a column");
     refuse("analyze r --by source --input rows.jsonl rows.jsonl", "the data were packed from 90");
+    // As many rows, and in another order, or other ones.
+    let others = "has other rows than the data were packed from, or in another order";
+    let mut turned = cli.json_lines("rows.jsonl");
+    turned.rotate_left(1);
+    cli.write_rows("turned.jsonl", &turned);
+    refuse("analyze r --by source --input turned.jsonl", others);
+    cli.write_rows("othersource.jsonl", &planted(&[28]));
+    refuse("analyze r --by source --input othersource.jsonl", others);
+    // Where nothing is known of them, that is said.
+    let known = cli.ok("analyze r --by source --input rows.jsonl");
+    assert!(!known.err.contains("they are taken to be"), "{known:?}");
+    cli.edit_json("d/report.json", |r| r["rows_sha256"] = "".into());
+    let old = cli.ok("analyze r --by source --input turned.jsonl");
+    assert!(old.err.contains("nothing there says which rows it was packed from; they are taken to be"), "{old:?}");
     refuse("analyze nowhere", "is not the folder of a run");
     refuse("analyze d", "is not the folder of a run");
     refuse("analyze r --exclude-out list.jsonl", "exist");

@@ -141,7 +141,12 @@ fn what_followed_from_evaluations_is_shown() {
     let cli = Cli::with_data();
     let often = "dpo --model m --data d --device cpu --dtype f32 --learning-rate 0.02 --lr-scheduler-type constant --batch-size 3 \
                  --token-budget 64 --eval-steps 2 --max-steps 40 --eval-data it=d";
-    cli.ok(&format!("{often} --load-best-model-at-end --early-stopping-patience 3 --out a"));
+    let out = cli.ok(&format!("{often} --load-best-model-at-end --early-stopping-patience 3 --out a")).out;
+    // The set is the held-out split once more: what is said of either is of the same model.
+    let said = |of: &str| out.lines().find_map(|line| line.strip_prefix(of)).map(|line| line.trim().to_owned());
+    let [own, set] =
+        ["held-out after:", "held-out it, after:"].map(|of| said(of).unwrap_or_else(|| panic!("{of} {out}")));
+    assert_eq!(own, set);
     let run: Value = serde_json::from_str(&cli.text("a/run.json")).unwrap();
     let (best, done) = (run["best"]["step"].as_u64().unwrap(), run["steps_done"].as_u64().unwrap());
     assert!(0 < best && best < done && done < 40, "{run}");
@@ -152,6 +157,8 @@ fn what_followed_from_evaluations_is_shown() {
     let value = fusedpo::chart::short(run["best"]["value"].as_f64().unwrap());
     let said = format!("step {best} <small>eval_loss {value}; the model is that of it</small>");
     assert!(overview.contains(&said), "{said}: {overview}");
+    let loss = format!("<dt>Held-out loss</dt><dd>{value} <small>from ");
+    assert!(overview.contains(&loss), "{loss}: {overview}");
     let early = format!("it ended at step {done} of 40: 3 evaluations in a row without a better eval_loss");
     assert!(overview.contains(&early) && overview.contains(">Memory, at most<"), "{early}: {overview}");
     let held_out = page.split("<section id=\"held-out\"").nth(1).unwrap().split("</section>").next().unwrap();
@@ -346,6 +353,9 @@ fn folders_of_all_kinds() {
     let ours = env!("CARGO_PKG_VERSION");
     let why = format!("a/run.json: was written by fusedpo 99.1.0, and this is {ours}: a newer version reads it");
     cli.bad("report a --out page.html", 2, &why);
+    for command in ["analyze a", "watch a --once", "replay a 1", "dpo --config a/config.toml --out a --resume auto"] {
+        cli.bad(command, 2, &why);
+    }
     let many = (0..13).map(|i| format!("r{i}")).collect::<Vec<_>>().join(" ");
     cli.bad(&format!("report {many} --out page.html"), 2, "13 runs: a page shows 1 to 12; name fewer");
 }

@@ -15,6 +15,11 @@ pub struct Cells {
 }
 
 impl Cells {
+    /// Columns' names and cells' texts.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str).chain(&self.record)
+    }
+
     /// The row's fields. Errors: more or fewer cells than columns.
     pub(super) fn fields(&self) -> Result<Map<String, Value>, String> {
         let (cells, columns) = (self.record.len(), self.names.len());

@@ -37,6 +37,6 @@ pub use messages::same_turn;
 pub use open::open;
 pub use parse::{parse, parse_turns};
 pub use prompt::parse_prompt;
-pub use raw::{Place, RawBody, RawRow, RowIter};
+pub use raw::{Place, RawBody, RawRow, RowIter, RowsHash};
 pub use reading::{FREE, Limits, Reading};
 pub use row::{Body, Pairs, Prompt, Response, Row, Shape, Text, Unusable};

@@ -3,6 +3,7 @@
 use super::cells::Cells;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -40,6 +41,40 @@ pub struct RawRow {
     pub body: RawBody,
     /// Bytes that it takes.
     pub size: usize,
+}
+
+impl RawRow {
+    /// SHA-256 of what it says, in whatever file it stands and however that is compressed: by it rows are known again.
+    pub fn sha256(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        match &self.body {
+            RawBody::Json(bytes) => hasher.update(bytes.trim_ascii()),
+            RawBody::Columns(map) => hasher.update(serde_json::to_vec(map).expect("plain values")),
+            RawBody::Unusable(_) => hasher.update(b"unusable"),
+            // Texts as they stand: what a column holds depends on how columns are named.
+            RawBody::Cells(cells) => cells.texts().for_each(|text| {
+                hasher.update((text.len() as u64).to_le_bytes());
+                hasher.update(text);
+            }),
+        }
+        hasher.finalize().into()
+    }
+}
+
+/// SHA-256 of the [`RawRow::sha256`] of rows in their order.
+#[derive(Clone, Debug, Default)]
+pub struct RowsHash(Sha256);
+
+impl RowsHash {
+    /// The next row's.
+    pub fn add(&mut self, row: &[u8; 32]) {
+        self.0.update(row);
+    }
+
+    /// Of all rows so far.
+    pub fn sha256(&self) -> [u8; 32] {
+        self.0.clone().finalize().into()
+    }
 }
 
 /// What a reader found at a row's place.

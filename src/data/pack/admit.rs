@@ -7,8 +7,9 @@ use super::groups::Groups;
 use super::options::{AssistantTurns, PackOptions, PairChoice, Truncation};
 use super::report::{DropReason, PackReport};
 use super::stream::{Outcome, Unpacked};
-use crate::data::input::{Pairs, Place, Unusable};
+use crate::data::input::{Pairs, Place, RowsHash, Unusable};
 use crate::data::numbers::Histogram;
+use crate::data::shard::format::hex;
 use crate::data::text::{TextTokenizer, TokenResponse, TokenRow};
 use crate::error::{Error, Result};
 
@@ -39,6 +40,7 @@ pub(super) struct Admission<'a> {
     wrapped: bool,
     /// Rows that are left out by name.
     excluded: Option<Excluded>,
+    hash: RowsHash,
 }
 
 impl<'a> Admission<'a> {
@@ -70,15 +72,17 @@ impl<'a> Admission<'a> {
             reason,
             wrapped: false,
             excluded,
+            hash: RowsHash::default(),
         }
     }
 
     /// Takes in the next row of the input.
     pub fn row(&mut self, outcome: Outcome) -> Result<()> {
-        let Outcome { place, rows, ignored, wrapped } = outcome;
+        let Outcome { place, sha256, rows, ignored, wrapped } = outcome;
         self.wrapped |= wrapped;
         let row_number = self.report.rows_read;
         self.report.rows_read += 1;
+        self.hash.add(&sha256);
         self.file.row(&place, &mut self.report)?;
         for column in ignored {
             *self.report.ignored_columns.entry(column).or_default() += 1;
@@ -156,6 +160,7 @@ impl<'a> Admission<'a> {
     pub fn finish(&mut self) -> Result<()> {
         self.file.finish(&mut self.report)?;
         self.excluded.as_ref().map_or(Ok(()), |excluded| excluded.finish(self.report.rows_read))?;
+        self.report.rows_sha256 = hex(&self.hash.sha256());
         self.report.prompt_lengths = self.prompts.lengths();
         self.report.response_lengths = self.responses.lengths();
         self.report.total_lengths = self.totals.lengths();

@@ -89,6 +89,9 @@ impl SplitCounts {
 pub struct PackReport {
     /// Rows read.
     pub rows_read: u64,
+    /// [`RowsHash`](crate::data::input::RowsHash) of them, empty where shards are older: whether rows that come later are these.
+    #[serde(default)]
+    pub rows_sha256: String,
     /// Rows with at least one response in the shards.
     pub rows_kept: u64,
     /// Rows by shape.

@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, SyncSender};
 pub(super) struct Outcome {
     /// Where it stands.
     pub place: Place,
+    /// [`RawRow::sha256`].
+    pub sha256: [u8; 32],
     /// What it became: one row of ids, or one for each turn that it teaches.
     pub rows: Result<Vec<TokenRow>, Unpacked>,
     /// Columns that played no part.
@@ -85,9 +87,9 @@ pub(super) fn tokenise_all(
 
 /// A row as ids. The error is one that ends the pack.
 fn one_row(o: &PackOptions, tok: &TextTokenizer, raw: RawRow) -> Result<Outcome> {
-    let place = raw.place.clone();
+    let (place, sha256) = (raw.place.clone(), raw.sha256());
     let bad = |e: Error| {
-        Ok(Outcome { place: place.clone(), rows: Err(Unpacked::Bad(e)), ignored: Vec::new(), wrapped: false })
+        Ok(Outcome { place: place.clone(), sha256, rows: Err(Unpacked::Bad(e)), ignored: Vec::new(), wrapped: false })
     };
     let fields = match raw.fields() {
         Ok(fields) => fields,
@@ -119,11 +121,11 @@ fn one_row(o: &PackOptions, tok: &TextTokenizer, raw: RawRow) -> Result<Outcome>
         match tokenise(row, tok, o.prompt_boundary) {
             Ok(row) => ids.push(row),
             Err(Refusal::NoLastTurn) => {
-                return Ok(Outcome { place, rows: Err(Unpacked::NoLastTurn), ignored, wrapped });
+                return Ok(Outcome { place, sha256, rows: Err(Unpacked::NoLastTurn), ignored, wrapped });
             }
             Err(Refusal::Error(why)) => return bad(place.error(why)),
             Err(Refusal::Setup(why)) => return Err(place.error(why)),
         }
     }
-    Ok(Outcome { place, rows: Ok(ids), ignored, wrapped })
+    Ok(Outcome { place, sha256, rows: Ok(ids), ignored, wrapped })
 }

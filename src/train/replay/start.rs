@@ -81,6 +81,7 @@ pub(super) fn record_of(run: &Path) -> Result<Record> {
     }
     let none =
         || Error::file(run.join("run.json"), "is missing or damaged: replay reads there what the run was made from");
+    Record::refuse_newer(run)?;
     Record::read(run).ok_or_else(none)
 }
 

@@ -175,7 +175,7 @@ pub struct TrainFlags {
     /// What evaluations are compared by: a key of theirs in metrics.jsonl, eval_ may be left out [default: loss]
     #[arg(long, value_name = "KEY")]
     pub metric_for_best_model: Option<String>,
-    /// Whether more of it is better [default: unless its name ends in loss]
+    /// Whether more of it is better [default: unless its name ends in loss, kl or repeated]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub greater_is_better: Option<bool>,
     /// End after N evaluations in a row without a better one; needs --eval-steps [default: never]

@@ -2,7 +2,7 @@
 
 use super::html;
 use super::keys::INTERVAL;
-use super::run::Run;
+use super::run::{HeldOut, Run};
 use crate::chart::{short, swatch};
 use crate::data::numbers::grouped;
 use crate::train::metrics::wilson_95;
@@ -80,19 +80,8 @@ fn facts(run: &Run, number: usize) -> Vec<(&'static str, String)> {
         facts
             .push(("Best evaluation", format!("step {} <small>{metric} {value}; {model}</small>", grouped(best.step))));
     }
-    let ends = |key: &str, set: Option<&str>| Some((run.series(key, set)?.first?.1, run.series(key, set)?.last?.1));
-    for (name, key) in [("Held-out loss", "loss"), ("Held-out margin", "rewards/margins")] {
-        if let Some((first, last)) = ends(key, Some("")) {
-            facts.push((name, format!("{} <small>from {}</small>", short(last), short(first))));
-        }
-    }
-    let last = run.held_out.iter().find(|h| h.set.is_empty()).map(|h| h.last.as_ref().unwrap_or(&h.first));
-    if let Some((_, numbers)) = last
-        && let Some(accuracy) = numbers.get("rewards/accuracies").and_then(Value::as_f64)
-    {
-        let interval = interval(numbers, "rewards/accuracies")
-            .map_or_else(String::new, |[low, high]| format!(" <small>[{low:.3}, {high:.3}]</small>"));
-        facts.push(("Held-out accuracy", format!("{accuracy:.3}{interval}")));
+    if let Some(held_out) = run.held_out.iter().find(|h| h.set.is_empty()) {
+        facts.extend(of_model(held_out, run.record.as_ref().and_then(|r| r.best.as_ref()).is_some_and(|b| b.loaded)));
     }
     if let Some(loss) = late(run, "loss") {
         facts.push(("Loss, last twentieth", short(loss)));
@@ -109,6 +98,25 @@ fn facts(run: &Run, number: usize) -> Vec<(&'static str, String)> {
     if let Some(record) = &run.record {
         facts.push(("Device", html::text(&record.call.device)));
         facts.push(("Began", html::text(&record.start.replace('T', " ").replace('Z', " UTC"))));
+    }
+    facts
+}
+
+/// The held-out numbers of the run's model: of the best evaluation where it is that of the best, else of the last.
+fn of_model(held_out: &HeldOut, is_best: bool) -> Vec<(&'static str, String)> {
+    let last = held_out.last.as_ref().unwrap_or(&held_out.first);
+    let (_, numbers) = held_out.best.as_ref().filter(|_| is_best).unwrap_or(last);
+    let number = |of: &Map<String, Value>, key: &str| of.get(key).and_then(Value::as_f64);
+    let mut facts = Vec::new();
+    for (name, key) in [("Held-out loss", "loss"), ("Held-out margin", "rewards/margins")] {
+        if let (Some(first), Some(is)) = (number(&held_out.first.1, key), number(numbers, key)) {
+            facts.push((name, format!("{} <small>from {}</small>", short(is), short(first))));
+        }
+    }
+    if let Some(accuracy) = number(numbers, "rewards/accuracies") {
+        let interval = interval(numbers, "rewards/accuracies")
+            .map_or_else(String::new, |[low, high]| format!(" <small>[{low:.3}, {high:.3}]</small>"));
+        facts.push(("Held-out accuracy", format!("{accuracy:.3}{interval}")));
     }
     facts
 }

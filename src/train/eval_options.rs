@@ -106,7 +106,7 @@ options! {
         load_best_model_at_end: bool = false;
         /// What evaluations are compared by; `None`: `loss`, where something depends on it.
         metric_for_best_model: Option<String> = None;
-        /// Whether more of it is better; `None`: unless its name ends in `loss`.
+        /// Whether more of it is better; `None`: unless its name ends in `loss`, `kl` or `samples/repeated`.
         greater_is_better: Option<bool> = None;
         /// Evaluations in a row without a better one that end the run; `None`: it goes on.
         early_stopping_patience: Option<u64> = None, in given_positive, "1 or more";
@@ -220,9 +220,12 @@ impl EvalOptions {
             });
         }
         let metric = self.metric_for_best_model.get_or_insert_with(|| "loss".to_owned());
-        // As in transformers; and a divergence that grows is nothing to wish for.
-        let less = ["loss", "kl", "kl_mismatched"].iter().any(|end| metric.ends_with(end));
-        self.greater_is_better.get_or_insert(!less);
+        if self.greater_is_better.is_none() && NEITHER.iter().any(|end| metric.ends_with(end)) {
+            return Err(Error::usage(format!(
+                "`metric_for_best_model` {metric}: neither more nor less of it is better by itself; say which by `greater_is_better`"
+            )));
+        }
+        self.greater_is_better.get_or_insert(!LESS.iter().any(|end| metric.ends_with(end)));
         if self.early_stopping_patience.is_some() {
             self.early_stopping_threshold.get_or_insert(0.0);
         }
@@ -235,9 +238,38 @@ impl EvalOptions {
     }
 }
 
+/// Ends of metrics of which less is better: as in transformers a loss; and nobody wishes for a divergence or repetitions that grow.
+const LESS: [&str; 4] = ["loss", "kl", "kl_mismatched", "samples/repeated"];
+/// Ends of those that have no good direction, or are none of the model's.
+const NEITHER: [&str; 4] = ["entropy", "samples/tokens", "/rejected", "_reference"];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_have_a_direction_or_are_given_one() {
+        let of = |metric: &str, greater: Option<bool>| {
+            let mut o = EvalOptions {
+                eval_steps: 1,
+                load_best_model_at_end: true,
+                metric_for_best_model: Some(metric.to_owned()),
+                greater_is_better: greater,
+                ..Default::default()
+            };
+            o.resolve_best().map(|()| o.greater_is_better.unwrap())
+        };
+        for metric in ["loss", "eval_hard_loss", "eval_kl", "eval_kl_mismatched", "samples/repeated"] {
+            assert!(!of(metric, None).unwrap(), "{metric}");
+        }
+        for metric in ["rewards/margins", "eval_rewards/accuracies", "logps/chosen", "samples/finished"] {
+            assert!(of(metric, None).unwrap(), "{metric}");
+        }
+        for metric in ["entropy", "eval_logps/rejected", "samples/tokens", "samples/repeated_reference"] {
+            assert!(of(metric, None).unwrap_err().to_string().contains("say which by `greater_is_better`"), "{metric}");
+            assert!(!of(metric, Some(false)).unwrap(), "{metric}");
+        }
+    }
 
     #[test]
     fn sets_have_names_and_folders() {

@@ -69,6 +69,9 @@ impl Steps<'_> {
             self.trend.evaluated(step, own);
         }
         self.summary.sets = numbers.into_iter().filter_map(|(name, t)| Some((name?.to_owned(), t))).collect();
+        if engine.state.clock.watched.best.is_some_and(|best| best.step == step) {
+            self.best_sets.clone_from(&self.summary.sets);
+        }
         if step == 0 {
             self.before.clone_from(&own);
         }
@@ -151,6 +154,8 @@ impl Steps<'_> {
         }
         if loaded {
             self.summary.best = Some((best.step, metric.clone(), best.value));
+            // Where the best was before this call, nothing is known of them but what metrics.jsonl has.
+            self.summary.sets = std::mem::take(&mut self.best_sets);
             let after = self.best[0].clone();
             self.summary.eval = self.before.clone().zip(after).filter(|_| step > 0);
         }

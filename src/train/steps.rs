@@ -51,6 +51,8 @@ pub struct Steps<'a> {
     pub after: Option<Totals>,
     /// Those of the best evaluation, and of the best before the last.
     pub best: [Option<Totals>; 2],
+    /// Those of other sets at the best evaluation of this call, by name.
+    pub best_sets: Vec<(String, Totals)>,
     /// Why evaluations end the run, where they do.
     pub ends_early: Option<String>,
     /// How it goes.

@@ -38,7 +38,7 @@ pub struct Summary {
     pub eval_seconds: f64,
     /// The evaluation that the model is of, where it is the best one's: its step, what it was compared by, and its value.
     pub best: Option<(u64, String, f64)>,
-    /// Last held-out numbers of other sets, by name.
+    /// Held-out numbers of the result on other sets, by name, where they were measured in this call.
     pub sets: Vec<(String, Totals)>,
     /// Share of weights that the saved files change.
     pub changed_share: f64,

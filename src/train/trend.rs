@@ -14,8 +14,8 @@ const STAYS: f64 = 0.95;
 const WINDOW: usize = 50;
 /// Standard errors that a difference is, at least, where it is more than noise.
 const SURE: f64 = 3.0;
-/// A loss that rose by this share of itself, rose.
-const ROSE: f64 = 0.05;
+/// A loss that rose by this share of itself, and by this much, rose: of one that is next to nothing, a share is nothing.
+const ROSE: (f64, f64) = (0.05, 0.005);
 /// Nats a token that the log-probs of chosen responses may fall: e times less likely, each of their tokens.
 const FALL: f64 = 1.0;
 /// Share of training pairs in the right order beyond which there is little to learn from them.
@@ -189,7 +189,7 @@ fn rose(c: &Change, rate: f64) -> Option<String> {
     let end = format!("{} in the last {}", short(c.last), steps(c.of));
     let what = match c.beyond {
         Some(start) => format!("diverged: {} in the first step, {end}", short(start)),
-        None if by > SURE * c.error && by > ROSE * c.first.abs() => {
+        None if by > SURE * c.error && is_rise(c.first, c.last) => {
             format!("rose: {} in the first {}, {end}", short(c.first), steps(c.of))
         }
         None => return None,
@@ -213,10 +213,14 @@ fn fell(c: &Change, rate: f64, both: bool) -> Option<String> {
     })
 }
 
+fn is_rise(from: f64, to: f64) -> bool {
+    to - from > (ROSE.0 * from.abs()).max(ROSE.1)
+}
+
 /// What to say of a held-out loss that went down and came up again.
 fn turned(all: &[(u64, f64)]) -> Option<String> {
     let (&(step, least), &(last, is)) = (all.iter().min_by(|a, b| a.1.total_cmp(&b.1))?, all.last()?);
-    (step < last && is - least > ROSE * least.abs()).then(|| {
+    (step < last && is_rise(least, is)).then(|| {
         let [least, is] = [least, is].map(short);
         format!(
             "the held-out loss turned: {least} after step {step}, {is} at the end; take fewer steps, or keep the best model with \
@@ -269,7 +273,7 @@ fn drifted(is: &Habits, was: &Habits, of_reference: bool) -> Vec<String> {
 /// What to say of a held-out loss that went the wrong way where the training loss did not.
 fn by_heart(first: &Totals, last: &Totals) -> Option<String> {
     let [was, is] = [first, last].map(Totals::mean_loss);
-    (is - was > ROSE * was.abs()).then(|| {
+    (is_rise(was, is)).then(|| {
         let [was, is] = [was, is].map(short);
         format!(
             "the held-out loss rose from {was} to {is}, the training loss did not: the model learns its rows by heart; fewer \
@@ -406,6 +410,12 @@ mod tests {
         t.evaluated(30, &step(100, 0.6, 60.0));
         let told = t.warnings(1e-6, None).concat();
         assert!(told.starts_with("the held-out loss turned: 0.5000 after step 10, 0.6000 at the end;"), "{told}");
+        // Of next to nothing, twice as much is as little.
+        let mut t = trend((0..20).map(|_| step(8, 0.3, 8.0)));
+        for (at, loss) in [(0, 0.7), (10, 4e-7), (20, 8e-7)] {
+            t.evaluated(at, &step(100, loss, 100.0));
+        }
+        assert_eq!(t.warnings(1e-6, None), [""; 0]);
         let held_out = |right: f64| Some((step(100, 0.7, 50.0), step(100, 0.6, right)));
         let told = trend((0..20).map(|_| step(8, 0.3, 8.0))).warnings(1e-6, held_out(70.0).as_ref()).concat();
         assert!(

@@ -4,6 +4,7 @@
 
 use clap::error::ErrorKind;
 use fusedpo::cli::{Cli, Command};
+use fusedpo::comm::launch::Place;
 use fusedpo::comm::{Comm, World};
 use fusedpo::commands::out::STDOUT;
 use fusedpo::commands::terminal::Terminal;
@@ -19,18 +20,17 @@ fn main() -> ExitCode {
         return code;
     }
     quiet_panics();
-    signal::install();
     bus::install();
     child::follow_parent();
     let cli = match Cli::from_command_line() {
         Ok(cli) => cli,
         // Help and version, and help in place of a missing command.
         Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
-        // All typed the same, and one says so.
-        Err(_) if ranks::place().is_ok_and(|place| !ranks::world(place.as_ref()).is_first()) => {
-            return ExitCode::from(2);
+        Err(e) => {
+            let e = Error::usage(format!("{}; see --help", usage_line(&e.to_string())));
+            let place = ranks::place().ok().flatten();
+            return end(None, &e, ranks::world(place.as_ref()), 2);
         }
-        Err(e) => return fail(&format!("{}; see --help", usage_line(&e.to_string())), 2),
     };
     say::set_level(cli.level());
     let place = match ranks::place() {
@@ -39,17 +39,17 @@ fn main() -> ExitCode {
     };
     ranks::hush(place.as_ref());
     let world = ranks::world(place.as_ref());
-    let shared = matches!(
-        cli.command,
-        Command::Sft(_)
-            | Command::Dpo { .. }
-            | Command::Reference(_)
-            | Command::Eval(_)
-            | Command::Score(_)
-            | Command::Generate(_)
-    );
+    let shared = match cli.command {
+        Command::Sft(_) => Some("sft"),
+        Command::Dpo { .. } => Some("dpo"),
+        Command::Reference(_) => Some("reference"),
+        Command::Eval(_) => Some("eval"),
+        Command::Score(_) => Some("score"),
+        Command::Generate(_) => Some("generate"),
+        _ => None,
+    };
     // `doctor` says what there is, whoever asks.
-    let refused = match shared || matches!(cli.command, Command::Doctor(_)) {
+    let refused = match shared.is_some() || matches!(cli.command, Command::Doctor(_)) {
         true => Ok(()),
         false => ranks::refuse_several(place.as_ref()),
     };
@@ -58,11 +58,19 @@ fn main() -> ExitCode {
         Err(e) => return fail(&e.to_string(), e.exit_code()),
         Ok(()) => {}
     }
-    let comm = match ranks::join(place.as_ref().filter(|_| shared)) {
+    let comm = match ranks::join(place.as_ref().filter(|_| shared.is_some())) {
         Ok(comm) => comm,
         Err(e) => return end(None, &e, world, e.exit_code()),
     };
+    if let (Some(_), None, Some(odd)) = (shared, &place, Place::half(&ranks::environment)) {
+        fusedpo::warn!("{odd}");
+    }
+    // Until here there was nothing to end in order, and who waits for other processes does not look.
+    signal::install();
     let job = Job { comm: &*comm, launched: place.is_some() };
+    if let Err(e) = ranks::same_command(job, shared.unwrap_or_default()) {
+        return end(Some(&*comm), &e, world, e.exit_code());
+    }
     if let Err(e) = threads::start(cli.threads, place.as_ref()) {
         return fail(&Cli::flags().error(&e), e.exit_code());
     }

@@ -32,6 +32,9 @@ pub struct Place {
     pub local_size: Option<usize>,
 }
 
+/// Most processes of a job: as many as a run may have lanes.
+const MOST: usize = 65_536;
+
 /// How a launcher tells: the names of its variables, those that come first winning.
 struct Words {
     launcher: Launcher,
@@ -88,10 +91,37 @@ impl Place {
     ///
     /// Errors: [`Error::Usage`] for a variable that is not a number or is missing beside the others, or a rank that there is not.
     pub fn of(env: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
-        match KNOWN.iter().find(|words| words.marks.iter().all(|mark| env(mark).is_some())) {
-            Some(words) => words.place(env).map(Some),
-            None => Ok(None),
+        let there = |words: &&Words| words.marks.iter().all(|mark| env(mark).is_some());
+        let Some(words) = KNOWN.iter().find(there) else { return Ok(None) };
+        let place = words.place(env)?;
+        // One that started this process alone and was itself started many times, each of which would be all of the job.
+        let around =
+            KNOWN.iter().filter(|w| w.launcher != words.launcher && w.launcher != Launcher::Slurm).filter(there);
+        let others = around.filter_map(|w| w.place(env).ok()).find(|other| place.size == 1 && other.size > 1);
+        match others {
+            Some(other) => Err(Error::usage(format!(
+                "{} says in the environment that this process is one of {}, and {}=1 that it is alone: unset what does not belong to it",
+                other.launcher.spoken(),
+                other.size,
+                words.size[0],
+            ))),
+            None => Ok(Some(place)),
         }
+    }
+
+    /// What is odd about `env`, which is no launcher's: it says how many processes there are, above one, and lacks what else its launcher
+    /// says. Operators of pods set some for a process that nobody else started, and a shell in one of Slurm's allocations has a number.
+    pub fn half(env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+        KNOWN.iter().filter(|words| words.launcher != Launcher::Slurm).find_map(|words| {
+            let size = words.size[0];
+            let many: usize = env(size)?.trim().parse().ok().filter(|n| *n > 1)?;
+            let lacks = words.marks.iter().find(|mark| env(mark).is_none())?;
+            Some(format!(
+                "{size}={many} is in the environment and {lacks} is not: this process computes by itself; where it is to be one of \
+                 {many}, start it by {}",
+                words.launcher.spoken()
+            ))
+        })
     }
 
     /// The launcher in words, and how many it started.
@@ -128,6 +158,9 @@ impl Words {
         };
         let rank = number(self.rank)?.ok_or_else(|| missing(self.rank))?;
         let size = first(self.size)?.ok_or_else(|| missing(self.size[0]))?;
+        if size > MOST {
+            return Err(Error::usage(format!("{}={size} in the environment: at most {MOST} processes", self.size[0])));
+        }
         if rank >= size {
             let (name, of) = (self.rank, self.size[0]);
             return Err(Error::usage(format!(

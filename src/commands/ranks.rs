@@ -51,6 +51,21 @@ pub fn join(place: Option<&Place>) -> Result<Box<dyn Comm>> {
     comm::join(place, &environment)
 }
 
+/// Refuses ranks that are at another command than rank 0, or of another version: what they say to each other would mean other things.
+pub fn same_command(job: Job<'_>, command: &str) -> Result<()> {
+    job.ranks()
+        .same(&[("version of the program", env!("CARGO_PKG_VERSION").to_owned()), ("command", command.to_owned())])
+}
+
+/// Where any of the ranks heard a signal, by which all stopped, the others end as if they had heard it. All ranks call this.
+pub fn share_signal(comm: &dyn Comm) -> Result<()> {
+    let all = comm.gather(&[signal::exit_code().unwrap_or(0)], "hear which signal it was")?;
+    if let Some(code) = all.iter().flatten().copied().find(|code| *code > 128) {
+        signal::adopt(i32::from(code) - 128);
+    }
+    Ok(())
+}
+
 /// What `fetch` brings rank 0 brings first, and the others find it.
 pub fn first_fetches<T>(job: Job<'_>, fetch: impl FnOnce() -> Result<T>) -> Result<T> {
     job.ranks().first_then_all("wait for what rank 0 fetches", fetch)

@@ -87,6 +87,11 @@ pub fn exit_code() -> Option<u8> {
     }
 }
 
+/// Takes a signal that another process of the job heard for one that this one did, where it heard none.
+pub fn adopt(signal: i32) {
+    let _ = STOP.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+}
+
 /// Whether whoever started the process had it ignore SIGHUP, as nohup does.
 fn hangup_is_ignored() -> bool {
     let status = files::read_text(Path::new("/proc/self/status"), MOST_TEXT).unwrap_or_default();

@@ -23,6 +23,9 @@ use crate::units::decimals;
 use crate::warn;
 use std::path::Path;
 
+/// Seconds, and share of all of them, from which on evaluations are worth a word.
+const LONG_EVALUATIONS: (f64, f64) = (60.0, 0.25);
+
 /// `fusedpo sft`: supervised fine-tuning on completions.
 pub fn sft(flags: &TrainFlags, job: Job<'_>, observe: &mut dyn Observe) -> Result<()> {
     train(Stage::Sft, flags.config.as_deref(), (typed(flags, None)?, job), observe)
@@ -100,6 +103,7 @@ fn train(
         Train(&options, job, &mut Logged { to: observe, run: &options.files.out, open: rank > 0 }),
     )?;
     if s.ended == Ended::Paused {
+        ranks::share_signal(job.comm)?;
         let (steps, asked) = (s.steps, s.steps_asked);
         let from = s.checkpoint.map_or("no checkpoint".to_owned(), |step| format!("checkpoint-{step}"));
         let again = again(stage, &options.files.out);
@@ -129,15 +133,24 @@ fn tell(s: &Summary, options: &TrainOptions) {
         say!("held-out after:  {}", eval::line(last));
     }
     for (name, last) in &s.sets {
-        say!("held-out {name}, last: {}", eval::line(last));
+        say!("held-out {name}, after: {}", eval::line(last));
+    }
+    if s.eval_seconds > LONG_EVALUATIONS.0
+        && eval_share(s) > LONG_EVALUATIONS.1
+        && options.eval.max_eval_samples.is_none()
+    {
+        note!("evaluations took much of the time: --max-eval-samples N takes N pairs of each held-out set");
     }
 }
 
 /// How long the evaluations took, where there were some, and what share of all that is.
 fn evaluation(s: &Summary) -> Option<String> {
-    let share = 100.0 * s.eval_seconds / (s.eval_seconds + s.train_seconds + s.reference_seconds);
-    let said = || format!("{:.1} s, {share:.0} % of all, for evaluations", s.eval_seconds);
+    let said = || format!("{:.1} s, {:.0} % of all, for evaluations", s.eval_seconds, 100.0 * eval_share(s));
     (s.eval_seconds > 0.0).then(said)
+}
+
+fn eval_share(s: &Summary) -> f64 {
+    s.eval_seconds / (s.eval_seconds + s.train_seconds + s.reference_seconds)
 }
 
 /// Refuses a folder that is in use; of a run that ended before its last step, says how it goes on.

@@ -11,13 +11,17 @@ use crate::data::shard::Dataset;
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::model::ModelDir;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// Lanes of a run under a launcher that asks for none: so many processes at most share them, and fewer come to the same bits.
 const LANES: usize = 8;
 
 /// Most lanes: a plan would have more of them than anybody has groups a step.
 const MOST_LANES: usize = 65_536;
+
+/// Options that say where something lies, or on what a rank computes: by what is found there ranks are compared.
+const PLACES: [&str; 8] = ["model", "data", "out", "ref_model", "adapter", "cache", "matmul_plans", "device"];
 
 /// The processes that a run is computed by.
 #[derive(Clone, Copy)]
@@ -76,14 +80,39 @@ impl Job<'_> {
         Team { comm: self.comm, lanes: c.data.lanes.unwrap_or(1) }
     }
 
+    /// Refuses ranks that were given other options than rank 0, but for where files lie, which each machine may have elsewhere. Before
+    /// anything that depends on them: else some would say what others do not listen to.
+    pub fn same_options(&self, c: &TrainOptions) -> Result<()> {
+        let Ok(Value::Object(mut options)) = serde_json::to_value(c) else {
+            return Err(Error::usage("an option's value cannot be written down"));
+        };
+        options.insert("fit".into(), c.data.fit.into());
+        options.retain(|key, value| !PLACES.contains(&key.as_str()) && !value.is_null());
+        let names: Vec<&str> = c.eval.eval_data.iter().map(|set| set.name.as_str()).collect();
+        options.insert("eval_data".into(), names.into());
+        let all = self.comm.gather(&serde_json::to_vec(&options).unwrap_or_default(), "compare the options")?;
+        let all: Vec<Map<String, Value>> =
+            all.iter().map(|said| serde_json::from_slice(said).unwrap_or_default()).collect();
+        let (first, others) = all.split_first().expect("rank 0 is there");
+        for (rank, said) in others.iter().enumerate() {
+            if let Some(key) = first.keys().chain(said.keys()).find(|key| first.get(*key) != said.get(*key)) {
+                let [is, was] = [said, first].map(|of| of.get(key).map_or("not given".to_owned(), in_words));
+                let rank = rank + 1;
+                return Err(Error::usage(format!(
+                    "`{key}`: {is} on rank {rank}, and {was} on rank 0; give all the same options"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses what several lanes, or several processes, do not do yet.
     pub fn refuse<B: Backend>(&self, c: &TrainOptions) -> Result<()> {
         let (size, lanes) = (self.comm.world().size, c.data.lanes.unwrap_or(1));
         let refuse = |what: String| Err(Error::usage(what));
         if lanes > 1 && c.optim.gradient_dtype == GradientChoice::Bf16 {
-            return refuse(format!(
-                "`gradient_dtype` bf16: {lanes} `lanes` are added up in f32; leave one of them out"
-            ));
+            let what = if size > 1 { "leave it out, or start one process" } else { "leave it out, or give `lanes` 1" };
+            return refuse(format!("`gradient_dtype` bf16: several lanes, here {lanes}, are added up in f32; {what}"));
         }
         // Its masters would be divided as the policy's are.
         if c.reference.sync_ref_model && size > 1 && B::MASTER_WEIGHTS {
@@ -131,13 +160,19 @@ impl Job<'_> {
     }
 
     /// Refuses ranks of which one would compute another run than rank 0.
-    pub fn compare(&self, team: &Team<'_>, identity: &Identity, schedule: &Schedule) -> Result<()> {
+    pub fn compare(
+        &self,
+        team: &Team<'_>,
+        identity: &Identity,
+        (schedule, sets): (&Schedule, &BTreeMap<String, String>),
+    ) -> Result<()> {
         let none = || "none".to_owned();
         team.same(&[
             ("version of the program", env!("CARGO_PKG_VERSION").to_owned()),
             ("way of computing", identity.numerics.clone()),
             ("content of the training shards", identity.train_sha256.clone()),
             ("content of the held-out shards", identity.eval_sha256.clone().unwrap_or_else(none)),
+            ("content of the sets to evaluate on", serde_json::to_string(sets).unwrap_or_default()),
             ("model", identity.model_sha256.clone()),
             ("reference", identity.reference_sha256.clone().unwrap_or_else(none)),
             ("token budget", identity.token_budget.to_string()),
@@ -145,4 +180,10 @@ impl Job<'_> {
             ("set of options", serde_json::to_string(&identity.options).unwrap_or_default()),
         ])
     }
+}
+
+/// An option's value as it is typed.
+fn in_words(value: &Value) -> String {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    text.chars().take(100).collect()
 }

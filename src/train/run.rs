@@ -57,6 +57,7 @@ pub fn train<B: Backend>(be: &B, c: &TrainOptions, observe: &mut dyn Observe) ->
 /// [`train`] by the processes of a job, each of which calls this with the same `c`. Rank 0 alone writes into `c.files.out`.
 pub fn train_as<B: Backend>(be: &B, job: Job<'_>, c: &TrainOptions, observe: &mut dyn Observe) -> Result<Summary> {
     let first = job.comm.world().is_first();
+    job.same_options(c)?;
     if let Some(said) = job.told(if first { resume::finished(c) } else { None })? {
         observe.tell(&Event::Note(&said))?;
         let steps = Record::read(&c.files.out).map_or(0, |r| r.steps_done);
@@ -81,9 +82,9 @@ pub fn train_as<B: Backend>(be: &B, job: Job<'_>, c: &TrainOptions, observe: &mu
     let (dir, reference, schedule) = (&ready.dir, ready.reference.as_ref(), ready.schedule);
     let (slots, total) = (ready.planner.token_budget(), schedule.total);
     let mut identity = Identity::of(c, &splits, (dir, reference), be.fingerprint(), slots, &schedule)?;
-    job.compare(&team, &identity, &schedule)?;
     let mut record = Record::new(be, c, &identity, &splits, total)?;
     record.sha256.eval_sets = sets.iter().map(|set| (set.name.clone(), data_sha256(&set.data))).collect();
+    job.compare(&team, &identity, (&schedule, &record.sha256.eval_sets))?;
     if c.stage == Stage::Dpo {
         record.reference = Some(reference_line(c, dir, reference)?);
     }
@@ -259,6 +260,7 @@ impl Run<'_> {
             before,
             after: None,
             best: [self.start.checkpoint().and_then(|c| c.saved().carried.best_eval.clone()), None],
+            best_sets: Vec::new(),
             ends_early: None,
             trend: Trend::default(),
             observe: followers,

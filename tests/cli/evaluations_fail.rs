@@ -41,10 +41,10 @@ fn the_metrics_of_evaluations_are_known_before() {
         let has = row.as_object().unwrap().keys().map(String::as_str);
         let has: BTreeSet<&str> = has.filter(|key| *key != "step" && !key.ends_with("_ci95")).collect();
         assert_eq!(named, has, "{args}");
-        // Every one of them will do, with what they begin with or without.
+        // Every one of them will do, with what they begin with or without; of some it must be said which is better, more or less.
         for key in [has.first(), has.last()].into_iter().flatten() {
             let key = key.trim_start_matches("eval_");
-            cli.ok(&format!("{args} {chooses} {key} --out run{i}-{}", key.replace('/', "-")));
+            cli.ok(&format!("{args} {chooses} {key} --greater-is-better false --out run{i}-{}", key.replace('/', "-")));
         }
     }
     for (meant, typed) in

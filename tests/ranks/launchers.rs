@@ -109,8 +109,35 @@ fn what_cannot_be_is_named() {
         (&[("RANK", "0"), ("LOCAL_RANK", "-1"), ("WORLD_SIZE", "2")], "LOCAL_RANK=-1"),
         (&[("PMI_RANK", "0"), ("PMI_SIZE", "0")], "PMI_RANK=0 and PMI_SIZE=0"),
         (&[("SLURM_PROCID", "1"), ("SLURM_STEP_ID", "0")], "SLURM_STEP_NUM_TASKS is not"),
+        (
+            &[("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "9999999999")],
+            "WORLD_SIZE=9999999999 in the environment: at most 65536",
+        ),
+        // Each of two would be all of its job.
+        (
+            &[("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("PMI_RANK", "1"), ("PMI_SIZE", "2")],
+            "mpirun (PMI) says in the environment that this process is one of 2, and WORLD_SIZE=1 that it is alone",
+        ),
     ] {
         let e = place(env).unwrap_err();
         assert!(e.to_string().contains(said) && e.exit_code() == 2, "{env:?}: {e}");
+    }
+}
+
+#[test]
+fn half_a_launcher_is_told() {
+    let half = |env: &[(&str, &str)]| {
+        let env: HashMap<&str, &str> = env.iter().copied().collect();
+        Place::half(&|name| env.get(name).map(|value| (*value).to_owned()))
+    };
+    let pod = [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "1")];
+    let said = half(&pod).unwrap();
+    assert!(
+        said.starts_with("WORLD_SIZE=2 is in the environment and LOCAL_RANK is not: this process computes by itself"),
+        "{said}"
+    );
+    assert!(half(&[("OMPI_COMM_WORLD_SIZE", "2")]).unwrap().contains("OMPI_COMM_WORLD_RANK is not"));
+    for none in [&[][..], &[("WORLD_SIZE", "1"), ("RANK", "0")], &[("WORLD_SIZE", "many")], &[("SLURM_NTASKS", "8")]] {
+        assert_eq!(half(none), None, "{none:?}");
     }
 }

@@ -15,6 +15,7 @@ mod maps;
 mod meeting;
 mod mpirun;
 mod refused;
+mod same;
 #[cfg(target_os = "linux")]
 mod signals;
 mod torchrun;

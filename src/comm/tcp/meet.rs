@@ -329,6 +329,8 @@ mod tests {
         let drawn = || 12_000 + (std::collections::hash_map::RandomState::new().hash_one(0u8) % 16_000) as u16;
         let free = (0..200).find_map(|_| std::net::TcpListener::bind(("127.0.0.1", drawn())).ok()).expect("a port");
         let port = free.local_addr().unwrap().port();
+        // Before rank 0 wants it.
+        drop(free);
         let meeting = Meeting { host: "127.0.0.1".into(), ports: port..=port, job: *b"this job" };
         let first = meeting.clone();
         (meeting, spawn(move || first.meet(&place(0, size), Duration::from_secs(20))))
@@ -336,12 +338,11 @@ mod tests {
 
     /// A connection to rank 0, once it listens.
     fn knocked(meeting: &Meeting) -> TcpStream {
-        loop {
-            if let Ok(to) = TcpStream::connect(("127.0.0.1", *meeting.ports.start())) {
-                return to;
-            }
+        let comes = |_| {
             sleep(Duration::from_millis(1));
-        }
+            TcpStream::connect(("127.0.0.1", *meeting.ports.start())).ok()
+        };
+        (0..20_000).find_map(comes).expect("rank 0 listens within its 20 s")
     }
 
     /// Rank 1 comes, is lost, and comes again as another process; rank 2 comes late.

@@ -42,6 +42,8 @@ fn a_part() {
         }
         if let Err(e) = comm.gather(&vec![step; 100_000], "hear of a step's numbers") {
             println!("says: {e}");
+            // As in the program: what goes wrong for all rank 0 tells, before others go whom it would lose.
+            std::thread::sleep(Duration::from_millis(if place.rank == 0 { 0 } else { 500 }));
             return comm.abort(1);
         }
     }
@@ -60,6 +62,8 @@ fn gives_up(comm: &dyn Comm) {
         at.duration_since(given_up)
     });
     assert!(waited < Duration::from_millis(1500), "less than the patience that ranks have: {waited:?}");
+    // As in the program: a launcher that ends a job at once drops what it was about to pass on.
+    std::thread::sleep(Duration::from_millis(500));
     comm.abort(1);
 }
 
@@ -114,8 +118,8 @@ fn who_is_lost_or_late_is_named() {
         assert!(told >= 1 && named >= 3, "{part}: {texts:?}");
         let own = "says: cannot hear of nothing: the ranks have parted";
         assert!(*part != "gives up" || texts[2].contains(own) && texts[2].contains("1 passed"), "{texts:?}");
-        // Rank 0 tells the user; where rank 2 has long ended, whoever of the others sees it first may be whom rank 0 loses.
-        assert!(["missing", "gives up"].contains(part) || texts[0].contains("rank 2"), "{part}: {texts:?}");
+        // Rank 0 tells the user.
+        assert!(*part == "missing" || texts[0].contains("rank 2"), "{part}: {texts:?}");
         let most = if *part == "hangs" { 14 } else { 8 };
         assert!(begun.elapsed() < Duration::from_secs(most), "{part}: {:?}", begun.elapsed());
     });

@@ -67,6 +67,8 @@ fn main() -> ExitCode {
     }
     // Until here there was nothing to end in order, and who waits for other processes does not look.
     signal::install();
+    // Again: UCX, by which MPICH goes, has taken SIGBUS for itself meanwhile.
+    bus::install();
     let job = Job { comm: &*comm, launched: place.is_some() };
     if let Err(e) = ranks::same_command(job, shared.unwrap_or_default()) {
         return end(Some(&*comm), &e, world, e.exit_code());

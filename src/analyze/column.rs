@@ -1,6 +1,6 @@
 //! A column of the rows that shards were packed from.
 
-use crate::data::input::{self, RawRow, Reading, RowsHash};
+use crate::data::input::{self, FieldMap, RawRow, Reading, RowsHash};
 use crate::data::shard::format::hex;
 use crate::error::{Error, Result};
 use crate::files::{self, MOST_JSON};
@@ -28,11 +28,14 @@ pub fn column(inputs: &[PathBuf], name: &str, data: &Path) -> Result<Column> {
     let mut values = Vec::new();
     let mut found = false;
     let mut hash = RowsHash::default();
+    // Of a table that has it columns are read that are asked for.
+    let asked = Reading { map: FieldMap(vec![(name.to_owned(), name.to_owned())]), ..Default::default() };
     for path in inputs {
         for row in input::open(path, Reading::default())? {
-            let row = row?;
-            hash.add(&row.sha256());
-            let value = value_of(row, name);
+            hash.add(&row?.sha256());
+        }
+        for row in input::open(path, asked.clone())? {
+            let value = value_of(row?, name);
             found |= value.is_some();
             values.push(value.unwrap_or_else(|| ABSENT.to_owned()));
         }

@@ -21,6 +21,9 @@ pub struct Manifest {
     /// What other results hold that calls before this one made, by their names: [`Entry::outputs`] of what is no stage's now.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub earlier: BTreeMap<String, Inputs>,
+    /// Results that are to be made again, by their names: each was made from one of this stage that came out as another since.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stale: BTreeMap<String, Kind>,
 }
 
 /// Why there is nothing to read in a manifest.
@@ -95,10 +98,12 @@ mod tests {
             complete: true,
             stages: vec![entry],
             earlier: BTreeMap::new(),
+            stale: BTreeMap::new(),
         };
         assert!(!all.json().contains("earlier"));
         assert_eq!(Manifest::parse(&all.json()), Ok(all.clone()));
         all.earlier.insert("sft-dd".into(), outputs);
+        all.stale.insert("dpo-ee".into(), Kind::Sft);
         assert_eq!(Manifest::parse(&all.json()), Ok(all.clone()));
         all.version = 99;
         assert_eq!(Manifest::parse(&all.json()), Err(Unread::Newer(99)));

@@ -104,8 +104,9 @@ fn facts(run: &Run, number: usize) -> Vec<(&'static str, String)> {
 
 /// The held-out numbers of the run's model: of the best evaluation where it is that of the best, else of the last.
 fn of_model(held_out: &HeldOut, is_best: bool) -> Vec<(&'static str, String)> {
-    let last = held_out.last.as_ref().unwrap_or(&held_out.first);
-    let (_, numbers) = held_out.best.as_ref().filter(|_| is_best).unwrap_or(last);
+    let last = held_out.last.as_ref().or(Some(&held_out.first));
+    // The best of a run that began in another's checkpoint may be among that one's evaluations.
+    let Some((_, numbers)) = (if is_best { held_out.best.as_ref() } else { last }) else { return Vec::new() };
     let number = |of: &Map<String, Value>, key: &str| of.get(key).and_then(Value::as_f64);
     let mut facts = Vec::new();
     for (name, key) in [("Held-out loss", "loss"), ("Held-out margin", "rewards/margins")] {

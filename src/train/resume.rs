@@ -132,7 +132,12 @@ impl Start {
             Self::New | Self::Elsewhere(_) => Ok(None),
             Self::Again | Self::From(_) => {
                 let (out, last) = (RunDir::reopen(&c.files.out)?, RunDir::checkpoints(&c.files.out).pop());
-                if c.resume.resume == Some(Resume::Auto) && last.map(|last| last.step) != self.own_step() {
+                let ended = || {
+                    let begins = matches!(self, Self::Again);
+                    begins && Record::read(&c.files.out).is_some_and(|r| r.outcome == Outcome::Finished)
+                };
+                let saved = last.map(|last| last.step) != self.own_step();
+                if c.resume.resume == Some(Resume::Auto) && (saved || ended()) {
                     // To begin as was decided before would take away what it saved.
                     let why = "another run was writing to it until now; give the command again";
                     return Err(Error::file(&c.files.out, why));

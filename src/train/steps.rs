@@ -132,6 +132,7 @@ impl Steps<'_> {
         }
         if let Some(before) = before {
             flow = flow.and(self.finish(engine, opt, before, &mut done)?);
+            (flow, _) = engine.team.agree(flow, false)?;
         }
         self.end(engine, flow)?;
         self.observe.tell(&Event::End)

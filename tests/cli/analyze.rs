@@ -150,6 +150,15 @@ fn a_list_of_other_rows_is_refused() {
     cli.edit_json("d/report.json", |r| r["rows_sha256"] = "".into());
     let old = cli.ok("analyze r --by source --input turned.jsonl");
     assert!(old.err.contains("nothing there says which rows it was packed from; they are taken to be"), "{old:?}");
+    // Columns under other names: what they were read as is not known.
+    let cells =
+        |r: &Value| ["prompt", "chosen", "rejected", "source"].map(|key| r[key].as_str().unwrap().to_owned()).join(",");
+    let lines: Vec<String> = cli.json_lines("rows.jsonl").iter().map(cells).collect();
+    cli.write("named.csv", format!("prompt,good,bad,source\n{}\n", lines.join("\n")));
+    cli.ok("pack --tokenizer m --input named.csv --map chosen=good,rejected=bad --out named");
+    cli.ok("dpo --model m --data named --out n --max-steps 12 --batch-size 8 --learning-rate 1e-3 --device cpu");
+    let named = cli.ok("analyze n --by source --input named.csv");
+    assert!(named.err.contains("they are taken to be") && named.out.contains("source"), "{named:?}");
     refuse("analyze nowhere", "is not the folder of a run");
     refuse("analyze d", "is not the folder of a run");
     refuse("analyze r --exclude-out list.jsonl", "exist");

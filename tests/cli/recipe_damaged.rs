@@ -223,3 +223,32 @@ fn what_trains_nothing_is_refused_before_the_first_stage() {
     cli.write("r.toml", text.replace("[dpo]\n", "[dpo]\ntrain = \"layers\\\\.0\\\\.\"\n"));
     cli.ok("run r.toml --out o");
 }
+
+/// What is to be made again is known to whoever goes on, and a run that is half done of what is no more does not go on.
+#[cfg(unix)]
+#[test]
+fn what_is_stale_is_known_to_the_next_call() {
+    let cli = begun(&RECIPE.replace("max_steps = 6\n", "max_steps = 300\nsave_steps = 5\n"));
+    cli.ok("run r.toml --out o");
+    let (whole, dpo, report) = (cli.text("o/manifest.json"), result(&cli, "dpo"), result(&cli, "report"));
+    cli.edit_json("o/manifest.json", |v| v["stages"][1]["outputs"]["model.safetensors"] = "0".repeat(64).into());
+    remove(&cli, &format!("{}/model.safetensors", result(&cli, "sft")));
+    cli.edit_json(&format!("{dpo}/run.json"), |v| v["outcome"] = "stopped".into());
+    let mut child = cli.spawn("run r.toml --out o --log-level error");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let at = || std::fs::read_to_string(cli.path(&format!("{dpo}/metrics.jsonl"))).unwrap_or_default().lines().count();
+    while !cli.path(&format!("{dpo}.damaged")).exists() || at() < 12 {
+        assert!(std::time::Instant::now() < until);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    signal(&child, "KILL");
+    assert!(!child.wait().unwrap().success());
+    let left = manifest(&cli);
+    let name = |result: &str| result.trim_start_matches("o/").to_owned();
+    assert_eq!((&left["complete"], &left["stale"][name(&report)]), (&false.into(), &"sft".into()), "{left}");
+    assert_eq!(left["stale"].get(name(&dpo)), None, "what is there now is of what is there now: {left}");
+    let ran = cli.ok("run r.toml --out o");
+    assert_eq!(made(&ran), ["dpo", "report"], "{ran:?}");
+    assert!(ran.err.contains("going on after step") && !cli.path(&format!("{dpo}.damaged-2")).exists(), "{ran:?}");
+    assert_eq!(cli.text("o/manifest.json"), whole);
+}

@@ -20,8 +20,8 @@ const CONFIGS: [&str; 2] = ["config.json", "adapter_config.json"];
 pub(super) struct Kept {
     /// Of results, by their names, what they held when they were made.
     known: BTreeMap<String, Inputs>,
-    /// Stages of which there is something else now.
-    others: Vec<Kind>,
+    /// Results that are to be made again, by their names, and the stage whose result they were made from and is another now.
+    stale: BTreeMap<String, Kind>,
 }
 
 impl Kept {
@@ -42,7 +42,7 @@ impl Kept {
         match read {
             Ok(manifest) => {
                 let stages = manifest.stages.into_iter().map(|entry| (entry.result, entry.outputs));
-                Ok(Self { known: manifest.earlier.into_iter().chain(stages).collect(), others: Vec::new() })
+                Ok(Self { known: manifest.earlier.into_iter().chain(stages).collect(), stale: manifest.stale })
             }
             Err(Unread::Newer(version)) => Err(Error::file(
                 path,
@@ -63,8 +63,8 @@ impl Kept {
 
     /// Why the result of `link`, which holds `outputs`, is not what was made; `None`: it is, as far as anybody knows.
     pub fn damage(&self, link: &Link, outputs: &Inputs) -> Option<String> {
-        if let Some(of) = link.reads.iter().find(|of| self.others.contains(of)) {
-            return Some(format!("was made from another result of [{of}] than is there now"));
+        if let Some(why) = self.staleness(link) {
+            return Some(why);
         }
         let known = self.known.get(&link.name());
         let other = known.into_iter().flatten().find(|(name, sum)| outputs.get(*name) != Some(*sum));
@@ -76,12 +76,36 @@ impl Kept {
         }
     }
 
-    /// Keeps what the result of `link` holds.
-    pub fn add(&mut self, link: &Link, outputs: &Inputs) {
+    /// Why the result of `link`, be it through or half done, is of no use any more.
+    pub fn staleness(&self, link: &Link) -> Option<String> {
+        let of = self.stale.get(&link.name())?;
+        Some(format!("was made from another result of [{of}] than is there now"))
+    }
+
+    /// The result of `link` is about to be made; whether it was stale.
+    pub fn renew(&mut self, link: &Link) -> bool {
+        self.stale.remove(&link.name()).is_some()
+    }
+
+    /// Keeps what the result of `link`, one of `links`, holds. Where that is something else than it was, what was made from it is stale:
+    /// that of other options too, which may have been.
+    pub fn add(&mut self, (link, links): (&Link, &[Link]), outputs: &Inputs) {
         let was = self.known.insert(link.name(), outputs.clone());
-        if was.iter().flatten().any(|(name, sum)| outputs.get(name) != Some(sum)) {
-            self.others.push(link.stage.kind);
+        if was.iter().flatten().all(|(name, sum)| outputs.get(name) == Some(sum)) {
+            return;
         }
+        let kind = link.stage.kind;
+        for of in links.iter().filter(|of| of.reads.contains(&kind)) {
+            let begins = format!("{}-", of.stage.kind);
+            let earlier = self.known.keys().filter(|name| name.starts_with(&begins)).cloned();
+            let all: Vec<String> = earlier.chain([of.name()]).collect();
+            self.stale.extend(all.into_iter().map(|name| (name, kind)));
+        }
+    }
+
+    /// What is to be made again, for the manifest: whoever goes on knows it by that.
+    pub fn stale(&self) -> BTreeMap<String, Kind> {
+        self.stale.clone()
     }
 
     /// What is known of results that are none of `stages`.

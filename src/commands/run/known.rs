@@ -23,7 +23,9 @@ pub(super) fn refuse_unread(recipe: &Recipe, given: &Table, trained: Option<&str
     let refuse = |why: String| Err(Error::usage(format!("[reference]: no run reads it: {why}; leave it out")));
     // Of a measure that has this very reference, it is read there.
     let measured = recipe.stage(Kind::Eval).and_then(|eval| text(eval, "ref_model"));
-    if measured.is_some_and(|of| text(given, "model").is_some_and(|model| is_named(of, model))) {
+    let own = ["ref_model", "model"].iter().find_map(|key| text(dpo, key)).or(trained);
+    let own = text(given, "model").or(own);
+    if measured.zip(own).is_some_and(|(of, own)| is_named(of, own)) {
         return Ok(());
     }
     let mut table = dpo.clone();
@@ -47,15 +49,17 @@ pub(super) fn refuse_unread(recipe: &Recipe, given: &Table, trained: Option<&str
         Some(of) => (Some(of), "ref_model"),
         None => (text(dpo, "model").or(trained), "model"),
     };
+    // Of a name of the hub nobody knows what it is.
+    let is_known = |of: &str| Path::new(of).is_dir() || Some(of) == trained;
     match reads {
-        Some(reads) if !is_named(model, reads) => {
+        Some(reads) if is_known(model) && is_known(reads) && !is_named(model, reads) => {
             refuse(format!("its `model` is {model}, and that of [dpo] (`{key}`) is {reads}"))
         }
         _ => Ok(()),
     }
 }
 
-/// Whether both name the same; of two names that are no paths here nobody knows.
+/// Whether both are written the same, or are the same folder here.
 fn is_named(a: &str, b: &str) -> bool {
     plain(a) == plain(b) || is_same(Path::new(a), Path::new(b))
 }

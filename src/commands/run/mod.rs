@@ -10,7 +10,7 @@ use super::flags::Flags;
 use super::out;
 use super::signal;
 use crate::error::{Error, Result};
-use crate::files::{self, Claim, MOST_TEXT};
+use crate::files::{self, Claim, MOST_TEXT, RunDir};
 use crate::note;
 use crate::recipe::{Inputs, Manifest, Recipe, content_sha256};
 use crate::say;
@@ -55,10 +55,11 @@ pub fn run(args: &RunArgs, flags: &Flags) -> Result<()> {
         complete: false,
         stages: Vec::new(),
         earlier: BTreeMap::new(),
+        stale: BTreeMap::new(),
     };
     let write = |manifest: &mut Manifest, kept: &Kept| {
         manifest.complete = manifest.stages.len() == links.len();
-        manifest.earlier = kept.earlier(&manifest.stages);
+        (manifest.earlier, manifest.stale) = (kept.earlier(&manifest.stages), kept.stale());
         files::write(&path, manifest.json().as_bytes())
     };
     for link in &links {
@@ -68,14 +69,15 @@ pub fn run(args: &RunArgs, flags: &Flags) -> Result<()> {
                 outputs
             }
             found => {
-                if let Found::SetAside = found {
+                // What comes to be there now is made from what is there now.
+                if kept.renew(link) || matches!(found, Found::SetAside) {
                     write(&mut manifest, &kept)?;
                 }
                 made(args, link)?;
                 link.outputs()?
             }
         };
-        kept.add(link, &outputs);
+        kept.add((link, &links), &outputs);
         manifest.stages.push(link.entry(outputs));
         write(&mut manifest, &kept)?;
     }
@@ -95,11 +97,16 @@ enum Found {
 
 /// Looks for the result of a stage; one that is no longer as it was made is set aside, and told.
 fn found(link: &Link, kept: &Kept) -> Result<Found> {
-    if !stage::is_there(link) {
-        return Ok(Found::Nothing);
-    }
-    let outputs = link.outputs()?;
-    let Some(why) = kept.damage(link, &outputs) else { return Ok(Found::There(outputs)) };
+    let why = if stage::is_there(link) {
+        let outputs = link.outputs()?;
+        let Some(why) = kept.damage(link, &outputs) else { return Ok(Found::There(outputs)) };
+        why
+    } else {
+        // A run that is half done would go on.
+        let half_done = || link.result.symlink_metadata().is_ok() && !RunDir::is_taken(&link.result);
+        let Some(why) = kept.staleness(link).filter(|_| half_done()) else { return Ok(Found::Nothing) };
+        why
+    };
     let aside = files::set_aside(&link.result)?;
     let (kind, result) = (link.stage.kind, link.result.display());
     warn!("{kind}: {result} {why}: it is made again, and what was there is kept as {}", aside.display());

@@ -4,7 +4,6 @@ use super::args::SweepArgs;
 use super::planned::Plan;
 use super::program;
 use super::row::{REFERENCE, SAMPLES, prompt_ids};
-
 use crate::commands::{config, effect, generate, hub};
 use crate::data::shard::{Dataset, Split};
 use crate::device;
@@ -14,6 +13,7 @@ use crate::model::wanted::Wanted;
 use crate::model::{MAX_NEW_TOKENS, ModelDir};
 use crate::observe::Observe;
 use crate::sweep::{Point, Spec};
+use crate::train::choices::DeviceChoice;
 use crate::train::options::{Stage, TrainOptions};
 use crate::train::trained::Trained;
 use std::collections::HashMap;
@@ -137,7 +137,10 @@ fn plan(args: &SweepArgs, spec: &Spec, point: &Point, observe: &mut dyn Observe)
         Trained::of(Some(train)).and_then(|trained| trained.check(&shape)).map_err(named)?;
     }
     let compute = &options.compute;
-    device::check_options(compute.device, compute.logits_dtype, compute.matmul_plans.as_deref()).map_err(named)?;
+    // The runs may see GPUs that are hidden from this process.
+    if compute.device != DeviceChoice::Auto || args.gpus.is_empty() {
+        device::check_options(compute.device, compute.logits_dtype, compute.matmul_plans.as_deref()).map_err(named)?;
+    }
     let data = Dataset::open(&options.files.data, Split::Train)?;
     let follows = options.reference.sync_ref_model;
     if spec.stage == Stage::Dpo && options.loss().reference() && !follows && options.reference.cache.is_none() {

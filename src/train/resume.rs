@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::{FileMark, RunDir};
 use crate::model::ModelDir;
 use crate::observe::{Event, Observe};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -136,7 +136,10 @@ impl Start {
                     let begins = matches!(self, Self::Again);
                     begins && Record::read(&c.files.out).is_some_and(|r| r.outcome == Outcome::Finished)
                 };
-                let saved = last.map(|last| last.step) != self.own_step();
+                // By its name: that it is not another's is for `check` to say.
+                let name = |path: &Path| path.file_name().map(OsStr::to_owned);
+                let own = self.checkpoint().and_then(|from| name(from.path()));
+                let saved = last.and_then(|last| name(&last.path)) != own;
                 if c.resume.resume == Some(Resume::Auto) && (saved || ended()) {
                     // To begin as was decided before would take away what it saved.
                     let why = "another run was writing to it until now; give the command again";
